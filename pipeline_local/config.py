@@ -1,0 +1,185 @@
+"""The configuration of a run as frozen dataclasses; `configfile` reads and checks them.
+
+A key that can be derived is absent here; what `null` means is said beside each field, and the
+trainer prints the derived value with its reason.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone. Any further `model.KEY` is passed to the builder of that model."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    """resnet20, resnet50, vit_b_16, swin_t, vgg11_bn, ... or "python:package.module:function"."""
+    weights: Path | None = None
+    """State dict (.safetensors or .pt) to start from; null: fresh weights from the seed."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """The further `model.KEY` entries; checked against the builder's signature."""
+
+
+@dataclass(frozen=True)
+class ModulesConfig:
+    """How blocks are grouped into gradient-isolated modules: this fixes the mathematics."""
+
+    __pydantic_config__ = _STRICT
+    count: Positive = 1
+    """K. One module is plain backpropagation."""
+    cuts: Literal["uniform", "parameters"] | tuple[str | int, ...] = "uniform"
+    """uniform: equal block counts; parameters: equal parameter counts; or the K-1 blocks (name or
+    index) that open modules 2..K."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The auxiliary heads. The last module's head is always the network's own classifier."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["linear", "mlp", "conv", "auglocal"] = "auglocal"
+    """linear; mlp: DGL's mlp-sr; conv: InfoPro's 1c2f; auglocal: fresh copies of later blocks."""
+    depth: Positive = 2
+    """auglocal: copied blocks in the first module's head; shrinks linearly towards the output."""
+
+
+@dataclass(frozen=True)
+class ReconcileConfig:
+    """Successive gradient reconciliation: `weight * discord` is added to each local loss."""
+
+    __pydantic_config__ = _STRICT
+    weight: NonNegative = 0.0
+    """lambda. 0 is plain non-greedy local learning."""
+    estimator: Literal["exact", "finite_difference"] = "finite_difference"
+    """exact: double backward; finite_difference: first order only."""
+    every: Positive = 1
+    """Reconcile every n-th step, with lambda scaled by n."""
+    fraction: Fraction = 1.0
+    """The random part of each batch on which the discord is estimated."""
+    step: Annotated[float, Field(gt=0)] = 0.01
+    """finite_difference: |perturbation| / |input|."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data. Only the first stage reads it."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["digits", "cifar10", "cifar100", "imagefolder", "synthetic"]
+    root: Path | None = None
+    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`, `test/<class>/*`)."""
+    batch_size: Positive = 128
+    """Samples per optimizer step, over all microbatches and replicas."""
+    image_size: Positive | None = None
+    """Side in pixels; null: the data's own (imagefolder: 224)."""
+    augment: Literal["none", "standard", "trivial"] = "none"
+    """standard: random crop and flip; trivial: standard, then TrivialAugmentWide."""
+    mixup: NonNegative = 0.0
+    """Mixup's Beta(alpha, alpha); labels become soft targets. 0: off."""
+    limit: Positive | None = None
+    """Use at most this many training samples, and as many test samples; null: all."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes of the first stage. Never changes a result."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, from which seed."""
+
+    __pydantic_config__ = _STRICT
+    epochs: Positive | None = None
+    """Passes over the data. Give this or `steps`."""
+    steps: Positive | None = None
+    """Optimizer steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Everything random is a pure function of it."""
+    microbatches: Positive = 1
+    """Parts of a batch that travel the pipeline one by one; one optimizer step for all of them."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    evaluate_every: Positive | None = None
+    """Steps between evaluations; null: once per epoch. The end is always evaluated."""
+    log_every: Positive = 20
+    """Steps between lines in metrics/. Discord and cosine are measured at least that often."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimizer per module; warm-up, then cosine to zero."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd: Nesterov momentum; adamw: beta1."""
+    weight_decay: NonNegative = 1e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of all steps with a linearly rising rate."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest gradient norm of a module; null: off. Local to the module, never a global vote."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Where the modules run: this never changes a result."""
+
+    __pydantic_config__ = _STRICT
+    stages: Positive | None = None
+    """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
+    replicas: Positive = 1
+    """Chains side by side. Only 1 so far."""
+    threads: Positive | None = None
+    """CPU threads per rank; null: cores / ranks of this host."""
+    backend: Literal["gloo", "nccl"] | None = None
+    """null: nccl where every rank has a GPU of its own, else gloo."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """One file per module, written without draining the pipeline."""
+
+    __pydantic_config__ = _STRICT
+    every_steps: Positive | None = None
+    """null: only at the end."""
+    keep: Positive = 2
+    """Newest complete checkpoints that stay."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run leaves what it made."""
+
+    __pydantic_config__ = _STRICT
+    dir: Path = Path("runs/default")
+    """Never overwritten: resume it or name another."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in `run.dir`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run."""
+
+    __pydantic_config__ = _STRICT
+    model: ModelConfig
+    data: DataConfig
+    modules: ModulesConfig = ModulesConfig()
+    head: HeadConfig = HeadConfig()
+    reconcile: ReconcileConfig = ReconcileConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
+    engine: Literal["torch"] = "torch"
+    """What steps a module."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast, and boundaries in bfloat16; parameters stay float32."""
