@@ -1,0 +1,95 @@
+"""The command line: `pipeline-local train | export | evaluate`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline_local import __version__, configfile
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.pipeline.place import Place
+
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake is one clear line on stderr and exit code 2."""
+    arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options, arguments))
+    except UserError as error:
+        _explain(error)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pipeline-local", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
+    train.add_argument("config", type=Path, help="YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    train.set_defaults(run=_train)
+
+    export = commands.add_parser("export", help="write the trained model's weights")
+    export.add_argument("run_folder", type=Path, help="run.dir of a run")
+    export.add_argument("--output", type=Path, required=True, help="file.safetensors")
+    export.set_defaults(run=_export)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of every head on the test set")
+    evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local import trainer
+
+    config = configfile.load(options.config, options.overrides)
+    place = Place.from_environment()
+    num_stages = place.num_stages(config.parallel)
+    if num_stages > 1 and not place.launched:
+        from pipeline_local.pipeline.launch import start_ranks
+
+        trainer.check(config, num_stages)
+        return start_ranks(num_stages, arguments)
+    trainer.train(config, place)
+    return 0
+
+
+def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import finished
+
+    state = finished.export(options.run_folder, options.output)
+    print(f"wrote {len(state)} tensors to {options.output}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import finished
+    from pipeline_local.record import summary
+
+    finished.evaluate(options.run_folder, summary.show)
+    return 0
+
+
+def _without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """deepspeed appends `--local_rank=N`; LOCAL_RANK in the environment says the same."""
+    return [text for text in arguments if not text.startswith("--local_rank=")]
+
+
+def _explain(error: UserError) -> None:
+    """One line per problem; all ranks find the same ones, so the first speaks for all."""
+    try:
+        place = Place.from_environment()
+    except UserError:
+        place = Place()
+    if isinstance(error, ConfigError) and place.rank > 0:
+        return
+    prefix = f"[stage {place.rank} | rank {place.rank}] " if place.rank > 0 else ""
+    for line in str(error).splitlines():
+        print(f"{prefix}error: {line}", file=sys.stderr)

@@ -1,0 +1,81 @@
+"""A finished run: its weights under the model's usual names, and its accuracy on the test set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.models import weights
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Place
+from pipeline_local.pipeline.schedule import Evaluate
+from pipeline_local.pipeline.source import Source
+from pipeline_local.pipeline.stage import Nowhere, Stage
+from pipeline_local.record import metrics, summary
+from pipeline_local.record.checkpoint import Checkpoints
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.trace import Trace
+
+
+def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule], int]:
+    """The modules of a run as its newest complete checkpoint has them, and its step.
+
+    Raises:
+        UserError: no run, or no complete checkpoint.
+    """
+    folder = RunFolder(run)
+    config = folder.load_config()
+    blueprint = Blueprint.draw(config, describe(config.data))
+    checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{run} has no complete checkpoint yet; let the run reach one")
+    modules = [blueprint.module(k, device) for k in range(config.modules.count)]
+    for module in modules:
+        checkpoints.load(module, step)
+    return blueprint, modules, step
+
+
+def export(run: Path, output: Path) -> dict[str, Tensor]:
+    """Write backbone and classifier as safetensors, under the model's own names.
+
+    A torchvision model loads the file with `strict=True`.
+
+    Raises:
+        UserError: no run, no complete checkpoint, or `output` exists already.
+    """
+    if output.exists():
+        raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
+    blueprint, modules, _ = load(run, torch.device("cpu"))
+    state = weights.model_state(part for module in modules for part in blueprint.parts(module))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, output)
+    return state
+
+
+def evaluate(run: Path, show: Callable[[list[summary.Row], summary.Facts], None]) -> summary.Facts:
+    """Score every head on the test set, in this process.
+
+    Raises:
+        UserError: no run, or no complete checkpoint.
+    """
+    device = Place().device
+    blueprint, modules, step = load(run, device)
+    action = Evaluate(step)
+    source = Source(blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype)
+    stage = Stage(modules, source, Nowhere(), Trace())
+    scores = metrics.of_scores(modules, stage.evaluate(blueprint.schedule.test_batches, step))
+    source.close()
+    rows = [scores[str(k + 1)] for k in range(len(modules))]
+    facts = {
+        "steps": step,
+        "accuracy": [row["accuracy"] for row in rows],
+        "loss": [row["loss"] for row in rows],
+    }
+    show(blueprint.describe(1), facts)
+    return facts

@@ -1,0 +1,271 @@
+"""A gradient-isolated module: a body, a local head, an optimizer, and a step in three acts.
+
+    x_k = f_k(x_{k-1})               forward   activations, sent at once
+    l_k = loss(h_k(x_k), labels)
+    s_k = d l_k / d x_k              signal    output gradient, sent at once
+    g_k = d l_k / d x_{k-1}          learn     input gradient, compared with s_{k-1}
+    theta_k <- l_k + lambda * D_k    update
+
+A module knows nothing of processes: it takes tensors and gives detached tensors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.nn import functional
+
+from pipeline_local import seeds
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning import reconcile
+from pipeline_local.learning.reconcile import Gradients
+from pipeline_local.learning.step import Step
+
+IGNORE = -100
+"""Label of a padding sample: it counts nowhere."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all modules of a run have in common."""
+
+    seed: int = 0
+    reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    boundary: torch.dtype = torch.float32
+    """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
+
+
+@dataclass
+class _Pass:
+    """What a microbatch leaves behind between the acts."""
+
+    step: Step
+    microbatch: int
+    x: Tensor
+    labels: Tensor
+    y: Tensor
+    output_grad: Tensor | None = None
+    head_grads: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Evaluation of one head on one batch: sums, so that batches add up; scalars."""
+
+    loss: Tensor
+    correct: Tensor
+    count: Tensor
+
+
+class LocalModule(nn.Module):
+    """Module k of K: learns from its own local loss, reconciled with its upstream neighbour.
+
+    Args:
+        index: k, counted from 0.
+        body: activations [B, ...] -> activations [B, ...].
+        head: activations [B, ...] -> logits [B, classes]; for the last module the classifier.
+        optimizer: makes the module's optimizer from its parameters.
+        rules: what all modules of the run share.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        body: nn.Module,
+        head: nn.Module,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        rules: Rules,
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.body = body
+        self.head = head
+        self.rules = rules
+        self.optimizer = optimizer([*body.parameters(), *head.parameters()])
+        self.metrics: dict[str, Tensor] = {}
+        self._pass: _Pass | None = None
+        self._sum: list[Tensor] = []
+
+    # ---- the three acts -------------------------------------------------------------------
+
+    def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
+        """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
+        compares = step.compare and self.index > 0
+        x = x.detach().requires_grad_(compares)
+        self._pass = _Pass(step, microbatch, x, labels, x)
+        self._pass.y = self._run_body(x)
+        return self._pass.y.detach()
+
+    def signal(self) -> Tensor:
+        """Act 2. Run the head and give the output gradient, shaped like the activations.
+
+        Costs a forward and backward of the head alone.
+        """
+        now = self._now()
+        y = now.y.detach().requires_grad_()
+        logits = self._run_head(y)
+        loss = self._loss(logits, now.labels)
+        now.output_grad, *now.head_grads = grad(
+            loss, [y, *self.head.parameters()], materialize_grads=True
+        )
+        self._measure(loss=loss.detach())
+        if now.step.log:
+            self._measure(accuracy=_accuracy(logits.detach(), now.labels))
+        return now.output_grad
+
+    def learn(self, signal: Tensor | None = None) -> None:
+        """Act 3. Backward through the body; compare and reconcile with the upstream signal.
+
+        Args:
+            signal: s_{k-1}, shaped like the input; None for the first module, and on steps that
+                do not compare.
+        """
+        now = self._now()
+        first = self._body_backward()
+        total = first.params
+        if signal is not None:
+            if now.step.log:
+                self._measure(**asdict(reconcile.agreement(first.input, signal)))
+            if now.step.reconcile:
+                total = self._reconciled(first, signal)
+        self._accumulate(total)
+        self._pass = None
+
+    def update(self, step: Step) -> None:
+        """One optimizer step with the gradients of all microbatches."""
+        for parameter, gradient in zip(self.parameters(), self._sum, strict=True):
+            parameter.grad = gradient
+        self._sum = []
+        if self.rules.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters(), self.rules.clip)
+            self.metrics["gradient_norm"] = norm.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = step.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ---- evaluation -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Score]:
+        """Activations [B, ...] and the head's score on integer labels [B], in evaluation mode."""
+        with self._autocast(x):
+            y = self.body(x).to(self.rules.boundary)
+            logits = self.head(y)
+        logits = logits.float()
+        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        correct = (logits.argmax(1) == labels).sum()
+        return y, Score(loss, correct, (labels != IGNORE).sum())
+
+    # ---- inside ---------------------------------------------------------------------------
+
+    def _body_backward(self) -> Gradients:
+        """The plain gradients, at the input only where it is to be compared."""
+        now = self._now()
+        body = list(self.body.parameters())
+        wanted = [now.x, *body] if now.x.requires_grad else body
+        if not now.y.requires_grad:
+            return Gradients(now.x, [*body, *now.head_grads])
+        grads = grad(now.y, wanted, now.output_grad, materialize_grads=True)
+        g = grads[0] if now.x.requires_grad else now.x
+        return Gradients(g, [*grads[len(wanted) - len(body) :], *now.head_grads])
+
+    def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
+        """The plain gradients plus lambda times the discord's."""
+        now, settings = self._now(), self.rules.reconcile
+        x, labels = now.x.detach(), now.labels
+        part = self._part(len(x))
+        if part is not None:
+            signal = signal[part] * (len(x) / len(part))
+            x, labels = x[part], labels[part]
+
+        def objective(x: Tensor) -> Tensor:
+            return self._loss(self._run_head(self._run_body(x)), labels)
+
+        params = list(self.parameters())
+        with _frozen_statistics(self):
+            if settings.estimator == "exact":
+                added = reconcile.exact(objective, x, signal, params)
+            else:
+                at_x = first if part is None else reconcile.plain(objective, x, params)
+                added = reconcile.finite_difference(
+                    objective, x, signal, params, settings.step, at_x
+                )
+        torch._foreach_mul_(added, settings.weight * settings.every)
+        return list(torch._foreach_add(list(first.params), added))
+
+    def _part(self, size: int) -> Tensor | None:
+        """A random `reconcile.fraction` of the batch, in order; None for all of it."""
+        count = max(2, round(self.rules.reconcile.fraction * size))
+        if count >= size:
+            return None
+        draw = torch.randperm(size, generator=seeds.generator(*self._draw("part")))
+        return draw[:count].sort().values.to(self._now().x.device)
+
+    def _run_body(self, x: Tensor) -> Tensor:
+        torch.manual_seed(seeds.derive(*self._draw("body")))
+        with self._autocast(x):
+            return self.body(x).to(self.rules.boundary)  # type: ignore[no-any-return]
+
+    def _run_head(self, y: Tensor) -> Tensor:
+        torch.manual_seed(seeds.derive(*self._draw("head")))
+        with self._autocast(y):
+            return self.head(y)  # type: ignore[no-any-return]
+
+    def _draw(self, use: str) -> tuple[int, str | int, int, int, int]:
+        now = self._now()
+        return self.rules.seed, use, self.index, now.step.number, now.microbatch
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [B, classes] and labels [B] or soft targets [B, classes]."""
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()
+        return functional.cross_entropy(logits, labels, label_smoothing=self.rules.label_smoothing)
+
+    def _accumulate(self, grads: Sequence[Tensor]) -> None:
+        now = self._now()
+        share = [g / now.step.microbatches for g in grads]
+        self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
+
+    def _measure(self, **values: Tensor) -> None:
+        """Keep the mean over the microbatches, without waiting for the device."""
+        now = self._now()
+        for name, value in values.items():
+            earlier = self.metrics.get(name) if now.microbatch else None
+            share = value / now.step.microbatches
+            self.metrics[name] = share if earlier is None else earlier + share
+
+    def _now(self) -> _Pass:
+        assert self._pass is not None, "the acts come in order: forward, signal, learn"
+        return self._pass
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        low = self.rules.boundary == torch.bfloat16
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms use the batch's statistics, and leave their running ones alone."""
+    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    _track(norms, False)
+    try:
+        yield
+    finally:
+        _track(norms, True)
+
+
+def _track(norms: Sequence[nn.Module], on: bool) -> None:
+    for norm in norms:
+        setattr(norm, "track_running_stats", on)  # noqa: B010 (unknown to nn.Module's stub)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Part of the batch that is classified as its (largest) label says."""
+    truth = labels if labels.dim() == 1 else labels.argmax(1)
+    return (logits.argmax(1) == truth).float().mean()

@@ -1,0 +1,48 @@
+"""Optimizers: one per module, made from the same settings."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local.config import OptimizerConfig
+
+
+def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; fused, so that a step is one kernel."""
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            params,
+            lr=config.lr,
+            betas=(config.momentum, 0.999),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return torch.optim.SGD(
+        params,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: `<parameter index>.<quantity>`."""
+    return {
+        f"{index}.{quantity}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for quantity, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
+    """The inverse of `tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in named.items():
+        index, quantity = name.split(".")
+        state.setdefault(int(index), {})[quantity] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,119 @@
+"""Successive gradient reconciliation (Yang et al., ICML 2024): the discord and its estimators.
+
+Pure functions of tensors. A module's local loss l is mean-reduced over its batch of B samples;
+g = dl/dx is its gradient at its input x, s its upstream neighbour's gradient at that same tensor.
+The paper's abstract names the mismatch of g and s; the distance and its scale are our convention
+(docs/mathematics.md).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Objective = Callable[[Tensor], Tensor]
+"""A module's local loss as a function of its input [B, ...]; the result is a scalar."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """First-order gradients of a local loss: at the input [B, ...] and for each parameter."""
+
+    input: Tensor
+    params: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two neighbours agree about the tensor between them; scalars, means over samples."""
+
+    discord: Tensor
+    cosine: Tensor
+    input_norm: Tensor
+    signal_norm: Tensor
+
+
+def discord(g: Tensor, s: Tensor) -> Tensor:
+    """D = B * sum((g - s)^2): the mean over samples of the squared per-sample distance.
+
+    The factor B undoes the 1/B of a mean-reduced loss twice and averages once, so a weight on D
+    does not depend on the batch size.
+
+    Args:
+        g: input gradient [B, ...].
+        s: signal, of the same shape.
+    """
+    return len(g) * (_wide(g) - _wide(s)).square().sum()
+
+
+def agreement(g: Tensor, s: Tensor) -> Agreement:
+    """Compare input gradient and signal, both [B, ...], sample by sample."""
+    rows_g, rows_s = _wide(g).flatten(1), _wide(s).flatten(1)
+    size = len(g)
+    return Agreement(
+        discord=discord(g, s),
+        cosine=torch.cosine_similarity(rows_g, rows_s, eps=1e-30).mean(),
+        input_norm=size * rows_g.norm(dim=1).mean(),
+        signal_norm=size * rows_s.norm(dim=1).mean(),
+    )
+
+
+def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
+    """Gradients of the local loss at x, by one forward and one backward."""
+    x = x.detach().requires_grad_()
+    g, *rest = grad(objective(x), [x, *params], materialize_grads=True)
+    return Gradients(g, rest)
+
+
+def exact(objective: Objective, x: Tensor, s: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """dD/d(params) by double backward: the reference for every other estimator.
+
+    Attention runs on its composite kernel: flash and memory-efficient attention have no second
+    derivative (pytorch#116350).
+    """
+    x = x.detach().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        (g,) = grad(objective(x), x, create_graph=True)
+        return list(grad(discord(g, s), params, materialize_grads=True))
+
+
+def finite_difference(
+    objective: Objective,
+    x: Tensor,
+    s: Tensor,
+    params: Sequence[Tensor],
+    step: float,
+    first: Gradients,
+) -> list[Tensor]:
+    """dD/d(params) to first order in `step`, from one more forward and backward.
+
+    With v = dD/dg = 2B (g - s) held fixed, dD/d(params) = d<v, g>/d(params), the derivative of the
+    plain gradient along v. It is taken one-sided: at x + step * |x| * v / |v|. The objective must
+    draw the same dropout masks again.
+
+    Args:
+        step: length of the perturbation relative to |x|.
+        first: the plain gradients at x.
+    """
+    gap = first.input - s
+    length = step * _norm(x)
+    with torch.no_grad():
+        moved = x + (length / _norm(gap)).to(x.dtype) * gap
+    second = grad(objective(moved), params, materialize_grads=True)
+    added = torch._foreach_sub(second, list(first.params))
+    torch._foreach_mul_(added, 2 * len(x) * _norm(gap) / length)
+    return list(added)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: sums of squares of small numbers vanish in less."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm over everything; never zero, so that it can divide."""
+    norm: Tensor = torch.linalg.vector_norm(_wide(x))
+    return norm.clamp_min(1e-30)

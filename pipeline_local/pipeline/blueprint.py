@@ -1,0 +1,191 @@
+"""The blueprint: all that follows from the configuration and the data, before anything is spent.
+
+Drawn on the meta device in milliseconds, alike on every rank: blocks and their shapes, modules,
+stages, contracts, schedule. Only `Blueprint.module` allocates memory, for one module.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local import seeds
+from pipeline_local.config import Config
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError
+from pipeline_local.learning import heads, optimizer
+from pipeline_local.learning.heads import Head, Site
+from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.models import backbone as backbones
+from pipeline_local.models import registry, weights
+from pipeline_local.models.backbone import Backbone, Block
+from pipeline_local.pipeline import partition
+from pipeline_local.pipeline.schedule import Schedule
+from pipeline_local.pipeline.transport import Contract, Spec
+from pipeline_local.record.summary import Row
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A run on paper.
+
+    Attributes:
+        backbone: blocks and classifier, on the meta device.
+        input_shapes: of each block, for one sample.
+        output_shapes: of each block, for one sample.
+        modules: the blocks of each module.
+        schedule: what happens when.
+    """
+
+    config: Config
+    info: DataInfo
+    backbone: Backbone
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    modules: tuple[range, ...]
+    schedule: Schedule
+
+    @classmethod
+    def draw(cls, config: Config, info: DataInfo) -> "Blueprint":
+        """Derive everything, and refuse what does not fit together.
+
+        Raises:
+            UserError: the model cannot be built, K does not fit the blocks, no full batch, ...
+        """
+        model = config.model
+        backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
+        outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
+        modules = partition.modules_of(
+            [block.name for block in backbone.blocks],
+            [_num_parameters(block.module) for block in backbone.blocks],
+            config.modules,
+        )
+        if config.data.batch_size > info.num_train:
+            raise UserError(
+                f"data.batch_size: got {config.data.batch_size}, but the training set has only"
+                f" {info.num_train} samples; lower it"
+            )
+        return cls(
+            config=config,
+            info=info,
+            backbone=backbone,
+            input_shapes=(info.image_shape, *outputs[:-1]),
+            output_shapes=tuple(outputs),
+            modules=tuple(modules),
+            schedule=Schedule(config, info.num_train, info.num_test),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters."""
+        return torch.float64 if self.config.precision == "float64" else torch.float32
+
+    @property
+    def boundary_dtype(self) -> torch.dtype:
+        """Of activations and signals between modules."""
+        return {
+            "float32": torch.float32,
+            "float64": torch.float64,
+            "bfloat16": torch.bfloat16,
+        }[self.config.precision]
+
+    def stages(self, num_stages: int) -> list[range]:
+        """The modules of each stage."""
+        return partition.stages_of(len(self.modules), num_stages)
+
+    def contract(self, index: int) -> Contract:
+        """What crosses the edge between module `index` (from 0) and the next one."""
+        data, train = self.config.data, self.config.train
+        shape = self.output_shapes[self.modules[index][-1]]
+        micro = data.batch_size // train.microbatches
+        soft = data.mixup > 0
+        return Contract(
+            activations=Spec((micro, *shape), self.boundary_dtype),
+            labels=Spec((micro, self.info.num_classes), torch.float32)
+            if soft
+            else Spec((micro,), torch.int64),
+            test_activations=Spec((data.batch_size, *shape), self.boundary_dtype),
+            test_labels=Spec((data.batch_size,), torch.int64),
+        )
+
+    def blocks(self, index: int) -> list[Block]:
+        """The blocks of a module; the last module's classifier is not among them."""
+        return [self.backbone.blocks[i] for i in self.modules[index]]
+
+    def describe(self, num_stages: int) -> list[Row]:
+        """What each module is and where it runs, for people."""
+        stage_of = {k: s for s, part in enumerate(self.stages(num_stages)) for k in part}
+        rows = []
+        for index in range(len(self.modules)):
+            names = [block.name for block in self.blocks(index)]
+            blocks = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+            head = "classifier" if self.is_last(index) else self.config.head.name
+            rows.append(Row(stage_of[index], blocks, head))
+        return rows
+
+    def is_last(self, index: int) -> bool:
+        """Whether this module's head is the network's own classifier."""
+        return index == len(self.modules) - 1
+
+    def module(self, index: int, device: torch.device) -> LocalModule:
+        """Allocate and initialise a module: weights are a function of (seed, block) alone."""
+        body = nn.Sequential(*(self._fresh(block, device) for block in self.blocks(index)))
+        config = self.config
+        rules = Rules(
+            seed=config.train.seed,
+            reconcile=config.reconcile,
+            label_smoothing=config.train.label_smoothing,
+            clip=config.optimizer.clip,
+            boundary=self.boundary_dtype,
+        )
+        make = partial(optimizer.build, config.optimizer)
+        return LocalModule(index, body, self._head(index, device), make, rules)
+
+    def check_weights(self, state: dict[str, Tensor]) -> list[str]:
+        """Names of the classifier that keep fresh weights because the classes differ.
+
+        Raises:
+            UserError: the state dict is of another model.
+        """
+        return weights.check(self.backbone, state)
+
+    def load_weights(self, module: LocalModule, state: dict[str, Tensor]) -> None:
+        """Start a module from its part of a whole model's state dict."""
+        skip = self.check_weights(state)
+        for block, part in self.parts(module):
+            weights.load_block(part, block, state, skip)
+
+    def parts(self, module: LocalModule) -> list[tuple[Block, nn.Module]]:
+        """The backbone's blocks in a module, each with its weights; the classifier last."""
+        parts = list(zip(self.blocks(module.index), module.body.children(), strict=True))
+        if self.is_last(module.index):
+            parts.append((self.backbone.classifier, module.head))
+        return parts
+
+    def _head(self, index: int, device: torch.device) -> nn.Module:
+        if self.is_last(index):
+            return self._fresh(self.backbone.classifier, device)
+        end = self.modules[index].stop
+        site = Site(
+            layout=self.backbone.layout,
+            shape=self.output_shapes[end - 1],
+            later=[block.module for block in self.backbone.blocks[end:]],
+            later_shapes=self.input_shapes[end:],
+            progress=index / (len(self.modules) - 1),
+            initialize=self.backbone.initialize,
+        )
+        head = heads.build(self.config.head, site, self.info.num_classes)
+        seed = seeds.derive(self.config.train.seed, "head", index)
+        return backbones.materialize(head, Head.initialize, seed, device, self.dtype)
+
+    def _fresh(self, block: Block, device: torch.device) -> nn.Module:
+        seed = seeds.derive(self.config.train.seed, "block", block.name)
+        rule = self.backbone.initialize
+        return backbones.materialize(block.module, rule, seed, device, self.dtype)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

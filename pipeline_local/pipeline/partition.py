@@ -1,0 +1,97 @@
+"""Blocks -> modules -> stages: pure functions."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from pipeline_local.config import ModulesConfig
+from pipeline_local.errors import UserError
+
+
+def modules_of(
+    names: Sequence[str], num_parameters: Sequence[int], config: ModulesConfig
+) -> list[range]:
+    """The blocks of each module, in order: K contiguous non-empty ranges.
+
+    Args:
+        names: of all blocks, in order.
+        num_parameters: of each block.
+        config: `modules.count` and `modules.cuts`.
+
+    Raises:
+        UserError: K does not fit the blocks, or a cut names no block or is out of order.
+    """
+    if config.count > len(names):
+        raise UserError(
+            f"modules.count: a module holds at least one block, got {config.count} modules for"
+            f" {len(names)} blocks; lower modules.count to at most {len(names)}"
+        )
+    if config.cuts == "uniform":
+        return uniform(len(names), config.count)
+    if config.cuts == "parameters":
+        return balanced(num_parameters, config.count)
+    return _between([_index_of(cut, names) for cut in config.cuts], names)
+
+
+def uniform(num_items: int, parts: int) -> list[range]:
+    """Contiguous ranges of equal length; where that is impossible, the later ones are longer."""
+    edges = [part * num_items // parts for part in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(edges)]
+
+
+def balanced(costs: Sequence[int], parts: int) -> list[range]:
+    """Contiguous non-empty ranges whose largest total cost is as small as possible."""
+    prefix = [0, *accumulate(costs)]
+    # best[end]: (largest cost, start of the last range) of the first `end` items in `part` ranges
+    best: list[tuple[float, int]] = [(float(total), 0) for total in prefix]
+    history = [best]
+    for part in range(2, parts + 1):
+        row: list[tuple[float, int]] = [(float("inf"), 0)] * part
+        for end in range(part, len(prefix)):
+            row.append(
+                min(
+                    (max(best[start][0], prefix[end] - prefix[start]), start)
+                    for start in range(part - 1, end)
+                )
+            )
+        best = row
+        history.append(row)
+    edges = [len(costs)]
+    for row in reversed(history):
+        edges.append(row[edges[-1]][1])
+    edges.reverse()
+    return [range(a, b) for a, b in pairwise(edges)]
+
+
+def stages_of(num_modules: int, num_stages: int) -> list[range]:
+    """The modules of each stage: S contiguous non-empty ranges, as equal as possible.
+
+    Raises:
+        UserError: more stages than modules.
+    """
+    if num_stages > num_modules:
+        raise UserError(
+            f"parallel.stages: a stage holds at least one module, got {num_stages} stages for"
+            f" {num_modules} modules; lower parallel.stages or raise modules.count"
+        )
+    return uniform(num_modules, num_stages)
+
+
+def _index_of(cut: str | int, names: Sequence[str]) -> int:
+    if isinstance(cut, str) and cut in names:
+        return names.index(cut)
+    if isinstance(cut, int) and 0 < cut < len(names):
+        return cut
+    raise UserError(
+        f"modules.cuts: got {cut!r}, which is no block that can open a module;"
+        f" give an index from 1 to {len(names) - 1} or a name of {', '.join(names[1:])}"
+    )
+
+
+def _between(opens: Sequence[int], names: Sequence[str]) -> list[range]:
+    edges = [0, *opens, len(names)]
+    if any(a >= b for a, b in pairwise(edges)):
+        raise UserError(
+            f"modules.cuts: the blocks must come in rising order, none twice and not the first one,"
+            f" got {[names[i] for i in opens]}"
+        )
+    return [range(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,147 @@
+"""Where this process stands: its rank, its device, its edges to the neighbouring stages."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from pipeline_local.config import ParallelConfig
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, Wire
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait for a neighbour."""
+
+Kind = Literal["gloo", "staged", "nccl"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank among all, as the launcher (torchrun, deepspeed, ours) set it up."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launched: bool = False
+    """A launcher started this process."""
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+
+        Raises:
+            UserError: one of them is not a number, or only some are set.
+        """
+        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            return cls()
+        try:
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            local_rank = int(os.environ.get("LOCAL_RANK", rank))
+            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"the launcher's environment is incomplete: RANK and WORLD_SIZE must be numbers,"
+                f" got {error}; start with torchrun, deepspeed or plain pipeline-local"
+            ) from None
+        return cls(rank, world_size, local_rank, local_size, launched=True)
+
+    @property
+    def device(self) -> torch.device:
+        """A GPU by local rank, shared round robin if there are too few; without one the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def num_stages(self, config: ParallelConfig) -> int:
+        """`parallel.stages`, or what the launcher's ranks make of it.
+
+        Raises:
+            UserError: the launcher started another number of ranks than the configuration needs.
+        """
+        if not self.launched:
+            return config.stages or 1
+        wanted = (config.stages or self.world_size) * config.replicas
+        if wanted != self.world_size:
+            raise UserError(
+                f"parallel.stages={config.stages} needs {wanted} ranks, but the launcher started"
+                f" {self.world_size}; start {wanted} or pass parallel.stages={self.world_size}"
+            )
+        return self.world_size
+
+    def threads(self, config: ParallelConfig) -> int:
+        """`parallel.threads`, or an equal share of this host's cores."""
+        return config.threads or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+
+    def wire_kind(self, config: ParallelConfig) -> Kind:
+        """How this rank can talk to its neighbours.
+
+        Raises:
+            UserError: nccl was asked for without a GPU for every rank.
+        """
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        own_gpu = gpus >= self.local_world_size
+        if config.backend == "nccl" and not own_gpu:
+            raise UserError(
+                f"parallel.backend=nccl needs a GPU for each of the {self.local_world_size} ranks"
+                f" of this host, got {gpus}; start fewer ranks or use parallel.backend=gloo"
+            )
+        if gpus == 0:
+            return "gloo"
+        return "nccl" if own_gpu and config.backend != "gloo" else "staged"
+
+
+@contextmanager
+def joined(place: Place) -> Iterator[dist.Store]:
+    """Meet all other ranks; gives the store that all of them share."""
+    if place.world_size == 1:
+        yield dist.HashStore()
+        return
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    dist.init_process_group(
+        "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=TIMEOUT,
+    )
+    try:
+        yield dist.PrefixStore("pipeline_local", store)
+    finally:
+        dist.destroy_process_group()
+
+
+def wires(place: Place, kind: Kind) -> tuple[Wire | None, Wire | None]:
+    """This stage's wires to its upstream and downstream neighbours (None at the ends).
+
+    Every rank calls this with the same kind. Each edge gets a two-rank group of its own; all ranks
+    make them in one order, even edges first, so that no rank is in two of a round. Lazy creation
+    in different orders hangs (Megatron-LM#5240). Each edge is then used once, so that its
+    connection stands before the first step.
+    """
+    upstream: Wire | None = None
+    downstream: Wire | None = None
+    edges = range(place.world_size - 1)
+    for edge in [*edges[::2], *edges[1::2]]:
+        backend = "nccl" if kind == "nccl" else "gloo"
+        group = dist.new_group([edge, edge + 1], timeout=TIMEOUT, backend=backend)
+        if not isinstance(group, dist.ProcessGroup):
+            continue  # an edge of others
+        if place.rank == edge:
+            downstream = _wire(kind, group, edge + 1, place.device)
+            downstream.isend(torch.zeros(1, device=place.device)).wait()
+        else:
+            upstream = _wire(kind, group, edge, place.device)
+            upstream.irecv((1,), torch.float32).wait()
+    return upstream, downstream
+
+
+def _wire(kind: Kind, group: dist.ProcessGroup, peer: int, device: torch.device) -> Wire:
+    if kind == "gloo":
+        return GlooWire(group, peer)
+    return (NcclWire if kind == "nccl" else StagedWire)(group, peer, device)

@@ -1,0 +1,96 @@
+"""What happens when: steps, evaluations and checkpoints as a pure function of the configuration.
+
+Every rank derives the same schedule alone, so no control message is ever sent.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline_local.config import Config
+from pipeline_local.learning.step import Step
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score every head on the test set, after `number` optimizer steps."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Save:
+    """Write a checkpoint, after `number` optimizer steps."""
+
+    number: int
+
+
+Action = Step | Evaluate | Save
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The whole run, known before it starts.
+
+    Args:
+        config: of the run.
+        num_train: training samples; the ragged rest of an epoch is dropped.
+        num_test: test samples; the ragged last batch is padded.
+    """
+
+    config: Config
+    num_train: int
+    num_test: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one pass over the training data."""
+        return self.num_train // self.config.data.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.config.train
+        return train.steps or (train.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def test_batches(self) -> int:
+        """Batches of one evaluation."""
+        return math.ceil(self.num_test / self.config.data.batch_size)
+
+    def actions(self, start: int = 0) -> Iterator[Action]:
+        """Everything from step `start` on, in order."""
+        for number in range(start, self.num_steps):
+            yield self.step(number)
+            if self._due(number, self.config.train.evaluate_every or self.steps_per_epoch):
+                yield Evaluate(number + 1)
+            if self._due(number, self.config.checkpoint.every_steps):
+                yield Save(number + 1)
+
+    def step(self, number: int) -> Step:
+        """The optimizer step with this number, counted from 0."""
+        reconcile = self.config.reconcile
+        due = reconcile.weight > 0 and number % reconcile.every == 0
+        log = self._due(number, self.config.train.log_every)
+        return Step(
+            number=number,
+            lr=self.lr(number),
+            microbatches=self.config.train.microbatches,
+            reconcile=due,
+            compare=due or log,
+            log=log,
+        )
+
+    def lr(self, number: int) -> float:
+        """Linear warm-up, then half a cosine that would reach zero at the step after the last."""
+        optimizer = self.config.optimizer
+        warmup = round(optimizer.warmup * self.num_steps)
+        if number < warmup:
+            return optimizer.lr * (number + 1) / warmup
+        progress = (number - warmup) / (self.num_steps - warmup)
+        return optimizer.lr * (1 + math.cos(math.pi * progress)) / 2
+
+    def _due(self, number: int, every: int | None) -> bool:
+        """After every n-th step, and after the last."""
+        last = number + 1 == self.num_steps
+        return last or (every is not None and (number + 1) % every == 0)

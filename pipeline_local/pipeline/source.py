@@ -1,0 +1,73 @@
+"""The first module's upstream: batches of the data, in the order the schedule asks for them."""
+
+from collections.abc import Generator, Iterable
+
+import torch
+from torch import Tensor
+
+from pipeline_local.config import Config
+from pipeline_local.data.batches import normalize, test_batches, train_batches
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.schedule import Action, Evaluate
+
+
+class Source:
+    """Messages like any channel's, except that a signal is empty: data has no gradient.
+
+    Args:
+        config: of the run.
+        info: facts of the data.
+        actions: what will be done, in order.
+        steps: numbers of the optimizer steps among them.
+        device: where the first module runs.
+        dtype: of the normalised images.
+    """
+
+    waited = 0.0
+    """Loading is the first stage's own work, not a wait for a neighbour."""
+
+    def __init__(
+        self,
+        config: Config,
+        info: DataInfo,
+        actions: Iterable[Action],
+        steps: range,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._config = config
+        self._info = info
+        self._device = device
+        self._dtype = dtype
+        self._messages = self._run(actions, steps)
+
+    def recv(self) -> tuple[Tensor, ...]:
+        """Images [B, C, H, W] with labels, or an empty signal."""
+        return next(self._messages)
+
+    def close(self) -> None:
+        """End the loader's workers."""
+        self._messages.close()
+
+    def _run(self, actions: Iterable[Action], steps: range) -> Generator[tuple[Tensor, ...]]:
+        data, seed = self._config.data, self._config.train.seed
+        batches = train_batches(data, self._info, seed, steps.start, len(steps))
+        for action in actions:
+            if isinstance(action, Step):
+                images, labels = next(batches)
+                yield from self._parts(images, labels, action)
+            elif isinstance(action, Evaluate):
+                for images, labels in test_batches(data, self._info):
+                    yield self._ready(images, labels)
+
+    def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:
+        count = step.microbatches
+        for x, y in zip(images.chunk(count), labels.chunk(count), strict=True):
+            yield self._ready(x, y)
+            if step.compare:
+                yield ()
+
+    def _ready(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(self._device, non_blocking=True)
+        return normalize(images, self._info, self._dtype), labels.to(self._device)

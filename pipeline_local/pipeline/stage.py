@@ -1,0 +1,141 @@
+"""What one rank runs. READ THIS FIRST.
+
+A stage is a chain of gradient-isolated modules. Each receives from upstream, learns in three acts,
+and sends downstream; signals only flow downstream, so nobody ever waits for a backward pass of
+somebody further down, and no wait can be part of a cycle:
+
+    upstream ──x,y──▶ act 1 forward ──x,y──▶ downstream
+                      act 2 signal  ───s───▶ downstream
+    upstream ───s───▶ act 3 learn            (overlaps the downstream neighbour's act 1)
+
+A stage does not know where its neighbours run. Its outer edges are channels between processes, its
+inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from pipeline_local.learning.module import LocalModule, Score
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.transport import Local
+from pipeline_local.record.trace import Trace
+
+
+class Upstream(Protocol):
+    """Where a module's messages come from, in the order in which they were sent."""
+
+    def recv(self) -> tuple[Tensor, ...]:
+        """The next message: (activations, labels), (signal,), or () where there is no signal."""
+        ...
+
+
+class Downstream(Protocol):
+    """Where a module's messages go to."""
+
+    def send(self, *tensors: Tensor) -> None:
+        """Send a message without waiting for the other end."""
+        ...
+
+
+class Nowhere:
+    """Downstream of the last module."""
+
+    waited = 0.0
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+    def send(self, *tensors: Tensor) -> None:
+        """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A module and the two edges it stands between."""
+
+    upstream: Upstream
+    module: LocalModule
+    downstream: Downstream
+
+
+class Stage:
+    """The modules of one rank, in order, between two edges.
+
+    Args:
+        modules: consecutive modules, upstream first.
+        upstream: where the first one receives from.
+        downstream: where the last one sends to.
+        trace: records who did what when.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[LocalModule],
+        upstream: Upstream,
+        downstream: Downstream,
+        trace: Trace,
+    ) -> None:
+        inner = [Local() for _ in modules[1:]]
+        sources: list[Upstream] = [upstream, *inner]
+        targets: list[Downstream] = [*inner, downstream]
+        self.modules = list(modules)
+        self.trace = trace
+        self._chain = [Link(*ends) for ends in zip(sources, modules, targets, strict=True)]
+
+    def train(self, step: Step) -> None:
+        """One optimizer step of every module."""
+        for microbatch in range(step.microbatches):
+            for link in self._chain:
+                self._learn(link, step, microbatch)
+        for module in self.modules:
+            with self.trace.span("update", module.index, step.number):
+                module.update(step)
+
+    def _learn(self, link: Link, step: Step, microbatch: int) -> None:
+        upstream, module, downstream = link.upstream, link.module, link.downstream
+        span = partial(
+            self.trace.span, module=module.index, step=step.number, microbatch=microbatch
+        )
+        with span("recv"):
+            x, labels = upstream.recv()
+        with span("forward"):
+            activations = module.forward(x, labels, step, microbatch)
+        with span("send"):
+            downstream.send(activations, labels)
+        with span("signal"):
+            signal = module.signal()
+        if step.compare:
+            with span("send"):
+                downstream.send(signal)
+        with span("recv"):
+            upstream_signal = upstream.recv() if step.compare else ()
+        with span("learn"):
+            module.learn(*upstream_signal)
+
+    def evaluate(self, batches: int, number: int) -> list[list[Score]]:
+        """Score every module's head on `batches` test batches.
+
+        Args:
+            batches: as many will be received.
+            number: optimizer steps done so far, for the trace.
+
+        Returns:
+            For each module, its scores batch by batch.
+        """
+        scores: list[list[Score]] = [[] for _ in self.modules]
+        for module in self.modules:
+            module.eval()
+        for batch in range(batches):
+            for link, row in zip(self._chain, scores, strict=True):
+                x, labels = link.upstream.recv()
+                with self.trace.span("evaluate", link.module.index, number, batch):
+                    activations, score = link.module.evaluate(x, labels)
+                link.downstream.send(activations, labels)
+                row.append(score)
+        for module in self.modules:
+            module.train()
+        return scores

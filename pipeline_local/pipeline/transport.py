@@ -1,0 +1,151 @@
+"""Channels between neighbouring modules: the only point-to-point communication there is.
+
+A channel is one directed edge. Which messages cross it, in which order, with which shapes and
+dtypes, is a pure function of the configuration (`Contract.traffic`), known to both ends: so the
+receiver posts its next receive early, and a tensor that breaks the contract is refused before it
+is sent.
+
+    Local       between two modules of one stage: a queue
+    Sender      the upstream end of an edge between two processes
+    Receiver    its downstream end
+    wires.py    how one tensor gets across: gloo, staged through pinned memory, nccl
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.schedule import Evaluate, Schedule
+from pipeline_local.pipeline.wires import Pending, Wire
+
+Message = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of one tensor of a message."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def check(self, tensor: Tensor) -> None:
+        """Raise ValueError if the tensor is not as agreed."""
+        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
+            raise ValueError(
+                f"the channel's contract expects {self.dtype} {list(self.shape)},"
+                f" got {tensor.dtype} {list(tensor.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """All that may cross one edge. The signal looks like the training activations."""
+
+    activations: Spec
+    labels: Spec
+    test_activations: Spec
+    test_labels: Spec
+
+    def traffic(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+        """Every message of a run from step `start` on, in order."""
+        for action in schedule.actions(start):
+            if isinstance(action, Step):
+                for _ in range(action.microbatches):
+                    yield self.activations, self.labels
+                    if action.compare:
+                        yield (self.activations,)
+            elif isinstance(action, Evaluate):
+                for _ in range(schedule.test_batches):
+                    yield self.test_activations, self.test_labels
+
+
+class Local:
+    """Both ends of an edge inside one stage; upstream always sends before downstream receives."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Message] = deque()
+
+    def send(self, *tensors: Tensor) -> None:
+        """Hand a message over."""
+        self._queue.append(tensors)
+
+    def recv(self) -> Message:
+        """The oldest message."""
+        return self._queue.popleft()
+
+
+class Sender:
+    """The upstream end of an edge between processes.
+
+    Args:
+        wire: carries single tensors.
+        traffic: what will be sent, in order.
+        depth: most messages that may be unfinished; the next send waits for the oldest. That is
+            the back-pressure: a fast stage runs at most this far ahead of a slow one.
+    """
+
+    def __init__(self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], depth: int = 2) -> None:
+        self._wire = wire
+        self._traffic = traffic
+        self._depth = depth
+        self._unfinished: deque[list[Pending]] = deque()
+        self.waited = 0.0
+        """Seconds spent in back-pressure."""
+
+    def send(self, *tensors: Tensor) -> None:
+        """Start sending a message; returns at once unless `depth` messages are unfinished.
+
+        The tensors must not be written afterwards.
+
+        Raises:
+            ValueError: the message is not the one the contract expects.
+        """
+        for spec, tensor in zip(next(self._traffic), tensors, strict=True):
+            spec.check(tensor)
+        while len(self._unfinished) >= self._depth:
+            self._finish_oldest()
+        self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
+
+    def close(self) -> None:
+        """Wait until everything has been taken over by the other end."""
+        while self._unfinished:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        begin = time.perf_counter()
+        for pending in self._unfinished.popleft():
+            pending.wait()
+        self.waited += time.perf_counter() - begin
+
+
+class Receiver:
+    """The downstream end of an edge between processes; one receive is always posted ahead.
+
+    Never more than one: a posted NCCL receive occupies the communicator (pytorch#165664).
+    """
+
+    def __init__(self, wire: Wire, traffic: Iterator[tuple[Spec, ...]]) -> None:
+        self._wire = wire
+        self._traffic = traffic
+        self._posted = self._post()
+        self.waited = 0.0
+        """Seconds spent waiting for messages."""
+
+    def recv(self) -> Message:
+        """The next message of the contract; waits for it."""
+        begin = time.perf_counter()
+        message = tuple(pending.wait() for pending in self._posted)
+        self.waited += time.perf_counter() - begin
+        self._posted = self._post()
+        return message
+
+    def close(self) -> None:
+        """Nothing is left to take: every message of the contract has been received."""
+
+    def _post(self) -> list[Pending]:
+        return [self._wire.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]

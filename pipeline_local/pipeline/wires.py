@@ -1,0 +1,155 @@
+"""How one tensor crosses between two processes: one class per real difference.
+
+    GlooWire     CPU tensors over gloo
+    StagedWire   GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
+    NcclWire     GPU tensors over nccl
+
+Every edge has a two-rank process group of its own, so nothing on it can be reordered or blocked
+by another edge.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A transfer under way. Holds its tensor, so that the memory stays while it is needed.
+
+    Attributes:
+        tensor: what is being sent or received into.
+        wait: gives the tensor once it may be read (received) or written again (sent).
+    """
+
+    tensor: Tensor
+    wait: Callable[[], Tensor]
+
+
+class Wire(Protocol):
+    """One end of an edge; tensors arrive in the order they were sent."""
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start sending; the tensor must not be written before the wait is over."""
+        ...
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive."""
+        ...
+
+
+class GlooWire:
+    """CPU tensors over gloo.
+
+    Args:
+        group: the edge's process group.
+        peer: global rank of the other end.
+        pinned: receive into page-locked memory, for a quick copy to a GPU.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, peer: int, pinned: bool = False) -> None:
+        self._group = group
+        self._peer = peer
+        self._pinned = pinned
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start sending a CPU tensor."""
+        tensor = tensor.contiguous()
+        return _over(tensor, dist.isend(tensor, self._peer, self._group))
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive into fresh memory."""
+        tensor = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
+        return _over(tensor, dist.irecv(tensor, self._peer, self._group))
+
+
+def _over(tensor: Tensor, work: dist.Work | None) -> Pending:
+    assert work is not None, "only the two ranks of an edge use its wire"
+
+    def wait() -> Tensor:
+        work.wait()
+        return tensor
+
+    return Pending(tensor, wait)
+
+
+class StagedWire:
+    """GPU tensors over gloo, through pinned host memory.
+
+    The copy to the host has a stream of its own and the wait for it a thread of its own, so that
+    neither the device nor the training thread stands still.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
+        self._gloo = GlooWire(group, peer, pinned=True)
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._thread = ThreadPoolExecutor(1, "staged-wire")
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start copying to the host, and send from there."""
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            host.copy_(tensor, non_blocking=True)
+            copied = self._stream.record_event()
+
+        def send() -> Tensor:
+            copied.synchronize()
+            self._gloo.isend(host).wait()
+            return tensor
+
+        return Pending(tensor, self._thread.submit(send).result)
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive into pinned memory; the wait queues the copy to the device."""
+        arriving = self._gloo.irecv(shape, dtype)
+        return Pending(arriving.tensor, lambda: arriving.wait().to(self._device, non_blocking=True))
+
+
+class NcclWire:
+    """GPU tensors over nccl. Waiting for a receive orders streams only; the host goes on.
+
+    Receives are posted on a side stream: on the compute stream they would queue behind all the
+    work that is already there, and the transfer could not overlap it.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
+        self._group = group
+        self._peer = peer
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start sending once the compute stream has made the tensor; the wait blocks the host."""
+        tensor = tensor.contiguous()
+        work = dist.isend(tensor, self._peer, self._group)
+        assert work is not None, "only the two ranks of an edge use its wire"
+        with torch.cuda.stream(self._stream):
+            work.wait()
+            sent = self._stream.record_event()
+
+        def wait() -> Tensor:
+            sent.synchronize()
+            return tensor
+
+        return Pending(tensor, wait)
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive on the side stream; the wait lets the compute stream follow it."""
+        with torch.cuda.stream(self._stream):
+            tensor = torch.empty(shape, dtype=dtype, device=self._device)
+            work = dist.irecv(tensor, self._peer, self._group)
+        assert work is not None, "only the two ranks of an edge use its wire"
+
+        def wait() -> Tensor:
+            work.wait()
+            tensor.record_stream(torch.cuda.current_stream(self._device))
+            return tensor
+
+        return Pending(tensor, wait)

@@ -1,0 +1,118 @@
+"""Checkpoints: one safetensors file per module, keyed by module, not by rank.
+
+Step t at every stage is a consistent cut by construction, so a stage writes its modules after its
+own step t without asking anybody. A checkpoint counts once all K modules are there; it can be
+resumed on any number of stages. Nothing random is saved, for nothing random has a state.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline_local.errors import UserError
+from pipeline_local.learning import optimizer
+from pipeline_local.learning.module import LocalModule
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: holds one folder per checkpoint.
+        num_modules: K.
+    """
+
+    folder: Path
+    num_modules: int
+
+    def save(self, modules: Iterable[LocalModule], step: int) -> None:
+        """Write modules after `step` optimizer steps; a file appears whole or not at all."""
+        target = self._at(step)
+        target.mkdir(parents=True, exist_ok=True)
+        for module in modules:
+            data = save(_tensors(module), metadata={"step": str(step), "module": str(module.index)})
+            _write_atomically(self._file(step, module.index), data)
+
+    def latest(self) -> int | None:
+        """The newest step of which all modules are there."""
+        return max(self._complete(), default=None)
+
+    def load(self, module: LocalModule, step: int) -> None:
+        """Put a module back to where it was after `step` optimizer steps.
+
+        Raises:
+            UserError: the file is unreadable, or of another model.
+        """
+        path = self._file(step, module.index)
+        try:
+            with safe_open(path, framework="pt") as file:
+                named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"checkpoint {path} cannot be read ({error}); delete its folder to fall back to"
+                f" an earlier checkpoint"
+            ) from None
+        states = {name: value for name, value in named.items() if not name.startswith("optimizer.")}
+        try:
+            module.load_state_dict(states, strict=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"checkpoint {path} is of another model: {str(error).splitlines()[1].strip()};"
+                f" resume with the configuration of that run"
+            ) from None
+        prefix = "optimizer."
+        optimizer.load(
+            module.optimizer,
+            {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)},
+        )
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` complete checkpoints, and what is older than those."""
+        complete = sorted(self._complete())
+        if len(complete) <= keep:
+            return
+        for step in self._steps():
+            if step < complete[-keep]:
+                for path in self._at(step).iterdir():
+                    path.unlink(missing_ok=True)
+                self._at(step).rmdir()
+
+    def _steps(self) -> list[int]:
+        names = [path.name for path in self.folder.glob("step-*")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def _complete(self) -> list[int]:
+        modules = range(self.num_modules)
+        return [s for s in self._steps() if all(self._file(s, k).is_file() for k in modules)]
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _file(self, step: int, index: int) -> Path:
+        return self._at(step) / f"module-{index + 1:03d}.safetensors"
+
+
+def _tensors(module: LocalModule) -> dict[str, Tensor]:
+    state = {f"optimizer.{n}": v for n, v in optimizer.tensors(module.optimizer).items()}
+    state.update(module.state_dict())
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

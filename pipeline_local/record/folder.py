@@ -1,0 +1,78 @@
+"""The run folder: what a run leaves behind, and where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline_local import configfile
+from pipeline_local.config import Config
+from pipeline_local.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """config.yaml, metrics/, checkpoints/, trace/, summary.json."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """The results, once the run is complete."""
+        return self.path / "summary.json"
+
+    def metrics(self, stage: int) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics" / f"stage-{stage}.jsonl"
+
+    def trace(self, stage: int) -> Path:
+        """The newest spans, in Chrome's trace format."""
+        return self.path / "trace" / f"stage-{stage}.json"
+
+    def check(self, resume: bool) -> None:
+        """Refuse to write over an earlier run.
+
+        Raises:
+            UserError: something is there and `run.resume` is false.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run.dir: {self.path} is a file; name a folder")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
+                f" pass run.resume=true to go on with it, or run.dir=ANOTHER"
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write the configuration.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(configfile.dump(config))
+        except OSError as error:
+            raise UserError(
+                f"run.dir: {self.path} cannot be written ({error}); name another"
+            ) from None
+
+    def load_config(self) -> Config:
+        """The configuration of the run that is here.
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.path} is not a run folder: it has no config.yaml; give the run.dir of a run"
+            )
+        return configfile.load(self.config)

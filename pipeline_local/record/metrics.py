@@ -1,0 +1,114 @@
+"""What a stage measures: a line of JSON per logged step and per evaluation."""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pipeline_local.learning.module import LocalModule, Score
+
+Facts = dict[str, Any]
+
+
+class Metrics:
+    """Writes one stage's metrics file; every line goes out at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = path.open("a", buffering=1)
+
+    def write(self, facts: Facts) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(facts) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Clock:
+    """Where the wall time of one rank goes."""
+
+    def __init__(self) -> None:
+        self._training = 0.0
+        self._waited = 0.0
+        self._stall = 0.0
+        self._steps = 0
+        self._at_last_pace = 0.0
+
+    @contextmanager
+    def training(self, waited: Callable[[], float]) -> Iterator[None]:
+        """Time one optimizer step; `waited` counts the seconds spent waiting for neighbours."""
+        begin, before = time.perf_counter(), waited()
+        yield
+        self._training += time.perf_counter() - begin
+        self._waited += waited() - before
+        self._steps += 1
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Time what a checkpoint adds."""
+        begin = time.perf_counter()
+        yield
+        self._stall += time.perf_counter() - begin
+
+    def pace(self, batch_size: int) -> float:
+        """Samples per second of training since this was last asked."""
+        seconds = self._training - self._at_last_pace
+        rate = self._steps * batch_size / max(seconds, 1e-9)
+        self._at_last_pace, self._steps = self._training, 0
+        return round(rate, 2)
+
+    def facts(self) -> Facts:
+        """Seconds of training, of waiting within it, and of checkpoints."""
+        return {
+            "seconds": self._training,
+            "waited": self._waited,
+            "checkpoint_stall_seconds": self._stall,
+        }
+
+
+def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:
+    """Each module's metrics of its latest step, under its number (from 1). Waits for the device."""
+    return {
+        str(module.index + 1): {name: value.item() for name, value in module.metrics.items()}
+        for module in modules
+    }
+
+
+def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
+    """Each head's loss and accuracy on the whole test set, under its number (from 1)."""
+    return {str(module.index + 1): _total(row) for module, row in zip(modules, scores, strict=True)}
+
+
+def _total(scores: list[Score]) -> dict[str, float]:
+    count = sum(int(score.count) for score in scores)
+    return {
+        "accuracy": sum(int(score.correct) for score in scores) / count,
+        "loss": sum(float(score.loss) for score in scores) / count,
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the CUDA allocator, or on a CPU the process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu(device: torch.device) -> Facts:
+    """Memory in use (bytes) and utilisation (percent) by NVML; empty without a GPU."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return {
+            "gpu_memory_bytes": torch.cuda.device_memory_used(device),
+            "gpu_utilization_percent": torch.cuda.utilization(device),
+        }
+    except (ImportError, RuntimeError):  # no NVML in this container: the run is worth more
+        return {"gpu_memory_bytes": torch.cuda.memory_reserved(device)}

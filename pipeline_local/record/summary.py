@@ -1,0 +1,77 @@
+"""The results of a run: gathered from all stages, written once, shown as a table."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a module is, for the table."""
+
+    stage: int
+    blocks: str
+    head: str
+
+
+def combine(stages: list[Facts], samples: int) -> Facts:
+    """One summary from the closing facts of all stages, in order.
+
+    Args:
+        stages: each with `modules` (number -> accuracy, loss), `steps`, `seconds` (of training),
+            `waited` (seconds of it spent waiting for neighbours), `peak_memory_bytes` and
+            `checkpoint_stall_seconds`.
+        samples: training samples seen.
+    """
+    modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
+    rows = [modules[k] for k in sorted(modules)]
+    seconds = max(facts["seconds"] for facts in stages)
+    busy = max(facts["seconds"] - facts["waited"] for facts in stages)
+    return {
+        "accuracy": [row["accuracy"] for row in rows],
+        "loss": [row["loss"] for row in rows],
+        "steps": stages[0]["steps"],
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(samples / max(seconds, 1e-9), 2),
+        "efficiency": round(busy / max(seconds, 1e-9), 4),
+        "peak_memory_bytes": [facts["peak_memory_bytes"] for facts in stages],
+        "checkpoint_stall_seconds": round(
+            max(facts["checkpoint_stall_seconds"] for facts in stages), 3
+        ),
+    }
+
+
+def write(summary: Facts, path: Path) -> None:
+    """Write summary.json; it appears whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def show(rows: list[Row], facts: Facts) -> None:
+    """Print a table of accuracy per head, and what the run took if `facts` holds it."""
+    table = Table(title="Test set, per head", title_justify="left")
+    for column in ("module", "stage", "blocks", "head", "accuracy", "loss"):
+        justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
+        table.add_column(column, justify=justify)
+    results = zip(rows, facts["accuracy"], facts["loss"], strict=True)
+    for number, (row, accuracy, loss) in enumerate(results, start=1):
+        results_text = f"{100 * accuracy:.2f} %", f"{loss:.4f}"
+        table.add_row(str(number), str(row.stage), row.blocks, row.head, *results_text)
+    console = Console()
+    console.print(table)
+    if "seconds" in facts:
+        memory = max(facts["peak_memory_bytes"]) / 2**20
+        console.print(
+            f"{facts['steps']} steps in {facts['seconds']:.1f} s,"
+            f" {facts['samples_per_second']:.0f} samples/s,"
+            f" pipeline efficiency {facts['efficiency']:.2f},"
+            f" peak memory {memory:.0f} MiB per stage"
+        )
