@@ -1,0 +1,109 @@
+"""Fixtures: forked ranks, one thread each, and nothing left behind."""
+
+import multiprocessing
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline_local.pipeline.place import Place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Equal thread counts everywhere, and no pool of threads that a fork would break."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No test may leave environment variables, child processes or threads behind."""
+    before = dict(os.environ)
+    threads = set(threading.enumerate())
+    yield
+    del before["PYTEST_CURRENT_TEST"]
+    before.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    own = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # torch sets the latter by itself
+    after = {name: value for name, value in os.environ.items() if name not in own}
+    assert after == before
+    assert not multiprocessing.active_children()
+    left = [t for t in set(threading.enumerate()) - threads if not t.daemon]
+    assert not left
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def _rank_main(
+    rank: int, world_size: int, port: int, outbox: Any, function: Callable, args: tuple
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
+    try:
+        place = Place(rank, world_size, rank, world_size, launched=True)
+        outbox.send((function(place, *args), None))
+    except BaseException:
+        outbox.send((None, traceback.format_exc()))
+    finally:
+        outbox.close()
+
+
+@pytest.fixture
+def run_ranks() -> Callable[..., list[Any]]:
+    """Call `function(place, *args)` on forked ranks; gives their results in rank order.
+
+    A failure on any rank fails the test with that rank's traceback, and ends the others.
+    """
+
+    def run(function: Callable, world_size: int, *args: Any, timeout: float = 100) -> list[Any]:
+        context = multiprocessing.get_context("fork")
+        port = free_port()
+        pipes, processes = [], []
+        for rank in range(world_size):
+            inbox, outbox = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank_main, args=(rank, world_size, port, outbox, function, args)
+            )
+            process.start()
+            outbox.close()
+            pipes.append(inbox)
+            processes.append(process)
+        try:
+            return _collect(pipes, timeout)
+        finally:
+            for process in processes:
+                process.join(5)
+                process.kill()
+                process.join()
+
+    return run
+
+
+def _collect(pipes: list[Any], timeout: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
+        ready = multiprocessing.connection.wait(list(waiting), timeout)
+        assert ready, f"ranks {sorted(waiting.values())} did not end within {timeout} s"
+        for pipe in ready:
+            rank = waiting[pipe]
+            try:
+                results[rank], failure = pipe.recv()
+            except EOFError:
+                failure = "the process died"
+            assert failure is None, f"rank {rank}: {failure}"
+    return [results[rank] for rank in range(len(pipes))]

@@ -1,0 +1,131 @@
+"""Auxiliary heads on every layout: shapes, cost, what AugLocal copies, initialisation."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local.config import HeadConfig
+from pipeline_local.learning import heads
+from pipeline_local.learning.heads import Head, Site, ToMap
+
+SHAPES = {"NCHW": (8, 6, 6), "NHWC": (6, 6, 8), "NTC": (10, 8), "NC": (8,)}
+
+
+def mark(module):
+    """A recognisable initialisation."""
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, 0.125)
+
+
+def later_blocks(layout):
+    """Three blocks; on maps the second one halves the side and doubles the channels."""
+    if layout == "NCHW":
+        blocks = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)]
+        return [*blocks, nn.Conv2d(16, 16, 3, padding=1)], [(8, 6, 6), (8, 6, 6), (16, 3, 3)]
+    shape = SHAPES[layout]
+    return [nn.Linear(8, 8) for _ in range(3)], [shape] * 3
+
+
+def site(layout, progress=0.0, shape=None):
+    with torch.device("meta"):
+        blocks, shapes = later_blocks(layout)
+    return Site(layout, shape or SHAPES[layout], blocks, shapes, progress, mark)
+
+
+def materialized(head):
+    head = head.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*head.parameters(), *head.buffers()]:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+        head.initialize()
+    return head
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+@pytest.mark.parametrize("name", ["linear", "mlp", "conv", "auglocal"])
+def test_every_head_on_every_layout(name, layout):
+    head = heads.build(HeadConfig(name=name), site(layout), num_classes=5)
+    assert all(p.is_meta for p in head.parameters())
+    head = materialized(head)
+    assert all(torch.isfinite(t).all() for t in [*head.parameters(), *head.buffers()])
+    x = torch.randn(4, *SHAPES[layout], requires_grad=True)
+    logits = head(x)
+    assert logits.shape == (4, 5)
+    logits.logsumexp(1).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def copies(head):
+    return [name for name, _ in head.layers.named_children() if name.startswith("copy")]
+
+
+@pytest.mark.parametrize(("progress", "depth"), [(0.0, 3), (0.4, 2), (0.9, 1), (1.0, 1)])
+def test_auglocal_depth_shrinks_towards_the_output(progress, depth):
+    head = heads.build(HeadConfig(name="auglocal", depth=3), site("NCHW", progress), 5)
+    assert len(copies(head)) == depth
+
+
+def test_auglocal_never_copies_more_than_there_is():
+    head = heads.build(HeadConfig(name="auglocal", depth=9), site("NTC"), 5)
+    assert len(copies(head)) == 3
+
+
+def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
+    place = site("NTC")
+    head = heads.build(HeadConfig(name="auglocal", depth=3), place, 5)
+    originals = {id(p) for block in place.later for p in block.parameters()}
+    assert not originals & {id(p) for p in head.parameters()}
+    head = materialized(head)
+    assert all(
+        p.eq(0.125).all()
+        for name in copies(head)
+        for p in head.layers.get_submodule(name).parameters()
+    )
+    assert not any(p.eq(0.125).all() for p in head.layers.classifier.parameters() if p.dim() > 1)
+
+
+def test_auglocal_adapts_to_a_later_resolution():
+    head = heads.build(HeadConfig(name="auglocal", depth=1), site("NCHW"), 5)
+    assert "adapter0" in dict(head.layers.named_children())
+    assert materialized(head)(torch.randn(2, *SHAPES["NCHW"])).shape == (2, 5)
+
+
+def test_auglocal_refuses_what_it_cannot_adapt():
+    with pytest.raises(ValueError, match="no adapter"):
+        heads.build(HeadConfig(name="auglocal"), site("NTC", shape=(5, 8)), 5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "expected"),
+    [
+        ("NCHW", (8, 4, 6), (8, 4, 6)),
+        ("NHWC", (4, 6, 8), (8, 4, 6)),
+        ("NTC", (17, 8), (8, 4, 4)),
+        ("NTC", (16, 8), (8, 4, 4)),
+        ("NTC", (7, 8), (8, 7, 1)),
+        ("NC", (8,), (8, 1, 1)),
+    ],
+)
+def test_to_map(layout, shape, expected):
+    to_map = ToMap(layout, shape)
+    assert to_map.map_shape == expected
+    assert to_map(torch.randn(3, *shape)).shape == (3, *expected)
+
+
+def test_tokens_lie_on_their_grid_without_the_class_token():
+    to_map = ToMap("NTC", (5, 2))
+    to_map.norm = nn.Identity()
+    x = torch.arange(10.0).reshape(1, 5, 2)
+    grid = to_map(x)
+    assert torch.equal(grid[0, :, 0, 1], x[0, 2])
+    assert torch.equal(grid[0, :, 1, 0], x[0, 3])
+
+
+def test_heads_differ_in_cost():
+    sizes = [
+        sum(p.numel() for p in heads.build(HeadConfig(name=n), site("NCHW"), 5).parameters())
+        for n in ("linear", "mlp", "conv")
+    ]
+    assert sizes == sorted(sizes)
+    assert isinstance(heads.build(HeadConfig(name="linear"), site("NC"), 5), Head)

@@ -1,0 +1,307 @@
+"""LocalModule against design section 1, written out independently; and isolation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.module import IGNORE, LocalModule, Rules
+from pipeline_local.learning.step import Step
+
+
+def conv_module(norm, shortcut=False):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, padding=1), norm(4)
+            self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), norm(4)
+
+        def forward(self, x):
+            y = self.norm2(self.conv2(functional.gelu(self.norm1(self.conv1(x)))))
+            return functional.gelu(y + x if shortcut else y)
+
+    body = nn.Sequential(Block(), Block())
+    return body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), (4, 6, 6)
+
+
+def transformer_module():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.Sequential(layer), nn.Sequential(nn.Flatten(), nn.Linear(40, 5)), (5, 8)
+
+
+ARCHITECTURES = {
+    "mlp": lambda: (nn.Sequential(nn.Linear(7, 9), nn.Tanh()), nn.Linear(9, 5), (7,)),
+    "conv": lambda: conv_module(lambda _: nn.Identity()),
+    "batch norm": lambda: conv_module(nn.BatchNorm2d),
+    "residual with batch norm": lambda: conv_module(nn.BatchNorm2d, shortcut=True),
+    "transformer": transformer_module,
+}
+
+
+def plain_sgd(params):
+    return torch.optim.SGD(params, lr=1.0)
+
+
+def make(architecture, weight=0.0, index=1, optimizer=plain_sgd, **rules):
+    torch.manual_seed(3)
+    body, head, shape = ARCHITECTURES[architecture]()
+    settings = ReconcileConfig(weight=weight, **rules.pop("reconcile", {"estimator": "exact"}))
+    rules = Rules(reconcile=settings, boundary=torch.float64, **rules)
+    return LocalModule(index, body.double(), head.double(), optimizer, rules), shape
+
+
+def batch(shape, size=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, *shape, generator=g, dtype=torch.float64)
+    s = torch.randn(size, *shape, generator=g, dtype=torch.float64) / size
+    return x, torch.randint(5, (size,), generator=g), s
+
+
+def one_step(module, x, labels, s, **step):
+    step = Step(0, lr=1.0, **{"reconcile": True, "compare": True, "log": True, **step})
+    y = module(x, labels, step)
+    signal = module.signal()
+    module.learn(*([s] if s is not None else []))
+    module.update(step)
+    return y, signal
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_formula(architecture):
+    """theta - d(l + lambda D)/d theta, computed from the definitions with plain autograd."""
+    weight = 0.7
+    module, shape = make(architecture, weight)
+    reference, _ = make(architecture, weight)
+    x, labels, s = batch(shape)
+
+    leaf = x.clone().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
+        activations = reference.body(leaf)
+    logits = reference.head(activations)
+    loss = -logits.log_softmax(1)[range(len(x)), labels].mean()
+    (g,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    (expected_signal,) = torch.autograd.grad(loss, activations, retain_graph=True)
+    discord = (len(x) * (g - s)).flatten(1).square().sum(1).mean()
+    (loss + weight * discord).backward()
+
+    y, signal = one_step(module, x, labels, s)
+    torch.testing.assert_close(y, activations.detach())
+    torch.testing.assert_close(signal, expected_signal)
+    for moved, p in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(moved, p - p.grad, rtol=1e-9, atol=1e-11)
+    for name, value in reference.named_buffers():
+        torch.testing.assert_close(dict(module.named_buffers())[name], value)
+    assert module.metrics["loss"].item() == pytest.approx(loss.item())
+    assert module.metrics["discord"].item() == pytest.approx(discord.item())
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_zero_weight_is_plain_local_learning(architecture, estimator):
+    """Bit for bit, though the signal is there."""
+    settings = {"reconcile": {"estimator": estimator}}
+    compared, shape = make(architecture, 0.0, **settings)
+    plain, _ = make(architecture, 0.0, **settings)
+    x, labels, s = batch(shape)
+    one_step(compared, x, labels, s, reconcile=False)
+    one_step(plain, x, labels, None, reconcile=False, compare=False)
+    for a, b in zip(weights(compared), weights(plain), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+def test_isolation(estimator):
+    """Nothing that a module gives or takes leads a gradient into another module."""
+    settings = {"reconcile": {"estimator": estimator}}
+    up, shape = make("batch norm", 1.0, index=0, **settings)
+    down, _ = make("batch norm", 1.0, index=1, **settings)
+    before = weights(up)
+    x, labels, _ = batch(shape)
+    step = Step(0, lr=1.0, reconcile=True, compare=True)
+    y = up(x, labels, step)
+    s = up.signal()
+    assert not y.requires_grad
+    assert not s.requires_grad
+    down(y, labels, step)
+    down.signal()
+    down.learn(s)
+    down.update(step)
+    assert all(p.grad is None for p in up.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(weights(up), before, strict=True))
+    assert any((a != b).any() for a, b in zip(weights(down), before, strict=True))
+
+
+def test_first_module_has_no_discord():
+    module, shape = make("conv", 1.0, index=0)
+    x, labels, _ = batch(shape)
+    one_step(module, x, labels, None)
+    assert "discord" not in module.metrics
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "transformer"])
+def test_microbatches_average(architecture):
+    """Two halves, one update: the gradient is the mean of the halves' gradients."""
+    x, labels, s = batch(ARCHITECTURES[architecture]()[2], size=8)
+    halves = []
+    for part in (slice(0, 4), slice(4, 8)):
+        module, _ = make(architecture, 0.5)
+        before = weights(module)
+        one_step(module, x[part], labels[part], s[part])
+        halves.append([b - a for a, b in zip(weights(module), before, strict=True)])
+    module, _ = make(architecture, 0.5)
+    step = Step(0, lr=1.0, microbatches=2, reconcile=True, compare=True)
+    for i, part in enumerate((slice(0, 4), slice(4, 8))):
+        module(x[part], labels[part], step, i)
+        module.signal()
+        module.learn(s[part])
+    module.update(step)
+    for b, a, h0, h1 in zip(before, weights(module), *halves, strict=True):
+        torch.testing.assert_close(b - a, (h0 + h1) / 2)
+
+
+def test_every_scales_the_weight():
+    x, labels, s = batch((7,))
+    results = []
+    for weight, every in ((0.6, 1), (0.2, 3)):
+        module, _ = make("mlp", weight, reconcile={"estimator": "exact", "every": every})
+        one_step(module, x, labels, s)
+        results.append(weights(module))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+def test_fraction_is_unbiased_without_batch_norm(estimator):
+    """The mean over many random halves approaches the gradient on the whole batch."""
+    x, labels, s = batch((7,), size=8)
+    size = len(x)
+
+    def added(fraction, number):
+        settings = {"estimator": estimator, "fraction": fraction, "step": 1e-4}
+        module, _ = make("mlp", 1.0, reconcile=settings)
+        plain, _ = make("mlp", 0.0)
+        for m in (module, plain):
+            step = Step(number, 1.0, reconcile=m is module, compare=True)
+            m(x, labels, step)
+            m.signal()
+            m.learn(s)
+            m.update(step)
+        return torch.cat(
+            [(b - a).flatten() for a, b in zip(weights(module), weights(plain), strict=True)]
+        )
+
+    whole = added(1.0, 0)
+    half = torch.stack([added(0.5, n) for n in range(200)])
+    assert (half[0] - half[1]).abs().max() > 1e-6, "every step draws anew"
+    spread = half.std(0).norm() / 200**0.5
+    assert (half.mean(0) - whole).norm() < 4 * spread
+    assert size == 8
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+def test_reconciling_leaves_batch_norm_statistics_alone(estimator):
+    x, labels, s = batch((4, 6, 6))
+    settings = {"reconcile": {"estimator": estimator}}
+    buffers = []
+    for weight in (0.0, 1.0):
+        module, _ = make("batch norm", weight, **settings)
+        one_step(module, x, labels, s, reconcile=weight > 0)
+        buffers.append(dict(module.named_buffers()))
+        assert all(m.track_running_stats for m in module.modules() if hasattr(m, "running_mean"))
+    for name in buffers[0]:
+        assert torch.equal(buffers[0][name], buffers[1][name]), name
+
+
+def test_finite_difference_draws_the_same_dropout_masks():
+    """With other masks, the difference quotient would be of the order of 1 / step."""
+    ARCHITECTURES["dropout"] = lambda: (
+        nn.Sequential(nn.Linear(7, 64), nn.Dropout(0.5), nn.Tanh(), nn.Linear(64, 9)),
+        nn.Sequential(nn.Dropout(0.3), nn.Linear(9, 5)),
+        (7,),
+    )
+    x, labels, s = batch((7,))
+    moved = []
+    for settings in ({"estimator": "exact"}, {"estimator": "finite_difference", "step": 1e-5}):
+        module, _ = make("dropout", 1.0, reconcile=settings)
+        one_step(module, x, labels, s)
+        moved.append(weights(module))
+    del ARCHITECTURES["dropout"]
+    for a, b in zip(*moved, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_is_a_function_of_seed_module_step_and_microbatch():
+    x = torch.ones(4, 50, dtype=torch.float64)
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def output(seed=0, index=1, number=0, microbatch=0):
+        rules = Rules(seed=seed, boundary=torch.float64)
+        body, head = nn.Dropout(0.5), nn.Linear(50, 5).double()
+        module = LocalModule(index, body, head, plain_sgd, rules)
+        torch.manual_seed(torch.seed())
+        return module(x, labels, Step(number, 1.0, microbatches=2), microbatch)
+
+    first = output()
+    assert torch.equal(first, output())
+    for other in ({"seed": 1}, {"index": 2}, {"number": 1}, {"microbatch": 1}):
+        assert not torch.equal(first, output(**other)), other
+
+
+def test_soft_targets_and_label_smoothing():
+    x, labels, s = batch((7,))
+    hard, _ = make("mlp", 0.5, label_smoothing=0.1)
+    soft, _ = make("mlp", 0.5)
+    targets = functional.one_hot(labels, 5).double() * 0.9 + 0.1 / 5
+    one_step(hard, x, labels, s)
+    one_step(soft, x, targets, s)
+    for a, b in zip(weights(hard), weights(soft), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(hard.metrics["accuracy"], soft.metrics["accuracy"])
+
+
+def test_clipping_bounds_the_modules_gradient():
+    x, labels, s = batch((7,))
+    module, _ = make("mlp", 0.0, clip=0.01)
+    before = weights(module)
+    one_step(module, x, labels, s, reconcile=False)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(weights(module), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-4)
+    assert module.metrics["gradient_norm"] > 0.01
+
+
+def test_evaluation_ignores_padding():
+    module, shape = make("batch norm")
+    module.eval()
+    x, labels, _ = batch(shape, size=6)
+    labels[4:] = IGNORE
+    _, padded = module.evaluate(x, labels)
+    _, cut = module.evaluate(x[:4], labels[:4])
+    assert int(padded.count) == 4
+    torch.testing.assert_close(padded.loss, cut.loss)
+    assert padded.correct == cut.correct
+
+
+def test_bfloat16_crosses_the_boundary():
+    settings = ReconcileConfig(weight=0.1)
+    rules = Rules(reconcile=settings, boundary=torch.bfloat16)
+    body, head = nn.Sequential(nn.Linear(7, 9), nn.GELU()), nn.Linear(9, 5)
+    module = LocalModule(1, body, head, plain_sgd, rules)
+    before = weights(module)
+    x, labels, s = batch((7,))
+    y, signal = one_step(module, x.bfloat16(), labels, s.bfloat16())
+    assert y.dtype == signal.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert any((a != b).any() for a, b in zip(weights(module), before, strict=True))
+
+
+def test_acts_out_of_order_are_refused():
+    module, _ = make("mlp")
+    with pytest.raises(AssertionError, match="in order"):
+        module.signal()

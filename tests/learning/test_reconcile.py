@@ -1,0 +1,149 @@
+"""Discord, its gradient, and the agreement of neighbours: pure tensors, float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline_local.learning import reconcile
+
+torch.manual_seed(0)
+
+
+class Attention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return x + self.attention(x, x, x, need_weights=False)[0]
+
+
+def conv_net(norm, activation):
+    layers = [nn.Conv2d(3, 6, 3, padding=1), norm(6), activation()]
+    return nn.Sequential(*layers, nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
+
+
+NETWORKS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 5)), (7,)),
+    "conv": (lambda: conv_net(lambda _: nn.Identity(), nn.GELU), (3, 6, 6)),
+    "conv with batch norm": (lambda: conv_net(nn.BatchNorm2d, nn.GELU), (3, 6, 6)),
+    "attention": (
+        lambda: nn.Sequential(Attention(8), Attention(8), nn.Flatten(), nn.Linear(32, 5)),
+        (4, 8),
+    ),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def problem(request):
+    make, shape = NETWORKS[request.param]
+    torch.manual_seed(1)
+    net = make().double()
+    x = torch.randn(6, *shape, dtype=torch.float64)
+    labels = torch.randint(5, (6,))
+    s = torch.randn_like(x) / len(x)
+
+    def objective(x):
+        return functional.cross_entropy(net(x), labels)
+
+    return net, objective, x, s
+
+
+def discord_at(objective, x, s):
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(objective(x), x)
+    return len(x) * ((g - s) ** 2).sum().item()
+
+
+def test_discord_is_the_mean_squared_per_sample_distance():
+    """Per-sample gradients are B times those of a mean-reduced loss."""
+    g, s = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    per_sample = [((4 * g[i] - 4 * s[i]) ** 2).sum() for i in range(4)]
+    torch.testing.assert_close(reconcile.discord(g, s), sum(per_sample) / 4)
+
+
+def test_discord_does_not_depend_on_the_batch_size():
+    net = nn.Linear(5, 3)
+    x, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+    row = torch.randn(4, 5)
+
+    def measure(repeat):
+        tall = x.repeat(repeat, 1).requires_grad_()
+        loss = functional.cross_entropy(net(tall), labels.repeat(repeat))
+        (g,) = torch.autograd.grad(loss, tall)
+        return reconcile.discord(g, row.repeat(repeat, 1) / len(tall))
+
+    torch.testing.assert_close(measure(1), measure(8))
+
+
+def test_exact_is_the_derivative_of_the_discord(problem):
+    """Against central differences of the discord itself, along random directions."""
+    net, objective, x, s = problem
+    params = list(net.parameters())
+    added = reconcile.exact(objective, x, s, params)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        direction = [torch.randn_like(p) for p in params]
+        eps = 1e-5
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                torch._foreach_add_(params, direction, alpha=sign * eps)
+            values.append(discord_at(objective, x, s))
+            with torch.no_grad():
+                torch._foreach_add_(params, direction, alpha=-sign * eps)
+        slope = sum((a * d).sum().item() for a, d in zip(added, direction, strict=True))
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5, abs=1e-8)
+
+
+def test_finite_difference_agrees_with_exact_on_smooth_networks(problem):
+    net, objective, x, s = problem
+    params = list(net.parameters())
+    first = reconcile.plain(objective, x, params)
+    exact = torch.cat([a.flatten() for a in reconcile.exact(objective, x, s, params)])
+    added = reconcile.finite_difference(objective, x, s, params, 0.01, first)
+    added = torch.cat([a.flatten() for a in added])
+    assert torch.cosine_similarity(exact, added, dim=0) > 0.99
+    assert added.norm() / exact.norm() == pytest.approx(1, abs=0.1)
+
+
+def test_finite_difference_converges_to_exact(problem):
+    net, objective, x, s = problem
+    params = list(net.parameters())
+    first = reconcile.plain(objective, x, params)
+    exact = reconcile.exact(objective, x, s, params)
+    added = reconcile.finite_difference(objective, x, s, params, 1e-6, first)
+    for a, b in zip(added, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_no_discord_adds_nothing(problem):
+    net, objective, x, _ = problem
+    params = list(net.parameters())
+    first = reconcile.plain(objective, x, params)
+    for added in (
+        reconcile.exact(objective, x, first.input, params),
+        reconcile.finite_difference(objective, x, first.input, params, 0.01, first),
+    ):
+        assert all(torch.isfinite(a).all() and a.abs().max() < 1e-12 for a in added)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_agreement_of_equal_and_opposite_gradients(scale):
+    g = torch.randn(5, 7) * scale
+    same, opposite = reconcile.agreement(g, g), reconcile.agreement(g, -g)
+    assert same.cosine.item() == pytest.approx(1, abs=1e-5)
+    assert opposite.cosine.item() == pytest.approx(-1, abs=1e-5)
+    assert same.discord == 0
+    norm = (5 * g).norm(dim=1).mean().item()
+    assert same.input_norm.item() == pytest.approx(norm, rel=1e-5)
+    assert opposite.signal_norm.item() == pytest.approx(norm, rel=1e-5)
+
+
+def test_bfloat16_is_compared_in_float32():
+    g = (torch.randn(4, 1000) * 1e-3).bfloat16()
+    s = torch.zeros_like(g)
+    torch.testing.assert_close(reconcile.discord(g, s), reconcile.discord(g.float(), s.float()))
