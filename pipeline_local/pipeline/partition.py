@@ -77,10 +77,9 @@ def stages_of(num_modules: int, num_stages: int) -> list[range]:
 
 
 def _index_of(cut: str | int, names: Sequence[str]) -> int:
-    if isinstance(cut, str) and cut in names:
-        return names.index(cut)
-    if isinstance(cut, int) and 0 < cut < len(names):
-        return cut
+    index = names.index(cut) if cut in names else cut
+    if isinstance(index, int) and 0 < index < len(names):
+        return index
     raise UserError(
         f"modules.cuts: got {cut!r}, which is no block that can open a module;"
         f" give an index from 1 to {len(names) - 1} or a name of {', '.join(names[1:])}"

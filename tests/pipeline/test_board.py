@@ -1,0 +1,38 @@
+"""The board: what is pinned can be seen, by anyone, without waiting."""
+
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from pipeline_local.pipeline.board import Board
+from pipeline_local.pipeline.place import joined
+
+
+def test_look_shows_only_what_is_there():
+    store = dist.HashStore()
+    boards = [Board(store, rank, 3) for rank in range(3)]
+    assert boards[0].look("train") == []
+    boards[2].pin("train", {"step": 1})
+    boards[0].pin("train", {"step": 5})
+    boards[2].pin("train", {"step": 2})
+    assert boards[1].look("train") == [{"step": 5}, {"step": 2}]
+    assert boards[1].look("test") == []
+
+
+def test_waiting_has_an_end():
+    with pytest.raises(dist.DistError):
+        Board(dist.HashStore(), 0, 2).wait("result", 1, timedelta(milliseconds=20))
+
+
+def gather(place):
+    with joined(place) as store:
+        board = Board(store, place.rank, place.world_size)
+        board.pin("result", {"rank": place.rank})
+        facts = board.gather("result", timedelta(seconds=30))
+        dist.barrier()
+        return facts
+
+
+def test_gather_over_processes(run_ranks):
+    assert run_ranks(gather, 3) == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3

@@ -1,0 +1,75 @@
+"""Blocks -> modules -> stages."""
+
+from itertools import combinations, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_local.config import ModulesConfig
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import partition
+
+NAMES = [f"block{i}" for i in range(8)]
+
+
+def cut(count, cuts="uniform", costs=(1,) * 8):
+    return partition.modules_of(NAMES, costs, ModulesConfig(count, cuts))
+
+
+@given(num_items=st.integers(1, 60), data=st.data())
+def test_uniform_is_contiguous_and_even(num_items, data):
+    parts = data.draw(st.integers(1, num_items))
+    ranges = partition.uniform(num_items, parts)
+    assert [i for r in ranges for i in r] == list(range(num_items))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+@given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
+def test_balanced_is_optimal(costs, data):
+    """Against every possible cut."""
+    parts = data.draw(st.integers(1, len(costs)))
+    ranges = partition.balanced(costs, parts)
+    assert [i for r in ranges for i in r] == list(range(len(costs)))
+    assert len(ranges) == parts
+    assert all(ranges)
+
+    def worst(edges):
+        edges = [0, *edges, len(costs)]
+        return max(sum(costs[a:b]) for a, b in pairwise(edges))
+
+    best = min(worst(edges) for edges in combinations(range(1, len(costs)), parts - 1))
+    assert worst([r.start for r in ranges[1:]]) == best
+
+
+def test_cuts_by_name_and_by_index():
+    expected = [range(0, 2), range(2, 7), range(7, 8)]
+    assert cut(3, ("block2", 7)) == expected
+    assert cut(3, (2, "block7")) == expected
+
+
+def test_parameters_balances_cost():
+    assert cut(2, "parameters", costs=(10, 1, 1, 1, 1, 1, 1, 1)) == [range(0, 1), range(1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("count", "cuts", "message"),
+    [
+        (9, "uniform", "9 modules for 8 blocks"),
+        (2, ("block0",), "'block0', which is no block that can open a module"),
+        (2, ("blok3",), "'blok3'"),
+        (2, (0,), "got 0"),
+        (2, (8,), "index from 1 to 7"),
+        (3, (4, 3), "rising order"),
+        (3, (4, 4), "none twice"),
+    ],
+)
+def test_impossible_cuts_are_refused(count, cuts, message):
+    with pytest.raises(UserError, match=message):
+        cut(count, cuts)
+
+
+def test_stages():
+    assert partition.stages_of(4, 2) == [range(0, 2), range(2, 4)]
+    with pytest.raises(UserError, match="3 stages for 2 modules"):
+        partition.stages_of(2, 3)

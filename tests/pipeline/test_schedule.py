@@ -1,0 +1,69 @@
+"""The schedule: a pure function, the same whatever step it is resumed at."""
+
+import math
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.schedule import Evaluate, Save, Schedule
+
+
+def schedule(num_train=100, num_test=23, **sections):
+    tree = {"model": {"name": "resnet20"}, "data": {"name": "digits", "batch_size": 10}}
+    tree.update({"train": {"epochs": 2}, **sections})
+    return Schedule(configfile.parse(tree), num_train, num_test)
+
+
+def test_epochs_drop_the_ragged_batch():
+    assert schedule(num_train=109).num_steps == 20
+    assert schedule(num_test=23).test_batches == 3
+    assert schedule(train={"steps": 7}).num_steps == 7
+
+
+def test_actions_in_order():
+    plan = schedule(
+        train={"steps": 5, "evaluate_every": 2}, checkpoint={"every_steps": 3}
+    ).actions()
+    names = [a.number if isinstance(a, Step) else f"{type(a).__name__} {a.number}" for a in plan]
+    assert names == [0, 1, "Evaluate 2", 2, "Save 3", 3, "Evaluate 4", 4, "Evaluate 5", "Save 5"]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 19, 20])
+def test_resuming_follows_the_same_schedule(start):
+    plan = schedule(
+        reconcile={"weight": 1.0, "every": 3}, checkpoint={"every_steps": 4}, train={"epochs": 2}
+    )
+    whole = list(plan.actions())
+    rest = list(plan.actions(start))
+    done = [a for a in whole if (a.number if isinstance(a, Step) else a.number - 1) < start]
+    assert done + rest == whole
+
+
+def test_default_evaluates_every_epoch_and_saves_at_the_end():
+    actions = list(schedule().actions())
+    assert [a.number for a in actions if isinstance(a, Evaluate)] == [10, 20]
+    assert [a.number for a in actions if isinstance(a, Save)] == [20]
+
+
+def test_reconciling_and_comparing():
+    plan = schedule(reconcile={"weight": 1.0, "every": 3}, train={"steps": 8, "log_every": 4})
+    steps = [a for a in plan.actions() if isinstance(a, Step)]
+    assert [s.reconcile for s in steps] == [True, False, False, True, False, False, True, False]
+    assert [s.log for s in steps] == [False, False, False, True, False, False, False, True]
+    assert all(s.compare == (s.reconcile or s.log) for s in steps)
+
+
+def test_plain_local_learning_sends_signals_on_logged_steps_only():
+    steps = schedule(train={"steps": 8, "log_every": 4})
+    assert [steps.step(n).compare for n in range(8)] == [n % 4 == 3 for n in range(8)]
+
+
+def test_learning_rate():
+    plan = schedule(train={"steps": 100}, optimizer={"lr": 0.5, "warmup": 0.1})
+    rates = [plan.lr(n) for n in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[9] == pytest.approx(0.5) == pytest.approx(max(rates))
+    assert rates[55] == pytest.approx(0.25)
+    assert rates[99] == pytest.approx(0.25 * (1 + math.cos(math.pi * 89 / 90)))
+    assert rates[9:] == sorted(rates[9:], reverse=True)
