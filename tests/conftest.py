@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 
 from pipeline_local.pipeline.place import Place
 
