@@ -36,7 +36,7 @@ class Site:
     later: Sequence[nn.Module]
     later_shapes: Sequence[tuple[int, ...]]
     progress: float
-    initialize: Callable[[nn.Module], None]
+    initialize: Callable[[nn.Module], object]
 
 
 class Head(nn.Module):
@@ -59,7 +59,7 @@ class Head(nn.Module):
 class AugLocalHead(Head):
     """Fresh copies of later blocks, then a linear classifier (Ma et al., AugLocal, ICLR 2024)."""
 
-    def __init__(self, layers: nn.Sequential, rule: Callable[[nn.Module], None]) -> None:
+    def __init__(self, layers: nn.Sequential, rule: Callable[[nn.Module], object]) -> None:
         super().__init__(layers)
         self.rule = rule
 

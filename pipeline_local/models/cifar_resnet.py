@@ -1,0 +1,104 @@
+"""ResNets for small images (He et al., 2016, section 4.2): resnet20, 32, 44, 56, 110.
+
+torchvision has none. The stem is one block and each residual block is one, as everyone who cuts
+these networks cuts them (ResNet-32: 16 blocks).
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline_local.models.backbone import Backbone, Block
+
+Shortcut = Literal["A", "B"]
+
+
+class Stem(nn.Module):
+    """[B, channels, H, W] -> [B, width, H, W]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolution, norm, ReLU."""
+        return functional.relu(self.bn1(self.conv1(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: A pads with zeros, B projects."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.padding = outputs - inputs
+        self.downsample: nn.Module | None = None
+        if shortcut == "B" and self.padding:
+            project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(project, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ReLU(residual + shortcut)."""
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        return functional.relu(y + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is not None:
+            projected: Tensor = self.downsample(x)
+            return projected
+        if not self.padding:
+            return x
+        before = self.padding // 2
+        x = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(x, (0, 0, 0, 0, before, self.padding - before))
+
+
+class Classifier(nn.Module):
+    """[B, C, H, W] -> logits [B, classes]."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Global average pool and a linear layer."""
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def build(
+    depth: int, channels: int, num_classes: int, width: int = 16, shortcut: Shortcut = "A"
+) -> Backbone:
+    """A ResNet of 6n+2 layers: three groups of n blocks of width, 2 width, 4 width.
+
+    Raises:
+        ValueError: no such depth, width or shortcut.
+    """
+    if (depth - 2) % 6 or width < 1 or shortcut not in ("A", "B"):
+        raise ValueError(f"depth {depth} (6n+2), width {width} (>= 1), shortcut {shortcut} (A, B)")
+    blocks = [Block("stem", Stem(channels, width))]
+    inputs = width
+    for group in range(3):
+        for i in range((depth - 2) // 6):
+            stride = 2 if group and not i else 1
+            name = f"layer{group + 1}.{i}"
+            module = BasicBlock(inputs, width * 2**group, stride, shortcut)
+            blocks.append(Block(name, module, f"{name}."))
+            inputs = width * 2**group
+    classifier = Block("classifier", Classifier(inputs, num_classes))
+    return Backbone(tuple(blocks), classifier, initialize, "NCHW")
+
+
+def initialize(module: nn.Module) -> None:
+    """He initialisation of convolutions; torch's own for the rest."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, (nn.BatchNorm2d, nn.Linear)):
+            layer.reset_parameters()

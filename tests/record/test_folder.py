@@ -1,0 +1,33 @@
+"""The run folder is never overwritten."""
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.errors import UserError
+from pipeline_local.record.folder import RunFolder
+
+CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"steps": 1}}
+
+
+def test_a_new_or_empty_folder_is_fine(tmp_path):
+    RunFolder(tmp_path / "new").check(resume=False)
+    RunFolder(tmp_path).check(resume=False)
+
+
+def test_an_existing_run_is_only_resumed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create(configfile.parse(CONFIG))
+    with pytest.raises(UserError, match=r"never overwritten; pass run\.resume=true"):
+        folder.check(resume=False)
+    folder.check(resume=True)
+    assert folder.load_config() == configfile.parse(CONFIG)
+
+
+def test_what_is_not_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "file").check(resume=True)
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder(tmp_path).load_config()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run").create(configfile.parse(CONFIG))

@@ -1,0 +1,29 @@
+"""The progress line shows all modules, from whatever stages have reported so far."""
+
+from pipeline_local.record.progress import Progress, Silent
+
+
+def facts(step, modules):
+    return {"step": step, "samples_per_second": 123.4, "modules": modules}
+
+
+def test_line():
+    stages = [
+        facts(40, {"1": {"loss": 1.5}, "2": {"loss": 1.25, "cosine": 0.5}}),
+        facts(38, {"3": {"loss": 1.0, "cosine": -0.25}}),
+    ]
+    tests = [{"step": 30, "modules": {"3": {"accuracy": 0.75, "loss": 1.0}}}]
+    line = Progress(100).line(stages, tests)
+    assert line == (
+        "step 40/100  123 samples/s  loss 1.500 1.250 1.000  cosine +0.50 -0.25  accuracy 75.0%"
+    )
+
+
+def test_show(capsys):
+    display = Progress(100)
+    display.show([], [])
+    display.show([facts(1, {"1": {"loss": 2.0}})], [])
+    display.close()
+    Silent().show([], [])
+    Silent().close()
+    assert capsys.readouterr().out == "step 1/100  123 samples/s  loss 2.000\n"

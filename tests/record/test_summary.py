@@ -1,0 +1,48 @@
+"""The summary: one line of results per module, whatever stage it ran on."""
+
+import json
+
+import pytest
+
+from pipeline_local.record import summary
+
+
+def stage(modules, seconds, waited):
+    return {
+        "modules": {str(k): {"accuracy": k / 10, "loss": float(k)} for k in modules},
+        "steps": 40,
+        "seconds": seconds,
+        "waited": waited,
+        "peak_memory_bytes": 1000 * modules[0],
+        "checkpoint_stall_seconds": 0.5,
+    }
+
+
+def test_combine():
+    facts = summary.combine([stage([1, 2], 10.0, 0.0), stage([3, 10], 8.0, 1.0)], samples=500)
+    assert facts["accuracy"] == [0.1, 0.2, 0.3, 1.0]
+    assert facts["loss"] == [1.0, 2.0, 3.0, 10.0]
+    assert facts["seconds"] == 10.0
+    assert facts["samples_per_second"] == 50.0
+    assert facts["efficiency"] == 1.0
+    assert facts["peak_memory_bytes"] == [1000, 3000]
+
+
+def test_efficiency_is_the_slowest_stages_busy_share():
+    facts = summary.combine([stage([1], 10.0, 4.0), stage([2], 10.0, 2.0)], samples=1)
+    assert facts["efficiency"] == pytest.approx(0.8)
+
+
+def test_write_and_show(tmp_path, capsys):
+    facts = summary.combine([stage([1, 2], 10.0, 0.0)], samples=500)
+    path = tmp_path / "summary.json"
+    summary.write(facts, path)
+    assert json.loads(path.read_text()) == facts
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    summary.show(
+        [summary.Row(0, "stem", "linear"), summary.Row(0, "b1 .. b3", "classifier")], facts
+    )
+    shown = capsys.readouterr().out
+    assert "20.00 %" in shown
+    assert "b1 .. b3" in shown
+    assert "50 samples/s" in shown
