@@ -163,11 +163,11 @@ class Trainer:
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
+        self.display.show(self.board.look("train"), self.board.look("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
         self.metrics.write({"event": topic, **facts})
         self.board.pin(topic, facts)
-        self.display.show(self.board.look("train"), self.board.look("test"))
 
     def _finish(self) -> Facts:
         self.downstream.close()

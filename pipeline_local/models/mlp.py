@@ -15,7 +15,15 @@ def build(
     depth: int = 4,
     activation: Literal["relu", "gelu"] = "relu",
 ) -> Backbone:
-    """`depth` hidden layers of `hidden` units, then a linear classifier."""
+    """`depth` hidden layers of `hidden` units, then a linear classifier.
+
+    Raises:
+        ValueError: no layer, no unit, or an unknown activation.
+    """
+    if depth < 1 or hidden < 1 or activation not in ("relu", "gelu"):
+        raise ValueError(
+            f"depth {depth} (>= 1), hidden {hidden} (>= 1), activation {activation} (relu, gelu)"
+        )
     widths = [prod(image_shape)] + [hidden] * depth
     blocks = []
     for i in range(depth):

@@ -58,7 +58,7 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
     fixed |= {"num_classes", "downsample_layer", "conv_stem_configs"}
     if family is SwinTransformer or name.startswith("vit_"):  # the name says these
         fixed |= {"patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim"}
-        fixed |= {"embed_dim", "depths", "window_size"}
+        fixed |= {"embed_dim", "depths", "window_size", "stochastic_depth_prob"}
     found = inspect.signature(family.__init__).parameters
     allowed = {key: value for key, value in found.items() if key not in fixed}
     if family is VisionTransformer:

@@ -36,7 +36,7 @@ class Checkpoints:
         target = self._at(step)
         target.mkdir(parents=True, exist_ok=True)
         for module in modules:
-            data = save(_tensors(module), metadata={"step": str(step), "module": str(module.index)})
+            data = save(_tensors(module), metadata={"step": str(step)})
             _write_atomically(self._file(step, module.index), data)
 
     def latest(self) -> int | None:
