@@ -44,7 +44,7 @@ def train_batches(
             yield images, labels
 
 
-def test_batches(data: DataConfig, info: DataInfo) -> Generator[tuple[Tensor, Tensor]]:
+def evaluation_batches(data: DataConfig, info: DataInfo) -> Generator[tuple[Tensor, Tensor]]:
     """The test set in order; the last batch is padded with samples labelled IGNORE.
 
     Yields:
@@ -123,6 +123,7 @@ def _load(dataset: _Augmented, sampler: Any, workers: int) -> Generator[tuple[Te
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the loader draws from the global one
         multiprocessing_context="fork" if workers else None,
     )
     for batch in loader:

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional
 
 from pipeline_local import seeds
@@ -96,12 +96,13 @@ class Files:
             UserError: the file is no image, or damaged; the message names it.
         """
         try:
-            image = decode_image(self.paths[index], mode=ImageReadMode.RGB)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            with Image.open(self.paths[index]) as file:
+                pixels = np.array(file.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(
-                f"image {self.paths[index]} cannot be decoded ({reason}); repair or remove it"
+                f"image {self.paths[index]} cannot be decoded ({error}); repair or remove it"
             ) from None
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
         if self.image_size is not None:
             image = _fit(image, self.image_size)
         return image, self.labels[index]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import Config
-from pipeline_local.data.batches import normalize, test_batches, train_batches
+from pipeline_local.data.batches import evaluation_batches, normalize, train_batches
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Action, Evaluate
@@ -58,7 +58,7 @@ class Source:
                 images, labels = next(batches)
                 yield from self._parts(images, labels, action)
             elif isinstance(action, Evaluate):
-                for images, labels in test_batches(data, self._info):
+                for images, labels in evaluation_batches(data, self._info):
                     yield self._ready(images, labels)
 
     def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:
