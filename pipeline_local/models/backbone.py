@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
 Initialize = Callable[[nn.Module], object]
@@ -61,12 +61,25 @@ def materialize(
     """Give a meta module memory and fresh weights; the original stays on the meta device.
 
     The weights are drawn on the CPU in float32, so they are the same on any device.
+
+    Raises:
+        ValueError: `initialize` has left a tensor as it was; the message names it.
     """
     module = copy.deepcopy(module).to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for tensor in _floats(module).values():
+            tensor.fill_(torch.nan)  # memory that nobody fills must not pass for weights
         torch.manual_seed(seed)
         initialize(module)
+    for name, tensor in _floats(module).items():
+        if tensor.isnan().any():
+            raise ValueError(f"the model's initialisation does not fill {name}")
     return module.to(device=device, dtype=dtype)
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
 
 
 def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:

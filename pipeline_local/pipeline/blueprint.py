@@ -15,7 +15,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
-from pipeline_local.learning.heads import Head, Site
+from pipeline_local.learning.heads import Site
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
@@ -179,7 +179,7 @@ class Blueprint:
         )
         head = heads.build(self.config.head, site, self.info.num_classes)
         seed = seeds.derive(self.config.train.seed, "head", index)
-        return backbones.materialize(head, Head.initialize, seed, device, self.dtype)
+        return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
 
     def _fresh(self, block: Block, device: torch.device) -> nn.Module:
         seed = seeds.derive(self.config.train.seed, "block", block.name)

@@ -1,5 +1,6 @@
 """Materialising blocks: weights are a function of (seed, block), and of nothing else."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,10 @@ def test_seeds_are_stable():
     """A changed derivation would silently change every run: these numbers are for ever."""
     assert seeds.derive(0, "block", "stem") == 7855313550345816856
     assert seeds.derive(0, "order", 3) != seeds.derive(0, "order", 4) != seeds.derive(1, "order", 4)
+
+
+def test_an_initialisation_that_forgets_a_tensor_is_refused():
+    with torch.device("meta"):
+        module = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="does not fill weight"):
+        materialize(module, lambda m: nn.init.zeros_(m.bias), 0, CPU, torch.float32)
