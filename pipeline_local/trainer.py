@@ -170,6 +170,7 @@ class Trainer:
         """Write this stage's modules."""
         with self.clock.saving():
             self.checkpoints.save(self.stage.modules, action.number)
+            self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
 
     def _log(self, step: Step) -> None:
         facts = {
