@@ -94,8 +94,9 @@ def _wrong_keys(name: str, builder: Builder, args: Mapping[str, Any]) -> Iterato
         return
     for key in args:
         if key not in known:
-            hint = did_you_mean(key, list(known)) or f"; it takes {', '.join(known) or 'none'}"
-            yield f"unknown key 'model.{key}' for model.name={name}{hint}"
+            hint = did_you_mean(key, list(known)).replace("'", "'model.", 1)
+            takes = f"; it takes {', '.join(known) or 'none'}"
+            yield f"unknown key 'model.{key}' for model.name={name}{hint or takes}"
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in args:
             yield f"missing key 'model.{key}': model.name={name} needs it; add model.{key}=VALUE"

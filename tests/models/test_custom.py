@@ -177,7 +177,7 @@ def test_mistakes(name, message):
 
 
 def test_misspelt_keys():
-    with pytest.raises(UserError, match=r"'model\.widht'.*did you mean 'width'"):
+    with pytest.raises(UserError, match=r"'model\.widht'.*did you mean 'model\.width'"):
         build("blocks", widht=3)
 
 

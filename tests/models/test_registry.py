@@ -31,7 +31,7 @@ def test_values_are_converted_as_the_configuration_does():
     [
         ("resnet21", {}, RGB, r"got 'resnet21'; did you mean 'resnet\d+'\? choose one of"),
         ("alexnet", {}, RGB, "got 'alexnet'; choose one of mlp, resnet20"),
-        ("resnet20", {"widht": 8}, RGB, r"unknown key 'model\.widht'.*did you mean 'width'"),
+        ("resnet20", {"widht": 8}, RGB, r"unknown key 'model\.widht'.*did you mean 'model\.width'"),
         ("resnet20", {"n": 8}, RGB, r"unknown key 'model\.n'.*takes width, shortcut"),
         ("resnet20", {"shortcut": "C"}, RGB, r"model\.shortcut: should be 'A' or 'B', got 'C'"),
         ("resnet20", {"width": "wide"}, RGB, r"model\.width: .*integer.*got 'wide'"),
