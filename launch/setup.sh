@@ -4,7 +4,8 @@
 #   bash launch/setup.sh [dev]        dev: the tools of launch/test.sh as well
 #
 # PYTHON=/path/to/python3 names the interpreter; without it the newest of 3.10 to 3.13 is taken.
-# PIP_* variables (index, cache, ...) count as usual. The folder .venv belongs to this script: one
+# PIP_* variables count as usual: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves 4 GB
+# where there is no GPU. The folder .venv belongs to this script: one
 # that is half-made or out of date is removed and made anew.
 set -euo pipefail
 
@@ -80,7 +81,7 @@ is_complete() { # the stamp is written last
 
 install() { # what, stamp file
     DS_BUILD_OPS=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --constraint "$root/constraints.txt" --editable "$1" </dev/null
+        --quiet --constraint "$root/constraints.txt" --editable "$1" </dev/null
     echo "$stamp" >"$venv/$2"
 }
 
@@ -94,7 +95,7 @@ make_venv() {
 
 add_dev_tools() {
     say "installing the development tools"
-    install "$root[dev]" .complete-dev
+    install "${root}[dev]" .complete-dev
 }
 
 choose_python
