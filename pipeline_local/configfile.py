@@ -1,25 +1,45 @@
 """One YAML file and `key=value` pairs become a `Config`; every problem is reported at once."""
 
 import difflib
+import functools
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline_local.config import Config, ModelConfig
+from pipeline_local import yamltext
+from pipeline_local.config import Config
 from pipeline_local.errors import ConfigError
+
+_KeyPath = tuple[Any, ...]
+"""A key as it stands in the file: (section, key) or (key,). Anything hashable can be a YAML key."""
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+"""pydantic's errors about a value of the right type."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides, and check everything.
 
+    Args:
+        path: a file of sections that hold `key: value` lines.
+        overrides: dotted keys with YAML values, such as `train.epochs=10`; the last one wins.
+
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    tree = _read_yaml(path)
+    tree = _read(path)
     problems = [problem for text in overrides if (problem := _override(tree, text))]
     if problems:
         raise ConfigError(problems)
@@ -32,13 +52,15 @@ def parse(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    tree = _gather_model_args(tree)
+    leaves = dict(_leaves(tree))
+    problems = {path: line for path, value in leaves.items() if (line := _check(path, value))}
     try:
-        config = TypeAdapter(Config).validate_python(tree)
+        config = _adapter().validate_python(_nest(leaves))
     except ValidationError as error:
-        raise ConfigError(list(_explain(error))) from None
-    if problems := list(_contradictions(config)):
-        raise ConfigError(problems)
+        problems = dict(_explain(error, leaves)) | problems
+        raise ConfigError(list(problems.values())) from None
+    if lines := list(problems.values()) or list(_contradictions(config)):
+        raise ConfigError(lines)
     return config
 
 
@@ -46,93 +68,177 @@ def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
     tree = asdict(config)
     tree["model"].update(tree["model"].pop("args"))
-    return yaml.safe_dump(_plain(tree), sort_keys=False)
+    return yamltext.write(tree)
 
 
 def keys() -> list[str]:
     """All dotted keys, in file order."""
-    return list(_keys(Config, ""))
+    return [".".join(path) for path in _schema()]
 
 
-def _keys(cls: type, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(cls)
-    for f in fields(cls):
-        kind = hints[f.name]
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from _keys(kind, f"{f.name}.")
-        elif prefix + f.name != "model.args":
-            yield prefix + f.name
+def did_you_mean(word: str, candidates: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for a near miss, else an empty string."""
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[Any, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError([f"config file {path} does not exist; name a YAML file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"config file {path} cannot be read: {error}"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError([f"config file {path} is not valid YAML: {reason}"]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"config file {path} cannot be read: {error}; name another"]) from None
+    try:
+        tree = yamltext.parse(text)
+    except ValueError as error:
+        raise ConfigError([f"config file {path} is not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
-        got = type(tree).__name__
-        raise ConfigError([f"config file {path} must hold `key: value` sections, got {got}"])
+        got = _shorten(tree)
+        raise ConfigError([f"config file {path} must hold sections of `key: value`, got {got}"])
     return tree
 
 
-def _override(tree: dict[str, Any], text: str) -> str | None:
+def _override(tree: dict[Any, Any], text: str) -> str | None:
     """Write one `a.b=value` into the tree; the problem as text if that is impossible."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    *sections, leaf = key.split(".")
+    if not equals or not all([*sections, leaf]):
         return f"override {text!r} is not of the form key=value (such as train.epochs=10)"
     try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return f"override {text!r}: the value is not valid YAML; quote it"
-    *sections, leaf = key.split(".")
-    node = tree
+        parsed = yamltext.parse(value)
+    except ValueError as error:
+        return f"override {text!r}: the value is not valid YAML ({error}); quote it"
     for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            return f"override {text!r}: {section!r} is a value, not a section"
-    node[leaf] = parsed
+        if tree.get(section) is None:  # absent or empty
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            return f"override {text!r}: {section!r} holds a value, not keys; change the file"
+    tree[leaf] = parsed
     return None
 
 
-def _gather_model_args(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Move the free `model.KEY` entries under `model.args`; drop sections left empty."""
-    tree = {key: value for key, value in tree.items() if value is not None}
-    model = tree.get("model")
-    if isinstance(model, dict):
-        own = {f.name for f in fields(ModelConfig)} - {"args"}
-        named = {key: value for key, value in model.items() if key in own}
-        tree["model"] = named | {"args": {k: v for k, v in model.items() if k not in own}}
+@functools.cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+@functools.cache
+def _schema() -> dict[_KeyPath, Any]:
+    """The type of every key, in file order."""
+    schema: dict[_KeyPath, Any] = {}
+    for name, kind in get_type_hints(Config).items():
+        if is_dataclass(kind):
+            hints = get_type_hints(kind)
+            schema |= {(name, f.name): hints[f.name] for f in fields(kind)}
+        else:
+            schema[name,] = kind
+    del schema["model", "args"]  # these are written as further keys of `model`
+    return schema
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(path[0] for path in _schema() if len(path) == 2))
+
+
+def _leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[_KeyPath, Any]]:
+    """Every key, known or not, with its value. An empty section has none."""
+    for name, value in tree.items():
+        if name not in _sections():
+            yield (name,), value
+        elif isinstance(value, Mapping):
+            yield from (((name, key), leaf) for key, leaf in value.items())
+        elif value is not None:
+            yield (name,), value
+
+
+def _nest(leaves: Mapping[_KeyPath, Any]) -> dict[str, Any]:
+    """What pydantic checks: the known keys in their sections, the builder's under `model.args`."""
+    tree: dict[str, Any] = {name: {} for name in _sections()}
+    args = tree["model"]["args"] = {}
+    for path, value in leaves.items():
+        if path in _schema():
+            (tree if len(path) == 1 else tree[path[0]])[path[-1]] = value
+        elif _is_model_argument(path):
+            args[path[1]] = value
     return tree
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    """One sentence per problem: what, what was got, what to do."""
-    seen: set[str] = set()
+def _is_model_argument(path: _KeyPath) -> bool:
+    return len(path) == 2 and path[0] == "model" and isinstance(path[1], str)
+
+
+def _check(path: _KeyPath, value: object) -> str | None:
+    """What is wrong with a key, or with a value that pydantic would quietly convert."""
+    key = ".".join(map(str, path))
+    if path in _schema():
+        hint = _schema()[path]
+        return _should_be(key, _wanted(hint), value) if _is_converted(hint, value) else None
+    if _is_model_argument(path):
+        return None
+    if key in _sections():
+        return _should_be(key, "a section of `key: value` lines", value)
+    return f"unknown key {_shorten(key)}{_suggest(path)}"
+
+
+def _should_be(key: str, wanted: str, value: object) -> str:
+    return f"{key}: should be {wanted}, got {_shorten(value)}"
+
+
+def _is_converted(hint: Any, value: object) -> bool:  # noqa: ANN401 (any type hint)
+    """Whether pydantic would make another type of the value, such as 1 of true or of "1"."""
+    kinds = (hint, *get_args(hint))
+    if isinstance(value, (bool, bytes)):
+        return type(value) not in kinds
+    if isinstance(value, list):
+        return any(isinstance(item, bool) for item in value)
+    return bool in kinds or (isinstance(value, str) and int in kinds)
+
+
+def _wanted(hint: Any) -> str:  # noqa: ANN401 (any type hint)
+    """A type in a user's words."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_wanted, get_args(hint)))
+    if get_origin(hint) is Literal:
+        *first, last = map(repr, get_args(hint))
+        return f"{', '.join(first)} or {last}" if first else last
+    return "a list" if get_origin(hint) is tuple else _WORDS[hint]
+
+
+def _explain(
+    error: ValidationError, leaves: Mapping[_KeyPath, Any]
+) -> Iterator[tuple[_KeyPath, str]]:
+    """One line per key: what, what was got, what to do."""
     for item in error.errors(include_url=False):
-        key = _dotted(item["loc"])
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            yield f"unknown key {key!r}{did_you_mean(key, keys())}"
-        elif item["type"] in ("missing", "missing_argument"):
-            yield f"missing key {key!r}; add it to the file or pass {key}=VALUE"
-        elif key not in seen:
-            want = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            yield f"{key}: should be {want}, got {_shorten(item['input'])}"
-        seen.add(key)
+        path = next((p for p in (item["loc"][:2], item["loc"][:1]) if p in _schema()), item["loc"])
+        key = ".".join(map(str, path))
+        if item["type"] == "missing":
+            yield path, f"missing key {key!r}; add it to the file or pass {key}=VALUE"
+            continue
+        wanted = item["msg"].removeprefix("Input should be ")
+        if path in _schema() and item["type"] not in _LIMITS:
+            wanted = _wanted(_schema()[path])
+        yield path, _should_be(key, wanted, leaves.get(path, item["input"]))
 
 
-def _dotted(location: Sequence[str | int]) -> str:
-    """The key a user wrote, without the names pydantic adds for the members of a union."""
-    known = set(keys()) | {key.split(".")[0] for key in keys()}
-    parts = [str(part) for part in location]
-    for end in range(len(parts), 0, -1):
-        if ".".join(parts[:end]) in known:
-            return ".".join(parts[:end])
-    return ".".join(parts)
+def _suggest(path: _KeyPath) -> str:
+    """The nearest key, wherever it stands; else what stands in this section."""
+    section, name = path[:-1], str(path[-1])
+    if not section and tuple(name.split(".")) in _schema():
+        return f"; in a file, write {name.replace('.', ': {')}: ...}}"
+    candidates = [*_schema(), *((name,) for name in _sections())]
+
+    def nearness(known: _KeyPath) -> float:
+        ratio = difflib.SequenceMatcher(None, name[:80], known[-1]).ratio()
+        return ratio + (0.1 if known[:-1] == section else 0)
+
+    best = max(map(nearness, candidates))
+    if best >= 0.7:
+        near = [repr(".".join(known)) for known in candidates if nearness(known) == best]
+        return f"; did you mean {' or '.join(near)}?"
+    siblings = [known[-1] for known in candidates if known[:-1] == section]
+    return f"; the keys here are {', '.join(siblings)}"
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -163,23 +269,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"data.root is needed for data.name={data.name}; name the folder"
 
 
-def did_you_mean(word: str, candidates: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for a near miss, else an empty string."""
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _shorten(value: object, length: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any YAML value)
-    """The value with paths as strings and tuples as lists, as YAML writes them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value

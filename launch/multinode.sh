@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Trains on several plain hosts without a scheduler. Run it on every host, with the same arguments
+# but for the first:
+#
+#   bash launch/multinode.sh NODE HEAD_HOST CONFIG [key=value ...]
+#
+#   host-a$ bash launch/multinode.sh 0 host-a CONFIG
+#   host-b$ bash launch/multinode.sh 1 host-a CONFIG
+#
+# NODE counts the hosts from 0; HEAD_HOST is the name or address of host 0. Host 0 reads the data and
+# holds the run folder's summary; for resuming, all hosts must see one run folder (NFS).
+#
+# NODES=2            hosts
+# RANKS_PER_NODE=    ranks on each host; by default its GPUs, or 1
+# PORT=29500         free on host 0, and open to the others
+# GLOO_SOCKET_IFNAME=, NCCL_SOCKET_IFNAME=   the network interface, where there are several
+set -euo pipefail
+
+if (($# < 3)) || [[ ! $1 =~ ^[0-9]+$ ]]; then
+    echo "usage: bash launch/multinode.sh NODE HEAD_HOST CONFIG [key=value ...]" >&2
+    exit 2
+fi
+node=$1
+head_host=$2
+shift 2
+
+count_gpus() {
+    local count=0
+    if command -v nvidia-smi >/dev/null; then
+        count=$(nvidia-smi --list-gpus | wc -l)
+    fi
+    echo $((count > 0 ? count : 1))
+}
+
+venv=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv
+PATH="$venv/bin:$PATH"
+
+exec torchrun \
+    --nnodes "${NODES:-2}" \
+    --nproc-per-node "${RANKS_PER_NODE:-$(count_gpus)}" \
+    --node-rank "$node" \
+    --master-addr "$head_host" \
+    --master-port "${PORT:-29500}" \
+    -m pipeline_local train "$@"

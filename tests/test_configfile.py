@@ -1,0 +1,318 @@
+"""Every mistake is told in one line, and nothing but a Config or a ConfigError ever comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline_local import configfile
+from pipeline_local.config import Config
+from pipeline_local.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "model": {"name": "resnet20"},
+    "data": {"name": "digits"},
+    "train": {"steps": 5},
+}
+TEXT = yaml.safe_dump(MINIMAL)
+KEYS = configfile.keys()
+SECTIONS = [
+    "model", "data", "modules", "head", "reconcile", "train",
+    "optimizer", "parallel", "checkpoint", "run",
+]  # fmt: skip
+
+
+def problems(tmp_path: Path, text: str = TEXT, *overrides: str) -> list[str]:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        configfile.load(path, overrides)
+    assert all(problem.count("\n") == 0 for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def with_overrides(tmp_path: Path, *overrides: str) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT)
+    return configfile.load(path, overrides)
+
+
+def test_defaults_fill_what_the_file_leaves_out() -> None:
+    config = configfile.parse(MINIMAL)
+    assert (config.modules.count, config.optimizer.name, config.engine) == (1, "sgd", "torch")
+
+
+def test_an_empty_section_is_an_absent_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT + "optimizer:\n")
+    assert configfile.load(path, ["optimizer.lr=0.5"]).optimizer.lr == 0.5
+    assert configfile.load(path) == configfile.parse(MINIMAL)
+
+
+def test_overrides_win_and_the_last_one_most(tmp_path: Path) -> None:
+    config = with_overrides(tmp_path, "train.steps=7", "train.steps=9", "run.dir=a b")
+    assert (config.train.steps, config.run.dir) == (9, Path("a b"))
+
+
+def test_further_model_keys_go_to_the_builder(tmp_path: Path) -> None:
+    config = with_overrides(tmp_path, "model.width=16", "model.drop=1e-1")
+    assert config.model.args == {"width": 16, "drop": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("1e-3", 0.001),
+        ("'1e-3'", 0.001),  # a number in quotes is still a number
+        ("5.0e-4", 0.0005),
+        ("1", 1.0),
+        (".5", 0.5),
+    ],
+)
+def test_ways_to_write_a_number(tmp_path: Path, override: str, value: float) -> None:
+    assert with_overrides(tmp_path, f"optimizer.lr={override}").optimizer.lr == value
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    assert with_overrides(tmp_path, "train.steps=1e3").train.steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        # unknown keys: the full key, and where it belongs
+        ("data.batchsize=3", "unknown key 'data.batchsize'; did you mean 'data.batch_size'?"),
+        ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
+        ("batch_size=3", "unknown key 'batch_size'; did you mean 'data.batch_size'?"),
+        ("data.epochs=3", "unknown key 'data.epochs'; did you mean 'train.epochs'?"),
+        ("head.lr=3", "unknown key 'head.lr'; did you mean 'optimizer.lr'?"),
+        (
+            "reconcile.weights=3",
+            "unknown key 'reconcile.weights'; did you mean 'reconcile.weight'?",
+        ),
+        ("presicion=float32", "unknown key 'presicion'; did you mean 'precision'?"),
+        ("head.zzz=3", "unknown key 'head.zzz'; the keys here are name, depth"),
+        # the wrong type
+        ("head=5", "head: should be a section of `key: value` lines, got 5"),
+        ("train.seed=true", "train.seed: should be a whole number, got True"),
+        ("train.seed='3'", "train.seed: should be a whole number, got '3'"),
+        ("train.steps=1.5", "train.steps: should be a whole number or null, got 1.5"),
+        ("train.steps={a: 1}", "train.steps: should be a whole number or null, got {'a': 1}"),
+        ("train.seed=null", "train.seed: should be a whole number, got None"),
+        ("optimizer.lr=true", "optimizer.lr: should be a number, got True"),
+        ("optimizer.lr=fast", "optimizer.lr: should be a number, got 'fast'"),
+        ("run.resume=1", "run.resume: should be true or false, got 1"),
+        ("run.resume='yes'", "run.resume: should be true or false, got 'yes'"),
+        ("run.dir=5", "run.dir: should be a path, got 5"),
+        ("data.root=[a]", "data.root: should be a path or null, got ['a']"),
+        ("model.name=!!binary aGk=", "model.name: should be text, got b'hi'"),
+        ("engine=torhc", "engine: should be 'torch', got 'torhc'"),
+        # members of a union make one line, not one each
+        ("modules.cuts=5", "modules.cuts: should be 'uniform' or 'parameters' or a list, got 5"),
+        (
+            "modules.cuts=[1.5, null]",
+            "modules.cuts: should be 'uniform' or 'parameters' or a list, got [1.5, None]",
+        ),
+        (
+            "modules.cuts=[true]",
+            "modules.cuts: should be 'uniform' or 'parameters' or a list, got [True]",
+        ),
+        # the wrong size
+        ("modules.count=0", "modules.count: should be greater than or equal to 1, got 0"),
+        ("optimizer.lr=.nan", "optimizer.lr: should be a finite number, got nan"),
+        ("optimizer.lr=.inf", "optimizer.lr: should be a finite number, got inf"),
+        ("optimizer.lr=1e999", "optimizer.lr: should be a finite number, got inf"),
+        ("reconcile.fraction=0", "reconcile.fraction: should be greater than 0, got 0"),
+        # overrides that are none
+        ("train.steps", "override 'train.steps' is not of the form key=value (such as"),
+        ("=3", "override '=3' is not of the form key=value (such as"),
+        ("train..steps=3", "override 'train..steps=3' is not of the form key=value (such as"),
+        ("model.name.x=3", "override 'model.name.x=3': 'name' holds a value, not keys; change"),
+        ("run.dir={", "override 'run.dir={': the value is not valid YAML (line 1: expected the"),
+        ("train.seed=0x" + "f" * 5000, "override 'train.seed=0xfff"),
+        # contradictions
+        ("train.epochs=3", "give either train.epochs or train.steps, got both"),
+        ("train.steps=null", "give either train.epochs or train.steps, got neither"),
+        ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
+        ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
+        ("parallel.stages=2", "parallel.stages must not exceed modules.count (a stage holds"),
+        ("modules.cuts=[3]", "modules.cuts must name the first block of modules 2..1: expected 0"),
+        ("data.name=cifar10", "data.root is needed for data.name=cifar10; name the folder"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
+    (line,) = problems(tmp_path, TEXT, override)
+    assert line.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "must hold sections of `key: value`, got None"),
+        ("- 1", "must hold sections of `key: value`, got [1]"),
+        ("a: [", "is not valid YAML: line 1: "),
+        (TEXT + "train: {steps: 3}\n", "line 7: key 'train' stands twice; keep one"),
+        ("a: &a [*a]\n", "line 1: an alias must stand for a single value"),
+        ("a: &a {b: 1}\nc: *a\n", "line 1: an alias must stand for a single value"),
+        ("a: " + "[" * 5000, "is not valid YAML: "),
+        ("a: !!timestamp x", "is not valid YAML: a value cannot be read: "),
+        ("a: !!python/name:os.system", "is not valid YAML: line 1: "),
+        ("{[1]: {2: 3}}", "line 1: found unhashable key"),
+        ("a: 0x1" + "0" * 16, "line 1: a whole number must be below 2^63"),
+        ("a: \0", "is not valid YAML: "),
+    ],
+)
+def test_a_file_that_cannot_be_one(tmp_path: Path, text: str, problem: str) -> None:
+    assert problem in problems(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("3: 4", "unknown key '3'; the keys here are engine, precision, model,"),
+        ("on: 4", "unknown key 'True'; the keys here are "),
+        ("data.name: digits", "unknown key 'data.name'; in a file, write data: {name: ...}"),
+        ("trian: {steps: 3}", "unknown key 'trian'; did you mean 'train'?"),
+        ("name: x", "unknown key 'name'; did you mean 'model.name' or 'data.name' or "),
+        ("head: {1: 2}", "unknown key 'head.1'; the keys here are name, depth"),
+        ("head: [1]", "head: should be a section of `key: value` lines, got [1]"),
+    ],
+)
+def test_a_line_that_should_not_stand_there(tmp_path: Path, line: str, problem: str) -> None:
+    (got,) = problems(tmp_path, f"{TEXT}{line}\n")
+    assert got.startswith(problem)
+
+
+def test_a_model_argument_needs_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown key 'model\.1'"):
+        configfile.parse({**MINIMAL, "model": {"name": "x", 1: 2}})
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
+    for name, problem in [
+        ("none.yaml", "does not exist"),
+        ("", "cannot be read"),
+        ("latin.yaml", "cannot be read"),
+    ]:
+        with pytest.raises(ConfigError, match=problem):
+            configfile.load(tmp_path / name)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    text = "data: {name: nodata, batchsize: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
+    assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
+        "data.name: should be 'digits', 'cifar10', 'cifar100', 'imagefolder' or 'synthetic',"
+        " got 'nodata'",
+        "missing key 'model.name'; add it to the file or pass model.name=VALUE",
+        "optimizer.lr: should be greater than 0, got 0",
+        "train.steps: should be a whole number or null, got '5'",
+        "unknown key 'data.batchsize'; did you mean 'data.batch_size'?",
+        "unknown key 'haed'; did you mean 'head'?",
+    ]
+
+
+def test_keys_are_dotted_and_known() -> None:
+    assert {"model.name", "train.epochs", "engine"} <= set(KEYS)
+    assert {key.split(".")[0] for key in KEYS if "." in key} == set(SECTIONS)
+    assert "model.args" not in KEYS
+
+
+# -- anything at all ---------------------------------------------------------------------------
+
+texts = st.one_of(
+    st.sampled_from([*KEYS, *SECTIONS, "1e-3", "null", "on", "2026-11-24", "~", "<<"]),
+    st.text(max_size=8),
+)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3), texts, st.dates()
+)
+names = st.sampled_from(sorted({part for key in KEYS for part in key.split(".")}))
+trees = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(names, scalars), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+quickly = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def survives(read: Any, *args: Any) -> Config | None:
+    """A Config, or None for a ConfigError; anything else is a failure."""
+    try:
+        config = read(*args)
+    except ConfigError:
+        return None
+    assert isinstance(config, Config)
+    return config
+
+
+@quickly
+@given(tree=st.dictionaries(st.one_of(names, scalars), trees, max_size=5))
+def test_any_tree(tree: dict[Any, Any]) -> None:
+    survives(configfile.parse, tree)
+
+
+@quickly
+@given(key=st.sampled_from(KEYS), value=trees)
+def test_a_valid_file_with_one_key_changed(tmp_path: Path, key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    tree = {**MINIMAL, section: {**MINIMAL.get(section, {}), name: value}} if section else None
+    config = survives(configfile.parse, tree or {**MINIMAL, key: value})
+    if config:
+        path = tmp_path / "config.yaml"
+        path.write_text(configfile.dump(config))
+        assert configfile.load(path) == config
+
+
+@quickly
+@given(overrides=st.lists(st.one_of(texts, st.builds("{}={}".format, texts, texts)), max_size=3))
+def test_any_override(tmp_path: Path, overrides: list[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT)
+    survives(configfile.load, path, overrides)
+
+
+@quickly
+@given(content=st.binary(max_size=40))
+def test_any_bytes(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    survives(configfile.load, path)
+
+
+@quickly
+@given(cut=st.integers(0, 1000), insert=st.text(alphabet="{}[]:,-&*!|>'\"%@` \n\tab1.", max_size=6))
+def test_a_damaged_file(tmp_path: Path, cut: int, insert: str) -> None:
+    text = configfile.dump(configfile.parse(MINIMAL))
+    at = cut % len(text)
+    path = tmp_path / "config.yaml"
+    path.write_text(text[:at] + insert + text[at + len(insert) :])
+    survives(configfile.load, path)
+
+
+def test_dump_loads_back(tmp_path: Path) -> None:
+    tree = {
+        "model": {"name": "x", "width": 4, "note": "1e-3", "sizes": [1, 2], "on": "yes"},
+        "data": {"name": "cifar10", "root": "1e5", "batch_size": 96},
+        "modules": {"count": 3, "cuts": ["layer1.0", 4]},
+        "train": {"epochs": 2},
+        "optimizer": {"lr": 1e-5, "clip": None},
+        "run": {"dir": "2026-11-24", "resume": True},
+    }
+    config = configfile.parse(tree)
+    path = tmp_path / "config.yaml"
+    path.write_text(configfile.dump(config))
+    assert configfile.load(path) == config
+    assert config.data.root == Path("1e5")
+    assert config.model.args["note"] == "1e-3"

@@ -1,0 +1,356 @@
+"""The scripts around the package, run against stubs: no network, no Slurm, no Docker."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [".ci/run", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("launch/**/*.s[hb]*"))]
+DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]
+
+# Answers for python itself, `-m venv`, `-m pip install` and `-m pytest`; notes what it was asked.
+PYTHON_STUB = f"""#!/usr/bin/env bash
+case "$1 $2" in
+"-m venv") echo "venv" >>"$LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+"-m pip")
+    echo "pip ${{!#}} DS_BUILD_OPS=$DS_BUILD_OPS" >>"$LOG"
+    sleep "${{PIP_SECONDS:-0}}"
+    [[ -z ${{PIP_FAILS:-}} ]] || exit 7
+    for tool in pipeline-local ruff mypy; do
+        printf '#!/usr/bin/env bash\\necho "%s $*" >>"$LOG"\\n' "$tool" >"${{0%/*}}/$tool"
+        chmod +x "${{0%/*}}/$tool"
+    done ;;
+"-m pytest") echo "pytest ${{*:3}}" >>"$LOG"; exit "${{PYTEST_STATUS:-0}}" ;;
+"--version ") echo "Python stub" ;;
+*) exec "{sys.executable}" "$@" ;;
+esac
+"""
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class Clone:
+    """A copy of what the scripts need, in a folder with a space in its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a clone"
+        self.log = folder / "log"
+        shutil.copytree(ROOT / "launch", self.root / "launch")
+        shutil.copytree(ROOT / ".ci", self.root / ".ci")
+        for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.root)
+        self.python = executable(folder / "python", PYTHON_STUB)
+
+    def start(self, script: str, *args: str, **env: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["bash", str(self.root / script), *args],
+            cwd="/",
+            env={**os.environ, "LOG": str(self.log), "PYTHON": str(self.python)} | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, script: str, *args: str, **env: str) -> tuple[int, str]:
+        process = self.start(script, *args, **env)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def calls(self) -> list[str]:
+        """What was called since the last look."""
+        text = self.log.read_text() if self.log.exists() else ""
+        self.log.unlink(missing_ok=True)
+        return text.replace(f"{self.root}", "ROOT").splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+INSTALLED = ["venv", "pip ROOT DS_BUILD_OPS=0"]
+
+
+def test_quickstart_installs_then_trains(clone: Clone) -> None:
+    status, output = clone.run("launch/quickstart.sh", "train.epochs=1", "model.name=a b")
+    assert status == 0, output
+    train = "pipeline-local train configs/digits.yaml run.dir=runs/digits train.epochs=1"
+    assert clone.calls() == [*INSTALLED, f"{train} model.name=a b"]
+
+
+def test_the_second_quickstart_installs_nothing_and_overwrites_nothing(clone: Clone) -> None:
+    clone.run("launch/quickstart.sh")
+    clone.calls()
+    (clone.root / "runs/digits").mkdir(parents=True)
+    clone.run("launch/quickstart.sh")
+    assert clone.calls() == ["pipeline-local train configs/digits.yaml run.dir=runs/digits-2"]
+    clone.run("launch/quickstart.sh", "run.resume=true")
+    assert clone.calls() == ["pipeline-local train configs/digits.yaml run.resume=true"]
+
+
+@pytest.mark.parametrize("damage", ["stamp", "interpreter", "setup.cfg", "constraints.txt"])
+def test_a_half_made_or_outdated_venv_is_made_anew(clone: Clone, damage: str) -> None:
+    clone.run("launch/setup.sh")
+    clone.calls()
+    stray = clone.root / ".venv/stray"
+    stray.touch()
+    if damage == "stamp":
+        (clone.root / ".venv/.complete").unlink()
+    elif damage == "interpreter":
+        (clone.root / ".venv/bin/python").unlink()
+    else:
+        with (clone.root / damage).open("a") as file:
+            file.write("# changed\n")
+    status, output = clone.run("launch/setup.sh")
+    assert status == 0, output
+    assert clone.calls() == INSTALLED
+    assert not stray.exists()
+
+
+def test_a_failed_install_fails_and_is_tried_again(clone: Clone) -> None:
+    status, _ = clone.run("launch/quickstart.sh", PIP_FAILS="yes")
+    assert status == 7
+    assert clone.calls() == INSTALLED
+    clone.run("launch/setup.sh")
+    assert clone.calls() == INSTALLED
+
+
+def test_two_at_once_install_once(clone: Clone) -> None:
+    both = [clone.start("launch/setup.sh", PIP_SECONDS="0.5") for _ in range(2)]
+    for process in both:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    assert clone.calls() == INSTALLED
+
+
+def test_the_development_tools_are_added_once(clone: Clone) -> None:
+    clone.run("launch/setup.sh")
+    clone.calls()
+    clone.run("launch/setup.sh", "dev")
+    assert clone.calls() == ["pip ROOT[dev] DS_BUILD_OPS=0"]
+    clone.run("launch/setup.sh", "dev")
+    clone.run("launch/setup.sh")
+    assert clone.calls() == []
+
+
+def test_no_suitable_python_is_one_clear_line(clone: Clone) -> None:
+    old = executable(clone.root / "old", "#!/usr/bin/env bash\nexit 1\n")
+    status, output = clone.run("launch/setup.sh", PYTHON=str(old))
+    assert status == 1
+    assert output.count("\n") == 1
+    assert f"error: found no Python 3.10 or newer at PYTHON={old}; run 'sudo apt-get" in output
+
+
+def test_a_missing_venv_module_is_one_clear_line(clone: Clone) -> None:
+    bare = executable(
+        clone.root / "bare",
+        f'#!/usr/bin/env bash\n[[ $2 != *ensurepip* ]] && exec {sys.executable} "$@"\n',
+    )
+    executable(clone.root / "bin/id", "#!/usr/bin/env bash\necho 1000\n")
+    path = f"{clone.root / 'bin'}:{os.environ['PATH']}"
+    status, output = clone.run("launch/setup.sh", PYTHON=str(bare), PATH=path)
+    assert status == 1
+    assert output.count("\n") == 1
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"run: sudo apt-get install python{version}-venv" in output
+
+
+def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
+    status, output = clone.run("launch/test.sh", "-m", "long", PYTEST_STATUS="3")
+    assert status == 3, output
+    checks = ["ruff format --check .", "ruff check .", "mypy ", "pytest -m long"]
+    assert clone.calls()[-4:] == checks
+    assert "passed  mypy\nFAILED  pytest (exit status 3)\n" in output
+
+    executable(clone.root / ".venv/bin/ruff", "#!/usr/bin/env bash\n[[ $1 == check ]] || exit 5\n")
+    status, output = clone.run("launch/test.sh", PYTEST_STATUS="3")
+    assert status == 5
+    assert "FAILED  ruff format (exit status 5)\npassed  ruff check\n" in output
+    assert clone.calls() == ["mypy ", "pytest "]
+
+
+def test_continuous_integration_is_the_same_script(clone: Clone) -> None:
+    status, output = clone.run(".ci/run", CI="true")
+    assert status == 0, output
+    assert clone.calls()[-1] == "pytest "
+
+
+# -- Slurm and plain hosts ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """Stub srun, scontrol and torchrun that note their arguments; a job's environment."""
+    log = tmp_path / "log"
+    note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{log}"\n'
+    executable(
+        tmp_path / "bin/srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n'
+    )
+    executable(tmp_path / "bin/torchrun", note)
+    executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
+    hosts = "[[ $1 == show ]] && printf 'node7\\nnode8\\n' && exit\n"
+    executable(tmp_path / "bin/scontrol", note.replace("echo", f"{hosts}echo"))
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_GPUS_ON_NODE": "4",
+    }
+
+
+def run_script(script: str, *args: str, env: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["bash", str(ROOT / script), *args],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+SRUN = (
+    "srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
+    " --rdzv-endpoint node7:22345 --rdzv-id 12345-{restarts} -m pipeline_local train c.yaml"
+)
+
+
+def test_sbatch_starts_one_torchrun_per_node(tmp_path: Path, cluster: dict[str, str]) -> None:
+    process = run_script("launch/slurm/train.sbatch", "c.yaml", "run.dir=a b", env=cluster)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert (tmp_path / "log").read_text() == f"{SRUN.format(restarts=0)} run.dir=a b\n"
+
+
+def test_a_requeued_job_resumes(tmp_path: Path, cluster: dict[str, str]) -> None:
+    env = cluster | {"SLURM_RESTART_COUNT": "1"}
+    run_script("launch/slurm/train.sbatch", "c.yaml", env=env).communicate(timeout=30)
+    assert (tmp_path / "log").read_text() == f"{SRUN.format(restarts=1)} run.resume=true\n"
+
+
+def test_sbatch_ends_with_the_status_of_training(cluster: dict[str, str]) -> None:
+    process = run_script("launch/slurm/train.sbatch", "c.yaml", env=cluster | {"STATUS": "9"})
+    process.communicate(timeout=30)
+    assert process.returncode == 9
+
+
+def test_near_the_time_limit_the_job_is_requeued(tmp_path: Path, cluster: dict[str, str]) -> None:
+    env = cluster | {"SRUN_SECONDS": "1"}
+    process = run_script("launch/slurm/train.sbatch", "c.yaml", env=env)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, 10)  # SIGUSR1
+    output, _ = process.communicate(timeout=30)
+    assert "the time limit is near" in output
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "scontrol requeue 12345"
+
+
+def test_sbatch_asks_slurm_for_signal_and_requeue() -> None:
+    text = (ROOT / "launch/slurm/train.sbatch").read_text()
+    options = re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE)
+    assert {"--signal=B:USR1@120", "--requeue", "--ntasks-per-node=1"} <= set(options)
+    assert text.index("#SBATCH --output") < text.index(
+        "set -euo"
+    )  # Slurm stops at the first command
+
+
+def test_plain_hosts(tmp_path: Path, cluster: dict[str, str]) -> None:
+    process = run_script("launch/multinode.sh", "1", "head", "c.yaml", "train.steps=3", env=cluster)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert (tmp_path / "log").read_text() == (
+        "torchrun --nnodes 2 --nproc-per-node 2 --node-rank 1 --master-addr head"
+        " --master-port 29500 -m pipeline_local train c.yaml train.steps=3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("launch/multinode.sh", ("head", "0", "c.yaml")), ("launch/slurm/train.sbatch", ())],
+)
+def test_wrong_arguments_get_the_usage(
+    script: str, args: tuple[str, ...], cluster: dict[str, str]
+) -> None:
+    process = run_script(script, *args, env=cluster)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert output.startswith("usage: ")
+
+
+# -- what can be checked without running -------------------------------------------------------
+
+
+def test_every_script_is_found() -> None:
+    assert len(SCRIPTS) >= 6
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_parse(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_shellcheck_clean(script: str) -> None:
+    done = subprocess.run(["shellcheck", str(ROOT / script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def pins() -> dict[str, str]:
+    """Name -> version, for the newest Python."""
+    found = re.findall(
+        r"^([\w.-]+)==(\S+?)(?:; python_version >=.*)?$", constraints(), re.MULTILINE
+    )
+    return {name.lower(): version for name, version in found}
+
+
+def constraints() -> str:
+    return (ROOT / "constraints.txt").read_text()
+
+
+def requirements() -> list[str]:
+    """The names of all direct dependencies in setup.cfg."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"].values()
+    lines = "\n".join([setup["options"]["install_requires"], *extras]).split()
+    return [re.split(r"[<>=!~]", line)[0].lower() for line in lines]
+
+
+def test_constraints_pin_every_direct_dependency_and_no_other() -> None:
+    assert sorted(pins()) == sorted(requirements())
+
+
+@pytest.mark.parametrize("path", DOCKERFILES)
+def test_dockerfile(path: str) -> None:
+    text = (ROOT / path).read_text().replace("\\\n", "")
+    base = re.search(r"^FROM (\S+)$", text, re.MULTILINE)
+    assert base
+    assert re.search(r":[\w.-]*\d", base[1]), "the base image must be pinned"
+
+    for name in ("torch", "torchvision"):
+        assert f" {name}=={pins()[name]}" in text
+    for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        for source in line.split():
+            assert (ROOT / source).exists(), f"{path} copies {source}, which does not exist"
+            assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert text.index("torch==") < text.index("COPY setup.cfg") < text.index("COPY pipeline_local ")
+    assert re.search(r"^USER (?!root)", text, re.MULTILINE)
+    assert 'ENTRYPOINT ["pipeline-local"]' in text

@@ -1,0 +1,68 @@
+"""The dialect: what is read, what is refused, and that what is written is read back."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_local import yamltext
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-2.E+2", -200.0),
+        ("1e", "1e"),
+        ("'1e-3'", "1e-3"),
+        (str(2**63 - 1), 2**63 - 1),
+        ("{a: &x 3, b: *x}", {"a": 3, "b": 3}),
+        ("", None),
+    ],
+)
+def test_reads(text: str, value: object) -> None:
+    assert yamltext.parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (str(2**63), "line 1: a whole number must be below 2^63"),
+        ("9" * 5000, "a value cannot be read: ValueError"),
+        ("a: 1\nb: 2\na: 3", "line 3: key 'a' stands twice; keep one"),
+        ("a: &x [1]\nb: *x", "line 1: an alias must stand for a single value"),
+        ("!!bool maybe", "a value cannot be read: KeyError"),
+        ("[" * 5000, "a value cannot be read: RecursionError"),
+        ("{[]: 1, {}: 2}", "line 1: found unhashable key"),
+        ("\ufffe", "special characters"),
+    ],
+)
+def test_refuses_with_a_reason_in_one_line(text: str, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        yamltext.parse(text)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.text(max_size=8)
+numbers_as_text = st.from_regex(r"\A[-+]?[0-9.]{1,4}[eE]?[-+]?[0-9]{0,3}\Z")
+numbers = st.floats(allow_nan=False)
+trees = st.recursive(
+    scalars | numbers_as_text | numbers,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(trees)
+def test_writes_what_it_reads(tree: object) -> None:
+    assert yamltext.parse(yamltext.write(tree)) == tree
+
+
+def test_paths_become_text_and_tuples_lists() -> None:
+    assert yamltext.parse(yamltext.write({"a": Path("1e5"), "b": (1, 2)})) == {
+        "a": "1e5",
+        "b": [1, 2],
+    }
