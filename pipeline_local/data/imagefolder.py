@@ -55,25 +55,27 @@ def open_imagefolder(root: Path, split: str) -> ImageFolder:
 def read_image(path: str) -> Tensor:
     """Decode a file into RGB: uint8 [3, H, W].
 
+    By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
+
     Raises:
         UserError: the file is missing, corrupt or no image.
     """
     try:
         with Image.open(path) as image:
-            pixels = _to_rgb(image)
+            image.load()  # fails here: an older NumPy would swallow it
+            return torch.from_numpy(_to_rgb(image).transpose(2, 0, 1).copy())
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"an image cannot be read: got {path} ({reason}); repair or remove it"
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Pixels [H, W, 3]."""
     if image.mode.startswith("I;16"):  # Pillow clips 16 bits of grey instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _split_folder(root: Path, *names: str) -> Path:
