@@ -1,7 +1,6 @@
 """config -> modules -> stage -> the schedule."""
 
 import json
-from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -87,7 +86,7 @@ def _agree(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
         board.pin("start", {"refused": True})
         raise
     start = Checkpoints(folder.checkpoints, config.modules.count).latest() or 0
-    board.pin("start", {"config": text, "info": asdict(info), "start": start})
+    board.pin("start", {"config": text, "info": info.to_json(), "start": start})
     return info, start
 
 
@@ -101,7 +100,7 @@ def _listen(text: str, board: Board) -> tuple[DataInfo, int]:
         raise SystemExit(2)
     if facts["config"] != text:
         raise UserError("this rank's configuration differs from the first rank's; make them equal")
-    return DataInfo(**facts["info"]), facts["start"]
+    return DataInfo.from_json(facts["info"]), facts["start"]
 
 
 def _already_complete(config: Config, board: Board, start: int) -> Facts:

@@ -1,6 +1,8 @@
 """Fixtures: forked ranks, one thread each, and nothing left behind."""
 
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import socket
 import threading
@@ -35,6 +37,7 @@ def nothing_leaks() -> Iterator[None]:
     before, threads = environment(), set(threading.enumerate())
     yield
     assert environment() == before
+    assert torch.get_num_threads() == 1
     assert not multiprocessing.active_children()
     assert not [t for t in set(threading.enumerate()) - threads if not t.daemon]
 
@@ -56,6 +59,8 @@ def _rank_main(
         MASTER_ADDR="localhost",
         MASTER_PORT=str(port),
     )
+    # a fork server that the parent has started is not this process's child: forget it
+    multiprocessing.forkserver._forkserver.__init__()
     try:
         place = Place(rank, world_size, rank, world_size, launched=True)
         outbox.send((function(place, *args), None))

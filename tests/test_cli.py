@@ -66,8 +66,9 @@ def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatc
     import torchvision
 
     from pipeline_local.config import DataConfig
-    from pipeline_local.data.batches import evaluation_batches, normalize
+    from pipeline_local.data.batches import test_batches
     from pipeline_local.data.datasets import describe
+    from pipeline_local.data.normalize import Normalize
 
     monkeypatch.chdir(tmp_path)
     data = {"name": "synthetic", "image_size": 32, "limit": 64, "batch_size": 32}
@@ -82,8 +83,8 @@ def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatc
     config = DataConfig(**data)
     info, correct = describe(config), 0
     with torch.no_grad():
-        for images, labels in evaluation_batches(config, info):
-            logits = model.eval()(normalize(images, info, torch.float32))
+        for images, labels in test_batches(config, info):
+            logits = model.eval()(Normalize(info)(images))
             correct += int((logits.argmax(1) == labels).sum())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["accuracy"][-1] == correct / info.num_test
@@ -121,8 +122,11 @@ MISTAKES = [
     (["train", "CONFIG", "model.name=resnet21"], "did you mean"),
     (["train", "CONFIG", "model.widht=3"], "did you mean 'model.width'"),
     (["train", "CONFIG", "model.weights=none.pt"], "none.pt does not exist"),
-    (["train", "CONFIG", "data.name=imagefolder", "data.root=none"], "none is not a folder"),
-    (["train", "CONFIG", "data.batch_size=5000"], "only 1438 samples"),
+    (
+        ["train", "CONFIG", "data.name=imagefolder", "data.root=none"],
+        "data.root is not a folder: got none",
+    ),
+    (["train", "CONFIG", "data.batch_size=5000"], "1442 training samples"),
     (["train", "CONFIG", "optimizer.lr=fast"], "optimizer.lr"),
     (["train", "CONFIG", "parallel.backend=nccl"], "needs a GPU"),
     (["train", "CONFIG", "run.dir=config.yaml"], "is a file"),

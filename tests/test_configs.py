@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline_local import cli, configfile
-from pipeline_local.data.datasets import IMAGENET, DataInfo, describe
+from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.pipeline.blueprint import Blueprint
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ def facts(config):
     size = config.data.image_size or 224
     imagenet = "imagenet" in str(config.data.root)
     train, test, classes = (1_281_167, 50_000, 1000) if imagenet else (50_000, 10_000, 10)
-    return DataInfo(train, test, classes, (3, size, size), *IMAGENET)
+    return DataInfo(train, test, classes, (3, size, size), (0.5,) * 3, (0.2,) * 3, ())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
@@ -33,7 +34,7 @@ def test_loads_and_builds(path):
     for index in range(config.modules.count - 1):
         assert blueprint.contract(index).activations.shape[0] > 0
     blueprint.stages(config.parallel.stages or config.modules.count)
-    assert configfile.parse(configfile.yaml.safe_load(configfile.dump(config))) == config
+    assert configfile.parse(yaml.safe_load(configfile.dump(config))) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

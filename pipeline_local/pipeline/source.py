@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import Config
-from pipeline_local.data.batches import evaluation_batches, normalize, train_batches
+from pipeline_local.data.batches import test_batches, train_batches
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.normalize import Normalize
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Action, Evaluate
 
@@ -39,7 +40,7 @@ class Source:
         self._config = config
         self._info = info
         self._device = device
-        self._dtype = dtype
+        self._normalize = Normalize(info, dtype, device)
         self._messages = self._run(actions, steps)
 
     def recv(self) -> tuple[Tensor, ...]:
@@ -58,7 +59,7 @@ class Source:
                 images, labels = next(batches)
                 yield from self._parts(images, labels, action)
             elif isinstance(action, Evaluate):
-                for images, labels in evaluation_batches(data, self._info):
+                for images, labels in test_batches(data, self._info):
                     yield self._ready(images, labels)
 
     def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:
@@ -70,4 +71,4 @@ class Source:
 
     def _ready(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self._device, non_blocking=True)
-        return normalize(images, self._info, self._dtype), labels.to(self._device)
+        return self._normalize(images), labels.to(self._device, non_blocking=True)

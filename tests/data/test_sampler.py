@@ -1,34 +1,39 @@
-"""The order of the data: permutations, seekable."""
+import pytest
+import torch
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from pipeline_local.data.sampler import StepSampler, epoch_order
+from pipeline_local.data.sampler import epoch_order, steps_per_epoch, train_indices
 
 
-def test_an_epoch_is_a_permutation_of_its_own():
-    orders = [epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-    assert epoch_order(50, 0, 1) == orders[1]
+def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch():
+    orders = [epoch_order(50, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(50))
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    assert torch.equal(orders[0], epoch_order(50, 0, 0))
 
 
-@given(
-    num_samples=st.integers(1, 40),
-    batch_size=st.integers(1, 10),
-    start=st.integers(0, 30),
-    steps=st.integers(0, 20),
-)
-def test_starting_anywhere_gives_the_same_batches(num_samples, batch_size, start, steps):
-    batch_size = min(batch_size, num_samples)
-    whole = list(StepSampler(num_samples, batch_size, 5, range(start + steps)))
-    part = list(StepSampler(num_samples, batch_size, 5, range(start, start + steps)))
-    assert part == whole[start:]
-    assert all(len(batch) == batch_size for batch in whole)
+def test_steps_of_an_epoch_visit_no_sample_twice_and_drop_the_rest():
+    pairs = [pair for step in range(3) for pair in train_indices(11, 3, seed=5, step=step)]
+    assert len(pairs) == len(set(pairs)) == 9
+    assert {epoch for epoch, _ in pairs} == {0}
+    assert train_indices(11, 3, seed=5, step=3)[0][0] == 1
 
 
-def test_an_epoch_never_repeats_a_sample():
-    batches = list(StepSampler(23, 5, 0, range(8)))
-    for epoch in (0, 1):
-        tickets = [t for batch in batches for t in batch if t[0] == epoch]
-        assert len(tickets) == len(set(tickets)) == 20
+def test_the_dropped_samples_differ_between_epochs():
+    def visited(epoch):
+        return {i for step in range(3) for _, i in train_indices(11, 3, 5, 3 * epoch + step)}
+
+    assert len({frozenset(visited(epoch)) for epoch in range(5)}) > 1
+
+
+def test_a_step_does_not_depend_on_the_steps_before():
+    forwards = [train_indices(20, 4, 0, step) for step in range(20)]
+    backwards = [train_indices(20, 4, 0, step) for step in reversed(range(20))]
+    assert forwards == backwards[::-1]
+
+
+def test_a_batch_must_fit():
+    assert steps_per_epoch(10, 10) == 1
+    with pytest.raises(ValueError, match="batch of 11 cannot be filled from 10"):
+        steps_per_epoch(10, 11)
