@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline_local import __version__, configfile
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import (
+    EXIT_NEIGHBOUR_LOST,
+    EXIT_USER_ERROR,
+    ConfigError,
+    NeighbourLostError,
+    UserError,
+)
 from pipeline_local.pipeline.place import Place
-
-EXIT_USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _explain(error)
         return EXIT_USER_ERROR
+    except NeighbourLostError as error:
+        _explain(error)
+        return EXIT_NEIGHBOUR_LOST
     except KeyboardInterrupt:
         return 130
 
@@ -55,7 +62,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if num_stages > 1 and not place.launched:
         from pipeline_local.pipeline.launch import start_ranks
 
-        trainer.check(config, num_stages)
+        trainer.check(config, Place(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
     trainer.train(config, place)
     return 0
@@ -82,8 +89,8 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     return [text for text in arguments if not text.startswith("--local_rank=")]
 
 
-def _explain(error: UserError) -> None:
-    """One line per problem; all ranks find the same ones, so the first speaks for all."""
+def _explain(error: Exception) -> None:
+    """One line per problem; all ranks find the same in a configuration: the first one speaks."""
     try:
         place = Place.from_environment()
     except UserError:

@@ -66,7 +66,7 @@ class ReconcileConfig:
     fraction: Fraction = 1.0
     """The random part of each batch on which the discord is estimated."""
     step: Annotated[float, Field(gt=0)] = 0.01
-    """finite_difference: |perturbation| / |input|."""
+    """finite_difference: norm of the perturbation over the norm of the input."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class DataConfig:
 
     __pydantic_config__ = _STRICT
     name: Literal["digits", "cifar10", "cifar100", "imagefolder", "synthetic"]
+    """digits: scikit-learn's; synthetic: made on the fly; the others read `data.root`."""
     root: Path | None = None
     """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`, `test/<class>/*`)."""
     batch_size: Positive = 128
@@ -105,6 +106,7 @@ class TrainConfig:
     microbatches: Positive = 1
     """Parts of a batch that travel the pipeline one by one; one optimizer step for all of them."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the target that is spread over all classes, in every local loss."""
     evaluate_every: Positive | None = None
     """Steps between evaluations; null: once per epoch. The end is always evaluated."""
     log_every: Positive = 20
@@ -117,10 +119,13 @@ class OptimizerConfig:
 
     __pydantic_config__ = _STRICT
     name: Literal["sgd", "adamw"] = "sgd"
+    """sgd or adamw."""
     lr: Annotated[float, Field(gt=0)] = 0.1
+    """Highest learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """sgd: Nesterov momentum; adamw: beta1."""
     weight_decay: NonNegative = 1e-4
+    """Of every parameter."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
     clip: Annotated[float, Field(gt=0)] | None = None

@@ -1,8 +1,14 @@
-"""What a user can get wrong, told in one line each: what, what was got, what to do."""
+"""What can go wrong and how it is told: one line each, and an exit code of its own."""
+
+EXIT_USER_ERROR = 2
+EXIT_NEIGHBOUR_LOST = 3
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The command line prints it without a traceback, exit code 2."""
+    """A mistake the user can mend: what is wrong, what was got, what to do.
+
+    The command line prints it without a traceback; exit code 2.
+    """
 
 
 class ConfigError(UserError):
@@ -15,3 +21,7 @@ class ConfigError(UserError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class NeighbourLostError(Exception):
+    """The process at the other end of an edge is gone; its own message says why. Exit code 3."""

@@ -1,6 +1,6 @@
 """config -> modules -> stage -> the schedule."""
 
-from dataclasses import asdict
+import json
 
 import torch
 import torch.distributed as dist
@@ -40,45 +40,53 @@ def train(config: Config, place: Place | None = None) -> Facts:
         UserError: what the user must mend.
     """
     place = place or Place.from_environment()
-    num_stages = place.num_stages(config.parallel)
+    place.num_stages(config.parallel)
     torch.set_num_threads(place.threads(config.parallel))
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     with joined(place) as store:
         board = Board(store, place.rank, place.world_size)
-        info, start = _agree(config, num_stages, board)
-        return Trainer(Blueprint.draw(config, info), place, board, start).run()
+        info, start = _agree(config, place, board)
+        blueprint = Blueprint.draw(config, info)
+        if start >= blueprint.schedule.num_steps:
+            return _already_complete(config, board, start)
+        return Trainer(blueprint, place, board, start).run()
 
 
-def check(config: Config, num_stages: int) -> DataInfo:
+def check(config: Config, place: Place) -> DataInfo:
     """Refuse whatever can be refused before a rank starts to work.
+
+    Args:
+        config: of the run.
+        place: any of the ranks that will run it.
 
     Raises:
         UserError: what the user must mend.
     """
     info = describe(config.data)
     blueprint = Blueprint.draw(config, info)
-    blueprint.stages(num_stages)
+    blueprint.stages(place.world_size)
+    place.wire_kind(config.parallel)
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
     RunFolder(config.run.dir).check(config.run.resume)
     return info
 
 
-def _agree(config: Config, num_stages: int, board: Board) -> tuple[DataInfo, int]:
+def _agree(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
     """The first rank checks everything, makes the run folder, and tells what only it knows."""
     text = configfile.dump(config)
     if board.rank > 0:
         return _listen(text, board)
     try:
-        info = check(config, num_stages)
+        info = check(config, place)
         folder = RunFolder(config.run.dir)
         folder.create(config)
     except UserError:
         board.pin("start", {"refused": True})
         raise
     start = Checkpoints(folder.checkpoints, config.modules.count).latest() or 0
-    board.pin("start", {"config": text, "info": asdict(info), "start": start})
+    board.pin("start", {"config": text, "info": info.to_json(), "start": start})
     return info, start
 
 
@@ -92,7 +100,16 @@ def _listen(text: str, board: Board) -> tuple[DataInfo, int]:
         raise SystemExit(2)
     if facts["config"] != text:
         raise UserError("this rank's configuration differs from the first rank's; make them equal")
-    return DataInfo(**facts["info"]), facts["start"]
+    return DataInfo.from_json(facts["info"]), facts["start"]
+
+
+def _already_complete(config: Config, board: Board, start: int) -> Facts:
+    """Nothing is left to do: the summary that is there stays as it is."""
+    folder = RunFolder(config.run.dir)
+    if board.rank == 0:
+        print(f"{folder.path} is complete after {start} steps; raise train.epochs to go on")
+    facts: Facts = json.loads(folder.summary.read_text()) if folder.summary.is_file() else {}
+    return facts
 
 
 class Trainer:
@@ -152,6 +169,7 @@ class Trainer:
         """Write this stage's modules."""
         with self.clock.saving():
             self.checkpoints.save(self.stage.modules, action.number)
+            self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
 
     def _log(self, step: Step) -> None:
         facts = {

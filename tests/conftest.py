@@ -1,6 +1,8 @@
 """Fixtures: forked ranks, one thread each, and nothing left behind."""
 
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import socket
 import threading
@@ -21,20 +23,23 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+SET_BY_LIBRARIES |= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in SET_BY_LIBRARIES}
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """No test may leave environment variables, child processes or threads behind."""
-    before = dict(os.environ)
-    threads = set(threading.enumerate())
+    before, threads = environment(), set(threading.enumerate())
     yield
-    del before["PYTEST_CURRENT_TEST"]
-    before.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    own = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # torch sets the latter by itself
-    after = {name: value for name, value in os.environ.items() if name not in own}
-    assert after == before
+    assert environment() == before
+    assert torch.get_num_threads() == 1
     assert not multiprocessing.active_children()
-    left = [t for t in set(threading.enumerate()) - threads if not t.daemon]
-    assert not left
+    assert not [t for t in set(threading.enumerate()) - threads if not t.daemon]
 
 
 def free_port() -> int:
@@ -54,6 +59,8 @@ def _rank_main(
         MASTER_ADDR="localhost",
         MASTER_PORT=str(port),
     )
+    # a fork server that the parent has started is not this process's child: forget it
+    multiprocessing.forkserver._forkserver.__init__()
     try:
         place = Place(rank, world_size, rank, world_size, launched=True)
         outbox.send((function(place, *args), None))

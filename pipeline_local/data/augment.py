@@ -1,69 +1,70 @@
-"""Augmentation: a pure function of (seed, epoch, sample), whoever computes it and when."""
+"""From a stored image to one of the wanted size: plainly, or changed at random for training.
 
-from collections.abc import Callable
+What is random is drawn from a `Random` that the caller seeds for (seed, epoch, sample). Nothing
+touches torch's global generator, so neither the number of loader processes nor another thread can
+change an image.
+"""
 
-import torch
+import math
+from random import Random
+from typing import Literal
+
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import pad
+from torchvision.transforms.v2 import functional as F
 
-from pipeline_local import seeds
-from pipeline_local.config import DataConfig
-from pipeline_local.data.datasets import SMALL
+from pipeline_local.data.trivial_augment import trivial_augment
 
-Transform = Callable[[Tensor], Tensor]
+Augment = Literal["none", "standard", "trivial"]
+
+SMALL = 64
+"""Up to this side in pixels an image is shifted; above, it is cropped and resized."""
 
 
-class Augment:
-    """uint8 image [C, H, W] -> uint8 image [C, size, size].
+def fit(image: Tensor, size: int) -> Tensor:
+    """The centre of a uint8 image [C, H, W] as [C, size, size]; one of that size is untouched.
 
-    Args:
-        data: `augment` says what is done.
-        size: side of the result.
-        seed: of the run.
+    The shorter side becomes `size` where that is small, else 256/224 of it, as ImageNet is tested.
     """
-
-    def __init__(self, data: DataConfig, size: int, seed: int) -> None:
-        self._seed = seed
-        self._transform = _transform(data, size)
-
-    def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
-        """The image as it looks in this epoch. Seeds the global generator."""
-        if self._transform is None:
-            return image
-        torch.manual_seed(seeds.derive(self._seed, "augment", epoch, index))
-        return self._transform(image)
+    if image.shape[1:] == (size, size):
+        return image
+    shorter = size if size <= SMALL else round(size * 256 / 224)
+    centre: Tensor = F.center_crop(F.resize(image, [shorter]), [size, size])
+    return centre
 
 
-def _transform(data: DataConfig, size: int) -> Transform | None:
-    if data.augment == "none":
-        return None
-    standard = PadCropFlip(size) if size <= SMALL else _resized_crop(size)
-    if data.augment == "standard":
-        return standard
-    trivial = v2.TrivialAugmentWide()
-    return lambda image: trivial(standard(image))
+def augment(image: Tensor, size: int, name: Augment, draw: Random) -> Tensor:
+    """A training image [C, size, size] from a stored one [C, H, W], both uint8."""
+    if name == "none":
+        return fit(image, size)
+    crop = shifted_crop if size <= SMALL else random_resized_crop
+    image = crop(image, size, draw)
+    if draw.random() < 0.5:
+        image = image.flip(-1)
+    return image if name == "standard" else trivial_augment(image, draw)
 
 
-def _resized_crop(size: int) -> Transform:
-    transforms = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-    return v2.Compose(transforms)  # type: ignore[no-any-return]
+def shifted_crop(image: Tensor, size: int, draw: Random) -> Tensor:
+    """Move the image by up to an eighth of its side in both directions; zeros fill the edge."""
+    reach = size // 8
+    padded = pad(fit(image, size), [reach] * 4)
+    top, left = draw.randrange(2 * reach + 1), draw.randrange(2 * reach + 1)
+    crop: Tensor = padded[:, top : top + size, left : left + size]
+    return crop
 
 
-class PadCropFlip:
-    """Zero-pad by an eighth, crop anywhere, flip every other image.
+def random_resized_crop(image: Tensor, size: int, draw: Random) -> Tensor:
+    """A part of 8 to 100 % of the area and aspect ratio 3/4 to 4/3 (Szegedy et al. 2015).
 
-    As v2.RandomCrop and v2.RandomHorizontalFlip, at a tenth of their cost on small images.
+    Where ten tries find no such part of a narrow image, its centre.
     """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._padding = size // 8
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """One draw of three numbers from the global generator."""
-        top, left, flip = torch.randint(0, 2 * (2 * self._padding + 1), (3,)).tolist()
-        top, left = top // 2, left // 2
-        padded: Tensor = functional.pad_image(image, [self._padding] * 4)
-        crop = padded[:, top : top + self._size, left : left + self._size]
-        return crop.flip(-1) if flip % 2 else crop
+    height, width = image.shape[1:]
+    for _ in range(10):
+        area = height * width * draw.uniform(0.08, 1)
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = draw.randrange(height - h + 1), draw.randrange(width - w + 1)
+            crop: Tensor = F.resized_crop(image, top, left, h, w, [size, size])
+            return crop
+    return fit(image, size)

@@ -1,131 +1,168 @@
-"""Batches: of the training set from any step on, and of the whole test set."""
+"""Batches: every one is a pure function of its step, so loading may start at any step.
 
-from collections.abc import Generator
-from typing import Any
+Loader processes only share out the steps. They come from a fork server: a rank has threads
+(gloo, NCCL, its board) and perhaps a CUDA context, which a plain fork would copy in a broken state,
+while a spawned process would import torch again for every evaluation.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from pipeline_local import seeds
 from pipeline_local.config import DataConfig
-from pipeline_local.data.augment import Augment
-from pipeline_local.data.datasets import DataInfo, Dataset, open_split
-from pipeline_local.data.sampler import StepSampler, Ticket
+from pipeline_local.data.augment import augment, fit
+from pipeline_local.data.datasets import DataInfo, open_split
+from pipeline_local.data.mixup import mixup
+from pipeline_local.data.sampler import train_indices
+from pipeline_local.data.subset import Dataset
 from pipeline_local.errors import UserError
+from pipeline_local.seeds import derive
 
-IGNORE = -100
-"""Label of a padding sample."""
+Batch = tuple[Tensor, Tensor]
 
-Sample = tuple[Tensor, int]
+PADDING_LABEL = -100
+"""Marks the samples that fill up the last test batch; torch's losses ignore it by default."""
 
 
 def train_batches(
-    data: DataConfig, info: DataInfo, seed: int, start: int, num_steps: int
-) -> Generator[tuple[Tensor, Tensor]]:
-    """The batches of steps `start`, `start + 1`, ...
+    data: DataConfig, info: DataInfo, seed: int, start_step: int, num_steps: int
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `start_step + num_steps - 1`, counted from 0.
 
     Yields:
-        uint8 images [B, C, H, W] and labels [B] int64; with mixup float images in [0, 255] and
-        soft targets [B, classes] float32.
+        uint8 images [B, C, H, W] and int64 labels [B]. With mixup: float32 images, still in
+        [0, 255], and float32 targets [B, num_classes]. `Normalize` takes either.
 
     Raises:
-        UserError: an image cannot be decoded.
+        UserError: an image cannot be read.
     """
-    steps = range(start, start + num_steps)
-    dataset = _Augmented(open_split(data, "train"), Augment(data, info.image_shape[1], seed))
-    sampler = StepSampler(len(dataset), data.batch_size, seed, steps)
-    for step, (images, labels) in zip(steps, _load(dataset, sampler, data.workers), strict=True):
-        if data.mixup > 0:
-            yield mixup(images, labels, data.mixup, info.num_classes, seed, step)
-        else:
-            yield images, labels
+    source = TrainSource(open_split(data, "train"), data, info, seed)
+    return _load(source, range(start_step, start_step + num_steps), data.workers)
 
 
-def test_batches(data: DataConfig, info: DataInfo) -> Generator[tuple[Tensor, Tensor]]:
-    """The test set in order; the last batch is padded with samples labelled IGNORE.
+def test_batches(data: DataConfig, info: DataInfo) -> Iterator[Batch]:
+    """All test samples in order, none of them augmented.
 
     Yields:
-        uint8 images [B, C, H, W] and labels [B] int64.
+        uint8 images [B, C, H, W] and int64 labels [B]. The last batch is filled up with zeros and
+        the label `PADDING_LABEL`.
+
+    Raises:
+        UserError: an image cannot be read.
     """
-    dataset = _Augmented(open_split(data, "test"), None)
-    tickets = [(0, index) for index in range(len(dataset))]
-    size = data.batch_size
-    sampler = [tickets[i : i + size] for i in range(0, len(tickets), size)]
-    for images, labels in _load(dataset, sampler, data.workers):
-        missing = size - len(labels)
-        yield (
-            functional.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)),
-            functional.pad(labels, (0, missing), value=IGNORE),
-        )
+    source = TestSource(open_split(data, "test"), data.batch_size, info)
+    num_batches = -(-info.num_test // data.batch_size)
+    return _load(source, range(num_batches), data.workers)
 
 
-def normalize(images: Tensor, info: DataInfo, dtype: torch.dtype) -> Tensor:
-    """Pixels in [0, 255] [B, C, H, W] to zero mean and unit deviation per channel."""
-    mean = torch.tensor(info.mean, dtype=dtype, device=images.device).view(-1, 1, 1)
-    std = torch.tensor(info.std, dtype=dtype, device=images.device).view(-1, 1, 1)
-    return (images.to(dtype) / 255 - mean) / std
+class BatchSource(Protocol):
+    """Computes batch number `step`, whichever were computed before."""
+
+    def batch(self, step: int) -> Batch: ...
 
 
-def mixup(
-    images: Tensor, labels: Tensor, alpha: float, num_classes: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Mix each sample with its successor (Zhang et al., 2018); a pure function of (seed, step)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "mixup", step))
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
-    targets = functional.one_hot(labels, num_classes).float()
-    mixed = images.float()
-    return (
-        torch.lerp(mixed.roll(1, 0), mixed, share),
-        torch.lerp(targets.roll(1, 0), targets, share),
-    )
+@dataclass(frozen=True)
+class TrainSource:
+    """The training batches of a run."""
+
+    dataset: Dataset
+    data: DataConfig
+    info: DataInfo
+    seed: int
+
+    def batch(self, step: int) -> Batch:
+        pairs = train_indices(len(self.dataset), self.data.batch_size, self.seed, step)
+        images, labels = _stack([self._sample(epoch, index) for epoch, index in pairs])
+        if self.data.mixup == 0:
+            return images, labels
+        return mixup(images, labels, self.info.num_classes, self.data.mixup, self.seed, step)
+
+    def _sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        draw = Random(derive(self.seed, "augment", epoch, index))
+        return augment(image, self.info.image_shape[1], self.data.augment, draw), label
 
 
-class _Augmented(TorchDataset[Any]):
-    """Tickets -> samples. A user's mistake travels as a value, so workers do not wrap it."""
+@dataclass(frozen=True)
+class TestSource:
+    """The test batches, the last one filled up."""
 
-    def __init__(self, dataset: Dataset, augment: Augment | None) -> None:
-        self._dataset = dataset
-        self._augment = augment
+    __test__ = False  # for pytest
 
-    def __len__(self) -> int:
-        return len(self._dataset)
+    dataset: Dataset
+    batch_size: int
+    info: DataInfo
 
-    def __getitems__(self, tickets: list[Ticket]) -> list[Sample] | UserError:
-        with torch.random.fork_rng(devices=[]):
-            try:
-                return [self._sample(*ticket) for ticket in tickets]
-            except UserError as error:
-                return error
+    def batch(self, step: int) -> Batch:
+        start = step * self.batch_size
+        stop = min(start + self.batch_size, len(self.dataset))
+        samples = [self._sample(index) for index in range(start, stop)]
+        nothing = torch.zeros(self.info.image_shape, dtype=torch.uint8)
+        return _stack(samples + [(nothing, PADDING_LABEL)] * (self.batch_size - len(samples)))
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        image, label = self._dataset[index]
-        if self._augment is not None:
-            image = self._augment(image, epoch, index)
-        return image, label
+    def _sample(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return fit(image, self.info.image_shape[1]), label
 
 
-def _collate(samples: list[Sample] | UserError) -> tuple[Tensor, Tensor] | UserError:
-    if isinstance(samples, UserError):
-        return samples
+def _stack(samples: list[tuple[Tensor, int]]) -> Batch:
     images, labels = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels)
 
 
-def _load(dataset: _Augmented, sampler: Any, workers: int) -> Generator[tuple[Tensor, Tensor]]:  # noqa: ANN401
-    """Through torch's loader: in this process, or in workers that are forked from it."""
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=sampler,
+@dataclass(frozen=True)
+class _Steps(torch.utils.data.Dataset[Batch | UserError]):
+    """A source as a torch data set whose items are whole batches.
+
+    A loader process would wrap an exception into its traceback, so a user's mistake is a value.
+    """
+
+    source: BatchSource
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.source.batch(step)
+        except UserError as error:
+            return error
+
+
+def _load(source: BatchSource, steps: range, workers: int) -> Iterator[Batch]:
+    """The loader processes end with the iterator, also when it is dropped or closed early."""
+    workers = min(workers, len(steps))
+    if workers:
+        multiprocessing.set_forkserver_preload([__name__])  # so that a fork has torch at once
+    loader = DataLoader(
+        _Steps(source),
+        batch_size=None,
+        sampler=steps,
         num_workers=workers,
-        collate_fn=_collate,
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_end_with_parent,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # or the loader draws from the caller's
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch[0], batch[1]
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        images, labels = item
+        yield images, labels
+
+
+def _end_with_parent(worker: int) -> None:
+    """A killed rank would leave its loaders behind, as their system parent is the fork server."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

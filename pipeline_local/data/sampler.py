@@ -1,47 +1,38 @@
-"""The order of the data: a pure function of (seed, epoch), seekable to any step."""
+"""The order of the training samples: a pure function of (seed, epoch), so any step is found."""
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-from pipeline_local import seeds
-
-Ticket = tuple[int, int]
-"""(epoch, index): names one augmented sample."""
+from pipeline_local.seeds import generator
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
-    """The permutation of an epoch."""
-    generator = seeds.generator(seed, "order", epoch)
-    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
-    return order
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+    """Full batches in one pass; the samples that do not fill a batch are left out of that pass.
 
-
-class StepSampler:
-    """For each of the steps, the tickets of its batch; what is ragged at an epoch's end is left.
-
-    Args:
-        num_samples: of the training set, at least `batch_size`.
-        batch_size: samples per step.
-        seed: of the run.
-        steps: numbers of the optimizer steps, from anywhere.
+    Raises:
+        ValueError: not even one batch can be filled.
     """
+    if batch_size > num_samples:
+        raise ValueError(f"a batch of {batch_size} cannot be filled from {num_samples} samples")
+    return num_samples // batch_size
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, steps: range) -> None:
-        self._num_samples = num_samples
-        self._batch_size = batch_size
-        self._seed = seed
-        self._steps = steps
 
-    def __len__(self) -> int:
-        return len(self._steps)
+def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
+    """The permutation [num_samples] (int64) in which an epoch visits the samples."""
+    return torch.randperm(num_samples, generator=generator(seed, "order", epoch))
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        per_epoch = self._num_samples // self._batch_size
-        current, order = -1, []
-        for step in self._steps:
-            epoch, batch = divmod(step, per_epoch)
-            if epoch != current:
-                current, order = epoch, epoch_order(self._num_samples, self._seed, epoch)
-            chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield [(epoch, index) for index in chosen]
+
+_latest_order = lru_cache(maxsize=1)(epoch_order)
+
+
+def train_indices(num_samples: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
+    """The (epoch, sample) pairs of one step, counted from 0.
+
+    A batch never spans two epochs. Only the first call within an epoch draws its permutation.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_samples, batch_size))
+    order = _latest_order(num_samples, seed, epoch)
+    batch = order[position * batch_size : (position + 1) * batch_size]
+    return [(epoch, sample) for sample in batch.tolist()]

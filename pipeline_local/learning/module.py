@@ -113,6 +113,7 @@ class LocalModule(nn.Module):
         now.output_grad, *now.head_grads = grad(
             loss, [y, *self.head.parameters()], materialize_grads=True
         )
+        now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.log:
             self._measure(accuracy=_accuracy(logits.detach(), now.labels))
@@ -155,7 +156,7 @@ class LocalModule(nn.Module):
     def evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Score]:
         """Activations [B, ...] and the head's score on integer labels [B], in evaluation mode."""
         with self._autocast(x):
-            y = self.body(x).to(self.rules.boundary)
+            y = self.body(x).to(self.rules.boundary).contiguous()
             logits = self.head(y)
         logits = logits.float()
         loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
@@ -210,7 +211,10 @@ class LocalModule(nn.Module):
     def _run_body(self, x: Tensor) -> Tensor:
         torch.manual_seed(seeds.derive(*self._draw("body")))
         with self._autocast(x):
-            return self.body(x).to(self.rules.boundary)  # type: ignore[no-any-return]
+            y: Tensor = self.body(x)
+        # what crosses a boundary looks the same on every placement, strides included: kernels
+        # add up in an order that depends on them
+        return y.to(self.rules.boundary).contiguous()
 
     def _run_head(self, y: Tensor) -> Tensor:
         torch.manual_seed(seeds.derive(*self._draw("head")))

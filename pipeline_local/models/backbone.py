@@ -5,15 +5,17 @@ a block's weights are a function of (seed, block): they do not depend on who els
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pipeline_local.errors import UserError
 
 Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
-Initialize = Callable[[nn.Module], object]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -23,7 +25,8 @@ class Block:
 
     Attributes:
         name: unique in its backbone.
-        module: on the meta device.
+        module: on the meta device. It never modifies its input, which may be a leaf that requires
+            a gradient or a tensor on its way to another rank.
         prefix: put before its tensors' names, it gives their names in the model's state dict.
     """
 
@@ -40,37 +43,61 @@ class Backbone:
         blocks: the body, in order; run one after the other, then the classifier, they are the
             model.
         classifier: the network's own head.
-        initialize: the architecture's own rule. It fills every parameter and buffer of a module,
-            drawing from the global generator.
+        initialize: the architecture's own rule. It fills every parameter and buffer of an
+            uninitialised block, drawing from torch's global generator.
         layout: of the blocks' outputs.
+
+    Raises:
+        ValueError: no block, or two of one name.
     """
 
     blocks: tuple[Block, ...]
     classifier: Block
-    initialize: Initialize
+    initialize: Callable[[nn.Module], None]
     layout: Layout
+
+    def __post_init__(self) -> None:
+        names = [block.name for block in (*self.blocks, self.classifier)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several blocks are named {', '.join(twice)}")
+        if not self.blocks:
+            raise ValueError("no block in front of the classifier")
 
 
 def materialize(
     module: M,
-    initialize: Callable[[M], object],
+    initialize: Callable[[M], None],
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> M:
     """Give a meta module memory and fresh weights; the original stays on the meta device.
 
-    The weights are drawn on the CPU in float32, so they are the same on any device.
+    The weights are drawn on the CPU in float32, so they are the same on any device. The global
+    generator is left as it was.
+
+    Raises:
+        UserError: `initialize` leaves tensors unfilled.
     """
     module = copy.deepcopy(module).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
+        _spoil(module)
         torch.manual_seed(seed)
         initialize(module)
+        left = list(_spoiled(module))
+    if left:
+        raise UserError(
+            f"model.name: the initialisation of {type(module).__name__} leaves"
+            f" {', '.join(left)} unfilled; let it fill every parameter and buffer"
+        )
     return module.to(device=device, dtype=dtype)
 
 
 def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
-    """The output shape of every block, for an input of `input_shape` (batch axis included)."""
+    """The output shape of every block, for an input of `input_shape` (batch axis included).
+
+    In evaluation mode: batch normalisation refuses to train on one value per channel.
+    """
     x = torch.empty(*input_shape, device="meta")
     result = []
     with torch.no_grad():
@@ -80,18 +107,48 @@ def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
     return result
 
 
-def reset_parameters(module: nn.Module) -> list[str]:
+def reset_parameters(module: nn.Module) -> None:
     """Torch's own initialisation of every layer, inner layers first.
 
-    Returns:
-        The layers that own tensors and have no initialisation of their own.
+    Layers without one are passed over.
     """
-    left = []
-    for name, layer in reversed(list(module.named_modules())):
-        reset = getattr(layer, "reset_parameters", None)
-        reset = reset or getattr(layer, "_reset_parameters", None)
-        if reset is not None:
+    for layer in reversed(list(module.modules())):
+        if reset := reset_method(layer):
             reset()
-        elif [*layer.parameters(False), *layer.buffers(False)]:
-            left.append(name or type(layer).__name__)
-    return left
+
+
+def reset_method(layer: nn.Module) -> Callable[[], None] | None:
+    """How this layer initialises its own tensors; torch spells it in two ways."""
+    reset: Callable[[], None] | None = getattr(layer, "reset_parameters", None)
+    return reset or getattr(layer, "_reset_parameters", None)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _mark(tensor: Tensor) -> float | None:
+    """A value that no initialisation gives; None where a type has none to spare."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return float("nan")
+    return None if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min
+
+
+def _spoil(module: nn.Module) -> None:
+    """Fresh memory often holds plausible zeros: make what stays unfilled plain to see."""
+    for _, tensor in _tensors(module):
+        if (mark := _mark(tensor)) is not None:
+            tensor.fill_(mark)
+
+
+def _spoiled(module: nn.Module) -> Iterator[str]:
+    return (name for name, tensor in _tensors(module) if _is_spoiled(tensor))
+
+
+def _is_spoiled(tensor: Tensor) -> bool:
+    mark = _mark(tensor)
+    if mark is None:
+        return False
+    spoiled = tensor.isnan() if math.isnan(mark) else torch.eq(tensor, mark)
+    return bool(spoiled.any())

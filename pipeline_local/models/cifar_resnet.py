@@ -4,13 +4,15 @@ torchvision has none. The stem is one block and each residual block is one, as e
 these networks cuts them (ResNet-32: 16 blocks).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline_local.models.backbone import Backbone, Block
+from pipeline_local.models.backbone import Backbone, Block, reset_parameters
 
+DEPTHS = (20, 32, 44, 56, 110)
 Shortcut = Literal["A", "B"]
 
 
@@ -28,7 +30,11 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: A pads with zeros, B projects."""
+    """Two 3x3 convolutions and a shortcut: [B, inputs, H, W] -> [B, outputs, H/stride, W/stride].
+
+    Where the width grows, shortcut A subsamples and pads with zero channels on both sides (no
+    parameters), B projects with a 1x1 convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -73,32 +79,37 @@ class Classifier(nn.Module):
 
 
 def build(
-    depth: int, channels: int, num_classes: int, width: int = 16, shortcut: Shortcut = "A"
+    depth: int,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    width: Annotated[int, Field(ge=1)] = 16,
+    shortcut: Shortcut = "A",
 ) -> Backbone:
-    """A ResNet of 6n+2 layers: three groups of n blocks of width, 2 width, 4 width.
+    """A ResNet of 6n+2 layers: three groups of n blocks of width, 2 width and 4 width channels.
 
-    Raises:
-        ValueError: no such depth, width or shortcut.
+    Args:
+        depth: one of `DEPTHS`.
+        num_classes: outputs of the classifier.
+        image_shape: channels (any number), height, width.
+        width: channels of the stem and the first group.
+        shortcut: A or B, see `BasicBlock`.
     """
-    if (depth - 2) % 6 or width < 1 or shortcut not in ("A", "B"):
-        raise ValueError(f"depth {depth} (6n+2), width {width} (>= 1), shortcut {shortcut} (A, B)")
-    blocks = [Block("stem", Stem(channels, width))]
+    blocks = [Block("stem", Stem(image_shape[0], width))]
     inputs = width
     for group in range(3):
+        outputs = width * 2**group
         for i in range((depth - 2) // 6):
             stride = 2 if group and not i else 1
             name = f"layer{group + 1}.{i}"
-            module = BasicBlock(inputs, width * 2**group, stride, shortcut)
-            blocks.append(Block(name, module, f"{name}."))
-            inputs = width * 2**group
+            blocks.append(Block(name, BasicBlock(inputs, outputs, stride, shortcut), f"{name}."))
+            inputs = outputs
     classifier = Block("classifier", Classifier(inputs, num_classes))
     return Backbone(tuple(blocks), classifier, initialize, "NCHW")
 
 
 def initialize(module: nn.Module) -> None:
-    """He initialisation of convolutions; torch's own for the rest."""
+    """Kaiming normal (fan out) for convolutions; torch's own for the rest."""
+    reset_parameters(module)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(layer, (nn.BatchNorm2d, nn.Linear)):
-            layer.reset_parameters()

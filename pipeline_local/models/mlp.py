@@ -1,36 +1,43 @@
 """A multi-layer perceptron: every layer is a block."""
 
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
 
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
 
+Positive = Annotated[int, Field(ge=1)]
+Activation = Literal["relu", "gelu"]
+
+
+class Layer(nn.Module):
+    """[B, ...] -> [B, outputs]: flatten, one linear layer, one activation."""
+
+    def __init__(self, inputs: int, outputs: int, activation: Activation) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.activation = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flattening is free where the input is flat already."""
+        y: Tensor = self.activation(self.linear(x.flatten(1)))
+        return y
+
 
 def build(
-    image_shape: tuple[int, int, int],
     num_classes: int,
-    hidden: int = 256,
-    depth: int = 4,
-    activation: Literal["relu", "gelu"] = "relu",
+    image_shape: tuple[int, int, int],
+    hidden: Positive = 256,
+    depth: Positive = 4,
+    activation: Activation = "relu",
 ) -> Backbone:
-    """`depth` hidden layers of `hidden` units, then a linear classifier.
-
-    Raises:
-        ValueError: no layer, no unit, or an unknown activation.
-    """
-    if depth < 1 or hidden < 1 or activation not in ("relu", "gelu"):
-        raise ValueError(
-            f"depth {depth} (>= 1), hidden {hidden} (>= 1), activation {activation} (relu, gelu)"
-        )
+    """`depth` hidden layers of `hidden` units, then a linear classifier."""
     widths = [prod(image_shape)] + [hidden] * depth
-    blocks = []
-    for i in range(depth):
-        act = nn.GELU() if activation == "gelu" else nn.ReLU()
-        layers: list[nn.Module] = [nn.Linear(widths[i], widths[i + 1]), act]
-        if i == 0:
-            layers.insert(0, nn.Flatten())
-        blocks.append(Block(f"layer{i + 1}", nn.Sequential(*layers), f"layer{i + 1}."))
+    blocks = [
+        Block(f"layer{i + 1}", Layer(widths[i], hidden, activation), f"layer{i + 1}.")
+        for i in range(depth)
+    ]
     classifier = Block("classifier", nn.Linear(hidden, num_classes), "classifier.")
     return Backbone(tuple(blocks), classifier, reset_parameters, "NC")

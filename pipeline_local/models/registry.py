@@ -1,28 +1,35 @@
 """From `model.name` and its arguments to a backbone."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torchvision
+from pydantic import ValidationError, validate_call
 
 from pipeline_local.configfile import did_you_mean
-from pipeline_local.errors import UserError
-from pipeline_local.models import cifar_resnet, mlp, torchvision_models
-from pipeline_local.models.backbone import Backbone, Block, Layout, reset_parameters
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.models import cifar_resnet, custom, mlp, resnet, swin, vgg, vit
+from pipeline_local.models.backbone import Backbone, shapes
 
 ImageShape = tuple[int, int, int]
-CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+Builder = Callable[..., Backbone]
+
+_TORCHVISION: dict[tuple[str, ...], Builder] = {
+    ("resnet", "resnext", "wide_resnet"): resnet.build,
+    ("vit_",): vit.build,
+    ("swin_t", "swin_s", "swin_b"): swin.build,
+    ("vgg",): vgg.build,
+}
+_GIVEN = ("num_classes", "image_shape")
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
 def names() -> list[str]:
     """Every `model.name` but the custom ones."""
-    return ["mlp", *CIFAR_RESNETS, *torchvision_models.names()]
+    return list(_builders())
 
 
 def build(
@@ -32,149 +39,87 @@ def build(
 
     Args:
         name: one of `names()`, or "python:package.module:function".
-        args: further `model.*` keys, for that model's builder.
+        args: the further `model.*` keys, for that model's builder.
         num_classes: outputs of the classifier.
         image_shape: channels, height, width.
 
     Raises:
-        UserError: no such model, or arguments that it does not take.
+        UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
-    if name.startswith("python:"):
-        return _custom(name, args, num_classes, image_shape)
-    if name == "mlp":
-        _check(name, args, inspect.signature(mlp.build).parameters, ("image_shape", "num_classes"))
-        return _refusing(name, lambda: mlp.build(image_shape, num_classes, **args))
-    if name in CIFAR_RESNETS:
-        known = inspect.signature(cifar_resnet.build).parameters
-        _check(name, args, known, ("depth", "channels", "num_classes"))
-        depth, channels = CIFAR_RESNETS[name], image_shape[0]
-        return _refusing(name, lambda: cifar_resnet.build(depth, channels, num_classes, **args))
-    if name in torchvision_models.names():
-        return _torchvision(name, args, num_classes, image_shape)
-    raise UserError(
-        f"model.name: got {name!r}{did_you_mean(name, names())}"
-        f" choose one of {', '.join(names())}, or python:package.module:function"
-    )
-
-
-def _torchvision(
-    name: str, args: Mapping[str, Any], num_classes: int, image_shape: ImageShape
-) -> Backbone:
-    _check(name, args, torchvision_models.arguments(name), ())
-    if image_shape[0] != 3:
-        raise UserError(
-            f"model.name: {name} takes images of 3 channels, got data with {image_shape[0]};"
-            f" choose another model or other data"
-        )
-    size = image_shape[1]
-    return _refusing(name, lambda: torchvision_models.build(name, args, num_classes, size))
-
-
-def _check(
-    name: str,
-    args: Mapping[str, Any],
-    known: Mapping[str, inspect.Parameter],
-    given: tuple[str, ...],
-) -> None:
-    """Refuse arguments that the builder does not take, and miss none that it needs."""
-    takes = [key for key in known if key not in given]
-    for key in args:
-        if key not in takes:
-            hint = did_you_mean(f"model.{key}", [f"model.{key}" for key in takes])
-            raise UserError(f"unknown key 'model.{key}' for model.name={name}{hint}")
-    needed = [k for k in takes if known[k].default is inspect.Parameter.empty and k not in args]
-    needed = [key for key in needed if key != "image_size"]  # the data's own
-    if needed:
-        raise UserError(f"missing key 'model.{needed[0]}': model.name={name} needs it; add it")
-
-
-def _refusing(name: str, make: Callable[[], Backbone]) -> Backbone:
-    """Build on the meta device; what the builder refuses is the user's to mend."""
+    builder = _find(name)
+    if problems := list(_wrong_keys(name, builder, args)):
+        raise ConfigError(problems)
+    if not name.startswith("python:"):
+        builder = validate_call(builder)
     try:
         with torch.device("meta"):
-            return make()
+            backbone = builder(num_classes=num_classes, image_shape=image_shape, **args)
+    except ValidationError as error:
+        raise ConfigError(list(_wrong_values(error))) from None
     except _REFUSALS as error:
         raise UserError(
-            f"model.*: {name} cannot be built with these keys ({error}); change them"
+            f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
+    _check_images(name, backbone, image_shape)
+    return backbone
 
 
-# ---- custom models --------------------------------------------------------------------------
+def _builders() -> dict[str, Builder]:
+    found: dict[str, Builder] = {"mlp": mlp.build}
+    found |= {f"resnet{depth}": partial(cifar_resnet.build, depth) for depth in cifar_resnet.DEPTHS}
+    found["vit"] = vit.build_any
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for prefixes, builder in _TORCHVISION.items():
+            if name.startswith(prefixes):
+                found[name] = partial(builder, name)
+    return found
 
 
-def _custom(
-    name: str, args: Mapping[str, Any], num_classes: int, image_shape: ImageShape
-) -> Backbone:
-    function = _find(name)
-
-    def make() -> Backbone:
-        made = function(num_classes=num_classes, image_shape=image_shape, **args)
-        return made if isinstance(made, Backbone) else _assemble(name, made, image_shape)
-
-    return _refusing(name, make)
-
-
-def _find(name: str) -> Callable[..., Any]:
-    """Import the named function, from the current folder too, as `python -m` would."""
-    module, _, function = name.removeprefix("python:").partition(":")
-    if not module or not function:
-        raise UserError(f"model.name: got {name!r}; write python:package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
+def _find(name: str) -> Builder:
+    if name.startswith("python:"):
+        return custom.builder(name)
+    builders = _builders()
+    if name not in builders:
         raise UserError(
-            f"model.name: module {module!r} cannot be imported ({error}); start from the folder"
-            f" that holds it, or install it"
-        ) from None
-    except AttributeError:
-        raise UserError(
-            f"model.name: module {module!r} has no {function!r}; name another"
-        ) from None
-    if not callable(found):
-        raise UserError(f"model.name: {name} is no function; name one that returns blocks")
-    return found  # type: ignore[no-any-return]
-
-
-def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:
-    """A backbone from a list of modules or (name, module) pairs; the last one classifies."""
-    parts = list(made) if isinstance(made, Iterable) else []
-    blocks = []
-    for i, part in enumerate(parts):
-        label, module = part if isinstance(part, tuple) and len(part) == 2 else (f"block{i}", part)
-        if not isinstance(label, str) or not isinstance(module, nn.Module):
-            parts = []
-            break
-        blocks.append(Block(label, module, f"{label}."))
-    if len(parts) < 2:
-        raise UserError(
-            f"model.name: {name} must return a Backbone, or a list of at least two nn.Modules or"
-            f" (name, nn.Module) pairs, the classifier last; got {type(made).__name__}"
+            f"model.name: got {name!r}{did_you_mean(name, list(builders)) or ';'} choose one of"
+            f" {', '.join(builders)}, or python:package.module:function"
         )
-    for block in blocks:
-        _check_resettable(name, block)
-    return Backbone(
-        tuple(blocks[:-1]), blocks[-1], reset_parameters, _layout(blocks[:-1], image_shape)
-    )
+    return builders[name]
 
 
-def _check_resettable(name: str, block: Block) -> None:
-    for path, layer in block.module.named_modules():
-        has = hasattr(layer, "reset_parameters") or hasattr(layer, "_reset_parameters")
-        if not has and [*layer.parameters(False), *layer.buffers(False)]:
-            raise UserError(
-                f"model.name: in {name}, {'.'.join(filter(None, [block.name, path]))}"
-                f" ({type(layer).__name__}) holds tensors but has no reset_parameters();"
-                f" add one, or return a Backbone with its own `initialize`"
-            )
+def _wrong_keys(name: str, builder: Builder, args: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that the builder does not take, and keys that it needs."""
+    known = {k: p for k, p in inspect.signature(builder).parameters.items() if k not in _GIVEN}
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    for key in args:
+        if key not in known:
+            hint = did_you_mean(key, list(known)).replace("'", "'model.", 1)
+            takes = f"; it takes {', '.join(known) or 'none'}"
+            yield f"unknown key 'model.{key}' for model.name={name}{hint or takes}"
+    for key, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and key not in args:
+            yield f"missing key 'model.{key}': model.name={name} needs it; add model.{key}=VALUE"
 
 
-def _layout(blocks: list[Block], image_shape: ImageShape) -> Layout:
-    x = torch.empty(1, *image_shape)
-    with torch.no_grad():
-        for block in blocks:
-            x = block.module.eval()(x)
-            block.module.train()
-    layouts: dict[int, Layout] = {2: "NC", 3: "NTC", 4: "NCHW"}
-    return layouts[x.dim()]
+def _wrong_values(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        problem = item["msg"].replace("Input should be", "should be")
+        yield f"model.{'.'.join(map(str, item['loc']))}: {problem}, got {item['input']!r}"
+
+
+def _check_images(name: str, backbone: Backbone, image_shape: ImageShape) -> None:
+    """Images too small for the network show here, before anything is spent."""
+    try:
+        shapes(backbone, (1, *image_shape))
+    except _REFUSALS as error:
+        size = "x".join(map(str, image_shape))
+        raise UserError(
+            f"model.name: {name} cannot take images of {size} ({_line(error)});"
+            f" choose another model, or other data"
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of torch's explanation."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

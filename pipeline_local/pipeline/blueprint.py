@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from pipeline_local import seeds
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
-from pipeline_local.learning.heads import Head, Site
+from pipeline_local.learning.heads import Site
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
@@ -53,7 +52,7 @@ class Blueprint:
         """Derive everything, and refuse what does not fit together.
 
         Raises:
-            UserError: the model cannot be built, K does not fit the blocks, no full batch, ...
+            UserError: the model cannot be built, or K does not fit its blocks.
         """
         model = config.model
         backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
@@ -63,11 +62,6 @@ class Blueprint:
             [_num_parameters(block.module) for block in backbone.blocks],
             config.modules,
         )
-        if config.data.batch_size > info.num_train:
-            raise UserError(
-                f"data.batch_size: got {config.data.batch_size}, but the training set has only"
-                f" {info.num_train} samples; lower it"
-            )
         return cls(
             config=config,
             info=info,
@@ -179,7 +173,7 @@ class Blueprint:
         )
         head = heads.build(self.config.head, site, self.info.num_classes)
         seed = seeds.derive(self.config.train.seed, "head", index)
-        return backbones.materialize(head, Head.initialize, seed, device, self.dtype)
+        return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
 
     def _fresh(self, block: Block, device: torch.device) -> nn.Module:
         seed = seeds.derive(self.config.train.seed, "block", block.name)

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST
+
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
     """Run `python -m pipeline_local ARGUMENTS` on `count` local ranks, as torchrun would.
 
     Returns:
-        0, or the exit code of the rank that failed first.
+        0, or the exit code of the rank that failed: of the one that gave a reason of its own
+        rather than of those that only lost their neighbour, else of the first.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
@@ -29,6 +32,8 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(settings, sys.executable)("-m", "pipeline_local", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        _, first = error.get_first_failure()
+        own = [f for f in error.failures.values() if f.exitcode not in (EXIT_NEIGHBOUR_LOST, -15)]
+        code = (own or [first])[0].exitcode
+        return code if code > 0 else 128 - code
     return 0

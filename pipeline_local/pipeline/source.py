@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import Config
-from pipeline_local.data.batches import normalize, test_batches, train_batches
+from pipeline_local.data.batches import test_batches, train_batches
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.normalize import Normalize
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Action, Evaluate
 
@@ -39,7 +40,7 @@ class Source:
         self._config = config
         self._info = info
         self._device = device
-        self._dtype = dtype
+        self._normalize = Normalize(info, dtype, device)
         self._messages = self._run(actions, steps)
 
     def recv(self) -> tuple[Tensor, ...]:
@@ -70,4 +71,4 @@ class Source:
 
     def _ready(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self._device, non_blocking=True)
-        return normalize(images, self._info, self._dtype), labels.to(self._device)
+        return self._normalize(images), labels.to(self._device, non_blocking=True)

@@ -8,14 +8,17 @@ Every edge has a two-rank process group of its own, so nothing on it can be reor
 by another edge.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pipeline_local.errors import NeighbourLostError
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,33 @@ class GlooWire:
     def isend(self, tensor: Tensor) -> Pending:
         """Start sending a CPU tensor."""
         tensor = tensor.contiguous()
-        return _over(tensor, dist.isend(tensor, self._peer, self._group))
+        return self._start(dist.isend, tensor)
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
         """Post a receive into fresh memory."""
-        tensor = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
-        return _over(tensor, dist.irecv(tensor, self._peer, self._group))
+        return self._start(dist.irecv, torch.empty(shape, dtype=dtype, pin_memory=self._pinned))
+
+    def _start(self, operation: Callable[..., dist.Work | None], tensor: Tensor) -> Pending:
+        with _neighbour(self._peer):
+            work = operation(tensor, self._peer, self._group)
+        assert work is not None, "only the two ranks of an edge use its wire"
+
+        def wait() -> Tensor:
+            with _neighbour(self._peer):
+                work.wait()
+            return tensor
+
+        return Pending(tensor, wait)
 
 
-def _over(tensor: Tensor, work: dist.Work | None) -> Pending:
-    assert work is not None, "only the two ranks of an edge use its wire"
-
-    def wait() -> Tensor:
-        work.wait()
-        return tensor
-
-    return Pending(tensor, wait)
+@contextmanager
+def _neighbour(peer: int) -> Iterator[None]:
+    """Gloo tells of a closed connection by a RuntimeError with a page of advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NeighbourLostError(f"the connection to rank {peer} broke: {reason}") from error
 
 
 class StagedWire:

@@ -6,6 +6,7 @@ resumed on any number of stages. Nothing random is saved, for nothing random has
 """
 
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,8 @@ class Checkpoints:
         if len(complete) <= keep:
             return
         for step in self._steps():
-            if step < complete[-keep]:
-                for path in self._at(step).iterdir():
-                    path.unlink(missing_ok=True)
-                self._at(step).rmdir()
+            if step < complete[-keep]:  # all ranks tidy up, so another one may be at it
+                shutil.rmtree(self._at(step), ignore_errors=True)
 
     def _steps(self) -> list[int]:
         names = [path.name for path in self.folder.glob("step-*")]

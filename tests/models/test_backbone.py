@@ -1,58 +1,129 @@
-"""Materialising blocks: weights are a function of (seed, block), and of nothing else."""
+"""Blocks on paper become modules whose weights are a function of (seed, block) alone."""
 
+import pytest
 import torch
 from torch import nn
 
 from pipeline_local import seeds
-from pipeline_local.models.backbone import materialize, reset_parameters
+from pipeline_local.errors import UserError
+from pipeline_local.models.backbone import (
+    Backbone,
+    Block,
+    materialize,
+    reset_parameters,
+    shapes,
+)
 
 CPU = torch.device("cpu")
 
 
-def make(seed=1, dtype=torch.float32):
+def on_paper(make):
     with torch.device("meta"):
-        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    return module, materialize(module, reset_parameters, seed, CPU, dtype)
+        return make()
 
 
-def test_same_seed_same_weights_whatever_was_drawn_before():
-    _, first = make()
-    torch.rand(1000)
-    _, second = make()
-    assert torch.equal(first[0].weight, second[0].weight)
-    assert not torch.equal(first[0].weight, make(seed=2)[1][0].weight)
+def fresh(module, seed=1, dtype=torch.float32, rule=reset_parameters):
+    return materialize(module, rule, seed, CPU, dtype)
 
 
-def test_the_global_generator_and_the_original_are_left_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    original, _ = make()
-    assert torch.equal(torch.rand(3), expected)
-    assert all(p.is_meta for p in original.parameters())
+class Noise(nn.Module):
+    """Owns one tensor of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(3))
+        self.register_buffer("count", torch.empty(3, dtype=torch.int64))
+        self.register_buffer("mask", torch.empty(3, dtype=torch.bool), persistent=False)
 
 
-def test_float64_weights_are_the_float32_ones():
-    assert torch.equal(make(dtype=torch.float64)[1][0].weight, make()[1][0].weight.double())
+def test_original_stays_on_the_meta_device():
+    linear = on_paper(lambda: nn.Linear(2, 3))
+    made = fresh(linear)
+    assert linear.weight.is_meta
+    assert made.weight.device == CPU
+
+
+def test_weights_depend_on_the_seed_alone():
+    linear = on_paper(lambda: nn.Linear(2, 3))
+    first = fresh(linear)
+    torch.rand(7)
+    torch.manual_seed(99)
+    assert torch.equal(first.weight, fresh(linear).weight)
+    assert not torch.equal(first.weight, fresh(linear, seed=2).weight)
+
+
+def test_global_generator_is_left_as_it_was():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    fresh(on_paper(lambda: nn.Linear(2, 3)))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_dtype_rounds_the_same_draws_and_spares_integers():
+    block = on_paper(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+    single, double = fresh(block), fresh(block, dtype=torch.float64)
+    assert torch.equal(single[0].weight.double(), double[0].weight)
+    assert double[1].running_var.dtype == torch.float64
+    assert double[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_frozen_parameters_stay_frozen():
+    linear = on_paper(lambda: nn.Linear(2, 3)).requires_grad_(False)
+    assert not fresh(linear).weight.requires_grad
+
+
+def test_meta_context_of_the_caller_does_not_matter():
+    linear = on_paper(lambda: nn.Linear(2, 3))
+    with torch.device("meta"):
+        assert fresh(linear).weight.device == CPU
+
+
+def test_unfilled_tensors_are_named():
+    def fill_nothing(module):
+        pass
+
+    with pytest.raises(UserError, match="scale, count unfilled"):
+        fresh(on_paper(Noise), rule=fill_nothing)
+
+
+def test_partly_unfilled_tensors_are_named():
+    def fill_half(module):
+        module.scale[:2].zero_()
+        module.count.zero_()
+
+    with pytest.raises(UserError, match="Noise leaves scale unfilled"):
+        fresh(on_paper(Noise), rule=fill_half)
 
 
 def test_outer_layers_are_reset_after_inner_ones():
     """MultiheadAttention zeroes the bias that its inner linear layer has drawn."""
-    with torch.device("meta"):
-        attention = nn.MultiheadAttention(4, 2)
-    module = materialize(attention, reset_parameters, 0, CPU, torch.float32)
-    assert module.out_proj.bias.abs().sum() == 0
-    assert torch.isfinite(module.in_proj_weight).all()
+    attention = fresh(on_paper(lambda: nn.MultiheadAttention(4, 2)))
+    assert not attention.out_proj.bias.any()
+    assert attention.out_proj.weight.any()
 
 
-def test_layers_without_initialisation_are_named():
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.factor = nn.Parameter(torch.ones(1))
+def test_shapes_of_every_block_with_one_sample_and_one_pixel():
+    blocks = on_paper(
+        lambda: (
+            Block("a", nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))),
+            Block("b", nn.Conv2d(4, 5, 1)),
+        )
+    )
+    backbone = Backbone(blocks, Block("classifier", nn.Flatten()), reset_parameters, "NCHW")
+    assert shapes(backbone, (1, 3, 2, 2)) == [(1, 4, 1, 1), (1, 5, 1, 1)]
+    assert shapes(backbone, (6, 3, 4, 8)) == [(6, 4, 2, 4), (6, 5, 2, 4)]
+    assert blocks[0].module.training
 
-    module = nn.Sequential(nn.Linear(2, 2), Scale())
-    assert reset_parameters(module) == ["1"]
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [(["a", "a"], "named a"), (["classifier"], "named classifier"), ([], "no")],
+)
+def test_impossible_backbones_are_refused(names, problem):
+    blocks = tuple(Block(name, nn.Identity()) for name in names)
+    with pytest.raises(ValueError, match=problem):
+        Backbone(blocks, Block("classifier", nn.Identity()), reset_parameters, "NC")
 
 
 def test_seeds_are_stable():

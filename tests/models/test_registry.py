@@ -1,110 +1,57 @@
-"""model.name and its keys; custom models; every mistake in one clear line."""
+"""model.name and its keys; every mistake in one clear line."""
 
 import pytest
-import torch
-from torch import nn
 
 from pipeline_local.errors import UserError
 from pipeline_local.models import registry
-from pipeline_local.models.backbone import Backbone, materialize, shapes
 
 RGB = (3, 32, 32)
 VIT = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
 
-CUSTOM = """
-import torch
-from torch import nn
-from pipeline_local.models import mlp
 
-def blocks(num_classes, image_shape, width=8):
-    channels = image_shape[0]
-    return [
-        ("conv", nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU())),
-        nn.Conv2d(width, width, 3),
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)),
-    ]
-
-def whole(num_classes, image_shape):
-    return mlp.build(image_shape, num_classes, hidden=4, depth=2)
-
-def nothing(num_classes, image_shape):
-    return 3
-
-class Scale(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.factor = nn.Parameter(torch.ones(1))
-    def forward(self, x):
-        return x * self.factor
-
-def unresettable(num_classes, image_shape):
-    return [nn.Flatten(), ("body", nn.Sequential(nn.Linear(3072, 4), Scale())), nn.Linear(4, 2)]
-
-def broken(num_classes, image_shape):
-    raise ValueError("no luck")
-
-constant = 5
-"""
+def test_names_are_those_of_the_families():
+    names = registry.names()
+    assert {"mlp", "vit", "resnet32", "resnet50", "vit_b_16", "swin_t", "vgg11_bn"} <= set(names)
+    assert not {"alexnet", "swin_v2_t", "resnet21"} & set(names)
 
 
-@pytest.fixture
-def custom(tmp_path, monkeypatch):
-    (tmp_path / "my_models.py").write_text(CUSTOM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_keys_reach_the_builder():
+    backbone = registry.build("resnet20", {"width": 4, "shortcut": "B"}, 5, (1, 8, 8))
+    assert backbone.blocks[0].module.conv1.weight.shape == (4, 1, 3, 3)
+    assert backbone.blocks[4].module.downsample is not None
+    assert backbone.classifier.module.fc.weight.shape == (5, 16)
 
 
-def test_custom_blocks(custom):
-    backbone = registry.build("python:my_models:blocks", {"width": 5}, 10, RGB)
-    assert [block.name for block in backbone.blocks] == ["conv", "block1"]
-    assert backbone.layout == "NCHW"
-    assert shapes(backbone, (2, *RGB))[-1] == (2, 5, 30, 30)
-    x = torch.randn(2, *RGB)
-    for block in [*backbone.blocks, backbone.classifier]:
-        device = torch.device("cpu")
-        x = materialize(block.module, backbone.initialize, 1, device, torch.float32)(x)
-    assert x.shape == (2, 10)
-    assert torch.isfinite(x).all()
-
-
-def test_custom_backbone(custom):
-    backbone = registry.build("python:my_models:whole", {}, 10, RGB)
-    assert isinstance(backbone, Backbone)
-    assert len(backbone.blocks) == 2
-
-
-def test_mlp():
-    backbone = registry.build("mlp", {"hidden": 8, "depth": 3, "activation": "gelu"}, 4, (1, 8, 8))
-    assert shapes(backbone, (2, 1, 8, 8)) == [(2, 8)] * 3
-    assert isinstance(backbone.blocks[0].module[-1], nn.GELU)
+def test_values_are_converted_as_the_configuration_does():
+    assert len(registry.build("mlp", {"depth": "3"}, 5, RGB).blocks) == 3
 
 
 @pytest.mark.parametrize(
     ("name", "args", "shape", "message"),
     [
-        ("resnet21", {}, RGB, r"got 'resnet21'; did you mean 'resnet\d+'"),
-        ("alexnet", {}, RGB, "choose one of mlp, resnet20"),
+        ("resnet21", {}, RGB, r"got 'resnet21'; did you mean 'resnet\d+'\? choose one of"),
+        ("alexnet", {}, RGB, "got 'alexnet'; choose one of mlp, resnet20"),
         ("resnet20", {"widht": 8}, RGB, r"unknown key 'model\.widht'.*did you mean 'model\.width'"),
-        ("resnet20", {"depth": 8}, RGB, r"unknown key 'model\.depth'"),
-        ("resnet20", {"shortcut": "C"}, RGB, "cannot be built.*shortcut"),
-        ("resnet20", {"width": "wide"}, RGB, "cannot be built"),
+        ("resnet20", {"n": 8}, RGB, r"unknown key 'model\.n'.*takes width, shortcut"),
+        ("resnet20", {"shortcut": "C"}, RGB, r"model\.shortcut: should be 'A' or 'B', got 'C'"),
+        ("resnet20", {"width": "wide"}, RGB, r"model\.width: .*integer.*got 'wide'"),
         ("resnet50", {"num_classes": 3}, RGB, r"unknown key 'model\.num_classes'"),
-        ("resnet50", {}, (1, 8, 8), "3 channels, got data with 1"),
-        ("vit", {}, RGB, r"missing key 'model\.patch_size'"),
-        ("vit", {**VIT, "num_heads": 3}, RGB, "cannot be built"),
-        ("vit", VIT, (3, 30, 30), "cannot be built.*indivisible"),
-        ("mlp", {"depth": 0}, RGB, "cannot be built"),
-        ("python:nowhere", {}, RGB, "write python:package.module:function"),
-        ("python:no.such.module:f", {}, RGB, "cannot be imported"),
-        ("python:my_models:missing", {}, RGB, "has no 'missing'"),
-        ("python:my_models:constant", {}, RGB, "is no function"),
-        ("python:my_models:nothing", {}, RGB, "classifier last; got int"),
-        ("python:my_models:unresettable", {}, RGB, r"body\.1 \(Scale\).*reset_parameters"),
-        ("python:my_models:broken", {}, RGB, "no luck"),
-        ("python:my_models:blocks", {"depth": 3}, RGB, "depth"),
+        ("resnet50", {"zero_init_residual": "so"}, RGB, "should be a valid boolean.*got 'so'"),
+        ("resnet18", {"groups": 2}, RGB, "cannot be built with.*BasicBlock only supports"),
+        ("vit", {k: v for k, v in VIT.items() if k != "patch_size"}, RGB, "missing key.*patch_si"),
+        ("vit", VIT | {"num_heads": 3}, RGB, "cannot be built.*divisible"),
+        ("vit_b_16", {"dropout": 2}, RGB, r"model\.dropout: should be.*1, got 2"),
+        ("mlp", {"depth": 0}, RGB, r"model\.depth: should be.*1, got 0"),
+        ("vgg11", {}, (3, 8, 8), "vgg11 cannot take images of 3x8x8.*too small"),
     ],
 )
-def test_mistakes(custom, name, args, shape, message):
+def test_mistakes(name, args, shape, message):
     with pytest.raises(UserError, match=message) as caught:
         registry.build(name, args, 10, shape)
     assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_at_once():
+    with pytest.raises(UserError) as caught:
+        registry.build("vit", {"patch_sice": 4}, 10, RGB)
+    assert len(str(caught.value).splitlines()) == 1 + len(VIT)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.models import registry, weights
-from pipeline_local.models.backbone import materialize
+from pipeline_local.models.backbone import Backbone, Block, materialize, reset_parameters
 
 ARGS = {"width": 2}
 
@@ -78,6 +79,48 @@ def test_what_does_not_fit_is_named():
     assert "unexpected: layer9.conv" in text
     assert "of another shape: conv1.weight" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fc.weight", torch.zeros(10, 9)),  # of another width
+        ("fc.weight", torch.zeros(100, 9)),
+        ("fc.bias", torch.zeros(())),
+        ("fc.scale", torch.zeros(1)),
+    ],
+)
+def test_only_the_number_of_classes_may_differ(name, value):
+    backbone, made = parts()
+    state = weights.model_state(made) | {name: value}
+    with pytest.raises(UserError, match=name):
+        weights.check(backbone, state)
+
+
+def test_hidden_layers_of_a_classifier_are_not_fresh():
+    """A ViT's classifier has a norm and a hidden layer, which fine-tuning must keep."""
+    args = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    args["representation_size"] = 24
+    old, new = (registry.build("vit", args, classes, (3, 16, 16)) for classes in (100, 10))
+    blocks = [(block, block.module) for block in (*old.blocks, old.classifier)]
+    state = {b.prefix + n: torch.zeros_like(t, device="cpu") for b, m in blocks
+             for n, t in m.state_dict().items()}  # fmt: skip
+    assert weights.check(new, state) == ["heads.head.weight", "heads.head.bias"]
+    state["heads.pre_logits.weight"] = torch.zeros(30, 16)
+    with pytest.raises(UserError, match=r"heads\.pre_logits\.weight"):
+        weights.check(new, state)
+
+
+def test_a_classifier_without_weights_needs_none():
+    blocks = (Block("a", nn.Linear(2, 3)),)
+    backbone = Backbone(blocks, Block("classifier", nn.Flatten()), reset_parameters, "NC")
+    assert weights.check(backbone, nn.Linear(2, 3).state_dict()) == []
+
+
+def test_old_files_that_cannot_be_mapped_are_read(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(weights.load(path)["a"], torch.ones(2))
 
 
 class Bomb:

@@ -1,0 +1,70 @@
+"""Data sets that fit in memory as one array: digits and CIFAR."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from pipeline_local.data.subset import rank_in_class
+from pipeline_local.errors import UserError
+
+_CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Images [N, C, H, W] (uint8) with labels [N] (int64)."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def open_digits(split: str) -> ArrayDataset:
+    """scikit-learn's 1797 handwritten digits, 8x8 in one channel.
+
+    Every fifth sample of each class is the test split, so both splits know every writer.
+    """
+    from sklearn.datasets import load_digits  # takes seconds to import
+
+    stored = load_digits()
+    images = torch.from_numpy(stored.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(stored.target).long()
+    in_test = rank_in_class(labels) % 5 == 4
+    mine = in_test if split == "test" else ~in_test
+    return ArrayDataset(images[mine], labels[mine], tuple(str(name) for name in range(10)))
+
+
+def open_cifar(name: str, root: Path, split: str) -> ArrayDataset:
+    """CIFAR-10 or CIFAR-100 as torchvision stores it: 50000 and 10000 images, 32x32 RGB.
+
+    Raises:
+        UserError: `root` does not hold the intact data.
+    """
+    stored = _load_cifar(name, root, split)
+    images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
+    return ArrayDataset(images, torch.tensor(stored.targets), tuple(stored.classes))
+
+
+def _load_cifar(name: str, root: Path, split: str) -> torchvision.datasets.CIFAR10:
+    cls = _CIFAR[name]
+    try:
+        with warnings.catch_warnings():
+            # The files are pickles of an old NumPy; new ones warn about how it spelt a dtype.
+            warnings.simplefilter("ignore")
+            return cls(root, train=split == "train", download=False)
+    except RuntimeError as error:
+        call = f"torchvision.datasets.{cls.__name__}('{root}', download=True)"
+        raise UserError(
+            f"data.root has no intact {cls.__name__}: got {root}; "
+            f'download it with: python -c "import torchvision; {call}"'
+        ) from error

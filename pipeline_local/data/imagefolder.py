@@ -1,0 +1,118 @@
+"""A folder of images: `root/train/<class>/*` and `root/test/<class>/*` (or `root/val`)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline_local.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of one split in the order of their class and name, read when asked for."""
+
+    folder: str
+    names: list[str]
+    """Paths within `folder`, `<class>/<file>`."""
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return read_image(f"{self.folder}/{self.names[index]}"), int(self.labels[index])
+
+
+def open_imagefolder(root: Path, split: str) -> ImageFolder:
+    """Scan one split; a name that starts with a dot is passed over.
+
+    Raises:
+        UserError: no such folder, classes that differ between the splits, a class without images.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.root is not a folder: got {root}; name one with train/ and test/")
+    train, test = _split_folder(root, "train"), _split_folder(root, "test", "val")
+    classes = _common_classes(train, test)
+    folder = train if split == "train" else test
+    files = [_image_names(folder / name) for name in classes]
+    names = [
+        f"{name}/{file}" for name, inside in zip(classes, files, strict=True) for file in inside
+    ]
+    counts = torch.tensor([len(inside) for inside in files])
+    labels = torch.arange(len(classes)).repeat_interleave(counts)
+    return ImageFolder(str(folder), names, labels, classes)
+
+
+def read_image(path: str) -> Tensor:
+    """Decode a file into RGB: uint8 [3, H, W].
+
+    By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
+
+    Raises:
+        UserError: the file is missing, corrupt or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()  # fails here: an older NumPy would swallow it
+            return torch.from_numpy(_to_rgb(image).transpose(2, 0, 1).copy())
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"an image cannot be read: got {path} ({reason}); repair or remove it"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels [H, W, 3]."""
+    if image.mode.startswith("I;16"):  # Pillow clips 16 bits of grey instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _split_folder(root: Path, *names: str) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    wanted = " or ".join(f"{name}/" for name in names)
+    raise UserError(
+        f"data.root has no folder {wanted}: got {root}; put <class>/<image> files there"
+    )
+
+
+def _common_classes(train: Path, test: Path) -> tuple[str, ...]:
+    classes, others = _class_names(train), _class_names(test)
+    unlike = sorted(set(classes) ^ set(others))
+    if unlike:
+        raise UserError(
+            f"{train} and {test} must have the same class folders: got {len(unlike)} in only one "
+            f"of them, such as {unlike[0]!r}; add or remove them"
+        )
+    if not classes:
+        raise UserError(f"{train} has no class folders: got none; put images in {train}/<class>/")
+    return classes
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+
+
+def _image_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:  # no stat per file: ImageNet has 1.3 million
+        names = sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS))
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        raise UserError(
+            f"a class folder has no images: got {folder}; add {', '.join(EXTENSIONS)} files or "
+            "remove the class from both splits"
+        )
+    return names

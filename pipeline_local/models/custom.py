@@ -1,0 +1,153 @@
+"""A user's own backbone: `model.name: python:package.module:function`.
+
+The function is called on the meta device with `num_classes`, `image_shape` and the further
+`model.*` keys. It returns a `Backbone`, or a list of modules or (name, module) pairs, the
+classifier last.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline_local.configfile import did_you_mean
+from pipeline_local.errors import UserError
+from pipeline_local.models.backbone import (
+    Backbone,
+    Block,
+    Layout,
+    reset_method,
+    reset_parameters,
+    shapes,
+)
+
+ImageShape = tuple[int, int, int]
+_LAYOUTS: dict[int, Layout] = {2: "NC", 3: "NTC", 4: "NCHW"}
+
+
+def builder(name: str) -> Callable[..., Backbone]:
+    """The user's function, with its own signature, giving a `Backbone`.
+
+    Raises:
+        UserError: not of the form python:package.module:function, or nothing is found there.
+    """
+    function = _find(name)
+
+    @functools.wraps(function)
+    def build(*, num_classes: int, image_shape: ImageShape, **args: Any) -> Backbone:  # noqa: ANN401
+        made = function(num_classes=num_classes, image_shape=image_shape, **args)
+        return made if isinstance(made, Backbone) else _assemble(name, made, image_shape)
+
+    return build
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """Import the function, from the current folder too, as `python -m` would."""
+    _, module, function = (*name.split(":"), "", "")[:3]
+    if not module or not function or name.count(":") != 2:
+        raise UserError(f"model.name: got {name!r}; write python:package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise UserError(
+            f"model.name: module {module!r} cannot be imported ({error}); start from the folder"
+            f" that holds it, or install it"
+        ) from None
+    if not callable(found):
+        hint = did_you_mean(function, dir(sys.modules[module])) or "; name a function of it"
+        raise UserError(f"model.name: module {module!r} has no function {function!r}{hint}")
+    return found  # type: ignore[no-any-return]
+
+
+def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:
+    """A backbone from a list of parts; torch's own initialisation for every layer."""
+    *blocks, classifier = _blocks(name, made)
+    for block in (*blocks, classifier):
+        _check_initialization(name, block)
+        _keep_input(block.module)
+    _check_unshared(name, (*blocks, classifier))
+    draft = Backbone(tuple(blocks), classifier, reset_parameters, "NC")
+    layout = _layout(name, shapes(draft, (1, *image_shape)))
+    return Backbone(tuple(blocks), classifier, reset_parameters, layout)
+
+
+def _blocks(name: str, made: object) -> list[Block]:
+    parts = list(made) if isinstance(made, Sequence) else []
+    pairs = [
+        part if isinstance(part, tuple) else (f"block{i}", part) for i, part in enumerate(parts)
+    ]
+    if len(pairs) < 2 or not all(_is_pair(pair) for pair in pairs):
+        raise UserError(
+            f"model.name: {name} must return a Backbone, or a list of at least two nn.Modules or"
+            f" (name, nn.Module) pairs, the classifier last; got {_describe(made)}"
+        )
+    return [Block(label, module, f"{label}.") for label, module in pairs]
+
+
+def _is_pair(pair: tuple[object, ...]) -> bool:
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], nn.Module)
+
+
+def _describe(made: object) -> str:
+    kinds = [type(part).__name__ for part in made] if isinstance(made, (list, tuple)) else []
+    return f"{type(made).__name__}{f' of {kinds}' if kinds else ''}"
+
+
+def _check_initialization(name: str, block: Block) -> None:
+    """Every layer that owns tensors must know how to fill them."""
+    for path, layer in block.module.named_modules():
+        owns = next(chain(layer.parameters(False), layer.buffers(False)), None) is not None
+        if owns and reset_method(layer) is None:
+            raise UserError(
+                f"model.name: in {name}, layer {'.'.join(filter(None, [block.name, path]))}"
+                f" ({type(layer).__name__}) holds tensors but has no reset_parameters();"
+                f" add one, or return a Backbone with its own `initialize`"
+            )
+
+
+def _check_unshared(name: str, blocks: Sequence[Block]) -> None:
+    """Blocks train apart from each other, so no tensor can be in two places."""
+    owners: dict[int, str] = {}
+    for block in blocks:
+        for path, parameter in block.module.named_parameters(block.name, remove_duplicate=False):
+            first = owners.setdefault(id(parameter), path)
+            if first != path:
+                raise UserError(
+                    f"model.name: in {name}, {first} and {path} share a parameter; blocks are"
+                    f" given memory one by one, so give each its own"
+                )
+
+
+def _keep_input(module: nn.Module) -> None:
+    """No in-place operation before the first layer that makes a tensor of its own.
+
+    Flatten, or dropout in evaluation mode, hand on the very memory that they got.
+    """
+    for layer in _leaves(module):
+        if next(layer.parameters(), None) is not None:
+            return
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    return (layer for layer in module.modules() if next(layer.children(), None) is None)
+
+
+def _layout(name: str, outputs: Sequence[torch.Size]) -> Layout:
+    axes = sorted({len(shape) for shape in outputs})
+    if len(axes) != 1 or axes[0] not in _LAYOUTS:
+        raise UserError(
+            f"model.name: the blocks of {name} must all give [B, C], all [B, T, C] or all"
+            f" [B, C, H, W], got {[tuple(shape) for shape in outputs]}; flatten in the classifier,"
+            f" or return a Backbone with its own layout"
+        )
+    return _LAYOUTS[axes[0]]

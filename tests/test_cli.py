@@ -1,0 +1,181 @@
+"""The command line: every mistake is one clear line and exit code 2, before anything is spent."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline_local.cli import main
+from pipeline_local.models import registry
+
+CONFIG = """
+model: {name: resnet20, width: 4}
+modules: {count: 4}
+reconcile: {weight: 0.1}
+data: {name: digits, batch_size: 32}
+train: {steps: 6, log_every: 2}
+parallel: {threads: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_train_evaluate_export(config, tmp_path, capsys):
+    """The whole life of a run, in one process."""
+    assert run("train", config, "run.dir=out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    keys = ["accuracy", "loss", "steps", "seconds", "samples_per_second", "efficiency"]
+    assert list(summary) == [*keys, "peak_memory_bytes", "checkpoint_stall_seconds"]
+    assert len(summary["accuracy"]) == len(summary["loss"]) == 4
+    assert summary["steps"] == 6
+    assert summary["peak_memory_bytes"][0] > 0
+
+    lines = (tmp_path / "out" / "metrics" / "stage-0.jsonl").read_text().splitlines()
+    facts = [json.loads(line) for line in lines]
+    assert [f["step"] for f in facts if f["event"] == "train"] == [2, 4, 6]
+    last = facts[-2]["modules"]["2"]
+    assert {"loss", "accuracy", "discord", "cosine", "input_norm", "signal_norm"} <= set(last)
+    assert set(facts[-2]["seconds"]) >= {"forward", "signal", "learn", "update"}
+    assert (tmp_path / "out" / "trace" / "stage-0.json").is_file()
+
+    capsys.readouterr()
+    assert run("evaluate", "out") == 0
+    shown = capsys.readouterr().out
+    assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary["accuracy"])
+
+    assert run("export", "out", "--output", "model.safetensors") == 0
+    state = load_file("model.safetensors")
+    backbone = registry.build("resnet20", {"width": 4}, 10, (1, 8, 8))
+    names = [b.prefix + n for b in backbone.blocks for n in b.module.state_dict()]
+    assert set(state) == {*names, "fc.weight", "fc.bias"}
+
+
+def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatch):
+    """The file loads into torchvision's own model, which then does what the run did."""
+    import torchvision
+
+    from pipeline_local.config import DataConfig
+    from pipeline_local.data.batches import test_batches
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.data.normalize import Normalize
+
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "synthetic", "image_size": 32, "limit": 64, "batch_size": 32}
+    (tmp_path / "c.yaml").write_text(
+        f"model: {{name: resnet18}}\nmodules: {{count: 3}}\ndata: {json.dumps(data)}\n"
+        "head: {name: linear}\ntrain: {steps: 3}\noptimizer: {lr: 0.02}\nparallel: {threads: 1}\n"
+    )
+    assert run("train", "c.yaml", "run.dir=out") == 0
+    assert run("export", "out", "--output", "model.safetensors") == 0
+    model = torchvision.models.resnet18(num_classes=10)
+    model.load_state_dict(load_file("model.safetensors"), strict=True)
+    config = DataConfig(**data)
+    info, correct = describe(config), 0
+    with torch.no_grad():
+        for images, labels in test_batches(config, info):
+            logits = model.eval()(Normalize(info)(images))
+            correct += int((logits.argmax(1) == labels).sum())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["accuracy"][-1] == correct / info.num_test
+
+
+def test_fine_tuning_starts_from_a_state_dict(config, tmp_path):
+    assert run("train", config, "run.dir=first") == 0
+    assert run("export", "first", "--output", "model.safetensors") == 0
+    weights = "model.weights=model.safetensors"
+    assert run("train", config, weights, "run.dir=second", "optimizer.lr=1e-30") == 0
+    assert run("export", "second", "--output", "again.safetensors") == 0
+    first, second = load_file("model.safetensors"), load_file("again.safetensors")
+    assert torch.equal(first["layer2.0.conv1.weight"], second["layer2.0.conv1.weight"])
+
+
+def test_resume_and_never_overwrite(config, tmp_path, capsys):
+    assert run("train", config, "run.dir=out") == 0
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    assert run("train", config, "run.dir=out") == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+    assert run("train", config, "run.dir=out", "run.resume=true") == 0
+    assert "complete" in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+    assert run("export", "out", "--output", "m.safetensors") == 0
+    assert run("export", "out", "--output", "m.safetensors") == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+MISTAKES = [
+    (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    (["train", "CONFIG", "modules.cuont=3"], "did you mean 'modules.count'"),
+    (["train", "CONFIG", "modules.count=11"], "11 modules for 10 blocks"),
+    (["train", "CONFIG", "parallel.stages=5"], "5 stages for 4 modules"),
+    (["train", "CONFIG", "model.name=resnet21"], "did you mean"),
+    (["train", "CONFIG", "model.widht=3"], "did you mean 'model.width'"),
+    (["train", "CONFIG", "model.weights=none.pt"], "none.pt does not exist"),
+    (
+        ["train", "CONFIG", "data.name=imagefolder", "data.root=none"],
+        "data.root is not a folder: got none",
+    ),
+    (["train", "CONFIG", "data.batch_size=5000"], "1442 training samples"),
+    (["train", "CONFIG", "optimizer.lr=fast"], "optimizer.lr"),
+    (["train", "CONFIG", "parallel.backend=nccl"], "needs a GPU"),
+    (["train", "CONFIG", "run.dir=config.yaml"], "is a file"),
+    (["evaluate", "nowhere"], "not a run folder"),
+    (["export", "nowhere", "--output", "x.safetensors"], "not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
+def test_mistakes(config, tmp_path, capsys, arguments, message):
+    if "nccl" in str(arguments) and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert run(*[config if a == "CONFIG" else a for a in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert captured.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"], "something was made"
+
+
+def test_all_mistakes_at_once(config, capsys):
+    assert run("train", config, "optimizer.lr=-1", "trian.steps=3", "precision=int8") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 3
+
+
+@pytest.mark.parametrize("world_size", ["3", "five"])
+def test_a_launcher_that_does_not_fit(config, capsys, monkeypatch, world_size):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert run("train", config, "parallel.stages=4") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_ranks_but_the_first_stay_silent(config, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("train", config, "modules.cuont=3") == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_deepspeeds_local_rank_is_accepted(config, tmp_path):
+    assert run("--local_rank=0", "train", config, "run.dir=out", "train.steps=1") == 0
+
+
+def test_version_and_help(capsys):
+    for flag in ("--version", "--help"):
+        with pytest.raises(SystemExit) as caught:
+            run(flag)
+        assert caught.value.code == 0
+    assert "train" in capsys.readouterr().out

@@ -1,0 +1,51 @@
+"""Every file in configs/ loads and builds, and opens with the command that runs it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline_local import cli, configfile
+from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.pipeline.blueprint import Blueprint
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def facts(config):
+    """Of the real data set, which need not be here."""
+    if config.data.name in ("digits", "synthetic"):
+        return describe(config.data)
+    size = config.data.image_size or 224
+    imagenet = "imagenet" in str(config.data.root)
+    train, test, classes = (1_281_167, 50_000, 1000) if imagenet else (50_000, 10_000, 10)
+    return DataInfo(train, test, classes, (3, size, size), (0.5,) * 3, (0.2,) * 3, ())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_loads_and_builds(path):
+    config = configfile.load(path)
+    blueprint = Blueprint.draw(config, facts(config))
+    assert len(blueprint.modules) == config.modules.count
+    assert blueprint.schedule.num_steps > 0
+    for index in range(config.modules.count - 1):
+        assert blueprint.contract(index).activations.shape[0] > 0
+    blueprint.stages(config.parallel.stages or config.modules.count)
+    assert configfile.parse(yaml.safe_load(configfile.dump(config))) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_opens_with_its_command(path):
+    first = path.read_text().splitlines()[0]
+    match = re.fullmatch(r"# (?:pipeline-local|torchrun .* -m pipeline_local) (train .*)", first)
+    assert match, first
+    options = cli._parser().parse_args(shlex.split(match[1]))
+    assert options.config == Path("configs") / path.name
+    configfile.load(ROOT / options.config, [o.replace("PATH", ".") for o in options.overrides])
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 5

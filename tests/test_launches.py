@@ -1,0 +1,88 @@
+"""The launches of the README, with the real launchers: the same bytes from each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
+SMALL = ["model.width=4", "train.epochs=null", "train.steps=8", "parallel.threads=1"]
+TRAIN = ["train", str(ROOT / "configs" / "digits.yaml"), *SMALL]
+FOUR = ["parallel.stages=4"]
+
+LAUNCHES = {
+    "one process": ["pipeline-local", *TRAIN, "parallel.stages=1"],
+    "built-in launcher": ["pipeline-local", *TRAIN, "parallel.stages=2"],
+    "torchrun": ["torchrun", "--nproc-per-node=4", "-m", "pipeline_local", *TRAIN, *FOUR],
+    "deepspeed": ["deepspeed", "--num_accelerators", "2", "--module", "pipeline_local", *TRAIN],
+}
+
+
+def launch(command, folder, **more):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    environment |= {"PATH": f"{BIN}:{environment['PATH']}", **more}
+    return subprocess.run(
+        [BIN / command[0], *command[1:]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    done = launch(LAUNCHES["one process"], folder)
+    assert done.returncode == 0, done.stderr
+    return checkpoint(folder)
+
+
+def checkpoint(folder):
+    files = folder.glob("runs/digits/checkpoints/step-00000008/*.safetensors")
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", ["built-in launcher", "torchrun", "deepspeed"])
+def test_launches_agree(name, tmp_path, expected):
+    done = launch(LAUNCHES[name], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "classifier" in done.stdout
+    assert len(expected) == 4
+    assert checkpoint(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("built-in launcher", ["modules.count=11"], "11 modules for 10 blocks"),
+        ("torchrun", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
+        ("torchrun", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
+    ],
+)
+def test_mistakes_are_told_once(name, more, message, tmp_path):
+    done = launch([*LAUNCHES[name], *more], tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, done.stderr
+    assert message in told[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_built_in_launcher_gives_the_exit_code_of_the_rank_that_failed(tmp_path):
+    """The data is fine when it is described, and broken when it is read."""
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(8):
+                (tmp_path / split / name / f"{i}.jpg").write_bytes(b"broken")
+    more = ["data.name=imagefolder", f"data.root={tmp_path}", "data.batch_size=8"]
+    done = launch([*LAUNCHES["built-in launcher"], *more, "data.image_size=8"], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be decoded" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,156 @@
+"""The placement oracle: K modules on 1, 2, 3 and K stages give bit-identical parameters.
+
+Everything that a run leaves in its checkpoint (weights, statistics, optimizer state) is compared
+byte by byte, after tens of steps, for each estimator, with dropout, batch norm, augmentation,
+microbatches, mixup. It is never loosened.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.pipeline.place import Place
+from pipeline_local.trainer import Trainer, train
+
+RESNET = {"model": {"name": "resnet20", "width": 4}, "data": {"name": "digits", "batch_size": 32}}
+VIT = {
+    "model": {
+        "name": "vit",
+        "patch_size": 4,
+        "num_layers": 4,
+        "num_heads": 2,
+        "hidden_dim": 16,
+        "mlp_dim": 32,
+        "dropout": 0.2,
+        "attention_dropout": 0.1,
+    },
+    "data": {"name": "synthetic", "batch_size": 32, "image_size": 16, "limit": 200},
+}
+EXACT = {"weight": 0.2, "estimator": "exact"}
+FINITE = {"weight": 0.2, "estimator": "finite_difference"}
+
+CASES = {
+    "plain": {**RESNET},
+    "exact": {**RESNET, "reconcile": EXACT},
+    "finite difference": {**RESNET, "reconcile": FINITE},
+    "every third step, on half of the batch": {
+        **RESNET,
+        "reconcile": {**FINITE, "every": 3, "fraction": 0.5},
+    },
+    "augmentation, mixup, workers": {
+        **RESNET,
+        "data": {"name": "synthetic", "image_size": 8, "limit": 200, "batch_size": 32}
+        | {"augment": "trivial", "mixup": 0.3, "workers": 1},
+        "reconcile": FINITE,
+    },
+    "microbatches": {
+        **RESNET,
+        "train": {"steps": 10, "microbatches": 4},
+        "reconcile": FINITE,
+    },
+    "dropout, exact, AdamW": {
+        **VIT,
+        "reconcile": EXACT,
+        "optimizer": {"name": "adamw", "lr": 0.001},
+    },
+    "dropout, finite difference, clipping": {
+        **VIT,
+        "reconcile": FINITE,
+        "optimizer": {"clip": 1.0, "warmup": 0.2},
+    },
+    "bfloat16": {**VIT, "reconcile": FINITE, "precision": "bfloat16"},
+}
+
+
+def parse(case, folder):
+    tree = {"modules": {"count": 4}, "train": {"steps": 20, "seed": 3}, **case}
+    tree["train"] = {"log_every": 7, "evaluate_every": 8, **tree["train"]}
+    tree["run"] = {"dir": str(folder)}
+    tree["parallel"] = {"threads": 1}
+    tree["head"] = {"name": "auglocal"}
+    return configfile.parse(tree)
+
+
+def run_stage(place, config):
+    train(config, place)
+
+
+def checkpoint(folder):
+    """The bytes of each module's last checkpoint."""
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("checkpoints/*/*.safetensors"))}
+
+
+def scores(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    return summary["accuracy"], summary["loss"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_placement_changes_nothing(name, tmp_path, run_ranks):
+    alone = tmp_path / "1"
+    train(parse(CASES[name], alone), Place())
+    expected = checkpoint(alone)
+    assert len(expected) == 4
+    for stages in (2, 3, 4):
+        folder = tmp_path / str(stages)
+        run_ranks(run_stage, stages, parse(CASES[name], folder))
+        assert checkpoint(folder) == expected, f"{stages} stages"
+        assert scores(folder) == scores(alone), f"{stages} stages"
+
+
+def test_the_oracle_can_fail(tmp_path):
+    """Another seed, or another strength, gives other bytes."""
+    train(parse(CASES["finite difference"], tmp_path / "a"), Place())
+    other = {**RESNET, "reconcile": {**FINITE, "weight": 0.21}}
+    train(parse(other, tmp_path / "b"), Place())
+    first, second = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    assert first["module-001.safetensors"] == second["module-001.safetensors"]
+    assert all(
+        first[f"module-00{k}.safetensors"] != second[f"module-00{k}.safetensors"] for k in (2, 3, 4)
+    )
+
+
+def test_zero_weight_equals_plain_local_learning(tmp_path):
+    """Whatever the estimator, and however often neighbours are compared."""
+    runs = [
+        {**RESNET},
+        {**RESNET, "reconcile": {"weight": 0.0, "estimator": "exact"}},
+        {**RESNET, "train": {"steps": 20, "seed": 3, "log_every": 1}},
+    ]
+    results = []
+    for number, case in enumerate(runs):
+        train(parse(case, tmp_path / str(number)), Place())
+        results.append(checkpoint(tmp_path / str(number)))
+    assert results[0] == results[1] == results[2]
+
+
+class StoppedError(Exception):
+    """The run was cut off."""
+
+
+def run_until(place, config, step):
+    """Train, and fall over before this step."""
+
+    def stumble(self, action):
+        if action.number == step:
+            raise StoppedError
+        train_step(self, action)
+
+    train_step, Trainer.train = Trainer.train, stumble
+    with pytest.raises((StoppedError, RuntimeError)):  # or the neighbour has fallen over first
+        train(config, place)
+
+
+def test_resuming_changes_nothing(tmp_path, run_ranks):
+    """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages."""
+    case = {**RESNET, "reconcile": FINITE, "checkpoint": {"every_steps": 5, "keep": 9}}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(parse(case, whole), Place())
+    run_ranks(run_until, 2, parse(case, cut), 13)
+    assert not list(cut.glob("checkpoints/step-*20/*"))
+    config = parse(case, cut)
+    run_ranks(run_stage, 3, replace(config, run=replace(config.run, resume=True)))
+    assert checkpoint(cut) == checkpoint(whole)
+    assert scores(cut) == scores(whole)

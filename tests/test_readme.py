@@ -1,0 +1,76 @@
+"""What the README says is what runs: its Python example, its commands, its tables, its tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+from pipeline_local import cli, configfile
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for name, text in fenced if name == language]
+
+
+def test_python_example(tmp_path, monkeypatch, capsys):
+    """As printed, but for less data."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    short = example.replace(
+        '"train.epochs=2"', '"train.epochs=1", "data.limit=128", "parallel.threads=1"'
+    )
+    assert short != example
+    exec(compile(short, "README", "exec"), {})
+    assert "head 4: " in capsys.readouterr().out
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line]
+
+
+def test_commands_exist():
+    parsed = 0
+    for words in commands():
+        if "train" in words and words[0] in ("pipeline-local", "torchrun", "deepspeed"):
+            words = ["pipeline-local", *words[words.index("train") :]]
+        if words[0] == "pipeline-local":
+            options = cli._parser().parse_args(words[1:])
+            if hasattr(options, "overrides"):
+                configfile.load(ROOT / options.config, options.overrides)
+            parsed += 1
+        elif words[0] in ("bash", "sbatch"):
+            assert (ROOT / words[1]).is_file(), words
+            parsed += 1
+    assert parsed == len(commands()) >= 9
+
+
+def test_launches_are_the_tested_ones():
+    tested = (ROOT / "tests" / "test_launches.py").read_text()
+    for launcher in ("pipeline-local", "torchrun", "deepspeed"):
+        assert any(words[0] == launcher for words in commands())
+        assert f'["{launcher}"' in tested
+
+
+def test_config_table_lists_every_key():
+    listed = re.findall(r"^\| `([a-z_.]+)` \|", README, re.M)
+    keys = configfile.keys()
+    assert [key for key in listed if key in keys] == keys
+
+
+def test_tree_names_what_is_there():
+    (tree,) = [block for block in blocks("") if "pipeline_local/" in block]
+    folder, count = [], 0
+    for line in tree.splitlines():
+        name = line.split()[0] if line.strip() else ""
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = [*folder[:depth], name]
+        if name:
+            assert (ROOT / Path(*folder)).exists(), line
+            count += 1
+    assert count > 30
