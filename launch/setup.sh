@@ -4,9 +4,9 @@
 #   bash launch/setup.sh [dev]        dev: the tools of launch/test.sh as well
 #
 # PYTHON=/path/to/python3 names the interpreter; without it the newest of 3.10 to 3.13 is taken.
-# PIP_* variables count as usual: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves 4 GB
-# where there is no GPU. The folder .venv belongs to this script: one
-# that is half-made or out of date is removed and made anew.
+# PIP_* variables count as usual; without a GPU, 4 GB are saved by
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+# The folder .venv belongs to this script: one that is half-made or out of date is made anew.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

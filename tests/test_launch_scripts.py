@@ -3,16 +3,24 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [".ci/run", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("launch/**/*.s[hb]*"))]
+PIPES = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
 DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]
 
 # Answers for python itself, `-m venv`, `-m pip install` and `-m pytest`; notes what it was asked.
@@ -53,21 +61,18 @@ class Clone:
             shutil.copy(ROOT / name, self.root)
         self.python = executable(folder / "python", PYTHON_STUB)
 
-    def start(self, script: str, *args: str, **env: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            ["bash", str(self.root / script), *args],
-            cwd="/",
-            env={**os.environ, "LOG": str(self.log), "PYTHON": str(self.python)} | env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def command(self, script: str, *args: str, **env: str) -> dict[str, Any]:
+        """What subprocess is to start."""
+        return {
+            "args": ["bash", str(self.root / script), *args],
+            "cwd": "/",
+            "env": {**os.environ, "LOG": str(self.log), "PYTHON": str(self.python)} | env,
+            **PIPES,
+        }
 
     def run(self, script: str, *args: str, **env: str) -> tuple[int, str]:
-        process = self.start(script, *args, **env)
-        output, _ = process.communicate(timeout=60)
-        return process.returncode, output
+        done = subprocess.run(**self.command(script, *args, **env), timeout=60)
+        return done.returncode, done.stdout
 
     def calls(self) -> list[str]:
         """What was called since the last look."""
@@ -129,10 +134,11 @@ def test_a_failed_install_fails_and_is_tried_again(clone: Clone) -> None:
 
 
 def test_two_at_once_install_once(clone: Clone) -> None:
-    both = [clone.start("launch/setup.sh", PIP_SECONDS="0.5") for _ in range(2)]
-    for process in both:
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
+    command = clone.command("launch/setup.sh", PIP_SECONDS="0.5")
+    with subprocess.Popen(**command) as first, subprocess.Popen(**command) as second:
+        for process in (first, second):
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
     assert clone.calls() == INSTALLED
 
 
@@ -191,74 +197,80 @@ def test_continuous_integration_is_the_same_script(clone: Clone) -> None:
 # -- Slurm and plain hosts ---------------------------------------------------------------------
 
 
+class Cluster:
+    """Stub srun, scontrol, torchrun and nvidia-smi; a job's environment; a copy of the scripts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        shutil.copytree(ROOT / "launch", folder / "launch")
+        note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{self.log}"\n'
+        self.stub("srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n')
+        self.stub("torchrun", note)
+        self.stub("nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
+        hosts = "[[ $1 == show ]] && printf 'node7\\nnode8\\n' && exit\n"
+        self.stub("scontrol", note.replace("echo", f"{hosts}echo"))
+        self.env = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "SLURM_SUBMIT_DIR": str(folder),
+            "SLURM_JOB_ID": "12345",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_GPUS_ON_NODE": "4",
+        }
+
+    def stub(self, name: str, text: str) -> None:
+        executable(self.folder / "bin" / name, text)
+
+    def command(self, script: str, *args: str, **env: str) -> dict[str, Any]:
+        """What subprocess is to start."""
+        return {
+            "args": ["bash", str(self.folder / script), *args],
+            "env": self.env | env,
+            **PIPES,
+        }
+
+    def run(self, script: str, *args: str, **env: str) -> tuple[int, str]:
+        done = subprocess.run(**self.command(script, *args, **env), timeout=60)
+        return done.returncode, done.stdout
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> dict[str, str]:
-    """Stub srun, scontrol and torchrun that note their arguments; a job's environment."""
-    log = tmp_path / "log"
-    note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{log}"\n'
-    executable(
-        tmp_path / "bin/srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n'
-    )
-    executable(tmp_path / "bin/torchrun", note)
-    executable(tmp_path / "bin/nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
-    hosts = "[[ $1 == show ]] && printf 'node7\\nnode8\\n' && exit\n"
-    executable(tmp_path / "bin/scontrol", note.replace("echo", f"{hosts}echo"))
-    return {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_JOB_ID": "12345",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_JOB_NODELIST": "node[7-8]",
-        "SLURM_GPUS_ON_NODE": "4",
-    }
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
 
 
-def run_script(script: str, *args: str, env: dict[str, str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        ["bash", str(ROOT / script), *args],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
+SBATCH = "launch/slurm/train.sbatch"
 SRUN = (
     "srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
     " --rdzv-endpoint node7:22345 --rdzv-id 12345-{restarts} -m pipeline_local train c.yaml"
 )
 
 
-def test_sbatch_starts_one_torchrun_per_node(tmp_path: Path, cluster: dict[str, str]) -> None:
-    process = run_script("launch/slurm/train.sbatch", "c.yaml", "run.dir=a b", env=cluster)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
-    assert (tmp_path / "log").read_text() == f"{SRUN.format(restarts=0)} run.dir=a b\n"
+def test_sbatch_starts_one_torchrun_per_node(cluster: Cluster) -> None:
+    status, output = cluster.run(SBATCH, "c.yaml", "run.dir=a b")
+    assert status == 0, output
+    assert cluster.log.read_text() == f"{SRUN.format(restarts=0)} run.dir=a b\n"
 
 
-def test_a_requeued_job_resumes(tmp_path: Path, cluster: dict[str, str]) -> None:
-    env = cluster | {"SLURM_RESTART_COUNT": "1"}
-    run_script("launch/slurm/train.sbatch", "c.yaml", env=env).communicate(timeout=30)
-    assert (tmp_path / "log").read_text() == f"{SRUN.format(restarts=1)} run.resume=true\n"
+def test_a_requeued_job_resumes(cluster: Cluster) -> None:
+    cluster.run(SBATCH, "c.yaml", SLURM_RESTART_COUNT="1")
+    assert cluster.log.read_text() == f"{SRUN.format(restarts=1)} run.resume=true\n"
 
 
-def test_sbatch_ends_with_the_status_of_training(cluster: dict[str, str]) -> None:
-    process = run_script("launch/slurm/train.sbatch", "c.yaml", env=cluster | {"STATUS": "9"})
-    process.communicate(timeout=30)
-    assert process.returncode == 9
+def test_sbatch_ends_with_the_status_of_training(cluster: Cluster) -> None:
+    assert cluster.run(SBATCH, "c.yaml", STATUS="9")[0] == 9
 
 
-def test_near_the_time_limit_the_job_is_requeued(tmp_path: Path, cluster: dict[str, str]) -> None:
-    env = cluster | {"SRUN_SECONDS": "1"}
-    process = run_script("launch/slurm/train.sbatch", "c.yaml", env=env)
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, 10)  # SIGUSR1
-    output, _ = process.communicate(timeout=30)
+def test_near_the_time_limit_the_job_is_requeued(cluster: Cluster) -> None:
+    with subprocess.Popen(**cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="1")) as process:
+        deadline = time.monotonic() + 20
+        while not cluster.log.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=30)
     assert "the time limit is near" in output
-    assert (tmp_path / "log").read_text().splitlines()[-1] == "scontrol requeue 12345"
+    assert cluster.log.read_text().splitlines()[-1] == "scontrol requeue 12345"
 
 
 def test_sbatch_asks_slurm_for_signal_and_requeue() -> None:
@@ -270,26 +282,21 @@ def test_sbatch_asks_slurm_for_signal_and_requeue() -> None:
     )  # Slurm stops at the first command
 
 
-def test_plain_hosts(tmp_path: Path, cluster: dict[str, str]) -> None:
-    process = run_script("launch/multinode.sh", "1", "head", "c.yaml", "train.steps=3", env=cluster)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
-    assert (tmp_path / "log").read_text() == (
+def test_plain_hosts(cluster: Cluster) -> None:
+    status, output = cluster.run("launch/multinode.sh", "1", "head", "c.yaml", "train.steps=3")
+    assert status == 0, output
+    assert cluster.log.read_text() == (
         "torchrun --nnodes 2 --nproc-per-node 2 --node-rank 1 --master-addr head"
         " --master-port 29500 -m pipeline_local train c.yaml train.steps=3\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("script", "args"),
-    [("launch/multinode.sh", ("head", "0", "c.yaml")), ("launch/slurm/train.sbatch", ())],
+    ("script", "args"), [("launch/multinode.sh", ("head", "0", "c.yaml")), (SBATCH, ())]
 )
-def test_wrong_arguments_get_the_usage(
-    script: str, args: tuple[str, ...], cluster: dict[str, str]
-) -> None:
-    process = run_script(script, *args, env=cluster)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 2
+def test_wrong_arguments_get_the_usage(cluster: Cluster, script: str, args: tuple) -> None:
+    status, output = cluster.run(script, *args)
+    assert status == 2
     assert output.startswith("usage: ")
 
 

@@ -1,0 +1,257 @@
+"""The architecture, enforced: who may import whom, and how long things may be.
+
+`learning, models, data -> pipeline -> trainer -> cli`, with `record` beside them; `planning` and
+`bench` use them, and only the command line uses these.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pipeline_local"
+
+LEAVES = {"errors", "seeds", "config", "yamltext", "configfile"}
+MATHEMATICS = {"learning", "models", "data"}
+PIPELINE = LEAVES | MATHEMATICS | {"record"}
+TRAINER = PIPELINE | {"pipeline"}
+TOOLS = TRAINER | {"trainer", "finished"}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "seeds": set(),
+    "config": set(),
+    "yamltext": set(),
+    "configfile": {"config", "errors", "yamltext"},
+    "learning": LEAVES,
+    "models": LEAVES,
+    "data": LEAVES,
+    "record": LEAVES | {"learning"},
+    "pipeline": PIPELINE,
+    "trainer": TRAINER,
+    "finished": TRAINER,
+    "planning": TOOLS,
+    "bench": TOOLS | {"planning"},
+    "cli": TOOLS | {"planning", "bench"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+"""Folder or file of the package -> the others that it may import; itself always."""
+
+MAX_FUNCTION_LINES = 60
+MEDIAN_FUNCTION_LINES = 10
+MAX_FILE_LINES = 300
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Source:
+    """One file of the package."""
+
+    def __init__(self, package: Path, path: Path) -> None:
+        self.name = path.relative_to(package.parent).as_posix()
+        self.part = path.relative_to(package).parts[0].removesuffix(".py")
+        self.folder = (package.name, *path.relative_to(package).parts[:-1])
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+
+    def imports(self, tree: ast.AST | None = None) -> Iterator[tuple[int, str]]:
+        """(line, dotted name) of everything imported, at any depth."""
+        for node in ast.walk(tree or self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = self.folder[: len(self.folder) + 1 - node.level] if node.level else ()
+                module = ".".join([*base, *filter(None, [node.module])])
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+    def functions(self) -> Iterator[Function]:
+        """All functions and methods."""
+        yield from (node for node in ast.walk(self.tree) if isinstance(node, Function))
+
+    def public(self) -> Iterator[ast.ClassDef | Function]:
+        """All public classes and functions of the file."""
+        for node in self.tree.body:
+            if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+                yield node
+
+
+def sources(package: Path) -> list[Source]:
+    return [Source(package, path) for path in sorted(package.rglob("*.py"))]
+
+
+def lines(node: Function) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+# -- the rules: each gives its problems, one line each -----------------------------------------
+
+
+def wrong_direction(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        if source.part not in MAY_IMPORT:
+            yield f"{source.name}: {source.part!r} has no place yet; give it one in MAY_IMPORT"
+            continue
+        for line, name in source.imports():
+            root, _, rest = name.partition(".")
+            used = rest.split(".")[0]
+            if root != package.name or used not in MAY_IMPORT or used == source.part:
+                continue  # another package, a name of __init__, or the same folder
+            if used not in MAY_IMPORT[source.part]:
+                yield f"{source.name}:{line}: {source.part} must not import {used}"
+
+
+def processes_in_the_mathematics(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        if source.part not in MATHEMATICS:
+            continue
+        used = [line for line, name in source.imports() if name.startswith("torch.distributed")]
+        used += [
+            node.lineno
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+        ]
+        for line in used:
+            yield f"{source.name}:{line}: {source.part} knows no process: no torch.distributed"
+
+
+def deepspeed_at_import_time(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        inside = {id(node) for f in source.functions() for node in ast.walk(f)}
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in inside:
+                continue
+            if any(name.split(".")[0] == "deepspeed" for _, name in source.imports(node)):
+                yield f"{source.name}:{node.lineno}: import deepspeed inside the function using it"
+
+
+def roles_in_the_step_loop(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        if source.name != f"{package.name}/pipeline/stage.py":
+            continue
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.If | ast.IfExp | ast.While):
+                continue
+            names = {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)}
+            names |= {n.attr for n in ast.walk(node.test) if isinstance(n, ast.Attribute)}
+            if wrong := names & {"rank", "local_rank", "logger", "log"}:
+                yield f"{source.name}:{node.lineno}: the step loop must not ask for {wrong.pop()}"
+
+
+def long_functions(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        for function in source.functions():
+            if lines(function) > MAX_FUNCTION_LINES:
+                place = f"{source.name}:{function.lineno}"
+                yield f"{place}: {function.name} has {lines(function)} lines; split it"
+
+
+def median_function_lines(package: Path) -> float:
+    return median(lines(f) for source in sources(package) for f in source.functions())
+
+
+def long_files(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        if (count := source.text.count("\n")) > MAX_FILE_LINES:
+            yield f"{source.name} has {count} lines; split it by nouns"
+
+
+def undocumented(package: Path) -> Iterator[str]:
+    for source in sources(package):
+        for node in source.public():
+            if not ast.get_docstring(node):
+                yield f"{source.name}:{node.lineno}: {node.name} is public and has no docstring"
+
+
+# -- the package -------------------------------------------------------------------------------
+
+RULES = [
+    wrong_direction,
+    processes_in_the_mathematics,
+    deepspeed_at_import_time,
+    roles_in_the_step_loop,
+    long_functions,
+    long_files,
+    undocumented,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps(rule) -> None:
+    problems = list(rule(PACKAGE))
+    assert not problems, "\n".join(["", *problems])
+
+
+def test_functions_are_short() -> None:
+    got = median_function_lines(PACKAGE)
+    assert got < MEDIAN_FUNCTION_LINES, f"the median function has {got} lines"
+
+
+def test_the_package_is_found() -> None:
+    assert {"learning", "pipeline", "cli"} <= {source.part for source in sources(PACKAGE)}
+
+
+# -- the checks themselves: each catches a planted violation -----------------------------------
+
+TALL = "def f():\n    '''Tall.'''\n" + "    x = 1\n" * MAX_FUNCTION_LINES
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (wrong_direction, "learning/a.py", "from pipeline_local.pipeline import stage"),
+        (wrong_direction, "learning/a.py", "from ..pipeline import stage"),
+        (wrong_direction, "models/a.py", "import pipeline_local.data.sampler"),
+        (wrong_direction, "pipeline/a.py", "def f():\n    from pipeline_local import trainer"),
+        (wrong_direction, "trainer.py", "from pipeline_local.planning.plan import Plan"),
+        (wrong_direction, "record/a.py", "from pipeline_local.pipeline.stage import Stage"),
+        (wrong_direction, "config.py", "from pipeline_local import learning"),
+        (wrong_direction, "planning/a.py", "from pipeline_local import cli"),
+        (wrong_direction, "newcomer.py", ""),
+        (processes_in_the_mathematics, "learning/a.py", "import torch.distributed as dist"),
+        (processes_in_the_mathematics, "learning/a.py", "from torch import distributed"),
+        (processes_in_the_mathematics, "models/a.py", "torch.distributed.barrier()"),
+        (deepspeed_at_import_time, "trainer.py", "import deepspeed"),
+        (
+            deepspeed_at_import_time,
+            "learning/a.py",
+            "try:\n    from deepspeed import x\nfinally: 1",
+        ),
+        (roles_in_the_step_loop, "pipeline/stage.py", "if self.rank == 0: 1"),
+        (roles_in_the_step_loop, "pipeline/stage.py", "x = 1 if logger else 2"),
+        (long_functions, "cli.py", TALL),
+        (long_files, "cli.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
+        (undocumented, "cli.py", "class A: 1"),
+        (undocumented, "cli.py", "async def f(): 1"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, rule, path: str, text: str) -> None:
+    planted = tmp_path / "pipeline_local" / path
+    planted.parent.mkdir(parents=True)
+    planted.write_text(text)
+    (problem,) = rule(tmp_path / "pipeline_local")
+    assert problem.startswith(f"pipeline_local/{path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("pipeline/a.py", "from pipeline_local.learning.module import LocalModule"),
+        ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
+        ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
+        ("learning/a.py", "import torch\nimport pipeline_local_extras"),
+        ("cli.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),
+    ],
+)
+def test_what_is_allowed_is_not_told(tmp_path: Path, path: str, text: str) -> None:
+    file = tmp_path / "pipeline_local" / path
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert [problem for rule in RULES for problem in rule(tmp_path / "pipeline_local")] == []
+
+
+def test_the_median_is_taken_over_all_functions(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(TALL + "def g():\n    1\n")
+    assert median_function_lines(tmp_path) == (MAX_FUNCTION_LINES + 2 + 2) / 2
