@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.errors import UserError
+from pipeline_local.errors import EXIT_USER_ERROR, UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
@@ -74,10 +74,15 @@ def check(config: Config, place: Place) -> DataInfo:
 
 
 def _agree(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
+    """Facts of the data and the step to start from, once every rank has found nothing amiss.
+
+    The rank that refuses explains itself; all others then end in silence, exit code 2.
+    """
+    return _lead(config, place, board) if board.rank == 0 else _follow(config, board)
+
+
+def _lead(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
     """The first rank checks everything, makes the run folder, and tells what only it knows."""
-    text = configfile.dump(config)
-    if board.rank > 0:
-        return _listen(text, board)
     try:
         info = check(config, place)
         folder = RunFolder(config.run.dir)
@@ -86,21 +91,35 @@ def _agree(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
         board.pin("start", {"refused": True})
         raise
     start = Checkpoints(folder.checkpoints, config.modules.count).latest() or 0
-    board.pin("start", {"config": text, "info": info.to_json(), "start": start})
+    text = configfile.dump(config)
+    board.pin("start", {"config": text, "info": info.to_json(), "step": start})
+    answers = [board.wait("ready", rank, TIMEOUT) for rank in range(1, place.world_size)]
+    refused = any(answer["refused"] for answer in answers)
+    board.pin("go", {"refused": refused})
+    if refused:
+        raise SystemExit(EXIT_USER_ERROR)
     return info, start
 
 
-def _listen(text: str, board: Board) -> tuple[DataInfo, int]:
-    """What the first rank says; a refusal is explained by it alone."""
-    try:
-        facts = board.wait("start", 0, TIMEOUT)
-    except dist.DistError:
-        raise SystemExit(2) from None  # the first rank is gone, and has said why
-    if "refused" in facts:
-        raise SystemExit(2)
-    if facts["config"] != text:
+def _follow(config: Config, board: Board) -> tuple[DataInfo, int]:
+    """The other ranks compare notes with the first."""
+    facts = _hear("start", board)
+    same = facts["config"] == configfile.dump(config)
+    board.pin("ready", {"refused": not same})
+    if not same:
         raise UserError("this rank's configuration differs from the first rank's; make them equal")
-    return DataInfo.from_json(facts["info"]), facts["start"]
+    _hear("go", board)
+    return DataInfo.from_json(facts["info"]), facts["step"]
+
+
+def _hear(topic: str, board: Board) -> Facts:
+    try:
+        facts = board.wait(topic, 0, TIMEOUT)
+    except dist.DistError:
+        raise SystemExit(EXIT_USER_ERROR) from None  # the first rank is gone, and has said why
+    if facts.get("refused"):
+        raise SystemExit(EXIT_USER_ERROR)
+    return facts
 
 
 def _already_complete(config: Config, board: Board, start: int) -> Facts:
@@ -141,6 +160,7 @@ class Trainer:
 
     def run(self) -> Facts:
         """Follow the schedule to its end."""
+        self.display.announce(self._plan())
         for action in self.blueprint.schedule.actions(self.start):
             match action:
                 case Step():
@@ -170,6 +190,15 @@ class Trainer:
         with self.clock.saving():
             self.checkpoints.save(self.stage.modules, action.number)
             self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+
+    def _plan(self) -> list[str]:
+        """What has been derived, with its reasons."""
+        blueprint = self.blueprint
+        lines = [blueprint.explain(), blueprint.schedule.explain()]
+        lines.append(self.place.explain(blueprint.config.parallel))
+        if self.start:
+            lines.append(f"resuming after step {self.start}")
+        return lines
 
     def _log(self, step: Step) -> None:
         facts = {

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+# Before torch: asking CUDA itself whether there are GPUs would spoil every fork after it.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 

@@ -120,6 +120,16 @@ class Blueprint:
             rows.append(Row(stage_of[index], blocks, head))
         return rows
 
+    def explain(self) -> str:
+        """One line for people: what is trained."""
+        blocks = [*self.backbone.blocks, self.backbone.classifier]
+        millions = sum(_num_parameters(block.module) for block in blocks) / 1e6
+        return (
+            f"{self.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
+            f" {len(self.modules)} modules; images {'x'.join(map(str, self.info.image_shape))},"
+            f" {self.info.num_classes} classes"
+        )
+
     def is_last(self, index: int) -> bool:
         """Whether this module's head is the network's own classifier."""
         return index == len(self.modules) - 1

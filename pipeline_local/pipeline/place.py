@@ -95,6 +95,15 @@ class Place:
             return "gloo"
         return "nccl" if own_gpu and config.backend != "gloo" else "staged"
 
+    def explain(self, config: ParallelConfig) -> str:
+        """One line for people: what this run uses, and why."""
+        cores = len(os.sched_getaffinity(0))
+        threads = self.threads(config)
+        reason = "parallel.threads" if config.threads else f"{cores} cores / ranks of this host"
+        stages = f"{self.world_size} stage{'s' if self.world_size > 1 else ''}"
+        wire = f" over {self.wire_kind(config)}" if self.world_size > 1 else ""
+        return f"{stages} on {self.device.type}{wire}; {threads} CPU threads each ({reason})"
+
 
 @contextmanager
 def joined(place: Place) -> Iterator[dist.Store]:

@@ -90,6 +90,18 @@ class Schedule:
         progress = (number - warmup) / (self.num_steps - warmup)
         return optimizer.lr * (1 + math.cos(math.pi * progress)) / 2
 
+    def explain(self) -> str:
+        """One line for people: how long the run is, and why."""
+        data, train = self.config.data, self.config.train
+        epochs = (
+            f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else "train.steps"
+        )
+        every = train.evaluate_every or self.steps_per_epoch
+        return (
+            f"{self.num_steps} steps ({epochs}), {data.batch_size} of {self.num_train} samples"
+            f" each; evaluation every {every} steps"
+        )
+
     def _due(self, number: int, every: int | None) -> bool:
         """After every n-th step, and after the last."""
         last = number + 1 == self.num_steps

@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, and where."""
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from pipeline_local import configfile
@@ -52,18 +53,25 @@ class RunFolder:
             )
 
     def create(self, config: Config) -> None:
-        """Make the folder and write the configuration.
+        """Make the folder and write the configuration; one that was there gets another name.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        text = configfile.dump(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(configfile.dump(config))
+            if self.config.is_file() and self.config.read_text() != text:
+                self.config.rename(self._free_name())
+            self.config.write_text(text)
         except OSError as error:
             raise UserError(
                 f"run.dir: {self.path} cannot be written ({error}); name another"
             ) from None
+
+    def _free_name(self) -> Path:
+        names = (self.path / f"config-{number}.yaml" for number in count(1))
+        return next(name for name in names if not name.exists())
 
     def load_config(self) -> Config:
         """The configuration of the run that is here.

@@ -17,6 +17,10 @@ class Progress:
         self._num_steps = num_steps
         self._live = sys.stdout.isatty()
 
+    def announce(self, lines: list[str]) -> None:
+        """Say what is about to run."""
+        print("\n".join(lines), flush=True)
+
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
         """Show the latest facts of all stages: of a training step, and of an evaluation."""
         if not stages:
@@ -43,6 +47,9 @@ class Progress:
 
 class Silent:
     """The display of all ranks but the first."""
+
+    def announce(self, lines: list[str]) -> None:
+        """Say nothing."""
 
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
         """Show nothing."""

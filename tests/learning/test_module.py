@@ -287,6 +287,24 @@ def test_evaluation_ignores_padding():
     assert padded.correct == cut.correct
 
 
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def test_what_crosses_a_boundary_is_contiguous():
+    """Strides would differ between a queue and a wire, and with them the order of sums."""
+    rules = Rules(boundary=torch.float64)
+    body = nn.Sequential(nn.Linear(8, 8), Transposed())
+    head = nn.Sequential(Transposed(), nn.Flatten(), nn.Linear(40, 5))
+    module = LocalModule(1, body.double(), head.double(), plain_sgd, rules)
+    x, labels, s = batch((5, 8))
+    y, signal = one_step(module, x, labels, s, reconcile=False)
+    assert y.is_contiguous()
+    assert signal.is_contiguous()
+    assert module.evaluate(x, labels)[0].is_contiguous()
+
+
 def test_bfloat16_crosses_the_boundary():
     settings = ReconcileConfig(weight=0.1)
     rules = Rules(reconcile=settings, boundary=torch.bfloat16)

@@ -23,6 +23,17 @@ def test_an_existing_run_is_only_resumed(tmp_path):
     assert folder.load_config() == configfile.parse(CONFIG)
 
 
+def test_an_earlier_configuration_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    texts = []
+    for steps in (1, 2, 2, 3):
+        folder.create(configfile.parse({**CONFIG, "train": {"steps": steps}}))
+        texts.append(folder.config.read_text())
+    kept = [(tmp_path / f"config-{number}.yaml").read_text() for number in (1, 2)]
+    assert kept == [texts[0], texts[1]]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_what_is_not_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):

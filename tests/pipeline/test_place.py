@@ -1,0 +1,106 @@
+"""Ranks, threads, wires: read from the launcher, refused where they do not fit."""
+
+import pytest
+import torch
+
+from pipeline_local.config import ParallelConfig
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import place as places
+from pipeline_local.pipeline.place import Place, joined, wires
+from pipeline_local.pipeline.wires import GlooWire
+
+
+def test_without_a_launcher_there_is_one_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Place.from_environment() == Place()
+    assert Place().num_stages(ParallelConfig(stages=3)) == 3
+
+
+def test_torchruns_environment(monkeypatch):
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    place = Place.from_environment()
+    assert place == Place(5, 8, 1, 4, launched=True)
+    assert place.num_stages(ParallelConfig()) == 8
+    assert place.num_stages(ParallelConfig(stages=8)) == 8
+    with pytest.raises(UserError, match=r"needs 4 ranks, but the launcher started 8; start 4 or"):
+        place.num_stages(ParallelConfig(stages=4))
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "0"}, {"RANK": "x", "WORLD_SIZE": "2"}])
+def test_a_broken_environment_is_refused(monkeypatch, environment):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="RANK and WORLD_SIZE"):
+        Place.from_environment()
+
+
+def test_threads_share_the_cores(monkeypatch):
+    monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert Place(0, 3, 0, 3).threads(ParallelConfig()) == 2
+    assert Place(0, 99, 0, 99).threads(ParallelConfig()) == 1
+    assert Place(0, 3, 0, 3).threads(ParallelConfig(threads=5)) == 5
+    assert "2 CPU threads each (8 cores" in Place(0, 4, 0, 4).explain(ParallelConfig())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "backend", "kind"),
+    [
+        (0, 2, None, "gloo"),
+        (0, 2, "gloo", "gloo"),
+        (2, 2, None, "nccl"),
+        (4, 2, "nccl", "nccl"),
+        (2, 2, "gloo", "staged"),
+        (1, 2, None, "staged"),
+    ],
+)
+def test_wire_kind(monkeypatch, gpus, ranks, backend, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    place = Place(ranks - 1, ranks, ranks - 1, ranks)
+    assert place.wire_kind(ParallelConfig(backend=backend)) == kind
+    assert place.device.type == ("cuda" if gpus else "cpu")
+    if gpus:
+        assert place.device.index == (ranks - 1) % gpus
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_nccl_needs_a_gpu_per_rank(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=f"each of the 2 ranks of this host, got {gpus}"):
+        Place(0, 2, 0, 2).wire_kind(ParallelConfig(backend="nccl"))
+
+
+def ends(place):
+    with joined(place):
+        up, down = wires(place, "gloo")
+        return up is not None, down is not None
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
+def test_every_edge_gets_a_wire(run_ranks, world_size):
+    expected = [(rank > 0, rank + 1 < world_size) for rank in range(world_size)]
+    assert run_ranks(ends, world_size) == expected
+
+
+def neighbour_dies(place):
+    import os
+
+    from pipeline_local.errors import NeighbourLostError
+
+    with joined(place):
+        up, _ = wires(place, "gloo")
+        if up is None:
+            os._exit(0)
+        assert isinstance(up, GlooWire)
+        with pytest.raises(NeighbourLostError, match="the connection to rank 0 broke"):
+            up.irecv((4,), torch.float32).wait()
+        return "told"
+
+
+def test_a_dead_neighbour_is_noticed_at_once(run_ranks):
+    with pytest.raises(AssertionError, match="rank 0: the process died"):
+        run_ranks(neighbour_dies, 2)

@@ -1,0 +1,56 @@
+"""Single tensors between two processes. Those for GPUs run where there are some."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline_local.pipeline.place import joined, wires
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
+
+
+def tensor(dtype, number):
+    return torch.arange(6).reshape(2, 3).add(number).to(dtype)
+
+
+def exchange(place, kind, dtypes, transposed):
+    """The second rank gives what it received, as CPU tensors."""
+    with joined(place):
+        up, down = wires(place, kind)
+        if down:
+            sent = [tensor(dtype, n).to(place.device) for n, dtype in enumerate(dtypes)]
+            sent = [t.t().contiguous().t() if transposed else t for t in sent]
+            for pending in [down.isend(t) for t in sent]:
+                pending.wait()
+            dist.barrier()
+            return None
+        arriving = [up.irecv((2, 3), dtype) for dtype in dtypes]
+        received = [pending.wait() for pending in arriving]
+        assert all(t.device == place.device for t in received)
+        received = [t.cpu().clone() for t in received]
+        dist.barrier()
+        return [t.float().tolist() for t in received]
+
+
+def check(run_ranks, kind, transposed=False):
+    _, received = run_ranks(exchange, 2, kind, DTYPES, transposed)
+    assert received == [tensor(dtype, n).float().tolist() for n, dtype in enumerate(DTYPES)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks would sit on GPUs")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gloo(run_ranks, transposed):
+    """Strided tensors are sent as what they mean."""
+    check(run_ranks, "gloo", transposed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_staged(run_ranks, transposed):
+    check(run_ranks, "staged", transposed)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl wants a GPU per rank")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_nccl(run_ranks, transposed):
+    check(run_ranks, "nccl", transposed)

@@ -1,0 +1,52 @@
+"""What a stage measures."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from pipeline_local.learning.module import Score
+from pipeline_local.record import metrics
+
+
+def test_lines_are_written_at_once_and_appended(tmp_path):
+    path = tmp_path / "metrics" / "stage-0.jsonl"
+    for step in (1, 2):
+        log = metrics.Metrics(path)
+        log.write({"step": step})
+        assert json.loads(path.read_text().splitlines()[-1]) == {"step": step}
+        log.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_clock_separates_training_from_waiting_and_saving():
+    clock, waited = metrics.Clock(), iter([0.0, 0.5, 0.5, 0.75])
+    for _ in range(2):
+        with clock.training(lambda: next(waited)):
+            time.sleep(0.001)
+    with clock.saving():
+        time.sleep(0.001)
+    facts = clock.facts()
+    assert facts["waited"] == 0.75
+    assert facts["seconds"] >= 0.002
+    assert facts["checkpoint_stall_seconds"] >= 0.001
+    assert clock.pace(100) == pytest.approx(200 / facts["seconds"], rel=0.01)
+    assert clock.pace(100) == 0
+
+
+def test_scores_add_up_over_batches():
+    def score(loss, correct, count):
+        return Score(torch.tensor(loss), torch.tensor(correct), torch.tensor(count))
+
+    class Module:
+        index = 4
+
+    facts = metrics.of_scores([Module()], [[score(2.0, 3, 8), score(1.0, 1, 2)]])
+    assert facts == {"5": {"accuracy": 0.4, "loss": pytest.approx(0.3)}}
+
+
+def test_peak_memory_and_gpu_facts():
+    cpu = torch.device("cpu")
+    assert metrics.peak_memory_bytes(cpu) > 2**20
+    assert metrics.gpu(cpu) == {}
