@@ -1,4 +1,4 @@
-"""The command line: `pipeline-local train | export | evaluate`."""
+"""The command line: `pipeline-local train | export | evaluate | bench`."""
 
 import argparse
 import sys
@@ -50,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="accuracy of every head on the test set")
     evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
     evaluate.set_defaults(run=_evaluate)
+
+    bench = commands.add_parser("bench", help="measure; prints a Markdown table of ratios")
+    what = bench.add_subparsers(required=True, metavar="WHAT")
+    reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
+    reconcile.add_argument("config", type=Path, help="YAML file")
+    reconcile.add_argument("overrides", nargs="*", metavar="key=value")
+    reconcile.add_argument("--module", type=int, default=2, help="number of the module, from 2")
+    reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
+    reconcile.add_argument("--json", type=Path, help="also write the rows to this file")
+    reconcile.set_defaults(run=_bench_reconcile)
     return parser
 
 
@@ -81,6 +91,14 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.record import summary
 
     finished.evaluate(options.run_folder, summary.show)
+    return 0
+
+
+def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.bench import reconcile
+
+    config = configfile.load(options.config, options.overrides)
+    print(reconcile.report(config, options.module, options.runs, options.json))
     return 0
 
 

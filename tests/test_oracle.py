@@ -6,7 +6,9 @@ microbatches, mixup. It is never loosened.
 """
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from pipeline_local import configfile
 from pipeline_local.pipeline.place import Place
 from pipeline_local.trainer import Trainer, train
 
+ROOT = Path(__file__).parent.parent
+CIFAR10 = os.environ.get("PIPELINE_LOCAL_CIFAR10")
 RESNET = {"model": {"name": "resnet20", "width": 4}, "data": {"name": "digits", "batch_size": 32}}
 VIT = {
     "model": {
@@ -98,6 +102,25 @@ def test_placement_changes_nothing(name, tmp_path, run_ranks):
         run_ranks(run_stage, stages, parse(CASES[name], folder))
         assert checkpoint(folder) == expected, f"{stages} stages"
         assert scores(folder) == scores(alone), f"{stages} stages"
+
+
+@pytest.mark.skipif(not CIFAR10, reason="PIPELINE_LOCAL_CIFAR10 does not name a folder")
+def test_real_cifar10(tmp_path, run_ranks):
+    """A slice of it, as an image folder, with augmentation; docs/results has all of it."""
+    case = configfile.load(ROOT / "configs" / "cifar10.yaml").train
+    slice_of_it = {
+        "model": {"name": "resnet20"},
+        "data": {"name": "imagefolder", "root": CIFAR10, "image_size": 32, "limit": 256}
+        | {"batch_size": 64, "augment": "standard"},
+        "reconcile": {**FINITE, "every": 4},
+        "train": {"steps": 6, "seed": case.seed},
+    }
+    for stages in (1, 2, 4):
+        run_ranks(run_stage, stages, parse(slice_of_it, tmp_path / str(stages)))
+    first = checkpoint(tmp_path / "1")
+    assert len(first) == 4
+    assert checkpoint(tmp_path / "2") == first
+    assert checkpoint(tmp_path / "4") == first
 
 
 def test_the_oracle_can_fail(tmp_path):

@@ -150,6 +150,11 @@ class LocalModule(nn.Module):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def gradients(self) -> Sequence[Tensor]:
+        """What the next update will apply, for each parameter; empty after it."""
+        return self._sum
+
     # ---- evaluation -----------------------------------------------------------------------
 
     @torch.no_grad()

@@ -1,0 +1,219 @@
+"""What reconciliation costs, and how well its estimators agree with `exact`.
+
+One module in the middle of the configured network takes the same optimizer steps under every
+variant, from the same weights, on the same activations, labels and signal. Times are interleaved;
+costs are ratios to the plain local step (discord neither computed nor compared).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline_local.bench.memory import peak_bytes
+from pipeline_local.bench.timing import interleaved
+from pipeline_local.config import Config, ReconcileConfig
+from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.errors import UserError
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Place
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, beside the plain local step.
+
+    Attributes:
+        seconds: median time of a step, amortised over `reconcile.every`.
+        spread: largest minus smallest repetition, over the median.
+        cost: seconds over the plain step's.
+        memory: peak bytes of a reconciling step over the plain step's.
+        cosine: of the added gradient with that of `exact`; 1 is agreement.
+        norm_ratio: of the added gradient to that of `exact`.
+    """
+
+    variant: str
+    seconds: float
+    spread: float
+    cost: float
+    memory: float
+    cosine: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a module meets in one step: activations [B, ...], labels [B], signal as activations."""
+
+    x: Tensor
+    labels: Tensor
+    signal: Tensor
+
+
+def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
+    """The plain step, the estimators at full strength, and the configuration's own choice."""
+    weight = own.weight or 1.0
+    full = ReconcileConfig(weight=weight, step=own.step)
+    found = {
+        "plain": replace(full, weight=0.0),
+        "exact": replace(full, estimator="exact"),
+        "finite_difference": full,
+        "finite_difference, every 4": replace(full, every=4),
+        "finite_difference, every 8": replace(full, every=8),
+        "finite_difference, a quarter": replace(full, fraction=0.25),
+    }
+    if own.weight and own not in found.values():
+        found["configured"] = own
+    return found
+
+
+def report(config: Config, number: int, runs: int, output: Path | None) -> str:
+    """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
+
+    Raises:
+        UserError: no such module, no repetition, or `output` exists already.
+    """
+    if not 2 <= number <= config.modules.count:
+        raise UserError(
+            f"--module: from 2 (the first one has no discord) to modules.count="
+            f"{config.modules.count}, got {number}"
+        )
+    if runs < 1:
+        raise UserError(f"--runs: at least 1, got {runs}")
+    if output is not None and output.exists():
+        raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
+    place = Place()
+    torch.set_num_threads(place.threads(config.parallel))
+    rows = measure(config, describe(config.data), number - 1, runs, place.device)
+    if output is not None:
+        output.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    setting = (
+        f"{config.model.name}, module {number} of {config.modules.count}, head"
+        f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"
+        f" {place.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" {runs} runs"
+    )
+    return f"{setting}\n\n{markdown(rows)}"
+
+
+def measure(
+    config: Config, info: DataInfo, index: int, runs: int, device: torch.device
+) -> list[Row]:
+    """Compare all variants on module `index` (from 0, not the first).
+
+    Args:
+        config: says network, cuts, heads, batch size, precision.
+        info: facts of the data; images are drawn at random.
+        index: of the module that is measured.
+        runs: interleaved repetitions.
+        device: where to run.
+    """
+    blueprint = Blueprint.draw(config, info)
+    boundary = _meet(blueprint, index, device)
+    settings = variants(config.reconcile)
+    modules = {name: _module(blueprint, index, device, own) for name, own in settings.items()}
+    added = {
+        name: _added(blueprint, index, device, own, boundary) for name, own in settings.items()
+    }
+
+    lengths = {name: settings[name].every for name in settings}
+    work = {name: _repetition(modules[name], boundary, lengths[name]) for name in settings}
+    times = interleaved(work, runs, device)
+    peaks = {name: peak_bytes(_repetition(modules[name], boundary, 1), device) for name in settings}
+    plain = times["plain"].median
+    rows = []
+    for name in settings:
+        seconds = times[name].median / lengths[name]
+        cosine, norm_ratio = _compare(added[name], added["exact"])
+        cost, memory = seconds / plain, peaks[name] / peaks["plain"]
+        rows.append(Row(name, seconds, times[name].spread, cost, memory, cosine, norm_ratio))
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| variant | ms per step | spread | cost | peak memory | cosine with exact | norm ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        agreement = "" if row.variant == "plain" else f"{row.cosine:.3f} | {row.norm_ratio:.2f}"
+        lines.append(
+            f"| {row.variant} | {1000 * row.seconds:.1f} | {row.spread:.0%} | {row.cost:.2f}x |"
+            f" {row.memory:.2f}x | {agreement or ' | '} |"
+        )
+    return "\n".join(lines)
+
+
+def _meet(blueprint: Blueprint, index: int, device: torch.device) -> Boundary:
+    """Run the modules above on random images: their real activations, and their real signal."""
+    info, size = (
+        blueprint.info,
+        blueprint.config.data.batch_size // blueprint.config.train.microbatches,
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
+    labels = torch.randint(info.num_classes, (size,), generator=generator).to(device)
+    signal = x
+    for above in range(index):
+        module = blueprint.module(above, device)
+        x = module(x, labels, Step(0, 0.0))
+        signal = module.signal()
+    return Boundary(x, labels, signal)
+
+
+def _module(
+    blueprint: Blueprint, index: int, device: torch.device, own: ReconcileConfig
+) -> LocalModule:
+    return replace(blueprint, config=replace(blueprint.config, reconcile=own)).module(index, device)
+
+
+def _step(module: LocalModule, boundary: Boundary, number: int, lr: float) -> None:
+    own = module.rules.reconcile
+    due = own.weight > 0 and number % own.every == 0
+    step = Step(number, lr, reconcile=due, compare=due)
+    module(boundary.x, boundary.labels, step)
+    module.signal()
+    module.learn(*([boundary.signal] if due else []))
+    module.update(step)
+
+
+def _repetition(module: LocalModule, boundary: Boundary, steps: int) -> Callable[[], None]:
+    """A run of steps whose first one reconciles; tiny rates, so that all repetitions are alike."""
+
+    def work() -> None:
+        for number in range(steps):
+            _step(module, boundary, number, lr=1e-8)
+
+    return work
+
+
+def _added(
+    blueprint: Blueprint,
+    index: int,
+    device: torch.device,
+    own: ReconcileConfig,
+    boundary: Boundary,
+) -> Tensor:
+    """What one reconciling step adds to the gradient, as one vector."""
+    vectors = []
+    for variant in (own, replace(own, weight=0.0)):
+        module = _module(blueprint, index, device, variant)
+        step = Step(0, 0.0, reconcile=variant.weight > 0, compare=True)
+        module(boundary.x, boundary.labels, step)
+        module.signal()
+        module.learn(boundary.signal)
+        vectors.append(torch.cat([g.double().flatten() for g in module.gradients]))
+    return (vectors[0] - vectors[1]) / own.every
+
+
+def _compare(added: Tensor, reference: Tensor) -> tuple[float, float]:
+    norms = added.norm().item(), reference.norm().item()
+    if not norms[0]:
+        return 0.0, 0.0
+    return (added @ reference).item() / (norms[0] * norms[1]), norms[0] / norms[1]

@@ -1,0 +1,52 @@
+"""Fair times: variants take turns (A B C A B C ...), medians and spreads are told together."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each repetition of one variant."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Largest minus smallest, over the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], None]], runs: int, device: torch.device
+) -> dict[str, Times]:
+    """Time every variant `runs` times, in turns, after one untimed turn of each.
+
+    Args:
+        variants: what to time; each call is one repetition.
+        runs: repetitions of each.
+        device: waited for before the clock is read.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(runs + 1):
+        for name, work in variants.items():
+            _wait_for(device)
+            begin = time.perf_counter()
+            work()
+            _wait_for(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: Times(tuple(row)) for name, row in seconds.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,64 @@
+"""The cost table: what it compares, and that its agreement is right. No assertion on times."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline_local import configfile
+from pipeline_local.bench import reconcile
+from pipeline_local.cli import main
+from pipeline_local.data.datasets import describe
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 16, "activation": "gelu"},
+    "data": {"name": "digits", "batch_size": 16},
+    "modules": {"count": 2},
+    "head": {"name": "linear"},
+    "reconcile": {"weight": 0.5, "every": 2, "step": 1e-3},
+    "train": {"steps": 1},
+    "precision": "float64",
+    "parallel": {"threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    config = configfile.parse(TREE)
+    found = reconcile.measure(config, describe(config.data), 1, 2, torch.device("cpu"))
+    return {row.variant: row for row in found}
+
+
+def test_variants(rows):
+    assert list(rows)[:3] == ["plain", "exact", "finite_difference"]
+    assert "configured" in rows
+    assert rows["plain"].cost == rows["plain"].memory == 1
+    assert all(row.seconds > 0 for row in rows.values())
+
+
+def test_agreement(rows):
+    assert rows["exact"].cosine == pytest.approx(1)
+    assert rows["plain"].cosine == 0
+    for name in ("finite_difference", "finite_difference, every 4", "configured"):
+        assert rows[name].cosine > 0.99
+        assert rows[name].norm_ratio == pytest.approx(1, abs=0.05)
+    assert rows["finite_difference, a quarter"].cosine < rows["finite_difference"].cosine
+
+
+def test_exact_needs_more_memory(rows):
+    assert rows["exact"].memory > rows["finite_difference"].memory >= 1
+
+
+def test_command(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(configfile.dump(configfile.parse(TREE)))
+    out = tmp_path / "rows.json"
+    command = ["bench", "reconcile", str(path), "--runs", "1", "--json", str(out)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "mlp, module 2 of 2, head linear, batch 16, float64, cpu, 1 threads" in shown
+    assert "| exact |" in shown
+    assert json.loads(out.read_text())[0]["variant"] == "plain"
+    assert main(command) == 2
+    assert main(["bench", "reconcile", str(path), "--module", "1"]) == 2
+    assert main(["bench", "reconcile", str(path), "--runs", "0"]) == 2
