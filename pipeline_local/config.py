@@ -65,7 +65,7 @@ class ReconcileConfig:
     """Reconcile every n-th step, with lambda scaled by n."""
     fraction: Fraction = 1.0
     """The random part of each batch on which the discord is estimated."""
-    step: Annotated[float, Field(gt=0)] = 0.01
+    step: Annotated[float, Field(gt=0)] = 0.03
     """finite_difference: norm of the perturbation over the norm of the input."""
 
 

@@ -73,5 +73,6 @@ def show(rows: list[Row], facts: Facts) -> None:
             f"{facts['steps']} steps in {facts['seconds']:.1f} s,"
             f" {facts['samples_per_second']:.0f} samples/s,"
             f" pipeline efficiency {facts['efficiency']:.2f},"
-            f" peak memory {memory:.0f} MiB per stage"
+            f" peak memory {memory:.0f} MiB per stage",
+            soft_wrap=True,
         )
