@@ -11,6 +11,7 @@ from pipeline_local.errors import (
     EXIT_USER_ERROR,
     ConfigError,
     NeighbourLostError,
+    RefusedElsewhereError,
     UserError,
 )
 from pipeline_local.pipeline.place import Place
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options, arguments))
     except UserError as error:
         _explain(error)
+        return EXIT_USER_ERROR
+    except RefusedElsewhereError:
         return EXIT_USER_ERROR
     except NeighbourLostError as error:
         _explain(error)
@@ -70,9 +73,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     place = Place.from_environment()
     num_stages = place.num_stages(config.parallel)
     if num_stages > 1 and not place.launched:
+        from pipeline_local import agreement
         from pipeline_local.pipeline.launch import start_ranks
 
-        trainer.check(config, Place(world_size=num_stages, local_world_size=num_stages))
+        agreement.check(config, Place(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
     trainer.train(config, place)
     return 0
@@ -108,12 +112,12 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> None:
-    """One line per problem; all ranks find the same in a configuration: the first one speaks."""
+    """One line per problem; a host's ranks find the same in a configuration: its first speaks."""
     try:
         place = Place.from_environment()
     except UserError:
         place = Place()
-    if isinstance(error, ConfigError) and place.rank > 0:
+    if isinstance(error, ConfigError) and place.local_rank > 0:
         return
     prefix = f"[stage {place.rank} | rank {place.rank}] " if place.rank > 0 else ""
     for line in str(error).splitlines():

@@ -25,3 +25,7 @@ class ConfigError(UserError):
 
 class NeighbourLostError(Exception):
     """The process at the other end of an edge is gone; its own message says why. Exit code 3."""
+
+
+class RefusedElsewhereError(Exception):
+    """Another rank has refused the run and says why; this one ends in silence. Exit code 2."""

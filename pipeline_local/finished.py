@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
@@ -30,7 +30,7 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     """
     folder = RunFolder(run)
     config = folder.load_config()
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.info.read_text()))
     checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
     step = checkpoints.latest()
     if step is None:

@@ -1,21 +1,20 @@
 """config -> modules -> stage -> the schedule."""
 
 import json
+from contextlib import AbstractContextManager
 
 import torch
-import torch.distributed as dist
 
-from pipeline_local import configfile
+from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.errors import EXIT_USER_ERROR, UserError
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
-from pipeline_local.pipeline.place import TIMEOUT, Place, joined, wires
-from pipeline_local.pipeline.schedule import Evaluate, Save
+from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined, wires
+from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
@@ -41,93 +40,52 @@ def train(config: Config, place: Place | None = None) -> Facts:
     """
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
+    _set_up_torch(config, place)
+    with joined(place) as store:
+        board = Board(store, place.rank, place.world_size)
+        start = propose(config, place, board)
+        with board.unanimous(TIMEOUT):
+            accept(config, place, start)
+            blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))
+            if start["complete"]:
+                return _already_complete(config, board)
+            modules = _modules(blueprint, place, start["step"])
+        board.pin("wire", {"kind": place.wire_kind(config.parallel)})
+        kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
+        return Trainer(blueprint, place, board, modules, kind, start["step"]).run()
+
+
+def _set_up_torch(config: Config, place: Place) -> None:
     torch.set_num_threads(place.threads(config.parallel))
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
-    with joined(place) as store:
-        board = Board(store, place.rank, place.world_size)
-        info, start = _agree(config, place, board)
-        blueprint = Blueprint.draw(config, info)
-        if start >= blueprint.schedule.num_steps:
-            return _already_complete(config, board, start)
-        return Trainer(blueprint, place, board, start).run()
+        # float32 means float32: TF32 would drown the small differences of finite differences
+        torch.backends.cudnn.allow_tf32 = False
 
 
-def check(config: Config, place: Place) -> DataInfo:
-    """Refuse whatever can be refused before a rank starts to work.
-
-    Args:
-        config: of the run.
-        place: any of the ranks that will run it.
-
-    Raises:
-        UserError: what the user must mend.
-    """
-    info = describe(config.data)
-    blueprint = Blueprint.draw(config, info)
-    blueprint.stages(place.world_size)
-    place.wire_kind(config.parallel)
-    if config.model.weights is not None:
-        blueprint.check_weights(weights.load(config.model.weights))
-    RunFolder(config.run.dir).check(config.run.resume)
-    return info
+def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]:
+    """This stage's modules: fresh, from a state dict, or from the checkpoint at `step`."""
+    config = blueprint.config
+    numbers = blueprint.stages(place.world_size)[place.rank]
+    modules = [blueprint.module(index, place.device) for index in numbers]
+    if step:
+        checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, config.modules.count)
+        for module in modules:
+            checkpoints.load(module, step)
+    elif config.model.weights is not None:
+        state = weights.load(config.model.weights)
+        for module in modules:
+            blueprint.load_weights(module, state)
+    return modules
 
 
-def _agree(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
-    """Facts of the data and the step to start from, once every rank has found nothing amiss.
-
-    The rank that refuses explains itself; all others then end in silence, exit code 2.
-    """
-    return _lead(config, place, board) if board.rank == 0 else _follow(config, board)
-
-
-def _lead(config: Config, place: Place, board: Board) -> tuple[DataInfo, int]:
-    """The first rank checks everything, makes the run folder, and tells what only it knows."""
-    try:
-        info = check(config, place)
-        folder = RunFolder(config.run.dir)
-        folder.create(config)
-    except UserError:
-        board.pin("start", {"refused": True})
-        raise
-    start = Checkpoints(folder.checkpoints, config.modules.count).latest() or 0
-    text = configfile.dump(config)
-    board.pin("start", {"config": text, "info": info.to_json(), "step": start})
-    answers = [board.wait("ready", rank, TIMEOUT) for rank in range(1, place.world_size)]
-    refused = any(answer["refused"] for answer in answers)
-    board.pin("go", {"refused": refused})
-    if refused:
-        raise SystemExit(EXIT_USER_ERROR)
-    return info, start
-
-
-def _follow(config: Config, board: Board) -> tuple[DataInfo, int]:
-    """The other ranks compare notes with the first."""
-    facts = _hear("start", board)
-    same = facts["config"] == configfile.dump(config)
-    board.pin("ready", {"refused": not same})
-    if not same:
-        raise UserError("this rank's configuration differs from the first rank's; make them equal")
-    _hear("go", board)
-    return DataInfo.from_json(facts["info"]), facts["step"]
-
-
-def _hear(topic: str, board: Board) -> Facts:
-    try:
-        facts = board.wait(topic, 0, TIMEOUT)
-    except dist.DistError:
-        raise SystemExit(EXIT_USER_ERROR) from None  # the first rank is gone, and has said why
-    if facts.get("refused"):
-        raise SystemExit(EXIT_USER_ERROR)
-    return facts
-
-
-def _already_complete(config: Config, board: Board, start: int) -> Facts:
+def _already_complete(config: Config, board: Board) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
-    folder = RunFolder(config.run.dir)
+    summary_file = RunFolder(config.run.dir).summary
+    facts: Facts = json.loads(summary_file.read_text())
     if board.rank == 0:
-        print(f"{folder.path} is complete after {start} steps; raise train.epochs to go on")
-    facts: Facts = json.loads(folder.summary.read_text()) if folder.summary.is_file() else {}
+        steps = facts["steps"]
+        print(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
     return facts
 
 
@@ -138,10 +96,20 @@ class Trainer:
         blueprint: the run.
         place: this rank; its stage has the same number.
         board: where the ranks tell each other how far they are.
+        modules: of this stage.
+        kind: how the ranks talk.
         start: optimizer steps already done.
     """
 
-    def __init__(self, blueprint: Blueprint, place: Place, board: Board, start: int) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        place: Place,
+        board: Board,
+        modules: list[LocalModule],
+        kind: Kind,
+        start: int,
+    ) -> None:
         config = blueprint.config
         folder = RunFolder(config.run.dir)
         self.blueprint = blueprint
@@ -154,32 +122,47 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
+        self.kind = kind
         self.upstream, self.downstream = self._edges()
-        self.stage = Stage(self._modules(), self.upstream, self.downstream, self.trace)
+        self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display = self._display()
 
     def run(self) -> Facts:
         """Follow the schedule to its end."""
         self.display.announce(self._plan())
-        for action in self.blueprint.schedule.actions(self.start):
-            match action:
-                case Step():
-                    self.train(action)
-                case Evaluate():
-                    self.evaluate(action)
-                case Save():
-                    self.save(action)
-        return self._finish()
+        try:
+            for action in self.blueprint.schedule.actions(self.start):
+                self._do(action)
+            self.downstream.close()
+        finally:
+            self.upstream.close()
+            self.display.close()
+            self.metrics.close()
+            self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
+        return self._conclude()
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Step():
+                self.train(action)
+            case Evaluate():
+                self.evaluate(action)
+            case Save():
+                self.save(action)
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
-        with self.clock.training(lambda: self.upstream.waited + self.downstream.waited):
+        with self._training_clock():
             self.stage.train(step)
+            if step.log:
+                metrics.settle(self.place.device)
         if step.log:
             self._log(step)
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
+        with self._training_clock(steps=0):
+            metrics.settle(self.place.device)
         batches = self.blueprint.schedule.test_batches
         scores = self.stage.evaluate(batches, action.number)
         self.scores = metrics.of_scores(self.stage.modules, scores)
@@ -187,9 +170,14 @@ class Trainer:
 
     def save(self, action: Save) -> None:
         """Write this stage's modules."""
+        with self._training_clock(steps=0):
+            metrics.settle(self.place.device)
         with self.clock.saving():
             self.checkpoints.save(self.stage.modules, action.number)
             self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+
+    def _training_clock(self, steps: int = 1) -> AbstractContextManager[None]:
+        return self.clock.training(lambda: self.upstream.waited + self.downstream.waited, steps)
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
@@ -213,54 +201,33 @@ class Trainer:
         self.display.show(self.board.look("train"), self.board.look("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
+        metrics.refuse_divergence(facts)
         self.metrics.write({"event": topic, **facts})
         self.board.pin(topic, facts)
 
-    def _finish(self) -> Facts:
-        self.downstream.close()
-        self.upstream.close()
-        self.display.close()
-        self.metrics.close()
-        self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
+    def _conclude(self) -> Facts:
+        """Hand in this stage's results; the first rank writes and shows the summary."""
         facts = {
             "modules": self.scores,
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
+            "waits_seen": self.kind != "nccl",
             **self.clock.facts(),
         }
         self.board.pin("result", facts)
         if self.place.rank > 0:
             return facts
-        return self._conclude(self.board.gather("result", TIMEOUT))
-
-    def _conclude(self, stages: list[Facts]) -> Facts:
-        """The first rank: write and show the summary."""
         steps = self.blueprint.schedule.num_steps - self.start
-        facts = summary.combine(stages, steps * self.blueprint.config.data.batch_size)
+        samples = steps * self.blueprint.config.data.batch_size
+        facts = summary.combine(self.board.gather("result", TIMEOUT), samples)
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         return facts
 
-    # ---- assembly ---------------------------------------------------------------------------
-
-    def _modules(self) -> list[LocalModule]:
-        """This stage's modules: fresh, from a state dict, or from the newest checkpoint."""
-        blueprint, path = self.blueprint, self.blueprint.config.model.weights
-        numbers = blueprint.stages(self.place.world_size)[self.place.rank]
-        modules = [blueprint.module(index, self.place.device) for index in numbers]
-        if self.start:
-            for module in modules:
-                self.checkpoints.load(module, self.start)
-        elif path is not None:
-            state = weights.load(path)
-            for module in modules:
-                blueprint.load_weights(module, state)
-        return modules
-
     def _edges(self) -> tuple[Source | Receiver, Nowhere | Sender]:
         blueprint, place = self.blueprint, self.place
         schedule, start = blueprint.schedule, self.start
-        up, down = wires(place, place.wire_kind(blueprint.config.parallel))
+        up, down = wires(place, self.kind)
         numbers = blueprint.stages(place.world_size)[place.rank]
         upstream: Source | Receiver
         if up is None:

@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline_local import configfile, finished
+from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record.folder import RunFolder
 from pipeline_local.trainer import train
 
 TREE = {
@@ -45,6 +47,6 @@ def test_export_holds_the_checkpoints_weights(run, tmp_path):
 
 def test_an_unfinished_run_is_refused(tmp_path):
     config = configfile.parse(TREE)
-    (tmp_path / "config.yaml").write_text(configfile.dump(config))
+    RunFolder(tmp_path).create(config, describe(config.data).to_json())
     with pytest.raises(UserError, match="no complete checkpoint"):
         finished.load(tmp_path, torch.device("cpu"))

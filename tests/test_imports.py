@@ -17,7 +17,7 @@ LEAVES = {"errors", "seeds", "config", "yamltext", "configfile"}
 MATHEMATICS = {"learning", "models", "data"}
 PIPELINE = LEAVES | MATHEMATICS | {"record"}
 TRAINER = PIPELINE | {"pipeline"}
-TOOLS = TRAINER | {"trainer", "finished"}
+TOOLS = TRAINER | {"agreement", "trainer", "finished"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "data": LEAVES,
     "record": LEAVES | {"learning"},
     "pipeline": PIPELINE,
-    "trainer": TRAINER,
+    "agreement": TRAINER,
+    "trainer": TRAINER | {"agreement"},
     "finished": TRAINER,
     "planning": TOOLS,
     "bench": TOOLS | {"planning"},

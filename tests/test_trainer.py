@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from pipeline_local import configfile
-from pipeline_local.errors import UserError
+from pipeline_local.agreement import check
+from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.pipeline.place import Place
-from pipeline_local.trainer import check, train
+from pipeline_local.trainer import train
 
 
 def parse(folder, **sections):
@@ -25,10 +26,8 @@ def refused(place, config):
     """How this rank ends."""
     try:
         train(config, place)
-    except UserError as error:
+    except (UserError, RefusedElsewhereError) as error:
         return str(error)
-    except SystemExit as error:
-        return error.code
     return "trained"
 
 
@@ -36,7 +35,7 @@ def test_a_refusal_is_explained_by_the_first_rank_alone(tmp_path, run_ranks):
     (tmp_path / "run" / "old").mkdir(parents=True)
     first, *others = run_ranks(refused, 3, parse(tmp_path / "run"))
     assert "never overwritten" in first
-    assert others == [2, 2]
+    assert others == ["", ""]
 
 
 def differing(place, folder):
@@ -46,7 +45,7 @@ def differing(place, folder):
 
 def test_ranks_with_different_configurations_do_not_train(tmp_path, run_ranks):
     first, second, third = run_ranks(differing, 3, tmp_path / "run")
-    assert first == 2
+    assert first == ""
     assert "differs from the first rank's" in second
     assert second == third
 
@@ -76,3 +75,78 @@ def test_check_spends_nothing(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(UserError, match="5 stages for 4 modules"):
         check(parse(tmp_path / "run"), Place(0, 5, 0, 5))
+
+
+def test_a_run_folder_that_is_not_shared_is_refused(tmp_path, run_ranks):
+    """The configurations would differ too, but for relative folders on different hosts."""
+
+    def on_its_own_host(place, folder):
+        import os
+
+        (folder / str(place.rank)).mkdir()
+        os.chdir(folder / str(place.rank))
+        return refused(place, parse("run"))
+
+    first, second = run_ranks(on_its_own_host, 2, tmp_path)
+    assert first == ""
+    assert "all hosts share" in second
+
+
+def crashing(place, config):
+    """The second rank cannot build its modules."""
+    import pipeline_local.trainer as trainer
+
+    def broken(*_):
+        raise MemoryError("no room")
+
+    if place.rank == 1:
+        trainer._modules = broken
+    try:
+        return refused(place, config)
+    except MemoryError as error:
+        return str(error)
+
+
+def test_a_rank_that_fails_at_the_start_does_not_leave_the_others_waiting(tmp_path, run_ranks):
+    assert run_ranks(crashing, 3, parse(tmp_path / "run")) == ["", "no room", ""]
+
+
+def resume(folder, **sections):
+    return parse(folder, **sections, run={"dir": str(folder), "resume": True})
+
+
+def test_a_run_is_not_resumed_as_another(tmp_path):
+    train(parse(tmp_path / "run"), Place())
+    with pytest.raises(UserError, match="a run with another modules and head; resume it as it was"):
+        train(resume(tmp_path / "run", modules={"count": 5}, head={"name": "linear"}), Place())
+
+
+def test_a_run_cut_off_before_its_summary_is_concluded(tmp_path):
+    before = train(parse(tmp_path / "run"), Place())
+    (tmp_path / "run" / "summary.json").unlink()
+    after = train(resume(tmp_path / "run"), Place())
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert after["accuracy"] == before["accuracy"]
+    assert after["steps"] == before["steps"]
+
+
+def test_torchruns_restart_resumes(tmp_path):
+    train(parse(tmp_path / "run"), Place())
+    longer = parse(tmp_path / "run", train={"steps": 6, "log_every": 2})
+    assert train(longer, Place(restarted=True))["steps"] == 6
+
+
+def test_divergence_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"module \d: the loss is (nan|inf) at step \d; lower"):
+        train(parse(tmp_path / "run", optimizer={"lr": 1e30}), Place())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_what_was_begun_beyond_the_checkpoint_is_dropped(tmp_path):
+    train(parse(tmp_path / "run"), Place())
+    left = tmp_path / "run" / "checkpoints" / "step-00000005"
+    left.mkdir()
+    (left / "module-001.safetensors").write_bytes(b"of another life")
+    longer = {"steps": 6, "log_every": 2}
+    train(resume(tmp_path / "run", train=longer), Place())
+    assert not left.exists()

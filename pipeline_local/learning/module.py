@@ -86,7 +86,10 @@ class LocalModule(nn.Module):
         self.body = body
         self.head = head
         self.rules = rules
-        self.optimizer = optimizer([*body.parameters(), *head.parameters()])
+        self._body_params = [p for p in body.parameters() if p.requires_grad]
+        self._head_params = [p for p in head.parameters() if p.requires_grad]
+        self.trainable = [*self._body_params, *self._head_params]
+        self.optimizer = optimizer(self.trainable)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self._sum: list[Tensor] = []
@@ -111,7 +114,7 @@ class LocalModule(nn.Module):
         logits = self._run_head(y)
         loss = self._loss(logits, now.labels)
         now.output_grad, *now.head_grads = grad(
-            loss, [y, *self.head.parameters()], materialize_grads=True
+            loss, [y, *self._head_params], materialize_grads=True
         )
         now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
@@ -139,11 +142,11 @@ class LocalModule(nn.Module):
 
     def update(self, step: Step) -> None:
         """One optimizer step with the gradients of all microbatches."""
-        for parameter, gradient in zip(self.parameters(), self._sum, strict=True):
+        for parameter, gradient in zip(self.trainable, self._sum, strict=True):
             parameter.grad = gradient
         self._sum = []
         if self.rules.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), self.rules.clip)
+            norm = nn.utils.clip_grad_norm_(self.trainable, self.rules.clip)
             self.metrics["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
@@ -163,7 +166,7 @@ class LocalModule(nn.Module):
         with self._autocast(x):
             y = self.body(x).to(self.rules.boundary).contiguous()
             logits = self.head(y)
-        logits = logits.float()
+        logits = _at_least_float32(logits)
         loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()
         return y, Score(loss, correct, (labels != IGNORE).sum())
@@ -173,13 +176,13 @@ class LocalModule(nn.Module):
     def _body_backward(self) -> Gradients:
         """The plain gradients, at the input only where it is to be compared."""
         now = self._now()
-        body = list(self.body.parameters())
-        wanted = [now.x, *body] if now.x.requires_grad else body
-        if not now.y.requires_grad:
-            return Gradients(now.x, [*body, *now.head_grads])
+        compares = now.x.requires_grad
+        if not now.y.requires_grad:  # a frozen body, and nobody to compare with
+            return Gradients(now.x, now.head_grads)
+        wanted = [now.x, *self._body_params] if compares else self._body_params
         grads = grad(now.y, wanted, now.output_grad, materialize_grads=True)
-        g = grads[0] if now.x.requires_grad else now.x
-        return Gradients(g, [*grads[len(wanted) - len(body) :], *now.head_grads])
+        body_grads = grads[1:] if compares else grads
+        return Gradients(grads[0] if compares else now.x, [*body_grads, *now.head_grads])
 
     def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
         """The plain gradients plus lambda times the discord's."""
@@ -193,7 +196,7 @@ class LocalModule(nn.Module):
         def objective(x: Tensor) -> Tensor:
             return self._loss(self._run_head(self._run_body(x)), labels)
 
-        params = list(self.parameters())
+        params = self.trainable
         with _frozen_statistics(self):
             if settings.estimator == "exact":
                 added = reconcile.exact(objective, x, signal, params)
@@ -238,7 +241,9 @@ class LocalModule(nn.Module):
 
     def _accumulate(self, grads: Sequence[Tensor]) -> None:
         now = self._now()
-        share = [g / now.step.microbatches for g in grads]
+        share = list(grads)
+        if now.step.microbatches > 1:
+            share = list(torch._foreach_div(share, now.step.microbatches))
         self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
 
     def _measure(self, **values: Tensor) -> None:
@@ -272,6 +277,10 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 def _track(norms: Sequence[nn.Module], on: bool) -> None:
     for norm in norms:
         setattr(norm, "track_running_stats", on)  # noqa: B010 (unknown to nn.Module's stub)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pipeline_local import seeds
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
-from pipeline_local.learning.heads import Site
+from pipeline_local.learning.heads import Head, Site
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
@@ -62,7 +63,7 @@ class Blueprint:
             [_num_parameters(block.module) for block in backbone.blocks],
             config.modules,
         )
-        return cls(
+        blueprint = cls(
             config=config,
             info=info,
             backbone=backbone,
@@ -71,6 +72,9 @@ class Blueprint:
             modules=tuple(modules),
             schedule=Schedule(config, info.num_train, info.num_test),
         )
+        for index in range(len(modules) - 1):
+            blueprint._paper_head(index)
+        return blueprint
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,6 +176,12 @@ class Blueprint:
     def _head(self, index: int, device: torch.device) -> nn.Module:
         if self.is_last(index):
             return self._fresh(self.backbone.classifier, device)
+        seed = seeds.derive(self.config.train.seed, "head", index)
+        head = self._paper_head(index)
+        return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+
+    def _paper_head(self, index: int) -> Head:
+        """An auxiliary head on the meta device."""
         end = self.modules[index].stop
         site = Site(
             layout=self.backbone.layout,
@@ -181,9 +191,13 @@ class Blueprint:
             progress=index / (len(self.modules) - 1),
             initialize=self.backbone.initialize,
         )
-        head = heads.build(self.config.head, site, self.info.num_classes)
-        seed = seeds.derive(self.config.train.seed, "head", index)
-        return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+        try:
+            return heads.build(self.config.head, site, self.info.num_classes)
+        except ValueError as error:
+            raise UserError(
+                f"head.name: {self.config.head.name} does not fit module {index + 1} ({error});"
+                f" choose another head or other modules.cuts"
+            ) from None
 
     def _fresh(self, block: Block, device: torch.device) -> nn.Module:
         seed = seeds.derive(self.config.train.seed, "block", block.name)

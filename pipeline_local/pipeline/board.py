@@ -1,13 +1,17 @@
 """The board: who is where. Every rank pins its latest facts to the c10d store; anyone may look.
 
-Nothing in training waits for the board.
+Training looks at it on logged steps only, and never waits for another rank's slip.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
+from pipeline_local.errors import RefusedElsewhereError
 
 Facts = dict[str, Any]
 
@@ -49,3 +53,27 @@ class Board:
     def gather(self, topic: str, timeout: timedelta) -> list[Facts]:
         """The slips of all ranks, once they are there."""
         return [self.wait(topic, rank, timeout) for rank in range(self._world_size)]
+
+    @contextmanager
+    def unanimous(self, timeout: timedelta) -> Iterator[None]:
+        """Leave the enclosed work together: once all ranks have done it, or none goes on.
+
+        A rank whose work raises goes on raising; all others then raise `RefusedElsewhereError`.
+        """
+        try:
+            yield
+        except BaseException:
+            self.pin("ready", {"refused": True})
+            if self.rank == 0:
+                self.pin("go", {"refused": True})
+            raise
+        self.pin("ready", {"refused": False})
+        if self.rank == 0:
+            answers = self.gather("ready", timeout)
+            self.pin("go", {"refused": any(answer["refused"] for answer in answers)})
+        try:
+            verdict = self.wait("go", 0, timeout)
+        except dist.DistError:  # the first rank is gone, and has said why
+            raise RefusedElsewhereError from None
+        if verdict["refused"]:
+            raise RefusedElsewhereError

@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -36,4 +37,6 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         own = [f for f in error.failures.values() if f.exitcode not in (EXIT_NEIGHBOUR_LOST, -15)]
         code = (own or [first])[0].exitcode
         return code if code > 0 else 128 - code
+    except SignalException as error:
+        return 128 + error.sigval
     return 0

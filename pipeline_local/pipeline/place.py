@@ -1,7 +1,7 @@
 """Where this process stands: its rank, its device, its edges to the neighbouring stages."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +30,8 @@ class Place:
     local_world_size: int = 1
     launched: bool = False
     """A launcher started this process."""
+    restarted: bool = False
+    """Not for the first time: torchrun has restarted the ranks after a failure."""
 
     @classmethod
     def from_environment(cls) -> "Place":
@@ -39,17 +41,27 @@ class Place:
             UserError: one of them is not a number, or only some are set.
         """
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            _refuse_bare_srun()
             return cls()
         try:
             rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             local_rank = int(os.environ.get("LOCAL_RANK", rank))
-            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            # deepspeed says LOCAL_SIZE
+            local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+            restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"the launcher's environment is incomplete: RANK and WORLD_SIZE must be numbers,"
                 f" got {error}; start with torchrun, deepspeed or plain pipeline-local"
             ) from None
-        return cls(rank, world_size, local_rank, local_size, launched=True)
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=int(local_size or world_size),
+            launched=True,
+            restarted=restarts > 0,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +115,31 @@ class Place:
         stages = f"{self.world_size} stage{'s' if self.world_size > 1 else ''}"
         wire = f" over {self.wire_kind(config)}" if self.world_size > 1 else ""
         return f"{stages} on {self.device.type}{wire}; {threads} CPU threads each ({reason})"
+
+
+def _refuse_bare_srun() -> None:
+    """Several tasks of one srun step that know nothing of each other would each train alone."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1":
+        raise UserError(
+            f"srun started {tasks} tasks without a launcher; run torchrun under srun, one task per"
+            f" node (launch/slurm/train.sbatch)"
+        )
+
+
+def common_kind(kinds: Sequence[Kind]) -> Kind:
+    """How all ranks of a run talk, given how each of them could.
+
+    Raises:
+        UserError: some ranks have GPUs and others have none.
+    """
+    found = set(kinds)
+    if "gloo" in found and len(found) > 1:
+        raise UserError(
+            f"{kinds.count('gloo')} of {len(kinds)} ranks see no GPU; start all of them on hosts"
+            f" with GPUs, or hide those with CUDA_VISIBLE_DEVICES="
+        )
+    return "staged" if "staged" in found else kinds[0]
 
 
 @contextmanager

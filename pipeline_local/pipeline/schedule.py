@@ -59,7 +59,9 @@ class Schedule:
         return math.ceil(self.num_test / self.config.data.batch_size)
 
     def actions(self, start: int = 0) -> Iterator[Action]:
-        """Everything from step `start` on, in order."""
+        """Everything from step `start` on, in order; after the last step, an evaluation."""
+        if start >= self.num_steps:
+            yield Evaluate(self.num_steps)
         for number in range(start, self.num_steps):
             yield self.step(number)
             if self._due(number, self.config.train.evaluate_every or self.steps_per_epoch):

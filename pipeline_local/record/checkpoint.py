@@ -73,6 +73,12 @@ class Checkpoints:
             {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)},
         )
 
+    def discard_after(self, step: int) -> None:
+        """Delete what an interrupted run has begun beyond `step`, lest it mix with what follows."""
+        for later in self._steps():
+            if later > step:
+                shutil.rmtree(self._at(later))
+
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` complete checkpoints, and what is older than those."""
         complete = sorted(self._complete())

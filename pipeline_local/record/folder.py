@@ -11,7 +11,7 @@ from pipeline_local.errors import UserError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, metrics/, checkpoints/, trace/, summary.json."""
+    """config.yaml, data.json, metrics/, checkpoints/, trace/, summary.json."""
 
     path: Path
 
@@ -19,6 +19,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def info(self) -> Path:
+        """The facts of the data, so that the weights can be exported without it."""
+        return self.path / "data.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -38,11 +43,11 @@ class RunFolder:
         """The newest spans, in Chrome's trace format."""
         return self.path / "trace" / f"stage-{stage}.json"
 
-    def check(self, resume: bool) -> None:
-        """Refuse to write over an earlier run.
+    def check(self, config: Config, resume: bool) -> None:
+        """Refuse to write over an earlier run, or to go on with another one.
 
         Raises:
-            UserError: something is there and `run.resume` is false.
+            UserError: something is there and `resume` is false, or it is a run of another network.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
@@ -51,8 +56,17 @@ class RunFolder:
                 f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
                 f" pass run.resume=true to go on with it, or run.dir=ANOTHER"
             )
+        if self.config.is_file():
+            earlier = self.load_config()
+            fixed = ("model", "modules", "head", "precision")
+            changed = [name for name in fixed if getattr(earlier, name) != getattr(config, name)]
+            if changed:
+                raise UserError(
+                    f"run.resume: {self.path} holds a run with another {' and '.join(changed)};"
+                    f" resume it as it was, or name another run.dir"
+                )
 
-    def create(self, config: Config) -> None:
+    def create(self, config: Config, info: str) -> None:
         """Make the folder and write the configuration; one that was there gets another name.
 
         Raises:
@@ -64,6 +78,7 @@ class RunFolder:
             if self.config.is_file() and self.config.read_text() != text:
                 self.config.rename(self._free_name())
             self.config.write_text(text)
+            self.info.write_text(info)
         except OSError as error:
             raise UserError(
                 f"run.dir: {self.path} cannot be written ({error}); name another"

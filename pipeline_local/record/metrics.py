@@ -1,6 +1,7 @@
 """What a stage measures: a line of JSON per logged step and per evaluation."""
 
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import IO, Any
 
 import torch
 
+from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule, Score
 
 Facts = dict[str, Any]
@@ -42,13 +44,13 @@ class Clock:
         self._at_last_pace = 0.0
 
     @contextmanager
-    def training(self, waited: Callable[[], float]) -> Iterator[None]:
-        """Time one optimizer step; `waited` counts the seconds spent waiting for neighbours."""
+    def training(self, waited: Callable[[], float], steps: int = 1) -> Iterator[None]:
+        """Time optimizer steps; `waited` counts the seconds spent waiting for neighbours."""
         begin, before = time.perf_counter(), waited()
         yield
         self._training += time.perf_counter() - begin
         self._waited += waited() - before
-        self._steps += 1
+        self._steps += steps
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -71,6 +73,26 @@ class Clock:
             "waited": self._waited,
             "checkpoint_stall_seconds": self._stall,
         }
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what is queued, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def refuse_divergence(facts: Facts) -> None:
+    """Stop a run whose numbers mean nothing any more.
+
+    Raises:
+        UserError: a loss is not finite; names the module and the step.
+    """
+    for number, row in facts["modules"].items():
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"module {number}: the loss is {row['loss']} at step {facts['step']};"
+                f" lower optimizer.lr, raise optimizer.warmup or set optimizer.clip"
+            )
 
 
 def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:

@@ -26,13 +26,15 @@ def combine(stages: list[Facts], samples: int) -> Facts:
 
     Args:
         stages: each with `modules` (number -> accuracy, loss), `steps`, `seconds` (of training),
-            `waited` (seconds of it spent waiting for neighbours), `peak_memory_bytes` and
+            `waited` (seconds of it spent waiting for neighbours), `waits_seen` (over nccl the host
+            does not see them: then there is no efficiency), `peak_memory_bytes` and
             `checkpoint_stall_seconds`.
         samples: training samples seen.
     """
     modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
     rows = [modules[k] for k in sorted(modules)]
     seconds = max(facts["seconds"] for facts in stages)
+    seen = all(facts["waits_seen"] for facts in stages)
     busy = max(facts["seconds"] - facts["waited"] for facts in stages)
     return {
         "accuracy": [row["accuracy"] for row in rows],
@@ -40,7 +42,7 @@ def combine(stages: list[Facts], samples: int) -> Facts:
         "steps": stages[0]["steps"],
         "seconds": round(seconds, 3),
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
-        "efficiency": round(busy / max(seconds, 1e-9), 4),
+        "efficiency": round(busy / max(seconds, 1e-9), 4) if seen else None,
         "peak_memory_bytes": [facts["peak_memory_bytes"] for facts in stages],
         "checkpoint_stall_seconds": round(
             max(facts["checkpoint_stall_seconds"] for facts in stages), 3
@@ -69,10 +71,11 @@ def show(rows: list[Row], facts: Facts) -> None:
     console.print(table)
     if "seconds" in facts:
         memory = max(facts["peak_memory_bytes"]) / 2**20
+        efficiency = facts["efficiency"]
+        told = "" if efficiency is None else f" pipeline efficiency {efficiency:.2f},"
         console.print(
             f"{facts['steps']} steps in {facts['seconds']:.1f} s,"
-            f" {facts['samples_per_second']:.0f} samples/s,"
-            f" pipeline efficiency {facts['efficiency']:.2f},"
+            f" {facts['samples_per_second']:.0f} samples/s,{told}"
             f" peak memory {memory:.0f} MiB per stage",
             soft_wrap=True,
         )

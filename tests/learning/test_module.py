@@ -287,6 +287,27 @@ def test_evaluation_ignores_padding():
     assert padded.correct == cut.correct
 
 
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("frozen", ["body", "part of the body", "head"])
+def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
+    torch.manual_seed(3)
+    body = nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 9)).double()
+    head = nn.Linear(9, 5).double()
+    target = {"body": body, "part of the body": body[0], "head": head}[frozen]
+    target.requires_grad_(False)
+    settings = ReconcileConfig(weight=0.5, estimator=estimator)
+    rules = Rules(reconcile=settings, boundary=torch.float64)
+    module = LocalModule(index, body, head, plain_sgd, rules)
+    fixed = [p.clone() for p in target.parameters()]
+    free = [p for p in module.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in free]
+    x, labels, s = batch((7,))
+    one_step(module, x, labels, s if index else None)
+    assert all(torch.equal(a, b) for a, b in zip(fixed, target.parameters(), strict=True))
+    assert all((a != b).any() for a, b in zip(before, free, strict=True))
+
+
 class Transposed(nn.Module):
     def forward(self, x):
         return x.transpose(1, 2).contiguous().transpose(1, 2)

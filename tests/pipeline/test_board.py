@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from pipeline_local.errors import RefusedElsewhereError
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.place import joined
 
@@ -36,3 +37,26 @@ def gather(place):
 
 def test_gather_over_processes(run_ranks):
     assert run_ranks(gather, 3) == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3
+
+
+def vote(place, refusing):
+    """How each rank leaves a piece of work that one of them refuses."""
+    with joined(place) as store:
+        board = Board(store, place.rank, place.world_size)
+        try:
+            with board.unanimous(timedelta(seconds=30)):
+                if place.rank == refusing:
+                    raise KeyError("mine")
+            outcome = "done"
+        except (KeyError, RefusedElsewhereError) as error:
+            outcome = type(error).__name__
+        dist.barrier()
+        return outcome
+
+
+@pytest.mark.parametrize("refusing", [0, 1, 2, None])
+def test_all_or_none(run_ranks, refusing):
+    expected = ["done"] * 3 if refusing is None else ["RefusedElsewhereError"] * 3
+    if refusing is not None:
+        expected[refusing] = "KeyError"
+    assert run_ranks(vote, 3, refusing) == expected

@@ -6,7 +6,7 @@ import torch
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import place as places
-from pipeline_local.pipeline.place import Place, joined, wires
+from pipeline_local.pipeline.place import Place, common_kind, joined, wires
 from pipeline_local.pipeline.wires import GlooWire
 
 
@@ -26,6 +26,36 @@ def test_torchruns_environment(monkeypatch):
     assert place.num_stages(ParallelConfig(stages=8)) == 8
     with pytest.raises(UserError, match=r"needs 4 ranks, but the launcher started 8; start 4 or"):
         place.num_stages(ParallelConfig(stages=4))
+
+
+def test_deepspeeds_environment(monkeypatch):
+    """It says LOCAL_SIZE; without it, half of a second host's GPUs would seem missing."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {"RANK": 9, "WORLD_SIZE": 16, "LOCAL_RANK": 1, "LOCAL_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    assert Place.from_environment() == Place(9, 16, 1, 8, launched=True)
+
+
+def test_torchrun_tells_of_restarts(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    assert Place.from_environment().restarted
+
+
+def test_srun_without_a_launcher_is_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="4 tasks without a launcher; run torchrun under srun"):
+        Place.from_environment()
+
+
+def test_all_ranks_use_one_kind_of_wire():
+    assert common_kind(["gloo", "gloo"]) == "gloo"
+    assert common_kind(["nccl", "nccl"]) == "nccl"
+    assert common_kind(["nccl", "staged", "nccl"]) == "staged"
+    with pytest.raises(UserError, match="1 of 2 ranks see no GPU"):
+        common_kind(["nccl", "gloo"])
 
 
 @pytest.mark.parametrize("environment", [{"RANK": "0"}, {"RANK": "x", "WORLD_SIZE": "2"}])

@@ -29,7 +29,7 @@ def test_actions_in_order():
     assert names == [0, 1, "Evaluate 2", 2, "Save 3", 3, "Evaluate 4", 4, "Evaluate 5", "Save 5"]
 
 
-@pytest.mark.parametrize("start", [0, 1, 7, 19, 20])
+@pytest.mark.parametrize("start", [0, 1, 7, 19])
 def test_resuming_follows_the_same_schedule(start):
     plan = schedule(
         reconcile={"weight": 1.0, "every": 3}, checkpoint={"every_steps": 4}, train={"epochs": 2}
@@ -38,6 +38,10 @@ def test_resuming_follows_the_same_schedule(start):
     rest = list(plan.actions(start))
     done = [a for a in whole if (a.number if isinstance(a, Step) else a.number - 1) < start]
     assert done + rest == whole
+
+
+def test_after_the_last_step_only_an_evaluation_is_left():
+    assert list(schedule().actions(20)) == [Evaluate(20)]
 
 
 def test_default_evaluates_every_epoch_and_saves_at_the_end():

@@ -10,16 +10,17 @@ CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"
 
 
 def test_a_new_or_empty_folder_is_fine(tmp_path):
-    RunFolder(tmp_path / "new").check(resume=False)
-    RunFolder(tmp_path).check(resume=False)
+    config = configfile.parse(CONFIG)
+    RunFolder(tmp_path / "new").check(config, resume=False)
+    RunFolder(tmp_path).check(config, resume=False)
 
 
 def test_an_existing_run_is_only_resumed(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.create(configfile.parse(CONFIG))
+    folder.create(configfile.parse(CONFIG), "{}")
     with pytest.raises(UserError, match=r"never overwritten; pass run\.resume=true"):
-        folder.check(resume=False)
-    folder.check(resume=True)
+        folder.check(configfile.parse(CONFIG), resume=False)
+    folder.check(configfile.parse(CONFIG), resume=True)
     assert folder.load_config() == configfile.parse(CONFIG)
 
 
@@ -27,18 +28,18 @@ def test_an_earlier_configuration_is_kept(tmp_path):
     folder = RunFolder(tmp_path)
     texts = []
     for steps in (1, 2, 2, 3):
-        folder.create(configfile.parse({**CONFIG, "train": {"steps": steps}}))
+        folder.create(configfile.parse({**CONFIG, "train": {"steps": steps}}), "{}")
         texts.append(folder.config.read_text())
     kept = [(tmp_path / f"config-{number}.yaml").read_text() for number in (1, 2)]
     assert kept == [texts[0], texts[1]]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("config*"))) == 3
 
 
 def test_what_is_not_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        RunFolder(tmp_path / "file").check(resume=True)
+        RunFolder(tmp_path / "file").check(configfile.parse(CONFIG), resume=True)
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder(tmp_path).load_config()
     with pytest.raises(UserError, match="cannot be written"):
-        RunFolder(tmp_path / "file" / "run").create(configfile.parse(CONFIG))
+        RunFolder(tmp_path / "file" / "run").create(configfile.parse(CONFIG), "{}")

@@ -13,6 +13,7 @@ def stage(modules, seconds, waited):
         "steps": 40,
         "seconds": seconds,
         "waited": waited,
+        "waits_seen": True,
         "peak_memory_bytes": 1000 * modules[0],
         "checkpoint_stall_seconds": 0.5,
     }
@@ -31,6 +32,15 @@ def test_combine():
 def test_efficiency_is_the_slowest_stages_busy_share():
     facts = summary.combine([stage([1], 10.0, 4.0), stage([2], 10.0, 2.0)], samples=1)
     assert facts["efficiency"] == pytest.approx(0.8)
+
+
+def test_over_nccl_there_is_no_efficiency(capsys):
+    """The host does not see how long its streams wait."""
+    unseen = {**stage([1], 10.0, 0.0), "waits_seen": False}
+    facts = summary.combine([unseen], samples=500)
+    assert facts["efficiency"] is None
+    summary.show([summary.Row(0, "stem", "classifier")], facts)
+    assert "efficiency" not in capsys.readouterr().out
 
 
 def test_write_and_show(tmp_path, capsys):

@@ -1,0 +1,95 @@
+"""What the ranks agree on before anything is spent: the first one proposes, all others accept."""
+
+import torch.distributed as dist
+
+from pipeline_local import configfile
+from pipeline_local.config import Config
+from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.errors import RefusedElsewhereError, UserError
+from pipeline_local.models import weights
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.board import Board, Facts
+from pipeline_local.pipeline.place import TIMEOUT, Place
+from pipeline_local.pipeline.schedule import Schedule
+from pipeline_local.record.checkpoint import Checkpoints
+from pipeline_local.record.folder import RunFolder
+
+
+def check(config: Config, place: Place) -> DataInfo:
+    """Refuse whatever can be refused before a rank starts to work.
+
+    Args:
+        config: of the run.
+        place: any of the ranks that will run it.
+
+    Raises:
+        UserError: what the user must mend.
+    """
+    info = describe(config.data)
+    blueprint = Blueprint.draw(config, info)
+    blueprint.stages(place.world_size)
+    place.wire_kind(config.parallel)
+    if config.model.weights is not None:
+        blueprint.check_weights(weights.load(config.model.weights))
+    RunFolder(config.run.dir).check(config, resume=config.run.resume or place.restarted)
+    return info
+
+
+def propose(config: Config, place: Place, board: Board) -> Facts:
+    """What the first rank alone knows, once it has checked everything and made the run folder.
+
+    Returns:
+        config, info (of the data), step (to start from), complete (nothing is left to do).
+
+    Raises:
+        UserError: on the first rank, what the user must mend.
+        RefusedElsewhereError: on all others, if the first rank refuses.
+    """
+    if place.rank > 0:
+        return _hear(board)
+    try:
+        facts = _lead(config, place)
+    except BaseException:
+        board.pin("start", {"refused": True})
+        raise
+    board.pin("start", facts)
+    return facts
+
+
+def _lead(config: Config, place: Place) -> Facts:
+    info = check(config, place)
+    folder = RunFolder(config.run.dir)
+    folder.create(config, info.to_json())
+    checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+    step = checkpoints.latest() or 0
+    checkpoints.discard_after(step)
+    steps = Schedule(config, info.num_train, info.num_test).num_steps
+    complete = step >= steps and folder.summary.is_file()
+    text = configfile.dump(config)
+    return {"config": text, "info": info.to_json(), "step": step, "complete": complete}
+
+
+def _hear(board: Board) -> Facts:
+    try:
+        facts = board.wait("start", 0, TIMEOUT)
+    except dist.DistError:  # the first rank is gone, and has said why
+        raise RefusedElsewhereError from None
+    if facts.get("refused"):
+        raise RefusedElsewhereError
+    return facts
+
+
+def accept(config: Config, place: Place, start: Facts) -> None:
+    """This rank must mean the same run as the first, and see the same folder.
+
+    Raises:
+        UserError: it does not.
+    """
+    if start["config"] != configfile.dump(config):
+        raise UserError("this rank's configuration differs from the first rank's; make them equal")
+    if not RunFolder(config.run.dir).config.is_file():
+        raise UserError(
+            f"run.dir: {config.run.dir} is not what the first rank sees there; name a folder on a"
+            f" file system that all hosts share"
+        )
+    place.wire_kind(config.parallel)
