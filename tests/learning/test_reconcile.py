@@ -139,7 +139,7 @@ def test_finite_difference_on_kinks_wants_a_longer_step():
         added = torch.cat([a.flatten() for a in added])
         cosines.append(torch.cosine_similarity(exact, added, dim=0).item())
     assert cosines[0] < cosines[1] < 0.999
-    assert cosines[1] > 0.5
+    assert cosines[1] > 0.3
 
 
 def test_no_discord_adds_nothing(problem):
