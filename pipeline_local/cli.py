@@ -20,7 +20,7 @@ from pipeline_local.pipeline.place import Place
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one clear line on stderr and exit code 2."""
     arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return int(options.run(options, arguments))
     except UserError as error:
@@ -33,6 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_NEIGHBOUR_LOST
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """As argparse, but `key=value` may stand behind an option too."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    stray = [text for text in rest if text.startswith("-") or "=" not in text]
+    if stray or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from pipeline_local.models import registry
 CONFIG = """
 model: {name: resnet20, width: 4}
 modules: {count: 4}
-reconcile: {weight: 0.1}
+reconcile: {weight: 0.1, every: 1}
 data: {name: digits, batch_size: 32}
 train: {steps: 6, log_every: 2}
 parallel: {threads: 1}
@@ -171,6 +171,18 @@ def test_ranks_but_the_first_stay_silent(config, capsys, monkeypatch):
 
 def test_deepspeeds_local_rank_is_accepted(config, tmp_path):
     assert run("--local_rank=0", "train", config, "run.dir=out", "train.steps=1") == 0
+
+
+def test_overrides_may_stand_behind_options(config, capsys):
+    bench = ["bench", "reconcile", config, "modules.count=2", "--runs", "1", "train.steps=1"]
+    assert run(*bench, "head.name=linear") == 0
+    assert "module 2 of 2, head linear" in capsys.readouterr().out
+    for stray in ("--nonsense", "word"):
+        with pytest.raises(SystemExit) as caught:
+            run(*bench, stray)
+        assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        run("evaluate", "out", "a=b")
 
 
 def test_version_and_help(capsys):

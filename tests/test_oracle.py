@@ -32,8 +32,8 @@ VIT = {
     },
     "data": {"name": "synthetic", "batch_size": 32, "image_size": 16, "limit": 200},
 }
-EXACT = {"weight": 0.2, "estimator": "exact"}
-FINITE = {"weight": 0.2, "estimator": "finite_difference"}
+EXACT = {"weight": 0.2, "estimator": "exact", "every": 1}
+FINITE = {"weight": 0.2, "estimator": "finite_difference", "every": 1}
 
 CASES = {
     "plain": {**RESNET},

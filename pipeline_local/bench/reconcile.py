@@ -58,7 +58,7 @@ class Boundary:
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
     """The plain step, the estimators at full strength, and the configuration's own choice."""
     weight = own.weight or 1.0
-    full = ReconcileConfig(weight=weight, step=own.step)
+    full = ReconcileConfig(weight=weight, step=own.step, every=1)
     found = {
         "plain": replace(full, weight=0.0),
         "exact": replace(full, estimator="exact"),

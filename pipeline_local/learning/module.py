@@ -188,6 +188,7 @@ class LocalModule(nn.Module):
         """The plain gradients plus lambda times the discord's."""
         now, settings = self._now(), self.rules.reconcile
         x, labels = now.x.detach(), now.labels
+        now.y, now.output_grad = x, None  # not needed any more: leave the room to the second pass
         part = self._part(len(x))
         if part is not None:
             signal = signal[part] * (len(x) / len(part))

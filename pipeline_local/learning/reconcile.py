@@ -96,15 +96,15 @@ def finite_difference(
 
     Args:
         step: length of the perturbation relative to |x|.
-        first: the plain gradients at x.
+        first: the plain gradients at x. Its input gradient is overwritten: a module's peak memory
+            is here, and the perturbed input takes its place.
     """
-    gap = first.input - s
-    length = step * _norm(x)
-    with torch.no_grad():
-        moved = x + (length / _norm(gap)).to(x.dtype) * gap
+    gap = first.input.sub_(s)
+    size, length = _norm(gap), step * _norm(x)
+    moved = gap.mul_(length / size).add_(x)
     second = grad(objective(moved), params, materialize_grads=True)
     added = torch._foreach_sub(second, list(first.params))
-    torch._foreach_mul_(added, 2 * len(x) * _norm(gap) / length)
+    torch._foreach_mul_(added, 2 * len(x) * size / length)
     return list(added)
 
 

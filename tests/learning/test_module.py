@@ -47,7 +47,8 @@ def plain_sgd(params):
 def make(architecture, weight=0.0, index=1, optimizer=plain_sgd, **rules):
     torch.manual_seed(3)
     body, head, shape = ARCHITECTURES[architecture]()
-    settings = ReconcileConfig(weight=weight, **rules.pop("reconcile", {"estimator": "exact"}))
+    own = {"every": 1, **rules.pop("reconcile", {"estimator": "exact"})}
+    settings = ReconcileConfig(weight=weight, **own)
     rules = Rules(reconcile=settings, boundary=torch.float64, **rules)
     return LocalModule(index, body.double(), head.double(), optimizer, rules), shape
 
@@ -296,7 +297,7 @@ def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
     head = nn.Linear(9, 5).double()
     target = {"body": body, "part of the body": body[0], "head": head}[frozen]
     target.requires_grad_(False)
-    settings = ReconcileConfig(weight=0.5, estimator=estimator)
+    settings = ReconcileConfig(weight=0.5, estimator=estimator, every=1)
     rules = Rules(reconcile=settings, boundary=torch.float64)
     module = LocalModule(index, body, head, plain_sgd, rules)
     fixed = [p.clone() for p in target.parameters()]
@@ -327,7 +328,7 @@ def test_what_crosses_a_boundary_is_contiguous():
 
 
 def test_bfloat16_crosses_the_boundary():
-    settings = ReconcileConfig(weight=0.1)
+    settings = ReconcileConfig(weight=0.1, every=1)
     rules = Rules(reconcile=settings, boundary=torch.bfloat16)
     body, head = nn.Sequential(nn.Linear(7, 9), nn.GELU()), nn.Linear(9, 5)
     module = LocalModule(1, body, head, plain_sgd, rules)

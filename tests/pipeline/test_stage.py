@@ -70,7 +70,7 @@ class Data:
 
 def make_module(index, seconds=0.0):
     torch.manual_seed(index)
-    rules = Rules(reconcile=ReconcileConfig(weight=0.1))
+    rules = Rules(reconcile=ReconcileConfig(weight=0.1, every=1))
     body = Slow(seconds) if seconds else nn.Linear(3, 3)
     return LocalModule(index, body, nn.Linear(3, 5), lambda p: torch.optim.SGD(p, lr=0.1), rules)
 
