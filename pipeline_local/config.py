@@ -39,6 +39,8 @@ class ModulesConfig:
     cuts: Literal["uniform", "parameters"] | tuple[str | int, ...] = "uniform"
     """uniform: equal block counts; parameters: equal parameter counts; or the K-1 blocks (name or
     index) that open modules 2..K."""
+    recompute: bool = False
+    """Activation checkpointing: keep each block's input only, compute the rest again."""
 
 
 @dataclass(frozen=True)
@@ -186,5 +188,7 @@ class Config:
     run: RunConfig = RunConfig()
     engine: Literal["torch"] = "torch"
     """What steps a module."""
+    compile: bool = False
+    """torch.compile of bodies and heads. Not with the estimator `exact`."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast, and boundaries in bfloat16; parameters stay float32."""

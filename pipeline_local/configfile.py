@@ -265,6 +265,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"modules.cuts must name the first block of modules 2..{config.modules.count}:"
             f" expected {config.modules.count - 1} entries, got {len(cuts)}"
         )
+    if config.compile and config.reconcile.weight and config.reconcile.estimator == "exact":
+        yield (
+            "reconcile.estimator=exact differentiates twice, which compile=true cannot;"
+            " use reconcile.estimator=finite_difference or compile=false"
+        )
     if data.name in ("cifar10", "cifar100", "imagefolder") and data.root is None:
         yield f"data.root is needed for data.name={data.name}; name the folder"
 

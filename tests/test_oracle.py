@@ -166,6 +166,16 @@ def run_until(place, config, step):
         train(config, place)
 
 
+def test_activation_checkpointing_changes_nothing(tmp_path):
+    """Nor does it with batch norm and dropout, which would notice a second run."""
+    for number, case in enumerate((CASES["finite difference"], CASES["dropout, exact, AdamW"])):
+        plain, again = tmp_path / f"{number}", tmp_path / f"{number} recomputed"
+        train(parse(case, plain), Place())
+        config = parse(case, again)
+        train(replace(config, modules=replace(config.modules, recompute=True)), Place())
+        assert checkpoint(plain) == checkpoint(again)
+
+
 def test_resuming_changes_nothing(tmp_path, run_ranks):
     """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages."""
     case = {**RESNET, "reconcile": FINITE, "checkpoint": {"every_steps": 5, "keep": 9}}

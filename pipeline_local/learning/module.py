@@ -9,8 +9,7 @@
 A module knows nothing of processes: it takes tensors and gives detached tensors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional
 from pipeline_local import seeds
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import reconcile
+from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.reconcile import Gradients
 from pipeline_local.learning.step import Step
 
@@ -143,7 +143,7 @@ class LocalModule(nn.Module):
     def update(self, step: Step) -> None:
         """One optimizer step with the gradients of all microbatches."""
         for parameter, gradient in zip(self.trainable, self._sum, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_as(parameter, gradient)
         self._sum = []
         if self.rules.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.trainable, self.rules.clip)
@@ -198,7 +198,7 @@ class LocalModule(nn.Module):
             return self._loss(self._run_head(self._run_body(x)), labels)
 
         params = self.trainable
-        with _frozen_statistics(self):
+        with FrozenStatistics(self):
             if settings.estimator == "exact":
                 added = reconcile.exact(objective, x, signal, params)
             else:
@@ -264,20 +264,12 @@ class LocalModule(nn.Module):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
 
 
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms use the batch's statistics, and leave their running ones alone."""
-    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    _track(norms, False)
-    try:
-        yield
-    finally:
-        _track(norms, True)
-
-
-def _track(norms: Sequence[nn.Module], on: bool) -> None:
-    for norm in norms:
-        setattr(norm, "track_running_stats", on)  # noqa: B010 (unknown to nn.Module's stub)
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Autograd's own contract for `.grad`, which `autograd.grad` does not keep: the strides of the
+    parameter. A fused optimizer walks both in memory order, and would mix up the elements."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
+from pipeline_local.learning.body import Body
 from pipeline_local.learning.heads import Head, Site
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.models import backbone as backbones
@@ -140,8 +141,12 @@ class Blueprint:
 
     def module(self, index: int, device: torch.device) -> LocalModule:
         """Allocate and initialise a module: weights are a function of (seed, block) alone."""
-        body = nn.Sequential(*(self._fresh(block, device) for block in self.blocks(index)))
         config = self.config
+        blocks = [self._fresh(block, device) for block in self.blocks(index)]
+        body, head = Body(blocks, config.modules.recompute), self._head(index, device)
+        if config.compile:
+            body.compile_blocks()
+            head.compile()
         rules = Rules(
             seed=config.train.seed,
             reconcile=config.reconcile,
@@ -150,7 +155,7 @@ class Blueprint:
             boundary=self.boundary_dtype,
         )
         make = partial(optimizer.build, config.optimizer)
-        return LocalModule(index, body, self._head(index, device), make, rules)
+        return LocalModule(index, body, head, make, rules)
 
     def check_weights(self, state: dict[str, Tensor]) -> list[str]:
         """Names of the classifier that keep fresh weights because the classes differ.

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline_local.config import ReconcileConfig
+from pipeline_local.config import OptimizerConfig, ReconcileConfig
+from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import IGNORE, LocalModule, Rules
 from pipeline_local.learning.step import Step
 
@@ -44,13 +45,13 @@ def plain_sgd(params):
     return torch.optim.SGD(params, lr=1.0)
 
 
-def make(architecture, weight=0.0, index=1, optimizer=plain_sgd, **rules):
+def make(architecture, weight=0.0, index=1, **rules):
     torch.manual_seed(3)
     body, head, shape = ARCHITECTURES[architecture]()
     own = {"every": 1, **rules.pop("reconcile", {"estimator": "exact"})}
     settings = ReconcileConfig(weight=weight, **own)
     rules = Rules(reconcile=settings, boundary=torch.float64, **rules)
-    return LocalModule(index, body.double(), head.double(), optimizer, rules), shape
+    return LocalModule(index, body.double(), head.double(), plain_sgd, rules), shape
 
 
 def batch(shape, size=6, seed=0):
@@ -214,7 +215,7 @@ def test_reconciling_leaves_batch_norm_statistics_alone(estimator):
         module, _ = make("batch norm", weight, **settings)
         one_step(module, x, labels, s, reconcile=weight > 0)
         buffers.append(dict(module.named_buffers()))
-        assert all(m.track_running_stats for m in module.modules() if hasattr(m, "running_mean"))
+        assert all(m.momentum == 0.1 for m in module.modules() if hasattr(m, "running_mean"))
     for name in buffers[0]:
         assert torch.equal(buffers[0][name], buffers[1][name]), name
 
@@ -307,6 +308,53 @@ def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
     one_step(module, x, labels, s if index else None)
     assert all(torch.equal(a, b) for a, b in zip(fixed, target.parameters(), strict=True))
     assert all((a != b).any() for a, b in zip(before, free, strict=True))
+
+
+class OddStrides(nn.Module):
+    """Its weight's gradient has other strides than the weight, as those of compiled blocks may."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x @ weight
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x, weight = ctx.saved_tensors
+            return gradient @ weight.t(), (gradient.t() @ x).t()
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(7, 9, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.Function.apply(x, self.weight)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_gradients_meet_the_optimizer_in_the_layout_of_their_parameters(name):
+    """Fused optimizers walk parameter and gradient in memory order."""
+    torch.manual_seed(0)
+    body, head = nn.Sequential(OddStrides()), nn.Linear(9, 5).double()
+    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.0)
+    rules = Rules(boundary=torch.float64)
+    module = LocalModule(0, body, head, lambda p: optimizer.build(config, p), rules)
+    reference = body[0].weight.detach().clone().requires_grad_()
+    x, labels, _ = batch((7,))
+    step = Step(0, lr=0.1)
+    module(x, labels, step)
+    module.signal()
+    module.learn()
+    gradient = module.gradients[0].clone(memory_format=torch.contiguous_format)
+    assert module.gradients[0].stride() != body[0].weight.stride()
+    module.update(step)
+    plain = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"weight_decay": 0.0}
+    expected = plain([reference], lr=0.1, fused=False, **options)
+    reference.grad = gradient
+    expected.step()
+    torch.testing.assert_close(body[0].weight.detach(), reference.detach())
 
 
 class Transposed(nn.Module):

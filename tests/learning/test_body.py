@@ -1,0 +1,97 @@
+"""Activation checkpointing changes memory, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local.bench.memory import peak_bytes
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.body import Body, FrozenStatistics
+from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.step import Step
+
+
+def blocks():
+    torch.manual_seed(0)
+    return [
+        nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GELU(), nn.Dropout(0.2)
+        ).double()
+        for _ in range(3)
+    ]
+
+
+def make(estimator, recompute, compile_with=None):
+    body = Body(blocks(), recompute)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 64, 5)).double()
+    if compile_with:
+        body.compile_blocks(backend=compile_with)
+        head.compile(backend=compile_with)
+    settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
+    rules = Rules(reconcile=settings, boundary=torch.float64, clip=1.0)
+    return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
+
+
+def train(module, microbatches=1, steps=2):
+    generator = torch.Generator().manual_seed(1)
+    for number in range(steps):
+        step = Step(number, 0.1, microbatches, reconcile=True, compare=True)
+        for part in range(microbatches):
+            x = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64)
+            s = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64) / 6
+            module(x, torch.arange(6) % 5, step, part)
+            module.signal()
+            module.learn(s)
+        module.update(step)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+def test_recomputing_changes_no_bit(estimator, microbatches):
+    """Weights, and running statistics that must not see the second run."""
+    plain = train(make(estimator, recompute=False), microbatches)
+    again = train(make(estimator, recompute=True), microbatches)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_recomputing_saves_memory():
+    peaks = {}
+    for recompute in (False, True):
+        module = make("finite_difference", recompute)
+        peaks[recompute] = peak_bytes(
+            lambda module=module: train(module, steps=1), torch.device("cpu")
+        )
+    assert peaks[True] < 0.8 * peaks[False]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_modules_learn_the_same(recompute):
+    """Through AOTAutograd, whose graphs have no second derivative, but without its code generator:
+    its own dropout would draw other masks."""
+    plain = train(make("finite_difference", recompute))
+    compiled = train(make("finite_difference", recompute, compile_with="aot_eager"))
+    for name in plain:
+        torch.testing.assert_close(plain[name], compiled[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_modules_cannot_differentiate_twice():
+    """Which is why the configuration refuses it."""
+    with pytest.raises(RuntimeError, match=r"twice|double|create_graph"):
+        train(make("exact", recompute=False, compile_with="aot_eager"))
+
+
+def test_frozen_statistics_come_back():
+    body = Body(blocks())
+    norm = body[0][1]
+    body(torch.randn(6, 4, 8, 8, dtype=torch.float64))
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    with FrozenStatistics(body):
+        body(torch.randn(6, 4, 8, 8, dtype=torch.float64))
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
+    assert before.keys() == dict(norm.named_buffers()).keys()
+    body(torch.randn(6, 4, 8, 8, dtype=torch.float64))
+    assert not any(torch.equal(value, before[name]) for name, value in norm.named_buffers())

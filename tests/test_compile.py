@@ -1,0 +1,39 @@
+"""torch.compile for real, through the command line (minutes: marked long)."""
+
+import json
+
+import pytest
+
+from pipeline_local.cli import main
+
+CONFIG = """
+model: {name: vit, patch_size: 8, num_layers: 2, num_heads: 2, hidden_dim: 32, mlp_dim: 64}
+modules: {count: 3}
+head: {name: auglocal}
+reconcile: {weight: 0.1, every: 2, step: 0.003}
+data: {name: synthetic, batch_size: 32, limit: 128}
+train: {steps: 8, log_every: 4, evaluate_every: 8}
+optimizer: {lr: 0.05}
+parallel: {threads: 1}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_compiled_training_follows_the_eager_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of workers is left
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    assert main(["train", "c.yaml", "run.dir=eager"]) == 0
+    assert main(["train", "c.yaml", "run.dir=compiled", "compile=true"]) == 0
+    eager, compiled = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("eager", "compiled")
+    )
+    assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-3)
+
+
+def test_exact_with_compile_is_refused_with_the_remedy(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    command = ["train", str(tmp_path / "c.yaml"), "compile=true", "reconcile.estimator=exact"]
+    assert main(command) == 2
+    assert "use reconcile.estimator=finite_difference or compile=false" in capsys.readouterr().err
