@@ -21,3 +21,10 @@ def test_generators_are_fresh():
     draws = [torch.rand(3, generator=seeds.generator(0, "order", e)) for e in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_reseeding_is_what_manual_seed_does():
+    torch.manual_seed(seeds.derive(3, "body", 1))
+    expected = torch.rand(4)
+    seeds.reseed(torch.device("cpu"), 3, "body", 1)
+    assert torch.equal(torch.rand(4), expected)

@@ -218,7 +218,7 @@ class LocalModule(nn.Module):
         return draw[:count].sort().values.to(self._now().x.device)
 
     def _run_body(self, x: Tensor) -> Tensor:
-        torch.manual_seed(seeds.derive(*self._draw("body")))
+        seeds.reseed(x.device, *self._draw("body"))
         with self._autocast(x):
             y: Tensor = self.body(x)
         # what crosses a boundary looks the same on every placement, strides included: kernels
@@ -226,7 +226,7 @@ class LocalModule(nn.Module):
         return y.to(self.rules.boundary).contiguous()
 
     def _run_head(self, y: Tensor) -> Tensor:
-        torch.manual_seed(seeds.derive(*self._draw("head")))
+        seeds.reseed(y.device, *self._draw("head"))
         with self._autocast(y):
             return self.head(y)  # type: ignore[no-any-return]
 

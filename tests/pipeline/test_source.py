@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from pipeline_local import configfile
+from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
+from pipeline_local.learning.module import IGNORE
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.schedule import Evaluate
@@ -62,6 +64,14 @@ def test_microbatches_are_parts_of_the_batch():
     assert torch.equal(torch.cat([x for x, _ in parts]), whole)
     assert abs(whole.mean().item()) < 0.3
     assert whole.std().item() == pytest.approx(1, abs=0.2)
+
+
+def test_padding_counts_nowhere():
+    """Data and modules mean the same label by it: 40 of 48 samples are left."""
+    assert PADDING_LABEL == IGNORE
+    _, source = make(start=4, actions=[Evaluate(4)])
+    labels = torch.cat([labels for _, labels in drain(source)])
+    assert (labels != IGNORE).sum() == 40
 
 
 def test_evaluation_alone():
