@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 # Before torch. The suite proves equality bit for bit, on CPUs: GPUs stay out of sight unless asked
@@ -23,6 +24,9 @@ import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 
 from pipeline_local.pipeline.place import Place
+
+hypothesis.settings.register_profile("calm", deadline=None)  # no wall-clock assertions
+hypothesis.settings.load_profile("calm")
 
 
 @pytest.fixture(scope="session", autouse=True)
