@@ -7,6 +7,7 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 
@@ -75,8 +76,6 @@ def test_contract_is_what_modules_really_give(precision):
     )
     contract = blueprint.contract(1)
     x = torch.randn(8, *blueprint.input_shapes[blueprint.modules[1].start])
-    from pipeline_local.learning.step import Step
-
     module = blueprint.module(1, CPU)
     y = module(x.to(blueprint.boundary_dtype), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
     contract.activations.check(y)
@@ -110,3 +109,39 @@ def test_description():
     assert rows[0].blocks == "stem .. layer1.0"
     assert [row.head for row in rows] == ["auglocal"] * 3 + ["classifier"]
     assert isinstance(draw().module(3, CPU).body, nn.Sequential)
+
+
+FAMILIES = {
+    "resnet18": {},
+    "swin_t": {},
+    "vit": {"patch_size": 16, "num_layers": 3, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64},
+    "mlp": {"hidden": 32},
+}
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "conv", "auglocal"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_head_trains_on_every_family(name, head):
+    """One reconciled step of three modules; what crosses the boundaries keeps the contract."""
+    blueprint = draw(
+        model={"name": name, **FAMILIES[name]},
+        modules={"count": 3},
+        head={"name": head},
+        reconcile={"weight": 0.1},
+        data={"name": "synthetic", "image_size": 64, "batch_size": 4, "limit": 8},
+    )
+    x, labels = torch.randn(4, *blueprint.info.image_shape), torch.arange(4)
+    signal = ()
+    for index in range(3):
+        module = blueprint.module(index, CPU)
+        step = Step(0, 0.01, reconcile=index > 0, compare=index > 0, log=True)
+        activations = module(x, labels, step)
+        next_signal = module.signal()
+        module.learn(*signal)
+        if index < 2:
+            blueprint.contract(index).activations.check(activations)
+            blueprint.contract(index).activations.check(next_signal)
+        module.update(step)
+        assert all(torch.isfinite(p).all() for p in module.parameters())
+        assert ("discord" in module.metrics) == (index > 0)
+        x, signal = activations, (next_signal,)
