@@ -58,7 +58,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.Row], summary.Facts], None]) -> summary.Facts:
+def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]) -> metrics.Facts:
     """Score every head on the test set, in this process.
 
     Raises:

@@ -181,8 +181,12 @@ class LocalModule(nn.Module):
             return Gradients(now.x, now.head_grads)
         wanted = [now.x, *self._body_params] if compares else self._body_params
         grads = grad(now.y, wanted, now.output_grad, materialize_grads=True)
-        body_grads = grads[1:] if compares else grads
-        return Gradients(grads[0] if compares else now.x, [*body_grads, *now.head_grads])
+        if not compares:
+            return Gradients(now.x, [*grads, *now.head_grads])
+        g, *body_grads = grads
+        if now.output_grad is not None and _share_memory(g, now.output_grad):
+            g = g.clone()  # a body that only reshapes: the signal is on its way, and g gets written
+        return Gradients(g, [*body_grads, *now.head_grads])
 
     def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
         """The plain gradients plus lambda times the discord's."""
@@ -236,8 +240,7 @@ class LocalModule(nn.Module):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of logits [B, classes] and labels [B] or soft targets [B, classes]."""
-        if logits.dtype == torch.bfloat16:
-            logits = logits.float()
+        logits = _at_least_float32(logits)
         return functional.cross_entropy(logits, labels, label_smoothing=self.rules.label_smoothing)
 
     def _accumulate(self, grads: Sequence[Tensor]) -> None:
@@ -270,6 +273,10 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

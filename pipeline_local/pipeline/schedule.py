@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline_local.config import Config
+from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.learning.step import Step
 
 
@@ -45,7 +46,7 @@ class Schedule:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one pass over the training data."""
-        return self.num_train // self.config.data.batch_size
+        return steps_per_epoch(self.num_train, self.config.data.batch_size)
 
     @property
     def num_steps(self) -> int:

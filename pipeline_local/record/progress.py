@@ -1,9 +1,8 @@
 """The progress display: one line per logged step, from what every stage has pinned to the board."""
 
 import sys
-from typing import Any
 
-Facts = dict[str, Any]
+from pipeline_local.record.metrics import Facts
 
 
 class Progress:

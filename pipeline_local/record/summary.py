@@ -4,12 +4,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-Facts = dict[str, Any]
+from pipeline_local.record.metrics import Facts
 
 
 @dataclass(frozen=True)

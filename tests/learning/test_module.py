@@ -310,6 +310,23 @@ def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
     assert all((a != b).any() for a, b in zip(before, free, strict=True))
 
 
+@pytest.mark.parametrize("body", [nn.Identity(), nn.Unflatten(1, (7, 1))])
+def test_a_sent_signal_is_never_written(body):
+    """Where the body only reshapes, the input gradient is the signal's own memory."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(7, 5)).double()
+    settings = ReconcileConfig(weight=0.5, every=1)
+    rules = Rules(reconcile=settings, boundary=torch.float64)
+    module = LocalModule(1, body, head, plain_sgd, rules)
+    x, labels, s = batch((7,))
+    step = Step(0, lr=0.1, reconcile=True, compare=True)
+    module(x, labels, step)
+    sent = module.signal()
+    before, theirs = sent.clone(), s.clone()
+    module.learn(s)
+    assert torch.equal(sent, before)
+    assert torch.equal(s, theirs)
+
+
 class OddStrides(nn.Module):
     """Its weight's gradient has other strides than the weight, as those of compiled blocks may."""
 
