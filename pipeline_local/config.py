@@ -61,6 +61,14 @@ class ReconcileConfig:
     __pydantic_config__ = _STRICT
     weight: NonNegative = 0.0
     """lambda. 0 is plain non-greedy local learning."""
+    direction: Literal["downstream", "upstream", "both"] = "downstream"
+    """Who gives way: downstream, a module to its upstream neighbour's signal; upstream, a module's
+    head to its downstream neighbour's input gradient, a fixed number of steps later; or both."""
+    distance: Literal["squared", "relative", "cosine", "pooled"] = "squared"
+    """What is made small: squared |g - s|; relative: the same over |g| and |s| squared; cosine: one
+    minus it; pooled: relative, of the sums over all positions."""
+    schedule: Literal["constant", "warmup", "anneal"] = "constant"
+    """Strength over the run: constant; from zero to full; or from full to zero."""
     estimator: Literal["exact", "finite_difference"] = "finite_difference"
     """exact: double backward; finite_difference: first order only."""
     every: Positive = 8

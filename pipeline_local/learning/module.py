@@ -9,6 +9,7 @@
 A module knows nothing of processes: it takes tensors and gives detached tensors.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -21,7 +22,7 @@ from pipeline_local import seeds
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
-from pipeline_local.learning.reconcile import Gradients
+from pipeline_local.learning.reconcile import DISTANCES, Gradients
 from pipeline_local.learning.step import Step
 
 IGNORE = -100
@@ -92,13 +93,14 @@ class LocalModule(nn.Module):
         self.optimizer = optimizer(self.trainable)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
+        self._awaiting: deque[_Pass] = deque()
         self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
 
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
-        compares = step.compare and self.index > 0
+        compares = (step.compare or step.answer) and self.index > 0
         x = x.detach().requires_grad_(compares)
         self._pass = _Pass(step, microbatch, x, labels, x)
         self._pass.y = self._run_body(x)
@@ -118,26 +120,64 @@ class LocalModule(nn.Module):
         )
         now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
+        if now.step.answer:
+            self._awaiting.append(
+                _Pass(now.step, now.microbatch, now.y.detach(), now.labels, now.y)
+            )
         if now.step.log:
             self._measure(accuracy=_accuracy(logits.detach(), now.labels))
         return now.output_grad
 
-    def learn(self, signal: Tensor | None = None) -> None:
+    def learn(self, signal: Tensor | None = None) -> Tensor | None:
         """Act 3. Backward through the body; compare and reconcile with the upstream signal.
 
         Args:
             signal: s_{k-1}, shaped like the input; None for the first module, and on steps that
                 do not compare.
+
+        Returns:
+            The input gradient, on steps that answer.
         """
         now = self._now()
         first = self._body_backward()
         total = first.params
+        answer = first.input if now.step.answer and self.index > 0 else None
         if signal is not None:
             if now.step.log:
                 self._measure(**asdict(reconcile.agreement(first.input, signal)))
             if now.step.reconcile:
                 total = self._reconciled(first, signal)
         self._accumulate(total)
+        self._pass = None
+        return answer
+
+    def heed(self, feedback: Tensor | None, step: Step, microbatch: int = 0) -> None:
+        """Train the head so that its signal predicts the downstream neighbour's input gradient.
+
+        Args:
+            feedback: g_{k+1} at the oldest batch that still waits for it; None for the last module.
+        """
+        self._pass = self._awaiting.popleft()
+        if feedback is not None:
+            y, settings, params = self._pass.x, self.rules.reconcile, self._head_params
+            distance = DISTANCES[settings.distance]
+
+            def objective(y: Tensor) -> Tensor:
+                return self._loss(self._run_head(y), self._now().labels)
+
+            with FrozenStatistics(self):
+                first = reconcile.plain(objective, y, params)
+                cosine = reconcile.agreement(first.input, feedback).cosine
+                self.metrics["feedback_cosine"] = cosine
+                if settings.estimator == "exact":
+                    added = reconcile.exact(objective, y, feedback, params, distance)
+                else:
+                    added = reconcile.finite_difference(
+                        objective, y, feedback, params, settings.step, first, distance
+                    )
+            torch._foreach_mul_(added, settings.weight * settings.every * step.strength)
+            body = [torch.zeros_like(p) for p in self._body_params]
+            self._accumulate([*body, *added])
         self._pass = None
 
     def update(self, step: Step) -> None:
@@ -201,16 +241,16 @@ class LocalModule(nn.Module):
         def objective(x: Tensor) -> Tensor:
             return self._loss(self._run_head(self._run_body(x)), labels)
 
-        params = self.trainable
+        params, distance = self.trainable, DISTANCES[settings.distance]
         with FrozenStatistics(self):
             if settings.estimator == "exact":
-                added = reconcile.exact(objective, x, signal, params)
+                added = reconcile.exact(objective, x, signal, params, distance)
             else:
                 at_x = first if part is None else reconcile.plain(objective, x, params)
                 added = reconcile.finite_difference(
-                    objective, x, signal, params, settings.step, at_x
+                    objective, x, signal, params, settings.step, at_x, distance
                 )
-        torch._foreach_mul_(added, settings.weight * settings.every)
+        torch._foreach_mul_(added, settings.weight * settings.every * now.step.strength)
         return list(torch._foreach_add(list(first.params), added))
 
     def _part(self, size: int) -> Tensor | None:

@@ -18,6 +18,10 @@ Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
 
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""How far an input gradient [B, ...] is from a signal of the same shape; the result is a scalar."""
+
+
 @dataclass(frozen=True)
 class Gradients:
     """First-order gradients of a local loss: at the input [B, ...] and for each parameter."""
@@ -61,6 +65,31 @@ def agreement(g: Tensor, s: Tensor) -> Agreement:
     )
 
 
+def relative(g: Tensor, s: Tensor) -> Tensor:
+    """The squared distance over the squared norms of both (held fixed), summed over the batch.
+
+    From 0 to 2 whatever the scale, so that boundaries are comparable; safe when s or g vanishes.
+    """
+    wide_g, wide_s = _wide(g), _wide(s)
+    scale = wide_g.detach().square().sum() + wide_s.square().sum()
+    return (wide_g - wide_s).square().sum() / scale.clamp_min(1e-30)
+
+
+def cosine(g: Tensor, s: Tensor) -> Tensor:
+    """One minus the cosine, a mean over samples."""
+    rows_g, rows_s = _wide(g).flatten(1), _wide(s).flatten(1)
+    scale = 1 / rows_g.detach().norm().clamp_min(1e-30)
+    return 1 - torch.cosine_similarity(rows_g * scale, rows_s, eps=1e-30).mean()
+
+
+def pooled(g: Tensor, s: Tensor) -> Tensor:
+    """`relative`, of the sums over all positions [B, C, ...]."""
+    return relative(g.flatten(2).sum(2), s.flatten(2).sum(2))
+
+
+DISTANCES = {"squared": discord, "relative": relative, "cosine": cosine, "pooled": pooled}
+
+
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
     """Gradients of the local loss at x, by one forward and one backward."""
     x = x.detach().requires_grad_()
@@ -68,7 +97,13 @@ def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradient
     return Gradients(g, rest)
 
 
-def exact(objective: Objective, x: Tensor, s: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+def exact(
+    objective: Objective,
+    x: Tensor,
+    s: Tensor,
+    params: Sequence[Tensor],
+    distance: Distance = discord,
+) -> list[Tensor]:
     """dD/d(params) by double backward: the reference for every other estimator.
 
     Attention runs on its composite kernel: flash and memory-efficient attention have no second
@@ -77,7 +112,7 @@ def exact(objective: Objective, x: Tensor, s: Tensor, params: Sequence[Tensor]) 
     x = x.detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):
         (g,) = grad(objective(x), x, create_graph=True)
-        return list(grad(discord(g, s), params, materialize_grads=True))
+        return list(grad(distance(g, s), params, materialize_grads=True))
 
 
 def finite_difference(
@@ -87,6 +122,7 @@ def finite_difference(
     params: Sequence[Tensor],
     step: float,
     first: Gradients,
+    distance: Distance = discord,
 ) -> list[Tensor]:
     """dD/d(params) to first order in `step`, from one more forward and backward.
 
@@ -99,12 +135,13 @@ def finite_difference(
         first: the plain gradients at x. Its input gradient is overwritten: a module's peak memory
             is here, and the perturbed input takes its place.
     """
-    gap = first.input.sub_(s)
-    size, length = _norm(gap), step * _norm(x)
-    moved = gap.mul_(length / size).add_(x)
+    g = first.input.detach().requires_grad_()
+    (v,) = grad(distance(g, s), g)
+    size, length = _norm(v), step * _norm(x)
+    moved = v.mul_(length / size).add_(x)
     second = grad(objective(moved), params, materialize_grads=True)
     added = torch._foreach_sub(second, list(first.params))
-    torch._foreach_mul_(added, 2 * len(x) * size / length)
+    torch._foreach_mul_(added, size / length)
     return list(added)
 
 

@@ -18,5 +18,11 @@ class Step:
     compare: bool = False
     """Signals are sent, so that input gradients can be compared with them. Implied by
     `reconcile`; also so on logged steps, for the metrics."""
+    strength: float = 1.0
+    """Of reconciliation, relative to `reconcile.weight`."""
+    answer: bool = False
+    """Input gradients are sent back upstream, to be heeded some steps later."""
+    heed: bool = False
+    """Heads learn from input gradients that were sent back earlier."""
     log: bool = False
     """The step's metrics are recorded."""

@@ -12,6 +12,10 @@ from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.learning.step import Step
 
 
+FEEDBACK_DELAY = 4
+"""Steps between an input gradient and the head that heeds it: enough for it to have arrived."""
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Score every head on the test set, after `number` optimizer steps."""
@@ -79,10 +83,25 @@ class Schedule:
             number=number,
             lr=self.lr(number),
             microbatches=self.config.train.microbatches,
-            reconcile=due,
-            compare=due or log,
+            reconcile=due and reconcile.direction != "upstream",
+            compare=(due and reconcile.direction != "upstream") or log,
             log=log,
+            strength=self.strength(number),
+            answer=self._answered(number) and number + FEEDBACK_DELAY < self.num_steps,
+            heed=self._answered(number - FEEDBACK_DELAY),
         )
+
+    def strength(self, number: int) -> float:
+        """Of reconciliation at a step, relative to `reconcile.weight`."""
+        progress = number / self.num_steps
+        ramps = {"constant": 1.0, "warmup": progress, "anneal": 1 - progress}
+        return ramps[self.config.reconcile.schedule]
+
+    def _answered(self, number: int) -> bool:
+        """Whether the input gradients of this step go back upstream."""
+        reconcile = self.config.reconcile
+        wanted = reconcile.weight > 0 and reconcile.direction != "downstream"
+        return wanted and number >= 0 and number % reconcile.every == 0
 
     def lr(self, number: int) -> float:
         """Linear warm-up, then half a cosine that would reach zero at the step after the last."""

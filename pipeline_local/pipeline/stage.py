@@ -52,6 +52,9 @@ class Nowhere:
     def send(self, *tensors: Tensor) -> None:
         """Nobody listens."""
 
+    def feedback(self) -> None:
+        """Nobody answers."""
+
 
 @dataclass(frozen=True)
 class Link:
@@ -114,7 +117,12 @@ class Stage:
         with span("recv"):
             upstream_signal = upstream.recv() if step.compare else ()
         with span("learn"):
-            module.learn(*upstream_signal)
+            answer = module.learn(*upstream_signal)
+        if answer is not None:
+            upstream.reply(answer)
+        if step.heed:
+            with span("heed"):
+                module.heed(downstream.feedback(), step, microbatch)
 
     def evaluate(self, batches: int, number: int) -> list[list[Score]]:
         """Score every module's head on `batches` test batches.

@@ -69,6 +69,15 @@ class Local:
 
     def __init__(self) -> None:
         self._queue: deque[Message] = deque()
+        self._replies: deque[Tensor] = deque()
+
+    def reply(self, gradient: Tensor) -> None:
+        """Send an input gradient back."""
+        self._replies.append(gradient)
+
+    def feedback(self) -> Tensor:
+        """The oldest input gradient that came back."""
+        return self._replies.popleft()
 
     def send(self, *tensors: Tensor) -> None:
         """Hand a message over."""
