@@ -17,7 +17,7 @@ from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joi
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.pipeline.transport import Receiver, Sender
+from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -224,24 +224,30 @@ class Trainer:
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         return facts
 
-    def _edges(self) -> tuple[Source | Receiver, Nowhere | Sender]:
-        blueprint, place = self.blueprint, self.place
-        schedule, start = blueprint.schedule, self.start
+    def _edges(self) -> tuple[Source | Inlet, Nowhere | Outlet]:
+        blueprint, place, start = self.blueprint, self.place, self.start
+        schedule, config = blueprint.schedule, blueprint.config
         up, down = wires(place, self.kind)
+        feedback = schedule.has_feedback
+        back_up, back_down = wires(place, self.kind, upwards=True) if feedback else (None, None)
         numbers = blueprint.stages(place.world_size)[place.rank]
-        upstream: Source | Receiver
+        upstream: Source | Inlet
+        downstream: Nowhere | Outlet
         if up is None:
             steps = range(start, schedule.num_steps)
             actions = schedule.actions(start)
-            upstream = Source(
-                blueprint.config, blueprint.info, actions, steps, place.device, blueprint.dtype
-            )
+            upstream = Source(config, blueprint.info, actions, steps, place.device, blueprint.dtype)
         else:
             contract = blueprint.contract(numbers[0] - 1)
-            upstream = Receiver(up, contract.traffic(schedule, start))
+            replies = Sender(back_up, contract.feedback(schedule, start)) if back_up else None
+            upstream = Inlet(Receiver(up, contract.traffic(schedule, start)), replies)
         if down is None:
-            return upstream, Nowhere()
-        return upstream, Sender(down, blueprint.contract(numbers[-1]).traffic(schedule, start))
+            downstream = Nowhere()
+        else:
+            contract = blueprint.contract(numbers[-1])
+            answers = Receiver(back_down, contract.feedback(schedule, start)) if back_down else None
+            downstream = Outlet(Sender(down, contract.traffic(schedule, start)), answers)
+        return upstream, downstream
 
     def _display(self) -> Progress | Silent:
         return Silent() if self.place.rank else Progress(self.blueprint.schedule.num_steps)

@@ -22,8 +22,8 @@ from pipeline_local import seeds
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
-from pipeline_local.learning.reconcile import DISTANCES, Gradients
-from pipeline_local.learning.step import Step
+from pipeline_local.learning.reconcile import Gradients, Objective
+from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 
 IGNORE = -100
 """Label of a padding sample: it counts nowhere."""
@@ -94,13 +94,14 @@ class LocalModule(nn.Module):
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self._awaiting: deque[_Pass] = deque()
+        self._unheeded: deque[tuple[int, int, Tensor]] = deque()
         self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
 
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
-        compares = (step.compare or step.answer) and self.index > 0
+        compares = (step.compare or step.feedback) and self.index > 0
         x = x.detach().requires_grad_(compares)
         self._pass = _Pass(step, microbatch, x, labels, x)
         self._pass.y = self._run_body(x)
@@ -120,10 +121,9 @@ class LocalModule(nn.Module):
         )
         now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
-        if now.step.answer:
-            self._awaiting.append(
-                _Pass(now.step, now.microbatch, now.y.detach(), now.labels, now.y)
-            )
+        if now.step.feedback:
+            y = now.y.detach()
+            self._awaiting.append(_Pass(now.step, now.microbatch, y, now.labels, y))
         if now.step.log:
             self._measure(accuracy=_accuracy(logits.detach(), now.labels))
         return now.output_grad
@@ -136,12 +136,12 @@ class LocalModule(nn.Module):
                 do not compare.
 
         Returns:
-            The input gradient, on steps that answer.
+            The input gradient, where upstream is to heed it.
         """
         now = self._now()
         first = self._body_backward()
         total = first.params
-        answer = first.input if now.step.answer and self.index > 0 else None
+        feedback = first.input if now.step.feedback and self.index > 0 else None
         if signal is not None:
             if now.step.log:
                 self._measure(**asdict(reconcile.agreement(first.input, signal)))
@@ -149,35 +149,29 @@ class LocalModule(nn.Module):
                 total = self._reconciled(first, signal)
         self._accumulate(total)
         self._pass = None
-        return answer
+        if feedback is not None:
+            self._unheeded.append((now.step.number, now.microbatch, feedback))
+        return feedback
 
-    def heed(self, feedback: Tensor | None, step: Step, microbatch: int = 0) -> None:
-        """Train the head so that its signal predicts the downstream neighbour's input gradient.
+    def heed(self, step: Step, feedback: Tensor | None = None) -> None:
+        """Train the head towards a signal that is the downstream neighbour's input gradient.
+
+        The distance of the two is differentiated through the head alone, at the batch and the
+        dropout masks of `FEEDBACK_DELAY` steps ago.
 
         Args:
-            feedback: g_{k+1} at the oldest batch that still waits for it; None for the last module.
+            step: the current one.
+            feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
+                None for the last module, which nobody corrects.
         """
-        self._pass = self._awaiting.popleft()
+        now = self._pass = self._awaiting.popleft()
         if feedback is not None:
-            y, settings, params = self._pass.x, self.rules.reconcile, self._head_params
-            distance = DISTANCES[settings.distance]
-
-            def objective(y: Tensor) -> Tensor:
-                return self._loss(self._run_head(y), self._now().labels)
-
-            with FrozenStatistics(self):
-                first = reconcile.plain(objective, y, params)
-                cosine = reconcile.agreement(first.input, feedback).cosine
-                self.metrics["feedback_cosine"] = cosine
-                if settings.estimator == "exact":
-                    added = reconcile.exact(objective, y, feedback, params, distance)
-                else:
-                    added = reconcile.finite_difference(
-                        objective, y, feedback, params, settings.step, first, distance
-                    )
-            torch._foreach_mul_(added, settings.weight * settings.every * step.strength)
-            body = [torch.zeros_like(p) for p in self._body_params]
-            self._accumulate([*body, *added])
+            first = reconcile.plain(self._head_objective, now.x, self._head_params)
+            self._measure(feedback_cosine=reconcile.agreement(first.input, feedback).cosine)
+            added = self._discord_gradient(
+                self._head_objective, now.x, feedback, self._head_params, step, first
+            )
+            self._accumulate([*map(torch.zeros_like, self._body_params), *added])
         self._pass = None
 
     def update(self, step: Step) -> None:
@@ -192,11 +186,18 @@ class LocalModule(nn.Module):
             group["lr"] = step.lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        while self._unheeded and self._unheeded[0][0] <= step.number - FEEDBACK_DELAY:
+            self._unheeded.popleft()
 
     @property
     def gradients(self) -> Sequence[Tensor]:
         """What the next update will apply, for each parameter; empty after it."""
         return self._sum
+
+    @property
+    def unheeded(self) -> list[Tensor]:
+        """The input gradients that went back upstream and have not been heeded yet, in order."""
+        return [gradient for _, _, gradient in self._unheeded]
 
     # ---- evaluation -----------------------------------------------------------------------
 
@@ -230,7 +231,7 @@ class LocalModule(nn.Module):
 
     def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
         """The plain gradients plus lambda times the discord's."""
-        now, settings = self._now(), self.rules.reconcile
+        now = self._now()
         x, labels = now.x.detach(), now.labels
         now.y, now.output_grad = x, None  # not needed any more: leave the room to the second pass
         part = self._part(len(x))
@@ -241,17 +242,27 @@ class LocalModule(nn.Module):
         def objective(x: Tensor) -> Tensor:
             return self._loss(self._run_head(self._run_body(x)), labels)
 
-        params, distance = self.trainable, DISTANCES[settings.distance]
-        with FrozenStatistics(self):
-            if settings.estimator == "exact":
-                added = reconcile.exact(objective, x, signal, params, distance)
-            else:
-                at_x = first if part is None else reconcile.plain(objective, x, params)
-                added = reconcile.finite_difference(
-                    objective, x, signal, params, settings.step, at_x, distance
-                )
-        torch._foreach_mul_(added, settings.weight * settings.every * now.step.strength)
+        at_x = first if part is None else None
+        added = self._discord_gradient(objective, x, signal, self.trainable, now.step, at_x)
         return list(torch._foreach_add(list(first.params), added))
+
+    def _head_objective(self, y: Tensor) -> Tensor:
+        return self._loss(self._run_head(y), self._now().labels)
+
+    def _discord_gradient(
+        self,
+        objective: Objective,
+        x: Tensor,
+        target: Tensor,
+        params: Sequence[Tensor],
+        step: Step,
+        first: Gradients | None,
+    ) -> list[Tensor]:
+        settings = self.rules.reconcile
+        with FrozenStatistics(self):
+            added = reconcile.gradient(settings, objective, x, target, params, first)
+        torch._foreach_mul_(added, settings.weight * settings.every * step.strength)
+        return added
 
     def _part(self, size: int) -> Tensor | None:
         """A random `reconcile.fraction` of the batch, in order; None for all of it."""

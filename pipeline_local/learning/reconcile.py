@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.errors import UserError
+
 Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
 
@@ -38,6 +41,10 @@ class Agreement:
     cosine: Tensor
     input_norm: Tensor
     signal_norm: Tensor
+
+
+ONCE_DIFFERENTIABLE = ("is not implemented", "does not currently support double backward")
+"""How torch says that an operation has no second derivative."""
 
 
 def discord(g: Tensor, s: Tensor) -> Tensor:
@@ -90,6 +97,34 @@ def pooled(g: Tensor, s: Tensor) -> Tensor:
 DISTANCES = {"squared": discord, "relative": relative, "cosine": cosine, "pooled": pooled}
 
 
+def gradient(
+    settings: ReconcileConfig,
+    objective: Objective,
+    x: Tensor,
+    s: Tensor,
+    params: Sequence[Tensor],
+    first: Gradients | None = None,
+) -> list[Tensor]:
+    """The gradient of the distance between g and s, by the configured estimator.
+
+    Args:
+        settings: estimator, distance, and step of the finite difference.
+        objective: must draw the same dropout masks whenever it is called.
+        x: where g is taken [B, ...].
+        s: what g should be, of the same shape.
+        params: what gives way.
+        first: the plain gradients at x, where they are known already.
+
+    Raises:
+        UserError: `exact`, and an operation of the network has no second derivative.
+    """
+    distance = DISTANCES[settings.distance]
+    if settings.estimator == "exact":
+        return exact(objective, x, s, params, distance)
+    first = first or plain(objective, x, params)
+    return finite_difference(objective, x, s, params, settings.step, first, distance)
+
+
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
     """Gradients of the local loss at x, by one forward and one backward."""
     x = x.detach().requires_grad_()
@@ -110,9 +145,17 @@ def exact(
     derivative (pytorch#116350).
     """
     x = x.detach().requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):
-        (g,) = grad(objective(x), x, create_graph=True)
-        return list(grad(distance(g, s), params, materialize_grads=True))
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            (g,) = grad(objective(x), x, create_graph=True)
+            return list(grad(distance(g, s), params, materialize_grads=True))
+    except RuntimeError as error:
+        if not any(hint in str(error) for hint in ONCE_DIFFERENTIABLE):
+            raise
+        raise UserError(
+            f"reconcile.estimator=exact differentiates twice, which an operation of this network"
+            f" cannot ({str(error).splitlines()[0]}); use reconcile.estimator=finite_difference"
+        ) from error
 
 
 def finite_difference(

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+FEEDBACK_DELAY = 4
+"""Steps between an input gradient and the head that heeds it: part of the mathematics, and long
+enough for it to have arrived, as a stage runs at most about two steps ahead of the next one."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -20,9 +24,9 @@ class Step:
     `reconcile`; also so on logged steps, for the metrics."""
     strength: float = 1.0
     """Of reconciliation, relative to `reconcile.weight`."""
-    answer: bool = False
-    """Input gradients are sent back upstream, to be heeded some steps later."""
+    feedback: bool = False
+    """Input gradients go back upstream, to be heeded `FEEDBACK_DELAY` steps later."""
     heed: bool = False
-    """Heads learn from input gradients that were sent back earlier."""
+    """Heads learn from the input gradients that went back `FEEDBACK_DELAY` steps ago."""
     log: bool = False
     """The step's metrics are recorded."""

@@ -162,13 +162,18 @@ def joined(place: Place) -> Iterator[dist.Store]:
         dist.destroy_process_group()
 
 
-def wires(place: Place, kind: Kind) -> tuple[Wire | None, Wire | None]:
+def wires(place: Place, kind: Kind, upwards: bool = False) -> tuple[Wire | None, Wire | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
 
-    Every rank calls this with the same kind. Each edge gets a two-rank group of its own; all ranks
-    make them in one order, even edges first, so that no rank is in two of a round. Lazy creation
-    in different orders hangs (Megatron-LM#5240). Each edge is then used once, so that its
-    connection stands before the first step.
+    Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
+    its own; all ranks make them in one order, even edges first, so that no rank is in two of a
+    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each wire is then used once,
+    in its direction, so that its connection stands before the first step.
+
+    Args:
+        place: this rank.
+        kind: how the ranks talk.
+        upwards: messages will flow from each stage to its upstream neighbour.
     """
     upstream: Wire | None = None
     downstream: Wire | None = None
@@ -180,11 +185,18 @@ def wires(place: Place, kind: Kind) -> tuple[Wire | None, Wire | None]:
             continue  # an edge of others
         if place.rank == edge:
             downstream = _wire(kind, group, edge + 1, place.device)
-            downstream.isend(torch.zeros(1, device=place.device)).wait()
+            _connect(downstream, place.device, sends=not upwards)
         else:
             upstream = _wire(kind, group, edge, place.device)
-            upstream.irecv((1,), torch.float32).wait()
+            _connect(upstream, place.device, sends=upwards)
     return upstream, downstream
+
+
+def _connect(wire: Wire, device: torch.device, sends: bool) -> None:
+    if sends:
+        wire.isend(torch.zeros(1, device=device)).wait()
+    else:
+        wire.irecv((1,), torch.float32).wait()
 
 
 def _wire(kind: Kind, group: dist.ProcessGroup, peer: int, device: torch.device) -> Wire:

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
-from pipeline_local.learning.step import Step
-
-
-FEEDBACK_DELAY = 4
-"""Steps between an input gradient and the head that heeds it: enough for it to have arrived."""
+from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ class Schedule:
             compare=(due and reconcile.direction != "upstream") or log,
             log=log,
             strength=self.strength(number),
-            answer=self._answered(number) and number + FEEDBACK_DELAY < self.num_steps,
-            heed=self._answered(number - FEEDBACK_DELAY),
+            feedback=self._feeds_back(number) and number + FEEDBACK_DELAY < self.num_steps,
+            heed=self._feeds_back(number - FEEDBACK_DELAY),
         )
 
     def strength(self, number: int) -> float:
@@ -97,11 +93,15 @@ class Schedule:
         ramps = {"constant": 1.0, "warmup": progress, "anneal": 1 - progress}
         return ramps[self.config.reconcile.schedule]
 
-    def _answered(self, number: int) -> bool:
-        """Whether the input gradients of this step go back upstream."""
+    @property
+    def has_feedback(self) -> bool:
+        """Whether anything flows upstream."""
         reconcile = self.config.reconcile
-        wanted = reconcile.weight > 0 and reconcile.direction != "downstream"
-        return wanted and number >= 0 and number % reconcile.every == 0
+        return reconcile.weight > 0 and reconcile.direction != "downstream"
+
+    def _feeds_back(self, number: int) -> bool:
+        """Whether the input gradients of this step are to be heeded upstream."""
+        return self.has_feedback and number >= 0 and number % self.config.reconcile.every == 0
 
     def lr(self, number: int) -> float:
         """Linear warm-up, then half a cosine that would reach zero at the step after the last."""

@@ -47,6 +47,10 @@ class Source:
         """Images [B, C, H, W] with labels, or an empty signal."""
         return next(self._messages)
 
+    def reply(self, gradient: Tensor) -> None:
+        """Data learns nothing; no first module replies."""
+        raise AssertionError("the first module has no input gradient")
+
     def close(self) -> None:
         """End the loader's workers."""
         self._messages.close()

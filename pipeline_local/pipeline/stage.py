@@ -1,12 +1,15 @@
 """What one rank runs. READ THIS FIRST.
 
 A stage is a chain of gradient-isolated modules. Each receives from upstream, learns in three acts,
-and sends downstream; signals only flow downstream, so nobody ever waits for a backward pass of
-somebody further down, and no wait can be part of a cycle:
+and sends downstream; nobody ever waits for a backward pass of somebody further down in the same
+step. What flows upstream (with `reconcile.direction` upstream or both) is heeded a fixed number of
+steps later, so every wait is for something of an earlier step or of a stage further up in the same
+one, and no wait can be part of a cycle:
 
     upstream ──x,y──▶ act 1 forward ──x,y──▶ downstream
                       act 2 signal  ───s───▶ downstream
     upstream ───s───▶ act 3 learn            (overlaps the downstream neighbour's act 1)
+    upstream ◀──g────                        (feedback: heeded a fixed number of steps later)
 
 A stage does not know where its neighbours run. Its outer edges are channels between processes, its
 inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
@@ -32,12 +35,20 @@ class Upstream(Protocol):
         """The next message: (activations, labels), (signal,), or () where there is no signal."""
         ...
 
+    def reply(self, gradient: Tensor) -> None:
+        """Send an input gradient back, without waiting for the other end."""
+        ...
+
 
 class Downstream(Protocol):
-    """Where a module's messages go to."""
+    """Where a module's messages go to, and feedback comes from."""
 
     def send(self, *tensors: Tensor) -> None:
         """Send a message without waiting for the other end."""
+        ...
+
+    def feedback(self) -> tuple[Tensor, ...]:
+        """(The oldest input gradient that was sent back,), or () where nobody answers."""
         ...
 
 
@@ -52,8 +63,9 @@ class Nowhere:
     def send(self, *tensors: Tensor) -> None:
         """Nobody listens."""
 
-    def feedback(self) -> None:
+    def feedback(self) -> tuple[()]:
         """Nobody answers."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,9 @@ class Stage:
         self.modules = list(modules)
         self.trace = trace
         self._chain = [Link(*ends) for ends in zip(sources, modules, targets, strict=True)]
+        for link in self._chain:  # of a run that is resumed: it was on its way then
+            for gradient in link.module.unheeded:
+                link.upstream.reply(gradient)
 
     def train(self, step: Step) -> None:
         """One optimizer step of every module."""
@@ -117,12 +132,15 @@ class Stage:
         with span("recv"):
             upstream_signal = upstream.recv() if step.compare else ()
         with span("learn"):
-            answer = module.learn(*upstream_signal)
-        if answer is not None:
-            upstream.reply(answer)
+            feedback = module.learn(*upstream_signal)
+        if feedback is not None:
+            with span("send"):
+                upstream.reply(feedback)
         if step.heed:
+            with span("recv"):
+                earlier = downstream.feedback()
             with span("heed"):
-                module.heed(downstream.feedback(), step, microbatch)
+                module.heed(step, *earlier)
 
     def evaluate(self, batches: int, number: int) -> list[list[Score]]:
         """Score every module's head on `batches` test batches.

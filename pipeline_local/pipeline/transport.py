@@ -8,6 +8,8 @@ is sent.
     Local       between two modules of one stage: a queue
     Sender      the upstream end of an edge between two processes
     Receiver    its downstream end
+    Inlet       what a stage has upstream: a receiver, and a sender for the feedback
+    Outlet      what a stage has downstream: a sender, and a receiver for the feedback
     wires.py    how one tensor gets across: gloo, staged through pinned memory, nccl
 """
 
@@ -15,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -63,21 +66,19 @@ class Contract:
                 for _ in range(schedule.test_batches):
                     yield self.test_activations, self.test_labels
 
+    def feedback(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+        """Every message in the other direction: the input gradients, as they are heeded."""
+        for action in schedule.actions(start):
+            if isinstance(action, Step) and action.heed:
+                yield from repeat((self.activations,), action.microbatches)
+
 
 class Local:
     """Both ends of an edge inside one stage; upstream always sends before downstream receives."""
 
     def __init__(self) -> None:
         self._queue: deque[Message] = deque()
-        self._replies: deque[Tensor] = deque()
-
-    def reply(self, gradient: Tensor) -> None:
-        """Send an input gradient back."""
-        self._replies.append(gradient)
-
-    def feedback(self) -> Tensor:
-        """The oldest input gradient that came back."""
-        return self._replies.popleft()
+        self._feedback: deque[Message] = deque()
 
     def send(self, *tensors: Tensor) -> None:
         """Hand a message over."""
@@ -86,6 +87,14 @@ class Local:
     def recv(self) -> Message:
         """The oldest message."""
         return self._queue.popleft()
+
+    def reply(self, gradient: Tensor) -> None:
+        """Hand an input gradient back."""
+        self._feedback.append((gradient,))
+
+    def feedback(self) -> Message:
+        """The oldest input gradient that was handed back."""
+        return self._feedback.popleft()
 
 
 class Sender:
@@ -158,3 +167,67 @@ class Receiver:
 
     def _post(self) -> list[Pending]:
         return [self._wire.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]
+
+
+@dataclass(frozen=True)
+class Inlet:
+    """A stage's upstream edge between processes.
+
+    Attributes:
+        messages: activations and signals come in.
+        replies: input gradients go back; None where nobody heeds them.
+    """
+
+    messages: Receiver
+    replies: Sender | None = None
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for the neighbour."""
+        return self.messages.waited + (self.replies.waited if self.replies else 0.0)
+
+    def recv(self) -> Message:
+        """The next message; waits for it."""
+        return self.messages.recv()
+
+    def reply(self, gradient: Tensor) -> None:
+        """Start sending an input gradient back."""
+        assert self.replies is not None, "the schedule has feedback, and so has the edge"
+        self.replies.send(gradient)
+
+    def close(self) -> None:
+        """Wait until every reply has been taken over."""
+        self.messages.close()
+        if self.replies is not None:
+            self.replies.close()
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """A stage's downstream edge between processes.
+
+    Attributes:
+        messages: activations and signals go out.
+        replies: input gradients come back; None where nobody heeds them.
+    """
+
+    messages: Sender
+    replies: Receiver | None = None
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for the neighbour."""
+        return self.messages.waited + (self.replies.waited if self.replies else 0.0)
+
+    def send(self, *tensors: Tensor) -> None:
+        """Start sending a message."""
+        self.messages.send(*tensors)
+
+    def feedback(self) -> Message:
+        """The oldest input gradient that came back; it has been on its way for several steps."""
+        assert self.replies is not None, "the schedule has feedback, and so has the edge"
+        return self.replies.recv()
+
+    def close(self) -> None:
+        """Wait until every message has been taken over."""
+        self.messages.close()
