@@ -13,11 +13,10 @@ from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
-from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined, wires
+from pipeline_local.pipeline.edges import connect
+from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
-from pipeline_local.pipeline.source import Source
-from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
+from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -123,7 +122,7 @@ class Trainer:
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
         self.kind = kind
-        self.upstream, self.downstream = self._edges()
+        self.upstream, self.downstream = connect(blueprint, place, kind, start)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display = self._display()
 
@@ -223,31 +222,6 @@ class Trainer:
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         return facts
-
-    def _edges(self) -> tuple[Source | Inlet, Nowhere | Outlet]:
-        blueprint, place, start = self.blueprint, self.place, self.start
-        schedule, config = blueprint.schedule, blueprint.config
-        up, down = wires(place, self.kind)
-        feedback = schedule.has_feedback
-        back_up, back_down = wires(place, self.kind, upwards=True) if feedback else (None, None)
-        numbers = blueprint.stages(place.world_size)[place.rank]
-        upstream: Source | Inlet
-        downstream: Nowhere | Outlet
-        if up is None:
-            steps = range(start, schedule.num_steps)
-            actions = schedule.actions(start)
-            upstream = Source(config, blueprint.info, actions, steps, place.device, blueprint.dtype)
-        else:
-            contract = blueprint.contract(numbers[0] - 1)
-            replies = Sender(back_up, contract.feedback(schedule, start)) if back_up else None
-            upstream = Inlet(Receiver(up, contract.traffic(schedule, start)), replies)
-        if down is None:
-            downstream = Nowhere()
-        else:
-            contract = blueprint.contract(numbers[-1])
-            answers = Receiver(back_down, contract.feedback(schedule, start)) if back_down else None
-            downstream = Outlet(Sender(down, contract.traffic(schedule, start)), answers)
-        return upstream, downstream
 
     def _display(self) -> Progress | Silent:
         return Silent() if self.place.rank else Progress(self.blueprint.schedule.num_steps)

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from pipeline_local import configfile
+from pipeline_local.errors import NeighbourLostError
 from pipeline_local.pipeline.place import Place
 from pipeline_local.trainer import Trainer, train
 
@@ -34,6 +36,7 @@ VIT = {
 }
 EXACT = {"weight": 0.2, "estimator": "exact", "every": 1}
 FINITE = {"weight": 0.2, "estimator": "finite_difference", "every": 1}
+UPSTREAM = {"distance": "relative", "every": 2}
 
 CASES = {
     "plain": {**RESNET},
@@ -63,6 +66,12 @@ CASES = {
         **VIT,
         "reconcile": FINITE,
         "optimizer": {"clip": 1.0, "warmup": 0.2},
+    },
+    "feedback, exact": {**RESNET, "reconcile": {**EXACT, **UPSTREAM, "direction": "upstream"}},
+    "both directions, microbatches, dropout": {
+        **VIT,
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
     },
     "bfloat16": {**VIT, "reconcile": FINITE, "precision": "bfloat16"},
 }
@@ -162,7 +171,7 @@ def run_until(place, config, step):
         train_step(self, action)
 
     train_step, Trainer.train = Trainer.train, stumble
-    with pytest.raises((StoppedError, RuntimeError)):  # or the neighbour has fallen over first
+    with pytest.raises((StoppedError, NeighbourLostError)):  # or the neighbour has fallen first
         train(config, place)
 
 
@@ -176,13 +185,21 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
         assert checkpoint(plain) == checkpoint(again)
 
 
-def test_resuming_changes_nothing(tmp_path, run_ranks):
-    """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages."""
-    case = {**RESNET, "reconcile": FINITE, "checkpoint": {"every_steps": 5, "keep": 9}}
+@pytest.mark.parametrize("direction", ["downstream", "both"])
+def test_resuming_changes_nothing(direction, tmp_path, run_ranks):
+    """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages; with
+    feedback, some of it is on its way then."""
+    case = {
+        **RESNET,
+        "reconcile": {**FINITE, **UPSTREAM, "direction": direction},
+        "checkpoint": {"every_steps": 5, "keep": 9},
+    }
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(parse(case, whole), Place())
     run_ranks(run_until, 2, parse(case, cut), 13)
     assert not list(cut.glob("checkpoints/step-*20/*"))
+    with safe_open(sorted(cut.glob("checkpoints/*/module-002*"))[-1], "pt") as file:
+        assert any(name.startswith("feedback.") for name in file.keys()) == (direction == "both")  # noqa: SIM118
     config = parse(case, cut)
     run_ranks(run_stage, 3, replace(config, run=replace(config.run, resume=True)))
     assert checkpoint(cut) == checkpoint(whole)

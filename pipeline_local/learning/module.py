@@ -9,9 +9,8 @@
 A module knows nothing of processes: it takes tensors and gives detached tensors.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from pipeline_local import seeds
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
+from pipeline_local.learning.feedback import FeedbackQueue
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 
@@ -93,8 +93,10 @@ class LocalModule(nn.Module):
         self.optimizer = optimizer(self.trainable)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
-        self._awaiting: deque[_Pass] = deque()
-        self._unheeded: deque[tuple[int, int, Tensor]] = deque()
+        self.awaiting = FeedbackQueue("awaiting")
+        """Activations and labels for which the downstream neighbour's input gradient will come."""
+        self.unheeded = FeedbackQueue("unheeded")
+        """Input gradients on their way upstream."""
         self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
@@ -122,8 +124,7 @@ class LocalModule(nn.Module):
         now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.feedback:
-            y = now.y.detach()
-            self._awaiting.append(_Pass(now.step, now.microbatch, y, now.labels, y))
+            self.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
         if now.step.log:
             self._measure(accuracy=_accuracy(logits.detach(), now.labels))
         return now.output_grad
@@ -150,7 +151,7 @@ class LocalModule(nn.Module):
         self._accumulate(total)
         self._pass = None
         if feedback is not None:
-            self._unheeded.append((now.step.number, now.microbatch, feedback))
+            self.unheeded.push(now.step.number, now.microbatch, feedback)
         return feedback
 
     def heed(self, step: Step, feedback: Tensor | None = None) -> None:
@@ -164,12 +165,13 @@ class LocalModule(nn.Module):
             feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
                 None for the last module, which nobody corrects.
         """
-        now = self._pass = self._awaiting.popleft()
+        number, microbatch, (y, labels) = self.awaiting.pop()
+        self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
-            first = reconcile.plain(self._head_objective, now.x, self._head_params)
+            first = reconcile.plain(self._head_objective, y, self._head_params)
             self._measure(feedback_cosine=reconcile.agreement(first.input, feedback).cosine)
             added = self._discord_gradient(
-                self._head_objective, now.x, feedback, self._head_params, step, first
+                self._head_objective, y, feedback, self._head_params, step, first
             )
             self._accumulate([*map(torch.zeros_like, self._body_params), *added])
         self._pass = None
@@ -186,18 +188,21 @@ class LocalModule(nn.Module):
             group["lr"] = step.lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        while self._unheeded and self._unheeded[0][0] <= step.number - FEEDBACK_DELAY:
-            self._unheeded.popleft()
+        self.unheeded.drop(step.number - FEEDBACK_DELAY)
 
     @property
     def gradients(self) -> Sequence[Tensor]:
         """What the next update will apply, for each parameter; empty after it."""
         return self._sum
 
-    @property
-    def unheeded(self) -> list[Tensor]:
-        """The input gradients that went back upstream and have not been heeded yet, in order."""
-        return [gradient for _, _, gradient in self._unheeded]
+    def feedback(self) -> dict[str, Tensor]:
+        """What is under way between this module and its neighbours: a part of a checkpoint."""
+        return {**self.awaiting.tensors(), **self.unheeded.tensors()}
+
+    def load_feedback(self, named: Mapping[str, Tensor]) -> None:
+        """The inverse of `feedback`."""
+        self.awaiting.load(named)
+        self.unheeded.load(named)
 
     # ---- evaluation -----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
@@ -66,7 +67,7 @@ def agreement(g: Tensor, s: Tensor) -> Agreement:
     size = len(g)
     return Agreement(
         discord=discord(g, s),
-        cosine=torch.cosine_similarity(rows_g, rows_s, eps=1e-30).mean(),
+        cosine=(_directions(rows_g) * _directions(rows_s)).sum(1).mean(),
         input_norm=size * rows_g.norm(dim=1).mean(),
         signal_norm=size * rows_s.norm(dim=1).mean(),
     )
@@ -85,8 +86,7 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
 def cosine(g: Tensor, s: Tensor) -> Tensor:
     """One minus the cosine, a mean over samples."""
     rows_g, rows_s = _wide(g).flatten(1), _wide(s).flatten(1)
-    scale = 1 / rows_g.detach().norm().clamp_min(1e-30)
-    return 1 - torch.cosine_similarity(rows_g * scale, rows_s, eps=1e-30).mean()
+    return 1 - (_directions(rows_g) * _directions(rows_s)).sum(1).mean()
 
 
 def pooled(g: Tensor, s: Tensor) -> Tensor:
@@ -191,6 +191,13 @@ def finite_difference(
 def _wide(x: Tensor) -> Tensor:
     """At least float32: sums of squares of small numbers vanish in less."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows [B, n] at unit length (zeros stay zeros). The gradients of confident samples are so
+    small that their squares would vanish: the largest element is brought to one first."""
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    return functional.normalize(rows / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1)
 
 
 def _norm(x: Tensor) -> Tensor:

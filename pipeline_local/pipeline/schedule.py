@@ -83,7 +83,7 @@ class Schedule:
             compare=(due and reconcile.direction != "upstream") or log,
             log=log,
             strength=self.strength(number),
-            feedback=self._feeds_back(number) and number + FEEDBACK_DELAY < self.num_steps,
+            feedback=self._feeds_back(number),
             heed=self._feeds_back(number - FEEDBACK_DELAY),
         )
 
@@ -98,6 +98,16 @@ class Schedule:
         """Whether anything flows upstream."""
         reconcile = self.config.reconcile
         return reconcile.weight > 0 and reconcile.direction != "downstream"
+
+    @property
+    def most_unheeded(self) -> int:
+        """Input gradients that may be on their way back at once.
+
+        A channel for feedback holds as many: a stage whose replies had to wait until they are
+        heeded would keep its upstream neighbour from the step that heeds them.
+        """
+        steps = FEEDBACK_DELAY // self.config.reconcile.every + 1
+        return steps * self.config.train.microbatches
 
     def _feeds_back(self, number: int) -> bool:
         """Whether the input gradients of this step are to be heeded upstream."""

@@ -101,8 +101,8 @@ class Stage:
         self.trace = trace
         self._chain = [Link(*ends) for ends in zip(sources, modules, targets, strict=True)]
         for link in self._chain:  # of a run that is resumed: it was on its way then
-            for gradient in link.module.unheeded:
-                link.upstream.reply(gradient)
+            for kept in link.module.unheeded:
+                link.upstream.reply(*kept.tensors)
 
     def train(self, step: Step) -> None:
         """One optimizer step of every module."""

@@ -110,10 +110,16 @@ class Sender:
     def __init__(self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], depth: int = 2) -> None:
         self._wire = wire
         self._traffic = traffic
+        self._next = next(traffic, None)
         self._depth = depth
         self._unfinished: deque[list[Pending]] = deque()
         self.waited = 0.0
         """Seconds spent in back-pressure."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is expected at the other end."""
+        return self._next is None
 
     def send(self, *tensors: Tensor) -> None:
         """Start sending a message; returns at once unless `depth` messages are unfinished.
@@ -123,8 +129,10 @@ class Sender:
         Raises:
             ValueError: the message is not the one the contract expects.
         """
-        for spec, tensor in zip(next(self._traffic), tensors, strict=True):
+        assert self._next is not None, "the contract has no further message"
+        for spec, tensor in zip(self._next, tensors, strict=True):
             spec.check(tensor)
+        self._next = next(self._traffic, None)
         while len(self._unfinished) >= self._depth:
             self._finish_oldest()
         self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
@@ -191,9 +199,10 @@ class Inlet:
         return self.messages.recv()
 
     def reply(self, gradient: Tensor) -> None:
-        """Start sending an input gradient back."""
+        """Start sending an input gradient back, unless the run ends before it would be heeded."""
         assert self.replies is not None, "the schedule has feedback, and so has the edge"
-        self.replies.send(gradient)
+        if not self.replies.done:
+            self.replies.send(gradient)
 
     def close(self) -> None:
         """Wait until every reply has been taken over."""

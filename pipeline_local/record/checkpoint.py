@@ -59,19 +59,15 @@ class Checkpoints:
                 f"checkpoint {path} cannot be read ({error}); delete its folder to fall back to"
                 f" an earlier checkpoint"
             ) from None
-        states = {name: value for name, value in named.items() if not name.startswith("optimizer.")}
         try:
-            module.load_state_dict(states, strict=True)
+            module.load_state_dict(_below("", named), strict=True)
         except RuntimeError as error:
             raise UserError(
                 f"checkpoint {path} is of another model: {str(error).splitlines()[1].strip()};"
                 f" resume with the configuration of that run"
             ) from None
-        prefix = "optimizer."
-        optimizer.load(
-            module.optimizer,
-            {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)},
-        )
+        optimizer.load(module.optimizer, _below("optimizer.", named))
+        module.load_feedback(_below("feedback.", named))
 
     def discard_after(self, step: int) -> None:
         """Delete what an interrupted run has begun beyond `step`, lest it mix with what follows."""
@@ -104,9 +100,26 @@ class Checkpoints:
 
 
 def _tensors(module: LocalModule) -> dict[str, Tensor]:
-    state = {f"optimizer.{n}": v for n, v in optimizer.tensors(module.optimizer).items()}
-    state.update(module.state_dict())
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    parts = {
+        "optimizer.": optimizer.tensors(module.optimizer),
+        "feedback.": module.feedback(),
+        "": module.state_dict(),
+    }
+    return {
+        f"{prefix}{name}": value.detach().cpu().contiguous()
+        for prefix, named in parts.items()
+        for name, value in named.items()
+    }
+
+
+def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse, for one part."""
+    others = tuple({"optimizer.", "feedback."} - {prefix})
+    return {
+        name.removeprefix(prefix): value
+        for name, value in named.items()
+        if name.startswith(prefix) and not name.startswith(others)
+    }
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

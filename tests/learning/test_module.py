@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import IGNORE, LocalModule, Rules
-from pipeline_local.learning.step import Step
+from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 
 
 def conv_module(norm, shortcut=False):
@@ -410,3 +410,84 @@ def test_acts_out_of_order_are_refused():
     module, _ = make("mlp")
     with pytest.raises(AssertionError, match="in order"):
         module.signal()
+
+
+def heeded(module, x, labels, target, **step):
+    """Feedback for step 0 is heeded with step 4, which has another batch."""
+    later, later_labels, _ = batch(x.shape[1:], seed=9)
+    module(x, labels, Step(0, lr=0.0, feedback=True))
+    module.signal()
+    sent = module.learn()
+    module.update(Step(0, lr=0.0))
+    now = Step(FEEDBACK_DELAY, lr=1.0, heed=True, **step)
+    module(later, later_labels, now)
+    module.signal()
+    module.learn()
+    module.heed(now, target)
+    module.update(now)
+    return sent, later, later_labels
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heeding_trains_the_head_alone(architecture):
+    """theta - d l(now) - lambda d D(then): D is the distance of the head's signal to the feedback,
+    written out with plain autograd; only the head has a part in it."""
+    weight, distance = 0.7, {"reconcile": {"estimator": "exact", "distance": "relative"}}
+    module, shape = make(architecture, weight, **distance)
+    reference, _ = make(architecture, weight, **distance)
+    x, labels, _ = batch(shape)
+    with torch.no_grad():
+        y = make(architecture)[0].body(x)
+    target = torch.randn_like(y) / len(y)
+    sent, later, later_labels = heeded(module, x, labels, target)
+
+    leaf = x.clone().requires_grad_()
+    loss = functional.cross_entropy(reference.head(reference.body(leaf)), labels)
+    torch.testing.assert_close(sent, torch.autograd.grad(loss, leaf)[0])
+
+    y = y.requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = functional.cross_entropy(reference.head(y), labels)
+        (s,) = torch.autograd.grad(loss, y, create_graph=True)
+    scale = (s**2).sum().detach() + (target**2).sum()
+    (weight * ((s - target) ** 2).sum() / scale).backward()
+    functional.cross_entropy(reference.head(reference.body(later)), later_labels).backward()
+    for moved, p in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(moved, p - p.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_heeding_by_finite_differences_agrees_with_exact():
+    vectors = []
+    for estimator in ("exact", "finite_difference"):
+        own = {"estimator": estimator, "distance": "relative", "step": 1e-5}
+        module, shape = make("residual with batch norm", 0.7, reconcile=own)
+        x, labels, _ = batch(shape)
+        heeded(module, x, labels, torch.ones(6, *shape, dtype=torch.float64))
+        vectors.append(torch.cat([p.flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*vectors, rtol=1e-4, atol=1e-7)
+
+
+def test_nobody_corrects_the_last_head():
+    module, shape = make("mlp", 0.7)
+    plain, _ = make("mlp", 0.0)
+    x, labels, _ = batch(shape)
+    _, later, later_labels = heeded(module, x, labels, None)
+    one_step(plain, later, later_labels, None, reconcile=False)
+    for a, b in zip(module.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_under_way_is_let_go_once_it_is_heeded():
+    module, shape = make("mlp", 0.7)
+    x, labels, _ = batch(shape)
+    for number in range(12):
+        step = Step(number, 0.1, feedback=number % 3 == 0, heed=number % 3 == 1 and number >= 4)
+        module(x, labels, step)
+        y = module.signal()
+        module.learn()
+        if step.heed:
+            module.heed(step, y)
+        module.update(step)
+        due = [n for n in (0, 3, 6, 9) if n <= number < n + FEEDBACK_DELAY]
+        assert [kept.step for kept in module.awaiting] == due
+        assert [kept.step for kept in module.unheeded] == due

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.errors import UserError
 from pipeline_local.learning import reconcile
 
 torch.manual_seed(0)
@@ -170,3 +173,68 @@ def test_bfloat16_is_compared_in_float32():
     g = (torch.randn(4, 1000) * 1e-3).bfloat16()
     s = torch.zeros_like(g)
     torch.testing.assert_close(reconcile.discord(g, s), reconcile.discord(g.float(), s.float()))
+
+
+@pytest.mark.parametrize("size", [1e-35, 1e-20, 1.0, 1e15])
+def test_directions_do_not_depend_on_the_size(size):
+    """Squares of the gradients of confident samples vanish in float32."""
+    g, s = torch.randn(8, 3, 4), torch.randn(8, 3, 4)
+    expected = torch.cosine_similarity(g.flatten(1), s.flatten(1)).mean()
+    torch.testing.assert_close(reconcile.agreement(g * size, s * size).cosine, expected)
+    assert reconcile.agreement(g * 0, s).cosine == 0
+
+
+@pytest.mark.parametrize("name", reconcile.DISTANCES)
+def test_every_distance_is_zero_in_agreement_and_its_gradient_finite(name):
+    distance = reconcile.DISTANCES[name]
+    s = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(distance(s, s), torch.tensor(0.0), atol=1e-6, rtol=0)
+    for target in (torch.randn_like(s), torch.zeros_like(s), s * 1e-30):
+        g = (s * (0 if target is s else 1)).requires_grad_()
+        value = distance(g, target)
+        (slope,) = torch.autograd.grad(value, g)
+        assert value >= 0
+        assert slope.isfinite().all()
+
+
+def test_relative_distance_does_not_depend_on_the_scale():
+    g, s = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(reconcile.relative(9 * g, 9 * s), reconcile.relative(g, s))
+    torch.testing.assert_close(reconcile.relative(-s, s), torch.tensor(2.0))
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """As flash attention: a backward that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def test_exact_names_the_remedy_where_a_second_derivative_is_missing():
+    x, s = torch.randn(4, 3), torch.randn(4, 3)
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(UserError, match="differentiates twice"):
+        reconcile.exact(lambda x: (OnceDifferentiable.apply(x) * weight).sum(), x, s, [weight])
+
+
+def test_exact_refuses_flash_attention_that_a_model_insists_on():
+    x = torch.randn(2, 1, 4, 8)
+    weight = torch.ones(8, requires_grad=True)
+
+    def objective(x):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            y = functional.scaled_dot_product_attention(x * weight, x, x)
+        return y.square().sum()
+
+    with pytest.raises(UserError, match="differentiates twice"):
+        reconcile.exact(objective, x, torch.zeros_like(x), [weight])
+    settings = ReconcileConfig(weight=1.0)
+    added = reconcile.gradient(settings, objective, x, torch.zeros_like(x), [weight])
+    assert added[0].isfinite().all()

@@ -71,3 +71,24 @@ def test_learning_rate():
     assert rates[55] == pytest.approx(0.25)
     assert rates[99] == pytest.approx(0.25 * (1 + math.cos(math.pi * 89 / 90)))
     assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_feedback_is_heeded_a_fixed_number_of_steps_later():
+    own = {"weight": 1.0, "every": 3, "direction": "both"}
+    steps = [schedule(reconcile=own, train={"steps": 12}).step(n) for n in range(12)]
+    assert [s.number for s in steps if s.feedback] == [0, 3, 6, 9]
+    assert [s.number for s in steps if s.heed] == [4, 7, 10]
+    assert [s.reconcile for s in steps] == [s.feedback for s in steps]
+
+
+def test_upstream_reconciliation_needs_no_signals():
+    own = {"weight": 1.0, "every": 3, "direction": "upstream"}
+    steps = [schedule(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
+    assert not any(s.reconcile or s.compare for s in steps)
+    assert not any(schedule().step(n).feedback or schedule().step(n).heed for n in range(20))
+
+
+def test_strength_over_the_run():
+    for name, expected in {"constant": [1, 1], "warmup": [0, 0.5], "anneal": [1, 0.5]}.items():
+        plan = schedule(reconcile={"weight": 1.0, "schedule": name}, train={"steps": 10})
+        assert [plan.step(n).strength for n in (0, 5)] == expected

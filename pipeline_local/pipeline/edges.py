@@ -1,0 +1,61 @@
+"""The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
+
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Kind, Place, wires
+from pipeline_local.pipeline.source import Source
+from pipeline_local.pipeline.stage import Nowhere
+from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
+from pipeline_local.pipeline.wires import Wire
+
+
+def connect(
+    blueprint: Blueprint, place: Place, kind: Kind, start: int
+) -> tuple[Source | Inlet, Nowhere | Outlet]:
+    """Connect this rank's stage with its neighbours; all ranks call it together.
+
+    Args:
+        blueprint: the run.
+        place: this rank; its stage has the same number.
+        kind: how the ranks talk.
+        start: optimizer steps already done.
+    """
+    up, down = wires(place, kind)
+    back_up, back_down = None, None
+    if blueprint.schedule.has_feedback:
+        back_up, back_down = wires(place, kind, upwards=True)
+    modules = blueprint.stages(place.world_size)[place.rank]
+    return (
+        _inlet(blueprint, modules[0] - 1, up, back_up, start)
+        if up
+        else _data(blueprint, place, start),
+        _outlet(blueprint, modules[-1], down, back_down, start) if down else Nowhere(),
+    )
+
+
+def _data(blueprint: Blueprint, place: Place, start: int) -> Source:
+    schedule = blueprint.schedule
+    return Source(
+        blueprint.config,
+        blueprint.info,
+        schedule.actions(start),
+        range(start, schedule.num_steps),
+        place.device,
+        blueprint.dtype,
+    )
+
+
+def _inlet(blueprint: Blueprint, index: int, wire: Wire, back: Wire | None, start: int) -> Inlet:
+    contract, schedule = blueprint.contract(index), blueprint.schedule
+    messages = Receiver(wire, contract.traffic(schedule, start))
+    if back is None:
+        return Inlet(messages)
+    replies = contract.feedback(schedule, start)
+    return Inlet(messages, Sender(back, replies, depth=schedule.most_unheeded))
+
+
+def _outlet(blueprint: Blueprint, index: int, wire: Wire, back: Wire | None, start: int) -> Outlet:
+    contract, schedule = blueprint.contract(index), blueprint.schedule
+    messages = Sender(wire, contract.traffic(schedule, start))
+    if back is None:
+        return Outlet(messages)
+    return Outlet(messages, Receiver(back, contract.feedback(schedule, start)))
