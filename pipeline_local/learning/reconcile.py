@@ -44,10 +44,6 @@ class Agreement:
     signal_norm: Tensor
 
 
-ONCE_DIFFERENTIABLE = ("is not implemented", "does not currently support double backward")
-"""How torch says that an operation has no second derivative."""
-
-
 def discord(g: Tensor, s: Tensor) -> Tensor:
     """D = B * sum((g - s)^2): the mean over samples of the squared per-sample distance.
 
@@ -145,17 +141,42 @@ def exact(
     derivative (pytorch#116350).
     """
     x = x.detach().requires_grad_()
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            (g,) = grad(objective(x), x, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        (g,) = grad(objective(x), x, create_graph=True)
+        if _ends_early(g):
+            raise UserError(f"{NOT_TWICE}; use reconcile.estimator=finite_difference")
+        try:
             return list(grad(distance(g, s), params, materialize_grads=True))
-    except RuntimeError as error:
-        if not any(hint in str(error) for hint in ONCE_DIFFERENTIABLE):
-            raise
-        raise UserError(
-            f"reconcile.estimator=exact differentiates twice, which an operation of this network"
-            f" cannot ({str(error).splitlines()[0]}); use reconcile.estimator=finite_difference"
-        ) from error
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise UserError(
+                f"{NOT_TWICE} ({str(error).splitlines()[0]});"
+                f" use reconcile.estimator=finite_difference"
+            ) from error
+
+
+NOT_TWICE = (
+    "reconcile.estimator=exact differentiates twice, which an operation of this network cannot"
+)
+
+
+def _ends_early(g: Tensor) -> bool:
+    """Whether a `once_differentiable` function is in the graph of a gradient.
+
+    It would raise if it were reached, but `autograd.grad` never goes where no parameter is, and
+    would quietly return an incomplete gradient.
+    """
+    nodes, seen = [g.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            return True
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def finite_difference(
