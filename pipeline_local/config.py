@@ -55,8 +55,9 @@ class HeadConfig:
     """The auxiliary heads. The last module's head is always the network's own classifier."""
 
     __pydantic_config__ = _STRICT
-    name: Literal["linear", "mlp", "conv", "auglocal"] = "auglocal"
-    """linear; mlp: DGL's mlp-sr; conv: InfoPro's 1c2f; auglocal: fresh copies of later blocks."""
+    name: Literal["linear", "etf", "mlp", "conv", "auglocal"] = "auglocal"
+    """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
+    1c2f; auglocal: fresh copies of later blocks."""
     depth: Positive = 2
     """auglocal: copied blocks in the first module's head; shrinks linearly towards the output."""
 
