@@ -250,6 +250,22 @@ def test_trains_without_head_parameters(tmp_path, family, estimator):
     assert {path.name: path.read_bytes() for path in last.iterdir()} == before
 
 
+def train_stage(place, config):
+    train(config, place)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_placement_changes_nothing(tmp_path, run_ranks, family):
+    """Fixed vertices are the same wherever they are drawn."""
+    saved = []
+    for stages in (1, 3):
+        folder = tmp_path / str(stages)
+        run_ranks(train_stage, stages, parse(FAMILIES[family], run={"dir": str(folder)}))
+        saved.append({p.name: p.read_bytes() for p in folder.glob("checkpoints/*/*.safetensors")})
+    assert saved[0] == saved[1]
+    assert len(saved[0]) >= 4
+
+
 def test_vertices_are_a_function_of_the_seed_and_the_module():
     def vertices(index, seed=0):
         blueprint = draw(FAMILIES["mlp"], train={"steps": 1, "seed": seed})

@@ -29,6 +29,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.reconcile import Agreement
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Place
@@ -96,6 +97,8 @@ def measure(modules: Sequence[LocalModule], batches: Iterable[Batch]) -> list[Ro
         batches: at least one.
     """
     with ExitStack() as stack:
+        # compiled blocks give their activations away after one backward, and here there are two
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in modules:
             stack.enter_context(_without_randomness(module))
             stack.enter_context(FrozenStatistics(module))
@@ -129,12 +132,12 @@ def _compare(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> list[
     true = [_gradients(links[-1].loss, link) for link in links]
     rows = []
     for index, (own, wanted) in enumerate(zip(local, true, strict=True)):
-        above = reconcile.agreement(own.x, local[index - 1].y) if index else None
+        above = _agreement(own.x, local[index - 1].y) if index else None
         rows.append(
             Row(
                 module=index + 1,
                 gradient=_cosine(own.params, wanted.params),
-                signal=reconcile.agreement(own.y, wanted.y).cosine.item(),
+                signal=_agreement(own.y, wanted.y).cosine.item(),
                 discord=above.discord.item() if above else None,
                 cosine=above.cosine.item() if above else None,
             )
@@ -156,6 +159,11 @@ def _gradients(loss: Tensor, link: _Link) -> _Gradients:
     wanted = [link.x, link.y, *link.params]
     x, y, *params = grad(loss, wanted, retain_graph=True, materialize_grads=True)
     return _Gradients(x, y, params)
+
+
+def _agreement(g: Tensor, s: Tensor) -> Agreement:
+    """In float64: where a sample is certain, squares of its gradients vanish in float32."""
+    return reconcile.agreement(g.double(), s.double())
 
 
 def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:

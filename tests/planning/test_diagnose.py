@@ -129,6 +129,22 @@ def test_a_vanishing_gradient_has_cosine_zero():
     assert [row.signal for row in rows] == [0, 0]
 
 
+def test_tiny_gradients_keep_their_direction():
+    """Of samples that are certain: squares of these vanish in float32."""
+    modules, batches = two_linear_modules()
+    modules = [plain(m.index, m.body.float(), m.head.float()) for m in modules]
+    labels = torch.zeros(7, dtype=torch.int64)
+    for module in modules:
+        module.rules = Rules()
+        with torch.no_grad():
+            module.head.bias.copy_(torch.tensor([50.0, 0.0, 1.0]))
+    rows = diagnose.measure(modules, [(x.float(), labels) for x, _ in batches])
+    assert rows[-1].gradient == pytest.approx(1)
+    assert rows[-1].signal == pytest.approx(1, abs=1e-4)
+    assert all(abs(row.signal) <= 1.0001 for row in rows)
+    assert abs(rows[1].cosine) <= 1.0001
+
+
 def snapshot(modules):
     return [
         (value.clone(), value.requires_grad)
@@ -159,6 +175,20 @@ def test_recomputed_activations_give_the_same():
         diagnose.measure(modules, batches), diagnose.measure(*draw(2)), strict=True
     ):
         assert asdict(again) == pytest.approx(asdict(kept))
+
+
+def test_compiled_blocks_run_uncompiled():
+    """Their activations would be gone after the first of the two backward passes."""
+
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    modules, batches = draw(2)
+    expected = diagnose.measure(modules, batches)
+    for module in modules:
+        module.body.compile_blocks(backend=refuse)
+        module.head.compile(backend=refuse)
+    assert diagnose.measure(modules, batches) == expected
 
 
 def test_batch_norm_uses_the_batch_and_dropout_nothing():
