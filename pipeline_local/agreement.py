@@ -4,19 +4,18 @@ import torch.distributed as dist
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.place import TIMEOUT, Place
-from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 
 
-def check(config: Config, place: Place) -> DataInfo:
-    """Refuse whatever can be refused before a rank starts to work.
+def check(config: Config, place: Place) -> Blueprint:
+    """Draw the run, and refuse whatever can be refused before a rank starts to work.
 
     Args:
         config: of the run.
@@ -25,14 +24,13 @@ def check(config: Config, place: Place) -> DataInfo:
     Raises:
         UserError: what the user must mend.
     """
-    info = describe(config.data)
-    blueprint = Blueprint.draw(config, info)
+    blueprint = Blueprint.draw(config, describe(config.data))
     blueprint.stages(place.world_size)
     place.wire_kind(config.parallel)
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
     RunFolder(config.run.dir).check(config, resume=config.run.resume or place.restarted)
-    return info
+    return blueprint
 
 
 def propose(config: Config, place: Place, board: Board) -> Facts:
@@ -57,16 +55,15 @@ def propose(config: Config, place: Place, board: Board) -> Facts:
 
 
 def _lead(config: Config, place: Place) -> Facts:
-    info = check(config, place)
+    blueprint = check(config, place)
+    info = blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
-    folder.create(config, info.to_json())
-    checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+    folder.create(config, info)
+    checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest() or 0
     checkpoints.discard_after(step)
-    steps = Schedule(config, info.num_train, info.num_test).num_steps
-    complete = step >= steps and folder.summary.is_file()
-    text = configfile.dump(config)
-    return {"config": text, "info": info.to_json(), "step": step, "complete": complete}
+    complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
+    return {"config": configfile.dump(config), "info": info, "step": step, "complete": complete}
 
 
 def _hear(board: Board) -> Facts:

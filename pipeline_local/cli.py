@@ -1,4 +1,4 @@
-"""The command line: `pipeline-local train | export | evaluate | bench`."""
+"""The command line: `pipeline-local train | export | evaluate | diagnose | bench`."""
 
 import argparse
 import sys
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
     evaluate.set_defaults(run=_evaluate)
 
+    diagnose = commands.add_parser("diagnose", help="local gradients beside the true global one")
+    diagnose.add_argument("run_folder", type=Path, help="run.dir of a run")
+    diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
+    diagnose.add_argument("--json", type=Path, help="also write the rows to this file")
+    diagnose.set_defaults(run=_diagnose)
+
     bench = commands.add_parser("bench", help="measure; prints a Markdown table of ratios")
     what = bench.add_subparsers(required=True, metavar="WHAT")
     reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
@@ -107,6 +113,13 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.record import summary
 
     finished.evaluate(options.run_folder, summary.show)
+    return 0
+
+
+def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.planning import diagnose
+
+    diagnose.diagnose(options.run_folder, options.batches, options.json)
     return 0
 
 

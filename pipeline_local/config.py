@@ -34,13 +34,20 @@ class ModulesConfig:
     """How blocks are grouped into gradient-isolated modules: this fixes the mathematics."""
 
     __pydantic_config__ = _STRICT
-    count: Positive = 1
-    """K. One module is plain backpropagation."""
-    cuts: Literal["uniform", "parameters"] | tuple[str | int, ...] = "uniform"
-    """uniform: equal block counts; parameters: equal parameter counts; or the K-1 blocks (name or
-    index) that open modules 2..K."""
+    count: Positive | None = None
+    """K. One module is plain backpropagation. null: as many as `cuts` makes, else 1."""
+    cuts: Literal["uniform", "parameters", "blocks"] | tuple[str | int, ...] = "uniform"
+    """uniform: equal block counts; parameters: equal parameter counts; blocks: every block is a
+    module; or the K-1 blocks (name or index) that open modules 2..K."""
     recompute: bool = False
     """Activation checkpointing: keep each block's input only, compute the rest again."""
+
+    @property
+    def known_count(self) -> int | None:
+        """K, as far as this section alone says it; None: as many as the model has blocks."""
+        if self.count is not None or self.cuts == "blocks":
+            return self.count
+        return 1 if isinstance(self.cuts, str) else len(self.cuts) + 1
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,9 @@ class HeadConfig:
     """The auxiliary heads. The last module's head is always the network's own classifier."""
 
     __pydantic_config__ = _STRICT
-    name: Literal["linear", "mlp", "conv", "auglocal"] = "auglocal"
-    """linear; mlp: DGL's mlp-sr; conv: InfoPro's 1c2f; auglocal: fresh copies of later blocks."""
+    name: Literal["linear", "etf", "mlp", "conv", "auglocal"] = "auglocal"
+    """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
+    1c2f; auglocal: fresh copies of later blocks."""
     depth: Positive = 2
     """auglocal: copied blocks in the first module's head; shrinks linearly towards the output."""
 

@@ -254,16 +254,16 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if parallel.replicas != 1:
         yield f"parallel.replicas: only 1 is possible so far, got {parallel.replicas}"
-    if parallel.stages is not None and parallel.stages > config.modules.count:
+    count, cuts = config.modules.known_count, config.modules.cuts
+    if parallel.stages is not None and count is not None and parallel.stages > count:
         yield (
             f"parallel.stages must not exceed modules.count (a stage holds at least one module),"
-            f" got {parallel.stages} stages for {config.modules.count} modules"
+            f" got {parallel.stages} stages for {count} modules"
         )
-    cuts = config.modules.cuts
-    if not isinstance(cuts, str) and len(cuts) != config.modules.count - 1:
+    if not isinstance(cuts, str) and count is not None and len(cuts) != count - 1:
         yield (
-            f"modules.cuts must name the first block of modules 2..{config.modules.count}:"
-            f" expected {config.modules.count - 1} entries, got {len(cuts)}"
+            f"modules.cuts must name the first block of modules 2..{count}:"
+            f" expected {count - 1} entries, got {len(cuts)}; or leave modules.count out"
         )
     if config.compile and config.reconcile.weight and config.reconcile.estimator == "exact":
         yield (

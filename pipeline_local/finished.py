@@ -31,11 +31,11 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     folder = RunFolder(run)
     config = folder.load_config()
     blueprint = Blueprint.draw(config, DataInfo.from_json(folder.info.read_text()))
-    checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+    checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest()
     if step is None:
         raise UserError(f"{run} has no complete checkpoint yet; let the run reach one")
-    modules = [blueprint.module(k, device) for k in range(config.modules.count)]
+    modules = [blueprint.module(k, device) for k in range(len(blueprint.modules))]
     for module in modules:
         checkpoints.load(module, step)
     return blueprint, modules, step

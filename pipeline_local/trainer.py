@@ -68,7 +68,7 @@ def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]
     numbers = blueprint.stages(place.world_size)[place.rank]
     modules = [blueprint.module(index, place.device) for index in numbers]
     if step:
-        checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, config.modules.count)
+        checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
         for module in modules:
             checkpoints.load(module, step)
     elif config.model.weights is not None:
@@ -116,7 +116,7 @@ class Trainer:
         self.board = board
         self.start = start
         self.folder = folder
-        self.checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+        self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
         self.trace = Trace()
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()

@@ -42,7 +42,7 @@ def with_overrides(tmp_path: Path, *overrides: str) -> Config:
 
 def test_defaults_fill_what_the_file_leaves_out() -> None:
     config = configfile.parse(MINIMAL)
-    assert (config.modules.count, config.optimizer.name, config.engine) == (1, "sgd", "torch")
+    assert (config.modules.known_count, config.optimizer.name, config.engine) == (1, "sgd", "torch")
 
 
 def test_an_empty_section_is_an_absent_one(tmp_path: Path) -> None:
@@ -74,6 +74,28 @@ def test_further_model_keys_go_to_the_builder(tmp_path: Path) -> None:
 )
 def test_ways_to_write_a_number(tmp_path: Path, override: str, value: float) -> None:
     assert with_overrides(tmp_path, f"optimizer.lr={override}").optimizer.lr == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["modules.count=3"], 3),
+        (["modules.cuts=[2, 5]"], 3),
+        (["modules.cuts=parameters"], 1),
+        (["modules.cuts=blocks"], None),
+        (["modules.cuts=blocks", "modules.count=9"], 9),
+        (["modules.cuts=blocks", "parallel.stages=64"], None),
+    ],
+)
+def test_the_number_of_modules_follows_from_the_cuts(
+    tmp_path: Path, overrides: list[str], count: int | None
+) -> None:
+    assert with_overrides(tmp_path, *overrides).modules.known_count == count
+
+
+def test_cuts_and_count_must_agree(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "modules.count=3", "modules.cuts=[3]")
+    assert line.startswith("modules.cuts must name the first block of modules 2..3: expected 2")
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
@@ -111,14 +133,17 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         ("model.name=!!binary aGk=", "model.name: should be text, got b'hi'"),
         ("engine=torhc", "engine: should be 'torch', got 'torhc'"),
         # members of a union make one line, not one each
-        ("modules.cuts=5", "modules.cuts: should be 'uniform' or 'parameters' or a list, got 5"),
+        (
+            "modules.cuts=5",
+            "modules.cuts: should be 'uniform', 'parameters' or 'blocks' or a list, got 5",
+        ),
         (
             "modules.cuts=[1.5, null]",
-            "modules.cuts: should be 'uniform' or 'parameters' or a list, got [1.5, None]",
+            "modules.cuts: should be 'uniform', 'parameters' or 'blocks' or a list, got [1.5,",
         ),
         (
             "modules.cuts=[true]",
-            "modules.cuts: should be 'uniform' or 'parameters' or a list, got [True]",
+            "modules.cuts: should be 'uniform', 'parameters' or 'blocks' or a list, got [True]",
         ),
         # the wrong size
         ("modules.count=0", "modules.count: should be greater than or equal to 1, got 0"),
@@ -139,7 +164,6 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
         ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
         ("parallel.stages=2", "parallel.stages must not exceed modules.count (a stage holds"),
-        ("modules.cuts=[3]", "modules.cuts must name the first block of modules 2..1: expected 0"),
         ("data.name=cifar10", "data.root is needed for data.name=cifar10; name the folder"),
     ],
 )

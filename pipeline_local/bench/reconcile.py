@@ -78,10 +78,11 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
     Raises:
         UserError: no such module, no repetition, or `output` exists already.
     """
-    if not 2 <= number <= config.modules.count:
+    info = describe(config.data)
+    num_modules = len(Blueprint.draw(config, info).modules)
+    if not 2 <= number <= num_modules:
         raise UserError(
-            f"--module: from 2 (the first one has no discord) to modules.count="
-            f"{config.modules.count}, got {number}"
+            f"--module: from 2 (the first one has no discord) to {num_modules}, got {number}"
         )
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
@@ -89,11 +90,11 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
         raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
     place = Place()
     torch.set_num_threads(place.threads(config.parallel))
-    rows = measure(config, describe(config.data), number - 1, runs, place.device)
+    rows = measure(config, info, number - 1, runs, place.device)
     if output is not None:
         output.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     setting = (
-        f"{config.model.name}, module {number} of {config.modules.count}, head"
+        f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"
         f" {place.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
         f" {runs} runs"

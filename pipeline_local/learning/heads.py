@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import HeadConfig
+from pipeline_local.learning.etf import SimplexETF
 
 Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
 
@@ -73,13 +74,15 @@ def build(config: HeadConfig, site: Site, num_classes: int) -> Head:
     """The auxiliary head of one module, on the meta device, uninitialised.
 
     Raises:
-        ValueError: a copied block does not fit these activations.
+        ValueError: a copied block does not fit these activations, or too few classes.
     """
     with torch.device("meta"):
         if config.name == "auglocal":
             return _auglocal(site, config.depth, num_classes)
         if config.name == "linear":
             return Head(_linear(site.layout, site.shape, num_classes))
+        if config.name == "etf":
+            return Head(_etf(site.layout, site.shape, num_classes))
         build_map_head = _mlp if config.name == "mlp" else _conv
         to_map = ToMap(site.layout, site.shape)
         return Head(nn.Sequential(to_map, *build_map_head(*to_map.map_shape, num_classes)))
@@ -139,6 +142,13 @@ def _linear(layout: Layout, shape: tuple[int, ...], num_classes: int) -> nn.Sequ
     width = _channels(layout, shape)
     norm = [nn.LayerNorm(width)] if layout == "NTC" else []
     return nn.Sequential(*norm, MeanPool(layout), nn.Linear(width, num_classes))
+
+
+def _etf(layout: Layout, shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
+    """Global average pool and fixed vertices: no parameter, not even a norm's."""
+    width = _channels(layout, shape)
+    norm = [nn.LayerNorm(width, elementwise_affine=False)] if layout == "NTC" else []
+    return nn.Sequential(*norm, MeanPool(layout), SimplexETF(width, num_classes))
 
 
 def _mlp(channels: int, height: int, width: int, num_classes: int) -> list[nn.Module]:

@@ -67,7 +67,7 @@ def build(
 def _builders() -> dict[str, Builder]:
     found: dict[str, Builder] = {"mlp": mlp.build}
     found |= {f"resnet{depth}": partial(cifar_resnet.build, depth) for depth in cifar_resnet.DEPTHS}
-    found["vit"] = vit.build_any
+    found |= {"vit": vit.build_any, "vgg": vgg.build_small}
     for name in torchvision.models.list_models(module=torchvision.models):
         for prefixes, builder in _TORCHVISION.items():
             if name.startswith(prefixes):

@@ -73,8 +73,7 @@ class Blueprint:
             modules=tuple(modules),
             schedule=Schedule(config, info.num_train, info.num_test),
         )
-        for index in range(len(modules) - 1):
-            blueprint._paper_head(index)
+        blueprint._check_trainable()
         return blueprint
 
     @property
@@ -131,9 +130,19 @@ class Blueprint:
         millions = sum(_num_parameters(block.module) for block in blocks) / 1e6
         return (
             f"{self.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
-            f" {len(self.modules)} modules; images {'x'.join(map(str, self.info.image_shape))},"
-            f" {self.info.num_classes} classes"
+            f" {len(self.modules)} modules{' (BP-free)' if self.is_bp_free else ''};"
+            f" images {'x'.join(map(str, self.info.image_shape))}, {self.info.num_classes} classes"
         )
+
+    @property
+    def is_bp_free(self) -> bool:
+        """No body of several modules has two weight matrices, nor has any head.
+
+        So no error is chained through two trainable layers of the network.
+        """
+        bodies = [sum(map(_num_matrices, self._paper_body(k))) for k in range(len(self.modules))]
+        heads = [_num_matrices(self._paper_head(k)) for k in range(len(self.modules))]
+        return len(bodies) > 1 and max(*bodies, *heads) <= 1
 
     def is_last(self, index: int) -> bool:
         """Whether this module's head is the network's own classifier."""
@@ -182,11 +191,29 @@ class Blueprint:
         if self.is_last(index):
             return self._fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
-        head = self._paper_head(index)
+        head = self._auxiliary_head(index)
         return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
 
-    def _paper_head(self, index: int) -> Head:
-        """An auxiliary head on the meta device."""
+    def _check_trainable(self) -> None:
+        for index in range(len(self.modules)):
+            parts = [*self._paper_body(index), self._paper_head(index)]
+            if not any(p.requires_grad for part in parts for p in part.parameters()):
+                names = ", ".join(block.name for block in self.blocks(index))
+                raise UserError(
+                    f"modules.cuts: module {index + 1} ({names}) and its head have nothing to"
+                    f" learn; cut elsewhere, or choose a head that learns (head.name)"
+                )
+
+    def _paper_body(self, index: int) -> list[nn.Module]:
+        return [block.module for block in self.blocks(index)]
+
+    def _paper_head(self, index: int) -> nn.Module:
+        if self.is_last(index):
+            return self.backbone.classifier.module
+        return self._auxiliary_head(index)
+
+    def _auxiliary_head(self, index: int) -> Head:
+        """On the meta device."""
         end = self.modules[index].stop
         site = Site(
             layout=self.backbone.layout,
@@ -212,3 +239,8 @@ class Blueprint:
 
 def _num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _num_matrices(module: nn.Module) -> int:
+    """Weights that mix their inputs; the scales and shifts of norms and biases do not."""
+    return sum(p.dim() > 1 for p in module.parameters())

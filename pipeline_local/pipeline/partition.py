@@ -20,15 +20,21 @@ def modules_of(
     Raises:
         UserError: K does not fit the blocks, or a cut names no block or is out of order.
     """
-    if config.count > len(names):
+    count = config.known_count or len(names)
+    if count > len(names):
         raise UserError(
-            f"modules.count: a module holds at least one block, got {config.count} modules for"
+            f"modules.count: a module holds at least one block, got {count} modules for"
             f" {len(names)} blocks; lower modules.count to at most {len(names)}"
         )
-    if config.cuts == "uniform":
-        return uniform(len(names), config.count)
+    if config.cuts == "blocks" and count < len(names):
+        raise UserError(
+            f"modules.count: modules.cuts=blocks makes {len(names)} modules of this model's blocks,"
+            f" got {count}; leave modules.count out"
+        )
+    if config.cuts in ("uniform", "blocks"):
+        return uniform(len(names), count)
     if config.cuts == "parameters":
-        return balanced(num_parameters, config.count)
+        return balanced(num_parameters, count)
     return _between([_index_of(cut, names) for cut in config.cuts], names)
 
 

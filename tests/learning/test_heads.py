@@ -42,7 +42,7 @@ def materialized(head):
 
 
 @pytest.mark.parametrize("layout", SHAPES)
-@pytest.mark.parametrize("name", ["linear", "mlp", "conv", "auglocal"])
+@pytest.mark.parametrize("name", ["linear", "etf", "mlp", "conv", "auglocal"])
 def test_every_head_on_every_layout(name, layout):
     head = heads.build(HeadConfig(name=name), site(layout), num_classes=5)
     assert all(p.is_meta for p in head.parameters())
@@ -54,6 +54,14 @@ def test_every_head_on_every_layout(name, layout):
     logits.logsumexp(1).sum().backward()
     assert x.grad.abs().sum() > 0
     assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_etf_has_no_parameter_and_classifies_by_direction(layout):
+    head = materialized(heads.build(HeadConfig(name="etf"), site(layout), 5))
+    assert not list(head.parameters())
+    x = torch.randn(4, *SHAPES[layout])
+    torch.testing.assert_close(head(x), head(7 * x), rtol=0.01, atol=0.01)
 
 
 def copies(head):
@@ -125,7 +133,7 @@ def test_tokens_lie_on_their_grid_without_the_class_token():
 def test_heads_differ_in_cost():
     sizes = [
         sum(p.numel() for p in heads.build(HeadConfig(name=n), site("NCHW"), 5).parameters())
-        for n in ("linear", "mlp", "conv")
+        for n in ("etf", "linear", "mlp", "conv")
     ]
     assert sizes == sorted(sizes)
     assert isinstance(heads.build(HeadConfig(name="linear"), site("NC"), 5), Head)

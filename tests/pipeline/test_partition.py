@@ -48,6 +48,12 @@ def test_cuts_by_name_and_by_index():
     assert cut(3, (2, "block7")) == expected
 
 
+def test_cuts_alone_say_how_many_modules_there_are():
+    assert cut(None, ("block2", 7)) == cut(3, ("block2", 7))
+    assert cut(None) == [range(8)]
+    assert cut(None, "blocks") == cut(8, "blocks") == [range(i, i + 1) for i in range(8)]
+
+
 def test_parameters_balances_cost():
     assert cut(2, "parameters", costs=(10, 1, 1, 1, 1, 1, 1, 1)) == [range(0, 1), range(1, 8)]
 
@@ -56,6 +62,8 @@ def test_parameters_balances_cost():
     ("count", "cuts", "message"),
     [
         (9, "uniform", "9 modules for 8 blocks"),
+        (9, "blocks", "9 modules for 8 blocks"),
+        (7, "blocks", "makes 8 modules of this model's blocks, got 7"),
         (2, ("block0",), "'block0', which is no block that can open a module"),
         (2, ("blok3",), "'blok3'"),
         (2, (0,), "got 0"),
