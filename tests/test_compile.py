@@ -10,7 +10,7 @@ CONFIG = """
 model: {name: vit, patch_size: 8, num_layers: 2, num_heads: 2, hidden_dim: 32, mlp_dim: 64}
 modules: {count: 3}
 head: {name: auglocal}
-reconcile: {weight: 0.1, every: 2, step: 0.003}
+reconcile: {weight: 0.1, every: 2, step: 0.003, direction: both, distance: relative}
 data: {name: synthetic, batch_size: 32, limit: 128}
 train: {steps: 8, log_every: 4, evaluate_every: 8}
 optimizer: {lr: 0.05}

@@ -48,25 +48,37 @@ class Row:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a module meets in one step: activations [B, ...], labels [B], signal as activations."""
+    """What a module meets in one step.
+
+    Attributes:
+        x: activations [B, ...].
+        labels: [B].
+        signal: of the upstream neighbour, shaped like x.
+        feedback: input gradient of the downstream neighbour; () behind the last module.
+    """
 
     x: Tensor
     labels: Tensor
     signal: Tensor
+    feedback: tuple[Tensor, ...]
 
 
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
     """The plain step, the estimators at full strength, and the configuration's own choice."""
-    weight = own.weight or 1.0
-    full = ReconcileConfig(weight=weight, step=own.step, every=1)
+    full = replace(own, weight=own.weight or 1.0, every=1, fraction=1.0)
+    exact = replace(full, estimator="exact")
+    finite = replace(full, estimator="finite_difference")
     found = {
-        "plain": replace(full, weight=0.0),
-        "exact": replace(full, estimator="exact"),
-        "finite_difference": full,
-        "finite_difference, every 4": replace(full, every=4),
-        "finite_difference, every 8": replace(full, every=8),
-        "finite_difference, a quarter": replace(full, fraction=0.25),
+        "plain": replace(exact, weight=0.0),
+        "exact": exact,
+        "exact, every 8": replace(exact, every=8),
+        "exact, a quarter, every 4": replace(exact, every=4, fraction=0.25),
+        "finite_difference": finite,
+        "finite_difference, every 4": replace(finite, every=4),
+        "finite_difference, every 8": replace(finite, every=8),
     }
+    if own.direction == "upstream":  # heads are cheap: always the whole batch
+        del found["exact, a quarter, every 4"]
     if own.weight and own not in found.values():
         found["configured"] = own
     return found
@@ -153,19 +165,19 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _meet(blueprint: Blueprint, index: int, device: torch.device) -> Boundary:
     """Run the modules above on random images: their real activations, and their real signal."""
-    info, size = (
-        blueprint.info,
-        blueprint.config.data.batch_size // blueprint.config.train.microbatches,
-    )
+    info, config = blueprint.info, blueprint.config
+    size = config.data.batch_size // config.train.microbatches
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
     labels = torch.randint(info.num_classes, (size,), generator=generator).to(device)
-    signal = x
-    for above in range(index):
-        module = blueprint.module(above, device)
-        x = module(x, labels, Step(0, 0.0))
-        signal = module.signal()
-    return Boundary(x, labels, signal)
+    inputs, signals, feedback = [x], [x], []
+    for number in range(min(index + 2, len(blueprint.modules))):
+        module = blueprint.module(number, device)
+        inputs.append(module(inputs[-1], labels, Step(0, 0.0, feedback=True)))
+        signals.append(module.signal())
+        feedback.append(module.learn())
+    below = feedback[index + 1] if index + 1 < len(feedback) else None
+    return Boundary(inputs[index], labels, signals[index], () if below is None else (below,))
 
 
 def _module(
@@ -174,14 +186,18 @@ def _module(
     return replace(blueprint, config=replace(blueprint.config, reconcile=own)).module(index, device)
 
 
-def _step(module: LocalModule, boundary: Boundary, number: int, lr: float) -> None:
+def _acts(module: LocalModule, boundary: Boundary, number: int, lr: float) -> Step:
+    """Everything of a step but the update."""
     own = module.rules.reconcile
     due = own.weight > 0 and number % own.every == 0
-    step = Step(number, lr, reconcile=due, compare=due)
+    down, up = due and own.direction != "upstream", due and own.direction != "downstream"
+    step = Step(number, lr, reconcile=down, compare=down, feedback=up, heed=up)
     module(boundary.x, boundary.labels, step)
     module.signal()
-    module.learn(*([boundary.signal] if due else []))
-    module.update(step)
+    module.learn(*([boundary.signal] if down else []))
+    if up:
+        module.heed(step, *boundary.feedback)
+    return step
 
 
 def _repetition(module: LocalModule, boundary: Boundary, steps: int) -> Callable[[], None]:
@@ -189,7 +205,7 @@ def _repetition(module: LocalModule, boundary: Boundary, steps: int) -> Callable
 
     def work() -> None:
         for number in range(steps):
-            _step(module, boundary, number, lr=1e-8)
+            module.update(_acts(module, boundary, number, lr=1e-8))
 
     return work
 
@@ -203,12 +219,9 @@ def _added(
 ) -> Tensor:
     """What one reconciling step adds to the gradient, as one vector."""
     vectors = []
-    for variant in (own, replace(own, weight=0.0)):
-        module = _module(blueprint, index, device, variant)
-        step = Step(0, 0.0, reconcile=variant.weight > 0, compare=True)
-        module(boundary.x, boundary.labels, step)
-        module.signal()
-        module.learn(boundary.signal)
+    for weight in (own.weight, 0.0):
+        module = _module(blueprint, index, device, replace(own, weight=weight))
+        _acts(module, boundary, 0, lr=0.0)
         vectors.append(torch.cat([g.double().flatten() for g in module.gradients]))
     return (vectors[0] - vectors[1]) / own.every
 

@@ -30,7 +30,7 @@ def rows():
 
 
 def test_variants(rows):
-    assert list(rows)[:3] == ["plain", "exact", "finite_difference"]
+    assert list(rows)[:3] == ["plain", "exact", "exact, every 8"]
     assert "configured" in rows
     assert rows["plain"].cost == rows["plain"].memory == 1
     assert all(row.seconds > 0 for row in rows.values())
@@ -42,7 +42,20 @@ def test_agreement(rows):
     for name in ("finite_difference", "finite_difference, every 4", "configured"):
         assert rows[name].cosine > 0.99
         assert rows[name].norm_ratio == pytest.approx(1, abs=0.05)
-    assert rows["finite_difference, a quarter"].cosine < rows["finite_difference"].cosine
+    assert rows["exact, a quarter, every 4"].cosine < rows["exact, every 8"].cosine
+    assert rows["exact, every 8"].cosine == pytest.approx(1)
+
+
+def test_upstream():
+    """The head of a module in the middle, towards the real input gradient below it."""
+    tree = {**TREE, "modules": {"count": 3}, "model": {**TREE["model"], "depth": 3}}
+    own = {"direction": "upstream", "distance": "relative", "weight": 0.5, "step": 1e-3}
+    config = configfile.parse({**tree, "reconcile": own})
+    found = reconcile.measure(config, describe(config.data), 1, 1, torch.device("cpu"))
+    rows = {row.variant: row for row in found}
+    assert rows["exact"].cosine == pytest.approx(1)
+    assert rows["finite_difference, every 8"].cosine > 0.99
+    assert rows["plain"].cosine == 0
 
 
 def test_exact_needs_more_memory(rows):
