@@ -14,7 +14,8 @@ from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Place

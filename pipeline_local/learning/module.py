@@ -10,35 +10,20 @@ A module knows nothing of processes: it takes tensors and gives detached tensors
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn import functional
 
 from pipeline_local import seeds
-from pipeline_local.config import ReconcileConfig
-from pipeline_local.learning import reconcile
+from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.feedback import FeedbackQueue
+from pipeline_local.learning.loss import Score, accuracy, local_loss, score
 from pipeline_local.learning.reconcile import Gradients, Objective
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
-
-IGNORE = -100
-"""Label of a padding sample: it counts nowhere."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What all modules of a run have in common."""
-
-    seed: int = 0
-    reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    boundary: torch.dtype = torch.float32
-    """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
 
 
 @dataclass
@@ -52,15 +37,6 @@ class _Pass:
     y: Tensor
     output_grad: Tensor | None = None
     head_grads: Sequence[Tensor] = ()
-
-
-@dataclass(frozen=True)
-class Score:
-    """Evaluation of one head on one batch: sums, so that batches add up; scalars."""
-
-    loss: Tensor
-    correct: Tensor
-    count: Tensor
 
 
 class LocalModule(nn.Module):
@@ -126,7 +102,7 @@ class LocalModule(nn.Module):
         if now.step.feedback:
             self.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
         if now.step.log:
-            self._measure(accuracy=_accuracy(logits.detach(), now.labels))
+            self._measure(accuracy=accuracy(logits.detach(), now.labels))
         return now.output_grad
 
     def learn(self, signal: Tensor | None = None) -> Tensor | None:
@@ -179,7 +155,7 @@ class LocalModule(nn.Module):
     def update(self, step: Step) -> None:
         """One optimizer step with the gradients of all microbatches."""
         for parameter, gradient in zip(self.trainable, self._sum, strict=True):
-            parameter.grad = _laid_out_as(parameter, gradient)
+            parameter.grad = optimizer.laid_out_as(parameter, gradient)
         self._sum = []
         if self.rules.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.trainable, self.rules.clip)
@@ -212,10 +188,7 @@ class LocalModule(nn.Module):
         with self._autocast(x):
             y = self.body(x).to(self.rules.boundary).contiguous()
             logits = self.head(y)
-        logits = _at_least_float32(logits)
-        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        correct = (logits.argmax(1) == labels).sum()
-        return y, Score(loss, correct, (labels != IGNORE).sum())
+        return y, score(logits, labels)
 
     # ---- inside ---------------------------------------------------------------------------
 
@@ -295,9 +268,7 @@ class LocalModule(nn.Module):
         return self.rules.seed, use, self.index, now.step.number, now.microbatch
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of logits [B, classes] and labels [B] or soft targets [B, classes]."""
-        logits = _at_least_float32(logits)
-        return functional.cross_entropy(logits, labels, label_smoothing=self.rules.label_smoothing)
+        return local_loss(logits, labels, self.rules.label_smoothing)
 
     def _accumulate(self, grads: Sequence[Tensor]) -> None:
         now = self._now()
@@ -323,23 +294,5 @@ class LocalModule(nn.Module):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
 
 
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Autograd's own contract for `.grad`, which `autograd.grad` does not keep: the strides of the
-    parameter. A fused optimizer walks both in memory order, and would mix up the elements."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
 def _share_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype == torch.bfloat16 else logits
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Part of the batch that is classified as its (largest) label says."""
-    truth = labels if labels.dim() == 1 else labels.argmax(1)
-    return (logits.argmax(1) == truth).float().mean()

@@ -46,3 +46,11 @@ def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
         state.setdefault(int(index), {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Autograd's own contract for `.grad`, which `autograd.grad` does not keep: the strides of the
+    parameter. A fused optimizer walks both in memory order, and would mix up the elements."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

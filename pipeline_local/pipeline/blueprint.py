@@ -17,7 +17,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.heads import Head, Site
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block

@@ -22,7 +22,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline_local.learning.module import LocalModule, Score
+from pipeline_local.learning.loss import Score
+from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.transport import Local
 from pipeline_local.record.trace import Trace

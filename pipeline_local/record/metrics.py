@@ -12,7 +12,8 @@ from typing import IO, Any
 import torch
 
 from pipeline_local.errors import UserError
-from pipeline_local.learning.module import LocalModule, Score
+from pipeline_local.learning.loss import Score
+from pipeline_local.learning.module import LocalModule
 
 Facts = dict[str, Any]
 

@@ -7,7 +7,8 @@ from torch import nn
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body, FrozenStatistics
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 
 
@@ -35,13 +36,15 @@ def make(estimator, recompute, compile_with=None):
 def train(module, microbatches=1, steps=2):
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
-        step = Step(number, 0.1, microbatches, reconcile=True, compare=True)
+        both = {"reconcile": True, "compare": True, "feedback": True, "heed": True}
+        step = Step(number, 0.1, microbatches, **both)
         for part in range(microbatches):
             x = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64)
             s = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64) / 6
             module(x, torch.arange(6) % 5, step, part)
             module.signal()
             module.learn(s)
+            module.heed(step, s)
         module.update(step)
     return module.state_dict()
 

@@ -8,7 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.module import IGNORE, LocalModule, Rules
+from pipeline_local.learning.loss import IGNORE
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 
 

@@ -6,7 +6,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.module import IGNORE
+from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.schedule import Evaluate

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline_local.config import ReconcileConfig
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.place import joined, wires
 from pipeline_local.pipeline.stage import Nowhere, Stage

@@ -10,7 +10,8 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Place
 from pipeline_local.planning import diagnose

@@ -7,7 +7,8 @@ from torch import nn
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.record.checkpoint import Checkpoints
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from pipeline_local.learning.module import Score
+from pipeline_local.learning.loss import Score
 from pipeline_local.record import metrics
 
 

@@ -1,0 +1,19 @@
+"""What all modules of a run have in common."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline_local.config import ReconcileConfig
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all modules of a run have in common."""
+
+    seed: int = 0
+    reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    boundary: torch.dtype = torch.float32
+    """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
