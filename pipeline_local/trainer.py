@@ -1,7 +1,7 @@
 """config -> modules -> stage -> the schedule."""
 
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
@@ -18,11 +18,13 @@ from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
+from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
+from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
 
 
 def train(config: Config, place: Place | None = None) -> Facts:
@@ -41,18 +43,24 @@ def train(config: Config, place: Place | None = None) -> Facts:
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
     _set_up_torch(config, place)
-    with joined(place) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(joined(place))
         board = Board(store, place.rank, place.world_size)
+        watchdog = stack.enter_context(Watchdog(board, place, config.parallel.timeout))
+        at = watchdog.whereabouts
+        at.enter("checking the configuration", peer=0 if place.rank else None)
         start = propose(config, place, board)
+        at.enter("making the modules")
         with board.unanimous(TIMEOUT):
             accept(config, place, start)
             blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))
             if start["complete"]:
                 return _already_complete(config, board)
             modules = _modules(blueprint, place, start["step"])
+            at.enter("meeting", peer=EVERYONE)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        return Trainer(blueprint, place, board, modules, kind, start["step"]).run()
+        return Trainer(blueprint, place, board, at, modules, kind, start["step"]).run()
 
 
 def _set_up_torch(config: Config, place: Place) -> None:
@@ -96,6 +104,7 @@ class Trainer:
         blueprint: the run.
         place: this rank; its stage has the same number.
         board: where the ranks tell each other how far they are.
+        whereabouts: what this rank is doing, for the watchdog.
         modules: of this stage.
         kind: how the ranks talk.
         start: optimizer steps already done.
@@ -106,6 +115,7 @@ class Trainer:
         blueprint: Blueprint,
         place: Place,
         board: Board,
+        whereabouts: Whereabouts,
         modules: list[LocalModule],
         kind: Kind,
         start: int,
@@ -115,10 +125,11 @@ class Trainer:
         self.blueprint = blueprint
         self.place = place
         self.board = board
+        self.whereabouts = whereabouts
         self.start = start
         self.folder = folder
         self.checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
-        self.trace = Trace()
+        self.trace = Trace(whereabouts=whereabouts)
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
@@ -132,7 +143,8 @@ class Trainer:
         self.display.announce(self._plan())
         try:
             for action in self.blueprint.schedule.actions(self.start):
-                self._do(action)
+                with self._phase(action):
+                    self._do(action)
             self.downstream.close()
         finally:
             self.upstream.close()
@@ -149,6 +161,17 @@ class Trainer:
                 self.evaluate(action)
             case Save():
                 self.save(action)
+
+    def _phase(self, action: Action) -> AbstractContextManager[None]:
+        """What the watchdog takes an action for; steps that do the same are of one kind."""
+        match action:
+            case Step():
+                kind = action.compare, action.reconcile
+                return self.whereabouts.during("step", action.number + 1, kind)
+            case Evaluate():
+                return self.whereabouts.during("evaluation", action.number)
+            case Save():
+                return self.whereabouts.during("checkpoint", action.number, act="write")
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
@@ -207,6 +230,7 @@ class Trainer:
 
     def _conclude(self) -> Facts:
         """Hand in this stage's results; the first rank writes and shows the summary."""
+        self.whereabouts.enter("gathering the results", peer=EVERYONE)
         facts = {
             "modules": self.scores,
             "steps": self.blueprint.schedule.num_steps,
@@ -227,7 +251,7 @@ class Trainer:
     def _edges(self) -> tuple[Source | Receiver, Nowhere | Sender]:
         blueprint, place = self.blueprint, self.place
         schedule, start = blueprint.schedule, self.start
-        up, down = wires(place, self.kind)
+        up, down = wires(place, self.kind, self.whereabouts)
         numbers = blueprint.stages(place.world_size)[place.rank]
         upstream: Source | Receiver
         if up is None:

@@ -12,10 +12,14 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, Wire
+from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
+from pipeline_local.record.whereabouts import Whereabouts
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest wait for a neighbour."""
+"""Longest wait for the other ranks to come."""
+
+NO_LIMIT = timedelta(days=1)
+"""Of a transfer: how long a neighbour may be waited for, the watchdog decides."""
 
 Kind = Literal["gloo", "staged", "nccl"]
 
@@ -162,8 +166,12 @@ def joined(place: Place) -> Iterator[dist.Store]:
         dist.destroy_process_group()
 
 
-def wires(place: Place, kind: Kind) -> tuple[Wire | None, Wire | None]:
+def wires(
+    place: Place, kind: Kind, whereabouts: Whereabouts | None = None
+) -> tuple[Wire | None, Wire | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
+
+    Waits on them are noted in `whereabouts`.
 
     Every rank calls this with the same kind. Each edge gets a two-rank group of its own; all ranks
     make them in one order, even edges first, so that no rank is in two of a round. Lazy creation
@@ -172,17 +180,18 @@ def wires(place: Place, kind: Kind) -> tuple[Wire | None, Wire | None]:
     """
     upstream: Wire | None = None
     downstream: Wire | None = None
+    at = whereabouts or Whereabouts()
     edges = range(place.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
         backend = "nccl" if kind == "nccl" else "gloo"
-        group = dist.new_group([edge, edge + 1], timeout=TIMEOUT, backend=backend)
+        group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others
         if place.rank == edge:
-            downstream = _wire(kind, group, edge + 1, place.device)
+            downstream = WatchedWire(_wire(kind, group, edge + 1, place.device), edge + 1, at)
             downstream.isend(torch.zeros(1, device=place.device)).wait()
         else:
-            upstream = _wire(kind, group, edge, place.device)
+            upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
             upstream.irecv((1,), torch.float32).wait()
     return upstream, downstream
 
