@@ -117,7 +117,8 @@ class Watchdog:
 
     def _await_the_end(self, suspect: int | None) -> None:
         """The connection to somebody broke: the watching thread finds out why, and ends us all."""
-        self._suspect = suspect
+        if suspect is not None:
+            self._suspect = suspect
         self._lines.wake()
         self._thread.join(UNWIND_SECONDS)
 
@@ -127,9 +128,10 @@ class Watchdog:
             return
         if self._in_main_thread:  # the launcher must not cut the message off
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        verdict, elected = self._elect(Verdict("raised", self._place.rank))
+        verdict, elected = self._elect(self._own)
         if not elected:
             self._thread.join(UNWIND_SECONDS)
+        self._closing.set()
         self._lines.tell({"verdict": verdict.facts()})
 
     # -- the watching thread -----------------------------------------------------------------------
@@ -150,8 +152,13 @@ class Watchdog:
             self._suspect = news.rank
         elif "left" in news.facts:
             self._left.add(news.rank)
-        elif "verdict" in news.facts and self._verdict is None:
-            self._verdict = Verdict(**news.facts["verdict"])
+        elif "verdict" in news.facts:
+            self._accept(Verdict(**news.facts["verdict"]))
+
+    def _accept(self, verdict: Verdict) -> None:
+        """The verdict of another rank; this one's own error is no news."""
+        if verdict != self._own and self._verdict is None:
+            self._verdict = verdict
 
     def _notice_rounds(self, passed: float) -> None:
         rounds = self._heart.rounds
@@ -160,10 +167,10 @@ class Watchdog:
 
     def _judge(self) -> Verdict | None:
         """The verdict of another rank, or this one's own."""
+        if self._heart.verdict is not None:
+            self._accept(_verdict(self._heart.verdict))
         if self._verdict is not None:
             return self._verdict
-        if (slip := self._heart.verdict) is not None:
-            return self._foreign(slip)
         if self._suspect is not None:
             return of_death(self._suspect, self._heart.sightings)
         if 0 in self._left:
@@ -174,12 +181,9 @@ class Watchdog:
             return Verdict("stalled", 0, f"the board, {self._keeper}, does not answer")
         return find_stall(self._heart.sightings, self._timeout)
 
-    def _foreign(self, slip: Facts) -> Verdict | None:
-        """A pinned verdict, unless this rank's main thread has pinned it and is about to end."""
-        if slip["by"] == self._place.rank:
-            return None
-        self._verdict = Verdict(**{name: slip[name] for name in ("kind", "rank", "text")})
-        return self._verdict
+    @property
+    def _own(self) -> Verdict:
+        return Verdict("raised", self._place.rank)
 
     @property
     def _kept_by_rank_0(self) -> bool:
@@ -199,6 +203,8 @@ class Watchdog:
             return
         if self._verdict is None:
             self._verdict, elected = self._elect(verdict)
+            if self._verdict == self._own:
+                return  # the main thread was quicker, and is about to end with its error
             if elected:
                 _write(self._verdict.line)
         self._lines.tell({"verdict": self._verdict.facts()})
@@ -221,8 +227,7 @@ class Watchdog:
         slip = _within(PATIENCE_SECONDS, lambda: self._ballot.claim("verdict", claim))
         if slip is None:
             return verdict, self._place.rank in (verdict.rank, self._deputy(verdict.rank))
-        by = slip.pop("by")
-        return Verdict(**slip), by == self._place.rank
+        return _verdict(slip), slip["by"] == self._place.rank
 
     def _deputy(self, rank: int) -> int:
         """Who speaks about a rank: one on another host if possible; its whole host may be gone."""
@@ -248,6 +253,10 @@ class Watchdog:
         if not self._closing.wait(UNWIND_SECONDS):
             _write(verdict.line)
             os._exit(verdict.exit_code)
+
+
+def _verdict(slip: Facts) -> Verdict:
+    return Verdict(slip["kind"], slip["rank"], slip["text"])
 
 
 def _write(line: str) -> None:

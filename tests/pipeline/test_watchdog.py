@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+
 import pytest
 
 from pipeline_local import configfile
