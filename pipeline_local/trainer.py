@@ -151,7 +151,8 @@ class Trainer:
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-        return self._conclude()
+        with self.whereabouts.during("end", self.blueprint.schedule.num_steps):
+            return self._conclude()
 
     def _do(self, action: Action) -> None:
         match action:
@@ -171,7 +172,8 @@ class Trainer:
             case Evaluate():
                 return self.whereabouts.during("evaluation", action.number)
             case Save():
-                return self.whereabouts.during("checkpoint", action.number, act="write")
+                # each of a kind of its own: storage may be slow at any time
+                return self.whereabouts.during("checkpoint", action.number, action, act="write")
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""

@@ -152,6 +152,8 @@ class Watchdog:
             self._suspect = news.rank
         elif "left" in news.facts:
             self._left.add(news.rank)
+            if news.rank == 0 and self._kept_by_rank_0:
+                self._heart.stop()  # its board ends with it
         elif "verdict" in news.facts:
             self._accept(Verdict(**news.facts["verdict"]))
 
@@ -201,6 +203,7 @@ class Watchdog:
         if self._place.world_size == 1:
             self._interrupt(verdict)
             return
+        _within(GRACE_SECONDS, _flush)  # now: a launcher may end this rank right after the line
         if self._verdict is None:
             self._verdict, elected = self._elect(verdict)
             if self._verdict == self._own:
@@ -212,7 +215,6 @@ class Watchdog:
             time.sleep(GRACE_SECONDS)
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
-        _within(GRACE_SECONDS, _flush)
         os._exit(self._verdict.exit_code)
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:

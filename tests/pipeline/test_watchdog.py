@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local import configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
 from pipeline_local.pipeline.place import Place
@@ -155,6 +155,26 @@ def test_a_rank_stopped_for_a_moment_goes_on(start):
     os.kill(ranks.processes[1].pid, signal.SIGCONT)
     time.sleep(2)
     assert all(process.is_alive() for process in ranks.processes)
+
+
+def test_a_rank_killed_before_the_first_step(start, monkeypatch):
+    """The others wait for it at the board, not on an edge."""
+    make = trainer._modules
+    making = multiprocessing.get_context("fork").Event()
+
+    def slowly(blueprint, place, step):
+        if place.rank == 1:
+            making.set()
+            time.sleep(LONGEST * 2)
+        return make(blueprint, place, step)
+
+    monkeypatch.setattr(trainer, "_modules", slowly)
+    ranks = start()
+    assert making.wait(LONGEST)
+    os.kill(ranks.processes[1].pid, signal.SIGKILL)
+    assert ranks.ends() == [EXIT_NEIGHBOUR_LOST, -signal.SIGKILL, EXIT_NEIGHBOUR_LOST]
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
 
 
 def raise_on(rank):
