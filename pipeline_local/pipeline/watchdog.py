@@ -43,6 +43,8 @@ PATIENCE_SECONDS = 2.0
 """Longest wait for a board that does not answer."""
 UNWIND_SECONDS = 10.0
 """An interrupted main thread may take this long to end."""
+PEACEFUL = (RefusedElsewhereError, SystemExit)
+"""With these a rank leaves without being anybody's reason to end."""
 MEETING = timedelta(minutes=30)
 
 
@@ -91,7 +93,7 @@ class Watchdog:
             self._await_the_end(error.peer)
         elif isinstance(error, dist.DistError):
             self._await_the_end(None)
-        if error is not None and not isinstance(error, RefusedElsewhereError | SystemExit):
+        if error is not None and not isinstance(error, PEACEFUL):
             self._tell_of_own_error()
         self._leave()
 
