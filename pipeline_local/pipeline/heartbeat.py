@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
+from pipeline_local.errors import NeighbourLostError
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.diagnosis import Sighting
 from pipeline_local.pipeline.processes import identity
@@ -92,7 +93,7 @@ class Heartbeats:
                 self._ending.wait(BEAT_SECONDS)
             if self._in_peace:
                 self._pin(left=True)
-        except dist.DistError:
+        except (dist.DistError, NeighbourLostError):
             self.broken = True
 
     def _round(self) -> None:
