@@ -8,10 +8,12 @@ from pathlib import Path
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
+    EXIT_STALLED,
     EXIT_USER_ERROR,
     ConfigError,
     NeighbourLostError,
     RefusedElsewhereError,
+    StalledError,
     UserError,
 )
 from pipeline_local.pipeline.place import Place
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NeighbourLostError as error:
         _explain(error)
         return EXIT_NEIGHBOUR_LOST
+    except StalledError as error:
+        _explain(error)
+        return EXIT_STALLED
     except KeyboardInterrupt:
         return 130
 

@@ -163,6 +163,9 @@ class ParallelConfig:
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None
     """null: nccl where every rank has a GPU of its own, else gloo."""
+    timeout: Annotated[float, Field(ge=1, le=7200)] = 60.0
+    """Seconds that a rank may stay in one act before the run ends as stalled. The first step, the
+    first evaluation and every checkpoint may take ten times as long."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 EXIT_USER_ERROR = 2
 EXIT_NEIGHBOUR_LOST = 3
+EXIT_STALLED = 4
 
 
 class UserError(Exception):
@@ -24,7 +25,20 @@ class ConfigError(UserError):
 
 
 class NeighbourLostError(Exception):
-    """The process at the other end of an edge is gone; its own message says why. Exit code 3."""
+    """The process at the other end of an edge is gone; its own message says why. Exit code 3.
+
+    Args:
+        peer: its rank.
+        reason: why the edge is thought to be broken.
+    """
+
+    def __init__(self, peer: int, reason: str) -> None:
+        self.peer = peer
+        super().__init__(f"the connection to rank {peer} broke: {reason}")
+
+
+class StalledError(Exception):
+    """This process did not go on within `parallel.timeout`, and has said so. Exit code 4."""
 
 
 class RefusedElsewhereError(Exception):

@@ -1,7 +1,7 @@
 """config -> modules -> stage -> the schedule."""
 
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
@@ -17,11 +17,13 @@ from pipeline_local.pipeline.edges import connect
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
+from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
 
 
 def train(config: Config, place: Place | None = None) -> Facts:
@@ -40,18 +42,24 @@ def train(config: Config, place: Place | None = None) -> Facts:
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
     _set_up_torch(config, place)
-    with joined(place) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(joined(place))
         board = Board(store, place.rank, place.world_size)
+        watchdog = stack.enter_context(Watchdog(board, place, config.parallel.timeout))
+        at = watchdog.whereabouts
+        at.enter("checking the configuration", peer=0 if place.rank else None)
         start = propose(config, place, board)
+        at.enter("making the modules")
         with board.unanimous(TIMEOUT):
             accept(config, place, start)
             blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))
             if start["complete"]:
                 return _already_complete(config, board)
             modules = _modules(blueprint, place, start["step"])
+            at.enter("meeting", peer=EVERYONE)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        return Trainer(blueprint, place, board, modules, kind, start["step"]).run()
+        return Trainer(blueprint, place, board, at, modules, kind, start["step"]).run()
 
 
 def _set_up_torch(config: Config, place: Place) -> None:
@@ -95,6 +103,7 @@ class Trainer:
         blueprint: the run.
         place: this rank; its stage has the same number.
         board: where the ranks tell each other how far they are.
+        whereabouts: what this rank is doing, for the watchdog.
         modules: of this stage.
         kind: how the ranks talk.
         start: optimizer steps already done.
@@ -105,6 +114,7 @@ class Trainer:
         blueprint: Blueprint,
         place: Place,
         board: Board,
+        whereabouts: Whereabouts,
         modules: list[LocalModule],
         kind: Kind,
         start: int,
@@ -114,15 +124,16 @@ class Trainer:
         self.blueprint = blueprint
         self.place = place
         self.board = board
+        self.whereabouts = whereabouts
         self.start = start
         self.folder = folder
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-        self.trace = Trace()
+        self.trace = Trace(whereabouts=whereabouts)
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
         self.kind = kind
-        self.upstream, self.downstream = connect(blueprint, place, kind, start)
+        self.upstream, self.downstream = connect(blueprint, place, kind, start, whereabouts)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display = self._display()
 
@@ -131,14 +142,16 @@ class Trainer:
         self.display.announce(self._plan())
         try:
             for action in self.blueprint.schedule.actions(self.start):
-                self._do(action)
+                with self._phase(action):
+                    self._do(action)
             self.downstream.close()
         finally:
             self.upstream.close()
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-        return self._conclude()
+        with self.whereabouts.during("end", self.blueprint.schedule.num_steps):
+            return self._conclude()
 
     def _do(self, action: Action) -> None:
         match action:
@@ -148,6 +161,18 @@ class Trainer:
                 self.evaluate(action)
             case Save():
                 self.save(action)
+
+    def _phase(self, action: Action) -> AbstractContextManager[None]:
+        """What the watchdog takes an action for; steps that do the same are of one kind."""
+        match action:
+            case Step():
+                kind = action.compare, action.reconcile
+                return self.whereabouts.during("step", action.number + 1, kind)
+            case Evaluate():
+                return self.whereabouts.during("evaluation", action.number)
+            case Save():
+                # each of a kind of its own: storage may be slow at any time
+                return self.whereabouts.during("checkpoint", action.number, action, act="write")
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
@@ -206,6 +231,7 @@ class Trainer:
 
     def _conclude(self) -> Facts:
         """Hand in this stage's results; the first rank writes and shows the summary."""
+        self.whereabouts.enter("gathering the results", peer=EVERYONE)
         facts = {
             "modules": self.scores,
             "steps": self.blueprint.schedule.num_steps,

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
-LEAVES = {"errors", "seeds", "config", "yamltext", "configfile"}
+LEAVES = {"errors", "seeds", "config", "yamltext", "configfile", "orphan"}
 MATHEMATICS = {"learning", "models", "data"}
 PIPELINE = LEAVES | MATHEMATICS | {"record"}
 TRAINER = PIPELINE | {"pipeline"}
@@ -22,6 +22,7 @@ TOOLS = TRAINER | {"agreement", "trainer", "finished"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
+    "orphan": set(),
     "config": set(),
     "yamltext": set(),
     "configfile": {"config", "errors", "yamltext"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "planning": TOOLS,
     "bench": TOOLS | {"planning"},
     "cli": TOOLS | {"planning", "bench"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "orphan"},
     "__init__": set(),
 }
 """Folder or file of the package -> the others that it may import; itself always."""

@@ -37,7 +37,25 @@ class Board:
     def look(self, topic: str) -> list[Facts]:
         """The slips that are there, in rank order."""
         keys = [f"{topic}/{rank}" for rank in range(self._world_size)]
-        return [json.loads(self._store.get(key)) for key in keys if self._store.check([key])]
+        if not self._store.check(keys):
+            keys = [key for key in keys if self._store.check([key])]
+        return [json.loads(slip) for slip in self._store.multi_get(keys)]
+
+    def claim(self, topic: str, facts: Facts) -> Facts:
+        """Pin a slip of which there is only one for all ranks; gives the first one's."""
+        slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
+        return slip
+
+    def claimed(self, topic: str) -> Facts | None:
+        """What has been claimed, if anything."""
+        if not self._store.check([topic]):
+            return None
+        slip: Facts = json.loads(self._store.get(topic))
+        return slip
+
+    def again(self) -> "Board":
+        """The same board over a connection of its own: one that waits holds up all who share it."""
+        return Board(self._store.clone(), self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
         """One rank's slip, once it is there.

@@ -6,10 +6,11 @@ from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
 from pipeline_local.pipeline.wires import Wire
+from pipeline_local.record.whereabouts import Whereabouts
 
 
 def connect(
-    blueprint: Blueprint, place: Place, kind: Kind, start: int
+    blueprint: Blueprint, place: Place, kind: Kind, start: int, whereabouts: Whereabouts
 ) -> tuple[Source | Inlet, Nowhere | Outlet]:
     """Connect this rank's stage with its neighbours; all ranks call it together.
 
@@ -18,11 +19,12 @@ def connect(
         place: this rank; its stage has the same number.
         kind: how the ranks talk.
         start: optimizer steps already done.
+        whereabouts: of this rank; waits on the edges are noted there.
     """
-    up, down = wires(place, kind)
+    up, down = wires(place, kind, whereabouts)
     back_up, back_down = None, None
     if blueprint.schedule.has_feedback:
-        back_up, back_down = wires(place, kind, upwards=True)
+        back_up, back_down = wires(place, kind, whereabouts, upwards=True)
     modules = blueprint.stages(place.world_size)[place.rank]
     return (
         _inlet(blueprint, modules[0] - 1, up, back_up, start)

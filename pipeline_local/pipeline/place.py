@@ -12,10 +12,14 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, Wire
+from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
+from pipeline_local.record.whereabouts import Whereabouts
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest wait for a neighbour."""
+"""Longest wait for the other ranks to come."""
+
+NO_LIMIT = timedelta(days=1)
+"""Of a transfer: how long a neighbour may be waited for, the watchdog decides."""
 
 Kind = Literal["gloo", "staged", "nccl"]
 
@@ -162,7 +166,9 @@ def joined(place: Place) -> Iterator[dist.Store]:
         dist.destroy_process_group()
 
 
-def wires(place: Place, kind: Kind, upwards: bool = False) -> tuple[Wire | None, Wire | None]:
+def wires(
+    place: Place, kind: Kind, whereabouts: Whereabouts | None = None, upwards: bool = False
+) -> tuple[Wire | None, Wire | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
 
     Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
@@ -173,21 +179,23 @@ def wires(place: Place, kind: Kind, upwards: bool = False) -> tuple[Wire | None,
     Args:
         place: this rank.
         kind: how the ranks talk.
+        whereabouts: of this rank; waits on the wires are noted there.
         upwards: messages will flow from each stage to its upstream neighbour.
     """
     upstream: Wire | None = None
     downstream: Wire | None = None
+    at = whereabouts or Whereabouts()
     edges = range(place.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
         backend = "nccl" if kind == "nccl" else "gloo"
-        group = dist.new_group([edge, edge + 1], timeout=TIMEOUT, backend=backend)
+        group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others
         if place.rank == edge:
-            downstream = _wire(kind, group, edge + 1, place.device)
+            downstream = WatchedWire(_wire(kind, group, edge + 1, place.device), edge + 1, at)
             _connect(downstream, place.device, sends=not upwards)
         else:
-            upstream = _wire(kind, group, edge, place.device)
+            upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
             _connect(upstream, place.device, sends=upwards)
     return upstream, downstream
 

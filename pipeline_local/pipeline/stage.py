@@ -158,10 +158,13 @@ class Stage:
             module.eval()
         for batch in range(batches):
             for link, row in zip(self._chain, scores, strict=True):
-                x, labels = link.upstream.recv()
-                with self.trace.span("evaluate", link.module.index, number, batch):
-                    activations, score = link.module.evaluate(x, labels)
-                link.downstream.send(activations, labels)
+                module = link.module
+                with self.trace.span("recv", module.index, number, batch):
+                    x, labels = link.upstream.recv()
+                with self.trace.span("evaluate", module.index, number, batch):
+                    activations, score = module.evaluate(x, labels)
+                with self.trace.span("send", module.index, number, batch):
+                    link.downstream.send(activations, labels)
                 row.append(score)
         for module in self.modules:
             module.train()

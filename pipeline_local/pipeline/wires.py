@@ -3,6 +3,7 @@
     GlooWire     CPU tensors over gloo
     StagedWire   GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
     NcclWire     GPU tensors over nccl
+    WatchedWire  any of them, known to the watchdog while it waits
 
 Every edge has a two-rank process group of its own, so nothing on it can be reordered or blocked
 by another edge.
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.errors import NeighbourLostError
+from pipeline_local.record.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _neighbour(peer: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise NeighbourLostError(f"the connection to rank {peer} broke: {reason}") from error
+        raise NeighbourLostError(peer, reason) from error
 
 
 class StagedWire:
@@ -167,3 +169,33 @@ class NcclWire:
             return tensor
 
         return Pending(tensor, wait)
+
+
+class WatchedWire:
+    """Any wire; while the host waits on it, the rank's whereabouts name the peer.
+
+    Args:
+        wire: does the work.
+        peer: global rank of the other end.
+        whereabouts: of this rank.
+    """
+
+    def __init__(self, wire: Wire, peer: int, whereabouts: Whereabouts) -> None:
+        self._wire = wire
+        self._peer = peer
+        self._whereabouts = whereabouts
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start sending."""
+        return self._watched(self._wire.isend(tensor))
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive."""
+        return self._watched(self._wire.irecv(shape, dtype))
+
+    def _watched(self, pending: Pending) -> Pending:
+        def wait() -> Tensor:
+            with self._whereabouts.waiting(self._peer):
+                return pending.wait()
+
+        return Pending(pending.tensor, wait)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline_local.record.whereabouts import Whereabouts
+
 
 class Span(NamedTuple):
     """One act of one module; times in nanoseconds of the monotonic clock."""
@@ -24,15 +26,22 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """The newest spans, and the seconds spent in each act since the last `take_seconds`."""
+    """The newest spans, and the seconds spent in each act since the last `take_seconds`.
 
-    def __init__(self, capacity: int = 20_000) -> None:
+    Args:
+        capacity: spans that are kept.
+        whereabouts: follow the spans, for the watchdog.
+    """
+
+    def __init__(self, capacity: int = 20_000, whereabouts: Whereabouts | None = None) -> None:
+        self._whereabouts = whereabouts or Whereabouts()
         self.spans: deque[Span] = deque(maxlen=capacity)
         self._nanoseconds: dict[str, int] = defaultdict(int)
 
     @contextmanager
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Record the enclosed work."""
+        self._whereabouts.enter(act, module + 1, microbatch)
         begin = time.monotonic_ns()
         try:
             yield
@@ -40,6 +49,7 @@ class Trace:
             end = time.monotonic_ns()
             self.spans.append(Span(act, module, step, microbatch, begin, end))
             self._nanoseconds[act] += end - begin
+            self._whereabouts.enter("between acts")
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds per act since this was last asked."""

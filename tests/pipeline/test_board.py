@@ -21,6 +21,31 @@ def test_look_shows_only_what_is_there():
     assert boards[1].look("test") == []
 
 
+def test_what_is_claimed_is_the_first_ones():
+    store = dist.HashStore()
+    one, two = Board(store, 0, 2), Board(store, 1, 2).again()
+    assert one.claimed("verdict") is None
+    assert two.claim("verdict", {"by": 1}) == {"by": 1}
+    assert one.claim("verdict", {"by": 0}) == {"by": 1}
+    assert one.claimed("verdict") == two.claimed("verdict") == {"by": 1}
+
+
+def elect(place):
+    """All ranks claim at once, over connections of their own."""
+    with joined(place) as store:
+        board = Board(store, place.rank, place.world_size)
+        winner = board.again().claim("verdict", {"by": place.rank})
+        dist.barrier()
+        return winner, board.claimed("verdict")
+
+
+def test_all_ranks_hear_of_one_claim(run_ranks):
+    results = run_ranks(elect, 3)
+    (winner, _) = results[0]
+    assert results == [(winner, winner)] * 3
+    assert winner["by"] in range(3)
+
+
 def test_waiting_has_an_end():
     with pytest.raises(dist.DistError):
         Board(dist.HashStore(), 0, 2).wait("result", 1, timedelta(milliseconds=20))

@@ -11,6 +11,7 @@ from pipeline_local.pipeline.edges import connect
 from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere
+from pipeline_local.record.whereabouts import Whereabouts
 
 
 def draw(direction, every=1, microbatches=1, image_size=8):
@@ -30,7 +31,7 @@ def talk(place, blueprint):
     """Follow the schedule as a stage would, without any mathematics; counts what came back."""
     came_back = 0
     with joined(place):
-        upstream, downstream = connect(blueprint, place, "gloo", 0)
+        upstream, downstream = connect(blueprint, place, "gloo", 0, Whereabouts())
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for action in blueprint.schedule.actions():
             if not isinstance(action, Step):
@@ -76,7 +77,7 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
 def test_ends_of_the_chain(run_ranks):
     def kinds(place, blueprint):
         with joined(place):
-            upstream, downstream = connect(blueprint, place, "gloo", 12)
+            upstream, downstream = connect(blueprint, place, "gloo", 12, Whereabouts())
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]

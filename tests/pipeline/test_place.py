@@ -7,7 +7,7 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import place as places
 from pipeline_local.pipeline.place import Place, common_kind, joined, wires
-from pipeline_local.pipeline.wires import GlooWire
+from pipeline_local.pipeline.wires import WatchedWire
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):
@@ -125,7 +125,7 @@ def neighbour_dies(place):
         up, _ = wires(place, "gloo")
         if up is None:
             os._exit(0)
-        assert isinstance(up, GlooWire)
+        assert isinstance(up, WatchedWire)
         with pytest.raises(NeighbourLostError, match="the connection to rank 0 broke"):
             up.irecv((4,), torch.float32).wait()
         return "told"

@@ -1,0 +1,178 @@
+"""Whom everybody waits for: the ranks' positions in, a verdict out. Pure functions."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
+from pipeline_local.record.whereabouts import EVERYONE, Position
+
+FIRST_TIMES = 10
+"""The first phase of each kind may take as many times longer: compilation, cudnn, cold files."""
+
+BEATS_MISSED = 3.0
+"""Seconds without a heartbeat after which a rank counts as silent."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What this rank knows of another, or of itself.
+
+    Attributes:
+        position: the last one heard of.
+        age: seconds that the rank had been there, by its own clock, when it told.
+        silent: seconds since then, by this rank's clock.
+        left: it has ended in peace.
+    """
+
+    position: Position
+    age: float = 0.0
+    silent: float = 0.0
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the whole run ends.
+
+    Attributes:
+        kind: lost: a process is dead; stalled: it does not go on; raised: it tells itself.
+        rank: whose fault it is.
+        text: the one line for people; empty where the rank tells itself.
+    """
+
+    kind: Literal["lost", "stalled", "raised"]
+    rank: int
+    text: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What all other ranks end with."""
+        return EXIT_STALLED if self.kind == "stalled" else EXIT_NEIGHBOUR_LOST
+
+    @property
+    def line(self) -> str:
+        """With the stage and rank that it is about in front."""
+        return f"[stage {self.rank} | rank {self.rank}] error: {self.text}"
+
+    def facts(self) -> dict[str, str | int]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def find_stall(sightings: Mapping[int, Sighting], timeout: float) -> Verdict | None:
+    """The rank that has not gone on for `timeout` seconds and that does not wait for another.
+
+    A rank that waits is no culprit: whoever it waits for is, if that one does not go on. So a chain
+    of waits is followed to its end, and only a rank that works, that is silent, or that is part of
+    a circle of waits is accused.
+    """
+    present = {rank: s for rank, s in sightings.items() if not s.left}
+    late = {rank for rank, s in present.items() if _is_late(s, timeout)}
+    for rank in sorted(late):
+        if _is_silent(present[rank], timeout):
+            return Verdict("stalled", rank, _silence(rank, present))
+        if present[rank].position.peer is None:
+            return Verdict("stalled", rank, _work(rank, present))
+    for rank in sorted(late):
+        if circle := _circle(rank, present, late):
+            return Verdict("stalled", rank, _circle_text(circle, present))
+    return _nobody_comes(present, late)
+
+
+def of_death(rank: int, sightings: Mapping[int, Sighting]) -> Verdict:
+    """The process of `rank` is gone and has not said why."""
+    seen = f"; last seen {describe(rank, sightings[rank])}" if rank in sightings else ""
+    waits = "".join(_who_waits(rank, sightings))
+    return Verdict("lost", rank, f"its process is gone (killed, crashed, or its host){seen}{waits}")
+
+
+def describe(rank: int, sighting: Sighting) -> str:
+    """What a rank does, in words: phase, step, module, microbatch, edge."""
+    here = sighting.position
+    doing = "waiting for the data" if _is_loading(rank, here) else _act(rank, here)
+    what = [doing]
+    if here.module is not None:
+        what.append(f"module {here.module}, microbatch {here.microbatch}")
+    if here.phase == "step":
+        what.append(f"step {here.step}")
+    elif here.phase != "start":
+        what.append(f"{here.phase} after step {here.step}")
+    return ", ".join(what)
+
+
+def _is_loading(rank: int, here: Position) -> bool:
+    return rank == 0 and here.act == "recv" and here.peer is None
+
+
+def _act(rank: int, here: Position) -> str:
+    if here.peer is None:
+        return f"in '{here.act}'"
+    if here.peer == EVERYONE:
+        return f"in '{here.act}', waiting for the other ranks"
+    edge = f"edge {min(rank, here.peer)} -> {max(rank, here.peer)}"
+    return f"in '{here.act}', waiting for rank {here.peer} on the {edge}"
+
+
+def _limit(sighting: Sighting, timeout: float) -> float:
+    return timeout * FIRST_TIMES if sighting.position.first else timeout
+
+
+def _is_silent(sighting: Sighting, timeout: float) -> bool:
+    return sighting.silent > max(timeout, BEATS_MISSED)
+
+
+def _is_late(sighting: Sighting, timeout: float) -> bool:
+    stayed = sighting.age + sighting.silent
+    return _is_silent(sighting, timeout) or stayed > _limit(sighting, timeout)
+
+
+def _circle(start: int, present: Mapping[int, Sighting], late: set[int]) -> list[int]:
+    """The ranks, all of them late, that wait for each other; empty if `start` is in no circle."""
+    seen: list[int] = []
+    rank: int | None = start
+    while rank in late and rank not in seen:
+        seen.append(rank)
+        rank = present[rank].position.peer
+    return seen if rank == start else []
+
+
+def _nobody_comes(present: Mapping[int, Sighting], late: set[int]) -> Verdict | None:
+    """All wait, and somebody for a rank that has ended, or everybody for everybody."""
+    if late != set(present):
+        return None
+    for rank in sorted(late):
+        peer = present[rank].position.peer
+        if peer == EVERYONE or peer not in present:
+            return Verdict("stalled", rank, _work(rank, present))
+    return None
+
+
+def _work(rank: int, present: Mapping[int, Sighting]) -> str:
+    sighting = present[rank]
+    seconds = sighting.age + sighting.silent
+    waits = "".join(_who_waits(rank, present))
+    return f"no progress for {seconds:.0f} s: {describe(rank, sighting)}{waits}{_HINT}"
+
+
+def _silence(rank: int, present: Mapping[int, Sighting]) -> str:
+    sighting = present[rank]
+    waits = "".join(_who_waits(rank, present))
+    return (
+        f"no sign of life for {sighting.silent:.0f} s (stopped, or its host hangs); last seen"
+        f" {describe(rank, sighting)}{waits}"
+    )
+
+
+def _circle_text(circle: list[int], present: Mapping[int, Sighting]) -> str:
+    parts = [f"rank {rank} is {describe(rank, present[rank])}" for rank in circle]
+    return "ranks wait for each other: " + "; ".join(parts)
+
+
+def _who_waits(rank: int, sightings: Mapping[int, Sighting]) -> Iterator[str]:
+    waiting = [r for r, s in sightings.items() if s.position.peer == rank and not s.left]
+    for other in waiting[:1]:
+        yield f"; rank {other} waits for it on the edge {min(rank, other)} -> {max(rank, other)}"
+
+
+_HINT = " (parallel.timeout sets how long an act may take)"

@@ -1,0 +1,128 @@
+"""Heartbeats: every rank pins where it is to the board, once a second, and reads where all are.
+
+Times are never compared between hosts: a rank tells for how long it has been where it is, and
+whoever reads measures for how long it has heard nothing new. A process that was stopped does not
+count the time it slept through.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+
+import torch.distributed as dist
+
+from pipeline_local.errors import NeighbourLostError
+from pipeline_local.pipeline.board import Board, Facts
+from pipeline_local.pipeline.diagnosis import Sighting
+from pipeline_local.pipeline.processes import identity
+from pipeline_local.record.whereabouts import Position, Whereabouts
+
+BEAT_SECONDS = 1.0
+
+
+class Stopwatch:
+    """Seconds between two looks, but never more than `most`: this process may have been stopped."""
+
+    def __init__(self, most: float = 2 * BEAT_SECONDS) -> None:
+        self._most = most
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        return min(passed, self._most)
+
+
+class Heartbeats:
+    """The beating thread of one rank.
+
+    Args:
+        board: over a connection that nobody else uses.
+        whereabouts: of this rank.
+
+    Attributes:
+        sightings: where all ranks were in the last round; replaced as a whole.
+        rounds: completed so far. No more come while the board does not answer.
+        broken: the board is gone.
+        verdict: pinned by some rank.
+    """
+
+    def __init__(self, board: Board, whereabouts: Whereabouts) -> None:
+        self._board = board
+        self._whereabouts = whereabouts
+        self._here = whereabouts.now
+        self._age = 0.0
+        self._stopwatch = Stopwatch()
+        self._identity = identity()
+        self._slips: dict[int, Facts] = {}
+        self._ending = threading.Event()
+        self._in_peace = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.sightings: Mapping[int, Sighting] = {}
+        self.rounds = 0
+        self.broken = False
+        self.verdict: Facts | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No more beats, without waiting for the end of a round."""
+        self._ending.set()
+
+    def leave(self, patience: float) -> None:
+        """The last beat says that this rank has ended in peace.
+
+        Args:
+            patience: seconds to wait for a board that does not answer.
+        """
+        self._in_peace = True
+        self.stop()
+        self._thread.join(patience)
+
+    def identity(self, rank: int) -> Facts:
+        """Host and process of a rank, as far as it is known."""
+        return self._slips.get(rank, {})
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._round()
+                self._ending.wait(BEAT_SECONDS)
+            if self._in_peace:
+                self._pin(left=True)
+        except (dist.DistError, NeighbourLostError):
+            self.broken = True
+
+    def _round(self) -> None:
+        passed = self._stopwatch.lap()
+        here = self._whereabouts.now
+        self._age = self._age + passed if here is self._here else 0.0
+        self._here = here
+        self._pin(left=False)
+        self._read(passed)
+        self.verdict = self._board.claimed("verdict")
+        self.rounds += 1
+
+    def _pin(self, left: bool) -> None:
+        slip = {"rank": self._board.rank, "beat": self.rounds, "left": left, "age": self._age}
+        self._board.pin("beat", {**slip, **self._identity, "position": self._here})
+
+    def _read(self, passed: float) -> None:
+        earlier, self._slips = self._slips, {s["rank"]: s for s in self._board.look("beat")}
+        self.sightings = {
+            rank: Sighting(
+                position=Position(*slip["position"]),
+                age=slip["age"],
+                silent=self._silence(rank, earlier.get(rank), slip, passed),
+                left=slip["left"],
+            )
+            for rank, slip in self._slips.items()
+        }
+
+    def _silence(self, rank: int, earlier: Facts | None, slip: Facts, passed: float) -> float:
+        if earlier is None or earlier["beat"] != slip["beat"]:
+            return 0.0
+        return self.sightings[rank].silent + passed

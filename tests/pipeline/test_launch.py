@@ -1,0 +1,177 @@
+"""The built-in launcher and others: nothing is left of a run in which a process dies or stops."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_USER_ERROR
+from pipeline_local.pipeline.launch import cause
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent.parent
+LONGEST = 90
+"""Seconds; generous, as machines are noisy."""
+KILLED, TERMINATED = -signal.SIGKILL, -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([EXIT_NEIGHBOUR_LOST, EXIT_USER_ERROR, TERMINATED], EXIT_USER_ERROR),
+        ([EXIT_NEIGHBOUR_LOST, 1], 1),
+        ([KILLED, EXIT_STALLED, EXIT_STALLED], EXIT_STALLED),
+        ([EXIT_NEIGHBOUR_LOST, KILLED], 128 + signal.SIGKILL),
+        ([TERMINATED, -signal.SIGSEGV], 128 + signal.SIGSEGV),
+        ([EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST], EXIT_NEIGHBOUR_LOST),
+        ([TERMINATED], 128 + signal.SIGTERM),
+    ],
+    ids=str,
+)
+def test_the_cause_is_told_by_the_exit_code(codes, expected, capsys):
+    failures = {rank: ProcessFailure(rank, 0, code, "") for rank, code in enumerate(codes)}
+    assert cause(failures) == expected
+    told = capsys.readouterr().err
+    ranks_told = {EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_USER_ERROR, 1} & set(codes)
+    assert (told == "") == bool(ranks_told), "exactly one line, from a rank or from the launcher"
+
+
+def shared_memory():
+    """Files of torch, multiprocessing and nccl; whatever else a busy machine has is not ours."""
+    return {n for n in os.listdir("/dev/shm") if n.startswith(("torch_", "psm_", "sem.mp", "nccl"))}
+
+
+class Run:
+    """A run of the command line, and all processes that belong to it."""
+
+    def __init__(self, folder, *more, launcher=()):
+        self.folder = folder
+        self.mark = f"PIPELINE_LOCAL_TEST={uuid.uuid4().hex}"
+        name, _, value = self.mark.partition("=")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+        environment |= {name: value, "PYTHONPATH": str(ROOT)}
+        command = [
+            *launcher,
+            "-m",
+            "pipeline_local",
+            "train",
+            str(ROOT / "configs" / "digits.yaml"),
+        ]
+        small = ["train.epochs=null", "train.steps=1000000", "parallel.threads=1", "model.width=4"]
+        self.errors = folder / "errors"
+        self.shared_memory = shared_memory()
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [
+                    *command,
+                    *small,
+                    "parallel.stages=2",
+                    "data.workers=1",
+                    "train.log_every=5",
+                    *more,
+                ],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+
+    def processes(self):
+        """{process number: rank, or None} of all that run."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            try:
+                environment = (folder / "environ").read_bytes().decode().split("\0")
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+            except (OSError, IndexError):
+                continue
+            if self.mark in environment and state not in "ZX":
+                ranks = [e.removeprefix("RANK=") for e in environment if e.startswith("RANK=")]
+                is_rank = b"pipeline_local" in command
+                found[int(folder.name)] = int(ranks[0]) if ranks and is_rank else None
+        return found
+
+    def rank(self, number):
+        """Its process number, once it is well under way."""
+        logged = self.folder / "runs" / "digits" / "metrics" / "stage-1.jsonl"
+        until = time.monotonic() + LONGEST
+        while not (logged.is_file() and logged.read_text().count("\n") >= 2):
+            assert time.monotonic() < until, self.errors.read_text()
+            assert self.process.poll() is None, self.errors.read_text()
+            time.sleep(0.1)
+        (process,) = [p for p, rank in self.processes().items() if rank == number]
+        return process
+
+    def told(self):
+        """The lines that tell of an error."""
+        lines = self.errors.read_text().splitlines()
+        return [line for line in lines if re.match(r"(\[stage \d+ \| rank \d+\] )?error: ", line)]
+
+    def leaves_nothing(self):
+        """All its processes are gone, and so is their shared memory."""
+        until = time.monotonic() + 20
+        while left := [*self.processes(), *shared_memory() - self.shared_memory]:
+            assert time.monotonic() < until, left
+            time.sleep(0.1)
+
+    def close(self):
+        for process in self.processes():
+            os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+
+OWN = (sys.executable,)
+TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node=2")
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def run(*more, launcher=OWN):
+        started.append(Run(tmp_path, *more, launcher=launcher))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "victim", "code"), [(OWN, 1, 128 + signal.SIGKILL), (TORCHRUN, 0, 1)]
+)
+def test_a_killed_rank(start, launcher, victim, code):
+    run = start(launcher=launcher)
+    os.kill(run.rank(victim), signal.SIGKILL)
+    begin = time.monotonic()
+    assert run.process.wait(LONGEST) == code
+    assert time.monotonic() - begin < 20, "promised are 5 s"
+    (line,) = run.told()
+    assert line.startswith(f"[stage {victim} | rank {victim}] error: "), line
+    run.leaves_nothing()
+
+
+def test_a_stopped_rank(start):
+    """Its launcher could only wait for it."""
+    run = start("parallel.timeout=4")
+    os.kill(run.rank(0), signal.SIGSTOP)
+    assert run.process.wait(LONGEST) == EXIT_STALLED
+    (line,) = run.told()
+    assert line.startswith("[stage 0 | rank 0] error: no "), line
+    run.leaves_nothing()
+
+
+def test_a_killed_launcher_takes_its_ranks_along(start):
+    run = start()
+    run.rank(1)
+    assert len(run.processes()) >= 4, "launcher, two ranks, a loader"
+    run.process.kill()
+    run.leaves_nothing()

@@ -1,0 +1,316 @@
+"""The wait graph, model-checked: whatever the sizes, speeds and failures, a run moves on or ends.
+
+A small pure model of what `stage.py` and `transport.py` wait for. A stage is a list of sends and
+receives; a channel bounds its unfinished sends, posts one receive ahead, and finishes a send either
+once it is received (rendezvous: large messages) or at any time (eager: small ones). A scheduler
+drawn by hypothesis lets stages and transfers move in any order and at any speed.
+
+In the end every stage has done its work or has ended because a neighbour had. Where a stage hangs
+without ending, the stall is there for all to see, and the diagnosis must name that stage.
+
+The model knows of an optional feedback channel from a stage to the one before it, each message
+consumed a fixed number of steps after it was made. Its bound must not be below that delay: see
+`test_feedback_needs_room_for_its_delay`.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.diagnosis import Sighting, find_stall
+from pipeline_local.pipeline.stage import Stage
+from pipeline_local.record.trace import Trace
+from pipeline_local.record.whereabouts import Position
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: `compared` says of each step whether signals are sent."""
+
+    stages: int
+    microbatches: int
+    compared: tuple[bool, ...]
+    depth: int = 2
+    delay: int | None = None
+    """Steps after which feedback is consumed; None: no feedback."""
+    feedback_depth: int = 4
+    rendezvous: bool = True
+
+
+@dataclass(frozen=True)
+class Op:
+    """`peer` is the stage at the other end of the channel."""
+
+    kind: str
+    peer: int
+    feedback: bool = False
+
+
+def program(plan, stage):
+    """What a stage does that can make it wait, in order. As `Stage.train` does it."""
+    ops = []
+    for step, compared in enumerate(plan.compared):
+        for _ in range(plan.microbatches):
+            ops += [Op("recv", stage - 1), Op("send", stage + 1)]
+            if compared:
+                ops += [Op("send", stage + 1), Op("recv", stage - 1)]
+        if plan.delay is not None:
+            if step >= plan.delay:
+                ops.append(Op("recv", stage + 1, feedback=True))
+            if step < len(plan.compared) - plan.delay:  # nobody would take the last ones
+                ops.append(Op("send", stage - 1, feedback=True))
+    ops += [Op("close", stage + 1), Op("close", stage - 1, feedback=True)]
+    return [op for op in ops if 0 <= op.peer < plan.stages]
+
+
+@dataclass
+class Channel:
+    """One directed edge, as Sender and Receiver treat it."""
+
+    depth: int
+    rendezvous: bool
+    issued: int = 0
+    sent: int = 0
+    arrived: int = 0
+    consumed: int = 0
+
+    def may(self, kind):
+        if kind == "send":
+            return self.issued - self.sent < self.depth
+        return self.issued == self.sent if kind == "close" else self.arrived > self.consumed
+
+    def do(self, kind):
+        self.issued += kind == "send"
+        self.consumed += kind == "recv"
+
+    def transfers(self):
+        """What the network can do now: a message arrives, or its send is finished early."""
+        if self.arrived < min(self.issued, self.consumed + 1):
+            yield self.arrive
+        if not self.rendezvous and self.sent < self.issued:
+            yield self.finish
+
+    def arrive(self):
+        self.arrived += 1
+        self.sent = max(self.sent, self.arrived)
+
+    def finish(self):
+        self.sent += 1
+
+
+@dataclass
+class Run:
+    """The whole pipeline in motion."""
+
+    plan: Plan
+    programs: list
+    fails: tuple[int, int] | None = None
+    """(stage, number of its operations before it dies)."""
+    hangs: tuple[int, int] | None = None
+    """As `fails`, but it stays there, alive."""
+    position: list = field(init=False)
+    ended: set = field(init=False)
+    channels: dict = field(init=False)
+
+    def __post_init__(self):
+        plan = self.plan
+        self.position = [0] * plan.stages
+        self.ended = set()
+        self.channels = {}
+        for stage in range(plan.stages - 1):
+            self.channels[stage, stage + 1] = Channel(plan.depth, plan.rendezvous)
+            self.channels[stage + 1, stage] = Channel(plan.feedback_depth, plan.rendezvous)
+
+    def done(self, stage):
+        return self.position[stage] == len(self.programs[stage])
+
+    def next(self, stage):
+        return self.programs[stage][self.position[stage]]
+
+    def channel(self, stage):
+        op = self.next(stage)
+        ends = (op.peer, stage) if op.kind == "recv" else (stage, op.peer)
+        return self.channels[ends]
+
+    def moves(self):
+        for (upper, lower), channel in self.channels.items():
+            if not {upper, lower} & self.ended:
+                for transfer in channel.transfers():
+                    yield lower, transfer
+        for stage in range(self.plan.stages):
+            if (stage, self.position[stage]) == self.hangs or stage in self.ended:
+                continue
+            if (stage, self.position[stage]) == self.fails:
+                yield stage, lambda s=stage: self.ended.add(s)
+            elif not self.done(stage):
+                if self.channel(stage).may(self.next(stage).kind):
+                    yield stage, lambda s=stage: self.step(s)
+                elif self.next(stage).peer in self.ended:  # its connection broke
+                    yield stage, lambda s=stage: self.ended.add(s)
+
+    def step(self, stage):
+        self.channel(stage).do(self.next(stage).kind)
+        self.position[stage] += 1
+
+    def follow(self, random, speeds):
+        """Move at random until nobody can."""
+        while moves := list(self.moves()):
+            weights = [speeds[stage] for stage, _ in moves]
+            random.choices(moves, weights)[0][1]()
+        return self
+
+    def stuck(self):
+        return [s for s in range(self.plan.stages) if not self.done(s) and s not in self.ended]
+
+
+PLANS = st.builds(
+    lambda stages, microbatches, compared, depth, delay, room, rendezvous: Plan(
+        stages,
+        microbatches,
+        tuple(compared),
+        depth,
+        delay,
+        max(depth, (delay or 0) + room),
+        rendezvous,
+    ),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.lists(st.booleans(), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 4),
+    st.integers(0, 2),
+    st.booleans(),
+)
+SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=6, max_size=6)
+SEEDS = st.integers(0, 2**32)
+POINTS = st.tuples(st.integers(0, 5), st.integers(0, 200))
+
+
+def start(plan, **faults):
+    return Run(plan, [program(plan, stage) for stage in range(plan.stages)], **faults)
+
+
+def within(run_plan, point):
+    """A point of the program of some stage; also the one behind its end."""
+    stage = point[0] % run_plan.stages
+    return stage, point[1] % (len(program(run_plan, stage)) + 1)
+
+
+@settings(max_examples=400)
+@given(PLANS, SPEEDS, SEEDS)
+def test_every_run_comes_to_its_end(plan, speeds, seed):
+    run = start(plan).follow(Random(seed), speeds)
+    assert run.stuck() == []
+    assert not run.ended
+    assert all(c.issued == c.sent == c.arrived == c.consumed for c in run.channels.values())
+
+
+@settings(max_examples=400)
+@given(PLANS, SPEEDS, SEEDS, POINTS)
+def test_after_a_failure_nobody_waits_for_ever(plan, speeds, seed, point):
+    run = start(plan, fails=within(plan, point)).follow(Random(seed), speeds)
+    assert run.stuck() == []
+    assert run.ended
+
+
+def sighting(run, stage):
+    """As the watchdog would see it, long after the last move."""
+    if run.done(stage):
+        return Sighting(Position(), left=True)
+    hangs = (stage, run.position[stage]) == run.hangs
+    peer = None if hangs else run.next(stage).peer
+    return Sighting(Position("step", 1, False, "act", 1, 0, peer), age=100.0)
+
+
+@settings(max_examples=400)
+@given(PLANS, SPEEDS, SEEDS, POINTS)
+def test_the_diagnosis_names_the_stage_that_hangs(plan, speeds, seed, point):
+    stage, place = within(plan, point)
+    if place == len(program(plan, stage)):
+        return  # it is done
+    run = start(plan, hangs=(stage, place)).follow(Random(seed), speeds)
+    assert stage in run.stuck()
+    verdict = find_stall({s: sighting(run, s) for s in range(plan.stages)}, timeout=60)
+    assert verdict is not None
+    assert (verdict.kind, verdict.rank) == ("stalled", stage)
+
+
+# -- wrong orders are found --------------------------------------------------------------------
+
+
+def ends(run):
+    return run.follow(Random(0), [1] * 6).stuck() == []
+
+
+def test_waiting_for_downstream_before_sending_is_found():
+    """Feedback of the same step, wanted before the activations that it is made from are sent."""
+    plan = Plan(2, 1, (True,) * 3, delay=0)
+    programs = [program(plan, 0), program(plan, 1)]
+    assert ends(Run(plan, programs))
+    send, wait = Op("send", 1), Op("recv", 1, feedback=True)
+    early = [wait, send, send] * 3 + programs[0][-1:]
+    assert Counter(early) == Counter(programs[0])
+    run = Run(plan, [early, programs[1]])
+    assert not ends(run)
+    verdict = find_stall({s: sighting(run, s) for s in range(2)}, timeout=60)
+    assert verdict is not None
+    assert "wait for each other" in verdict.text
+
+
+def test_messages_that_nobody_takes_are_found():
+    """Of two that a receiver forgets, one is taken ahead; the other stays with its sender."""
+    plan = Plan(3, 2, (True, True))
+    programs = [program(plan, stage) for stage in range(3)]
+    assert ends(Run(plan, programs))
+    programs[1].remove(Op("recv", 0))
+    programs[1].remove(Op("recv", 0))
+    assert not ends(Run(plan, programs))
+
+
+def test_feedback_needs_room_for_its_delay():
+    """A stage can only get rid of feedback when the one before is `delay` steps further on."""
+    narrow = {"stages": 2, "microbatches": 1, "compared": (True,) * 12, "depth": 1}
+    assert not ends(start(Plan(**narrow, delay=6, feedback_depth=1)))
+    assert ends(start(Plan(**narrow, delay=6, feedback_depth=6)))
+
+
+# -- the model is that of the code ---------------------------------------------------------------
+
+
+class Recorder:
+    """Both ends of the edges of a stage in the middle, and its module."""
+
+    def __init__(self):
+        self.ops = []
+        self.index = 0
+
+    def recv(self):
+        self.ops.append(Op("recv", 0))
+        return (None, None) if len(self.ops) % self.per_microbatch == 1 else (None,)
+
+    def send(self, *tensors):
+        self.ops.append(Op("send", 2))
+
+
+@pytest.mark.parametrize("compare", [True, False])
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches):
+    edges = Recorder()
+    edges.per_microbatch = 4 if compare else 2
+    module = SimpleNamespace(
+        index=1,
+        forward=lambda *_: None,
+        signal=lambda: None,
+        learn=lambda *_: None,
+        update=lambda _: None,
+    )
+    stage = Stage([module], edges, edges, Trace())
+    stage.train(Step(0, 0.1, microbatches=microbatches, compare=compare))
+    expected = program(Plan(3, microbatches, (compare,)), 1)
+    assert edges.ops == [op for op in expected if op.kind != "close"]

@@ -1,0 +1,244 @@
+"""No silent hang: real ranks, killed, stopped, raising and sleeping, each time in mid-run.
+
+Every test asks for the same three things: all ranks end, with the right exit code; exactly one line
+is printed; it names the culprit, and what it was doing.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline_local import configfile, trainer
+from pipeline_local.data import batches
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.pipeline.place import Place
+from pipeline_local.pipeline.stage import Stage
+from pipeline_local.trainer import train
+from tests.conftest import free_port
+
+RANKS = 3
+LONGEST = 40
+"""Seconds; generous, as machines are noisy. What is expected is one or two."""
+
+
+def config(folder, **parallel):
+    return configfile.parse(
+        {
+            "model": {"name": "mlp", "hidden": 8, "depth": 6},
+            "modules": {"count": RANKS},
+            "data": {"name": "digits", "batch_size": 16},
+            "train": {"steps": 10**6, "log_every": 5},
+            "parallel": {"threads": 1, **parallel},
+            "run": {"dir": str(folder / "run")},
+        }
+    )
+
+
+class Ranks:
+    """Forked ranks of one run, what they printed, and how each ended."""
+
+    def __init__(self, config, folder, fault):
+        self.output = folder / "output"
+        self.context = multiprocessing.get_context("fork")
+        self.reached = self.context.Event()
+        port = free_port()
+        self.processes = [
+            self.context.Process(target=self._main, args=(config, rank, port, fault))
+            for rank in range(RANKS)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _main(self, config, rank, port, fault):
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        multiprocessing.forkserver._forkserver.__init__()
+        output = os.open(self.output, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        # what pytest has put there belongs to its own process
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        place = Place(rank, RANKS, rank, RANKS, launched=True)
+        self._count_steps(place, fault)
+        from pipeline_local import cli
+
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
+        cli._train = lambda *_: train(config, place) and 0
+        os._exit(cli.main(["train", "unused.yaml"]))
+
+    def _count_steps(self, place, fault):
+        """The fault, if it is this rank's, strikes in step 8; the last stage tells of step 5."""
+        learn = Stage.train
+
+        def counting(stage, step):
+            if step.number == 5 and place.rank == place.world_size - 1:
+                self.reached.set()
+            if step.number == 8:
+                fault(place.rank)
+            learn(stage, step)
+
+        Stage.train = counting
+
+    def wait(self):
+        """Until all ranks are at work."""
+        assert self.reached.wait(LONGEST), self.output.read_text()
+
+    def ends(self):
+        """Exit codes, by rank."""
+        until = time.monotonic() + LONGEST
+        for process in self.processes:
+            process.join(max(0, until - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def errors(self):
+        """The lines that tell of an error."""
+        text = self.output.read_text()
+        assert "Traceback" not in text, text
+        return [line for line in text.splitlines() if "error: " in line]
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def run(fault=lambda rank: None, **parallel):
+        started.append(Ranks(config(tmp_path, **parallel), tmp_path, fault))
+        return started[-1]
+
+    yield run
+    for ranks in started:
+        ranks.close()
+
+
+@pytest.mark.parametrize("victim", range(RANKS))
+def test_a_killed_rank(start, victim):
+    ranks = start()
+    ranks.wait()
+    begin = time.monotonic()
+    os.kill(ranks.processes[victim].pid, signal.SIGKILL)
+    expected = [EXIT_NEIGHBOUR_LOST] * RANKS
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    assert time.monotonic() - begin < 15, "promised are 5 s"
+    (line,) = ranks.errors()
+    assert line.startswith(f"[stage {victim} | rank {victim}] error: its process is gone"), line
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_rank_is_named_and_ended(start, victim):
+    ranks = start(timeout=4)
+    ranks.wait()
+    os.kill(ranks.processes[victim].pid, signal.SIGSTOP)
+    expected = [EXIT_STALLED] * RANKS
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.startswith(f"[stage {victim} | rank {victim}] error: "), line
+
+
+def test_a_rank_stopped_for_a_moment_goes_on(start):
+    ranks = start(timeout=30)
+    ranks.wait()
+    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    time.sleep(4)
+    os.kill(ranks.processes[1].pid, signal.SIGCONT)
+    time.sleep(2)
+    assert all(process.is_alive() for process in ranks.processes)
+
+
+def test_a_rank_killed_before_the_first_step(start, monkeypatch):
+    """The others wait for it at the board, not on an edge."""
+    make = trainer._modules
+    making = multiprocessing.get_context("fork").Event()
+
+    def slowly(blueprint, place, step):
+        if place.rank == 1:
+            making.set()
+            time.sleep(LONGEST * 2)
+        return make(blueprint, place, step)
+
+    monkeypatch.setattr(trainer, "_modules", slowly)
+    ranks = start()
+    assert making.wait(LONGEST)
+    os.kill(ranks.processes[1].pid, signal.SIGKILL)
+    assert ranks.ends() == [EXIT_NEIGHBOUR_LOST, -signal.SIGKILL, EXIT_NEIGHBOUR_LOST]
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
+
+
+def raise_on(rank):
+    def fault(mine):
+        if mine == rank:
+            raise StalledError("mine")  # any error that the command line tells in one line
+
+    return fault
+
+
+@pytest.mark.parametrize("culprit", range(RANKS))
+def test_a_rank_that_raises_is_the_only_one_to_speak(start, culprit):
+    ranks = start(raise_on(culprit))
+    expected = [EXIT_NEIGHBOUR_LOST] * RANKS
+    expected[culprit] = EXIT_STALLED
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.endswith("error: mine"), line
+
+
+def test_a_rank_that_hangs_in_its_work(start):
+    ranks = start(lambda rank: time.sleep(LONGEST * 2 if rank == 1 else 0), timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * RANKS
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 1 | rank 1] error: no progress for "), line
+    assert "step 9" in line
+    assert re.search(r"rank [02] waits for it on the edge (0 -> 1|1 -> 2)", line), line
+
+
+def sleeping_loader(monkeypatch, seconds=LONGEST * 2):
+    """The data of step 8 never comes."""
+    batch = batches.TrainSource.batch
+
+    def sleep(self, step):
+        if step == 8:
+            time.sleep(seconds)
+        return batch(self, step)
+
+    monkeypatch.setattr(batches.TrainSource, "batch", sleep)
+
+
+def test_a_loader_that_sleeps_for_ever(start, monkeypatch):
+    sleeping_loader(monkeypatch)
+    ranks = start(timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * RANKS
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 0 | rank 0] error: no progress for "), line
+    assert "waiting for the data, module 1, microbatch 0, step 9" in line
+    assert "rank 1 waits for it on the edge 0 -> 1" in line
+
+
+def test_one_process_raises_where_it_hangs(tmp_path, monkeypatch):
+    """Nobody else is concerned, and the caller's program is not ended."""
+    sleeping_loader(monkeypatch)
+    begin = time.monotonic()
+    with pytest.raises(StalledError, match="waiting for the data, module 1"):
+        train(config(tmp_path, timeout=2), Place())
+    assert time.monotonic() - begin < LONGEST
+    assert not [t for t in threading.enumerate() if t.name in ("watchdog", "heartbeat")]
+
+
+def test_a_long_act_within_the_timeout_is_no_stall(start):
+    ranks = start(lambda rank: time.sleep(4 if rank == 1 else 0), timeout=20)
+    ranks.wait()
+    time.sleep(6)
+    assert all(process.is_alive() for process in ranks.processes)
+    assert not ranks.errors()
