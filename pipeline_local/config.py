@@ -14,6 +14,8 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+_MOST_OF_A_HOST = 1024
+"""Threads or processes: far beyond any host's cores, the system kills the run without a word."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class DataConfig:
     """Mixup's Beta(alpha, alpha); labels become soft targets. 0: off."""
     limit: Positive | None = None
     """Use at most this many training samples, and as many test samples; null: all."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=_MOST_OF_A_HOST)] = 0
     """Loader processes of the first stage. Never changes a result."""
 
 
@@ -143,7 +145,7 @@ class ParallelConfig:
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
     replicas: Positive = 1
     """Chains side by side. Only 1 so far."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=_MOST_OF_A_HOST)] | None = None
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None
     """null: nccl where every rank has a GPU of its own, else gloo."""

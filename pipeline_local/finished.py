@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     """
     folder = RunFolder(run)
     config = folder.load_config()
-    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.info.read_text()))
+    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.load_info()))
     checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
     step = checkpoints.latest()
     if step is None:
@@ -47,14 +48,17 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     A torchvision model loads the file with `strict=True`.
 
     Raises:
-        UserError: no run, no complete checkpoint, or `output` exists already.
+        UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
     """
     if output.exists():
         raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
     blueprint, modules, _ = load(run, torch.device("cpu"))
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in state.items()}, output)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
     return state
 
 

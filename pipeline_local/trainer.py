@@ -1,6 +1,5 @@
 """config -> modules -> stage -> the schedule."""
 
-import json
 from contextlib import AbstractContextManager
 
 import torch
@@ -81,8 +80,7 @@ def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]
 
 def _already_complete(config: Config, board: Board) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
-    summary_file = RunFolder(config.run.dir).summary
-    facts: Facts = json.loads(summary_file.read_text())
+    facts: Facts = RunFolder(config.run.dir).load_summary()
     if board.rank == 0:
         steps = facts["steps"]
         print(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")

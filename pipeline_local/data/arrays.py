@@ -62,6 +62,8 @@ def _load_cifar(name: str, root: Path, split: str) -> torchvision.datasets.CIFAR
             # The files are pickles of an old NumPy; new ones warn about how it spelt a dtype.
             warnings.simplefilter("ignore")
             return cls(root, train=split == "train", download=False)
+    except OSError as error:
+        raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
     except RuntimeError as error:
         call = f"torchvision.datasets.{cls.__name__}('{root}', download=True)"
         raise UserError(

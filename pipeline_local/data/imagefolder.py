@@ -38,8 +38,17 @@ def open_imagefolder(root: Path, split: str) -> ImageFolder:
     Raises:
         UserError: no such folder, classes that differ between the splits, a class without images.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root is not a folder: got {root}; name one with train/ and test/")
+    try:
+        if not root.is_dir():
+            raise UserError(
+                f"data.root is not a folder: got {root}; name one with train/ and test/"
+            )
+        return _scan(root, split)
+    except OSError as error:
+        raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
+
+
+def _scan(root: Path, split: str) -> ImageFolder:
     train, test = _split_folder(root, "train"), _split_folder(root, "test", "val")
     classes = _common_classes(train, test)
     folder = train if split == "train" else test
