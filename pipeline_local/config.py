@@ -115,6 +115,9 @@ class TrainConfig:
     """Steps between evaluations; null: once per epoch. The end is always evaluated."""
     log_every: Positive = 20
     """Steps between lines in metrics/. Discord and cosine are measured at least that often."""
+    on_nan: Literal["fail", "skip"] = "fail"
+    """A module's loss or gradient is not finite. fail: stop; skip: leave out its update, and count
+    it (`skipped_updates`)."""
 
 
 @dataclass(frozen=True)

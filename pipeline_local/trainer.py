@@ -153,26 +153,36 @@ class Trainer:
         with self._training_clock():
             self.stage.train(step)
             if step.log:
-                metrics.settle(self.place.device)
+                self._settle()
         if step.log:
             self._log(step)
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
         with self._training_clock(steps=0):
-            metrics.settle(self.place.device)
+            self._settle()
         batches = self.blueprint.schedule.test_batches
         scores = self.stage.evaluate(batches, action.number)
         self.scores = metrics.of_scores(self.stage.modules, scores)
+        if self.blueprint.config.train.on_nan == "fail":
+            metrics.refuse_divergence(self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:
         """Write this stage's modules."""
         with self._training_clock(steps=0):
-            metrics.settle(self.place.device)
+            self._settle()
         with self.clock.saving():
+            for module in self.stage.modules:
+                module.guard.verify_weights(action.number)
             self.checkpoints.save(self.stage.modules, action.number)
             self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+
+    def _settle(self) -> None:
+        """Wait for the device; the only points at which modules can tell what they have refused."""
+        metrics.settle(self.place.device)
+        for module in self.stage.modules:
+            module.guard.verify()
 
     def _training_clock(self, steps: int = 1) -> AbstractContextManager[None]:
         return self.clock.training(lambda: self.upstream.waited + self.downstream.waited, steps)
@@ -199,7 +209,6 @@ class Trainer:
         self.display.show(self.board.look("train"), self.board.look("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
-        metrics.refuse_divergence(facts)
         self.metrics.write({"event": topic, **facts})
         self.board.pin(topic, facts)
 
@@ -210,6 +219,7 @@ class Trainer:
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind != "nccl",
+            "warnings": metrics.warnings(self.stage.modules),
             **self.clock.facts(),
         }
         self.board.pin("result", facts)
@@ -217,9 +227,11 @@ class Trainer:
             return facts
         steps = self.blueprint.schedule.num_steps - self.start
         samples = steps * self.blueprint.config.data.batch_size
-        facts = summary.combine(self.board.gather("result", TIMEOUT), samples)
+        results = self.board.gather("result", TIMEOUT)
+        facts = summary.combine(results, samples)
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
+        summary.warn(results)
         return facts
 
     def _edges(self) -> tuple[Source | Receiver, Nowhere | Sender]:

@@ -21,6 +21,7 @@ from pipeline_local import seeds
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
+from pipeline_local.learning.guard import Guard, OnNan
 from pipeline_local.learning.reconcile import Gradients
 from pipeline_local.learning.step import Step
 
@@ -36,6 +37,7 @@ class Rules:
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
     label_smoothing: float = 0.0
     clip: float | None = None
+    on_nan: OnNan = "fail"
     boundary: torch.dtype = torch.float32
     """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
 
@@ -90,6 +92,7 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.optimizer = optimizer(self.trainable)
+        self.guard = Guard(self, index + 1, rules.on_nan)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self._sum: list[Tensor] = []
@@ -99,6 +102,8 @@ class LocalModule(nn.Module):
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
         compares = step.compare and self.index > 0
+        if microbatch == 0:
+            self.guard.begin()
         x = x.detach().requires_grad_(compares)
         self._pass = _Pass(step, microbatch, x, labels, x)
         self._pass.y = self._run_body(x)
@@ -141,7 +146,7 @@ class LocalModule(nn.Module):
         self._pass = None
 
     def update(self, step: Step) -> None:
-        """One optimizer step with the gradients of all microbatches."""
+        """One optimizer step with the gradients of all microbatches, if they are finite."""
         for parameter, gradient in zip(self.trainable, self._sum, strict=True):
             parameter.grad = _laid_out_as(parameter, gradient)
         self._sum = []
@@ -150,8 +155,10 @@ class LocalModule(nn.Module):
             self.metrics["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        self.optimizer.step()
+        self.guard.step(self.optimizer, self.metrics["loss"], step.number)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.rules.on_nan == "skip":
+            self.metrics["skipped_updates"] = self.guard.skipped
 
     @property
     def gradients(self) -> Sequence[Tensor]:
