@@ -94,6 +94,9 @@ class DataConfig:
     """Use at most this many training samples, and as many test samples; null: all."""
     workers: Annotated[int, Field(ge=0, le=_MOST_OF_A_HOST)] = 0
     """Loader processes of the first stage. Never changes a result."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """An image cannot be read. fail: stop and name it; skip: the next readable one of its class
+    takes its place, a test image is left out; they are counted (`skipped_images`)."""
 
 
 @dataclass(frozen=True)

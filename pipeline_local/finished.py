@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
@@ -71,7 +72,10 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     device = Place().device
     blueprint, modules, step = load(run, device)
     action = Evaluate(step)
-    source = Source(blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype)
+    skipped = Skipped()
+    source = Source(
+        blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype, skipped
+    )
     stage = Stage(modules, source, Nowhere(), Trace())
     scores = metrics.of_scores(modules, stage.evaluate(blueprint.schedule.test_batches, step))
     source.close()
@@ -82,4 +86,5 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
         "loss": [row["loss"] for row in rows],
     }
     show(blueprint.describe(1), facts)
+    summary.warn(skipped.warnings())
     return facts

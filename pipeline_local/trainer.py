@@ -7,6 +7,7 @@ import torch
 from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
@@ -120,6 +121,7 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
+        self.skipped = Skipped()
         self.kind = kind
         self.upstream, self.downstream = self._edges()
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
@@ -203,6 +205,7 @@ class Trainer:
             "samples_per_second": self.clock.pace(self.blueprint.config.data.batch_size),
             "seconds": self.trace.take_seconds(),
             **metrics.gpu(self.place.device),
+            **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
@@ -219,7 +222,7 @@ class Trainer:
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind != "nccl",
-            "warnings": metrics.warnings(self.stage.modules),
+            "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(),
         }
         self.board.pin("result", facts)
@@ -231,7 +234,7 @@ class Trainer:
         facts = summary.combine(results, samples)
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
-        summary.warn(results)
+        summary.warn(line for result in results for line in result["warnings"])
         return facts
 
     def _edges(self) -> tuple[Source | Receiver, Nowhere | Sender]:
@@ -243,9 +246,8 @@ class Trainer:
         if up is None:
             steps = range(start, schedule.num_steps)
             actions = schedule.actions(start)
-            upstream = Source(
-                blueprint.config, blueprint.info, actions, steps, place.device, blueprint.dtype
-            )
+            config, info, dtype = blueprint.config, blueprint.info, blueprint.dtype
+            upstream = Source(config, info, actions, steps, place.device, dtype, self.skipped)
         else:
             contract = blueprint.contract(numbers[0] - 1)
             upstream = Receiver(up, contract.traffic(schedule, start))

@@ -455,3 +455,18 @@ def test_a_full_memory_is_told_in_one_line(folder, capsys) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory" in line
     assert "lower data.batch_size" in line
+
+
+def test_an_image_that_breaks_a_run_of_two_stages_is_named_once(folder) -> None:
+    """Found by a loader process in the middle of the run: all ranks end, and one says why."""
+    images(folder / "img", ((12, 12),) * 8)
+    (folder / "img/train/bee/5.png").write_bytes(b"no image")
+    code, lines = launch(
+        folder, "parallel.stages=2", "data.workers=1", "train.steps=50", "model.width=2", *FOLDER
+    )
+    assert code == 2
+    (named,) = (line for line in lines if "img/train/bee/5.png" in line)
+    assert named.startswith("error: an image cannot be read")
+    assert "data.on_error=skip" in named
+    assert not [line for line in lines if "Traceback" in line]
+    assert not (folder / "out/summary.json").exists()

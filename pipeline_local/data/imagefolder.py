@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline_local.data.skipping import UnreadableImageError
 from pipeline_local.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -67,7 +68,7 @@ def read_image(path: str) -> Tensor:
     By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
 
     Raises:
-        UserError: the file is missing, corrupt or no image.
+        UnreadableImageError: the file is missing, corrupt or no image.
     """
     try:
         with Image.open(path) as image:
@@ -75,9 +76,7 @@ def read_image(path: str) -> Tensor:
             return torch.from_numpy(_to_rgb(image).transpose(2, 0, 1).copy())
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"an image cannot be read: got {path} ({reason}); repair or remove it"
-        ) from error
+        raise UnreadableImageError(path, reason) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -132,7 +132,8 @@ def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str
 
 
 def _total(scores: list[Score]) -> dict[str, float]:
-    count = sum(int(score.count) for score in scores)
+    # without a readable image, the first stage ends the run
+    count = max(1, sum(int(score.count) for score in scores))
     return {
         "accuracy": sum(int(score.correct) for score in scores) / count,
         "loss": sum(float(score.loss) for score in scores) / count,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,15 +58,10 @@ def write(summary: Facts, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def warn(stages: list[Facts]) -> None:
-    """What went wrong and was passed over as the configuration asks, one line each, on stderr.
-
-    Args:
-        stages: the closing facts of all stages, each with `warnings`.
-    """
-    for facts in stages:
-        for warning in facts["warnings"]:
-            print(f"warning: {warning}", file=sys.stderr)
+def warn(warnings: Iterable[str]) -> None:
+    """Say on stderr what was passed over as the configuration asks, one line each."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def show(rows: list[Row], facts: Facts) -> None:
