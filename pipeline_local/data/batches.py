@@ -74,12 +74,13 @@ def test_batches(
     """
     source = TestSource(open_split(data, "test"), data, info)
     num_batches = -(-info.num_test // data.batch_size)
+    loaded = _load(source, range(num_batches), data.workers, skipped or Skipped())
     readable = False
-    for images, labels in _load(source, range(num_batches), data.workers, skipped or Skipped()):
+    for number, (images, labels) in enumerate(loaded, start=1):
         readable = readable or bool((labels != PADDING_LABEL).any())
+        if number == num_batches and not readable:
+            raise UserError("not one test image can be read: got only broken ones; repair them")
         yield images, labels
-    if not readable:
-        raise UserError("not one test image can be read: got only broken ones; repair them")
 
 
 class BatchSource(Protocol):
