@@ -29,7 +29,8 @@ def check(config: Config, place: Place) -> Blueprint:
     place.wire_kind(config.parallel)
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
-    RunFolder(config.run.dir).check(config, resume=config.run.resume or place.restarted)
+    resume = config.run.resume or place.restarted
+    RunFolder(config.run.dir).check(config, blueprint.info.to_json(), resume)
     return blueprint
 
 

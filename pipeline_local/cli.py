@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StalledError as error:
         _explain(error)
         return EXIT_STALLED
+    except (MemoryError, RuntimeError) as error:
+        if (shortage := _memory_shortage(error)) is None:
+            raise
+        _explain(shortage)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130
 
@@ -46,7 +53,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     stray = [text for text in rest if text.startswith("-") or "=" not in text]
     if stray or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+        keys = [text.lstrip("-") for text in stray if "=" in text]
+        hint = f"; keys have no dashes: {' '.join(keys)}" if keys else ""
+        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}{hint}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -139,6 +148,18 @@ def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     """deepspeed appends `--local_rank=N`; LOCAL_RANK in the environment says the same."""
     return [text for text in arguments if not text.startswith("--local_rank=")]
+
+
+def _memory_shortage(error: Exception) -> UserError | None:
+    """Torch tells of a full GPU by a type of its own, of a full CPU by its text alone."""
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not full and "can't allocate memory" not in str(error):
+        return None
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(
+        f"out of memory ({reason}); lower data.batch_size or the model's size, raise"
+        f" train.microbatches or parallel.stages, or set modules.recompute=true"
+    )
 
 
 def _explain(error: Exception) -> None:

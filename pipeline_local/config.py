@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+_MOST_OF_A_HOST = 1024
+"""Threads or processes: far beyond any host's cores, the system kills the run without a word."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,11 @@ class DataConfig:
     """Mixup's Beta(alpha, alpha); labels become soft targets. 0: off."""
     limit: Positive | None = None
     """Use at most this many training samples, and as many test samples; null: all."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=_MOST_OF_A_HOST)] = 0
     """Loader processes of the first stage. Never changes a result."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """An image cannot be read. fail: stop and name it; skip: the next readable one of its class
+    takes its place, a test image is left out; they are counted (`skipped_images`)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ class TrainConfig:
     """Steps between evaluations; null: once per epoch. The end is always evaluated."""
     log_every: Positive = 20
     """Steps between lines in metrics/. Discord and cosine are measured at least that often."""
+    on_nan: Literal["fail", "skip"] = "fail"
+    """A module's loss or gradient is not finite. fail: stop; skip: leave out its update, and count
+    it (`skipped_updates`)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class ParallelConfig:
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
     replicas: Positive = 1
     """Chains side by side. Only 1 so far."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=_MOST_OF_A_HOST)] | None = None
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None
     """null: nccl where every rank has a GPU of its own, else gloo."""

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
@@ -30,7 +32,7 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     """
     folder = RunFolder(run)
     config = folder.load_config()
-    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.info.read_text()))
+    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.load_info()))
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest()
     if step is None:
@@ -47,14 +49,17 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     A torchvision model loads the file with `strict=True`.
 
     Raises:
-        UserError: no run, no complete checkpoint, or `output` exists already.
+        UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
     """
     if output.exists():
         raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
     blueprint, modules, _ = load(run, torch.device("cpu"))
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in state.items()}, output)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
     return state
 
 
@@ -67,7 +72,10 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     device = Place().device
     blueprint, modules, step = load(run, device)
     action = Evaluate(step)
-    source = Source(blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype)
+    skipped = Skipped()
+    source = Source(
+        blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype, skipped
+    )
     stage = Stage(modules, source, Nowhere(), Trace())
     scores = metrics.of_scores(modules, stage.evaluate(blueprint.schedule.test_batches, step))
     source.close()
@@ -78,4 +86,5 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
         "loss": [row["loss"] for row in rows],
     }
     show(blueprint.describe(1), facts)
+    summary.warn(skipped.warnings())
     return facts

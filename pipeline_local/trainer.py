@@ -1,6 +1,5 @@
 """config -> modules -> stage -> the schedule."""
 
-import json
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
@@ -88,8 +88,7 @@ def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]
 
 def _already_complete(config: Config, board: Board) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
-    summary_file = RunFolder(config.run.dir).summary
-    facts: Facts = json.loads(summary_file.read_text())
+    facts: Facts = RunFolder(config.run.dir).load_summary()
     if board.rank == 0:
         steps = facts["steps"]
         print(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
@@ -132,8 +131,11 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
+        self.skipped = Skipped()
         self.kind = kind
-        self.upstream, self.downstream = connect(blueprint, place, kind, start, whereabouts)
+        self.upstream, self.downstream = connect(
+            blueprint, place, kind, start, whereabouts, self.skipped
+        )
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display = self._display()
 
@@ -179,26 +181,36 @@ class Trainer:
         with self._training_clock():
             self.stage.train(step)
             if step.log:
-                metrics.settle(self.place.device)
+                self._settle()
         if step.log:
             self._log(step)
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
         with self._training_clock(steps=0):
-            metrics.settle(self.place.device)
+            self._settle()
         batches = self.blueprint.schedule.test_batches
         scores = self.stage.evaluate(batches, action.number)
         self.scores = metrics.of_scores(self.stage.modules, scores)
+        if self.blueprint.config.train.on_nan == "fail":
+            metrics.refuse_divergence(self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:
         """Write this stage's modules."""
         with self._training_clock(steps=0):
-            metrics.settle(self.place.device)
+            self._settle()
         with self.clock.saving():
+            for module in self.stage.modules:
+                module.guard.verify_weights(action.number)
             self.checkpoints.save(self.stage.modules, action.number)
             self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+
+    def _settle(self) -> None:
+        """Wait for the device; the only points at which modules can tell what they have refused."""
+        metrics.settle(self.place.device)
+        for module in self.stage.modules:
+            module.guard.verify()
 
     def _training_clock(self, steps: int = 1) -> AbstractContextManager[None]:
         return self.clock.training(lambda: self.upstream.waited + self.downstream.waited, steps)
@@ -219,13 +231,13 @@ class Trainer:
             "samples_per_second": self.clock.pace(self.blueprint.config.data.batch_size),
             "seconds": self.trace.take_seconds(),
             **metrics.gpu(self.place.device),
+            **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
         self.display.show(self.board.look("train"), self.board.look("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
-        metrics.refuse_divergence(facts)
         self.metrics.write({"event": topic, **facts})
         self.board.pin(topic, facts)
 
@@ -237,6 +249,7 @@ class Trainer:
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind != "nccl",
+            "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(),
         }
         self.board.pin("result", facts)
@@ -244,9 +257,11 @@ class Trainer:
             return facts
         steps = self.blueprint.schedule.num_steps - self.start
         samples = steps * self.blueprint.config.data.batch_size
-        facts = summary.combine(self.board.gather("result", TIMEOUT), samples)
+        results = self.board.gather("result", TIMEOUT)
+        facts = summary.combine(results, samples)
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
+        summary.warn(line for result in results for line in result["warnings"])
         return facts
 
     def _display(self) -> Progress | Silent:

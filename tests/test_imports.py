@@ -167,6 +167,48 @@ def undocumented(package: Path) -> Iterator[str]:
                 yield f"{source.name}:{node.lineno}: {node.name} is public and has no docstring"
 
 
+def code_in_data(package: Path) -> Iterator[str]:
+    """What a user's files hold is data, never code; a model of his own is imported by its name."""
+    for source in sources(package):
+        for node in ast.walk(source.tree):
+            name = _dotted(node)
+            if name in NEVER or (name.startswith(PICKLES) and name != "pickle.UnpicklingError"):
+                yield f"{source.name}:{node.lineno}: {name} may run what a file holds"
+            if name.endswith("import_module") and source.name != f"{package.name}/{IMPORTER}":
+                yield f"{source.name}:{node.lineno}: only {IMPORTER} imports what a user names"
+            if isinstance(node, ast.Call) and (lacks := _unsafe_argument(node)):
+                yield f"{source.name}:{node.lineno}: {ast.unparse(node.func)} needs {lacks}"
+            if isinstance(node, ast.ImportFrom) and node.module in UNSAFE_MODULES:
+                yield f"{source.name}:{node.lineno}: import {node.module} whole, to be seen in use"
+
+
+def _dotted(node: ast.AST) -> str:
+    """The attribute that is used, or the builtin that is called; else nothing."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id
+    return ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+
+
+NEVER = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full_load"}
+NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
+UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
+PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
+IMPORTER = "models/custom.py"
+
+
+def _unsafe_argument(call: ast.Call) -> str:
+    """What a call that reads a file lacks to be safe; empty if nothing."""
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    match ast.unparse(call.func):
+        case "torch.load" if given.get("weights_only") != "True":
+            return "weights_only=True"
+        case "np.load" | "numpy.load" if given.get("allow_pickle", "False") != "False":
+            return "allow_pickle=False"
+        case "yaml.load" if [ast.unparse(word) for word in call.args[1:]] != ["_Loader"]:
+            return "the package's own _Loader, a SafeLoader"
+    return ""
+
+
 # -- the package -------------------------------------------------------------------------------
 
 RULES = [
@@ -177,6 +219,7 @@ RULES = [
     long_functions,
     long_files,
     undocumented,
+    code_in_data,
 ]
 
 
@@ -227,6 +270,16 @@ TALL = "def f():\n    '''Tall.'''\n" + "    x = 1\n" * MAX_FUNCTION_LINES
         (long_files, "cli.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
         (undocumented, "cli.py", "class A: 1"),
         (undocumented, "cli.py", "async def f(): 1"),
+        (code_in_data, "cli.py", "x = eval('1')"),
+        (code_in_data, "cli.py", "exec(open('x').read())"),
+        (code_in_data, "cli.py", "import pickle\nx = pickle.load(f)"),
+        (code_in_data, "cli.py", "from pickle import loads"),
+        (code_in_data, "cli.py", "x = torch.load(f)"),
+        (code_in_data, "cli.py", "x = torch.load(f, weights_only=False)"),
+        (code_in_data, "cli.py", "x = np.load(f, allow_pickle=True)"),
+        (code_in_data, "cli.py", "x = yaml.load(f, yaml.BaseLoader)"),
+        (code_in_data, "cli.py", "x = yaml.load(f, Loader=_Loader)"),
+        (code_in_data, "cli.py", "x = importlib.import_module(name)"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, rule, path: str, text: str) -> None:
@@ -244,6 +297,9 @@ def test_a_planted_violation_is_found(tmp_path: Path, rule, path: str, text: str
         ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
         ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
         ("learning/a.py", "import torch\nimport pipeline_local_extras"),
+        ("models/custom.py", "x = importlib.import_module(name)"),
+        ("cli.py", "import pickle\nx = torch.load(f, weights_only=True), pickle.UnpicklingError"),
+        ("cli.py", "block.module.eval(), module.compile(), re.compile('x')"),
         ("cli.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),
     ],
 )

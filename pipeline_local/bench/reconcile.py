@@ -100,6 +100,8 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
         raise UserError(f"--runs: at least 1, got {runs}")
     if output is not None and output.exists():
         raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--json: {output.parent} is no folder, got {output}; make it first")
     place = Place()
     torch.set_num_threads(place.threads(config.parallel))
     rows = measure(config, info, number - 1, runs, place.device)

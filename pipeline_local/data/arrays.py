@@ -59,9 +59,13 @@ def _load_cifar(name: str, root: Path, split: str) -> torchvision.datasets.CIFAR
     cls = _CIFAR[name]
     try:
         with warnings.catch_warnings():
-            # The files are pickles of an old NumPy; new ones warn about how it spelt a dtype.
+            # The files are pickles, the only ones ever read here: torchvision first compares their
+            # checksums with the published ones, and refuses any other file unread. They are of an
+            # old NumPy; new ones warn about how it spelt a dtype.
             warnings.simplefilter("ignore")
             return cls(root, train=split == "train", download=False)
+    except OSError as error:
+        raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
     except RuntimeError as error:
         call = f"torchvision.datasets.{cls.__name__}('{root}', download=True)"
         raise UserError(

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from pipeline_local.data.augment import augment, fit
 from pipeline_local.data.datasets import DataInfo, open_split
 from pipeline_local.data.mixup import mixup
 from pipeline_local.data.sampler import train_indices
+from pipeline_local.data.skipping import Skipped, read_or_next, read_or_none
 from pipeline_local.data.subset import Dataset
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import derive
@@ -33,7 +34,12 @@ PADDING_LABEL = -100
 
 
 def train_batches(
-    data: DataConfig, info: DataInfo, seed: int, start_step: int, num_steps: int
+    data: DataConfig,
+    info: DataInfo,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` to `start_step + num_steps - 1`, counted from 0.
 
@@ -41,30 +47,48 @@ def train_batches(
         uint8 images [B, C, H, W] and int64 labels [B]. With mixup: float32 images, still in
         [0, 255], and float32 targets [B, num_classes]. `Normalize` takes either.
 
+    `skipped` gets the images that are passed over with data.on_error=skip.
+
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read; with data.on_error=skip, none of its class.
     """
     source = TrainSource(open_split(data, "train"), data, info, seed)
-    return _load(source, range(start_step, start_step + num_steps), data.workers)
+    steps = range(start_step, start_step + num_steps)
+    return _load(source, steps, data.workers, skipped or Skipped())
 
 
-def test_batches(data: DataConfig, info: DataInfo) -> Iterator[Batch]:
+def test_batches(
+    data: DataConfig,
+    info: DataInfo,
+    skipped: Skipped | None = None,  # noqa: PT028 (no test)
+) -> Iterator[Batch]:
     """All test samples in order, none of them augmented.
 
     Yields:
         uint8 images [B, C, H, W] and int64 labels [B]. The last batch is filled up with zeros and
-        the label `PADDING_LABEL`.
+        the label `PADDING_LABEL`; with data.on_error=skip, so is what cannot be read, and `skipped`
+        gets it.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read; with data.on_error=skip, not one can.
     """
-    source = TestSource(open_split(data, "test"), data.batch_size, info)
+    source = TestSource(open_split(data, "test"), data, info)
     num_batches = -(-info.num_test // data.batch_size)
-    return _load(source, range(num_batches), data.workers)
+    loaded = _load(source, range(num_batches), data.workers, skipped or Skipped())
+    readable = False
+    for number, (images, labels) in enumerate(loaded, start=1):
+        readable = readable or bool((labels != PADDING_LABEL).any())
+        if number == num_batches and not readable:
+            raise UserError("not one test image can be read: got only broken ones; repair them")
+        yield images, labels
 
 
 class BatchSource(Protocol):
     """Computes batch number `step`, whichever were computed before."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Gets the paths of images that are passed over."""
 
     def batch(self, step: int) -> Batch: ...
 
@@ -77,6 +101,7 @@ class TrainSource:
     data: DataConfig
     info: DataInfo
     seed: int
+    skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         pairs = train_indices(len(self.dataset), self.data.batch_size, self.seed, step)
@@ -86,31 +111,40 @@ class TrainSource:
         return mixup(images, labels, self.info.num_classes, self.data.mixup, self.seed, step)
 
     def _sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+        skip = self.data.on_error == "skip"
+        image, label = (
+            read_or_next(self.dataset, index, self.skipped) if skip else self.dataset[index]
+        )
         draw = Random(derive(self.seed, "augment", epoch, index))
         return augment(image, self.info.image_shape[1], self.data.augment, draw), label
 
 
 @dataclass(frozen=True)
 class TestSource:
-    """The test batches, the last one filled up."""
+    """The test batches, the last one filled up; what is passed over looks the same."""
 
     __test__ = False  # for pytest
 
     dataset: Dataset
-    batch_size: int
+    data: DataConfig
     info: DataInfo
+    skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
-        start = step * self.batch_size
-        stop = min(start + self.batch_size, len(self.dataset))
-        samples = [self._sample(index) for index in range(start, stop)]
-        nothing = torch.zeros(self.info.image_shape, dtype=torch.uint8)
-        return _stack(samples + [(nothing, PADDING_LABEL)] * (self.batch_size - len(samples)))
+        start = step * self.data.batch_size
+        return _stack([self._sample(start + i) for i in range(self.data.batch_size)])
 
     def _sample(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+        stored = self._stored(index) if index < len(self.dataset) else None
+        if stored is None:
+            return torch.zeros(self.info.image_shape, dtype=torch.uint8), PADDING_LABEL
+        image, label = stored
         return fit(image, self.info.image_shape[1]), label
+
+    def _stored(self, index: int) -> tuple[Tensor, int] | None:
+        if self.data.on_error == "skip":
+            return read_or_none(self.dataset, index, self.skipped)
+        return self.dataset[index]
 
 
 def _stack(samples: list[tuple[Tensor, int]]) -> Batch:
@@ -119,22 +153,23 @@ def _stack(samples: list[tuple[Tensor, int]]) -> Batch:
 
 
 @dataclass(frozen=True)
-class _Steps(torch.utils.data.Dataset[Batch | UserError]):
-    """A source as a torch data set whose items are whole batches.
+class _Steps(torch.utils.data.Dataset[tuple[Batch, list[str]] | UserError]):
+    """A source as a torch data set whose items are whole batches, with what was skipped in each.
 
     A loader process would wrap an exception into its traceback, so a user's mistake is a value.
     """
 
     source: BatchSource
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> tuple[Batch, list[str]] | UserError:
+        self.source.skipped.clear()
         try:
-            return self.source.batch(step)
+            return self.source.batch(step), list(self.source.skipped)
         except UserError as error:
             return error
 
 
-def _load(source: BatchSource, steps: range, workers: int) -> Iterator[Batch]:
+def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> Iterator[Batch]:
     """The loader processes end with the iterator, also when it is dropped or closed early."""
     workers = min(workers, len(steps))
     if workers:
@@ -152,7 +187,8 @@ def _load(source: BatchSource, steps: range, workers: int) -> Iterator[Batch]:
     for item in loader:
         if isinstance(item, UserError):
             raise item
-        images, labels = item
+        (images, labels), paths = item
+        skipped.add(paths)
         yield images, labels
 
 

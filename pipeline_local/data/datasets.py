@@ -38,10 +38,20 @@ class DataInfo:
 
     @classmethod
     def from_json(cls, text: str) -> "DataInfo":
-        """The inverse of `to_json`."""
-        items = json.loads(text).items()
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-        return cls(**facts)
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: it was not written by that.
+        """
+        try:
+            items = json.loads(text).items()
+            facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+            return cls(**facts)
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"the facts of the data are damaged: got {text[:60]!r}; restore data.json, or"
+                f" resume the run, which writes it again"
+            ) from None
 
 
 class _Pixels(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline_local.data.skipping import UnreadableImageError
 from pipeline_local.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -38,8 +39,17 @@ def open_imagefolder(root: Path, split: str) -> ImageFolder:
     Raises:
         UserError: no such folder, classes that differ between the splits, a class without images.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root is not a folder: got {root}; name one with train/ and test/")
+    try:
+        if not root.is_dir():
+            raise UserError(
+                f"data.root is not a folder: got {root}; name one with train/ and test/"
+            )
+        return _scan(root, split)
+    except OSError as error:
+        raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
+
+
+def _scan(root: Path, split: str) -> ImageFolder:
     train, test = _split_folder(root, "train"), _split_folder(root, "test", "val")
     classes = _common_classes(train, test)
     folder = train if split == "train" else test
@@ -58,7 +68,7 @@ def read_image(path: str) -> Tensor:
     By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
 
     Raises:
-        UserError: the file is missing, corrupt or no image.
+        UnreadableImageError: the file is missing, corrupt or no image.
     """
     try:
         with Image.open(path) as image:
@@ -66,9 +76,7 @@ def read_image(path: str) -> Tensor:
             return torch.from_numpy(_to_rgb(image).transpose(2, 0, 1).copy())
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"an image cannot be read: got {path} ({reason}); repair or remove it"
-        ) from error
+        raise UnreadableImageError(path, reason) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -70,3 +70,22 @@ class FeedbackQueue:
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(self._kept)
+
+
+class UnderWay:
+    """What is under way between a module and its neighbours: a part of its checkpoint."""
+
+    def __init__(self) -> None:
+        self.awaiting = FeedbackQueue("awaiting")
+        """Activations and labels for which the downstream neighbour's input gradient will come."""
+        self.unheeded = FeedbackQueue("unheeded")
+        """Input gradients on their way upstream."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        return {**self.awaiting.tensors(), **self.unheeded.tensors()}
+
+    def load(self, named: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self.awaiting.load(named)
+        self.unheeded.load(named)

@@ -9,7 +9,7 @@
 A module knows nothing of processes: it takes tensors and gives detached tensors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -19,7 +19,8 @@ from torch.autograd import grad
 from pipeline_local import seeds
 from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.body import FrozenStatistics
-from pipeline_local.learning.feedback import FeedbackQueue
+from pipeline_local.learning.feedback import UnderWay
+from pipeline_local.learning.guard import Guard
 from pipeline_local.learning.loss import Score, accuracy, local_loss, score
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
@@ -67,12 +68,10 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.optimizer = optimizer(self.trainable)
+        self.guard = Guard(self, index + 1, rules.on_nan)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
-        self.awaiting = FeedbackQueue("awaiting")
-        """Activations and labels for which the downstream neighbour's input gradient will come."""
-        self.unheeded = FeedbackQueue("unheeded")
-        """Input gradients on their way upstream."""
+        self.under_way = UnderWay()
         self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
@@ -80,6 +79,8 @@ class LocalModule(nn.Module):
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
         compares = (step.compare or step.feedback) and self.index > 0
+        if microbatch == 0:
+            self.guard.begin()
         x = x.detach().requires_grad_(compares)
         self._pass = _Pass(step, microbatch, x, labels, x)
         self._pass.y = self._run_body(x)
@@ -100,7 +101,9 @@ class LocalModule(nn.Module):
         now.output_grad = now.output_grad.contiguous()  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.feedback:
-            self.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
+            self.under_way.awaiting.push(
+                now.step.number, now.microbatch, now.y.detach(), now.labels
+            )
         if now.step.log:
             self._measure(accuracy=accuracy(logits.detach(), now.labels))
         return now.output_grad
@@ -127,7 +130,7 @@ class LocalModule(nn.Module):
         self._accumulate(total)
         self._pass = None
         if feedback is not None:
-            self.unheeded.push(now.step.number, now.microbatch, feedback)
+            self.under_way.unheeded.push(now.step.number, now.microbatch, feedback)
         return feedback
 
     def heed(self, step: Step, feedback: Tensor | None = None) -> None:
@@ -141,7 +144,7 @@ class LocalModule(nn.Module):
             feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
                 None for the last module, which nobody corrects.
         """
-        number, microbatch, (y, labels) = self.awaiting.pop()
+        number, microbatch, (y, labels) = self.under_way.awaiting.pop()
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
             first = reconcile.plain(self._head_objective, y, self._head_params)
@@ -153,7 +156,7 @@ class LocalModule(nn.Module):
         self._pass = None
 
     def update(self, step: Step) -> None:
-        """One optimizer step with the gradients of all microbatches."""
+        """One optimizer step with the gradients of all microbatches, if they are finite."""
         for parameter, gradient in zip(self.trainable, self._sum, strict=True):
             parameter.grad = optimizer.laid_out_as(parameter, gradient)
         self._sum = []
@@ -162,23 +165,16 @@ class LocalModule(nn.Module):
             self.metrics["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        self.optimizer.step()
+        self.guard.step(self.optimizer, self.metrics["loss"], step.number)
         self.optimizer.zero_grad(set_to_none=True)
-        self.unheeded.drop(step.number - FEEDBACK_DELAY)
+        self.under_way.unheeded.drop(step.number - FEEDBACK_DELAY)
+        if self.rules.on_nan == "skip":
+            self.metrics["skipped_updates"] = self.guard.skipped
 
     @property
     def gradients(self) -> Sequence[Tensor]:
         """What the next update will apply, for each parameter; empty after it."""
         return self._sum
-
-    def feedback(self) -> dict[str, Tensor]:
-        """What is under way between this module and its neighbours: a part of a checkpoint."""
-        return {**self.awaiting.tensors(), **self.unheeded.tensors()}
-
-    def load_feedback(self, named: Mapping[str, Tensor]) -> None:
-        """The inverse of `feedback`."""
-        self.awaiting.load(named)
-        self.unheeded.load(named)
 
     # ---- evaluation -----------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.opti
             weight_decay=config.weight_decay,
             fused=True,
         )
-    return torch.optim.SGD(
+    params = list(params)
+    sgd = torch.optim.SGD(
         params,
         lr=config.lr,
         momentum=config.momentum,
@@ -26,6 +27,10 @@ def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.opti
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.momentum > 0:  # torch's own buffers hold garbage if the first update is refused
+        for parameter in params:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.guard import OnNan
 
 
 @dataclass(frozen=True)
@@ -15,5 +16,6 @@ class Rules:
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
     label_smoothing: float = 0.0
     clip: float | None = None
+    on_nan: OnNan = "fail"
     boundary: torch.dtype = torch.float32
     """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""

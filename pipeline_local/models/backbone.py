@@ -97,14 +97,44 @@ def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
     """The output shape of every block, for an input of `input_shape` (batch axis included).
 
     In evaluation mode: batch normalisation refuses to train on one value per channel.
+
+    Raises:
+        ValueError: a block gives no batch of numbers.
     """
     x = torch.empty(*input_shape, device="meta")
     result = []
-    with torch.no_grad():
-        for block in backbone.blocks:
-            x = copy.deepcopy(block.module).eval()(x)
-            result.append(x.shape)
+    for block in backbone.blocks:
+        x = _through(block, x)
+        result.append(x.shape)
     return result
+
+
+def check_classifier(backbone: Backbone, input_shape: Sequence[int], num_classes: int) -> None:
+    """The classifier must give one number per class: [B, num_classes].
+
+    Raises:
+        ValueError: it does not.
+    """
+    logits = _through(backbone.classifier, torch.empty(*input_shape, device="meta"))
+    if logits.shape != (input_shape[0], num_classes):
+        raise ValueError(
+            f"the classifier gives {list(logits.shape)} for a batch of {input_shape[0]} in"
+            f" {num_classes} classes"
+        )
+
+
+@torch.no_grad()
+def _through(block: Block, x: Tensor) -> Tensor:
+    y: object = copy.deepcopy(block.module).eval()(x)
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"block {block.name!r} gives {kind} instead of a tensor of numbers")
+    if y.dim() < 2 or len(y) != len(x):
+        raise ValueError(
+            f"block {block.name!r} gives {list(y.shape)} for a batch of {len(x)}; the first axis"
+            f" must stay"
+        )
+    return y
 
 
 def reset_parameters(module: nn.Module) -> None:

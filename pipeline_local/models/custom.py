@@ -8,13 +8,14 @@ classifier last.
 import functools
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import UserError
@@ -41,8 +42,16 @@ def builder(name: str) -> Callable[..., Backbone]:
 
     @functools.wraps(function)
     def build(*, num_classes: int, image_shape: ImageShape, **args: Any) -> Backbone:  # noqa: ANN401
-        made = function(num_classes=num_classes, image_shape=image_shape, **args)
-        return made if isinstance(made, Backbone) else _assemble(name, made, image_shape)
+        try:
+            made = function(num_classes=num_classes, image_shape=image_shape, **args)
+            return made if isinstance(made, Backbone) else _assemble(name, made, image_shape)
+        except UserError:
+            raise
+        except Exception as error:  # the user's own code
+            raise UserError(
+                f"model.name: {name} cannot be built with {args} ({_reason(error)}); mend it or"
+                f" change model.*"
+            ) from error
 
     return build
 
@@ -50,7 +59,7 @@ def builder(name: str) -> Callable[..., Backbone]:
 def _find(name: str) -> Callable[..., Any]:
     """Import the function, from the current folder too, as `python -m` would."""
     _, module, function = (*name.split(":"), "", "")[:3]
-    if not module or not function or name.count(":") != 2:
+    if not module or module.startswith(".") or not function or name.count(":") != 2:
         raise UserError(f"model.name: got {name!r}; write python:package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -61,10 +70,23 @@ def _find(name: str) -> Callable[..., Any]:
             f"model.name: module {module!r} cannot be imported ({error}); start from the folder"
             f" that holds it, or install it"
         ) from None
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise UserError(
+            f"model.name: module {module!r} cannot be imported ({_reason(error)}); mend it"
+        ) from error
     if not callable(found):
-        hint = did_you_mean(function, dir(sys.modules[module])) or "; name a function of it"
+        functions = [key for key, value in vars(sys.modules[module]).items() if callable(value)]
+        hint = did_you_mean(function, functions) or "; name a function of it"
         raise UserError(f"model.name: module {module!r} has no function {function!r}{hint}")
     return found  # type: ignore[no-any-return]
+
+
+def _reason(error: BaseException) -> str:
+    """What was raised, and the line of code that raised it."""
+    text = next(iter(str(error).splitlines()), "")
+    origin = traceback.extract_tb(error.__traceback__)[-1]
+    where = f", {Path(origin.filename).name} line {origin.lineno}"
+    return f"{type(error).__name__}: {text}{'' if isinstance(error, SyntaxError) else where}"
 
 
 def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:
@@ -104,12 +126,18 @@ def _describe(made: object) -> str:
 def _check_initialization(name: str, block: Block) -> None:
     """Every layer that owns tensors must know how to fill them."""
     for path, layer in block.module.named_modules():
+        where = f"in {name}, layer {'.'.join(filter(None, [block.name, path]))}"
+        where += f" ({type(layer).__name__})"
         owns = next(chain(layer.parameters(False), layer.buffers(False)), None) is not None
         if owns and reset_method(layer) is None:
             raise UserError(
-                f"model.name: in {name}, layer {'.'.join(filter(None, [block.name, path]))}"
-                f" ({type(layer).__name__}) holds tensors but has no reset_parameters();"
+                f"model.name: {where} holds tensors but has no reset_parameters();"
                 f" add one, or return a Backbone with its own `initialize`"
+            )
+        if plain := [key for key, value in vars(layer).items() if isinstance(value, Tensor)]:
+            raise UserError(
+                f"model.name: {where} keeps {', '.join(plain)} as a plain attribute, which never"
+                f" gets memory; use register_buffer and fill it in reset_parameters()"
             )
 
 

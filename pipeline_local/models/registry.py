@@ -12,7 +12,7 @@ from pydantic import ValidationError, validate_call
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.models import cifar_resnet, custom, mlp, resnet, swin, vgg, vit
-from pipeline_local.models.backbone import Backbone, shapes
+from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 
 ImageShape = tuple[int, int, int]
 Builder = Callable[..., Backbone]
@@ -60,7 +60,7 @@ def build(
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
-    _check_images(name, backbone, image_shape)
+    _check_images(name, backbone, image_shape, num_classes)
     return backbone
 
 
@@ -108,11 +108,12 @@ def _wrong_values(error: ValidationError) -> Iterator[str]:
         yield f"model.{'.'.join(map(str, item['loc']))}: {problem}, got {item['input']!r}"
 
 
-def _check_images(name: str, backbone: Backbone, image_shape: ImageShape) -> None:
+def _check_images(name: str, backbone: Backbone, image_shape: ImageShape, num_classes: int) -> None:
     """Images too small for the network show here, before anything is spent."""
     try:
-        shapes(backbone, (1, *image_shape))
-    except _REFUSALS as error:
+        *_, features = shapes(backbone, (2, *image_shape))
+        check_classifier(backbone, features, num_classes)
+    except Exception as error:  # a model of the user's may raise anything
         size = "x".join(map(str, image_shape))
         raise UserError(
             f"model.name: {name} cannot take images of {size} ({_line(error)});"

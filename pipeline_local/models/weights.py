@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,9 +27,14 @@ def load(path: Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_entry, state.items())):
         raise UserError(f"model.weights: {path} holds no state dict; save model.state_dict() alone")
     return dict(state)
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    name, value = item
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 (whatever is in the file)
@@ -43,7 +47,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401 (whatever is in the file)
             f"model.weights: {path} is not a plain state dict, and code in it is never run;"
             f" save model.state_dict() alone"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # a broken file makes torch raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"model.weights: {path} cannot be read ({reason}); is it whole?") from None
 

@@ -162,6 +162,7 @@ class Blueprint:
             reconcile=config.reconcile,
             label_smoothing=config.train.label_smoothing,
             clip=config.optimizer.clip,
+            on_nan=config.train.on_nan,
             boundary=self.boundary_dtype,
         )
         make = partial(optimizer.build, config.optimizer)

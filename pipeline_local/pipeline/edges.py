@@ -1,5 +1,6 @@
 """The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
 
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place, wires
 from pipeline_local.pipeline.source import Source
@@ -10,7 +11,12 @@ from pipeline_local.record.whereabouts import Whereabouts
 
 
 def connect(
-    blueprint: Blueprint, place: Place, kind: Kind, start: int, whereabouts: Whereabouts
+    blueprint: Blueprint,
+    place: Place,
+    kind: Kind,
+    start: int,
+    whereabouts: Whereabouts,
+    skipped: Skipped | None = None,
 ) -> tuple[Source | Inlet, Nowhere | Outlet]:
     """Connect this rank's stage with its neighbours; all ranks call it together.
 
@@ -20,6 +26,7 @@ def connect(
         kind: how the ranks talk.
         start: optimizer steps already done.
         whereabouts: of this rank; waits on the edges are noted there.
+        skipped: gets the images that the data passes over.
     """
     up, down = wires(place, kind, whereabouts)
     back_up, back_down = None, None
@@ -29,12 +36,12 @@ def connect(
     return (
         _inlet(blueprint, modules[0] - 1, up, back_up, start)
         if up
-        else _data(blueprint, place, start),
+        else _data(blueprint, place, start, skipped),
         _outlet(blueprint, modules[-1], down, back_down, start) if down else Nowhere(),
     )
 
 
-def _data(blueprint: Blueprint, place: Place, start: int) -> Source:
+def _data(blueprint: Blueprint, place: Place, start: int, skipped: Skipped | None) -> Source:
     schedule = blueprint.schedule
     return Source(
         blueprint.config,
@@ -43,6 +50,7 @@ def _data(blueprint: Blueprint, place: Place, start: int) -> Source:
         range(start, schedule.num_steps),
         place.device,
         blueprint.dtype,
+        skipped,
     )
 
 

@@ -21,6 +21,9 @@ TIMEOUT = timedelta(minutes=30)
 NO_LIMIT = timedelta(days=1)
 """Of a transfer: how long a neighbour may be waited for, the watchdog decides."""
 
+MEETING = timedelta(minutes=10)
+"""Longest wait for all ranks to start."""
+
 Kind = Literal["gloo", "staged", "nccl"]
 
 
@@ -42,7 +45,8 @@ class Place:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
         Raises:
-            UserError: one of them is not a number, or only some are set.
+            UserError: one of them is not a number, only some are set, or the rank is not below the
+                world size.
         """
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             _refuse_bare_srun()
@@ -58,6 +62,12 @@ class Place:
                 f"the launcher's environment is incomplete: RANK and WORLD_SIZE must be numbers,"
                 f" got {error}; start with torchrun, deepspeed or plain pipeline-local"
             ) from None
+        if not 0 <= rank < world_size or local_rank < 0:
+            raise UserError(
+                f"the launcher's environment is wrong: RANK must be from 0 to WORLD_SIZE - 1, got"
+                f" {rank} of {world_size} (LOCAL_RANK {local_rank}); start with torchrun, deepspeed"
+                f" or plain pipeline-local"
+            )
         return cls(
             rank=rank,
             world_size=world_size,
@@ -148,11 +158,15 @@ def common_kind(kinds: Sequence[Kind]) -> Kind:
 
 @contextmanager
 def joined(place: Place) -> Iterator[dist.Store]:
-    """Meet all other ranks; gives the store that all of them share."""
+    """Meet all other ranks; gives the store that all of them share.
+
+    Raises:
+        UserError: no such meeting point, its port is taken, or not all came in time.
+    """
     if place.world_size == 1:
         yield dist.HashStore()
         return
-    store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store = _meeting_point()
     dist.init_process_group(
         "gloo",
         store=dist.PrefixStore("group", store),
@@ -164,6 +178,22 @@ def joined(place: Place) -> Iterator[dist.Store]:
         yield dist.PrefixStore("pipeline_local", store)
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_point() -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT, which the first rank or its launcher serves."""
+    point = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        store: dist.Store
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+    except (dist.DistError, ValueError) as error:
+        taken = "EADDRINUSE" in str(error)
+        reason = "the port is taken" if taken else str(error).splitlines()[0]
+        raise UserError(
+            f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT, got {point!r} ({reason}); pass"
+            f" another --master-port to the launcher, or --standalone on a single host"
+        ) from None
+    return store
 
 
 def wires(

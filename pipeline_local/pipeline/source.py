@@ -9,6 +9,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.batches import test_batches, train_batches
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.normalize import Normalize
+from pipeline_local.data.skipping import Skipped
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Action, Evaluate
 
@@ -23,6 +24,7 @@ class Source:
         steps: numbers of the optimizer steps among them.
         device: where the first module runs.
         dtype: of the normalised images.
+        skipped: gets the images that are passed over, if given.
     """
 
     waited = 0.0
@@ -36,7 +38,9 @@ class Source:
         steps: range,
         device: torch.device,
         dtype: torch.dtype,
+        skipped: Skipped | None = None,
     ) -> None:
+        self._skipped = skipped or Skipped()
         self._config = config
         self._info = info
         self._device = device
@@ -57,13 +61,14 @@ class Source:
 
     def _run(self, actions: Iterable[Action], steps: range) -> Generator[tuple[Tensor, ...]]:
         data, seed = self._config.data, self._config.train.seed
-        batches = train_batches(data, self._info, seed, steps.start, len(steps))
+        span = steps.start, len(steps)
+        batches = train_batches(data, self._info, seed, *span, self._skipped)
         for action in actions:
             if isinstance(action, Step):
                 images, labels = next(batches)
                 yield from self._parts(images, labels, action)
             elif isinstance(action, Evaluate):
-                for images, labels in test_batches(data, self._info):
+                for images, labels in test_batches(data, self._info, self._skipped):
                     yield self._ready(images, labels)
 
     def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:

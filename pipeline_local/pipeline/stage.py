@@ -102,7 +102,7 @@ class Stage:
         self.trace = trace
         self._chain = [Link(*ends) for ends in zip(sources, modules, targets, strict=True)]
         for link in self._chain:  # of a run that is resumed: it was on its way then
-            for kept in link.module.unheeded:
+            for kept in link.module.under_way.unheeded:
                 link.upstream.reply(*kept.tensors)
 
     def train(self, step: Step) -> None:

@@ -67,7 +67,7 @@ class Checkpoints:
                 f" resume with the configuration of that run"
             ) from None
         optimizer.load(module.optimizer, _below("optimizer.", named))
-        module.load_feedback(_below("feedback.", named))
+        module.under_way.load(_below("feedback.", named))
 
     def discard_after(self, step: int) -> None:
         """Delete what an interrupted run has begun beyond `step`, lest it mix with what follows."""
@@ -102,7 +102,7 @@ class Checkpoints:
 def _tensors(module: LocalModule) -> dict[str, Tensor]:
     parts = {
         "optimizer.": optimizer.tensors(module.optimizer),
-        "feedback.": module.feedback(),
+        "feedback.": module.under_way.tensors(),
         "": module.state_dict(),
     }
     return {

@@ -1,8 +1,10 @@
 """The run folder: what a run leaves behind, and where."""
 
+import json
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
@@ -43,12 +45,28 @@ class RunFolder:
         """The newest spans, in Chrome's trace format."""
         return self.path / "trace" / f"stage-{stage}.json"
 
-    def check(self, config: Config, resume: bool) -> None:
+    def check(self, config: Config, info: str, resume: bool) -> None:
         """Refuse to write over an earlier run, or to go on with another one.
 
+        Args:
+            config: of the run to be.
+            info: facts of its data, as JSON.
+            resume: whether it goes on from an earlier one.
+
         Raises:
-            UserError: something is there and `resume` is false, or it is a run of another network.
+            UserError: something is there and `resume` is false, it is a run of another network or
+                on other classes, or the folder cannot be read.
         """
+        try:
+            self._refuse_overwriting(resume)
+            if self.config.is_file():
+                self._refuse_another_run(config, info)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"run.dir: {_short(self.path)} cannot be read ({_reason(error)}); name another"
+            ) from None
+
+    def _refuse_overwriting(self, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
@@ -56,15 +74,17 @@ class RunFolder:
                 f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
                 f" pass run.resume=true to go on with it, or run.dir=ANOTHER"
             )
-        if self.config.is_file():
-            earlier = self.load_config()
-            fixed = ("model", "modules", "head", "precision")
-            changed = [name for name in fixed if getattr(earlier, name) != getattr(config, name)]
-            if changed:
-                raise UserError(
-                    f"run.resume: {self.path} holds a run with another {' and '.join(changed)};"
-                    f" resume it as it was, or name another run.dir"
-                )
+
+    def _refuse_another_run(self, config: Config, info: str) -> None:
+        before, now = _identity(self.load_config()), _identity(config)
+        if self.info.is_file():
+            before |= _classes(self.info.read_text())
+            now |= _classes(info)
+        if changed := [name for name, value in before.items() if now.get(name, value) != value]:
+            raise UserError(
+                f"run.resume: {self.path} holds a run with another {' and '.join(changed)};"
+                f" resume it as it was, or name another run.dir"
+            )
 
     def create(self, config: Config, info: str) -> None:
         """Make the folder and write the configuration; one that was there gets another name.
@@ -79,9 +99,9 @@ class RunFolder:
                 self.config.rename(self._free_name())
             self.config.write_text(text)
             self.info.write_text(info)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"run.dir: {self.path} cannot be written ({error}); name another"
+                f"run.dir: {_short(self.path)} cannot be written ({_reason(error)}); name another"
             ) from None
 
     def _free_name(self) -> Path:
@@ -99,3 +119,64 @@ class RunFolder:
                 f"{self.path} is not a run folder: it has no config.yaml; give the run.dir of a run"
             )
         return configfile.load(self.config)
+
+    def load_info(self) -> str:
+        """The facts of the data of the run that is here, as JSON.
+
+        Raises:
+            UserError: they are missing.
+        """
+        try:
+            return self.info.read_text()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.info} cannot be read ({_reason(error)}); restore it, or resume the run,"
+                f" which writes it again"
+            ) from None
+
+    def load_summary(self) -> dict[str, Any]:
+        """The results of the run that is here.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            facts: dict[str, Any] = json.loads(self.summary.read_text())
+            facts["steps"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{self.summary} is damaged ({_reason(error)}); remove it, and resuming writes it"
+                f" again"
+            ) from None
+        return facts
+
+
+def _identity(config: Config) -> dict[str, object]:
+    """What a run cannot change when it is resumed, since its checkpoints depend on it."""
+    return {
+        "model": config.model,
+        "modules": config.modules,
+        "head": config.head,
+        "precision": config.precision,
+        "optimizer.name": config.optimizer.name,
+    }
+
+
+def _classes(info: str) -> dict[str, object]:
+    """The same of its data; nothing where the file is damaged: it is written again."""
+    try:
+        facts = json.loads(info)
+        return {"set of classes": facts["classes"], "image shape": facts["image_shape"]}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def _short(path: Path) -> str:
+    """A path that fits a line."""
+    text = repr(str(path))[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _reason(error: Exception) -> str:
+    """An OSError would repeat the path, however long."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -27,11 +27,24 @@ class Metrics:
 
     def write(self, facts: Facts) -> None:
         """Append one line."""
-        self._file.write(json.dumps(facts) + "\n")
+        self._file.write(as_json(facts) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def as_json(facts: Facts, indent: int | None = None) -> str:
+    """Strict JSON: a number that is not finite, which JSON does not know, becomes null."""
+    return json.dumps(_strict(facts), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Clock:
@@ -82,16 +95,16 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def refuse_divergence(facts: Facts) -> None:
-    """Stop a run whose numbers mean nothing any more.
+def refuse_divergence(scores: dict[str, dict[str, float]], step: int) -> None:
+    """Stop a run whose evaluation means nothing any more.
 
     Raises:
         UserError: a loss is not finite; names the module and the step.
     """
-    for number, row in facts["modules"].items():
+    for number, row in scores.items():
         if not math.isfinite(row["loss"]):
             raise UserError(
-                f"module {number}: the loss is {row['loss']} at step {facts['step']};"
+                f"module {number}: the loss on the test set is {row['loss']} after step {step};"
                 f" lower optimizer.lr, raise optimizer.warmup or set optimizer.clip"
             )
 
@@ -104,13 +117,24 @@ def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:
     }
 
 
+def warnings(modules: list[LocalModule]) -> list[str]:
+    """A line for each module that has refused updates. Waits for the device."""
+    counts = {module.index + 1: int(module.guard.skipped) for module in modules}
+    return [
+        f"module {number}: {count} updates were skipped, as a loss or gradient was not finite"
+        for number, count in counts.items()
+        if count
+    ]
+
+
 def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
     """Each head's loss and accuracy on the whole test set, under its number (from 1)."""
     return {str(module.index + 1): _total(row) for module, row in zip(modules, scores, strict=True)}
 
 
 def _total(scores: list[Score]) -> dict[str, float]:
-    count = sum(int(score.count) for score in scores)
+    # without a readable image, the first stage ends the run
+    count = max(1, sum(int(score.count) for score in scores))
     return {
         "accuracy": sum(int(score.correct) for score in scores) / count,
         "loss": sum(float(score.loss) for score in scores) / count,

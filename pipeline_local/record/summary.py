@@ -1,7 +1,8 @@
 """The results of a run: gathered from all stages, written once, shown as a table."""
 
-import json
 import os
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_local.record.metrics import Facts
+from pipeline_local.record.metrics import Facts, as_json
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,14 @@ def combine(stages: list[Facts], samples: int) -> Facts:
 def write(summary: Facts, path: Path) -> None:
     """Write summary.json; it appears whole or not at all."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.write_text(as_json(summary, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Say on stderr what was passed over as the configuration asks, one line each."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def show(rows: list[Row], facts: Facts) -> None:

@@ -56,3 +56,24 @@ def test_absent_cifar_says_how_to_get_it(tmp_path, name, cls):
     ) as info:
         open_cifar(name, tmp_path, "train")
     assert "\n" not in str(info.value)
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_forged_cifar_file_is_never_unpickled(tmp_path):
+    """torchvision reads pickles, but compares their checksums first."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "made")))
+    with pytest.raises(UserError, match="no intact CIFAR10"):
+        open_cifar("cifar10", tmp_path, "train")
+    assert not (tmp_path / "made").exists()

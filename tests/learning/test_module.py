@@ -491,5 +491,5 @@ def test_what_is_under_way_is_let_go_once_it_is_heeded():
             module.heed(step, y)
         module.update(step)
         due = [n for n in (0, 3, 6, 9) if n <= number < n + FEEDBACK_DELAY]
-        assert [kept.step for kept in module.awaiting] == due
-        assert [kept.step for kept in module.unheeded] == due
+        assert [kept.step for kept in module.under_way.awaiting] == due
+        assert [kept.step for kept in module.under_way.unheeded] == due

@@ -31,16 +31,17 @@ def free(num_classes, image_shape, **keys):
     return mlp.build(num_classes, image_shape, **keys)
 
 def flat(num_classes, image_shape):
-    return [nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)), nn.ReLU(inplace=True), nn.Linear(4, 2)]
+    first = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    return [first, nn.ReLU(inplace=True), nn.Linear(4, num_classes)]
 
 def tokens(num_classes, image_shape):
     layer = nn.TransformerEncoderLayer(32, 2, 16, batch_first=True)
-    return [nn.Flatten(1, 2), layer, nn.Linear(32, num_classes)]
+    return [nn.Flatten(1, 2), layer, nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))]
 
 def inplace(num_classes, image_shape):
     act = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Sequential(nn.ReLU(inplace=True)))
     later = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True))
-    return [act, later, nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))]
+    return [act, later, nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))]
 
 def nothing(num_classes, image_shape):
     return 3
@@ -64,10 +65,11 @@ class Forgetful(nn.Linear):
         self.register_buffer("order", torch.arange(4))
 
 def unresettable(num_classes, image_shape):
-    return [nn.Flatten(), ("body", nn.Sequential(nn.Linear(3072, 4), Scale())), nn.Linear(4, 2)]
+    body = nn.Sequential(nn.Linear(3072, 4), Scale())
+    return [nn.Flatten(), ("body", body), nn.Linear(4, num_classes)]
 
 def forgetful(num_classes, image_shape):
-    return [nn.Sequential(nn.Flatten(), Forgetful()), nn.Linear(4, 2)]
+    return [nn.Sequential(nn.Flatten(), Forgetful()), nn.Linear(4, num_classes)]
 
 def shared(num_classes, image_shape):
     conv = nn.Conv2d(3, 3, 1)
@@ -77,7 +79,7 @@ def twice(num_classes, image_shape):
     return [("a", nn.Identity()), ("a", nn.Identity()), nn.Flatten()]
 
 def shrinking(num_classes, image_shape):
-    return [nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(3072, 2)]
+    return [nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(3072, num_classes)]
 
 def impossible(num_classes, image_shape):
     return [nn.Conv2d(4, 3, 1), nn.Flatten()]

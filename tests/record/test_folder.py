@@ -11,16 +11,16 @@ CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"
 
 def test_a_new_or_empty_folder_is_fine(tmp_path):
     config = configfile.parse(CONFIG)
-    RunFolder(tmp_path / "new").check(config, resume=False)
-    RunFolder(tmp_path).check(config, resume=False)
+    RunFolder(tmp_path / "new").check(config, "{}", resume=False)
+    RunFolder(tmp_path).check(config, "{}", resume=False)
 
 
 def test_an_existing_run_is_only_resumed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create(configfile.parse(CONFIG), "{}")
     with pytest.raises(UserError, match=r"never overwritten; pass run\.resume=true"):
-        folder.check(configfile.parse(CONFIG), resume=False)
-    folder.check(configfile.parse(CONFIG), resume=True)
+        folder.check(configfile.parse(CONFIG), "{}", resume=False)
+    folder.check(configfile.parse(CONFIG), "{}", resume=True)
     assert folder.load_config() == configfile.parse(CONFIG)
 
 
@@ -38,7 +38,7 @@ def test_an_earlier_configuration_is_kept(tmp_path):
 def test_what_is_not_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        RunFolder(tmp_path / "file").check(configfile.parse(CONFIG), resume=True)
+        RunFolder(tmp_path / "file").check(configfile.parse(CONFIG), "{}", resume=True)
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder(tmp_path).load_config()
     with pytest.raises(UserError, match="cannot be written"):

@@ -1,0 +1,235 @@
+"""No update that is not finite gets through; what was refused is as if it had never been asked."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local import configfile, trainer
+from pipeline_local.config import OptimizerConfig, ReconcileConfig
+from pipeline_local.errors import UserError
+from pipeline_local.learning import optimizer
+from pipeline_local.learning.module import LocalModule, Rules
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.place import Place
+
+NAN, INF = float("nan"), float("inf")
+OPTIMIZERS = {
+    "sgd": lambda p: optimizer.build(OptimizerConfig(momentum=0.9), p),
+    "plain sgd": lambda p: optimizer.build(OptimizerConfig(momentum=0.0), p),
+    "adamw": lambda p: optimizer.build(OptimizerConfig(name="adamw"), p),
+    "not fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+}
+
+
+def make(policy="skip", name="sgd", index=1, **rules):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(7, 9), nn.BatchNorm1d(9), nn.Tanh())
+    settings = Rules(on_nan=policy, reconcile=ReconcileConfig(weight=0.5, every=1), **rules)
+    return LocalModule(index, body, nn.Linear(9, 5), OPTIMIZERS[name], settings)
+
+
+def batch(number, size=8):
+    draw = torch.Generator().manual_seed(number)
+    x, s = torch.randn(2, size, 7, generator=draw)
+    return x, torch.randint(5, (size,), generator=draw), s
+
+
+def run(module, steps, bad=(), spoil=NAN, where="input", microbatches=1):
+    """Train; in the steps `bad`, one number of the input or of the signal is spoilt."""
+    for number in steps:
+        x, labels, s = batch(number)
+        if number in bad:
+            {"input": x, "signal": s}[where][-1, 3] = spoil
+        step = Step(number, lr=0.1, microbatches=microbatches, reconcile=True, compare=True)
+        parts = zip(*(t.chunk(microbatches) for t in (x, labels, s)), strict=True)
+        for i, (x_i, labels_i, s_i) in enumerate(parts):
+            module(x_i, labels_i, step, i)
+            module.signal()
+            module.learn(s_i)
+        module.update(step)
+    return module
+
+
+def everything(module):
+    named = optimizer.tensors(module.optimizer) | dict(module.state_dict())
+    return {name: value.clone() for name, value in named.items()}
+
+
+def assert_same(left, right):
+    assert list(left) == list(right)
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize("where", ["input", "signal"])
+@pytest.mark.parametrize("spoil", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_skipped_step_leaves_no_trace(name, spoil, where):
+    """Weights, statistics, momentum and step counts: also if the very first step is skipped."""
+    without = run(make(name=name), [2, 3, 5])
+    skipping = run(make(name=name), range(1, 6), bad=(1, 4), spoil=spoil, where=where)
+    assert_same(everything(skipping), everything(without))
+    assert skipping.metrics["skipped_updates"].item() == 2
+
+
+def test_one_bad_microbatch_skips_the_whole_update():
+    without = run(make(), [0, 2], microbatches=2)
+    skipping = run(make(), range(3), bad=(1,), microbatches=2)
+    assert_same(everything(skipping), everything(without))
+
+
+def test_a_clipped_gradient_is_judged_too():
+    without = run(make(clip=0.1), [0, 2])
+    assert_same(everything(run(make(clip=0.1), range(3), bad=(1,))), everything(without))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_nan_both_policies_give_the_same_bytes(name):
+    skip, fail = run(make("skip", name), range(4)), run(make("fail", name), range(4))
+    assert_same(everything(skip), everything(fail))
+    assert skip.metrics["skipped_updates"] == 0
+    assert "skipped_updates" not in fail.metrics
+    for module in (skip, fail):
+        module.guard.verify()
+        module.guard.verify_weights(4)
+
+
+def test_fail_names_module_and_first_step_though_steps_later_are_fine():
+    module = run(make("fail"), range(5), bad=(2, 3))
+    with pytest.raises(UserError, match=r"^module 2: .* not finite at step 3; lower .*skip$"):
+        module.guard.verify()
+    assert all(p.isfinite().all() for p in module.parameters()), "the weights are never touched"
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_weights_that_a_finite_gradient_has_spoilt_are_refused(policy):
+    """Too long a step: the gradient is finite, the weight is not."""
+    module = make(policy, "not fused")
+    x, labels, s = batch(0)
+    step = Step(0, lr=INF, compare=True)
+    module(x, labels, step)
+    module.signal()
+    module.learn(s)
+    module.update(step)
+    module.guard.verify()
+    with pytest.raises(UserError, match=r"^module 2: a weight is not finite after step 1; lower"):
+        module.guard.verify_weights(1)
+
+
+def test_infinite_buffers_are_fine():
+    """As those of an attention mask are."""
+    module = make()
+    module.body.register_buffer("mask", torch.tensor([0.0, -INF]))
+    module.guard.verify_weights(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_the_host_never_waits_for_the_verdict(policy, name):
+    module = make(policy, name, index=0).cuda()
+    x, labels, _ = (t.cuda() for t in batch(0))
+    for number in range(3):
+        step = Step(number, lr=0.1)
+        module(x, labels, step)
+        module.signal()
+        module.learn()
+        if number == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            module.update(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# -- a whole run: a block in the middle that now and then gives NaN -----------------------------
+
+TRAP = """
+import torch
+from torch import nn
+
+class Trap(nn.Module):
+    def forward(self, x):
+        return x * torch.where(x[0, 0].detach() > {threshold}, float('nan'), 1.0)
+
+def build(num_classes, image_shape):
+    return [
+        ("one", nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16))),
+        ("two", nn.Sequential(Trap(), nn.Linear(16, 16), nn.BatchNorm1d(16))),
+        ("three", nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))),
+        ("four", nn.Sequential(nn.Linear(16, 16), nn.Tanh())),
+        ("classifier", nn.Linear(16, num_classes)),
+    ]
+"""
+
+
+def train(folder, place, policy, threshold=0.8, **changes):
+    (folder / "trap.py").write_text(TRAP.format(threshold=threshold))
+    tree = {
+        "model": {"name": "python:trap:build"},
+        "modules": {"count": 4},
+        "head": {"name": "linear"},
+        "reconcile": {"weight": 0.1, "every": 1},
+        "data": {"name": "digits", "batch_size": 32},
+        "train": {"steps": 20, "log_every": 7, "evaluate_every": 50, "on_nan": policy},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(folder / f"{place.world_size}-{policy}-{threshold}")},
+    }
+    for key, value in changes.items():
+        tree[key] = tree.get(key, {}) | value
+    trainer.train(configfile.parse(tree), place)
+    return Path(tree["run"]["dir"])
+
+
+def stage(place, *arguments):
+    return train(arguments[0], place, *arguments[1:])
+
+
+def tensors(run):
+    return [path.read_bytes() for path in sorted(run.glob("checkpoints/step-*20/*"))]
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("trap", None)
+
+
+def last_skipped(run):
+    lines = [json.loads(x) for p in run.glob("metrics/*") for x in p.read_text().splitlines()]
+    rows = [x["modules"] for x in lines if x["event"] == "train" and x["step"] == 20]
+    return {int(k): row["skipped_updates"] for part in rows for k, row in part.items()}
+
+
+def test_each_module_decides_for_itself_on_any_number_of_stages(trap, run_ranks, capsys):
+    single = train(trap, Place(), "skip")
+    skipped = last_skipped(single)
+    assert skipped[1] == 0, "upstream of the trap, nothing is wrong"
+    assert 0 < skipped[2] < 20
+    assert skipped[2] == skipped[3] == skipped[4], "what is sent downstream is judged there"
+    assert f"module 2: {skipped[2]:.0f} updates were skipped" in capsys.readouterr().err
+    assert len(tensors(single)) == 4
+    for size in (2, 4):
+        runs = run_ranks(stage, size, trap, "skip")
+        assert tensors(runs[0]) == tensors(single)
+        assert last_skipped(runs[0]) == skipped
+
+
+def test_without_nan_a_run_is_the_same_with_either_policy(trap):
+    runs = [train(trap, Place(), policy, threshold=1e9) for policy in ("fail", "skip")]
+    assert tensors(runs[0]) == tensors(runs[1])
+
+
+def test_fail_stops_before_a_checkpoint_is_written(trap):
+    """The trap snaps between two logged steps; the checkpoints before it stay."""
+    with pytest.raises(UserError, match=r"^module [234]: .* not finite at step \d+; "):
+        train(trap, Place(), "fail", checkpoint={"every_steps": 1, "keep": 99})
+    (run,) = trap.glob("1-fail-*")
+    assert not (run / "summary.json").exists()
+    assert not tensors(run)
