@@ -61,8 +61,8 @@ def _lead(config: Config, place: Place) -> Facts:
     folder = RunFolder(config.run.dir)
     folder.create(config, info.to_json())
     checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
-    step = checkpoints.latest() or 0
-    checkpoints.discard_after(step)
+    step = checkpoints.latest() or 0  # reads and verifies all K files
+    checkpoints.set_aside_after(step)
     steps = Schedule(config, info.num_train, info.num_test).num_steps
     complete = step >= steps and folder.summary.is_file()
     text = configfile.dump(config)

@@ -8,10 +8,12 @@ from pathlib import Path
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
+    EXIT_STOPPED,
     EXIT_USER_ERROR,
     ConfigError,
     NeighbourLostError,
     RefusedElsewhereError,
+    StoppedError,
     UserError,
 )
 from pipeline_local.pipeline.place import Place
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NeighbourLostError as error:
         _explain(error)
         return EXIT_NEIGHBOUR_LOST
+    except StoppedError:
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         return 130
 

@@ -2,12 +2,14 @@
 
 import json
 from contextlib import AbstractContextManager
+from typing import NoReturn
 
 import torch
 
 from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
@@ -17,12 +19,14 @@ from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joi
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
+from pipeline_local.pipeline.stop import Stop
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
+from pipeline_local.record.writer import Writer
 
 
 def train(config: Config, place: Place | None = None) -> Facts:
@@ -37,6 +41,7 @@ def train(config: Config, place: Place | None = None) -> Facts:
 
     Raises:
         UserError: what the user must mend.
+        StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
@@ -117,7 +122,9 @@ class Trainer:
         self.board = board
         self.start = start
         self.folder = folder
+        self.stop = Stop(board)
         self.checkpoints = Checkpoints(folder.checkpoints, config.modules.count)
+        self.writer = Writer(self.checkpoints, config.checkpoint.keep)
         self.trace = Trace()
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
@@ -128,18 +135,31 @@ class Trainer:
         self.display = self._display()
 
     def run(self) -> Facts:
-        """Follow the schedule to its end."""
-        self.display.announce(self._plan())
+        """Follow the schedule to its end, or until a signal asks to stop."""
+        with self.stop.listening():
+            self.display.announce(self._plan())
+            self._follow()
+            return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
+
+    def _follow(self) -> None:
         try:
-            for action in self.blueprint.schedule.actions(self.start):
+            for action in self.stop.follow(self.blueprint.schedule.actions(self.start)):
                 self._do(action)
+            with self.clock.saving():
+                self.writer.wait()
             self.downstream.close()
         finally:
+            self.writer.close()
             self.upstream.close()
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-        return self._conclude()
+
+    def _leave(self, step: int) -> NoReturn:
+        self.stop.leave_together(TIMEOUT)
+        error = StoppedError(step)
+        self.display.announce([str(error)])
+        raise error
 
     def _do(self, action: Action) -> None:
         match action:
@@ -152,6 +172,7 @@ class Trainer:
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
+        self.writer.check()
         with self._training_clock():
             self.stage.train(step)
             if step.log:
@@ -169,12 +190,9 @@ class Trainer:
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:
-        """Write this stage's modules."""
-        with self._training_clock(steps=0):
-            metrics.settle(self.place.device)
+        """Begin to write this stage's modules."""
         with self.clock.saving():
-            self.checkpoints.save(self.stage.modules, action.number)
-            self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+            self.writer.save(self.stage.modules, action.number)
 
     def _training_clock(self, steps: int = 1) -> AbstractContextManager[None]:
         return self.clock.training(lambda: self.upstream.waited + self.downstream.waited, steps)
@@ -212,7 +230,7 @@ class Trainer:
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind != "nccl",
-            **self.clock.facts(),
+            **self.clock.facts(self.writer.device_seconds),
         }
         self.board.pin("result", facts)
         if self.place.rank > 0:
@@ -220,6 +238,7 @@ class Trainer:
         steps = self.blueprint.schedule.num_steps - self.start
         samples = steps * self.blueprint.config.data.batch_size
         facts = summary.combine(self.board.gather("result", TIMEOUT), samples)
+        self.checkpoints.prune(self.blueprint.config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         return facts

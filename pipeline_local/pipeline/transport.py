@@ -112,7 +112,16 @@ class Sender:
         self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
 
     def close(self) -> None:
-        """Wait until everything has been taken over by the other end."""
+        """Wait until everything has been taken over by the other end.
+
+        If the run ends before its traffic does, the other end has already posted its next receive:
+        it gets zeros, so that no transfer is left hanging.
+        """
+        if self._unfinished:
+            device = self._unfinished[-1][-1].tensor.device
+            specs = next(self._traffic, ())
+            zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
+            self._unfinished.append([self._wire.isend(tensor) for tensor in zeros])
         while self._unfinished:
             self._finish_oldest()
 
