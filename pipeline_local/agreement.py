@@ -61,8 +61,8 @@ def _lead(config: Config, place: Place) -> Facts:
     folder = RunFolder(config.run.dir)
     folder.create(config, info)
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-    step = checkpoints.latest() or 0
-    checkpoints.discard_after(step)
+    step = checkpoints.latest() or 0  # reads and verifies all K files
+    checkpoints.set_aside_after(step)
     complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
     return {"config": configfile.dump(config), "info": info, "step": step, "complete": complete}
 

@@ -11,11 +11,13 @@ from pipeline_local import __version__, configfile
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
     EXIT_STALLED,
+    EXIT_STOPPED,
     EXIT_USER_ERROR,
     ConfigError,
     NeighbourLostError,
     RefusedElsewhereError,
     StalledError,
+    StoppedError,
     UserError,
 )
 from pipeline_local.pipeline.place import Place
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StalledError as error:
         _explain(error)
         return EXIT_STALLED
+    except StoppedError:
+        return EXIT_STOPPED
     except (MemoryError, RuntimeError) as error:
         if (shortage := _memory_shortage(error)) is None:
             raise

@@ -3,6 +3,8 @@
 EXIT_USER_ERROR = 2
 EXIT_NEIGHBOUR_LOST = 3
 EXIT_STALLED = 4
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: not done, nothing wrong, try again."""
 
 
 class UserError(Exception):
@@ -43,3 +45,18 @@ class StalledError(Exception):
 
 class RefusedElsewhereError(Exception):
     """Another rank has refused the run and says why; this one ends in silence. Exit code 2."""
+
+
+class StoppedError(Exception):
+    """A signal has asked the run to stop: all ranks have saved the same step. Exit code 75.
+
+    Args:
+        step: optimizer steps done, of which there is a complete checkpoint.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(
+            f"stopped by a signal after step {step}, of which there is a complete checkpoint;"
+            f" go on with run.resume=true"
+        )

@@ -1,6 +1,7 @@
 """config -> modules -> stage -> the schedule."""
 
 from contextlib import AbstractContextManager, ExitStack
+from typing import NoReturn
 
 import torch
 
@@ -8,6 +9,7 @@ from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.skipping import Skipped
+from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
@@ -17,6 +19,7 @@ from pipeline_local.pipeline.edges import connect
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.stop import Stop
 from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
@@ -24,6 +27,7 @@ from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
+from pipeline_local.record.writer import Writer
 
 
 def train(config: Config, place: Place | None = None) -> Facts:
@@ -38,6 +42,7 @@ def train(config: Config, place: Place | None = None) -> Facts:
 
     Raises:
         UserError: what the user must mend.
+        StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
@@ -126,7 +131,9 @@ class Trainer:
         self.whereabouts = whereabouts
         self.start = start
         self.folder = folder
+        self.stop = Stop(board)
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
+        self.writer = Writer(self.checkpoints, config.checkpoint.keep)
         self.trace = Trace(whereabouts=whereabouts)
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.clock = metrics.Clock()
@@ -140,20 +147,44 @@ class Trainer:
         self.display = self._display()
 
     def run(self) -> Facts:
-        """Follow the schedule to its end."""
-        self.display.announce(self._plan())
+        """Follow the schedule to its end, or until a signal asks to stop."""
+        with self.stop.listening():
+            self.display.announce(self._plan())
+            self._follow()
+            with self.whereabouts.during("end", self._done):
+                return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
+
+    def _follow(self) -> None:
         try:
-            for action in self.blueprint.schedule.actions(self.start):
+            for action in self.stop.follow(self.blueprint.schedule.actions(self.start)):
                 with self._phase(action):
                     self._do(action)
+            with self.whereabouts.during("checkpoint", self._done, "last", act="write"):
+                self._finish_writing()
+            self.downstream.close(len(self.stage.modules[-1].under_way.awaiting))
             self.downstream.close()
         finally:
+            self.writer.close()
             self.upstream.close()
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-        with self.whereabouts.during("end", self.blueprint.schedule.num_steps):
-            return self._conclude()
+
+    def _finish_writing(self) -> None:
+        with self.clock.saving():
+            self.writer.wait()
+
+    @property
+    def _done(self) -> int:
+        """Optimizer steps at the end."""
+        stopped = self.stop.after
+        return self.blueprint.schedule.num_steps if stopped is None else stopped
+
+    def _leave(self, step: int) -> NoReturn:
+        self.stop.leave_together(TIMEOUT)
+        error = StoppedError(step)
+        self.display.announce([str(error)])
+        raise error
 
     def _do(self, action: Action) -> None:
         match action:
@@ -178,6 +209,7 @@ class Trainer:
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
+        self.writer.check()
         with self._training_clock():
             self.stage.train(step)
             if step.log:
@@ -197,14 +229,13 @@ class Trainer:
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:
-        """Write this stage's modules."""
+        """Begin to write this stage's modules."""
         with self._training_clock(steps=0):
             self._settle()
         with self.clock.saving():
             for module in self.stage.modules:
                 module.guard.verify_weights(action.number)
-            self.checkpoints.save(self.stage.modules, action.number)
-            self.checkpoints.prune(self.blueprint.config.checkpoint.keep)
+            self.writer.save(self.stage.modules, action.number)
 
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
@@ -250,7 +281,7 @@ class Trainer:
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind != "nccl",
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
-            **self.clock.facts(),
+            **self.clock.facts(self.writer.device_seconds),
         }
         self.board.pin("result", facts)
         if self.place.rank > 0:
@@ -259,6 +290,7 @@ class Trainer:
         samples = steps * self.blueprint.config.data.batch_size
         results = self.board.gather("result", TIMEOUT)
         facts = summary.combine(results, samples)
+        self.checkpoints.prune(self.blueprint.config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])

@@ -1,13 +1,8 @@
 """Batches: every one is a pure function of its step, so loading may start at any step.
 
-Loader processes only share out the steps. They come from a fork server: a rank has threads
-(gloo, NCCL, its board) and perhaps a CUDA context, which a plain fork would copy in a broken state,
-while a spawned process would import torch again for every evaluation.
+Loader processes (`loaders.py`) only share out the steps.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -20,6 +15,7 @@ from torch.utils.data import DataLoader
 from pipeline_local.config import DataConfig
 from pipeline_local.data.augment import augment, fit
 from pipeline_local.data.datasets import DataInfo, open_split
+from pipeline_local.data.loaders import obey_rank_only, start_server
 from pipeline_local.data.mixup import mixup
 from pipeline_local.data.sampler import train_indices
 from pipeline_local.data.skipping import Skipped, read_or_next, read_or_none
@@ -173,14 +169,14 @@ def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> 
     """The loader processes end with the iterator, also when it is dropped or closed early."""
     workers = min(workers, len(steps))
     if workers:
-        multiprocessing.set_forkserver_preload([__name__])  # so that a fork has torch at once
+        start_server(preload=__name__)
     loader = DataLoader(
         _Steps(source),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=obey_rank_only,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader draws from the caller's
     )
@@ -190,15 +186,3 @@ def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> 
         (images, labels), paths = item
         skipped.add(paths)
         yield images, labels
-
-
-def _end_with_parent(worker: int) -> None:
-    """A killed rank would leave its loaders behind, as their system parent is the fork server."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

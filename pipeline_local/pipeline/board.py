@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline_local.errors import RefusedElsewhereError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 
 Facts = dict[str, Any]
 
@@ -31,8 +31,12 @@ class Board:
         self._world_size = world_size
 
     def pin(self, topic: str, facts: Facts) -> None:
-        """Replace this rank's slip."""
-        self._store.set(f"{topic}/{self.rank}", json.dumps(facts))
+        """Replace this rank's slip.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        self.post(f"{topic}/{self.rank}", facts)
 
     def look(self, topic: str) -> list[Facts]:
         """The slips that are there, in rank order."""
@@ -72,6 +76,27 @@ class Board:
         """The slips of all ranks, once they are there."""
         return [self.wait(topic, rank, timeout) for rank in range(self._world_size)]
 
+    def post(self, topic: str, facts: Facts) -> None:
+        """Replace the one slip that all ranks share.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        with _reachable():
+            self._store.set(topic, json.dumps(facts))
+
+    def posted(self, topic: str) -> Facts | None:
+        """The slip that all ranks share; None if there is none yet.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        with _reachable():
+            if not self._store.check([topic]):
+                return None
+            facts: Facts = json.loads(self._store.get(topic))
+            return facts
+
     @contextmanager
     def unanimous(self, timeout: timedelta) -> Iterator[None]:
         """Leave the enclosed work together: once all ranks have done it, or none goes on.
@@ -95,3 +120,12 @@ class Board:
             raise RefusedElsewhereError from None
         if verdict["refused"]:
             raise RefusedElsewhereError
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise NeighbourLostError(0, f"its board does not answer: {reason}") from error

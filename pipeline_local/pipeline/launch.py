@@ -5,12 +5,18 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.orphan import LAUNCHER
 
@@ -21,29 +27,37 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     The ranks end with this process, also when it is killed.
 
     Returns:
-        0, or the exit code of the rank that is the cause (`cause`).
+        0, or the exit code of the rank that is the cause (`cause`). After a signal that asked the
+        ranks to stop, their exit code, too.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    ranks = _ranks(count, arguments)
+    agent = LocalElasticAgent(ranks, DefaultLogsSpecs())
     try:
-        elastic_launch(settings, sys.executable)("-m", "pipeline_local", *arguments)
-    except ChildFailedError as error:
-        return cause(error.failures)
+        with _passing_on(agent):
+            result = agent.run()
     except SignalException as error:
         return 128 + error.sigval
     finally:
+        ranks.rdzv_handler.shutdown()
         del os.environ[LAUNCHER]
-    return 0
+    return cause(result.failures) if result.is_failed() else 0
+
+
+def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
+    meeting = RendezvousParameters(
+        backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1
+    )
+    return WorkerSpec(
+        role="default",
+        local_world_size=count,
+        entrypoint=sys.executable,
+        args=("-m", "pipeline_local", *arguments),
+        rdzv_handler=get_rendezvous_handler(meeting),
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> int:
@@ -77,3 +91,30 @@ def _tell(failures: Mapping[int, ProcessFailure]) -> None:
 
 
 _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)
+
+
+@contextmanager
+def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
+    """Pass a signal that asks to stop on to the ranks, and go on waiting for them.
+
+    The agent itself would forget their exit codes, and kill after 30 seconds those that still
+    write. A second signal (or one before there are ranks) is left to the agent, which does that.
+    """
+    heard = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        heard.append(number)
+        ranks = [w.id for w in agent.get_worker_group().workers if isinstance(w.id, int)]
+        if len(heard) > 1 or not ranks:
+            raise SignalException("asked to end", signal.Signals(number))
+        for rank in ranks:
+            os.kill(rank, number)
+
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # the others are ours
+    earlier = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -138,7 +138,16 @@ class Sender:
         self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
 
     def close(self) -> None:
-        """Wait until everything has been taken over by the other end."""
+        """Wait until everything has been taken over by the other end.
+
+        If the run ends before its traffic does, the other end has already posted its next receive:
+        it gets zeros, so that no transfer is left hanging.
+        """
+        if self._unfinished:
+            device = self._unfinished[-1][-1].tensor.device
+            specs = self._next or ()
+            zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
+            self._unfinished.append([self._wire.isend(tensor) for tensor in zeros])
         while self._unfinished:
             self._finish_oldest()
 
@@ -170,8 +179,18 @@ class Receiver:
         self._posted = self._post()
         return message
 
+    def drain(self, count: int) -> None:
+        """Take the messages that are still on their way, if the run ends before its traffic does.
+
+        Args:
+            count: as many at most; the end of the traffic counts, too.
+        """
+        for _ in range(count):
+            if self._posted:
+                self.recv()
+
     def close(self) -> None:
-        """Nothing is left to take: every message of the contract has been received."""
+        """Nothing is left to take."""
 
     def _post(self) -> list[Pending]:
         return [self._wire.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]
@@ -237,6 +256,12 @@ class Outlet:
         assert self.replies is not None, "the schedule has feedback, and so has the edge"
         return self.replies.recv()
 
-    def close(self) -> None:
-        """Wait until every message has been taken over."""
+    def close(self, replies: int = 0) -> None:
+        """Wait until every message has been taken over.
+
+        Args:
+            replies: input gradients that are on their way and will not be heeded any more.
+        """
+        if self.replies is not None:
+            self.replies.drain(replies)
         self.messages.close()

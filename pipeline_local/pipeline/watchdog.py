@@ -25,7 +25,12 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, StalledError
+from pipeline_local.errors import (
+    NeighbourLostError,
+    RefusedElsewhereError,
+    StalledError,
+    StoppedError,
+)
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.diagnosis import BEATS_MISSED, Verdict, find_stall, of_death
 from pipeline_local.pipeline.heartbeat import Heartbeats, Stopwatch
@@ -43,7 +48,7 @@ PATIENCE_SECONDS = 2.0
 """Longest wait for a board that does not answer."""
 UNWIND_SECONDS = 10.0
 """An interrupted main thread may take this long to end."""
-PEACEFUL = (RefusedElsewhereError, SystemExit)
+PEACEFUL = (RefusedElsewhereError, StoppedError, SystemExit)
 """With these a rank leaves without being anybody's reason to end."""
 MEETING = timedelta(minutes=30)
 

@@ -1,23 +1,33 @@
-"""Checkpoints: one safetensors file per module, keyed by module, not by rank.
+"""Checkpoints: one sealed file per module, keyed by module, not by rank.
 
 Step t at every stage is a consistent cut by construction, so a stage writes its modules after its
-own step t without asking anybody. A checkpoint counts once all K modules are there; it can be
-resumed on any number of stages. Nothing random is saved, for nothing random has a state.
+own step t without asking anybody. A checkpoint counts once all K modules are there and match their
+checksums; it can be resumed on any number of stages. Nothing random is saved, for nothing random
+has a state.
 """
 
-import os
+import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.record import sealed
+from pipeline_local.record.sealed import BrokenSealError
+
+Tell = Callable[[str], None]
+
+
+def warn(line: str) -> None:
+    """Tell people something that stops nothing."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -31,33 +41,71 @@ class Checkpoints:
 
     folder: Path
     num_modules: int
+    _sound: set[int] = field(default_factory=set, repr=False)
+    """Steps that have been verified here."""
 
     def save(self, modules: Iterable[LocalModule], step: int) -> None:
-        """Write modules after `step` optimizer steps; a file appears whole or not at all."""
-        target = self._at(step)
-        target.mkdir(parents=True, exist_ok=True)
-        for module in modules:
-            data = save(_tensors(module), metadata={"step": str(step)})
-            _write_atomically(self._file(step, module.index), data)
+        """Write modules, as they are now, after `step` optimizer steps.
 
-    def latest(self) -> int | None:
-        """The newest step of which all modules are there."""
-        return max(self._complete(), default=None)
+        Raises:
+            OSError: no room, no permission.
+        """
+        for module in modules:
+            host = {name: value.cpu().contiguous() for name, value in tensors(module).items()}
+            self.write(module.index, host, step)
+
+    def write(self, index: int, state: Mapping[str, Tensor], step: int) -> None:
+        """Write one module's state (on the CPU); the file appears whole or not at all.
+
+        Raises:
+            OSError: no room, no permission.
+        """
+        target = self.at(step)
+        if not target.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+            sealed.sync_folder(self.folder)
+        facts = {"module": str(index + 1), "step": str(step)}
+        sealed.write(self._file(step, index), state, facts)
+
+    def latest(self, tell: Tell = warn) -> int | None:
+        """The newest step of which all modules are there and match their checksums.
+
+        Reads every file of it. What does not count is named, one line per checkpoint.
+        """
+        for step in reversed(self._steps()):
+            problems = self.problems(step)
+            if not problems:
+                self._sound.add(step)
+                return step
+            tell(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
+        return None
+
+    def problems(self, step: int) -> dict[int, str]:
+        """Which modules (from 0) of a checkpoint are not as they were written, and why not."""
+        found = {}
+        for index in range(self.num_modules):
+            path = self._file(step, index)
+            try:
+                facts = sealed.verify(path)
+            except BrokenSealError as error:
+                found[index] = f"{path.name} {error}"
+                continue
+            if (facts.get("module"), facts.get("step")) != (str(index + 1), str(step)):
+                found[index] = f"{path.name} is of another module or step"
+        return found
 
     def load(self, module: LocalModule, step: int) -> None:
         """Put a module back to where it was after `step` optimizer steps.
 
         Raises:
-            UserError: the file is unreadable, or of another model.
+            UserError: the file is damaged, or of another model.
         """
         path = self._file(step, module.index)
         try:
-            with safe_open(path, framework="pt") as file:
-                named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            named = sealed.read(path)
+        except BrokenSealError as error:
             raise UserError(
-                f"checkpoint {path} cannot be read ({error}); delete its folder to fall back to"
-                f" an earlier checkpoint"
+                f"checkpoint {path} {error}; start once more, to fall back to an earlier checkpoint"
             ) from None
         try:
             module.load_state_dict(_below("", named), strict=True)
@@ -69,44 +117,69 @@ class Checkpoints:
         optimizer.load(module.optimizer, _below("optimizer.", named))
         module.under_way.load(_below("feedback.", named))
 
-    def discard_after(self, step: int) -> None:
-        """Delete what an interrupted run has begun beyond `step`, lest it mix with what follows."""
+    def set_aside_after(self, step: int, tell: Tell = warn) -> None:
+        """Rename what lies beyond `step`, lest it mix with what follows. Nothing is deleted.
+
+        A checkpoint that only lacks files was cut off while it was written: `step-*.unfinished`.
+        Any other one is damaged: `step-*.damaged`.
+        """
         for later in self._steps():
             if later > step:
-                shutil.rmtree(self._at(later))
+                missing = [not self._file(later, k).exists() for k in self.problems(later)]
+                aside = self._aside(later, "unfinished" if all(missing) else "damaged")
+                self.at(later).rename(aside)
+                tell(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` complete checkpoints, and what is older than those."""
-        complete = sorted(self._complete())
-        if len(complete) <= keep:
+        """Delete all but the newest `keep` sound checkpoints, and what is older than those.
+
+        Damaged ones that were set aside stay; unfinished ones go with the others of their age.
+        """
+        sound = [step for step in self._steps() if self._is_sound(step)]
+        if len(sound) < keep:
             return
-        for step in self._steps():
-            if step < complete[-keep]:  # all ranks tidy up, so another one may be at it
-                shutil.rmtree(self._at(step), ignore_errors=True)
+        for path in self.folder.glob("step-*"):
+            name = re.fullmatch(r"step-(\d+)(\.unfinished(-\d+)?)?", path.name)
+            if name and int(name[1]) < sound[-keep]:  # another rank may be at it
+                shutil.rmtree(path, ignore_errors=True)
+
+    def at(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self.folder / f"step-{step:08d}"
+
+    def _is_sound(self, step: int) -> bool:
+        if step not in self._sound:
+            there = all(self._file(step, k).is_file() for k in range(self.num_modules))
+            if there and not self.problems(step):
+                self._sound.add(step)
+        return step in self._sound
 
     def _steps(self) -> list[int]:
         names = [path.name for path in self.folder.glob("step-*")]
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
-    def _complete(self) -> list[int]:
-        modules = range(self.num_modules)
-        return [s for s in self._steps() if all(self._file(s, k).is_file() for k in modules)]
-
-    def _at(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def _aside(self, step: int, kind: str) -> Path:
+        name = f"{self.at(step).name}.{kind}"
+        names = (self.folder / (f"{name}-{n}" if n else name) for n in count())
+        return next(path for path in names if not path.exists())
 
     def _file(self, step: int, index: int) -> Path:
-        return self._at(step) / f"module-{index + 1:03d}.safetensors"
+        return self.at(step) / f"module-{index + 1:03d}.safetensors"
 
 
-def _tensors(module: LocalModule) -> dict[str, Tensor]:
+def tensors(module: LocalModule) -> dict[str, Tensor]:
+    """Everything that a module's future depends on, by name; not copied.
+
+    Weights and buffers under their own names, the optimizer's state behind `optimizer.`, what is
+    under way between the module and its neighbours behind `feedback.`.
+    """
     parts = {
         "optimizer.": optimizer.tensors(module.optimizer),
         "feedback.": module.under_way.tensors(),
         "": module.state_dict(),
     }
     return {
-        f"{prefix}{name}": value.detach().cpu().contiguous()
+        f"{prefix}{name}": value.detach()
         for prefix, named in parts.items()
         for name, value in named.items()
     }
@@ -120,17 +193,3 @@ def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in named.items()
         if name.startswith(prefix) and not name.startswith(others)
     }
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -68,7 +68,7 @@ class Clock:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Time what a checkpoint adds."""
+        """Time what a checkpoint takes from the training thread: copies, and waits for a write."""
         begin = time.perf_counter()
         yield
         self._stall += time.perf_counter() - begin
@@ -80,12 +80,16 @@ class Clock:
         self._at_last_pace, self._steps = self._training, 0
         return round(rate, 2)
 
-    def facts(self) -> Facts:
-        """Seconds of training, of waiting within it, and of checkpoints."""
+    def facts(self, device_stall: float = 0.0) -> Facts:
+        """Seconds of training, of waiting within it, and of checkpoints.
+
+        Args:
+            device_stall: seconds by which checkpoints held up a device, unseen by this clock.
+        """
         return {
             "seconds": self._training,
             "waited": self._waited,
-            "checkpoint_stall_seconds": self._stall,
+            "checkpoint_stall_seconds": self._stall + device_stall,
         }
 
 

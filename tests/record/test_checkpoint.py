@@ -78,12 +78,134 @@ def test_pruning_keeps_the_newest_complete_ones(tmp_path):
     assert names == ["step-00000020", "step-00000030", "step-00000040"]
 
 
+def test_pruning_counts_only_what_is_sound(tmp_path):
+    checkpoints = saved(tmp_path, 2, 10, 20, 30, 40)
+    flip(module_file(tmp_path, 40, 2), 0.9)
+    checkpoints.prune(keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000020", "step-00000030", "step-00000040"]
+
+
+def test_pruning_leaves_everything_while_too_little_is_sound(tmp_path):
+    checkpoints = saved(tmp_path, 1, 10, 20)
+    flip(module_file(tmp_path, 20, 1), 0.9)
+    checkpoints.prune(keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_was_set_aside_as_damaged_is_never_pruned(tmp_path):
+    checkpoints = saved(tmp_path, 1, 10, 20, 30)
+    for name in ("step-00000005.damaged", "step-00000005.unfinished", "step-00000006.unfinished-1"):
+        (tmp_path / name).mkdir()
+    checkpoints.prune(keep=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000005.damaged", "step-00000030"]
+
+
 def test_errors_name_the_file_and_the_remedy(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 1)
-    checkpoints.save([make(0)], 10)
+    checkpoints = saved(tmp_path, 1, 10)
     with pytest.raises(UserError, match=r"module-001.*another model.*resume with"):
         checkpoints.load(make(0, width=4), 10)
-    path = tmp_path / "step-00000010" / "module-001.safetensors"
+    path = module_file(tmp_path, 10, 1)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"module-001.*cannot be read"):
+    with pytest.raises(UserError, match=r"module-001.*cut off.*fall back to an earlier"):
         checkpoints.load(make(0), 10)
+
+
+# -- damage: what happens to files, how it is named, and whether the rest is taken for unfinished --
+
+
+def module_file(folder, step, number):
+    return folder / f"step-{step:08d}" / f"module-{number:03d}.safetensors"
+
+
+def saved(folder, num_modules, *steps):
+    checkpoints = Checkpoints(folder, num_modules)
+    for number in steps:
+        checkpoints.save([make(k) for k in range(num_modules)], number)
+    return checkpoints
+
+
+def flip(path, where):
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 4
+    path.write_bytes(data)
+
+
+def into_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-1]), "does not match its", "damaged"),
+    "header only": (lambda p: p.write_bytes(p.read_bytes()[:100]), "is cut off", "damaged"),
+    "empty": (lambda p: p.write_bytes(b""), "is cut off", "damaged"),
+    "zeros": (lambda p: p.write_bytes(bytes(p.stat().st_size)), "no checksum", "damaged"),
+    "bit of the length": (lambda p: flip(p, 0), "", "damaged"),
+    "bit of the header": (lambda p: flip(p, 0.2), "does not match its", "damaged"),
+    "bit of a tensor": (lambda p: flip(p, 0.99), "does not match its", "damaged"),
+    "of another module": (
+        lambda p: p.write_bytes(p.with_name("module-001.safetensors").read_bytes()),
+        "another module or step",
+        "damaged",
+    ),
+    "of another step": (
+        lambda p: p.write_bytes(module_file(p.parent.parent, 10, 2).read_bytes()),
+        "another module or step",
+        "damaged",
+    ),
+    "a folder in its place": (into_folder, "cannot be read (Is a directory)", "damaged"),
+    "missing": (lambda p: p.unlink(), "is missing", "unfinished"),
+    "cut off by a kill": (lambda p: p.rename(p.with_suffix(".partial")), "missing", "unfinished"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_the_previous_checkpoint_used(name, tmp_path):
+    damage, message, kind = DAMAGES[name]
+    saved(tmp_path, 2, 10, 20)
+    damage(module_file(tmp_path, 20, 2))
+    left = {path.name for path in (tmp_path / "step-00000020").iterdir()}
+    told = []
+    checkpoints = Checkpoints(tmp_path, 2)
+    assert checkpoints.latest(told.append) == 10
+    (line,) = told
+    assert "step-00000020 does not count: module-002.safetensors " in line
+    assert message in line
+    assert "module-001" not in line
+
+    checkpoints.set_aside_after(10, told.append)
+    aside = tmp_path / f"step-00000020.{kind}"
+    assert told[1] == f"step-00000020 is now {aside.name}; going on after step 10"
+    assert {path.name for path in aside.iterdir()} == left
+    checkpoints.save([make(0), make(1)], 20)
+    assert checkpoints.latest(told.append) == 20
+    assert len(told) == 2
+
+
+def test_a_leftover_beside_whole_files_does_no_harm(tmp_path):
+    checkpoints = saved(tmp_path, 1, 10)
+    module_file(tmp_path, 10, 1).with_suffix(".partial").write_bytes(b"half")
+    assert checkpoints.latest() == 10
+
+
+def test_setting_aside_overwrites_nothing(tmp_path):
+    for _ in range(3):
+        checkpoints = saved(tmp_path, 1, 10, 20)
+        flip(module_file(tmp_path, 20, 1), 0.9)
+        checkpoints.set_aside_after(10, lambda line: None)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    damaged = "step-00000020.damaged"
+    assert names == ["step-00000010", damaged, f"{damaged}-1", f"{damaged}-2"]
+
+
+def test_without_any_sound_checkpoint_there_is_none(tmp_path, capsys):
+    checkpoints = saved(tmp_path, 1, 10, 20)
+    for number in (10, 20):
+        flip(module_file(tmp_path, number, 1), 0.9)
+    assert checkpoints.latest() is None
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:9] for line in told] == ["warning: "] * 2
+    assert "step-00000020" in told[0]
+    assert "step-00000010" in told[1]

@@ -1,0 +1,110 @@
+"""The stop: a signal to any rank lets all of them finish the same step, save it, and leave.
+
+No barrier, no acknowledgement, no race; one look at the board per step:
+
+1.  A signalled rank only notes the signal. At its next step boundary it posts a request.
+2.  The first rank looks at each of its boundaries. Before it sends anything of step T, it posts
+    "T is the last one", and does step T.
+3.  Every other rank looks at its own boundaries, too. It cannot be about to start T + 1 before it
+    has received what the first rank sent, directly or from stage to stage, in step T, which was
+    sent after the post: so it is certain to see the post by then. Earlier looks may miss it, and
+    need not see it.
+
+So every rank does step T, and none starts T + 1. What the schedule wants between the two (an
+evaluation, a checkpoint) is done as ever: going on later repeats and leaves out nothing.
+"""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import FrameType
+
+import torch.distributed as dist
+
+from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.board import Board
+from pipeline_local.pipeline.schedule import Action, Save
+
+
+class Stop:
+    """When this rank has to leave the schedule early.
+
+    Args:
+        board: of all ranks.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._look = self._decide if board.rank == 0 else self._learn
+        self._signal: str | None = None
+        self._last: int | None = None
+        self.after: int | None = None
+        """Optimizer steps done, once the schedule has been left early."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take `STOP_SIGNALS` as requests meanwhile. Elsewhere than in the main thread: nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
+        """The actions of the schedule up to its end or to the stop, which ends with a checkpoint.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        saved = -1
+        for action in actions:
+            if isinstance(action, Step) and self._over(action.number):
+                self.after = action.number
+                if saved < action.number:
+                    yield Save(action.number)
+                return
+            yield action
+            if isinstance(action, Save):
+                saved = action.number
+
+    def leave_together(self, timeout: timedelta) -> None:
+        """Wait until all ranks have written their part.
+
+        A launcher kills all ranks soon after the first one has ended, and the first rank may hold
+        the board.
+        """
+        self._board.pin("stopped", {})
+        if self._board.rank == 0:
+            self._board.gather("stopped", timeout)
+            self._board.pin("released", {})
+            return
+        with suppress(dist.DistError):  # the first rank has gone: it saw everybody's slip
+            self._board.wait("released", 0, timeout)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name
+
+    def _over(self, step: int) -> bool:
+        """Whether `step`, which is about to begin, is beyond the last one."""
+        if self._last is None:
+            self._last = self._look(step)
+        return self._last is not None and step > self._last
+
+    def _decide(self, step: int) -> int | None:
+        if self._signal is None and self._board.posted("stop asked") is None:
+            return None
+        self._board.post("stop", {"last": step})
+        return step
+
+    def _learn(self, _: int) -> int | None:
+        if self._signal is not None:
+            self._board.post("stop asked", {"signal": self._signal, "rank": self._board.rank})
+        slip = self._board.posted("stop")
+        return None if slip is None else int(slip["last"])

@@ -1,0 +1,148 @@
+"""A sealed file: safetensors with a checksum over every byte of it, kept in its own header.
+
+One file, one rename: it is there whole or not at all, and no second file can disagree with it. The
+checksum is taken with its own place filled by zeros, so the header, the names, the padding and
+anything that is appended are covered like the tensors are. Nothing in it depends on when, where or
+by which rank it was written. Any reader of safetensors reads it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BLANK = b"0" * 64
+_SEAL = re.compile(rb'"blake2b":"([0-9a-f]{64})"')
+_CHUNK = 1 << 20
+
+
+class BrokenSealError(Exception):
+    """A file is not what was once written. Its text continues "FILE ...": "is missing"."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write CPU tensors; the file appears whole or not at all, and outlives a power cut.
+
+    Makes no copy of the tensors, and lets other threads run while it hashes and writes.
+
+    Args:
+        path: replaced if it exists.
+        tensors: contiguous, on the CPU.
+        facts: strings for the header, beside the checksum.
+
+    Raises:
+        OSError: no room, no permission; nothing is left behind where that is possible.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
+    head = _head({name: tensors[name] for name in names}, facts)
+    parts = [_bytes(tensors[name]) for name in names]
+    seal = hashlib.blake2b(head, digest_size=32)
+    for part in parts:
+        seal.update(part)
+    _write_atomically(path, [head.replace(_BLANK, seal.hexdigest().encode(), 1), *parts])
+
+
+def verify(path: Path) -> dict[str, str]:
+    """Read the file once, in small pieces, and give its facts.
+
+    Raises:
+        BrokenSealError: it is missing, torn or altered.
+    """
+    try:
+        with path.open("rb") as file:
+            length = file.read(8)
+            header = file.read(
+                min(int.from_bytes(length, "little"), os.fstat(file.fileno()).st_size)
+            )
+            found = _SEAL.search(header)
+            if found is None:
+                raise BrokenSealError("is cut off or overwritten: it has no checksum")
+            blank = header[: found.start(1)] + _BLANK + header[found.end(1) :]
+            seal = hashlib.blake2b(length + blank, digest_size=32)
+            while chunk := file.read(_CHUNK):
+                seal.update(chunk)
+    except FileNotFoundError:
+        raise BrokenSealError("is missing") from None
+    except OSError as error:
+        raise BrokenSealError(f"cannot be read ({error.strerror})") from None
+    if seal.hexdigest().encode() != found.group(1):
+        raise BrokenSealError("does not match its checksum: it is cut off or altered")
+    facts: dict[str, str] = json.loads(header)["__metadata__"]
+    return facts
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, verified first.
+
+    Raises:
+        BrokenSealError: it is missing, torn or altered.
+    """
+    verify(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BrokenSealError(f"cannot be read ({error})") from None
+
+
+def _head(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """Length and header, as safetensors wants them, with zeros for the checksum."""
+    header: dict[str, Any] = {"__metadata__": {"blake2b": _BLANK.decode(), **facts}}
+    begin = 0
+    for name, tensor in tensors.items():
+        end = begin + tensor.nbytes
+        shape, dtype = list(tensor.shape), _DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
+    temporary = path.with_suffix(".partial")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()  # a full disk needs the room
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder outlive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

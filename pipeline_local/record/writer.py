@@ -1,0 +1,80 @@
+"""The checkpoint writer: a thread of its own, so that training goes on while a stage is written.
+
+A save copies the stage's modules and hands the copies over. At most one write is under way: a save
+that comes meanwhile waits for it. A write that has failed is told at the next save or step.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pipeline_local.errors import UserError
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.record.checkpoint import Checkpoints, tensors
+from pipeline_local.record.snapshot import Copies, Snapshot
+
+
+class Writer:
+    """Writes the checkpoints of one stage.
+
+    Args:
+        checkpoints: of the run.
+        keep: newest sound checkpoints that stay. The stage of the last module, which as a rule is
+            the last to finish a step, deletes older ones, once it has verified newer ones.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, keep: int) -> None:
+        self._checkpoints = checkpoints
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._room: dict[int, Snapshot] = defaultdict(Snapshot)
+        self._writing: Future[None] | None = None
+        self.device_seconds = 0.0
+        """By how much copies have held up a GPU, unseen by the host."""
+
+    def save(self, modules: Sequence[LocalModule], step: int) -> None:
+        """Take the modules as they are after `step` optimizer steps, and begin to write them.
+
+        Raises:
+            UserError: an earlier write has failed.
+        """
+        self.wait()
+        copies = {m.index: self._room[m.index].take(tensors(m)) for m in modules}
+        self._writing = self._thread.submit(self._write, copies, step)
+
+    def check(self) -> None:
+        """Look, without waiting, whether the write under way has failed.
+
+        Raises:
+            UserError: it has.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is under way.
+
+        Raises:
+            UserError: the write has failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """End the thread, after the write that may be under way. Tells of no failure."""
+        self._thread.shutdown()
+
+    def _write(self, copies: dict[int, Copies], step: int) -> None:
+        self.device_seconds += sum(copy.arrive() for copy in copies.values())
+        try:
+            for index, copy in copies.items():
+                self._checkpoints.write(index, copy.tensors, step)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {self._checkpoints.at(step)} cannot be written"
+                f" ({error.strerror or error}); earlier ones are whole: make room or mend the"
+                f" permissions, then go on with run.resume=true"
+            ) from None
+        if max(copies) == self._checkpoints.num_modules - 1:
+            self._checkpoints.prune(self._keep)
