@@ -38,7 +38,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored, and the watchdog needs it."""
+    """Shells start background jobs with SIGINT ignored, and the watchdog interrupts by it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
