@@ -106,7 +106,7 @@ class Round:
 
     def attempt(self) -> None:
         """Start the run, hit one rank at some moment, and wait until all have ended."""
-        count, delay = self.random.choice(STAGES), self.random.uniform(0, 2.5)
+        count, delay = self.random.choice(STAGES), self.random.uniform(0, 1.5)
         name, victim = self.random.choice(list(FAULTS)), self.random.randrange(count)
         if count == 1 and name == "SIGSTOP":
             name = "SIGKILL"  # a process cannot notice that it is stopped, and nobody else is there
