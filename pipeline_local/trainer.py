@@ -51,6 +51,8 @@ def train(config: Config, place: Place | None = None) -> Facts:
         store = stack.enter_context(joined(place))
         board = Board(store, place.rank, place.world_size)
         watchdog = stack.enter_context(Watchdog(board, place, config.parallel.timeout))
+        stop = Stop(board)
+        stack.enter_context(stop.listening())
         at = watchdog.whereabouts
         at.enter("checking the configuration", peer=0 if place.rank else None)
         start = propose(config, place, board)
@@ -64,7 +66,7 @@ def train(config: Config, place: Place | None = None) -> Facts:
             at.enter("meeting", peer=EVERYONE)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        return Trainer(blueprint, place, board, at, modules, kind, start["step"]).run()
+        return Trainer(blueprint, place, board, stop, at, modules, kind, start["step"]).run()
 
 
 def _set_up_torch(config: Config, place: Place) -> None:
@@ -107,6 +109,7 @@ class Trainer:
         blueprint: the run.
         place: this rank; its stage has the same number.
         board: where the ranks tell each other how far they are.
+        stop: may end the schedule early.
         whereabouts: what this rank is doing, for the watchdog.
         modules: of this stage.
         kind: how the ranks talk.
@@ -118,6 +121,7 @@ class Trainer:
         blueprint: Blueprint,
         place: Place,
         board: Board,
+        stop: Stop,
         whereabouts: Whereabouts,
         modules: list[LocalModule],
         kind: Kind,
@@ -131,7 +135,7 @@ class Trainer:
         self.whereabouts = whereabouts
         self.start = start
         self.folder = folder
-        self.stop = Stop(board)
+        self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
         self.writer = Writer(self.checkpoints, config.checkpoint.keep)
         self.trace = Trace(whereabouts=whereabouts)
@@ -148,11 +152,10 @@ class Trainer:
 
     def run(self) -> Facts:
         """Follow the schedule to its end, or until a signal asks to stop."""
-        with self.stop.listening():
-            self.display.announce(self._plan())
-            self._follow()
-            with self.whereabouts.during("end", self._done):
-                return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
+        self.display.announce(self._plan())
+        self._follow()
+        with self.whereabouts.during("end", self._done):
+            return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
 
     def _follow(self) -> None:
         try:
@@ -161,8 +164,8 @@ class Trainer:
                     self._do(action)
             with self.whereabouts.during("checkpoint", self._done, "last", act="write"):
                 self._finish_writing()
-            self.downstream.close(len(self.stage.modules[-1].under_way.awaiting))
-            self.downstream.close()
+            self.downstream.finish(len(self.stage.modules[-1].under_way.awaiting))
+            self.upstream.finish()
         finally:
             self.writer.close()
             self.upstream.close()

@@ -46,9 +46,16 @@ class Board:
         return [json.loads(slip) for slip in self._store.multi_get(keys)]
 
     def claim(self, topic: str, facts: Facts) -> Facts:
-        """Pin a slip of which there is only one for all ranks; gives the first one's."""
-        slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
-        return slip
+        """Pin a slip of which there is only one for all ranks; gives the first one's.
+
+        Unlike a slip that is only posted, this one is there when the call returns.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        with _reachable():
+            slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
+            return slip
 
     def claimed(self, topic: str) -> Facts | None:
         """What has been claimed, if anything."""

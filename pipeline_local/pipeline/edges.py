@@ -1,5 +1,7 @@
 """The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
 
+import torch
+
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place, wires
@@ -34,10 +36,12 @@ def connect(
         back_up, back_down = wires(place, kind, whereabouts, upwards=True)
     modules = blueprint.stages(place.world_size)[place.rank]
     return (
-        _inlet(blueprint, modules[0] - 1, up, back_up, start)
+        _inlet(blueprint, modules[0] - 1, up, back_up, start, place.device)
         if up
         else _data(blueprint, place, start, skipped),
-        _outlet(blueprint, modules[-1], down, back_down, start) if down else Nowhere(),
+        _outlet(blueprint, modules[-1], down, back_down, start, place.device)
+        if down
+        else Nowhere(),
     )
 
 
@@ -54,18 +58,32 @@ def _data(blueprint: Blueprint, place: Place, start: int, skipped: Skipped | Non
     )
 
 
-def _inlet(blueprint: Blueprint, index: int, wire: Wire, back: Wire | None, start: int) -> Inlet:
+def _inlet(
+    blueprint: Blueprint,
+    index: int,
+    wire: Wire,
+    back: Wire | None,
+    start: int,
+    device: torch.device,
+) -> Inlet:
     contract, schedule = blueprint.contract(index), blueprint.schedule
     messages = Receiver(wire, contract.traffic(schedule, start))
     if back is None:
         return Inlet(messages)
     replies = contract.feedback(schedule, start)
-    return Inlet(messages, Sender(back, replies, depth=schedule.most_unheeded))
+    return Inlet(messages, Sender(back, replies, schedule.most_unheeded, device))
 
 
-def _outlet(blueprint: Blueprint, index: int, wire: Wire, back: Wire | None, start: int) -> Outlet:
+def _outlet(
+    blueprint: Blueprint,
+    index: int,
+    wire: Wire,
+    back: Wire | None,
+    start: int,
+    device: torch.device,
+) -> Outlet:
     contract, schedule = blueprint.contract(index), blueprint.schedule
-    messages = Sender(wire, contract.traffic(schedule, start))
+    messages = Sender(wire, contract.traffic(schedule, start), device=device)
     if back is None:
         return Outlet(messages)
     return Outlet(messages, Receiver(back, contract.feedback(schedule, start)))

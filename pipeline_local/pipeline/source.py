@@ -55,6 +55,9 @@ class Source:
         """Data learns nothing; no first module replies."""
         raise AssertionError("the first module has no input gradient")
 
+    def finish(self) -> None:
+        """Nothing is under way."""
+
     def close(self) -> None:
         """End the loader's workers."""
         self._messages.close()

@@ -58,7 +58,7 @@ class Nowhere:
 
     waited = 0.0
 
-    def close(self, replies: int = 0) -> None:
+    def finish(self, replies: int = 0) -> None:
         """Nothing is under way."""
 
     def send(self, *tensors: Tensor) -> None:

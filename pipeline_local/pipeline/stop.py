@@ -4,7 +4,7 @@ No barrier, no acknowledgement, no race; one look at the board per step:
 
 1.  A signalled rank only notes the signal. At its next step boundary it posts a request.
 2.  The first rank looks at each of its boundaries. Before it sends anything of step T, it posts
-    "T is the last one", and does step T.
+    "T is the last one", waits until the board has it, and does step T.
 3.  Every other rank looks at its own boundaries, too. It cannot be about to start T + 1 before it
     has received what the first rank sent, directly or from stage to stage, in step T, which was
     sent after the post: so it is certain to see the post by then. Earlier looks may miss it, and
@@ -100,7 +100,7 @@ class Stop:
     def _decide(self, step: int) -> int | None:
         if self._signal is None and self._board.posted("stop asked") is None:
             return None
-        self._board.post("stop", {"last": step})
+        self._board.claim("stop", {"last": step})  # waits for the answer, as `post` does not
         return step
 
     def _learn(self, _: int) -> int | None:

@@ -28,6 +28,8 @@ from pipeline_local.pipeline.wires import Pending, Wire
 
 Message = tuple[Tensor, ...]
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -105,10 +107,18 @@ class Sender:
         traffic: what will be sent, in order.
         depth: most messages that may be unfinished; the next send waits for the oldest. That is
             the back-pressure: a fast stage runs at most this far ahead of a slow one.
+        device: where the tensors are.
     """
 
-    def __init__(self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], depth: int = 2) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        traffic: Iterator[tuple[Spec, ...]],
+        depth: int = 2,
+        device: torch.device = CPU,
+    ) -> None:
         self._wire = wire
+        self._device = device
         self._traffic = traffic
         self._next = next(traffic, None)
         self._depth = depth
@@ -137,17 +147,15 @@ class Sender:
             self._finish_oldest()
         self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
 
-    def close(self) -> None:
-        """Wait until everything has been taken over by the other end.
+    def finish(self) -> None:
+        """Wait until everything has been taken over by the other end, which is to do no more.
 
         If the run ends before its traffic does, the other end has already posted its next receive:
         it gets zeros, so that no transfer is left hanging.
         """
-        if self._unfinished:
-            device = self._unfinished[-1][-1].tensor.device
-            specs = self._next or ()
-            zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
-            self._unfinished.append([self._wire.isend(tensor) for tensor in zeros])
+        specs, self._next = self._next or (), None
+        zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=self._device) for spec in specs]
+        self._unfinished.append([self._wire.isend(tensor) for tensor in zeros])
         while self._unfinished:
             self._finish_oldest()
 
@@ -189,9 +197,6 @@ class Receiver:
             if self._posted:
                 self.recv()
 
-    def close(self) -> None:
-        """Nothing is left to take."""
-
     def _post(self) -> list[Pending]:
         return [self._wire.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]
 
@@ -223,11 +228,13 @@ class Inlet:
         if not self.replies.done:
             self.replies.send(gradient)
 
-    def close(self) -> None:
-        """Wait until every reply has been taken over."""
-        self.messages.close()
+    def finish(self) -> None:
+        """Wait until every reply has been taken over, once both ends have done the same step."""
         if self.replies is not None:
-            self.replies.close()
+            self.replies.finish()
+
+    def close(self) -> None:
+        """Nothing runs at this end. After an error nobody may be waited for."""
 
 
 @dataclass(frozen=True)
@@ -256,12 +263,12 @@ class Outlet:
         assert self.replies is not None, "the schedule has feedback, and so has the edge"
         return self.replies.recv()
 
-    def close(self, replies: int = 0) -> None:
-        """Wait until every message has been taken over.
+    def finish(self, replies: int) -> None:
+        """Wait until every message has been taken over, once both ends have done the same step.
 
         Args:
             replies: input gradients that are on their way and will not be heeded any more.
         """
         if self.replies is not None:
             self.replies.drain(replies)
-        self.messages.close()
+        self.messages.finish()

@@ -92,7 +92,10 @@ def verify(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, verified first.
+    """The tensors of a file, verified first; in memory of their own, not mapped from the file.
+
+    Mapped tensors would lie at any address, and matrix products add up in an order that depends on
+    the alignment: a resumed run would differ in the last bits.
 
     Raises:
         BrokenSealError: it is missing, torn or altered.
@@ -100,7 +103,7 @@ def read(path: Path) -> dict[str, Tensor]:
     verify(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BrokenSealError(f"cannot be read ({error})") from None
 

@@ -117,7 +117,7 @@ def run_stage(place, stage_class, seconds, count):
         stage = stage_class([module], upstream, downstream, trace)
         for step in steps(count):
             stage.train(step)
-        downstream.close()
+        downstream.finish()
         dist.barrier()
     return list(trace.spans)
 

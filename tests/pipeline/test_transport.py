@@ -73,7 +73,7 @@ def relay(place, messages, pauses):
             if sender:
                 sender.send(*message)
         if sender:
-            sender.close()
+            sender.finish()
         if place.world_size > 1:
             dist.barrier()
     return seen
@@ -115,7 +115,7 @@ def test_back_pressure(run_ranks, depth):
                 store.set("ahead", "1")
                 sender.send(*(fill(spec, depth) for spec in LARGE))
                 released = store.check(["receiving"])
-                sender.close()
+                sender.finish()
                 dist.barrier()
                 return released, sender.waited
             store.wait(["ahead"])

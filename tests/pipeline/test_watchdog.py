@@ -27,11 +27,12 @@ LONGEST = 40
 """Seconds; generous, as machines are noisy. What is expected is one or two."""
 
 
-def config(folder, **parallel):
+def config(folder, direction="downstream", **parallel):
     return configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 8, "depth": 6},
             "modules": {"count": RANKS},
+            "reconcile": {"weight": 0.1, "every": 1, "direction": direction},
             "data": {"name": "digits", "batch_size": 16},
             "train": {"steps": 10**6, "log_every": 5},
             "parallel": {"threads": 1, **parallel},
@@ -112,8 +113,8 @@ class Ranks:
 def start(tmp_path):
     started = []
 
-    def run(fault=lambda rank: None, **parallel):
-        started.append(Ranks(config(tmp_path, **parallel), tmp_path, fault))
+    def run(fault=lambda rank: None, **settings):
+        started.append(Ranks(config(tmp_path, **settings), tmp_path, fault))
         return started[-1]
 
     yield run
@@ -185,9 +186,11 @@ def raise_on(rank):
     return fault
 
 
+@pytest.mark.parametrize("direction", ["downstream", "both"])
 @pytest.mark.parametrize("culprit", range(RANKS))
-def test_a_rank_that_raises_is_the_only_one_to_speak(start, culprit):
-    ranks = start(raise_on(culprit))
+def test_a_rank_that_raises_is_the_only_one_to_speak(start, culprit, direction):
+    """And waits for nobody, though gradients that it has sent back may be on their way."""
+    ranks = start(raise_on(culprit), direction=direction)
     expected = [EXIT_NEIGHBOUR_LOST] * RANKS
     expected[culprit] = EXIT_STALLED
     assert ranks.ends() == expected
