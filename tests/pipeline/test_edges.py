@@ -112,7 +112,7 @@ def test_a_run_that_is_cut_short_leaves_no_transfer_hanging(every, start, steps,
 def test_ends_of_the_chain(run_ranks):
     def kinds(place, blueprint):
         with joined(place):
-            upstream, downstream = connect(blueprint, place, "gloo", 12, Whereabouts())
+            upstream, downstream = connect(blueprint, place, "gloo", 16, Whereabouts())
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]

@@ -1,149 +1,195 @@
-"""A signal to any rank: all of them leave after the same step, and going on loses nothing."""
+"""The stop: a signal to any rank, all finish the same step, save it, and end with exit code 75.
+
+Going on later gives the bytes of a run that was never stopped, whatever was on its way between the
+stages when it was.
+"""
 
 import os
 import signal
-from dataclasses import replace
+import time
+from random import Random
 
 import pytest
 
-from pipeline_local import configfile
-from pipeline_local.errors import StoppedError
-from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.place import Place, joined
-from pipeline_local.pipeline.schedule import Evaluate, Save
-from pipeline_local.pipeline.stop import Stop
-from pipeline_local.trainer import Trainer, train
+from pipeline_local import configfile, trainer
+from pipeline_local.errors import EXIT_STOPPED, StoppedError
+from pipeline_local.pipeline.place import Place
+from pipeline_local.pipeline.stage import Stage
+from tests.forked import Forked
 
-STEPS = 14
-
-
-def parse(folder, direction="downstream", microbatches=1, **checkpoint):
-    return configfile.parse(
-        {
-            "model": {"name": "resnet20", "width": 2},
-            "modules": {"count": 3},
-            "head": {"name": "linear"},
-            "data": {"name": "digits", "batch_size": 16, "limit": 160},
-            "reconcile": {
-                "weight": 0.1,
-                "every": 2,
-                "direction": direction,
-                "distance": "relative",
-            },
-            "train": {
-                "steps": STEPS,
-                "microbatches": microbatches,
-                "evaluate_every": 6,
-                "log_every": 5,
-            },
-            "checkpoint": checkpoint,
-            "parallel": {"threads": 1},
-            "run": {"dir": str(folder)},
-        }
-    )
+MODULES = 3
+STEPS = 24
+SAVES = 6
+"""Steps between the checkpoints of the schedule."""
+PACE = 0.03
+"""Seconds per module of the first rank: with messages as small as these, which fit into the buffers
+of sockets, it could be at the end before anybody else has begun."""
 
 
-def files(folder):
-    """The bytes of the newest checkpoint."""
-    newest = max(folder.glob("checkpoints/step-*"))
-    return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
+@pytest.fixture
+def train(tmp_path):
+    """Run the command line on forked ranks; gives their exit codes and what they printed."""
+    runs = []
+
+    def run(world_size, config, *more, prepare=lambda rank: None):
+        output = tmp_path / f"output-{len(runs)}"
+        arguments = ["train", str(config), *more]
+        runs.append(Forked(world_size, arguments, output, prepare))
+        return runs[-1].ends(), output.read_text()
+
+    yield run
+    for one in runs:
+        one.close()
 
 
-def resumed(config):
-    return replace(config, run=replace(config.run, resume=True))
+def write_config(folder, direction="downstream", microbatches=1, **reconcile):
+    path = folder / "config.yaml"
+    tree = {
+        "model": {"name": "mlp", "hidden": 8, "depth": 6},
+        "modules": {"count": MODULES},
+        "reconcile": {"weight": 0.2, "every": 2, "direction": direction, **reconcile},
+        "data": {"name": "digits", "batch_size": 16},
+        "train": {"steps": STEPS, "microbatches": microbatches}
+        | {"log_every": 7, "evaluate_every": 8},
+        "checkpoint": {"every_steps": SAVES, "keep": 9},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(folder / "run")},
+    }
+    path.write_text(configfile.dump(configfile.parse(tree)))
+    return path
 
 
-def train_and_hear(place, config, rank, step, number):
-    """Train; this rank, if it is `rank`, gets a signal before its own `step`-th step.
+def checkpoint(folder, step=STEPS):
+    files = (folder / "run" / "checkpoints" / f"step-{step:08d}").glob("*.safetensors")
+    return {path.name: path.read_bytes() for path in files}
 
-    Gives the step after which the run was stopped.
-    """
 
-    def do(self, action):
-        if place.rank == rank and isinstance(action, Step) and action.number == self.start + step:
-            os.kill(os.getpid(), number)
-        do_action(self, action)
+def steps_saved(folder):
+    return sorted(int(p.name[5:]) for p in (folder / "run" / "checkpoints").iterdir())
 
-    do_action, Trainer._do = Trainer._do, do
-    try:
-        train(config, place)
-    except StoppedError as error:
-        return error.step
-    finally:
-        Trainer._do = do_action
-    return None
+
+def signal_oneself(victim, step, number, part=0):
+    """Rank `victim` gets the signal in `step`, before its module number `part`."""
+
+    def prepare(rank):
+        learn, passed = Stage._learn, []
+
+        def signalled(stage, link, now, microbatch):
+            if rank == 0 and microbatch == 0:
+                time.sleep(PACE)
+            if now.number == step and rank == victim:
+                if len(passed) == part:
+                    os.kill(os.getpid(), number)
+                passed.append(link)
+            learn(stage, link, now, microbatch)
+
+        Stage._learn = signalled
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The last checkpoint of a run that nothing stops, by direction and microbatches."""
+    found = {}
+
+    def get(direction, microbatches):
+        key = direction, microbatches
+        if key not in found:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            config = write_config(folder, *key)
+            run = Forked(1, ["train", str(config)], folder / "output")
+            assert run.ends() == [0], run.output.read_text()
+            found[key] = checkpoint(folder)
+            assert len(found[key]) == MODULES
+        return found[key]
+
+    return get
 
 
 CASES = [
-    (1, 0, signal.SIGTERM, "both", 1),
-    (2, 0, signal.SIGTERM, "downstream", 1),
-    (2, 1, signal.SIGUSR1, "both", 1),
-    (3, 0, signal.SIGUSR1, "both", 2),
-    (3, 1, signal.SIGTERM, "upstream", 1),
-    (3, 2, signal.SIGTERM, "downstream", 2),
+    (direction, ranks, microbatches)
+    for direction in ("downstream", "both")
+    for ranks in (1, 2, 3)
+    for microbatches in (1, 2)
 ]
 
 
-@pytest.mark.parametrize("step", [1, 6])
-@pytest.mark.parametrize(("ranks", "rank", "number", "direction", "microbatches"), CASES)
-def test_all_leave_after_one_step_and_nothing_is_lost(
-    ranks, rank, number, direction, microbatches, step, tmp_path, run_ranks
-):
-    whole = parse(tmp_path / "whole", direction, microbatches)
-    train(whole, Place())
-    config = parse(tmp_path / "stopped", direction, microbatches)
-    last = run_ranks(train_and_hear, ranks, config, rank, step, number)
-    assert len(set(last)) == 1
-    assert step < last[0] < STEPS
-    found = [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()]
-    assert found == [f"step-{last[0]:08d}"]
-    assert not (tmp_path / "stopped/summary.json").exists()
-    run_ranks(train_and_hear, 4 - ranks, resumed(config), None, None, None)
-    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+def draw(case):
+    """A victim, a step and a signal, the same each time."""
+    random = Random(str(case))
+    return random.randrange(case[1]), random.randrange(10), random.choice(SIGNALS)
 
 
-def test_stopped_again_and_again(tmp_path, run_ranks):
-    """Whatever the number of stages each time."""
-    train(parse(tmp_path / "whole", "both"), Place())
-    config = parse(tmp_path / "stopped", "both")
-    stops = []
-    for ranks in (1, 2, 3):
-        stops += run_ranks(train_and_hear, ranks, resumed(config), 0, 1, signal.SIGTERM)
-    assert len(set(stops) - {None}) == 3
-    run_ranks(train_and_hear, 3, resumed(config), None, None, None)
-    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def actions(stop, upto):
-    every = [Step(0, 0.1), Save(1), Step(1, 0.1), Evaluate(2), Step(2, 0.1)]
-    return list(stop.follow(every[:upto]))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stopped_and_resumed_is_never_stopped(case, tmp_path, train, uninterrupted):
+    direction, ranks, microbatches = case
+    victim, step, number = draw(case)
+    config = write_config(tmp_path, direction, microbatches)
+    prepare = signal_oneself(victim, step, number, part=step % max(1, MODULES // ranks))
+    codes, output = train(ranks, config, prepare=prepare)
+    assert codes == [EXIT_STOPPED] * ranks, output
+    saved = steps_saved(tmp_path)[-1]
+    assert step < saved < STEPS
+    assert output.count(f"stopped by a signal after step {saved}, of which there is a") == 1
+    assert "error" not in output
+    codes, output = train(1 + ranks % 3, config, "run.resume=true")
+    assert set(codes) == {0}, output
+    assert f"resuming after step {saved}" in output
+    assert checkpoint(tmp_path) == uninterrupted(direction, microbatches)
 
 
-def alone():
-    place = Place()
-    with joined(place) as store:
-        return Stop(Board(store, 0, 1))
+@pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the last"])
+def test_a_signal_before_the_first_step(everybody, tmp_path, train):
+    """It is heeded as soon as there is something to save. A launcher signals all of its ranks."""
+
+    def prepare(rank):
+        make = trainer._modules
+
+        def signalled(*args):
+            if everybody or rank == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return make(*args)
+
+        trainer._modules = signalled
+        signal_oneself(None, 0, 0)(rank)
+
+    codes, output = train(3, write_config(tmp_path), prepare=prepare)
+    assert codes == [EXIT_STOPPED] * 3, output
+    assert steps_saved(tmp_path)[-1] < STEPS
+    assert len(checkpoint(tmp_path, steps_saved(tmp_path)[-1])) == MODULES
 
 
-def test_without_a_signal_the_schedule_is_followed():
-    stop = alone()
-    assert len(actions(stop, 5)) == 5
-    assert stop.after is None
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_signal_in_the_last_step_leaves_a_complete_run(ranks, tmp_path, train, uninterrupted):
+    prepare = signal_oneself(0, STEPS - 1, signal.SIGTERM)
+    codes, output = train(ranks, write_config(tmp_path), prepare=prepare)
+    assert codes == [0] * ranks, output
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert checkpoint(tmp_path) == uninterrupted("downstream", 1)
 
 
-def test_what_the_schedule_wants_after_the_last_step_is_done_and_saved_once():
-    stop = alone()
-    with stop.listening():
-        followed = stop.follow([Step(0, 0.1), Save(1), Step(1, 0.1), Evaluate(2), Step(2, 0.1)])
-        assert next(followed) == Step(0, 0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert list(followed) == [Save(1), Step(1, 0.1), Evaluate(2), Save(2)]
-    assert stop.after == 2
+def test_stopped_again_and_again(tmp_path, train, uninterrupted):
+    """Each time after few steps, with what is on its way between the stages changing hands."""
+    config = write_config(tmp_path, "both")
+    for saved, ranks in zip(range(0, 14, 2), (3, 1, 2, 3, 2, 1, 3), strict=True):
+        prepare = signal_oneself(0, saved, signal.SIGUSR1)
+        codes, output = train(ranks, config, "run.resume=true", prepare=prepare)
+        assert codes == [EXIT_STOPPED] * ranks, output
+        assert steps_saved(tmp_path)[-1] == saved + 2
+    codes, output = train(3, config, "run.resume=true")
+    assert set(codes) == {0}, output
+    assert checkpoint(tmp_path) == uninterrupted("both", 1)
 
 
-def test_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with alone().listening():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_a_caller_gets_its_own_handlers_back(tmp_path, monkeypatch):
+    """Whoever calls `train` in a program of their own is told by an exception."""
+    monkeypatch.setattr(Stage, "_learn", Stage._learn)  # undoes the next line
+    signal_oneself(0, 3, signal.SIGTERM)(0)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(StoppedError, match="stopped by a signal after step 5"):
+        trainer.train(configfile.load(write_config(tmp_path), []), Place())
+    assert [signal.getsignal(number) for number in SIGNALS] == before

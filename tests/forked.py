@@ -1,0 +1,92 @@
+"""Ranks as processes of their own that may be killed, stopped and signalled: forked, so that they
+start in a tenth of a second, and running the real command line."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import sklearn.datasets  # noqa: F401 (once here, not in every forked rank)
+
+from pipeline_local import cli
+from tests.conftest import free_port
+
+LONGEST = 60
+"""Seconds until all ranks must have ended; generous, as machines are noisy."""
+
+
+class Forked:
+    """The ranks of one run.
+
+    Args:
+        world_size: how many.
+        arguments: of the command line.
+        output: file that gets what all of them print.
+        prepare: called with the rank in each of them before it begins; may patch anything.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        arguments: list[str],
+        output: Path,
+        prepare: Callable[[int], None] = lambda rank: None,
+    ) -> None:
+        self.output = output
+        context = multiprocessing.get_context("fork")
+        port = free_port()
+        self.processes = [
+            context.Process(target=self._main, args=(rank, world_size, port, arguments, prepare))
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _main(self, rank, world_size, port, arguments, prepare):
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+        # a fork server that the parent has started is not this process's child: forget it
+        multiprocessing.forkserver._forkserver.__init__()
+        output = os.open(self.output, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        # what pytest has put there belongs to its own process
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        prepare(rank)
+        code = 1
+        try:
+            code = cli.main(arguments)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        os._exit(code)
+
+    @property
+    def running(self) -> bool:
+        """Whether any of them still runs."""
+        return any(process.is_alive() for process in self.processes)
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal, unless the rank has ended."""
+        process = self.processes[rank]
+        if process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    def ends(self) -> list[int | None]:
+        """Exit codes by rank, once all have ended; None for a rank that does not."""
+        until = time.monotonic() + LONGEST
+        for process in self.processes:
+            process.join(max(0, until - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def close(self) -> None:
+        """Nothing stays behind."""
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
