@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_USER_ERROR
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from pipeline_local.pipeline.launch import cause
 
 BIN = Path(sys.executable).parent
@@ -174,4 +174,27 @@ def test_a_killed_launcher_takes_its_ranks_along(start):
     run.rank(1)
     assert len(run.processes()) >= 4, "launcher, two ranks, a loader"
     run.process.kill()
+    run.leaves_nothing()
+
+
+def test_a_launcher_that_is_asked_to_stop(start):
+    """Its ranks, with their loaders, finish the same step and save it."""
+    run = start()
+    run.rank(1)
+    run.process.terminate()
+    assert run.process.wait(LONGEST) == EXIT_STOPPED
+    assert not run.told()
+    (saved,) = (run.folder / "runs" / "digits" / "checkpoints").iterdir()
+    assert len(list(saved.glob("*.safetensors"))) == 4
+    run.leaves_nothing()
+
+
+def test_signals_to_all_processes_stop_a_run_once(start):
+    """As a batch system sends them: launcher, ranks and loaders all get it."""
+    run = start()
+    run.rank(1)
+    for process in run.processes():
+        os.kill(process, signal.SIGUSR1)
+    assert run.process.wait(LONGEST) == EXIT_STOPPED
+    assert not run.told()
     run.leaves_nothing()

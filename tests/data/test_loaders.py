@@ -1,0 +1,109 @@
+"""Loader processes: deaf to a request to stop, obedient to their rank, gone when it is gone."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.data.batches import train_batches
+from pipeline_local.data.datasets import describe
+from pipeline_local.data.loaders import STOP_SIGNALS
+
+LONGEST = 60
+DATA = {"name": "synthetic", "batch_size": 8, "image_size": 8, "limit": 64, "workers": 2}
+
+
+def batches(steps=8):
+    tree = {"model": {"name": "mlp"}, "data": DATA, "train": {"steps": steps}}
+    data = configfile.parse(tree).data
+    return train_batches(data, describe(data), 0, 0, steps)
+
+
+def loaders():
+    """{process number: parent} of the loaders that this process has made."""
+    return {child.pid: child for child in multiprocessing.active_children()}
+
+
+def alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def somebody_else_signals(number, processes):
+    """Not this process, which is the loaders' rank."""
+    subprocess.run(["kill", f"-{number}", *map(str, processes)], check=True)
+
+
+def gone(numbers):
+    until = time.monotonic() + LONGEST
+    while any(map(alive, numbers)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_asks_to_stop_is_for_the_rank_alone(number):
+    """A launcher signals a rank's whole process group; the rank still needs its loaders."""
+    loading = batches()
+    next(loading)
+    processes = loaders()
+    assert len(processes) == 2
+    somebody_else_signals(number, processes)
+    assert sum(1 for _ in loading) == 7, "all that is left is delivered"
+    assert gone(processes), "they end with the iterator"
+
+
+def test_the_fork_server_is_as_deaf():
+    """Nobody could start the loaders of the next evaluation otherwise."""
+    assert sum(1 for _ in batches()) == 8
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    for number in STOP_SIGNALS:
+        somebody_else_signals(number, [server])
+    assert sum(1 for _ in batches()) == 8
+    assert multiprocessing.forkserver._forkserver._forkserver_pid == server
+
+
+def test_its_own_rank_may_end_a_loader():
+    """As torch does with one that does not end by itself: by SIGTERM."""
+    loading = batches(steps=1000)
+    next(loading)
+    (first, *_), children = loaders(), loaders().values()
+    next(iter(children)).terminate()
+    assert gone([first])
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(loading)
+
+
+def load_for_ever(box):
+    """A rank that is killed while its loaders work."""
+    loading = batches(steps=10**6)
+    next(loading)
+    box.put([*loaders(), os.getpid()])
+    for _ in loading:
+        pass
+
+
+def test_they_end_with_a_rank_that_is_killed():
+    context = multiprocessing.get_context("fork")
+    box = context.SimpleQueue()
+
+    def main():
+        multiprocessing.forkserver._forkserver.__init__()  # the parent's is not this one's
+        load_for_ever(box)
+
+    rank = context.Process(target=main)
+    rank.start()
+    *left, number = box.get()
+    assert len(left) == 2
+    os.kill(number, signal.SIGKILL)
+    rank.join()
+    assert gone(left)
