@@ -7,19 +7,22 @@ images, all modules in one process, steps of all variants in turns, medians.
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pipeline_local import configfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.record.trace import Trace
@@ -58,34 +61,44 @@ def training(config: Config, info: DataInfo) -> Callable[[], None]:
     modules = [blueprint.module(k, DEVICE) for k in range(len(blueprint.modules))]
     data = Images(config, info)
     stage = Stage(modules, data, Nowhere(), Trace())
-    steps = [blueprint.schedule.step(100 * STEPS + n) for n in range(STEPS)]
-
-    def step(scheduled: Step) -> None:
-        compares = scheduled.reconcile
-        data.compares = compares
-        stage.train(
-            Step(
-                scheduled.number,
-                1e-9,
-                reconcile=compares,
-                compare=compares,
-                feedback=scheduled.feedback,
-                heed=scheduled.feedback,  # what is kept meanwhile is measured by its absence
-            )
-        )
+    numbers = count()
 
     def work() -> None:
-        for scheduled in steps:
-            step(scheduled)
+        for number in islice(numbers, STEPS):
+            scheduled = blueprint.schedule.step(number)
+            data.compares = scheduled.reconcile
+            stage.train(replace(scheduled, lr=1e-9, log=False, compare=scheduled.reconcile))
 
     return work
 
 
+class Flops(TorchDispatchMode):
+    """Counts operations. torch's own counter tracks modules, which `autograd.grad` forbids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run the operation and count it by torch's formulas."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def flops(work: Callable[[], None]) -> int:
     """Floating point operations of one repetition."""
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         work()
-    return int(counter.get_total_flops())
+    return counter.total
 
 
 def main() -> None:
