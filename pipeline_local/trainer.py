@@ -162,8 +162,9 @@ class Trainer:
             for action in self.stop.follow(self.blueprint.schedule.actions(self.start)):
                 with self._phase(action):
                     self._do(action)
-            with self.whereabouts.during("checkpoint", self._done, "last", act="write"):
-                self._finish_writing()
+            last = self.whereabouts.during("checkpoint", self._done, "last", act="write")
+            with last, self.clock.saving():
+                self.writer.wait()
             self.downstream.finish(len(self.stage.modules[-1].under_way.awaiting))
             self.upstream.finish()
         finally:
@@ -172,10 +173,6 @@ class Trainer:
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-
-    def _finish_writing(self) -> None:
-        with self.clock.saving():
-            self.writer.wait()
 
     @property
     def _done(self) -> int:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
+from pipeline_local.pipeline.meeting import meet
 from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.record.whereabouts import Whereabouts
 
@@ -166,7 +167,7 @@ def joined(place: Place) -> Iterator[dist.Store]:
     if place.world_size == 1:
         yield dist.HashStore()
         return
-    store = _meeting_point()
+    store = meet(_meeting_point(), place.rank, place.world_size, MEETING)
     dist.init_process_group(
         "gloo",
         store=dist.PrefixStore("group", store),
