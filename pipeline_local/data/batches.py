@@ -166,7 +166,11 @@ class _Steps(torch.utils.data.Dataset[tuple[Batch, list[str]] | UserError]):
 
 
 def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> Iterator[Batch]:
-    """The loader processes end with the iterator, also when it is dropped or closed early."""
+    """The loader processes end with the iterator, also when it is dropped or closed early.
+
+    Raises:
+        RuntimeError: a loader process was killed.
+    """
     workers = min(workers, len(steps))
     if workers:
         start_server(preload=__name__)
@@ -180,9 +184,13 @@ def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> 
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader draws from the caller's
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        (images, labels), paths = item
-        skipped.add(paths)
-        yield images, labels
+    try:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            (images, labels), paths = item
+            skipped.add(paths)
+            yield images, labels
+    except (ConnectionError, EOFError) as error:
+        # torch says so itself, except where the kernel has not reaped the process yet.
+        raise RuntimeError(f"a DataLoader worker has ended while a batch came: {error}") from error

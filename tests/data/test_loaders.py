@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline_local import configfile
 from pipeline_local.data.batches import train_batches
@@ -83,6 +84,20 @@ def test_its_own_rank_may_end_a_loader():
         list(loading)
 
 
+@pytest.mark.parametrize("lost", [ConnectionResetError, EOFError])
+def test_a_loader_that_dies_while_it_hands_over_a_batch_is_named(monkeypatch, lost):
+    """torch passes the broken socket's error on while the dead process is not reaped yet."""
+
+    def broken(*_):
+        raise lost()  # a new one, as its traceback keeps the loaders
+
+    loading = batches()
+    next(loading)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(loading)
+
+
 def load_for_ever(box):
     """A rank that is killed while its loaders work."""
     loading = batches(steps=10**6)
@@ -92,18 +107,27 @@ def load_for_ever(box):
         pass
 
 
+def forget_the_parents_helpers():
+    """In a forked process: neither its fork server, nor a lock that one of its threads held."""
+    multiprocessing.forkserver._forkserver.__init__()
+    multiprocessing.resource_tracker._resource_tracker.__init__()
+
+
 def test_they_end_with_a_rank_that_is_killed():
     context = multiprocessing.get_context("fork")
     box = context.SimpleQueue()
 
     def main():
-        multiprocessing.forkserver._forkserver.__init__()  # the parent's is not this one's
+        forget_the_parents_helpers()
         load_for_ever(box)
 
     rank = context.Process(target=main)
     rank.start()
-    *left, number = box.get()
+    try:
+        *left, number = box.get()
+    finally:
+        rank.kill()
+        rank.join()
     assert len(left) == 2
-    os.kill(number, signal.SIGKILL)
-    rank.join()
+    assert number == rank.pid
     assert gone(left)
