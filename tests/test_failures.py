@@ -1,0 +1,175 @@
+"""The failure suite: whatever befalls a run, going on gives the bytes of a run that nothing befell.
+
+Real processes are killed, stopped and signalled at random moments, also while they write, and the
+newest checkpoint is cut or altered, again and again, until the run is complete; each attempt is on
+another number of stages. Everything is drawn from a seed, which is printed with all faults when a
+round fails. Other rounds, and how many faults of which kind they have survived:
+
+    PIPELINE_LOCAL_SEED=1000 bash launch/test.sh -m long -s tests/test_failures.py
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED
+from tests.faults import KINDS, Fault, damage
+from tests.forked import Forked
+
+ROOT = Path(__file__).parent.parent
+SEED = int(os.environ.get("PIPELINE_LOCAL_SEED", "2024"))
+MODULES = 3
+STEPS = 24
+MOST_ATTEMPTS = 6
+"""The last one is let through, or a round might never end."""
+EXPECTED = {0, EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, -9, -10, -15}
+"""Never 1, an error of the program, nor 2, a mistake of the user's."""
+
+MLP = {"model": {"name": "mlp", "hidden": 8, "depth": 6}}
+RESNET = {"model": {"name": "resnet20", "width": 2}, "head": {"name": "linear"}}
+NETWORKS = {
+    "mlp": MLP,
+    "resnet": RESNET,
+    "mlp, both directions": {
+        **MLP,
+        "reconcile": {"weight": 0.1, "every": 2, "direction": "both"},
+    },
+    "resnet, both directions, microbatches, AdamW": {
+        **RESNET,
+        "reconcile": {"weight": 0.1, "every": 1, "direction": "both"},
+        "train": {"microbatches": 2},
+        "optimizer": {"name": "adamw", "lr": 0.001},
+    },
+}
+
+
+def write_config(folder, network):
+    tree = {
+        "modules": {"count": MODULES},
+        "data": {"name": "digits", "batch_size": 16, "limit": 256, "augment": "standard"},
+        "checkpoint": {"every_steps": 3, "keep": 3},
+        "parallel": {"threads": 1, "timeout": 3},
+        "run": {"dir": str(folder / "run")},
+        **NETWORKS[network],
+    }
+    tree["train"] = {"steps": STEPS, "log_every": 4, "evaluate_every": 10} | tree.get("train", {})
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(configfile.dump(configfile.parse(tree)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The bytes of a run that nothing befalls, by network."""
+    found = {}
+
+    def get(network):
+        if network not in found:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            run = Forked(1, ["train", str(write_config(folder, network))], folder / "output")
+            assert run.ends() == [0], run.output.read_text()
+            found[network] = last_checkpoint(folder / "run", STEPS)
+            assert len(found[network]) == MODULES
+        return found[network]
+
+    return get
+
+
+def last_checkpoint(run, step):
+    files = (run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors")
+    return {path.name: path.read_bytes() for path in files}
+
+
+class Round:
+    """One run and all that befalls it.
+
+    Args:
+        folder: gets the run and what it prints.
+        seed: all faults are drawn from it.
+    """
+
+    def __init__(self, folder, seed):
+        self.random = Random(seed)
+        self.network = self.random.choice(list(NETWORKS))
+        self.folder = folder
+        self.config = write_config(folder, self.network)
+        self.told = [f"PIPELINE_LOCAL_SEED={seed}, {self.network}"]
+        self.survived = Counter()
+
+    def go(self, uninterrupted):
+        """Until the run is complete; then it has the bytes of `uninterrupted`."""
+        for attempt in range(MOST_ATTEMPTS):
+            if self._attempt(last=attempt == MOST_ATTEMPTS - 1):
+                break
+            if self.random.random() < 0.4:
+                self._damage()
+        assert (self.folder / "run" / "summary.json").is_file(), self
+        found, expected = last_checkpoint(self.folder / "run", STEPS), uninterrupted(self.network)
+        assert found.keys() == expected.keys(), self
+        assert [name for name in found if found[name] != expected[name]] == [], self
+        assert "Traceback" not in self._output(), self
+
+    def _attempt(self, last):
+        """Start, or go on, and be hit once. Returns whether the run has become complete."""
+        ranks = self.random.randint(1, MODULES)
+        start = max((int(path.parent.name[5:]) for path in self._files()), default=0)
+        fault = Fault.draw(self.random, ranks, min(start, STEPS - 1), STEPS)
+        arguments = ["train", str(self.config), "run.resume=true"]
+        output = self.folder / "output"
+        run = Forked(ranks, arguments, output, (lambda rank: None) if last else fault.prepare)
+        try:
+            if not last:
+                fault.strike(run)
+            codes = run.ends()
+        finally:
+            run.close()
+        self.told.append(f"{ranks} stages: {'nothing' if last else fault}: exit codes {codes}")
+        assert set(codes) <= EXPECTED, self
+        complete = codes == [0] * ranks
+        assert complete or not last, self
+        self.survived[fault.kind] += not complete
+        return complete
+
+    def _damage(self):
+        files = self._files()
+        newest = [path for path in files if path.parent == files[-1].parent]
+        if newest:
+            path = self.random.choice(newest)
+            kind = damage(path, self.random)
+            self.told.append(f"{kind}: {path.parent.name}/{path.name}")
+            self.survived[kind] += 1
+
+    def _files(self):
+        return sorted((self.folder / "run" / "checkpoints").glob("step-????????/*.safetensors"))
+
+    def _output(self):
+        output = self.folder / "output"
+        return output.read_text() if output.exists() else ""
+
+    def __str__(self):
+        return "\n".join(["", *self.told, self._output()])
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 5))
+def test_a_round(seed, tmp_path, uninterrupted):
+    Round(tmp_path, seed).go(uninterrupted)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_rounds(tmp_path, uninterrupted):
+    survived, rounds = Counter(), 60
+    for seed in range(SEED, SEED + rounds):
+        one = Round(tmp_path / str(seed), seed)
+        one.go(uninterrupted)
+        survived += one.survived
+        print("\n".join(one.told), flush=True)
+    for kind, count in survived.most_common():
+        print(f"{count:4} {kind}")
+    print(f"{survived.total():4} faults in {rounds} rounds")
+    assert set(KINDS) <= set(survived), "each kind has struck at least once"
