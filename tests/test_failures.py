@@ -9,16 +9,20 @@ round fails. Other rounds, and how many faults of which kind they have survived:
 """
 
 import os
+import signal
+import subprocess
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from tests.faults import KINDS, Fault, damage
 from tests.forked import Forked
+from tests.pipeline.test_launch import Run
 
 ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("PIPELINE_LOCAL_SEED", "2024"))
@@ -173,3 +177,51 @@ def test_many_rounds(tmp_path, uninterrupted):
         print(f"{count:4} {kind}")
     print(f"{survived.total():4} faults in {rounds} rounds")
     assert set(KINDS) <= set(survived), "each kind has struck at least once"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_real_command_line(tmp_path):
+    """Any of its processes is hit: launcher, ranks, loaders, and what Python starts beside them."""
+    random, told = Random(SEED), [f"PIPELINE_LOCAL_SEED={SEED}"]
+    settings = ["train.steps=400", "checkpoint.every_steps=20", "run.resume=true"]
+    for last in (*[False] * 6, True):
+        run = Run(tmp_path, *settings, f"parallel.stages={random.randint(1, 3)}")
+        try:
+            hit = None if last else hit_any(run, random)
+            code = run.process.wait(300)
+            run.leaves_nothing()
+        finally:
+            run.close()
+        told.append(f"{hit or 'nothing'}: exit code {code}")
+        assert code != EXIT_USER_ERROR, (told, run.errors.read_text())
+    print("\n".join(told))
+    assert code == 0, (told, run.errors.read_text())
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert Run(alone, *settings, "parallel.stages=1").process.wait(300) == 0
+    digits = Path("runs", "digits")
+    found, expected = (last_checkpoint(f / digits, 400) for f in (tmp_path, alone))
+    assert len(found) == 4
+    assert found == expected, told
+
+
+def hit_any(run, random):
+    """Signal one of its processes at a random moment; says which."""
+    seconds, number = random.uniform(3, 15), random.choice([signal.SIGKILL, signal.SIGTERM])
+    with suppress(subprocess.TimeoutExpired):
+        run.process.wait(seconds)
+    processes = run.processes()
+    if not processes:
+        return None
+    victim = random.choice(sorted(processes))
+    rank = processes[victim]
+    what = (
+        "launcher"
+        if victim == run.process.pid
+        else f"rank {rank}"
+        if rank is not None
+        else "another"
+    )
+    os.kill(victim, number)
+    return f"{number.name} to {what} after {seconds:.1f} s"
