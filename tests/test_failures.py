@@ -155,11 +155,12 @@ class Round:
         output = self.folder / "output"
         return output.read_text() if output.exists() else ""
 
-    def __str__(self):
+    def __repr__(self):
+        """All that is needed to see what happened, in the message of a failed assertion."""
         return "\n".join(["", *self.told, self._output()])
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 5))
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4))
 def test_a_round(seed, tmp_path, uninterrupted):
     Round(tmp_path, seed).go(uninterrupted)
 

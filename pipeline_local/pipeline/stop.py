@@ -24,6 +24,7 @@ from types import FrameType
 import torch.distributed as dist
 
 from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.schedule import Action, Save
@@ -85,7 +86,9 @@ class Stop:
             self._board.gather("stopped", timeout)
             self._board.pin("released", {})
             return
-        with suppress(dist.DistError):  # the first rank has gone: it saw everybody's slip
+        with suppress(
+            dist.DistError, NeighbourLostError
+        ):  # the first rank has gone: it saw everybody's slip
             self._board.wait("released", 0, timeout)
 
     def _hear(self, number: int, _: FrameType | None) -> None:

@@ -96,6 +96,9 @@ class Watchdog:
             raise StalledError(self._verdict.text) from None
         if isinstance(error, NeighbourLostError):
             self._await_the_end(error.peer)
+            if error.peer in self._left:  # in peace, as a third rank has refused the run
+                self._leave()
+                raise RefusedElsewhereError from None
         elif isinstance(error, dist.DistError):
             self._await_the_end(None)
         if error is not None and not isinstance(error, PEACEFUL):
@@ -127,7 +130,9 @@ class Watchdog:
         if suspect is not None:
             self._suspect = suspect
         self._lines.wake()
-        self._thread.join(UNWIND_SECONDS)
+        until = time.monotonic() + UNWIND_SECONDS
+        while self._thread.is_alive() and suspect not in self._left and time.monotonic() < until:
+            self._thread.join(LOOK_SECONDS)
 
     def _tell_of_own_error(self) -> None:
         """Nobody else needs to look for a reason. If there is another one already, it counts."""
@@ -180,7 +185,7 @@ class Watchdog:
             self._accept(_verdict(self._heart.verdict))
         if self._verdict is not None:
             return self._verdict
-        if self._suspect is not None:
+        if self._suspect is not None and self._suspect not in self._left:
             return of_death(self._suspect, self._heart.sightings)
         if 0 in self._left:
             return None  # and its board with it: the run is over

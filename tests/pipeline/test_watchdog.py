@@ -14,9 +14,10 @@ import time
 
 import pytest
 
-from pipeline_local import configfile, trainer
+from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.pipeline.lifeline import Lifelines
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.trainer import train
@@ -176,6 +177,27 @@ def test_a_rank_killed_before_the_first_step(start, monkeypatch):
     assert ranks.ends() == [EXIT_NEIGHBOUR_LOST, -signal.SIGKILL, EXIT_NEIGHBOUR_LOST]
     (line,) = ranks.errors()
     assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatch):
+    """The others have not been refused: its death is told."""
+    monkeypatch.setattr(agreement, "check", die)
+    ranks = start()
+    assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 0 | rank 0] error: its process is gone"), line
+
+
+def test_a_first_rank_killed_before_there_are_lifelines(start, monkeypatch):
+    """Nobody watches yet: each of the others tells what it knows, without a traceback."""
+    monkeypatch.setattr(Lifelines, "host", die)
+    ranks = start()
+    assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
+    assert all("error: the connection to rank 0 broke: " in line for line in ranks.errors())
 
 
 def raise_on(rank):
