@@ -162,8 +162,9 @@ class Trainer:
             for action in self.stop.follow(self.blueprint.schedule.actions(self.start)):
                 with self._phase(action):
                     self._do(action)
-            with self.whereabouts.during("checkpoint", self._done, "last", act="write"):
-                self._finish_writing()
+            last = self.whereabouts.during("checkpoint", self._done, "last", act="write")
+            with last, self.clock.saving():
+                self.writer.wait()
             self.downstream.finish(len(self.stage.modules[-1].under_way.awaiting))
             self.upstream.finish()
         finally:
@@ -172,10 +173,6 @@ class Trainer:
             self.display.close()
             self.metrics.close()
             self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
-
-    def _finish_writing(self) -> None:
-        with self.clock.saving():
-            self.writer.wait()
 
     @property
     def _done(self) -> int:
@@ -288,6 +285,7 @@ class Trainer:
         }
         self.board.pin("result", facts)
         if self.place.rank > 0:
+            self.stop.leave_together(TIMEOUT)  # rank 0 is not left unwatched while it concludes
             return facts
         steps = self.blueprint.schedule.num_steps - self.start
         samples = steps * self.blueprint.config.data.batch_size
@@ -297,6 +295,7 @@ class Trainer:
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])
+        self.stop.leave_together(TIMEOUT)
         return facts
 
     def _display(self) -> Progress | Silent:

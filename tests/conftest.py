@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
+import signal
 import socket
 import threading
 import traceback
@@ -33,6 +34,12 @@ hypothesis.settings.load_profile("calm")
 def one_thread() -> None:
     """Equal thread counts everywhere, and no pool of threads that a fork would break."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Shells start background jobs with SIGINT ignored, and the watchdog interrupts by it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}

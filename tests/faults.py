@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from random import Random
 
+from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record import sealed
 from tests.forked import Forked
@@ -21,12 +22,14 @@ KINDS = {
     "SIGKILL within the write of a file": (signal.SIGKILL, "write"),
     "SIGKILL between write and rename": (signal.SIGKILL, "write"),
     "SIGSTOP in a step": (signal.SIGSTOP, "step"),
+    "SIGSTOP at the end": (signal.SIGSTOP, "end"),
     "SIGTERM in a step": (signal.SIGTERM, "step"),
     "SIGTERM at any moment": (signal.SIGTERM, "moment"),
     "SIGUSR1 in a step": (signal.SIGUSR1, "step"),
     "SIGUSR1 within the write of a file": (signal.SIGUSR1, "write"),
 }
 """Signal, and what its moment is drawn from."""
+DAMAGES = ("truncated file", "flipped bit", "emptied file", "missing file")
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,14 @@ class Fault:
             "moment": f"after {self.seconds:.3f} s",
             "step": f"number {self.step}",
             "write": f"number {self.file}, at {self.part:.1%}",
+            "end": "once its results are handed in",
         }
         return f"{self.kind}, {at[KINDS[self.kind][1]]}, rank {self.victim}"
+
+    @property
+    def moment(self) -> str:
+        """What its moment is drawn from."""
+        return KINDS[self.kind][1]
 
     def prepare(self, rank: int) -> None:
         """In each rank, before it begins."""
@@ -77,6 +86,8 @@ class Fault:
         number, moment = KINDS[self.kind]
         if mine and moment == "write":
             in_each_write(self._strike_in_write())
+        if mine and moment == "end":
+            once_results_are_in(lambda: oneself(number))
         at_each_step(
             lambda step: (
                 oneself(number)
@@ -109,9 +120,13 @@ class Fault:
 
 
 def damage(path, random: Random) -> str:
-    """Cut a file off somewhere, or flip one of its bits; says which."""
-    data, kind = bytearray(path.read_bytes()), random.choice(["truncated file", "flipped bit"])
-    place = random.randrange(len(data))
+    """Cut a file off, empty or delete it, or flip one of its bits; says which."""
+    kind = random.choice(DAMAGES)
+    if kind == "missing file":
+        path.unlink()
+        return kind
+    data = bytearray(path.read_bytes())
+    place = 0 if kind == "emptied file" else random.randrange(len(data))
     if kind == "flipped bit":
         data[place] ^= 1 << random.randrange(8)
     else:
@@ -134,6 +149,18 @@ def at_each_step(do) -> None:
         train(stage, step)
 
     Stage.train = step
+
+
+def once_results_are_in(do) -> None:
+    """In this process, call `do()` once everything is saved and the results are handed in."""
+    pin = Board.pin
+
+    def pinned(board, topic, facts):
+        pin(board, topic, facts)
+        if topic == "result":
+            do()
+
+    Board.pin = pinned
 
 
 def in_each_write(do) -> None:

@@ -39,6 +39,7 @@ class Forked:
         prepare: Callable[[int], None] = lambda rank: None,
     ) -> None:
         self.output = output
+        self.outlived: list[int] = []
         context = multiprocessing.get_context("fork")
         port = free_port()
         self.processes = [
@@ -80,7 +81,10 @@ class Forked:
             process.join(max(0.0, until - time.monotonic()))
 
     def ends(self) -> list[int]:
-        """Exit codes by rank. As launchers do, kills those that outlive another's end for long."""
+        """Exit codes by rank. As launchers do, kills those that outlive another's end for long.
+
+        Who is killed for that is in `outlived`.
+        """
         until = time.monotonic() + LONGEST
         while (alive := [p for p in self.processes if p.is_alive()]) and time.monotonic() < until:
             if any(process.exitcode for process in self.processes):
@@ -88,6 +92,7 @@ class Forked:
             if len(self.processes) == 1 and _is_stopped(alive[0].pid):
                 break  # nobody watches it
             connection.wait([process.sentinel for process in alive], 0.2)
+        self.outlived = [r for r, p in enumerate(self.processes) if p.is_alive()]
         self.close()
         return [process.exitcode for process in self.processes]
 

@@ -108,7 +108,6 @@ def then(*setups: Setup) -> Setup:
 MINE = ["model={name: 'python:mine:f'}"]
 FOLDER = ["data={name: imagefolder, root: img, batch_size: 2, image_size: 12}"]
 RESUME = "run.resume=true train.steps=4"
-CHECKPOINT = "out/checkpoints/step-00000002/module-002.safetensors"
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
 
 MISTAKES = [
@@ -199,12 +198,6 @@ MISTAKES = [
         [*RESUME.split(), "data={name: synthetic, batch_size: 8, image_size: 8}"],
         ("with another set of classes and image shape",),
         finished_run,
-    ),
-    Mistake(
-        "broken checkpoint",
-        RESUME,
-        (f"{CHECKPOINT} cannot be read",),
-        then(finished_run, write(CHECKPOINT, "xx")),
     ),
     Mistake(
         "broken configuration",

@@ -122,6 +122,8 @@ class LocalModule(nn.Module):
         first = self._body_backward()
         total = first.params
         feedback = first.input if now.step.feedback and self.index > 0 else None
+        if feedback is not None and now.step.reconcile:
+            feedback = feedback.clone()  # the estimator overwrites it
         if signal is not None:
             if now.step.log:
                 self._measure(**asdict(reconcile.agreement(first.input, signal)))

@@ -109,7 +109,7 @@ def gradient(
         x: where g is taken [B, ...].
         s: what g should be, of the same shape.
         params: what gives way.
-        first: the plain gradients at x, where they are known already.
+        first: the plain gradients at x, where they are known; its input gradient is overwritten.
 
     Raises:
         UserError: `exact`, and an operation of the network has no second derivative.
@@ -202,7 +202,8 @@ def finite_difference(
     g = first.input.detach().requires_grad_()
     (v,) = grad(distance(g, s), g)
     size, length = _norm(v), step * _norm(x)
-    moved = v.mul_(length / size).add_(x)
+    moved = g.detach().copy_(v.mul_(length / size).add_(x))
+    del g, v
     second = grad(objective(moved), params, materialize_grads=True)
     added = torch._foreach_sub(second, list(first.params))
     torch._foreach_mul_(added, size / length)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
+from pipeline_local.pipeline.meeting import meet
 from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.record.whereabouts import Whereabouts
 
@@ -168,7 +169,8 @@ def joined(place: Place) -> Iterator[dist.Store]:
         yield dist.HashStore()
         return
     store = _meeting_point()
-    with _meeting():
+    with _connecting():
+        store = meet(store, place.rank, place.world_size, MEETING)
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore("group", store),
@@ -183,7 +185,7 @@ def joined(place: Place) -> Iterator[dist.Store]:
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _connecting() -> Iterator[None]:
     """Who dies while the ranks connect with each other is told by a RuntimeError."""
     try:
         yield
@@ -229,7 +231,7 @@ def wires(
     edges = range(place.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
         backend = "nccl" if kind == "nccl" else "gloo"
-        with _meeting():
+        with _connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others

@@ -78,12 +78,12 @@ class Stop:
     def leave_together(self, timeout: timedelta) -> None:
         """Wait until all ranks have written their part.
 
-        A launcher kills all ranks soon after the first one has ended, and the first rank may hold
-        the board.
+        A launcher kills all ranks soon after the first one has ended, the first rank may hold the
+        board, and a rank that is stopped can only be ended by one that is still there.
         """
-        self._board.pin("stopped", {})
+        self._board.pin("done", {})
         if self._board.rank == 0:
-            self._board.gather("stopped", timeout)
+            self._board.gather("done", timeout)
             self._board.pin("released", {})
             return
         with suppress(

@@ -224,7 +224,8 @@ class Watchdog:
                 _write(self._verdict.line)
         self._lines.tell({"verdict": self._verdict.facts()})
         if self._verdict.kind == "raised":
-            time.sleep(GRACE_SECONDS)
+            if self._closing.wait(GRACE_SECONDS):
+                return  # the main thread has heard of it otherwise, and leaves by itself
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
         os._exit(self._verdict.exit_code)

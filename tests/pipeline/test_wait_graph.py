@@ -8,9 +8,8 @@ drawn by hypothesis lets stages and transfers move in any order and at any speed
 In the end every stage has done its work or has ended because a neighbour had. Where a stage hangs
 without ending, the stall is there for all to see, and the diagnosis must name that stage.
 
-The model knows of an optional feedback channel from a stage to the one before it, each message
-consumed a fixed number of steps after it was made. Its bound must not be below that delay: see
-`test_feedback_needs_room_for_its_delay`.
+Feedback, from a stage to the one before it, is consumed a fixed number of steps after it was made.
+Its channel must hold all that may be on its way: see `test_feedback_needs_room_for_its_delay`.
 """
 
 from collections import Counter
@@ -22,7 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_local.learning.step import Step
+from pipeline_local.learning.feedback import UnderWay
+from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.pipeline.diagnosis import Sighting, find_stall
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
@@ -39,8 +39,21 @@ class Plan:
     depth: int = 2
     delay: int | None = None
     """Steps after which feedback is consumed; None: no feedback."""
-    feedback_depth: int = 4
+    every: int = 1
+    """Feedback flows on every n-th step."""
     rendezvous: bool = True
+    narrow: bool = False
+    """Room for one message of feedback only, whatever the delay: a mistake."""
+
+    @property
+    def feedback_depth(self):
+        """As `Schedule.most_unheeded`."""
+        steps = (self.delay or 0) // self.every + 1
+        return 1 if self.narrow else steps * self.microbatches
+
+    def feeds_back(self, step):
+        """Also whether it will be heeded: nobody would take the last ones."""
+        return self.delay is not None and step % self.every == 0 and step >= 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +73,10 @@ def program(plan, stage):
             ops += [Op("recv", stage - 1), Op("send", stage + 1)]
             if compared:
                 ops += [Op("send", stage + 1), Op("recv", stage - 1)]
-        if plan.delay is not None:
-            if step >= plan.delay:
-                ops.append(Op("recv", stage + 1, feedback=True))
-            if step < len(plan.compared) - plan.delay:  # nobody would take the last ones
+            if plan.feeds_back(step) and step + plan.delay < len(plan.compared):
                 ops.append(Op("send", stage - 1, feedback=True))
+            if plan.delay is not None and plan.feeds_back(step - plan.delay):
+                ops.append(Op("recv", stage + 1, feedback=True))
     ops += [Op("close", stage + 1), Op("close", stage - 1, feedback=True)]
     return [op for op in ops if 0 <= op.peer < plan.stages]
 
@@ -170,21 +182,15 @@ class Run:
 
 
 PLANS = st.builds(
-    lambda stages, microbatches, compared, depth, delay, room, rendezvous: Plan(
-        stages,
-        microbatches,
-        tuple(compared),
-        depth,
-        delay,
-        max(depth, (delay or 0) + room),
-        rendezvous,
+    lambda stages, microbatches, compared, *rest: Plan(
+        stages, microbatches, tuple(compared), *rest
     ),
     st.integers(1, 6),
     st.integers(1, 5),
     st.lists(st.booleans(), min_size=1, max_size=6),
     st.integers(1, 4),
     st.none() | st.integers(1, 4),
-    st.integers(0, 2),
+    st.integers(1, 4),
     st.booleans(),
 )
 SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=6, max_size=6)
@@ -275,9 +281,9 @@ def test_messages_that_nobody_takes_are_found():
 
 def test_feedback_needs_room_for_its_delay():
     """A stage can only get rid of feedback when the one before is `delay` steps further on."""
-    narrow = {"stages": 2, "microbatches": 1, "compared": (True,) * 12, "depth": 1}
-    assert not ends(start(Plan(**narrow, delay=6, feedback_depth=1)))
-    assert ends(start(Plan(**narrow, delay=6, feedback_depth=6)))
+    own = {"stages": 2, "microbatches": 2, "compared": (True,) * 12, "depth": 1, "delay": 6}
+    assert not ends(start(Plan(**own, narrow=True)))
+    assert ends(start(Plan(**own)))
 
 
 # -- the model is that of the code ---------------------------------------------------------------
@@ -286,31 +292,45 @@ def test_feedback_needs_room_for_its_delay():
 class Recorder:
     """Both ends of the edges of a stage in the middle, and its module."""
 
-    def __init__(self):
+    def __init__(self, compare):
         self.ops = []
-        self.index = 0
+        self.compare = compare
+        self.received = 0
 
     def recv(self):
         self.ops.append(Op("recv", 0))
-        return (None, None) if len(self.ops) % self.per_microbatch == 1 else (None,)
+        self.received += 1
+        return (None,) if self.compare and self.received % 2 == 0 else (None, None)
 
     def send(self, *tensors):
         self.ops.append(Op("send", 2))
 
+    def reply(self, gradient):
+        self.ops.append(Op("send", 0, feedback=True))
 
+    def feedback(self):
+        self.ops.append(Op("recv", 2, feedback=True))
+        return (None,)
+
+
+@pytest.mark.parametrize("every", [1, 2, 9])
 @pytest.mark.parametrize("compare", [True, False])
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches):
-    edges = Recorder()
-    edges.per_microbatch = 4 if compare else 2
+def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
+    plan = Plan(3, microbatches, (compare,) * 6, delay=FEEDBACK_DELAY, every=every)
+    edges = Recorder(compare)
     module = SimpleNamespace(
         index=1,
+        under_way=UnderWay(),
         forward=lambda *_: None,
         signal=lambda: None,
-        learn=lambda *_: None,
         update=lambda _: None,
+        heed=lambda *_: None,
     )
     stage = Stage([module], edges, edges, Trace())
-    stage.train(Step(0, 0.1, microbatches=microbatches, compare=compare))
-    expected = program(Plan(3, microbatches, (compare,)), 1)
-    assert edges.ops == [op for op in expected if op.kind != "close"]
+    for number in range(6):
+        feedback = plan.feeds_back(number) and number + FEEDBACK_DELAY < 6
+        module.learn = lambda *_, feedback=feedback: 0 if feedback else None
+        heed = plan.feeds_back(number - FEEDBACK_DELAY)
+        stage.train(Step(number, 0.1, microbatches, compare=compare, heed=heed))
+    assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]

@@ -22,20 +22,21 @@ from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.trainer import train
 from tests.conftest import free_port
+from tests.faults import once_results_are_in
 
 RANKS = 3
 LONGEST = 40
 """Seconds; generous, as machines are noisy. What is expected is one or two."""
 
 
-def config(folder, direction="downstream", **parallel):
+def config(folder, direction="downstream", steps=10**6, **parallel):
     return configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 8, "depth": 6},
             "modules": {"count": RANKS},
             "reconcile": {"weight": 0.1, "every": 1, "direction": direction},
             "data": {"name": "digits", "batch_size": 16},
-            "train": {"steps": 10**6, "log_every": 5},
+            "train": {"steps": steps, "log_every": 5},
             "parallel": {"threads": 1, **parallel},
             "run": {"dir": str(folder / "run")},
         }
@@ -177,6 +178,22 @@ def test_a_rank_killed_before_the_first_step(start, monkeypatch):
     assert ranks.ends() == [EXIT_NEIGHBOUR_LOST, -signal.SIGKILL, EXIT_NEIGHBOUR_LOST]
     (line,) = ranks.errors()
     assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_stopped_at_the_very_end(start, victim):
+    """All is saved and handed in; the others have not left it alone."""
+
+    def stop(rank):
+        if rank == victim:
+            once_results_are_in(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    ranks = start(stop, steps=10, timeout=3)
+    expected = [EXIT_STALLED] * RANKS
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.startswith(f"[stage {victim} | rank {victim}] error: "), line
 
 
 def die(*_):

@@ -1,0 +1,52 @@
+"""The meeting: which ranks start together, on a store that may remember earlier starts.
+
+torchrun's agent keeps one store while it restarts its ranks. What ranks of an earlier start have
+left there looks like news: an address of a process that is gone, a step to start from that has
+passed. The agents' restart counts do not help, as only the host of a failure counts it.
+"""
+
+import time
+from datetime import timedelta
+from uuid import uuid4
+
+import torch.distributed as dist
+
+POLL_SECONDS = 0.01
+
+
+def meet(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """The part of the store that belongs to this start alone, the same for all of its ranks.
+
+    Every rank calls with a name that nobody has had before; the first rank answers each name that
+    it sees with the name of the start, until every rank has repeated that. So a call that an
+    earlier rank has left is answered in vain, and an answer that it has got is never read.
+
+    Raises:
+        torch.distributed.DistError: some rank did not come within `timeout`.
+    """
+    start = _receive(store, world_size, timeout) if rank == 0 else _call(store, rank, timeout)
+    return dist.PrefixStore(f"start-{start}", store)
+
+
+def _receive(store: dist.Store, world_size: int, timeout: timedelta) -> str:
+    start, expected = uuid4().hex, set(range(1, world_size))
+    deadline = time.monotonic() + timeout.total_seconds()
+    while expected:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(expected)} did not come within {timeout}")
+        for rank in sorted(expected):
+            if store.check([f"call/{rank}"]):
+                store.set(f"answer/{store.get(f'call/{rank}').decode()}", start)
+            if store.check([f"here/{start}/{rank}"]):
+                expected.remove(rank)
+        time.sleep(POLL_SECONDS)
+    return start
+
+
+def _call(store: dist.Store, rank: int, timeout: timedelta) -> str:
+    name = uuid4().hex
+    store.set(f"call/{rank}", name)
+    store.wait([f"answer/{name}"], timeout)
+    start = store.get(f"answer/{name}").decode()
+    store.set(f"here/{start}/{rank}", "")
+    return start
