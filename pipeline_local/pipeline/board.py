@@ -53,7 +53,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
             return slip
 
@@ -66,7 +66,7 @@ class Board:
 
     def again(self) -> "Board":
         """The same board over a connection of its own: one that waits holds up all who share it."""
-        with _reachable():
+        with reachable():
             return Board(self._store.clone(), self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
@@ -77,7 +77,7 @@ class Board:
             torch.distributed.DistError: not within `timeout`, or the board is gone after all.
         """
         key = f"{topic}/{rank}"
-        with _reachable(dist.DistNetworkError):
+        with reachable(dist.DistNetworkError):
             self._store.wait([key], timeout)
         facts: Facts = json.loads(self._store.get(key))
         return facts
@@ -92,7 +92,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             self._store.set(topic, json.dumps(facts))
 
     def posted(self, topic: str) -> Facts | None:
@@ -101,7 +101,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             if not self._store.check([topic]):
                 return None
             facts: Facts = json.loads(self._store.get(topic))
@@ -136,7 +136,8 @@ class Board:
 
 
 @contextmanager
-def _reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
+def reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
+    """Raise NeighbourLostError where the board does not answer."""
     try:
         yield
     except lost as error:

@@ -202,7 +202,7 @@ def die(*_):
 
 def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatch):
     """The others have not been refused: its death is told."""
-    monkeypatch.setattr(agreement, "check", die)
+    monkeypatch.setattr(agreement, "check", lambda *_: time.sleep(1) or die())
     ranks = start()
     assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
     (line,) = ranks.errors()
