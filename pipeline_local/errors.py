@@ -30,13 +30,14 @@ class NeighbourLostError(Exception):
     """The process at the other end of an edge is gone; its own message says why. Exit code 3.
 
     Args:
-        peer: its rank.
+        peer: its rank; None where that cannot be told, before the ranks have met.
         reason: why the edge is thought to be broken.
     """
 
-    def __init__(self, peer: int, reason: str) -> None:
+    def __init__(self, peer: int | None, reason: str) -> None:
         self.peer = peer
-        super().__init__(f"the connection to rank {peer} broke: {reason}")
+        whom = "another rank" if peer is None else f"rank {peer}"
+        super().__init__(f"the connection to {whom} broke: {reason}")
 
 
 class StalledError(Exception):

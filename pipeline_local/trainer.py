@@ -285,6 +285,7 @@ class Trainer:
         }
         self.board.pin("result", facts)
         if self.place.rank > 0:
+            self.stop.leave_together(TIMEOUT)  # rank 0 is not left unwatched while it concludes
             return facts
         steps = self.blueprint.schedule.num_steps - self.start
         samples = steps * self.blueprint.config.data.batch_size
@@ -294,6 +295,7 @@ class Trainer:
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])
+        self.stop.leave_together(TIMEOUT)
         return facts
 
     def _display(self) -> Progress | Silent:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 
 import sklearn.datasets  # noqa: F401 (once here, not in every forked rank)
@@ -17,6 +17,8 @@ from tests.conftest import free_port
 
 LONGEST = 60
 """Seconds until all ranks must have ended; generous, as machines are noisy."""
+PATIENCE = 8
+"""Seconds after which a launcher kills the ranks that have not ended with another one."""
 
 
 class Forked:
@@ -37,6 +39,7 @@ class Forked:
         prepare: Callable[[int], None] = lambda rank: None,
     ) -> None:
         self.output = output
+        self.outlived: list[int] = []
         context = multiprocessing.get_context("fork")
         port = free_port()
         self.processes = [
@@ -65,23 +68,32 @@ class Forked:
             sys.excepthook(*sys.exc_info())
         os._exit(code)
 
-    @property
-    def running(self) -> bool:
-        """Whether any of them still runs."""
-        return any(process.is_alive() for process in self.processes)
-
     def signal(self, rank: int, number: int) -> None:
         """Send a signal, unless the rank has ended."""
         process = self.processes[rank]
         if process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+            os.kill(process.pid, number)
 
-    def ends(self) -> list[int | None]:
-        """Exit codes by rank, once all have ended; None for a rank that does not."""
-        until = time.monotonic() + LONGEST
+    def wait(self, seconds: float) -> None:
+        """Until then, or until all have ended."""
+        until = time.monotonic() + seconds
         for process in self.processes:
-            process.join(max(0, until - time.monotonic()))
+            process.join(max(0.0, until - time.monotonic()))
+
+    def ends(self) -> list[int]:
+        """Exit codes by rank. As launchers do, kills those that outlive another's end for long.
+
+        Who is killed for that is in `outlived`.
+        """
+        until = time.monotonic() + LONGEST
+        while (alive := [p for p in self.processes if p.is_alive()]) and time.monotonic() < until:
+            if any(process.exitcode for process in self.processes):
+                until = min(until, time.monotonic() + PATIENCE)
+            if len(self.processes) == 1 and _is_stopped(alive[0].pid):
+                break  # nobody watches it
+            connection.wait([process.sentinel for process in alive], 0.2)
+        self.outlived = [r for r, p in enumerate(self.processes) if p.is_alive()]
+        self.close()
         return [process.exitcode for process in self.processes]
 
     def close(self) -> None:
@@ -90,3 +102,11 @@ class Forked:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == "T"

@@ -207,6 +207,7 @@ class Cluster:
         note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{self.log}"\n'
         self.stub("srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n')
         self.stub("torchrun", note)
+        self.stub("scancel", note)
         self.stub("nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
         hosts = "[[ $1 == show ]] && printf 'node7\\nnode8\\n' && exit\n"
         self.stub("scontrol", note.replace("echo", f"{hosts}echo"))
@@ -242,7 +243,8 @@ def cluster(tmp_path: Path) -> Cluster:
 
 SBATCH = "launch/slurm/train.sbatch"
 SRUN = (
-    "srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
+    'srun --kill-on-bad-exit=1 bash -c trap "" USR1; exec "$@" bash torchrun'
+    " --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
     " --rdzv-endpoint node7:22345 --rdzv-id 12345-{restarts} -m pipeline_local train c.yaml"
 )
 
@@ -260,16 +262,30 @@ def test_a_requeued_job_resumes(cluster: Cluster) -> None:
 
 def test_sbatch_ends_with_the_status_of_training(cluster: Cluster) -> None:
     assert cluster.run(SBATCH, "c.yaml", STATUS="9")[0] == 9
+    assert "requeue" not in cluster.log.read_text()
 
 
-def test_near_the_time_limit_the_job_is_requeued(cluster: Cluster) -> None:
-    with subprocess.Popen(**cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="1")) as process:
+@pytest.mark.parametrize(("status", "requeued"), [("1", True), ("0", False)])
+def test_near_the_time_limit_the_ranks_stop_and_the_job_is_requeued(
+    cluster: Cluster, status: str, requeued: bool
+) -> None:
+    """Whatever code torchrun makes of it, unless the run has become complete meanwhile."""
+    command = cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="1", STATUS=status)
+    with subprocess.Popen(**command) as process:
         deadline = time.monotonic() + 20
         while not cluster.log.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
         output, _ = process.communicate(timeout=30)
+    assert process.returncode == int(status)
     assert "the time limit is near" in output
+    calls = cluster.log.read_text().splitlines()[1:]
+    stop = "scancel --signal=USR1 12345"
+    assert calls == ([stop, "scontrol requeue 12345"] if requeued else [stop])
+
+
+def test_a_run_that_was_stopped_is_requeued(cluster: Cluster) -> None:
+    assert cluster.run(SBATCH, "c.yaml", STATUS="75")[0] == 75
     assert cluster.log.read_text().splitlines()[-1] == "scontrol requeue 12345"
 
 

@@ -53,7 +53,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
             return slip
 
@@ -66,16 +66,19 @@ class Board:
 
     def again(self) -> "Board":
         """The same board over a connection of its own: one that waits holds up all who share it."""
-        return Board(self._store.clone(), self.rank, self._world_size)
+        with reachable():
+            return Board(self._store.clone(), self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
         """One rank's slip, once it is there.
 
         Raises:
-            torch.distributed.DistError: not within `timeout`.
+            NeighbourLostError: the board is gone with the first rank, without that slip.
+            torch.distributed.DistError: not within `timeout`, or the board is gone after all.
         """
         key = f"{topic}/{rank}"
-        self._store.wait([key], timeout)
+        with reachable(dist.DistNetworkError):
+            self._store.wait([key], timeout)
         facts: Facts = json.loads(self._store.get(key))
         return facts
 
@@ -89,7 +92,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             self._store.set(topic, json.dumps(facts))
 
     def posted(self, topic: str) -> Facts | None:
@@ -98,7 +101,7 @@ class Board:
         Raises:
             NeighbourLostError: the board is gone with the first rank.
         """
-        with _reachable():
+        with reachable():
             if not self._store.check([topic]):
                 return None
             facts: Facts = json.loads(self._store.get(topic))
@@ -109,6 +112,9 @@ class Board:
         """Leave the enclosed work together: once all ranks have done it, or none goes on.
 
         A rank whose work raises goes on raising; all others then raise `RefusedElsewhereError`.
+
+        Raises:
+            NeighbourLostError: the first rank is gone without an answer.
         """
         try:
             yield
@@ -130,9 +136,10 @@ class Board:
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
+    """Raise NeighbourLostError where the board does not answer."""
     try:
         yield
-    except dist.DistError as error:
+    except lost as error:
         reason = str(error).splitlines()[0]
         raise NeighbourLostError(0, f"its board does not answer: {reason}") from error

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import UserError
+from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.pipeline.meeting import meet
 from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.record.whereabouts import Whereabouts
@@ -163,22 +163,34 @@ def joined(place: Place) -> Iterator[dist.Store]:
 
     Raises:
         UserError: no such meeting point, its port is taken, or not all came in time.
+        NeighbourLostError: another rank has come, and is gone again.
     """
     if place.world_size == 1:
         yield dist.HashStore()
         return
-    store = meet(_meeting_point(), place.rank, place.world_size, MEETING)
-    dist.init_process_group(
-        "gloo",
-        store=dist.PrefixStore("group", store),
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=TIMEOUT,
-    )
+    store = _meeting_point()
+    with _connecting():
+        store = meet(store, place.rank, place.world_size, MEETING)
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=TIMEOUT,
+        )
     try:
         yield dist.PrefixStore("pipeline_local", store)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Who dies while the ranks connect with each other is told by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise NeighbourLostError(None, str(error).splitlines()[0]) from error
 
 
 def _meeting_point() -> dist.Store:
@@ -219,7 +231,8 @@ def wires(
     edges = range(place.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
         backend = "nccl" if kind == "nccl" else "gloo"
-        group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
+        with _connecting():
+            group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others
         if place.rank == edge:

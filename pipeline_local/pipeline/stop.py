@@ -24,6 +24,7 @@ from types import FrameType
 import torch.distributed as dist
 
 from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.schedule import Action, Save
@@ -77,15 +78,17 @@ class Stop:
     def leave_together(self, timeout: timedelta) -> None:
         """Wait until all ranks have written their part.
 
-        A launcher kills all ranks soon after the first one has ended, and the first rank may hold
-        the board.
+        A launcher kills all ranks soon after the first one has ended, the first rank may hold the
+        board, and a rank that is stopped can only be ended by one that is still there.
         """
-        self._board.pin("stopped", {})
+        self._board.pin("done", {})
         if self._board.rank == 0:
-            self._board.gather("stopped", timeout)
+            self._board.gather("done", timeout)
             self._board.pin("released", {})
             return
-        with suppress(dist.DistError):  # the first rank has gone: it saw everybody's slip
+        with suppress(
+            dist.DistError, NeighbourLostError
+        ):  # the first rank has gone: it saw everybody's slip
             self._board.wait("released", 0, timeout)
 
     def _hear(self, number: int, _: FrameType | None) -> None:

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -30,7 +31,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
-from pipeline_local.pipeline.board import Board, Facts
+from pipeline_local.pipeline.board import Board, Facts, reachable
 from pipeline_local.pipeline.diagnosis import BEATS_MISSED, Verdict, find_stall, of_death
 from pipeline_local.pipeline.heartbeat import Heartbeats, Stopwatch
 from pipeline_local.pipeline.lifeline import Lifelines, News
@@ -93,10 +94,12 @@ class Watchdog:
         if isinstance(error, KeyboardInterrupt) and self._verdict is not None:
             self._leave()
             raise StalledError(self._verdict.text) from None
-        if isinstance(error, NeighbourLostError):
-            self._await_the_end(error.peer)
-        elif isinstance(error, dist.DistError):
-            self._await_the_end(None)
+        if isinstance(error, (NeighbourLostError, dist.DistError)):
+            peer = error.peer if isinstance(error, NeighbourLostError) else None
+            self._await_the_end(peer)
+            if self._left_in_peace(peer):  # as a third rank has refused the run
+                self._leave()
+                raise RefusedElsewhereError from None
         if error is not None and not isinstance(error, PEACEFUL):
             self._tell_of_own_error()
         self._leave()
@@ -109,7 +112,8 @@ class Watchdog:
             lines = Lifelines.host(place.world_size)
             self._board.pin("lifeline", lines.address)
             return lines
-        address = self._board.wait("lifeline", 0, MEETING)
+        with reachable():  # nobody watches yet
+            address = self._board.wait("lifeline", 0, MEETING)
         return Lifelines.join(os.environ.get("MASTER_ADDR", "localhost"), address, place.rank)
 
     # -- the main thread's way out -----------------------------------------------------------------
@@ -126,7 +130,11 @@ class Watchdog:
         if suspect is not None:
             self._suspect = suspect
         self._lines.wake()
-        self._thread.join(UNWIND_SECONDS)
+        until = time.monotonic() + UNWIND_SECONDS
+        while self._thread.is_alive() and time.monotonic() < until:
+            if self._left_in_peace(suspect):
+                return
+            self._thread.join(LOOK_SECONDS)
 
     def _tell_of_own_error(self) -> None:
         """Nobody else needs to look for a reason. If there is another one already, it counts."""
@@ -139,6 +147,9 @@ class Watchdog:
             self._thread.join(UNWIND_SECONDS)
         self._closing.set()
         self._lines.tell({"verdict": verdict.facts()})
+
+    def _left_in_peace(self, rank: int | None) -> bool:
+        return rank in self._left and self._verdict is None
 
     # -- the watching thread -----------------------------------------------------------------------
 
@@ -179,7 +190,7 @@ class Watchdog:
             self._accept(_verdict(self._heart.verdict))
         if self._verdict is not None:
             return self._verdict
-        if self._suspect is not None:
+        if self._suspect is not None and self._suspect not in self._left:
             return of_death(self._suspect, self._heart.sightings)
         if 0 in self._left:
             return None  # and its board with it: the run is over

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from pipeline_local.pipeline.launch import cause
+from pipeline_local.pipeline.place import Place
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
@@ -198,3 +201,27 @@ def test_signals_to_all_processes_stop_a_run_once(start):
     assert run.process.wait(LONGEST) == EXIT_STOPPED
     assert not run.told()
     run.leaves_nothing()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_torchrun_restarts_and_resumes_by_itself(start, tmp_path):
+    """A killed rank costs the steps since the last checkpoint, and nobody has to do anything."""
+    settings = ["train.steps=300", "checkpoint.every_steps=5"]
+    run = start(*settings, launcher=(*TORCHRUN, "--max-restarts=2"))
+    os.kill(run.rank(1), signal.SIGKILL)
+    assert run.process.wait(300) == 0, run.errors.read_text()
+    (line,) = run.told()
+    assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
+    run.leaves_nothing()
+    small = ["train.epochs=null", "parallel.threads=1", "model.width=4", "parallel.stages=1"]
+    whole = tmp_path / "whole"
+    config = configfile.load(ROOT / "configs" / "digits.yaml", [*small, *settings])
+    trainer.train(replace(config, run=replace(config.run, dir=str(whole))), Place())
+    assert last_files(tmp_path / "runs" / "digits") == last_files(whole)
+
+
+def last_files(folder):
+    files = {p.name: p.read_bytes() for p in folder.glob("checkpoints/step-00000300/*")}
+    assert len(files) == 4
+    return files

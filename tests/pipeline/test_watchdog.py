@@ -14,27 +14,29 @@ import time
 
 import pytest
 
-from pipeline_local import configfile, trainer
+from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.pipeline.lifeline import Lifelines
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.trainer import train
 from tests.conftest import free_port
+from tests.faults import once_results_are_in
 
 RANKS = 3
 LONGEST = 40
 """Seconds; generous, as machines are noisy. What is expected is one or two."""
 
 
-def config(folder, direction="downstream", **parallel):
+def config(folder, direction="downstream", steps=10**6, **parallel):
     return configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 8, "depth": 6},
             "modules": {"count": RANKS},
             "reconcile": {"weight": 0.1, "every": 1, "direction": direction},
             "data": {"name": "digits", "batch_size": 16},
-            "train": {"steps": 10**6, "log_every": 5},
+            "train": {"steps": steps, "log_every": 5},
             "parallel": {"threads": 1, **parallel},
             "run": {"dir": str(folder / "run")},
         }
@@ -176,6 +178,43 @@ def test_a_rank_killed_before_the_first_step(start, monkeypatch):
     assert ranks.ends() == [EXIT_NEIGHBOUR_LOST, -signal.SIGKILL, EXIT_NEIGHBOUR_LOST]
     (line,) = ranks.errors()
     assert line.startswith("[stage 1 | rank 1] error: its process is gone"), line
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_stopped_at_the_very_end(start, victim):
+    """All is saved and handed in; the others have not left it alone."""
+
+    def stop(rank):
+        if rank == victim:
+            once_results_are_in(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    ranks = start(stop, steps=10, timeout=3)
+    expected = [EXIT_STALLED] * RANKS
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.startswith(f"[stage {victim} | rank {victim}] error: "), line
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatch):
+    """The others have not been refused: its death is told."""
+    monkeypatch.setattr(agreement, "check", lambda *_: time.sleep(1) or die())
+    ranks = start()
+    assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 0 | rank 0] error: its process is gone"), line
+
+
+def test_a_first_rank_killed_before_there_are_lifelines(start, monkeypatch):
+    """Nobody watches yet: each of the others tells what it knows, without a traceback."""
+    monkeypatch.setattr(Lifelines, "host", die)
+    ranks = start()
+    assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
+    assert all("error: the connection to rank 0 broke: " in line for line in ranks.errors())
 
 
 def raise_on(rank):
