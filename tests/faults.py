@@ -8,7 +8,7 @@ from random import Random
 
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.record import sealed
+from pipeline_local.record import atomic
 from tests.forked import Forked
 
 PACE = 0.02
@@ -41,7 +41,7 @@ class Fault:
         victim: the rank, if it is not all of them.
         seconds: moment after the start.
         step: number of the optimizer step.
-        file: how many files of checkpoints the victim writes before, in this attempt.
+        file: how many files the victim writes before, in this attempt.
         part: how much of the next one.
     """
 
@@ -164,11 +164,12 @@ def once_results_are_in(do) -> None:
 
 
 def in_each_write(do) -> None:
-    """In this process, call `do(path, parts)` before each file of a checkpoint is written."""
-    write = sealed._write_atomically
+    """In this process, call `do(path, parts)` before each file is written that must be whole."""
+    write = atomic.write
 
     def written(path, parts):
+        parts = list(parts)
         do(path, parts)
         write(path, parts)
 
-    sealed._write_atomically = written
+    atomic.write = written

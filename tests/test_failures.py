@@ -22,7 +22,7 @@ from pipeline_local import configfile
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from tests.faults import KINDS, Fault, damage
 from tests.forked import Forked
-from tests.pipeline.test_launch import Run
+from tests.pipeline.test_launch import OWN, Run
 
 ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("PIPELINE_LOCAL_SEED", "2024"))
@@ -194,7 +194,7 @@ def test_the_real_command_line(tmp_path):
     random, told = Random(SEED), [f"PIPELINE_LOCAL_SEED={SEED}"]
     settings = ["train.steps=400", "checkpoint.every_steps=20", "run.resume=true"]
     for last in (*[False] * 6, True):
-        run = Run(tmp_path, *settings, f"parallel.stages={random.randint(1, 3)}")
+        run = Run(tmp_path, *settings, f"parallel.stages={random.randint(1, 3)}", launcher=OWN)
         try:
             hit = None if last else hit_any(run, random)
             code = run.process.wait(300)
@@ -207,7 +207,7 @@ def test_the_real_command_line(tmp_path):
     assert code == 0, (told, run.errors.read_text())
     alone = tmp_path / "alone"
     alone.mkdir()
-    assert Run(alone, *settings, "parallel.stages=1").process.wait(300) == 0
+    assert Run(alone, *settings, "parallel.stages=1", launcher=OWN).process.wait(300) == 0
     digits = Path("runs", "digits")
     found, expected = (last_checkpoint(f / digits, 400) for f in (tmp_path, alone))
     assert len(found) == 4

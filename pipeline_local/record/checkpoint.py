@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.record import sealed
+from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError
 
 Tell = Callable[[str], None]
@@ -63,7 +63,7 @@ class Checkpoints:
         target = self.at(step)
         if not target.is_dir():
             target.mkdir(parents=True, exist_ok=True)
-            sealed.sync_folder(self.folder)
+            atomic.sync_folder(self.folder)
         facts = {"module": str(index + 1), "step": str(step)}
         sealed.write(self._file(step, index), state, facts)
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
+from pipeline_local.record import atomic
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config.is_file() and self.config.read_text() != text:
                 self.config.rename(self._free_name())
-            self.config.write_text(text)
-            self.info.write_text(info)
+            atomic.write_text(self.config, text)
+            atomic.write_text(self.info, info)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"run.dir: {_short(self.path)} cannot be written ({_reason(error)}); name another"

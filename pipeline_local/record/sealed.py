@@ -11,13 +11,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from pipeline_local.record import atomic
 
 _DTYPES = {
     torch.float64: "F64",
@@ -59,7 +60,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -
     seal = hashlib.blake2b(head, digest_size=32)
     for part in parts:
         seal.update(part)
-    _write_atomically(path, [head.replace(_BLANK, seal.hexdigest().encode(), 1), *parts])
+    atomic.write(path, [head.replace(_BLANK, seal.hexdigest().encode(), 1), *parts])
 
 
 def verify(path: Path) -> dict[str, str]:
@@ -124,28 +125,3 @@ def _head(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
-    temporary = path.with_suffix(".partial")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()  # a full disk needs the room
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Let the names in a folder outlive a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

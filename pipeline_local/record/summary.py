@@ -1,6 +1,5 @@
 """The results of a run: gathered from all stages, written once, shown as a table."""
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
 
 
@@ -53,9 +53,7 @@ def combine(stages: list[Facts], samples: int) -> Facts:
 
 def write(summary: Facts, path: Path) -> None:
     """Write summary.json; it appears whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(as_json(summary, indent=2) + "\n")
-    os.replace(temporary, path)
+    atomic.write_text(path, as_json(summary, indent=2) + "\n")
 
 
 def warn(warnings: Iterable[str]) -> None:

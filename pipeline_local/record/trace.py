@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline_local.record import atomic
 from pipeline_local.record.whereabouts import Whereabouts
 
 
@@ -73,4 +74,4 @@ class Trace:
             for span in self.spans
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"traceEvents": events}))
+        atomic.write_text(path, json.dumps({"traceEvents": events}))

@@ -1,7 +1,5 @@
 """Sealed files: not a bit can change, nor a byte be lost, without being noticed."""
 
-import resource
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -97,24 +95,3 @@ def test_the_order_of_the_tensors_leaves_no_trace(tmp_path):
     sealed.write(tmp_path / "a", tensors, FACTS)
     sealed.write(tmp_path / "b", dict(reversed(tensors.items())), FACTS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_without_room_the_earlier_file_stays_and_nothing_else(path):
-    """The kernel refuses the write, as on a full disk."""
-    before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            sealed.write(path, {"x": torch.zeros(1 << 19)}, FACTS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_leftover_of_an_earlier_write_is_no_obstacle(path):
-    path.with_suffix(".partial").write_bytes(b"half")
-    sealed.write(path, {"x": torch.ones(1)}, FACTS)
-    assert sealed.read(path).keys() == {"x"}
-    assert not path.with_suffix(".partial").exists()
