@@ -249,11 +249,9 @@ class Trainer:
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
         blueprint = self.blueprint
-        lines = [blueprint.explain(), blueprint.schedule.explain()]
-        lines.append(self.place.explain(blueprint.config.parallel))
-        if self.start:
-            lines.append(f"resuming after step {self.start}")
-        return lines
+        place = self.place.explain(blueprint.config.parallel)
+        resuming = [f"resuming after step {self.start}"] if self.start else []
+        return [blueprint.explain(), blueprint.schedule.explain(), place, *resuming]
 
     def _log(self, step: Step) -> None:
         facts = {
@@ -284,18 +282,18 @@ class Trainer:
             **self.clock.facts(self.writer.device_seconds),
         }
         self.board.pin("result", facts)
-        if self.place.rank > 0:
-            self.stop.leave_together(TIMEOUT)  # rank 0 is not left unwatched while it concludes
-            return facts
-        steps = self.blueprint.schedule.num_steps - self.start
-        samples = steps * self.blueprint.config.data.batch_size
-        results = self.board.gather("result", TIMEOUT)
-        facts = summary.combine(results, samples)
-        self.checkpoints.prune(self.blueprint.config.checkpoint.keep)  # all have written their last
+        if self.place.rank == 0:
+            facts = self._sum_up(self.board.gather("result", TIMEOUT))
+        self.stop.leave_together(TIMEOUT)  # or rank 0 would sum up without anybody watching it
+        return facts
+
+    def _sum_up(self, results: list[Facts]) -> Facts:
+        config, steps = self.blueprint.config, self.blueprint.schedule.num_steps - self.start
+        facts = summary.combine(results, samples=steps * config.data.batch_size)
+        self.checkpoints.prune(config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])
-        self.stop.leave_together(TIMEOUT)
         return facts
 
     def _display(self) -> Progress | Silent:

@@ -4,6 +4,7 @@ Training looks at it on logged steps only, and never waits for another rank's sl
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 
 Facts = dict[str, Any]
+RECONNECTING = timedelta(seconds=5)
+"""For another connection to a board that was there a moment ago."""
 
 
 class Board:
@@ -65,9 +68,20 @@ class Board:
         return slip
 
     def again(self) -> "Board":
-        """The same board over a connection of its own: one that waits holds up all who share it."""
-        with reachable():
-            return Board(self._store.clone(), self.rank, self._world_size)
+        """The same board over a connection of its own: one that waits holds up all who share it.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        patience = self._store.timeout  # type: ignore[attr-defined]  # not in its stub
+        self._store.set_timeout(RECONNECTING)  # torch would knock at a dead board's door for that
+        try:
+            with reachable():
+                store = self._store.clone()
+        finally:
+            self._store.set_timeout(patience)
+        store.set_timeout(patience)
+        return Board(store, self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
         """One rank's slip, once it is there.
@@ -133,6 +147,16 @@ class Board:
             raise RefusedElsewhereError from None
         if verdict["refused"]:
             raise RefusedElsewhereError
+
+    @property
+    def kept_by_rank_0(self) -> bool:
+        """Whether the board ends with the first rank, rather than with its launcher."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+    @property
+    def keeper(self) -> str:
+        """Who keeps the board, for a message."""
+        return "kept by rank 0" if self.kept_by_rank_0 else "kept by the launcher"
 
 
 @contextmanager

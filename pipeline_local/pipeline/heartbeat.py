@@ -64,6 +64,14 @@ class Heartbeats:
         self.broken = False
         self.verdict: Facts | None = None
 
+    def introduce(self) -> None:
+        """The first beat, from the calling thread: whoever meets this rank can tell its process.
+
+        Raises:
+            NeighbourLostError: the board is gone with the first rank.
+        """
+        self._pin(left=False)
+
     def start(self) -> None:
         """Begin to beat."""
         self._thread.start()

@@ -82,6 +82,7 @@ class Watchdog:
         self._rounds = 0
 
     def __enter__(self) -> "Watchdog":
+        self._heart.introduce()
         self._lines: Lifelines = self._connect()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._heart.start()
@@ -169,7 +170,7 @@ class Watchdog:
             self._suspect = news.rank
         elif "left" in news.facts:
             self._left.add(news.rank)
-            if news.rank == 0 and self._kept_by_rank_0:
+            if news.rank == 0 and self._board.kept_by_rank_0:
                 self._heart.stop()  # its board ends with it
         elif "verdict" in news.facts:
             self._accept(Verdict(**news.facts["verdict"]))
@@ -197,20 +198,12 @@ class Watchdog:
         if self._heart.broken and self._stuck > PATIENCE_SECONDS:
             return of_death(0, self._heart.sightings)
         if self._stuck > max(self._timeout, BEATS_MISSED):
-            return Verdict("stalled", 0, f"the board, {self._keeper}, does not answer")
+            return Verdict("stalled", 0, f"the board, {self._board.keeper}, does not answer")
         return find_stall(self._heart.sightings, self._timeout)
 
     @property
     def _own(self) -> Verdict:
         return Verdict("raised", self._place.rank)
-
-    @property
-    def _kept_by_rank_0(self) -> bool:
-        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-
-    @property
-    def _keeper(self) -> str:
-        return "kept by rank 0" if self._kept_by_rank_0 else "kept by the launcher"
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -240,7 +233,7 @@ class Watchdog:
 
         Without a board to pin it to, the ranks cannot agree: one of them is fixed beforehand.
         """
-        board_is_gone = verdict.kind == "lost" and verdict.rank == 0 and self._kept_by_rank_0
+        board_is_gone = verdict.kind == "lost" and verdict.rank == 0 and self._board.kept_by_rank_0
         claim = {"by": self._place.rank, **verdict.facts()}
         if board_is_gone:
             return verdict, self._place.rank == self._deputy(verdict.rank)

@@ -5,9 +5,11 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from pipeline_local.errors import RefusedElsewhereError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
+from pipeline_local.pipeline import board as board_module
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.place import joined
+from tests.conftest import free_port
 
 
 def test_look_shows_only_what_is_there():
@@ -85,3 +87,28 @@ def test_all_or_none(run_ranks, refusing):
     if refusing is not None:
         expected[refusing] = "KeyError"
     assert run_ranks(vote, 3, refusing) == expected
+
+
+@pytest.mark.parametrize(
+    ("agent", "keeper"), [("True", "the launcher"), ("False", "rank 0"), (None, "rank 0")]
+)
+def test_who_keeps_the_board(monkeypatch, agent, keeper):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    if agent is not None:
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
+    board = Board(dist.HashStore(), 0, 1)
+    assert board.keeper == f"kept by {keeper}"
+    assert board.kept_by_rank_0 == (keeper == "rank 0")
+
+
+def test_no_further_connection_to_a_board_that_is_gone(monkeypatch):
+    monkeypatch.setattr(board_module, "RECONNECTING", timedelta(seconds=1))
+    port, half_an_hour = free_port(), timedelta(minutes=30)
+    server = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)
+    store = dist.TCPStore("localhost", port, None, False, half_an_hour)
+    board = Board(store, 1, 2)
+    assert board.again()._store.timeout == half_an_hour
+    del server
+    with pytest.raises(NeighbourLostError, match="rank 0 broke: its board does not answer"):
+        board.again()
+    assert store.timeout == half_an_hour

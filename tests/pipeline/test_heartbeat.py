@@ -38,6 +38,14 @@ def test_a_rank_is_seen_where_it_is():
     assert one.identity(1)["pid"] == two.identity(1)["pid"] > 0
 
 
+def test_a_rank_that_never_began_to_beat_can_still_be_identified():
+    """Stopped within its first second, it must be killed by the others."""
+    (one, two), _ = hearts(2)
+    two.introduce()
+    one._round()
+    assert one.identity(1)["pid"] == two._identity["pid"] > 0
+
+
 def test_the_age_grows_where_nothing_is_entered():
     (one,), (at,) = hearts(1)
     ages = []
