@@ -7,7 +7,7 @@ from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.edges import connect
+from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere
@@ -31,7 +31,9 @@ def talk(place, blueprint):
     """Follow the schedule as a stage would, without any mathematics; counts what came back."""
     came_back = 0
     with joined(place):
-        upstream, downstream = connect(blueprint, place, "gloo", 0, Whereabouts())
+        upstream, downstream = connect(
+            blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 0
+        )
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for action in blueprint.schedule.actions():
             if not isinstance(action, Step):
@@ -77,7 +79,9 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
 def test_ends_of_the_chain(run_ranks):
     def kinds(place, blueprint):
         with joined(place):
-            upstream, downstream = connect(blueprint, place, "gloo", 12, Whereabouts())
+            upstream, downstream = connect(
+                blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 12
+            )
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]
