@@ -177,6 +177,7 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if num_stages > 1 and not place.launched:
         from pipeline_local.pipeline.launch import start_ranks
 
+        Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
         return start_ranks(num_stages, arguments)
     if shown := table.report(config, place, request):
         print(shown)
