@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """As argparse, but `key=value` may stand behind an option too."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_with_peers(arguments))
     stray = [text for text in rest if text.startswith("-") or "=" not in text]
     if stray or (rest and not hasattr(options, "overrides")):
         keys = [text.lstrip("-") for text in stray if "=" in text]
@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
     reconcile.add_argument("--json", type=Path, help="also write the rows to this file")
     reconcile.set_defaults(run=_bench_reconcile)
+    peers = what.add_parser("peers", help="local learning beside backpropagation, DDP, pipelines")
+    peers.add_argument("config", type=Path, help="YAML file")
+    peers.add_argument("overrides", nargs="*", metavar="key=value")
+    peers.add_argument("--peers", help="which of bp,checkpoint,ddp,gpipe,1f1b,deepspeed,local")
+    peers.add_argument("--microbatches", help="of the pipelines, such as 2,4,8; default: stages")
+    peers.add_argument("--runs", type=int, default=5, help="turns of each")
+    peers.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
+    peers.add_argument("--json", type=Path, help="also write the rows to this file")
+    peers.set_defaults(run=_bench_peers)
     return parser
 
 
@@ -147,6 +156,38 @@ def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
     config = configfile.load(options.config, options.overrides)
     print(reconcile.report(config, options.module, options.runs, options.json))
     return 0
+
+
+def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local.bench import table
+    from pipeline_local.bench.request import Request
+
+    config = configfile.load(options.config, options.overrides)
+    place = Place.from_environment()
+    num_stages = place.num_stages(config.parallel)
+    request = Request.read(
+        config,
+        num_stages,
+        peers=options.peers,
+        microbatches=options.microbatches,
+        runs=options.runs,
+        steps=options.steps,
+        output=options.json,
+    )
+    if num_stages > 1 and not place.launched:
+        from pipeline_local.pipeline.launch import start_ranks
+
+        Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
+        return start_ranks(num_stages, arguments)
+    if shown := table.report(config, place, request):
+        print(shown)
+    return 0
+
+
+def _with_peers(arguments: Sequence[str]) -> list[str]:
+    """`bench CONFIG ...` is short for `bench peers CONFIG ...`."""
+    short = len(arguments) > 1 and arguments[0] == "bench" and Path(arguments[1]).suffix
+    return ["bench", "peers", *arguments[1:]] if short else list(arguments)
 
 
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:

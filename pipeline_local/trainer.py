@@ -15,7 +15,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
-from pipeline_local.pipeline.edges import connect
+from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.stage import Stage
@@ -144,9 +144,8 @@ class Trainer:
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
         self.kind = kind
-        self.upstream, self.downstream = connect(
-            blueprint, place, kind, start, whereabouts, self.skipped
-        )
+        laid = lay(blueprint, place, kind, whereabouts)
+        self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display = self._display()
 

@@ -107,6 +107,7 @@ def then(*setups: Setup) -> Setup:
 
 MINE = ["model={name: 'python:mine:f'}"]
 FOLDER = ["data={name: imagefolder, root: img, batch_size: 2, image_size: 12}"]
+PEERS = ["bench", "config.yaml"]
 RESUME = "run.resume=true train.steps=4"
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
 
@@ -234,6 +235,20 @@ MISTAKES = [
         "bench into nothing",
         ["bench", "reconcile", "config.yaml", "--json", "no/x.json"],
         ("--json: no is no folder",),
+    ),
+    Mistake("no peer", [*PEERS, "--peers", "gpip,bp"], ("--peers: got 'gpip'", "'gpipe'?")),
+    Mistake("nobody", [*PEERS, "--peers", ","], ("--peers: got none; the peers are bp,",)),
+    Mistake("m", [*PEERS, "--microbatches", "2,x"], ("whole numbers such as 2,4,8, got '2,x'",)),
+    Mistake("no m", [*PEERS, "parallel.stages=2", "--microbatches", "1"], ("one per stage (2)",)),
+    Mistake("no turns", [*PEERS, "--runs", "0"], ("--runs: at least 1, got 0",)),
+    Mistake("steps", [*PEERS, "reconcile.weight=1", "--steps", "9"], ("multiple of", "every=8")),
+    Mistake("peers into nothing", [*PEERS, "--json", "no/x.json"], ("--json: no is no folder",)),
+    Mistake("clipped peers", [*PEERS, "optimizer.clip=1"], ("pass optimizer.clip=null",)),
+    Mistake("soft peers", [*PEERS, "data.mixup=1"], ("pass data.mixup=0",)),
+    Mistake(
+        "uneven",
+        [*PEERS, "parallel.stages=3", "--peers", "ddp"],
+        ("multiple of the 3 ranks", "leave ddp out"),
     ),
     # where it runs
     Mistake("no GPU", "parallel.backend=nccl", ("needs a GPU for each of the 1 ranks", "got 0")),

@@ -41,7 +41,9 @@ def test_loads_and_builds(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_opens_with_its_command(path):
     first = path.read_text().splitlines()[0]
-    match = re.fullmatch(r"# (?:pipeline-local|torchrun .* -m pipeline_local) (train .*)", first)
+    match = re.fullmatch(
+        r"# (?:pipeline-local|torchrun .* -m pipeline_local) ((?:train|bench peers) .*)", first
+    )
     assert match, first
     options = cli._parser().parse_args(shlex.split(match[1]))
     assert options.config == Path("configs") / path.name

@@ -152,7 +152,7 @@ class Blueprint:
     def module(self, index: int, device: torch.device) -> LocalModule:
         """Allocate and initialise a module: weights are a function of (seed, block) alone."""
         config = self.config
-        blocks = [self._fresh(block, device) for block in self.blocks(index)]
+        blocks = [self.fresh(block, device) for block in self.blocks(index)]
         body, head = Body(blocks, config.modules.recompute), self._head(index, device)
         if config.compile:
             body.compile_blocks()
@@ -167,6 +167,12 @@ class Blueprint:
         )
         make = partial(optimizer.build, config.optimizer)
         return LocalModule(index, body, head, make, rules)
+
+    def fresh(self, block: Block, device: torch.device) -> nn.Module:
+        """Allocate and initialise one block: weights are a function of (seed, block) alone."""
+        seed = seeds.derive(self.config.train.seed, "block", block.name)
+        rule = self.backbone.initialize
+        return backbones.materialize(block.module, rule, seed, device, self.dtype)
 
     def check_weights(self, state: dict[str, Tensor]) -> list[str]:
         """Names of the classifier that keep fresh weights because the classes differ.
@@ -191,7 +197,7 @@ class Blueprint:
 
     def _head(self, index: int, device: torch.device) -> nn.Module:
         if self.is_last(index):
-            return self._fresh(self.backbone.classifier, device)
+            return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
         head = self._auxiliary_head(index)
         return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
@@ -232,11 +238,6 @@ class Blueprint:
                 f"head.name: {self.config.head.name} does not fit module {index + 1} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
-
-    def _fresh(self, block: Block, device: torch.device) -> nn.Module:
-        seed = seeds.derive(self.config.train.seed, "block", block.name)
-        rule = self.backbone.initialize
-        return backbones.materialize(block.module, rule, seed, device, self.dtype)
 
 
 def _num_parameters(module: nn.Module) -> int:

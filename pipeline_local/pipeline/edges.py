@@ -1,5 +1,7 @@
 """The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
 
+from dataclasses import dataclass
+
 import torch
 
 from pipeline_local.data.skipping import Skipped
@@ -12,35 +14,61 @@ from pipeline_local.pipeline.wires import Wire
 from pipeline_local.record.whereabouts import Whereabouts
 
 
-def connect(
-    blueprint: Blueprint,
-    place: Place,
-    kind: Kind,
-    start: int,
-    whereabouts: Whereabouts,
-    skipped: Skipped | None = None,
-) -> tuple[Source | Inlet, Nowhere | Outlet]:
-    """Connect this rank's stage with its neighbours; all ranks call it together.
+@dataclass(frozen=True)
+class Wires:
+    """A stage's ends of the wires to its neighbours; None where it has none.
+
+    Attributes:
+        up: activations and signals come in.
+        down: activations and signals go out.
+        back_up: input gradients go back.
+        back_down: input gradients come back.
+    """
+
+    up: Wire | None
+    down: Wire | None
+    back_up: Wire | None = None
+    back_down: Wire | None = None
+
+
+def lay(blueprint: Blueprint, place: Place, kind: Kind, whereabouts: Whereabouts) -> Wires:
+    """Make this stage's wires; all ranks call it together.
 
     Args:
         blueprint: the run.
         place: this rank; its stage has the same number.
         kind: how the ranks talk.
-        start: optimizer steps already done.
-        whereabouts: of this rank; waits on the edges are noted there.
-        skipped: gets the images that the data passes over.
+        whereabouts: of this rank; waits on the wires are noted there.
     """
     up, down = wires(place, kind, whereabouts)
-    back_up, back_down = None, None
-    if blueprint.schedule.has_feedback:
-        back_up, back_down = wires(place, kind, whereabouts, upwards=True)
+    if not blueprint.schedule.has_feedback:
+        return Wires(up, down)
+    return Wires(up, down, *wires(place, kind, whereabouts, upwards=True))
+
+
+def connect(
+    blueprint: Blueprint,
+    place: Place,
+    laid: Wires,
+    start: int,
+    skipped: Skipped | None = None,
+) -> tuple[Source | Inlet, Nowhere | Outlet]:
+    """This stage's edges over its wires.
+
+    Args:
+        blueprint: the run.
+        place: this rank; its stage has the same number.
+        laid: this stage's wires; no other edges use them any more.
+        start: optimizer steps already done.
+        skipped: gets the images that the data passes over.
+    """
     modules = blueprint.stages(place.world_size)[place.rank]
     return (
-        _inlet(blueprint, modules[0] - 1, up, back_up, start, place.device)
-        if up
+        _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, place.device)
+        if laid.up
         else _data(blueprint, place, start, skipped),
-        _outlet(blueprint, modules[-1], down, back_down, start, place.device)
-        if down
+        _outlet(blueprint, modules[-1], laid.down, laid.back_down, start, place.device)
+        if laid.down
         else Nowhere(),
     )
 

@@ -158,8 +158,12 @@ def common_kind(kinds: Sequence[Kind]) -> Kind:
 
 
 @contextmanager
-def joined(place: Place) -> Iterator[dist.Store]:
+def joined(place: Place, backend: str = "gloo") -> Iterator[dist.Store]:
     """Meet all other ranks; gives the store that all of them share.
+
+    Args:
+        place: this rank.
+        backend: of the group of all ranks.
 
     Raises:
         UserError: no such meeting point, its port is taken, or not all came in time.
@@ -172,7 +176,7 @@ def joined(place: Place) -> Iterator[dist.Store]:
     with _connecting():
         store = meet(store, place.rank, place.world_size, MEETING)
         dist.init_process_group(
-            "gloo",
+            backend,
             store=dist.PrefixStore("group", store),
             rank=place.rank,
             world_size=place.world_size,

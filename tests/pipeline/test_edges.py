@@ -7,7 +7,7 @@ from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.edges import connect
+from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere
@@ -31,7 +31,9 @@ def talk(place, blueprint):
     """Follow the schedule as a stage would, without any mathematics; counts what came back."""
     came_back = 0
     with joined(place):
-        upstream, downstream = connect(blueprint, place, "gloo", 0, Whereabouts())
+        upstream, downstream = connect(
+            blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 0
+        )
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for action in blueprint.schedule.actions():
             if not isinstance(action, Step):
@@ -81,7 +83,9 @@ def cut_short(place, blueprint, start, stop):
     kept = [n for n in range(max(0, start - 4), start) if schedule.step(n).feedback]
     under_way = [n for n in range(max(0, stop - 4), stop) if schedule.step(n).feedback]
     with joined(place):
-        upstream, downstream = connect(blueprint, place, "gloo", start, Whereabouts())
+        upstream, downstream = connect(
+            blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), start
+        )
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for number in kept if place.rank > 0 else ():
             upstream.reply(torch.full(spec.shape, float(number)))
@@ -112,7 +116,9 @@ def test_a_run_that_is_cut_short_leaves_no_transfer_hanging(every, start, steps,
 def test_ends_of_the_chain(run_ranks):
     def kinds(place, blueprint):
         with joined(place):
-            upstream, downstream = connect(blueprint, place, "gloo", 16, Whereabouts())
+            upstream, downstream = connect(
+                blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 16
+            )
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]

@@ -1,0 +1,216 @@
+"""The harness: all peers on one set of ranks, in turns, timed by the slowest rank.
+
+A turn of a peer begins when all ranks are there. Its first step is not timed (it fills a pipeline,
+and warms what another peer's turn has cooled); a rank's clock runs from the end of that step to the
+end of the turn, and the longest of all ranks' intervals counts.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+
+from pipeline_local.bench.local import Alone, Local
+from pipeline_local.bench.memory import Footprint
+from pipeline_local.bench.peer import Absent, Peer, Setting, UnavailableError
+from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.request import Request
+from pipeline_local.config import Config
+from pipeline_local.data.datasets import describe
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.board import Board
+from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
+from pipeline_local.record.metrics import settle
+
+RECONCILED = "local, reconciled"
+"""The row with the configuration's own reconciliation."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A peer that takes turns.
+
+    Attributes:
+        name: of its row.
+        ranks: as many work.
+        microbatches: of its steps.
+        peer: this rank's part of it.
+        threads: of each rank that works.
+        alone: the row whose stages this measures without their neighbours; "" for a row.
+    """
+
+    name: str
+    ranks: int
+    microbatches: int
+    peer: Peer
+    threads: int
+    alone: str = ""
+
+    @property
+    def fills_and_drains(self) -> bool:
+        """In every step, as pipelines with a global backward pass do."""
+        return self.name in PIPELINED
+
+
+@dataclass
+class Slip:
+    """What one rank has measured of one peer.
+
+    Attributes:
+        seconds: of each turn.
+        spent: of each turn, where they went: busy, waited.
+        peak: bytes of memory.
+        resident: bytes by which the process grew at most.
+        flops: of auxiliary heads and of the network, on this rank.
+        reason: why there is nothing; else "".
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    spent: list[dict[str, float]] = field(default_factory=list)
+    peak: int | None = None
+    resident: int | None = None
+    flops: tuple[int, int] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One peer and what all ranks have measured of it."""
+
+    entry: Entry
+    slips: list[Slip]
+
+
+def measure(config: Config, place: Place, request: Request) -> list[Measured]:
+    """Let all peers take turns; all ranks call it together, and all get every rank's slips.
+
+    Raises:
+        UserError: the configuration and the ranks do not fit together.
+    """
+    backend = "gloo"
+    if place.world_size > 1 and place.wire_kind(config.parallel) == "nccl":
+        backend = "cpu:gloo,cuda:nccl"
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    with joined(place, backend) as store:
+        board = Board(store, place.rank, place.world_size)
+        board.pin("wire", {"kind": place.wire_kind(config.parallel)})
+        kind: Kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
+        setting = Setting(Blueprint.draw(config, describe(config.data)), place, kind)
+        found = entries(setting, request)
+        slips = Turns(setting, board, request.steps).run(found, request.runs)
+        board.pin("slips", {"slips": [vars(slip) for slip in slips]})
+        gathered = board.gather("slips", TIMEOUT)
+        _meet(place)  # the board lives as long as the first rank
+    columns = zip(*[[Slip(**slip) for slip in facts["slips"]] for facts in gathered], strict=True)
+    return [Measured(e, list(column)) for e, column in zip(found, columns, strict=True)]
+
+
+def entries(setting: Setting, request: Request) -> list[Entry]:
+    """A row for each peer, for pipelines one for each number of microbatches."""
+    return [entry for name in request.peers for entry in _entries(setting, request, name)]
+
+
+def _entries(setting: Setting, request: Request, name: str) -> Iterator[Entry]:
+    ranks = setting.place.world_size
+    threads = setting.place.threads(setting.config.parallel)
+    if name in WHOLE:
+        whole = threads * setting.place.local_world_size
+        yield Entry(name, 1, 1, WHOLE[name](setting, 1), whole)
+    elif name in REPLICATED:
+        yield Entry(name, ranks, 1, REPLICATED[name](setting, 1), threads)
+    elif name in PIPELINED:
+        for count in request.microbatches:
+            yield Entry(name, ranks, count, PIPELINED[name](setting, count), threads)
+    else:
+        yield from _local(setting, threads)
+
+
+def _local(setting: Setting, threads: int) -> Iterator[Entry]:
+    ranks, count = setting.place.world_size, setting.config.train.microbatches
+    own = setting.config.reconcile
+    for name, reconcile in (("local", replace(own, weight=0.0)), (RECONCILED, own)):
+        if name == RECONCILED and own.weight == 0:
+            yield Entry(name, ranks, count, Absent("reconcile.weight is 0"), threads)
+            continue
+        yield Entry(name, ranks, count, Local(setting, reconcile), threads)
+        if ranks > 1:
+            peer = Alone(setting, reconcile)
+            yield Entry(f"{name}, stages alone", ranks, count, peer, threads, alone=name)
+
+
+class Turns:
+    """One rank's share of the measurement.
+
+    Args:
+        setting: of the comparison.
+        board: where the ranks agree on what can run.
+        steps: timed ones of a turn.
+    """
+
+    def __init__(self, setting: Setting, board: Board, steps: int) -> None:
+        self._setting = setting
+        self._board = board
+        self._steps = steps
+
+    def run(self, found: Sequence[Entry], runs: int) -> list[Slip]:
+        """A B C, A B C, ...: after one untimed turn of each, in which memory is counted."""
+        slips = [self._prepare(entry, number) for number, entry in enumerate(found)]
+        for _ in range(runs):
+            for entry, slip in zip(found, slips, strict=True):
+                if not slip.reason:
+                    seconds, spent = self._turn(entry)
+                    slip.seconds.append(seconds)
+                    slip.spent.append(spent)
+        return slips
+
+    def _prepare(self, entry: Entry, number: int) -> Slip:
+        slip = Slip()
+        _ = self._setting.batch  # everybody's: there before anything is counted
+        torch.set_num_threads(entry.threads)
+        with Footprint(self._setting.place.device) as footprint:
+            slip.reason = self._set_up(entry, number)
+            if slip.reason:
+                return slip
+            footprint.made()
+            self._turn(entry)
+        slip.peak, slip.resident = footprint.peak, footprint.resident
+        if isinstance(entry.peer, Local):
+            slip.flops = entry.peer.flops()
+        return slip
+
+    def _set_up(self, entry: Entry, number: int) -> str:
+        """Why the peer cannot run, on whichever rank; "" if it can."""
+        reason = ""
+        try:
+            entry.peer.setup()
+        except UnavailableError as error:
+            reason = str(error)
+        self._board.pin(f"ready/{number}", {"reason": reason})
+        answers = self._board.gather(f"ready/{number}", TIMEOUT)
+        return next((answer["reason"] for answer in answers if answer["reason"]), "")
+
+    def _turn(self, entry: Entry) -> tuple[float, dict[str, float]]:
+        """Seconds of the timed steps, and what the peer knows of them."""
+        peer, device = entry.peer, self._setting.place.device
+        torch.set_num_threads(entry.threads)
+        peer.begin(self._steps + 1)
+        _meet(self._setting.place)
+        peer.step()
+        settle(device)
+        before, begin = peer.seconds(), time.perf_counter()
+        for _ in range(self._steps):
+            peer.step()
+        settle(device)
+        seconds = time.perf_counter() - begin
+        spent = {name: value - before[name] for name, value in peer.seconds().items()}
+        peer.end()
+        return seconds, spent
+
+
+def _meet(place: Place) -> None:
+    """A barrier over CPUs, whatever else the ranks talk by."""
+    if place.world_size > 1:
+        dist.all_reduce(torch.zeros(1))

@@ -1,0 +1,190 @@
+"""What all peers have in common: their setting, their interface, and the blocks they train."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local.config import Config
+from pipeline_local.learning import optimizer
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.loss import local_loss
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Kind, Place
+
+Weights = dict[str, Tensor]
+
+
+class UnavailableError(Exception):
+    """This peer cannot run here; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all peers have in common.
+
+    Attributes:
+        blueprint: network, cuts, batch size, optimizer.
+        place: this rank.
+        kind: how the ranks talk.
+    """
+
+    blueprint: Blueprint
+    place: Place
+    kind: Kind
+
+    @property
+    def config(self) -> Config:
+        """Of the blueprint."""
+        return self.blueprint.config
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Random images [B, C, H, W] and labels [B] on this rank's device, the same on each."""
+        info, size = self.blueprint.info, self.config.data.batch_size
+        generator = torch.Generator().manual_seed(self.config.train.seed)
+        x = torch.randn(size, *info.image_shape, generator=generator)
+        labels = torch.randint(info.num_classes, (size,), generator=generator)
+        return x.to(self.place.device, self.blueprint.dtype), labels.to(self.place.device)
+
+    @property
+    def all_blocks(self) -> range:
+        """Of the network."""
+        return range(len(self.blueprint.backbone.blocks))
+
+    def stage_blocks(self, stage: int) -> range:
+        """Of one stage, cut as `local` is."""
+        modules = self.blueprint.stages(self.place.world_size)[stage]
+        first, last = self.blueprint.modules[modules[0]], self.blueprint.modules[modules[-1]]
+        return range(first.start, last.stop)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The network's own loss."""
+        return local_loss(logits, labels, self.config.train.label_smoothing)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """As each local module has one, at the highest learning rate."""
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        return optimizer.build(self.config.optimizer, trainable)
+
+
+class Peer(Protocol):
+    """One way to train; a turn is a number of steps without a pause."""
+
+    def setup(self) -> None:
+        """Allocate and connect; never timed.
+
+        Raises:
+            UnavailableError: it cannot run here.
+        """
+        ...
+
+    def begin(self, steps: int) -> None:
+        """A turn of so many steps is coming."""
+        return
+
+    def step(self) -> None:
+        """One optimizer step on the whole batch."""
+        ...
+
+    def end(self) -> None:
+        """Finish what is still under way; other peers come next."""
+        return
+
+    def seconds(self) -> dict[str, float]:
+        """Where this rank's time has gone so far, as far as the peer knows: busy, waited."""
+        return {}
+
+    def weights(self) -> Weights:
+        """This rank's part of the network, under the model's usual names."""
+        return {}
+
+
+class Idle(Peer):
+    """A rank that a peer has no use for."""
+
+    def setup(self) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+
+class Absent(Peer):
+    """A peer that there is nothing to measure of."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def setup(self) -> None:
+        """Say why."""
+        raise UnavailableError(self._reason)
+
+    def step(self) -> None:
+        """Never comes."""
+
+
+class Part(nn.Module):
+    """Consecutive blocks of the network; behind the last of them, its classifier.
+
+    Args:
+        setting: of the comparison.
+        numbers: of the blocks.
+        recompute: keep each block's input only.
+    """
+
+    def __init__(self, setting: Setting, numbers: range, recompute: bool = False) -> None:
+        super().__init__()
+        blueprint, device = setting.blueprint, setting.place.device
+        self._boundary = blueprint.boundary_dtype
+        self._blocks = [blueprint.backbone.blocks[i] for i in numbers]
+        self.body = Body([blueprint.fresh(block, device) for block in self._blocks], recompute)
+        self.classifier: nn.Module = nn.Identity()
+        if numbers.stop == len(setting.all_blocks):
+            self._blocks.append(blueprint.backbone.classifier)
+            self.classifier = blueprint.fresh(blueprint.backbone.classifier, device)
+        if setting.config.compile:
+            self.body.compile_blocks()
+            self.classifier.compile()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations [B, ...] -> activations [B, ...] or logits [B, classes]."""
+        low = self._boundary == torch.bfloat16
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            y: Tensor = self.classifier(self.body(x))
+        return y.to(self._boundary).contiguous()
+
+    def weights(self) -> Weights:
+        """Under the model's usual names."""
+        modules = [*self.body.children(), self.classifier]
+        return {
+            block.prefix + name: parameter.detach()
+            for block, module in zip(self._blocks, modules, strict=False)
+            for name, parameter in module.named_parameters()
+        }
+
+
+class Trained(Peer):
+    """A part of the network with an optimizer of its own."""
+
+    part: Part
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def weights(self) -> Weights:
+        """Of the part."""
+        return self.part.weights()
+
+    def make(self, numbers: range, recompute: bool = False) -> None:
+        """Allocate blocks and their optimizer."""
+        self.part = Part(self.setting, numbers, recompute)
+        self.optimizer = self.setting.optimizer(self.part)
+
+    def update(self) -> None:
+        """Apply the gradients, and let go of them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,132 @@
+"""What the harness is asked for, checked before a rank starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.config import Config
+from pipeline_local.configfile import did_you_mean
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import ConfigError
+from pipeline_local.pipeline.blueprint import Blueprint
+
+NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
+"""All peers, in the order of the table."""
+
+SHORTEST = 8
+"""Least steps of a turn: enough to be long against what begins and ends it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        peers: names, in the order of their turns.
+        microbatches: numbers that pipelines are measured with.
+        runs: turns of each peer.
+        steps: timed steps of a turn, a multiple of `reconcile.every`.
+        output: file for the rows, or None.
+    """
+
+    peers: tuple[str, ...]
+    microbatches: tuple[int, ...]
+    runs: int
+    steps: int
+    output: Path | None
+
+    @classmethod
+    def read(
+        cls,
+        config: Config,
+        num_stages: int,
+        peers: str | None = None,
+        microbatches: str | None = None,
+        runs: int = 5,
+        steps: int | None = None,
+        output: Path | None = None,
+    ) -> "Request":
+        """Check everything, against the configuration too.
+
+        Args:
+            config: what the peers train.
+            num_stages: ranks.
+            peers: comma-separated names; None: all.
+            microbatches: comma-separated numbers; None: as many as stages.
+            runs: turns of each peer.
+            steps: timed steps of a turn; None: at least `SHORTEST`.
+            output: file for the rows.
+
+        Raises:
+            ConfigError: with every problem, one line each.
+        """
+        every = config.reconcile.every if config.reconcile.weight else 1
+        names = NAMES if peers is None else _words(peers)
+        counts = (num_stages,) if microbatches is None else _numbers(microbatches)
+        steps = -(-SHORTEST // every) * every if steps is None else steps
+        request = cls(tuple(names), counts, runs, steps, output)
+        problems = [
+            *request._own_problems(every, str(microbatches)),
+            *request._misfits(config, num_stages),
+        ]
+        if problems:
+            raise ConfigError(problems)
+        blueprint = Blueprint.draw(config, describe(config.data))
+        blueprint.stages(num_stages)
+        return request
+
+    def _own_problems(self, every: int, microbatches: str) -> Iterator[str]:
+        for name in self.peers:
+            if name not in NAMES:
+                hint = did_you_mean(name, NAMES) or f"; the peers are {', '.join(NAMES)}"
+                yield f"--peers: got {name!r}{hint}"
+        if not self.peers:
+            yield f"--peers: got none; the peers are {', '.join(NAMES)}"
+        if not self.microbatches:
+            yield f"--microbatches: whole numbers such as 2,4,8, got {microbatches!r}"
+        if self.runs < 1:
+            yield f"--runs: at least 1, got {self.runs}"
+        if self.steps < 1 or self.steps % every:
+            yield (
+                f"--steps: a positive multiple of reconcile.every, so that turns are alike,"
+                f" got {self.steps} with reconcile.every={every}"
+            )
+        if self.output is not None and self.output.exists():
+            yield f"--json: {self.output} exists, and files are never overwritten; name another"
+        elif self.output is not None and not self.output.parent.is_dir():
+            yield f"--json: {self.output.parent} is no folder, got {self.output}; make it first"
+
+    def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
+        size = config.data.batch_size
+        pipelined = num_stages > 1 and any(name in PIPELINED for name in self.peers)
+        for count in self.microbatches if pipelined else ():
+            if count < num_stages or size % count:
+                yield (
+                    f"--microbatches: at least one per stage ({num_stages}), in equal parts of"
+                    f" data.batch_size={size}, got {count}"
+                )
+        if "ddp" in self.peers and size % num_stages:
+            yield (
+                f"data.batch_size must be a multiple of the {num_stages} ranks for ddp, got {size};"
+                f" change it or leave ddp out of --peers"
+            )
+        if config.optimizer.clip is not None:
+            yield (
+                f"optimizer.clip: peers are compared without, as each clips something else, got"
+                f" {config.optimizer.clip}; pass optimizer.clip=null"
+            )
+        if config.data.mixup:
+            yield (
+                f"data.mixup: peers learn whole labels, got {config.data.mixup}; pass data.mixup=0"
+            )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Nothing, if one of them is none."""
+    words = _words(text)
+    return tuple(map(int, words)) if all(word.isdecimal() for word in words) else ()

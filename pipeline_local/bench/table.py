@@ -1,0 +1,230 @@
+"""What the harness has measured, as rows: a Markdown table for people, JSON for programs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from statistics import mean, median
+
+import torch
+
+from pipeline_local.bench.harness import Entry, Measured, Slip, measure
+from pipeline_local.bench.request import Request
+from pipeline_local.bench.timing import Times
+from pipeline_local.config import Config
+from pipeline_local.pipeline.place import Place
+from pipeline_local.record.metrics import as_json
+
+REFERENCE = "1f1b"
+"""What the others are compared with, if it ran; else the first that did."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer; what does not apply or was not measured is None.
+
+    Attributes:
+        peer: its name.
+        ranks: p, processes that work.
+        microbatches: m, parts of the batch.
+        overhead: eps, operations of the auxiliary heads over those of the network.
+        step_seconds: median over the turns.
+        spread: largest minus smallest turn, over the median.
+        samples_per_second: of the median turn.
+        ratio: samples/s over the reference's.
+        peak_memory_bytes: of each rank that works: CUDA's allocator, or live storages on a CPU.
+        resident_peak_bytes: of each rank that works, growth of the process (CPU only).
+        efficiency: throughput over that of the slowest stage with its neighbours cut off.
+        waited: of each rank, the part of a step in which it waited in channels. For the slowest
+            stage that is exposed communication, for others also imbalance.
+        bubble_in_theory: (p - 1) / (m + p - 1).
+        bubble: one minus the part of a step in which a rank computes, mean of all ranks.
+        reason: why there are no numbers; else "".
+    """
+
+    peer: str
+    ranks: int
+    microbatches: int
+    overhead: float | None = None
+    step_seconds: float | None = None
+    spread: float | None = None
+    samples_per_second: float | None = None
+    ratio: float | None = None
+    peak_memory_bytes: list[int] | None = None
+    resident_peak_bytes: list[int] | None = None
+    efficiency: float | None = None
+    waited: list[float] | None = None
+    bubble_in_theory: float | None = None
+    bubble: float | None = None
+    reason: str = ""
+
+
+def report(config: Config, place: Place, request: Request) -> str:
+    """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
+
+    Returns:
+        The text on the first rank; "" on all others.
+
+    Raises:
+        UserError: the configuration and the ranks do not fit together.
+    """
+    measured = measure(config, place, request)
+    if place.rank > 0:
+        return ""
+    found = rows(measured, config.data.batch_size, request.steps)
+    facts = setting(config, place, request)
+    if request.output is not None:
+        with request.output.open("x") as file:  # never over a file that came meanwhile
+            file.write(as_json({**facts, "rows": list(map(asdict, found))}, indent=2) + "\n")
+    return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
+
+
+def setting(config: Config, place: Place, request: Request) -> dict[str, str | int]:
+    """What the numbers belong to."""
+    reconcile = config.reconcile
+    facts: dict[str, str | int] = {
+        "model": config.model.name,
+        "batch": config.data.batch_size,
+        "modules": config.modules.known_count or str(config.modules.cuts),
+        "head": config.head.name,
+        "reconcile": f"{reconcile.estimator} every {reconcile.every}, {reconcile.direction}",
+        "precision": config.precision,
+        "ranks": place.world_size,
+        "device": place.device.type,
+        "threads": place.threads(config.parallel),
+        "torch": torch.__version__,
+        "deepspeed": _version("deepspeed"),
+        "runs": request.runs,
+        "steps": request.steps,
+    }
+    if place.device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(place.device)
+    return facts
+
+
+def rows(measured: Sequence[Measured], batch_size: int, steps: int) -> list[Row]:
+    """A row for each peer.
+
+    Args:
+        measured: of all entries.
+        batch_size: samples of a step.
+        steps: timed ones of a turn.
+    """
+    seconds = {one.entry.name: _times(one) for one in measured if _ran(one)}
+    alone = {o.entry.alone: seconds[o.entry.name] for o in measured if o.entry.alone and _ran(o)}
+    ran = [one for one in measured if _ran(one) and not one.entry.alone]
+    first = next((one for one in ran if one.entry.name == REFERENCE), ran[0] if ran else None)
+    reference = None if first is None else _times(first).median
+    return [
+        _row(one, batch_size, steps, reference, alone.get(one.entry.name))
+        for one in measured
+        if not one.entry.alone
+    ]
+
+
+def _row(
+    one: Measured, batch_size: int, steps: int, reference: float | None, alone: Times | None
+) -> Row:
+    entry = one.entry
+    plain = Row(entry.name, entry.ranks, entry.microbatches, reason=one.slips[0].reason)
+    if not _ran(one) or reference is None:
+        return plain
+    times, slips = _times(one), one.slips[: entry.ranks]
+    resident = [slip.resident for slip in slips if slip.resident is not None]
+    return Row(
+        peer=entry.name,
+        ranks=entry.ranks,
+        microbatches=entry.microbatches,
+        overhead=_overhead(slips),
+        step_seconds=times.median / steps,
+        spread=times.spread,
+        samples_per_second=batch_size * steps / times.median,
+        ratio=reference / times.median,
+        peak_memory_bytes=[slip.peak or 0 for slip in slips],
+        resident_peak_bytes=resident or None,
+        efficiency=None if alone is None else alone.median / times.median,
+        waited=_shares(slips, times, "waited"),
+        bubble_in_theory=_bubble_in_theory(entry),
+        bubble=_bubble(slips, times),
+    )
+
+
+def _ran(one: Measured) -> bool:
+    return bool(one.slips[0].seconds)
+
+
+def _times(one: Measured) -> Times:
+    """Of each turn, the slowest rank's."""
+    return Times(tuple(map(max, zip(*(slip.seconds for slip in one.slips), strict=True))))
+
+
+def _overhead(slips: Sequence[Slip]) -> float | None:
+    counted = [slip.flops for slip in slips if slip.flops is not None]
+    network = sum(own for _, own in counted)
+    return sum(auxiliary for auxiliary, _ in counted) / network if network else None
+
+
+def _shares(slips: Sequence[Slip], times: Times, what: str) -> list[float] | None:
+    """Of each rank, the part of a turn that went there (median)."""
+    if any(what not in spent for slip in slips for spent in slip.spent):
+        return None
+    return [
+        median(
+            spent[what] / seconds for spent, seconds in zip(slip.spent, times.seconds, strict=True)
+        )
+        for slip in slips
+    ]
+
+
+def _bubble_in_theory(entry: Entry) -> float | None:
+    if not entry.fills_and_drains:
+        return None
+    return (entry.ranks - 1) / (entry.microbatches + entry.ranks - 1)
+
+
+def _bubble(slips: Sequence[Slip], times: Times) -> float | None:
+    busy = _shares(slips, times, "busy")
+    return None if busy is None else 1 - mean(busy)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """The rows as a table; a peer that could not run says why instead."""
+    compared = next((row.peer for row in found if row.ratio == 1), "")
+    lines = [
+        f"| peer | p | m | eps | ms per step | spread | samples/s | over {compared} |"
+        " peak memory per rank, MB | efficiency | waited per rank | bubble (theory) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *map(_line, found)])
+
+
+def _line(row: Row) -> str:
+    if row.step_seconds is None or row.spread is None or row.samples_per_second is None:
+        cells = [row.peer, str(row.ranks), str(row.microbatches), "", row.reason, *[""] * 7]
+        return f"| {' | '.join(cells)} |"
+    theory = _percent(row.bubble_in_theory)
+    cells = [
+        row.peer,
+        str(row.ranks),
+        str(row.microbatches),
+        _percent(row.overhead),
+        f"{1000 * row.step_seconds:.1f}",
+        _percent(row.spread),
+        f"{row.samples_per_second:.1f}",
+        f"{row.ratio:.2f}x",
+        ", ".join(f"{size / 1e6:.1f}" for size in row.peak_memory_bytes or ()),
+        _percent(row.efficiency),
+        ", ".join(map(_percent, row.waited or ())),
+        f"{_percent(row.bubble)} ({theory})" if theory else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{part:.1%}"

@@ -1,0 +1,131 @@
+"""The harness with real ranks: everybody takes turns, every row says something."""
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.bench import table
+from pipeline_local.bench.harness import Turns, entries, measure
+from pipeline_local.bench.peer import Setting, UnavailableError
+from pipeline_local.bench.request import Request
+from pipeline_local.data.datasets import describe
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Place
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 32, "depth": 6, "activation": "gelu"},
+    "data": {"name": "digits", "batch_size": 512},
+    "modules": {"count": 2},
+    "head": {"name": "linear"},
+    "reconcile": {"weight": 0.5, "every": 2},
+    "train": {"steps": 1},
+    "parallel": {"threads": 1},
+}
+ALL = ("bp", "checkpoint", "ddp", "gpipe", "1f1b", "local")
+
+
+def rows(place, peers, microbatches, more):
+    config = configfile.parse({**TREE, **more})
+    request = Request(peers, microbatches, runs=2, steps=2, output=None)
+    measured = measure(config, place, request)
+    return table.rows(measured, config.data.batch_size, request.steps)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Filled once, by the first test that runs the ranks."""
+    return {}
+
+
+@pytest.fixture
+def two_ranks(run_ranks, found):
+    if not found:
+        answers = run_ranks(rows, 2, ALL, (2, 4), {})
+        assert answers[0] == answers[1]
+        found.update({(row.peer, row.microbatches): row for row in answers[0]})
+    return found
+
+
+def test_every_row_is_complete(two_ranks):
+    pipelines = [(name, count) for name in ("gpipe", "1f1b") for count in (2, 4)]
+    whole = [("bp", 1), ("checkpoint", 1), ("ddp", 1)]
+    assert list(two_ranks) == [*whole, *pipelines, ("local", 1), ("local, reconciled", 1)]
+    for (name, _), row in two_ranks.items():
+        assert not row.reason
+        assert row.samples_per_second == pytest.approx(512 / row.step_seconds)
+        assert row.ranks == (1 if name in ("bp", "checkpoint") else 2)
+        assert len(row.peak_memory_bytes) == row.ranks
+        assert all(size > 0 for size in row.peak_memory_bytes)
+        assert (row.overhead is not None) == name.startswith("local")
+        assert (row.efficiency is not None) == name.startswith("local")
+        assert (row.waited is not None) == name.startswith("local")
+        assert (row.bubble is not None) == (name in ("gpipe", "1f1b"))
+    assert two_ranks["1f1b", 2].bubble_in_theory == pytest.approx(1 / 3)
+    assert two_ranks["1f1b", 4].bubble_in_theory == pytest.approx(1 / 5)
+    assert two_ranks["1f1b", 2].ratio == 1
+
+
+def test_memory_tells_what_theory_says(two_ranks):
+    def peak(name, count, rank=0):
+        return two_ranks[name, count].peak_memory_bytes[rank]
+
+    assert peak("checkpoint", 1) < peak("bp", 1)
+    assert peak("1f1b", 4, rank=1) < peak("gpipe", 4, rank=1)  # one microbatch at a time
+
+
+def test_who_cannot_run_says_why(run_ranks):
+    (answer,) = run_ranks(rows, 1, ("1f1b", "local", "bp"), (1,), {"reconcile": {"weight": 0.0}})
+    reasons = {row.peer: row.reason for row in answer}
+    assert reasons["1f1b"].startswith("needs at least 2 ranks")
+    assert reasons["local, reconciled"] == "reconcile.weight is 0"
+    assert reasons["local"] == reasons["bp"] == ""
+    assert [row.ratio for row in answer if row.peer == "local"] == [1]  # the first that ran
+    shown = table.markdown(answer)
+    assert "over local |" in shown
+    assert "needs at least 2 ranks" in shown
+
+
+class Board:
+    """Of a single rank."""
+
+    def pin(self, topic, facts):
+        self.facts = facts
+
+    def gather(self, topic, timeout):
+        return [self.facts]
+
+
+class Told:
+    """A peer that tells what is asked of it."""
+
+    def __init__(self, name, diary):
+        self.name, self.diary = name, diary
+
+    def setup(self):
+        if self.name == "c":
+            raise UnavailableError("no c today")
+
+    def begin(self, steps):
+        self.diary.append(f"{self.name}{steps}")
+
+    def step(self):
+        self.diary.append("step")
+
+    def end(self):
+        self.diary.append("end")
+
+    def seconds(self):
+        return {"waited": float(len(self.diary))}
+
+
+def test_turns_are_interleaved_and_begin_with_an_untimed_step():
+    config = configfile.parse(TREE)
+    setting = Setting(Blueprint.draw(config, describe(config.data)), Place(), "gloo")
+    (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
+    diary = []
+    found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abc"]
+    slips = Turns(setting, Board(), steps=2).run(found, runs=2)
+    turns = [[f"{name}3", "step", "step", "step", "end"] for name in "ab"]
+    assert diary == [*turns[0], *turns[1]] * 3
+    assert [len(slip.seconds) for slip in slips] == [2, 2, 0]
+    assert [slip.reason for slip in slips] == ["", "", "no c today"]
+    assert slips[0].spent == [{"waited": 2.0}] * 2  # of the timed steps alone

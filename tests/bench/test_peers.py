@@ -1,0 +1,118 @@
+"""Every peer trains the same network: after some steps it has the weights of plain backprop."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.bench.peer import Setting, UnavailableError
+from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.data.datasets import describe
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Place, joined
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 16, "depth": 4, "activation": "gelu"},
+    "data": {"name": "digits", "batch_size": 16},
+    "modules": {"count": 2},
+    "head": {"name": "linear"},
+    "train": {"steps": 1, "label_smoothing": 0.1},
+    "optimizer": {"lr": 0.5},
+    "precision": "float64",
+    "parallel": {"threads": 1},
+}
+PEERS = {**WHOLE, **REPLICATED, **PIPELINED}
+STEPS = 3
+
+
+def setting(place, **more):
+    config = configfile.parse({**TREE, **more})
+    return Setting(Blueprint.draw(config, describe(config.data)), place, "gloo")
+
+
+def numbers(peer):
+    """Its weights, as they pass between processes."""
+    return {name: tensor.numpy().copy() for name, tensor in peer.weights().items()}
+
+
+def trained(place, name, microbatches, more):
+    """This rank's weights after some steps; before them, too."""
+    with joined(place), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DeepSpeed's
+        peer = PEERS[name](setting(place, **more), microbatches)
+        peer.setup()
+        before = numbers(peer)
+        peer.begin(STEPS)
+        for _ in range(STEPS):
+            peer.step()
+        peer.end()
+        return before, numbers(peer)
+
+
+def backprop(**more):
+    before, after = trained(Place(), "bp", 1, more)
+    assert len(after) == 10  # weights and biases of four layers and of the classifier
+    assert all((before[name] != after[name]).any() for name in after)
+    return after
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "microbatches"),
+    [
+        ("checkpoint", 1, 1),
+        ("ddp", 2, 1),
+        ("gpipe", 2, 2),
+        ("gpipe", 2, 8),
+        ("1f1b", 2, 2),
+        ("1f1b", 2, 8),
+    ],
+)
+def test_same_weights_as_backprop(run_ranks, name, ranks, microbatches):
+    expected = backprop()
+    parts = [after for _, after in run_ranks(trained, ranks, name, microbatches, {})]
+    for part in parts if name in REPLICATED else [{**parts[0], **parts[-1]}]:
+        assert part.keys() == expected.keys()
+        for tensor in part:
+            np.testing.assert_allclose(part[tensor], expected[tensor], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_same_weights_with_deepspeed(run_ranks, microbatches):
+    single = {"precision": "float32"}
+    expected = backprop(**single)
+    (_, first), (_, last) = run_ranks(trained, 2, "deepspeed", microbatches, single)
+    assert {**first, **last}.keys() == expected.keys()
+    for name, tensor in {**first, **last}.items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_first_rank_works_for_one_process(run_ranks):
+    _, (before, after) = run_ranks(trained, 2, "bp", 1, {})
+    assert before == after == {}
+
+
+def test_pipelines_know_how_long_they_compute(run_ranks):
+    def busy(place):
+        with joined(place):
+            peer = PEERS["1f1b"](setting(place), 2)
+            peer.setup()
+            peer.step()
+            return peer.seconds()["busy"]
+
+    assert all(seconds > 0 for seconds in run_ranks(busy, 2))
+
+
+@pytest.mark.parametrize("name", [*REPLICATED, *PIPELINED])
+def test_one_rank_is_too_few(name):
+    with pytest.raises(UnavailableError, match="at least 2 ranks"):
+        PEERS[name](setting(Place()), 1).setup()
+
+
+def test_what_deepspeed_cannot_do_is_said(run_ranks):
+    def refused(place):
+        with pytest.raises(UnavailableError) as caught:
+            PEERS["deepspeed"](setting(place), 2).setup()
+        return str(caught.value)
+
+    assert run_ranks(refused, 2) == ["DeepSpeed reduces no gradients in float64"] * 2

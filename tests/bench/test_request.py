@@ -1,0 +1,51 @@
+"""What the harness is asked for: defaults; what is refused is in test_bad_input.py."""
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.bench.request import NAMES, Request
+from pipeline_local.errors import ConfigError, UserError
+
+
+def config(**more):
+    tree = {
+        "model": {"name": "mlp", "hidden": 16},
+        "data": {"name": "digits", "batch_size": 16},
+        "modules": {"count": 2},
+        "train": {"steps": 1},
+    }
+    return configfile.parse({**tree, **more})
+
+
+def test_defaults():
+    request = Request.read(config(), 2)
+    assert request.peers == NAMES
+    assert NAMES == ("bp", "checkpoint", "ddp", "gpipe", "1f1b", "deepspeed", "local")
+    assert (request.microbatches, request.runs, request.steps) == ((2,), 5, 8)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 8), (3, 9), (8, 8), (20, 20)])
+def test_turns_are_whole_rounds_of_reconciliation(every, steps):
+    own = config(reconcile={"weight": 1.0, "every": every})
+    assert Request.read(own, 2).steps == steps
+
+
+def test_order_is_kept_and_nobody_comes_twice():
+    request = Request.read(config(), 2, peers="local, bp,local", microbatches="4,2,4")
+    assert request.peers == ("local", "bp")
+    assert request.microbatches == (4, 2)
+
+
+def test_microbatches_are_of_no_concern_without_pipelines():
+    assert Request.read(config(), 2, peers="ddp", microbatches="1").microbatches == (1,)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ConfigError) as caught:
+        Request.read(config(), 2, peers="lokal,bq", microbatches="3", runs=0, steps=0)
+    assert len(caught.value.problems) == 4  # without pipelines, their microbatches do not matter
+
+
+def test_stages_must_fit_the_modules():
+    with pytest.raises(UserError, match="3 stages for 2 modules"):
+        Request.read(config(data={"name": "digits", "batch_size": 15}), 3)
