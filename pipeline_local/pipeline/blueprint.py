@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local import seeds
 from pipeline_local.config import Config
@@ -22,7 +23,8 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.pipeline import partition
+from pipeline_local.pipeline import costs, partition
+from pipeline_local.pipeline.costs import Costs
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
 from pipeline_local.record.summary import Row
@@ -95,6 +97,10 @@ class Blueprint:
         """The modules of each stage."""
         return partition.stages_of(len(self.modules), num_stages)
 
+    def costs(self) -> Costs:
+        """What each part of the network costs: estimated in FLOPs."""
+        return costs.by_flops(self)
+
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
         data, train = self.config.data, self.config.train
@@ -151,12 +157,30 @@ class Blueprint:
 
     def module(self, index: int, device: torch.device) -> LocalModule:
         """Allocate and initialise a module: weights are a function of (seed, block) alone."""
-        config = self.config
         blocks = [self._fresh(block, device) for block in self.blocks(index)]
-        body, head = Body(blocks, config.modules.recompute), self._head(index, device)
-        if config.compile:
+        body, head = Body(blocks, self.config.modules.recompute), self._head(index, device)
+        if self.config.compile:
             body.compile_blocks()
             head.compile()
+        return self._assembled(index, body, head)
+
+    def outline(self, index: int, device: torch.device) -> LocalModule:
+        """The same module in unfilled memory, not compiled, for a FakeTensorMode."""
+        with unset_fake_temporarily():  # paper is of another kind than what is drawn on it
+            paper = [*self._paper_body(index), self._paper_head(index)]
+        *blocks, head = [backbones.hollow(part, device, self.dtype) for part in paper]
+        return self._assembled(index, Body(blocks, self.config.modules.recompute), head)
+
+    def outline_of(self, blocks: range, device: torch.device) -> Body:
+        """Any blocks in unfilled memory; the classifier stands behind the last."""
+        paper = [self.backbone.blocks[i].module for i in blocks]
+        if blocks.stop == len(self.backbone.blocks):
+            paper.append(self.backbone.classifier.module)
+        hollow = [backbones.hollow(part, device, self.dtype) for part in paper]
+        return Body(hollow, self.config.modules.recompute)
+
+    def _assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
+        config = self.config
         rules = Rules(
             seed=config.train.seed,
             reconcile=config.reconcile,
@@ -215,21 +239,34 @@ class Blueprint:
         return self._auxiliary_head(index)
 
     def _auxiliary_head(self, index: int) -> Head:
-        """On the meta device."""
-        end = self.modules[index].stop
+        return self.auxiliary_head(
+            self.modules[index].stop, progress=index / (len(self.modules) - 1)
+        )
+
+    def auxiliary_head(self, end: int, progress: float) -> Head:
+        """The head behind the first `end` blocks, on the meta device.
+
+        Args:
+            end: from 1; at least one block stands behind the head.
+            progress: 0 for the first module, 1 for the last.
+
+        Raises:
+            UserError: it does not fit there.
+        """
         site = Site(
             layout=self.backbone.layout,
             shape=self.output_shapes[end - 1],
             later=[block.module for block in self.backbone.blocks[end:]],
             later_shapes=self.input_shapes[end:],
-            progress=index / (len(self.modules) - 1),
+            progress=progress,
             initialize=self.backbone.initialize,
         )
         try:
             return heads.build(self.config.head, site, self.info.num_classes)
         except ValueError as error:
             raise UserError(
-                f"head.name: {self.config.head.name} does not fit module {index + 1} ({error});"
+                f"head.name: {self.config.head.name} does not fit behind block"
+                f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
 

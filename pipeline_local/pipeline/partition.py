@@ -1,6 +1,6 @@
 """Blocks -> modules -> stages: pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from pipeline_local.config import ModulesConfig
@@ -44,24 +44,36 @@ def uniform(num_items: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def balanced(costs: Sequence[int], parts: int) -> list[range]:
+def balanced(costs: Sequence[float], parts: int) -> list[range]:
     """Contiguous non-empty ranges whose largest total cost is as small as possible."""
     prefix = [0, *accumulate(costs)]
+    return cheapest(len(costs), parts, lambda _, part: prefix[part.stop] - prefix[part.start])
+
+
+def cheapest(num_items: int, parts: int, cost: Callable[[int, range], float]) -> list[range]:
+    """Contiguous non-empty ranges whose largest cost is as small as possible.
+
+    Args:
+        num_items: to be divided.
+        parts: at most as many as items.
+        cost: of the part with this number (from 0), were it this range; infinite if it may not be.
+    """
     # best[end]: (largest cost, start of the last range) of the first `end` items in `part` ranges
-    best: list[tuple[float, int]] = [(float(total), 0) for total in prefix]
+    best = [(float("inf"), 0)]
+    best += [(float(cost(0, range(end))), 0) for end in range(1, num_items + 1)]
     history = [best]
-    for part in range(2, parts + 1):
-        row: list[tuple[float, int]] = [(float("inf"), 0)] * part
-        for end in range(part, len(prefix)):
+    for part in range(1, parts):
+        row: list[tuple[float, int]] = [(float("inf"), 0)] * (part + 1)
+        for end in range(part + 1, num_items + 1):
             row.append(
                 min(
-                    (max(best[start][0], prefix[end] - prefix[start]), start)
-                    for start in range(part - 1, end)
+                    (max(best[start][0], cost(part, range(start, end))), start)
+                    for start in range(part, end)
                 )
             )
         best = row
         history.append(row)
-    edges = [len(costs)]
+    edges = [num_items]
     for row in reversed(history):
         edges.append(row[edges[-1]][1])
     edges.reverse()
