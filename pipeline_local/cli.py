@@ -1,4 +1,4 @@
-"""The command line: `pipeline-local train | plan | export | evaluate | diagnose | bench`."""
+"""The command line: `pipeline-local train | plan | profile | export | evaluate | ...`."""
 
 import argparse
 import sys
@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, help="also write all numbers to this file")
     plan.set_defaults(run=_plan)
 
+    profile = commands.add_parser("profile", help="measure blocks and heads, for modules.profile")
+    profile.add_argument("config", type=Path, help="YAML file")
+    profile.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=...")
+    profile.add_argument("--output", type=Path, required=True, help="file.json")
+    profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
+    profile.set_defaults(run=_profile)
+
     export = commands.add_parser("export", help="write the trained model's weights")
     export.add_argument("run_folder", type=Path, help="run.dir of a run")
     export.add_argument("--output", type=Path, required=True, help="file.safetensors")
@@ -136,6 +143,19 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     drawing.show(drawn)
     if options.json is not None:
         plan.write(drawn, options.json)
+    return 0
+
+
+def _profile(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import profile
+
+    config = configfile.load(options.config, options.overrides)
+    num_stages = Place.from_environment().num_stages(config.parallel)
+    place = Place(world_size=num_stages, local_world_size=num_stages)
+    torch.set_num_threads(place.threads(config.parallel))
+    info = describe(config.data)
+    print(profile.profile(config, info, options.runs, options.output, place.device))
     return 0
 
 

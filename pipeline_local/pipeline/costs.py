@@ -6,7 +6,7 @@ meta device. From these follow the cost of any module, and so the best cuts.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.config import Config
+from pipeline_local.errors import UserError
 from pipeline_local.pipeline import partition
 
 if TYPE_CHECKING:
@@ -52,6 +53,22 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Between two processes of a host: a message of n bytes takes latency + n / bandwidth."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+    def seconds(self, num_bytes: float) -> float:
+        """Of one message."""
+        return self.latency_seconds + num_bytes / self.bytes_per_second
+
+
+IMPOSSIBLE = Cost(math.inf, math.inf, math.inf)
+"""Of a head that does not fit where it would have to stand."""
+
+
+@dataclass(frozen=True)
 class ModuleCost:
     """The three acts of a module in an average step, reconciliation spread over all steps.
 
@@ -83,6 +100,8 @@ class Costs:
         blocks: in order.
         heads: auxiliary heads, by where they stand and how many blocks they copy.
         classifier: the last module's head.
+        link: how long a message takes, where that has been measured.
+        origin: where the costs come from, for people.
     """
 
     config: Config
@@ -90,13 +109,16 @@ class Costs:
     blocks: tuple[Cost, ...]
     heads: Mapping[HeadKey, Cost]
     classifier: Cost
+    link: Link | None = None
+    origin: str = "FLOPs counted on paper"
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
         """Module `index` (from 0) of `count`, were it made of these blocks."""
         body = sum((self.blocks[i] for i in blocks), Cost(0, 0, 0))
         head = self.classifier
         if index < count - 1:
-            head = self.heads[head_key(self.config, blocks.stop, len(self.blocks), index, count)]
+            key = head_key(self.config, blocks.stop, len(self.blocks), index, count)
+            head = self.heads.get(key, IMPOSSIBLE)
         added = self._added(index, count, body, head)
         return ModuleCost(
             forward=body.forward,
@@ -149,6 +171,15 @@ def head_behind(blueprint: "Blueprint", key: HeadKey) -> nn.Module:
     return blueprint.auxiliary_head(end, 1 - (copies - 0.5) / blueprint.config.head.depth)
 
 
+def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]]:
+    """All heads that any cut could ask for, where they fit."""
+    for key in head_keys(blueprint.config, len(blueprint.backbone.blocks)):
+        try:
+            yield key, head_behind(blueprint, key)
+        except UserError:
+            continue
+
+
 def by_flops(blueprint: "Blueprint") -> Costs:
     """Count floating-point operations on the meta device; what moves memory only is not seen."""
     config, blocks = blueprint.config, blueprint.backbone.blocks
@@ -159,8 +190,8 @@ def by_flops(blueprint: "Blueprint") -> Costs:
         unit="FLOPs",
         blocks=tuple(_counted(config, [b.module], shape, is_body=True) for b, shape in pairs),
         heads={
-            key: _counted(config, [head_behind(blueprint, key)], outputs[key[0] - 1])
-            for key in head_keys(config, len(blocks))
+            key: _counted(config, [head], outputs[key[0] - 1])
+            for key, head in possible_heads(blueprint)
         },
         classifier=_counted(config, [blueprint.backbone.classifier.module], outputs[-1]),
     )

@@ -8,7 +8,10 @@ from pipeline_local.errors import UserError
 
 
 def modules_of(
-    names: Sequence[str], num_parameters: Sequence[int], config: ModulesConfig
+    names: Sequence[str],
+    num_parameters: Sequence[int],
+    config: ModulesConfig,
+    best: Callable[[int], list[range]],
 ) -> list[range]:
     """The blocks of each module, in order: K contiguous non-empty ranges.
 
@@ -16,6 +19,7 @@ def modules_of(
         names: of all blocks, in order.
         num_parameters: of each block.
         config: `modules.count` and `modules.cuts`.
+        best: the cheapest cut into so many modules, for `auto`.
 
     Raises:
         UserError: K does not fit the blocks, or a cut names no block or is out of order.
@@ -33,6 +37,8 @@ def modules_of(
         )
     if config.cuts in ("uniform", "blocks"):
         return uniform(len(names), count)
+    if config.cuts == "auto":
+        return best(count)
     if config.cuts == "parameters":
         return balanced(num_parameters, count)
     return _between([_index_of(cut, names) for cut in config.cuts], names)
@@ -80,18 +86,39 @@ def cheapest(num_items: int, parts: int, cost: Callable[[int, range], float]) ->
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def stages_of(num_modules: int, num_stages: int) -> list[range]:
-    """The modules of each stage: S contiguous non-empty ranges, as equal as possible.
+def stages_of(
+    num_modules: int,
+    num_stages: int,
+    cuts: str | Sequence[int],
+    costs: Callable[[], Sequence[float]],
+) -> list[range]:
+    """The modules of each stage: S contiguous non-empty ranges.
+
+    Args:
+        num_modules: K.
+        num_stages: S; a single one has all modules, whatever the cuts.
+        cuts: `parallel.cuts`.
+        costs: of each module, for `auto`.
 
     Raises:
-        UserError: more stages than modules.
+        UserError: more stages than modules, or cuts that make no such stages.
     """
     if num_stages > num_modules:
         raise UserError(
             f"parallel.stages: a stage holds at least one module, got {num_stages} stages for"
             f" {num_modules} modules; lower parallel.stages or raise modules.count"
         )
-    return uniform(num_modules, num_stages)
+    if num_stages == 1 or cuts == "uniform":
+        return uniform(num_modules, num_stages)
+    if isinstance(cuts, str):
+        return balanced(costs(), num_stages)
+    edges = [0, *(number - 1 for number in cuts), num_modules]
+    if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
+        raise UserError(
+            f"parallel.cuts: {num_stages} stages of {num_modules} modules need {num_stages - 1}"
+            f" rising numbers from 2 to {num_modules}, got {list(cuts)}"
+        )
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def _index_of(cut: str | int, names: Sequence[str]) -> int:

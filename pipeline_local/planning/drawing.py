@@ -117,11 +117,12 @@ def _modules(plan: Plan) -> Table:
 
 
 def _edges(plan: Plan) -> Table:
-    columns = ["edge", "activations, labels", "signals", "feedback (upstream)"]
+    columns = ["edge", "activations, labels", "signals", "feedback (upstream)", "ms"]
     table = _table("Sent per step, on average (MiB)", columns)
     for number, edge in enumerate(plan.edges):
         sizes = (edge.activations, edge.signals, edge.feedback)
-        table.add_row(f"{number} - {number + 1}", *(mebibytes(size) for size in sizes))
+        seconds = "" if edge.seconds is None else f"{1000 * edge.seconds:.2f}"
+        table.add_row(f"{number} - {number + 1}", *(mebibytes(size) for size in sizes), seconds)
     return table
 
 
@@ -148,14 +149,15 @@ def _facts(plan: Plan) -> list[str]:
     ]
     if plan.unit == "FLOPs":
         lines.append(
-            "Costs are FLOPs counted on paper: shares of time, roughly. pipeline-local profile"
-            " measures them."
+            f"Costs are {plan.origin}: shares of time, roughly; what only moves memory is not seen."
+            f" pipeline-local profile measures them."
         )
     else:
         rate, hours = plan.batch_size / slowest, plan.steps * slowest / 3600
         lines.append(
-            f"Predicted: {1000 * slowest:.1f} ms per step, {rate:.1f} samples/s,"
-            f" {hours:.2f} h for {plan.steps} steps (without evaluations and checkpoints)."
+            f"Costs are {plan.origin}. Predicted: {1000 * slowest:.1f} ms per step,"
+            f" {rate:.1f} samples/s, {hours:.2f} h for {plan.steps} steps (without evaluations and"
+            f" checkpoints)."
         )
     return lines
 

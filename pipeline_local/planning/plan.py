@@ -6,17 +6,18 @@ what backpropagation, 1F1B and data parallelism would need on the same devices.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline_local.config import Config, ModulesConfig, ReconcileConfig
+from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Costs, ModuleCost, Unit
 from pipeline_local.pipeline.transport import Spec
-from pipeline_local.planning.rehearsal import ModuleBytes, StageBytes, pass_through, rehearse
+from pipeline_local.planning.peers import Peer, peers
+from pipeline_local.planning.rehearsal import ModuleBytes, StageBytes, rehearse
 
 TOLERATED = 1.15
 """Largest cost over the mean from which on another cut is worth a word."""
@@ -62,28 +63,13 @@ class EdgePlan:
         activations: downstream, with labels.
         signals: downstream, on average over the steps.
         feedback: upstream, on average.
+        seconds: that the activations of one microbatch are on their way, where that is known.
     """
 
     activations: int
     signals: float
     feedback: float
-
-
-@dataclass(frozen=True)
-class Peer:
-    """What another method would need on the same network, batch and optimizer.
-
-    Attributes:
-        name: of the method, with its p devices and m microbatches.
-        peak: bytes on the device that needs most.
-        bubble: part of the time in which an average device has nothing to do, from theory.
-        traffic: bytes that a device sends per step, at most.
-    """
-
-    name: str
-    peak: int
-    bubble: float
-    traffic: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +86,7 @@ class Plan:
 
     Attributes:
         unit: of all costs: seconds if there is a profile.
+        origin: where the costs come from, for people.
         steps: optimizer steps of the run.
         imbalance: largest stage cost over the mean.
         fill: part of the run that passes before the last stage has anything to do, from costs.
@@ -110,6 +97,7 @@ class Plan:
     """
 
     unit: Unit
+    origin: str
     batch_size: int
     steps: int
     stages: tuple[StagePlan, ...]
@@ -130,12 +118,13 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
     """
     blueprint = Blueprint.draw(config, info)
     parts = blueprint.stages(num_stages)
-    costs = blueprint.costs()
+    costs = blueprint.costs
     modules = _module_costs(blueprint, costs)
     stages = tuple(_stage(blueprint, part, modules, num_stages) for part in parts)
     totals = [stage.cost for stage in stages]
     return Plan(
         unit=costs.unit,
+        origin=costs.origin,
         batch_size=config.data.batch_size,
         steps=blueprint.schedule.num_steps,
         stages=stages,
@@ -145,7 +134,7 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
         stage_cut=_best_stages([cost.total for cost in modules], num_stages),
         module_cut=_best_modules(blueprint, costs),
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
-        peers=_peers(blueprint, num_stages),
+        peers=peers(blueprint, num_stages),
     )
 
 
@@ -199,7 +188,7 @@ def _stage(
 
 def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
-    micro = blueprint.config.train.microbatches
+    micro, link = blueprint.config.train.microbatches, blueprint.costs.link
     signals = _part_that_compares(blueprint) * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
     activations = _bytes(contract.activations)
@@ -207,6 +196,7 @@ def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
         activations=micro * (activations + _bytes(contract.labels)),
         signals=activations * signals,
         feedback=activations * feedback,
+        seconds=link.seconds(activations + _bytes(contract.labels)) if link else None,
     )
 
 
@@ -246,51 +236,3 @@ def _best_modules(blueprint: Blueprint, costs: Costs) -> Cut:
     parts = costs.best_modules(count)
     totals = [costs.module(k, count, part).total for k, part in enumerate(parts)]
     return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))
-
-
-def _peers(blueprint: Blueprint, devices: int) -> tuple[Peer, ...]:
-    whole = _backpropagation(blueprint, blueprint.config.data.batch_size)
-    peers = [Peer("BP, 1 device", rehearse(whole, range(1), 1).peak, 0.0, 0.0)]
-    if devices > 1:
-        peers += [_one_f_one_b(whole, devices, devices), _one_f_one_b(whole, devices, 4 * devices)]
-        peers.append(_data_parallel(blueprint, devices))
-    return tuple(peers)
-
-
-def _backpropagation(blueprint: Blueprint, batch_size: int) -> Blueprint:
-    config = blueprint.config
-    plain = replace(
-        config,
-        modules=ModulesConfig(count=1, recompute=config.modules.recompute),
-        reconcile=ReconcileConfig(),
-        data=replace(config.data, batch_size=batch_size),
-        train=replace(config.train, microbatches=1),
-    )
-    return Blueprint.draw(plain, blueprint.info)
-
-
-def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Peer:
-    """Stage s of p keeps the activations of up to p - s of the m microbatches.
-
-    The best cut by activations is not looked for: blocks are divided evenly.
-    """
-    blocks = len(whole.backbone.blocks)
-    micro = max(1, whole.config.data.batch_size // microbatches)
-    peak, traffic = 0, 0.0
-    for stage, part in enumerate(partition.uniform(blocks, min(devices, blocks))):
-        held = pass_through(whole, part, micro)
-        in_flight = min(devices - stage, microbatches)
-        peak = max(peak, held.peak + (in_flight - 1) * held.activations)
-        if part.stop < blocks:
-            traffic = max(traffic, 2.0 * microbatches * held.output)
-    bubble = (devices - 1) / (microbatches + devices - 1)
-    return Peer(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic)
-
-
-def _data_parallel(blueprint: Blueprint, devices: int) -> Peer:
-    """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
-    part = max(1, blueprint.config.data.batch_size // devices)
-    held = rehearse(_backpropagation(blueprint, part), range(1), 1)
-    gradients = held.modules[0].gradients
-    traffic = 2 * gradients * (devices - 1) / devices
-    return Peer(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic)

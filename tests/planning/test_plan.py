@@ -65,17 +65,6 @@ def test_imbalance_and_the_better_cuts():
     assert balanced.module_cut == drawn.module_cut
 
 
-def test_peers():
-    peers = {peer.name: peer for peer in draw().peers}
-    assert [*peers] == ["BP, 1 device", "1F1B, p=2, m=2", "1F1B, p=2, m=8", "data parallel, p=2"]
-    assert peers["1F1B, p=2, m=2"].bubble == pytest.approx(1 / 3)
-    assert peers["1F1B, p=2, m=8"].bubble == pytest.approx(1 / 9)
-    assert peers["1F1B, p=2, m=2"].peak < peers["BP, 1 device"].peak
-    num_parameters = 64 * 32 + 32 + 5 * (32 * 32 + 32) + 32 * 10 + 10
-    assert peers["data parallel, p=2"].traffic == 4 * num_parameters
-    assert [peer.name for peer in draw(1).peers] == ["BP, 1 device"]
-
-
 def test_the_fill_comes_once():
     short, long = draw(), draw(train={"steps": 4000})
     assert long.fill == pytest.approx(short.fill / 100, rel=0.02)
