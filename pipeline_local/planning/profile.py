@@ -6,8 +6,9 @@ module: the acts that are timed are those of training.
 
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -71,7 +72,10 @@ def measure(config: Config, info: DataInfo, runs: int, device: torch.device) -> 
         "setting": profilefile.setting(blueprint),
         "device": _device(device),
         "runs": runs,
-        "blocks": {b.name: profilefile.row(bench.block(i)) for i, b in enumerate(blocks)},
+        "blocks": {
+            block.name: profilefile.row(cost)
+            for block, cost in zip(blocks, bench.blocks(), strict=True)
+        },
         "heads": [
             {"end": end, "copies": copies, **profilefile.row(bench.head(head, end))}
             for (end, copies), head in possible_heads(blueprint)
@@ -79,6 +83,35 @@ def measure(config: Config, info: DataInfo, runs: int, device: torch.device) -> 
         "classifier": profilefile.row(bench.classifier()),
         "link": profilefile.row(measure_link(runs)),
     }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A module that is measured, and what it meets."""
+
+    module: LocalModule
+    x: Tensor
+    labels: Tensor
+    signal: Tensor
+
+
+class Times:
+    """Seconds of the acts of one module, step by step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+
+    def note(self, acts: Mapping[str, float], reconciled: bool) -> None:
+        """One step."""
+        for act, value in acts.items():
+            name = "reconciled" if reconciled and act == "learn" else act
+            self._seconds[name].append(value)
+
+    def medians(self, reconciles: bool) -> dict[str, float]:
+        """Of each act; `added` is what reconciliation adds to act 3."""
+        found = {act: median(values) for act, values in self._seconds.items()}
+        found["added"] = max(0.0, found.pop("reconciled") - found["learn"]) if reconciles else 0.0
+        return found
 
 
 class _Bench:
@@ -102,14 +135,21 @@ class _Bench:
         self._device = device
         self._generator = torch.Generator().manual_seed(0)
 
-    def block(self, index: int) -> Cost:
-        """One block; the trivial head behind it is not counted."""
+    def blocks(self) -> list[Cost]:
+        """All blocks, in turns as in training: none finds its weights in the cache."""
+        subjects = [self._block(index) for index in range(len(self.blueprint.backbone.blocks))]
+        return [
+            Cost(acts["forward"], acts["learn"], acts["added"], acts["update"])
+            for acts in self._repeat(subjects)
+        ]
+
+    def _block(self, index: int) -> "_Subject":
+        """One block; the trivial head behind it will not be counted."""
         blueprint = self.blueprint
         linear = replace(blueprint, config=replace(blueprint.config, head=HeadConfig("linear")))
         head = self._filled(linear.auxiliary_head(index + 1, 0.0))
         body = blueprint.fresh(blueprint.backbone.blocks[index], self._device)
-        acts = self._acts(body, head, min(index, 1), blueprint.input_shapes[index])
-        return Cost(acts["forward"], acts["learn"], acts["added"], acts["update"])
+        return self._subject(body, head, min(index, 1), blueprint.input_shapes[index])
 
     def head(self, head: nn.Module, end: int) -> Cost:
         """A head behind the first `end` blocks."""
@@ -123,17 +163,17 @@ class _Bench:
         return self._alone(own, len(blueprint.output_shapes))
 
     def _alone(self, head: nn.Module, end: int) -> Cost:
-        acts = self._acts(nn.Identity(), head, 1, self.blueprint.output_shapes[end - 1])
+        subject = self._subject(nn.Identity(), head, 1, self.blueprint.output_shapes[end - 1])
+        (acts,) = self._repeat([subject])
         return Cost(acts["signal"], 0.0, acts["added"], acts["update"])
 
     def _filled(self, head: Head) -> nn.Module:
         dtype = self.blueprint.dtype
         return backbones.materialize(head, lambda h: h.initialize(), 0, self._device, dtype)
 
-    def _acts(
+    def _subject(
         self, body: nn.Module, head: nn.Module, index: int, shape: tuple[int, ...]
-    ) -> dict[str, float]:
-        """Median seconds of each act; `added` is what reconciliation adds to act 3."""
+    ) -> "_Subject":
         config = self.blueprint.config
         whole = Body([body], config.modules.recompute and any(True for _ in body.parameters()))
         if config.compile:
@@ -144,30 +184,29 @@ class _Bench:
         dtype = self.blueprint.boundary_dtype if index else self.blueprint.dtype
         x = self._random(size, *shape).to(self._device, dtype)
         labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
-        return self._repeat(module, x, labels.to(self._device))
+        return _Subject(module, x, labels.to(self._device), x.clone())
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
 
-    def _repeat(self, module: LocalModule, x: Tensor, labels: Tensor) -> dict[str, float]:
-        signal = x.clone()
-        seconds: dict[str, list[float]] = {}
+    def _repeat(self, subjects: Sequence["_Subject"]) -> list[dict[str, float]]:
+        """Median seconds of each act; `added` is what reconciliation adds to act 3."""
+        seconds = [Times() for _ in subjects]
         for turn in range(self._runs + 1):
-            for reconcile in (False, True):
-                step = Step(turn, TINY, compare=True, reconcile=reconcile)
-                arrived = [signal] if reconcile and module.index else []
-                acts = self._step(module, x, labels, step, arrived)
-                for act, value in acts.items():
-                    name = "reconciled" if reconcile and act == "learn" else act
+            for subject, times in zip(subjects, seconds, strict=True):
+                for reconcile in (False, True):
+                    step = Step(turn, TINY, compare=True, reconcile=reconcile)
+                    acts = self._step(subject, step)
                     if turn:  # the first one warms up
-                        seconds.setdefault(name, []).append(value)
-        medians = {act: median(values) for act, values in seconds.items()}
-        added = max(0.0, medians["reconciled"] - medians["learn"]) if module.index else 0.0
-        return {**medians, "added": added}
+                        times.note(acts, reconcile)
+        return [
+            times.medians(reconciles=subject.module.index > 0)
+            for subject, times in zip(subjects, seconds, strict=True)
+        ]
 
-    def _step(
-        self, module: LocalModule, x: Tensor, labels: Tensor, step: Step, arrived: list[Tensor]
-    ) -> dict[str, float]:
+    def _step(self, subject: "_Subject", step: Step) -> dict[str, float]:
+        module, x, labels = subject.module, subject.x, subject.labels
+        arrived = [subject.signal] if step.reconcile and module.index else []
         acts: dict[str, Callable[[], object]] = {
             "forward": lambda: module(x, labels, step),
             "signal": module.signal,
