@@ -30,7 +30,7 @@ def check(config: Config, place: Place) -> Blueprint:
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
     resume = config.run.resume or place.restarted
-    RunFolder(config.run.dir).check(config, blueprint.info.to_json(), resume)
+    RunFolder(config.run.dir).check(blueprint.config, blueprint.info.to_json(), resume)
     return blueprint
 
 
@@ -57,14 +57,24 @@ def propose(config: Config, place: Place, board: Board) -> Facts:
 
 def _lead(config: Config, place: Place) -> Facts:
     blueprint = check(config, place)
-    info = blueprint.info.to_json()
+    config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     folder.create(config, info)
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest() or 0  # reads and verifies all K files
     checkpoints.set_aside_after(step)
     complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
-    return {"config": configfile.dump(config), "info": info, "step": step, "complete": complete}
+    return {
+        "config": configfile.dump(config),
+        "stages": _openings(blueprint, place),
+        "info": info,
+        "step": step,
+        "complete": complete,
+    }
+
+
+def _openings(blueprint: Blueprint, place: Place) -> list[int]:
+    return [part.start for part in blueprint.stages(place.world_size)]
 
 
 def _hear(board: Board) -> Facts:
@@ -77,13 +87,15 @@ def _hear(board: Board) -> Facts:
     return facts
 
 
-def accept(config: Config, place: Place, start: Facts) -> None:
+def accept(blueprint: Blueprint, place: Place, start: Facts) -> None:
     """This rank must mean the same run as the first, and see the same folder.
 
     Raises:
         UserError: it does not.
     """
-    if start["config"] != configfile.dump(config):
+    config = blueprint.config
+    mine = configfile.dump(config), _openings(blueprint, place)
+    if (start["config"], start["stages"]) != mine:
         raise UserError("this rank's configuration differs from the first rank's; make them equal")
     if not RunFolder(config.run.dir).config.is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The command line: `pipeline-local train | export | evaluate | diagnose | bench`."""
+"""The command line: `pipeline-local train | plan | profile | export | evaluate | ...`."""
 
 import argparse
 import sys
@@ -75,6 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
     train.set_defaults(run=_train)
 
+    plan = commands.add_parser("plan", help="memory, traffic and balance, before anything is paid")
+    plan.add_argument("config", type=Path, help="YAML file")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
+    plan.add_argument("--json", type=Path, help="also write all numbers to this file")
+    plan.set_defaults(run=_plan)
+
+    profile = commands.add_parser("profile", help="measure blocks and heads, for modules.profile")
+    profile.add_argument("config", type=Path, help="YAML file")
+    profile.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=...")
+    profile.add_argument("--output", type=Path, required=True, help="file.json")
+    profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
+    profile.set_defaults(run=_profile)
+
     export = commands.add_parser("export", help="write the trained model's weights")
     export.add_argument("run_folder", type=Path, help="run.dir of a run")
     export.add_argument("--output", type=Path, required=True, help="file.safetensors")
@@ -124,6 +137,34 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         agreement.check(config, Place(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
     trainer.train(config, place)
+    return 0
+
+
+def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import drawing, plan
+
+    if options.json is not None:
+        plan.refuse_existing(options.json)
+    config = configfile.load(options.config, options.overrides)
+    num_stages = Place.from_environment().num_stages(config.parallel)
+    drawn = plan.draw(config, describe(config.data), num_stages)
+    drawing.show(drawn)
+    if options.json is not None:
+        plan.write(drawn, options.json)
+    return 0
+
+
+def _profile(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import profile
+
+    config = configfile.load(options.config, options.overrides)
+    num_stages = Place.from_environment().num_stages(config.parallel)
+    place = Place(world_size=num_stages, local_world_size=num_stages)
+    torch.set_num_threads(place.threads(config.parallel))
+    info = describe(config.data)
+    print(profile.profile(config, info, options.runs, options.output, place.device))
     return 0
 
 

@@ -38,11 +38,13 @@ class ModulesConfig:
     __pydantic_config__ = _STRICT
     count: Positive | None = None
     """K. One module is plain backpropagation. null: as many as `cuts` makes, else 1."""
-    cuts: Literal["uniform", "parameters", "blocks"] | tuple[str | int, ...] = "uniform"
+    cuts: Literal["uniform", "parameters", "blocks", "auto"] | tuple[str | int, ...] = "uniform"
     """uniform: equal block counts; parameters: equal parameter counts; blocks: every block is a
-    module; or the K-1 blocks (name or index) that open modules 2..K."""
+    module; auto: equal costs; or the K-1 blocks (name or index) that open modules 2..K."""
     recompute: bool = False
     """Activation checkpointing: keep each block's input only, compute the rest again."""
+    profile: Path | None = None
+    """Measured costs, by `pipeline-local profile`, for cuts that are auto; null: FLOPs."""
 
     @property
     def known_count(self) -> int | None:
@@ -167,6 +169,9 @@ class ParallelConfig:
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
     replicas: Positive = 1
     """Chains side by side. Only 1 so far."""
+    cuts: Literal["uniform", "auto"] | tuple[Annotated[int, Field(ge=2)], ...] = "uniform"
+    """uniform: equal numbers of modules; auto: equal costs; or the S-1 modules (numbers from 1)
+    that open stages 2..S."""
     threads: Annotated[int, Field(ge=1, le=_MOST_OF_A_HOST)] | None = None
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None

@@ -265,6 +265,14 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"modules.cuts must name the first block of modules 2..{count}:"
             f" expected {count - 1} entries, got {len(cuts)}; or leave modules.count out"
         )
+    if cuts == "auto" and config.modules.count is None:
+        yield "modules.cuts=auto needs modules.count, got none; say how many modules to make"
+    places = parallel.cuts
+    if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
+        yield (
+            f"parallel.cuts must name the first module of each stage but the first: expected"
+            f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
+        )
     if config.compile and config.reconcile.weight and config.reconcile.estimator == "exact":
         yield (
             "reconcile.estimator=exact differentiates twice, which compile=true cannot;"

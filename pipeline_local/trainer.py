@@ -58,8 +58,8 @@ def train(config: Config, place: Place | None = None) -> Facts:
         start = propose(config, place, board)
         at.enter("making the modules")
         with board.unanimous(TIMEOUT):
-            accept(config, place, start)
             blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))
+            accept(blueprint, place, start)
             if start["complete"]:
                 return _already_complete(config, board)
             modules = _modules(blueprint, place, start["step"])

@@ -34,6 +34,9 @@ hypothesis.settings.load_profile("calm")
 def one_thread() -> None:
     """Equal thread counts everywhere, and no pool of threads that a fork would break."""
     torch.set_num_threads(1)
+    # A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
+    # backward pass of the process. Once there has been one, it never does.
+    torch.ones(1, requires_grad=True).backward()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ A module knows nothing of processes: it takes tensors and gives detached tensors
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class LocalModule(nn.Module):
             feedback = feedback.clone()  # the estimator overwrites it
         if signal is not None:
             if now.step.log:
-                self._measure(**asdict(reconcile.agreement(first.input, signal)))
+                self._measure(**vars(reconcile.agreement(first.input, signal)))
             if now.step.reconcile:
                 total = self._reconciled(first, signal)
         self._accumulate(total)
@@ -293,4 +293,5 @@ class LocalModule(nn.Module):
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    one, other = a.untyped_storage(), b.untyped_storage()
+    return bool(one._cdata == other._cdata)  # not the address: a fake tensor has none

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local.errors import UserError
 
@@ -91,6 +92,33 @@ def materialize(
             f" {', '.join(left)} unfilled; let it fill every parameter and buffer"
         )
     return module.to(device=device, dtype=dtype)
+
+
+def hollow(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """A copy of a meta module in unfilled memory: under a FakeTensorMode it takes none.
+
+    `Module.to_empty` cannot make fake parameters.
+    """
+    with unset_fake_temporarily():
+        copied = copy.deepcopy(module)
+    made: dict[Tensor, Tensor] = {}
+
+    def empty(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        fresh = torch.empty(tensor.shape, dtype=kind, device=device)
+        return nn.Parameter(fresh, tensor.requires_grad) if _is_parameter(tensor) else fresh
+
+    for layer in copied.modules():
+        for owned in (layer._parameters, layer._buffers):
+            for name, tensor in owned.items():
+                if tensor is not None:  # tied weights stay tied
+                    made[tensor] = made[tensor] if tensor in made else empty(tensor)
+                    owned[name] = made[tensor]  # type: ignore[assignment]
+    return copied
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter)
 
 
 def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:

@@ -4,11 +4,12 @@ Drawn on the meta device in milliseconds, alike on every rank: blocks and their 
 stages, contracts, schedule. Only `Blueprint.module` allocates memory, for one module.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local import seeds
 from pipeline_local.config import Config
@@ -22,7 +23,8 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.pipeline import partition
+from pipeline_local.pipeline import partition, profilefile
+from pipeline_local.pipeline.costs import Costs, by_flops
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
 from pipeline_local.record.summary import Row
@@ -35,6 +37,7 @@ class Blueprint:
     """A run on paper.
 
     Attributes:
+        config: of the run; cuts that were `auto` are the blocks that they came to.
         backbone: blocks and classifier, on the meta device.
         input_shapes: of each block, for one sample.
         output_shapes: of each block, for one sample.
@@ -60,20 +63,22 @@ class Blueprint:
         model = config.model
         backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
         outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
-        modules = partition.modules_of(
-            [block.name for block in backbone.blocks],
-            [_num_parameters(block.module) for block in backbone.blocks],
-            config.modules,
-        )
-        blueprint = cls(
+        sketch = cls(
             config=config,
             info=info,
             backbone=backbone,
             input_shapes=(info.image_shape, *outputs[:-1]),
             output_shapes=tuple(outputs),
-            modules=tuple(modules),
+            modules=(range(len(outputs)),),
             schedule=Schedule(config, info.num_train, info.num_test),
         )
+        names = [block.name for block in backbone.blocks]
+        sizes = [_num_parameters(block.module) for block in backbone.blocks]
+        modules = partition.modules_of(names, sizes, config.modules, sketch.best_modules)
+        if config.modules.cuts == "auto":
+            cuts = tuple(names[part.start] for part in modules[1:])
+            config = replace(config, modules=replace(config.modules, cuts=cuts))
+        blueprint = replace(sketch, config=config, modules=tuple(modules))
         blueprint._check_trainable()
         return blueprint
 
@@ -93,7 +98,22 @@ class Blueprint:
 
     def stages(self, num_stages: int) -> list[range]:
         """The modules of each stage."""
-        return partition.stages_of(len(self.modules), num_stages)
+        cuts = self.config.parallel.cuts
+        return partition.stages_of(len(self.modules), num_stages, cuts, self._module_totals)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What each part of the network costs: as measured in `modules.profile`, else in FLOPs."""
+        path = self.config.modules.profile
+        return by_flops(self) if path is None else profilefile.load(path, self)
+
+    def best_modules(self, count: int) -> list[range]:
+        """The cheapest cut into so many modules."""
+        return self.costs.best_modules(count)
+
+    def _module_totals(self) -> list[float]:
+        count = len(self.modules)
+        return [self.costs.module(k, count, part).total for k, part in enumerate(self.modules)]
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
@@ -151,12 +171,31 @@ class Blueprint:
 
     def module(self, index: int, device: torch.device) -> LocalModule:
         """Allocate and initialise a module: weights are a function of (seed, block) alone."""
-        config = self.config
         blocks = [self.fresh(block, device) for block in self.blocks(index)]
-        body, head = Body(blocks, config.modules.recompute), self._head(index, device)
-        if config.compile:
+        body, head = Body(blocks, self.config.modules.recompute), self._head(index, device)
+        if self.config.compile:
             body.compile_blocks()
             head.compile()
+        return self.assembled(index, body, head)
+
+    def outline(self, index: int, device: torch.device) -> LocalModule:
+        """The same module in unfilled memory, not compiled, for a FakeTensorMode."""
+        with unset_fake_temporarily():  # paper is of another kind than what is drawn on it
+            paper = [*self._paper_body(index), self._paper_head(index)]
+        *blocks, head = [backbones.hollow(part, device, self.dtype) for part in paper]
+        return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
+
+    def outline_of(self, blocks: range, device: torch.device) -> Body:
+        """Any blocks in unfilled memory; the classifier stands behind the last."""
+        paper = [self.backbone.blocks[i].module for i in blocks]
+        if blocks.stop == len(self.backbone.blocks):
+            paper.append(self.backbone.classifier.module)
+        hollow = [backbones.hollow(part, device, self.dtype) for part in paper]
+        return Body(hollow, self.config.modules.recompute)
+
+    def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
+        """A module of these parts, under the rules of the run."""
+        config = self.config
         rules = Rules(
             seed=config.train.seed,
             reconcile=config.reconcile,
@@ -221,21 +260,32 @@ class Blueprint:
         return self._auxiliary_head(index)
 
     def _auxiliary_head(self, index: int) -> Head:
-        """On the meta device."""
-        end = self.modules[index].stop
+        return self.auxiliary_head(self.modules[index].stop, index / (len(self.modules) - 1))
+
+    def auxiliary_head(self, end: int, progress: float) -> Head:
+        """The head behind the first `end` blocks, on the meta device.
+
+        Args:
+            end: from 1; at least one block stands behind the head.
+            progress: 0 for the first module, 1 for the last.
+
+        Raises:
+            UserError: it does not fit there.
+        """
         site = Site(
             layout=self.backbone.layout,
             shape=self.output_shapes[end - 1],
             later=[block.module for block in self.backbone.blocks[end:]],
             later_shapes=self.input_shapes[end:],
-            progress=index / (len(self.modules) - 1),
+            progress=progress,
             initialize=self.backbone.initialize,
         )
         try:
             return heads.build(self.config.head, site, self.info.num_classes)
         except ValueError as error:
             raise UserError(
-                f"head.name: {self.config.head.name} does not fit module {index + 1} ({error});"
+                f"head.name: {self.config.head.name} does not fit behind block"
+                f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
 

@@ -1,6 +1,6 @@
 """Blocks -> modules -> stages: pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from pipeline_local.config import ModulesConfig
@@ -8,7 +8,10 @@ from pipeline_local.errors import UserError
 
 
 def modules_of(
-    names: Sequence[str], num_parameters: Sequence[int], config: ModulesConfig
+    names: Sequence[str],
+    num_parameters: Sequence[int],
+    config: ModulesConfig,
+    best: Callable[[int], list[range]],
 ) -> list[range]:
     """The blocks of each module, in order: K contiguous non-empty ranges.
 
@@ -16,6 +19,7 @@ def modules_of(
         names: of all blocks, in order.
         num_parameters: of each block.
         config: `modules.count` and `modules.cuts`.
+        best: the cheapest cut into so many modules, for `auto`.
 
     Raises:
         UserError: K does not fit the blocks, or a cut names no block or is out of order.
@@ -33,6 +37,8 @@ def modules_of(
         )
     if config.cuts in ("uniform", "blocks"):
         return uniform(len(names), count)
+    if config.cuts == "auto":
+        return best(count)
     if config.cuts == "parameters":
         return balanced(num_parameters, count)
     return _between([_index_of(cut, names) for cut in config.cuts], names)
@@ -44,42 +50,75 @@ def uniform(num_items: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def balanced(costs: Sequence[int], parts: int) -> list[range]:
+def balanced(costs: Sequence[float], parts: int) -> list[range]:
     """Contiguous non-empty ranges whose largest total cost is as small as possible."""
     prefix = [0, *accumulate(costs)]
+    return cheapest(len(costs), parts, lambda _, part: prefix[part.stop] - prefix[part.start])
+
+
+def cheapest(num_items: int, parts: int, cost: Callable[[int, range], float]) -> list[range]:
+    """Contiguous non-empty ranges whose largest cost is as small as possible.
+
+    Args:
+        num_items: to be divided.
+        parts: at most as many as items.
+        cost: of the part with this number (from 0), were it this range; infinite if it may not be.
+    """
     # best[end]: (largest cost, start of the last range) of the first `end` items in `part` ranges
-    best: list[tuple[float, int]] = [(float(total), 0) for total in prefix]
+    best = [(float("inf"), 0)]
+    best += [(float(cost(0, range(end))), 0) for end in range(1, num_items + 1)]
     history = [best]
-    for part in range(2, parts + 1):
-        row: list[tuple[float, int]] = [(float("inf"), 0)] * part
-        for end in range(part, len(prefix)):
+    for part in range(1, parts):
+        row: list[tuple[float, int]] = [(float("inf"), 0)] * (part + 1)
+        for end in range(part + 1, num_items + 1):
             row.append(
                 min(
-                    (max(best[start][0], prefix[end] - prefix[start]), start)
-                    for start in range(part - 1, end)
+                    (max(best[start][0], cost(part, range(start, end))), start)
+                    for start in range(part, end)
                 )
             )
         best = row
         history.append(row)
-    edges = [len(costs)]
+    edges = [num_items]
     for row in reversed(history):
         edges.append(row[edges[-1]][1])
     edges.reverse()
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def stages_of(num_modules: int, num_stages: int) -> list[range]:
-    """The modules of each stage: S contiguous non-empty ranges, as equal as possible.
+def stages_of(
+    num_modules: int,
+    num_stages: int,
+    cuts: str | Sequence[int],
+    costs: Callable[[], Sequence[float]],
+) -> list[range]:
+    """The modules of each stage: S contiguous non-empty ranges.
+
+    Args:
+        num_modules: K.
+        num_stages: S; a single one has all modules, whatever the cuts.
+        cuts: `parallel.cuts`.
+        costs: of each module, for `auto`.
 
     Raises:
-        UserError: more stages than modules.
+        UserError: more stages than modules, or cuts that make no such stages.
     """
     if num_stages > num_modules:
         raise UserError(
             f"parallel.stages: a stage holds at least one module, got {num_stages} stages for"
             f" {num_modules} modules; lower parallel.stages or raise modules.count"
         )
-    return uniform(num_modules, num_stages)
+    if num_stages == 1 or cuts == "uniform":
+        return uniform(num_modules, num_stages)
+    if isinstance(cuts, str):
+        return balanced(costs(), num_stages)
+    edges = [0, *(number - 1 for number in cuts), num_modules]
+    if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
+        raise UserError(
+            f"parallel.cuts: {num_stages} stages of {num_modules} modules need {num_stages - 1}"
+            f" rising numbers from 2 to {num_modules}, got {list(cuts)}"
+        )
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def _index_of(cut: str | int, names: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, and where."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def _identity(config: Config) -> dict[str, object]:
     """What a run cannot change when it is resumed, since its checkpoints depend on it."""
     return {
         "model": config.model,
-        "modules": config.modules,
+        "modules": replace(config.modules, profile=None),
         "head": config.head,
         "precision": config.precision,
         "optimizer.name": config.optimizer.name,

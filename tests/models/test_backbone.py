@@ -9,6 +9,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.models.backbone import (
     Backbone,
     Block,
+    hollow,
     materialize,
     reset_parameters,
     shapes,
@@ -130,3 +131,25 @@ def test_seeds_are_stable():
     """A changed derivation would silently change every run: these numbers are for ever."""
     assert seeds.derive(0, "block", "stem") == 7855313550345816856
     assert seeds.derive(0, "order", 3) != seeds.derive(0, "order", 4) != seeds.derive(1, "order", 4)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+
+def test_a_hollow_copy_keeps_kinds_and_ties():
+    with torch.device("meta"):
+        paper = Tied()
+    paper.first.weight.requires_grad_(False)
+    copied = hollow(paper, CPU, torch.float64)
+    assert copied.first.weight is copied.second.weight
+    assert copied.first.weight.dtype == torch.float64
+    assert not copied.first.weight.requires_grad
+    assert copied.count.dtype == torch.int64
+    assert not copied.count.is_meta
+    assert paper.first.weight.is_meta

@@ -1,5 +1,6 @@
 """Blocks -> modules -> stages."""
 
+from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
@@ -14,7 +15,8 @@ NAMES = [f"block{i}" for i in range(8)]
 
 
 def cut(count, cuts="uniform", costs=(1,) * 8):
-    return partition.modules_of(NAMES, costs, ModulesConfig(count, cuts))
+    best = partial(partition.balanced, costs)
+    return partition.modules_of(NAMES, costs, ModulesConfig(count, cuts), best)
 
 
 @given(num_items=st.integers(1, 60), data=st.data())
@@ -77,7 +79,32 @@ def test_impossible_cuts_are_refused(count, cuts, message):
         cut(count, cuts)
 
 
+def stages(num_modules, num_stages, cuts="uniform"):
+    return partition.stages_of(num_modules, num_stages, cuts, lambda: [5, 1, 1, 1])
+
+
 def test_stages():
-    assert partition.stages_of(4, 2) == [range(0, 2), range(2, 4)]
+    assert stages(4, 2) == [range(0, 2), range(2, 4)]
+    assert stages(4, 2, "auto") == [range(0, 1), range(1, 4)]
+    assert stages(4, 3, (2, 4)) == [range(0, 1), range(1, 3), range(3, 4)]
+    assert stages(4, 1, (2, 4)) == [range(0, 4)]  # as to evaluate a run
     with pytest.raises(UserError, match="3 stages for 2 modules"):
-        partition.stages_of(2, 3)
+        stages(2, 3)
+
+
+@pytest.mark.parametrize("cuts", [(2,), (3, 2), (2, 2), (2, 5), ()])
+def test_impossible_stages_are_refused(cuts):
+    with pytest.raises(UserError, match="need 2 rising numbers from 2 to 4, got"):
+        stages(4, 3, cuts)
+
+
+def test_auto_asks_for_the_cheapest_cut():
+    assert cut(2, "auto", [9, 1, 1, 1, 1, 1, 1, 1]) == [range(0, 1), range(1, 8)]
+
+
+def test_the_cost_of_a_part_may_depend_on_its_number():
+    def cost(part, items):
+        return len(items) * (3 if part == 0 else 1)
+
+    assert partition.cheapest(8, 2, cost) == [range(0, 2), range(2, 8)]
+    assert partition.cheapest(3, 3, cost) == [range(0, 1), range(1, 2), range(2, 3)]

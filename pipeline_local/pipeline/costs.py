@@ -1,0 +1,211 @@
+"""What each block, and each head that could stand behind it, costs in one optimizer step.
+
+In seconds where they have been measured (`pipeline-local profile`), else in FLOPs counted on the
+meta device. From these follow the cost of any module, and so the best cuts.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline_local.config import Config
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import partition
+
+if TYPE_CHECKING:
+    from pipeline_local.pipeline.blueprint import Blueprint
+
+Unit = Literal["seconds", "FLOPs"]
+HeadKey = tuple[int, int]
+"""Blocks in front of a head, from 1, and the later blocks that it copies (0 if it copies none)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a block or a head, for all samples of one optimizer step.
+
+    Attributes:
+        forward: the forward pass.
+        backward: the gradients of the input and the parameters; with what is recomputed for them.
+        second: what reconciliation adds in a step that reconciles.
+        update: of the optimizer.
+    """
+
+    forward: float
+    backward: float
+    second: float
+    update: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.second + other.second,
+            self.update + other.update,
+        )
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between two processes of a host: a message of n bytes takes latency + n / bandwidth."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+    def seconds(self, num_bytes: float) -> float:
+        """Of one message."""
+        return self.latency_seconds + num_bytes / self.bytes_per_second
+
+
+IMPOSSIBLE = Cost(math.inf, math.inf, math.inf)
+"""Of a head that does not fit where it would have to stand."""
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """The three acts of a module in an average step, reconciliation spread over all steps.
+
+    Attributes:
+        forward: act 1.
+        signal: act 2.
+        learn: act 3, with the update and, on average, what reconciliation adds.
+        added: the part of `learn` that reconciliation adds.
+    """
+
+    forward: float
+    signal: float
+    learn: float
+    added: float
+
+    @property
+    def total(self) -> float:
+        """A whole step."""
+        return self.forward + self.signal + self.learn
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of a network's parts.
+
+    Attributes:
+        config: says heads and reconciliation.
+        unit: of all costs.
+        blocks: in order.
+        heads: auxiliary heads, by where they stand and how many blocks they copy.
+        classifier: the last module's head.
+        link: how long a message takes, where that has been measured.
+        origin: where the costs come from, for people.
+    """
+
+    config: Config
+    unit: Unit
+    blocks: tuple[Cost, ...]
+    heads: Mapping[HeadKey, Cost]
+    classifier: Cost
+    link: Link | None = None
+    origin: str = "FLOPs counted on paper"
+
+    def module(self, index: int, count: int, blocks: range) -> ModuleCost:
+        """Module `index` (from 0) of `count`, were it made of these blocks."""
+        body = sum((self.blocks[i] for i in blocks), Cost(0, 0, 0))
+        head = self.classifier
+        if index < count - 1:
+            key = head_key(self.config, blocks.stop, len(self.blocks), index, count)
+            head = self.heads.get(key, IMPOSSIBLE)
+        added = self._added(index, count, body, head)
+        return ModuleCost(
+            forward=body.forward,
+            signal=head.forward + head.backward,
+            learn=body.backward + body.update + head.update + added,
+            added=added,
+        )
+
+    def best_modules(self, count: int) -> list[range]:
+        """The blocks of each of `count` modules, so that the dearest is as cheap as can be."""
+        return partition.cheapest(
+            len(self.blocks), count, lambda index, blocks: self._total(index, count, blocks)
+        )
+
+    def _total(self, index: int, count: int, blocks: range) -> float:
+        is_last = index == count - 1
+        if is_last != (blocks.stop == len(self.blocks)):
+            return float("inf")  # only the last module reaches the classifier
+        return self.module(index, count, blocks).total
+
+    def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:
+        reconcile, added = self.config.reconcile, 0.0
+        if reconcile.weight > 0 and reconcile.direction != "upstream" and index > 0:
+            added += (body.second + head.second) * reconcile.fraction
+        if reconcile.weight > 0 and reconcile.direction != "downstream" and index < count - 1:
+            added += head.forward + head.backward + head.second
+        return added / reconcile.every
+
+
+def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:
+    """Which head module `index` of `count` gets behind its last block."""
+    if config.head.name != "auglocal":
+        return end, 0
+    depth = max(1, math.ceil(config.head.depth * (1 - index / (count - 1))))
+    return end, min(depth, num_blocks - end)
+
+
+def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
+    """All heads that any cut could ask for."""
+    ends = range(1, num_blocks)
+    if config.head.name != "auglocal":
+        return [(end, 0) for end in ends]
+    depths = range(1, config.head.depth + 1)
+    return [(end, depth) for end in ends for depth in depths if depth <= num_blocks - end]
+
+
+def head_behind(blueprint: "Blueprint", key: HeadKey) -> nn.Module:
+    """The auxiliary head of this key, on the meta device."""
+    end, copies = key
+    return blueprint.auxiliary_head(end, 1 - (copies - 0.5) / blueprint.config.head.depth)
+
+
+def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]]:
+    """All heads that any cut could ask for, where they fit."""
+    for key in head_keys(blueprint.config, len(blueprint.backbone.blocks)):
+        try:
+            yield key, head_behind(blueprint, key)
+        except UserError:
+            continue
+
+
+def by_flops(blueprint: "Blueprint") -> Costs:
+    """Count floating-point operations on the meta device; what moves memory only is not seen."""
+    config, blocks = blueprint.config, blueprint.backbone.blocks
+    outputs = blueprint.output_shapes
+    pairs = zip(blocks, blueprint.input_shapes, strict=True)
+    return Costs(
+        config=config,
+        unit="FLOPs",
+        blocks=tuple(_counted(config, [b.module], shape, is_body=True) for b, shape in pairs),
+        heads={
+            key: _counted(config, [head], outputs[key[0] - 1])
+            for key, head in possible_heads(blueprint)
+        },
+        classifier=_counted(config, [blueprint.backbone.classifier.module], outputs[-1]),
+    )
+
+
+def _counted(
+    config: Config, parts: Sequence[nn.Module], shape: tuple[int, ...], is_body: bool = False
+) -> Cost:
+    x = torch.empty(1, *shape, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for part in parts:
+            x = copy.deepcopy(part).eval()(x)
+    forward = float(counter.get_total_flops() * config.data.batch_size)
+    again = forward if is_body and config.modules.recompute else 0.0
+    backward = 2 * forward + again
+    twice = 2 if config.reconcile.estimator == "exact" else 1  # one more for the double backward
+    return Cost(forward, backward, twice * (forward + backward))

@@ -1,0 +1,142 @@
+"""A saved profile: what the parts of one network cost, measured on one device.
+
+JSON: `version`, `setting` (what it is of), `device` (where it was measured), `blocks`, `heads`,
+`classifier` (seconds per microbatch), `link`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline.costs import Cost, Costs, Link
+
+if TYPE_CHECKING:
+    from pipeline_local.pipeline.blueprint import Blueprint
+
+VERSION = 1
+
+
+def setting(blueprint: "Blueprint") -> dict[str, Any]:
+    """What a profile depends on: another network, or another step of it, needs another profile."""
+    config = blueprint.config
+    return {
+        "model.name": config.model.name,
+        "model": config.model.args,
+        "head.name": config.head.name,
+        "head.depth": config.head.depth,
+        "images": list(blueprint.info.image_shape),
+        "number of classes": blueprint.info.num_classes,
+        "samples in a microbatch": config.data.batch_size // config.train.microbatches,
+        "modules.recompute": config.modules.recompute,
+        "reconcile.estimator": config.reconcile.estimator,
+        "optimizer.name": config.optimizer.name,
+        "compile": config.compile,
+        "precision": config.precision,
+    }
+
+
+def save(facts: Mapping[str, Any], output: Path) -> None:
+    """Write a profile into a new file.
+
+    Raises:
+        UserError: it exists already or cannot be written.
+    """
+    refuse_existing(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("x") as file:
+            file.write(json.dumps({"version": VERSION, **facts}, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
+
+
+def refuse_existing(output: Path) -> None:
+    """Before anything is spent.
+
+    Raises:
+        UserError: the file exists.
+    """
+    if output.exists():
+        raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
+
+
+def load(path: Path, blueprint: "Blueprint") -> Costs:
+    """The costs of an optimizer step of this run.
+
+    Raises:
+        UserError: the file cannot be read, or is of another network or setting.
+    """
+    facts = _read(path)
+    _refuse_another(path, facts, blueprint)
+    parts = blueprint.config.train.microbatches
+    names = [block.name for block in blueprint.backbone.blocks]
+    try:
+        device, link = facts["device"], facts["link"]
+        return Costs(
+            config=blueprint.config,
+            unit="seconds",
+            blocks=tuple(_cost(facts["blocks"][name], parts) for name in names),
+            heads={(row["end"], row["copies"]): _cost(row, parts) for row in facts["heads"]},
+            classifier=_cost(facts["classifier"], parts),
+            link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
+            origin=f"measured on {device['name']}, {device['threads']} threads",
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def row(cost: Cost | Link) -> dict[str, float]:
+    """As it stands in the file."""
+    return asdict(cost)
+
+
+def _cost(facts: Mapping[str, Any], parts: int) -> Cost:
+    """Of all microbatches; there is one update for all of them."""
+    seconds = {act: float(facts[act]) for act in ("forward", "backward", "second", "update")}
+    if not all(value >= 0 for value in seconds.values()):
+        raise ValueError("a time is negative")
+    return Cost(
+        forward=parts * seconds["forward"],
+        backward=parts * seconds["backward"],
+        second=parts * seconds["second"],
+        update=seconds["update"],
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "it is not JSON"
+        raise UserError(
+            f"modules.profile: {path} cannot be read ({reason}); make one with"
+            f" pipeline-local profile"
+        ) from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("setting"), dict):
+        raise _damaged(path, "it has no setting")
+    if facts.get("version") != VERSION:
+        raise UserError(
+            f"modules.profile: {path} has version {facts.get('version')!r}, this program reads"
+            f" {VERSION}; measure again with pipeline-local profile"
+        )
+    return facts
+
+
+def _refuse_another(path: Path, facts: Mapping[str, Any], blueprint: "Blueprint") -> None:
+    wanted = json.loads(json.dumps(setting(blueprint)))
+    got = facts["setting"]
+    if other := [key for key, value in wanted.items() if got.get(key) != value]:
+        key = other[0]
+        raise UserError(
+            f"modules.profile: {path} was measured with {key}={got.get(key)}, this run has"
+            f" {wanted[key]}; measure again with pipeline-local profile"
+        )
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"modules.profile: {path} is damaged ({reason}); make another with pipeline-local profile"
+    )

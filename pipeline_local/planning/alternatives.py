@@ -1,0 +1,75 @@
+"""What other methods would need for the same network, batch and optimizer: estimates."""
+
+from dataclasses import dataclass, replace
+
+from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
+from pipeline_local.pipeline import partition
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.planning.rehearsal import pass_through, rehearse
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What another method would need on the same network, batch and optimizer.
+
+    Attributes:
+        name: of the method, with its p devices and m microbatches.
+        peak: bytes on the device that needs most.
+        bubble: part of the time in which an average device has nothing to do, from theory.
+        traffic: bytes that a device sends per step, at most.
+    """
+
+    name: str
+    peak: int
+    bubble: float
+    traffic: float
+
+
+def alternatives(blueprint: Blueprint, devices: int) -> tuple[Alternative, ...]:
+    """Backpropagation on one device, and on as many as there are stages."""
+    whole = _backpropagation(blueprint, blueprint.config.data.batch_size)
+    found = [Alternative("BP, 1 device", rehearse(whole, range(1), 1).peak, 0.0, 0.0)]
+    if devices > 1:
+        found += [_one_f_one_b(whole, devices, devices), _one_f_one_b(whole, devices, 4 * devices)]
+        found.append(_data_parallel(blueprint, devices))
+    return tuple(found)
+
+
+def _backpropagation(blueprint: Blueprint, batch_size: int) -> Blueprint:
+    config = blueprint.config
+    plain = replace(
+        config,
+        modules=ModulesConfig(count=1, recompute=config.modules.recompute),
+        reconcile=ReconcileConfig(),
+        parallel=ParallelConfig(),
+        data=replace(config.data, batch_size=batch_size),
+        train=replace(config.train, microbatches=1),
+    )
+    return Blueprint.draw(plain, blueprint.info)
+
+
+def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternative:
+    """Stage s of p keeps the activations of up to p - s of the m microbatches.
+
+    The best cut by activations is not looked for: blocks are divided evenly.
+    """
+    blocks = len(whole.backbone.blocks)
+    micro = max(1, whole.config.data.batch_size // microbatches)
+    peak, traffic = 0, 0.0
+    for stage, part in enumerate(partition.uniform(blocks, min(devices, blocks))):
+        held = pass_through(whole, part, micro)
+        in_flight = min(devices - stage, microbatches)
+        peak = max(peak, held.peak + (in_flight - 1) * held.activations)
+        if part.stop < blocks:
+            traffic = max(traffic, 2.0 * microbatches * held.output)
+    bubble = (devices - 1) / (microbatches + devices - 1)
+    return Alternative(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic)
+
+
+def _data_parallel(blueprint: Blueprint, devices: int) -> Alternative:
+    """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
+    part = max(1, blueprint.config.data.batch_size // devices)
+    held = rehearse(_backpropagation(blueprint, part), range(1), 1)
+    gradients = held.modules[0].gradients
+    traffic = 2 * gradients * (devices - 1) / devices
+    return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic)

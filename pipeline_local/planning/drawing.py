@@ -1,0 +1,185 @@
+"""A plan as text: tables, a timeline, and a word about better cuts."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline_local.planning.plan import TOLERATED, Plan
+from pipeline_local.planning.timeline import Bar, timeline
+
+STEPS_DRAWN = 5
+"""Steps of the timeline: enough for the fill, some steady ones, and the drain."""
+
+
+def show(plan: Plan) -> None:
+    """Print everything."""
+    console = Console()
+    console.print(_stages(plan))
+    console.print(_modules(plan))
+    if plan.edges:
+        console.print(_edges(plan))
+    console.print(_alternatives(plan))
+    for line in [*_facts(plan), *lines_of(plan), *warnings(plan)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What could be balanced better, and how; one line each."""
+    lines = []
+    if plan.imbalance > TOLERATED and plan.imbalance / plan.stage_cut.imbalance > 1.02:
+        opens = ", ".join(str(module + 1) for module in plan.stage_cut.edges)
+        lines.append(
+            f"warning: the dearest stage costs {plan.imbalance:.2f} times the mean; stages that"
+            f" begin with modules {opens} would make it {plan.stage_cut.imbalance:.2f}"
+        )
+    costs = [module.cost.total for stage in plan.stages for module in stage.modules]
+    imbalance = max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
+    if imbalance > TOLERATED and imbalance / plan.module_cut.imbalance > 1.02:
+        cuts = ",".join(plan.block_names[block] for block in plan.module_cut.edges)
+        lines.append(
+            f"warning: the dearest module costs {imbalance:.2f} times the mean;"
+            f" modules.cuts=[{cuts}] would make it {plan.module_cut.imbalance:.2f}"
+            f" (other modules learn otherwise)"
+        )
+    return lines
+
+
+def lines_of(plan: Plan, width: int = 72) -> list[str]:
+    """Fill, steady state and drain of a short run, a row per stage."""
+    bars = timeline(plan.stages, STEPS_DRAWN)
+    end = max((bar.end for bar in chain(*bars)), default=0.0) or 1.0
+    rows = [f"stage {number:>2} |{_row(row, end, width)}|" for number, row in enumerate(bars)]
+    steady = bars[-1][0].begin / end, bars[0][-1].end / end
+    phases = _phases(steady, width)
+    legend = (
+        f"Timeline of {STEPS_DRAWN} steps: F act 1, forward; S act 2, signal; L act 3, learn;"
+        f" . nothing to do"
+    )
+    return [legend, *rows, f"         |{phases}|"]
+
+
+def _row(bars: Sequence[Bar], end: float, width: int) -> str:
+    cells = ["."] * width
+    for bar in bars:
+        first, last = round(bar.begin / end * width), round(bar.end / end * width)
+        for cell in range(first, max(last, first + 1)):
+            cells[min(cell, width - 1)] = bar.act
+    return "".join(cells)
+
+
+def _phases(steady: tuple[float, float], width: int) -> str:
+    """The three phases under the rows."""
+    begin, end = (round(part * width) for part in steady)
+    spans = (("fill", begin), ("steady", max(0, end - begin)), ("drain", width - max(begin, end)))
+    return "".join(name.center(size, "-")[:size] for name, size in spans)
+
+
+def _stages(plan: Plan) -> Table:
+    cost = "ms\nper step" if plan.unit == "seconds" else "GFLOP\nper step"
+    names = ("modules", "param.", "grad.", "optim.", "edges", "queues", "peak")
+    table = _table("Stages (MiB)", ["stage", *names, "peak in", cost], left=("peak in",))
+    for number, stage in enumerate(plan.stages):
+        held = stage.memory
+        first, last = stage.modules[0].number, stage.modules[-1].number
+        sums = (
+            sum(module.parameters for module in held.modules),
+            sum(module.gradients for module in held.modules),
+            sum(module.optimizer for module in held.modules),
+        )
+        table.add_row(
+            str(number),
+            str(first) if first == last else f"{first} - {last}",
+            *(mebibytes(size) for size in (*sums, held.boundary, held.feedback, held.peak)),
+            held.act,
+            _cost(plan, stage.cost),
+        )
+    return table
+
+
+def _modules(plan: Plan) -> Table:
+    columns = ["module", "blocks", "head", "kept\nMiB", "forward", "signal", "learn", "SGR"]
+    unit = "ms" if plan.unit == "seconds" else "GFLOP"
+    table = _table(f"Modules (costs: {unit} per step)", columns, left=("blocks", "head"))
+    for module in chain.from_iterable(stage.modules for stage in plan.stages):
+        names, cost = module.blocks, module.cost
+        acts = (cost.forward, cost.signal, cost.learn, cost.added)
+        table.add_row(
+            str(module.number),
+            names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})",
+            module.head,
+            mebibytes(module.memory.activations),
+            *(_cost(plan, act) for act in acts),
+        )
+    return table
+
+
+def _edges(plan: Plan) -> Table:
+    columns = ["edge", "activations, labels", "signals", "feedback (upstream)", "ms"]
+    table = _table("Sent per step, on average (MiB)", columns)
+    for number, edge in enumerate(plan.edges):
+        sizes = (edge.activations, edge.signals, edge.feedback)
+        seconds = "" if edge.seconds is None else f"{1000 * edge.seconds:.2f}"
+        table.add_row(f"{number} - {number + 1}", *(mebibytes(size) for size in sizes), seconds)
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    columns = ["method", "peak per device", "bubble", "sent per device and step"]
+    table = _table("Beside it (MiB; estimates)", columns, left=("method",))
+    local = max(stage.memory.peak for stage in plan.stages)
+    sent = max((e.activations + e.signals + e.feedback for e in plan.edges), default=0.0)
+    name = f"local, p={len(plan.stages)}"
+    table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent))
+    for peer in plan.alternatives:
+        table.add_row(peer.name, mebibytes(peer.peak), _share(peer.bubble), mebibytes(peer.traffic))
+    return table
+
+
+def _facts(plan: Plan) -> list[str]:
+    slowest = max(stage.cost for stage in plan.stages)
+    lines = [
+        "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
+        f" waits only while the pipeline fills, once in {plan.steps} steps.",
+        "Kept: activations between acts 1 and 3. Learn: act 3 with the update and SGR, the second"
+        " pass of reconciliation on average over the steps. Peak in: the act that holds most.",
+        f"Imbalance: the dearest stage costs {plan.imbalance:.2f} times the mean.",
+    ]
+    if plan.unit == "FLOPs":
+        lines.append(
+            f"Costs are {plan.origin}: shares of time, roughly; what only moves memory is not seen."
+            f" pipeline-local profile measures them."
+        )
+    else:
+        rate, hours = plan.batch_size / slowest, plan.steps * slowest / 3600
+        lines.append(
+            f"Costs are {plan.origin}. Predicted: {1000 * slowest:.1f} ms per step,"
+            f" {rate:.1f} samples/s, {hours:.2f} h for {plan.steps} steps (without evaluations and"
+            f" checkpoints)."
+        )
+    return lines
+
+
+def _table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in left else "right"
+        table.add_column(column, justify=justify)
+    return table
+
+
+def mebibytes(size: float) -> str:
+    """With digits behind the point where they say anything."""
+    value = size / 2**20
+    digits = 2 if value < 1 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}" if value else "0"
+
+
+def _cost(plan: Plan, value: float) -> str:
+    return f"{value * (1000 if plan.unit == 'seconds' else 1e-9):.2f}"
+
+
+def _share(part: float) -> str:
+    return f"{part:.1%}"

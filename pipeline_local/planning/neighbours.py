@@ -1,0 +1,68 @@
+"""The neighbours of a stage that is rehearsed: they hold what real ones would have under way."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.transport import Contract, Spec
+
+UNFINISHED = 2
+"""Messages that a sender holds at most (`transport.Sender`'s depth)."""
+
+
+class Upstream:
+    """Sends fake messages as the contract has them, one of them ahead."""
+
+    def __init__(self, first: tuple[Spec, ...], signal: tuple[Spec, ...], step: Step) -> None:
+        messages = [first, *([signal] if step.compare else [])]
+        self._order = deque(messages * step.microbatches)
+        self._ahead = made(self._order[0])
+
+    @property
+    def num_bytes(self) -> int:
+        """The largest message: it may wait here."""
+        return max(map(num_bytes, self._order))
+
+    def recv(self) -> tuple[Tensor, ...]:
+        """The next message."""
+        message = self._ahead
+        self._order.rotate(-1)
+        self._ahead = made(self._order[0])
+        return message
+
+    def reply(self, gradient: Tensor) -> None:
+        """The module's queue of unheeded gradients holds it, too."""
+
+
+class Downstream:
+    """Has not yet taken over the newest messages, and answers at once."""
+
+    def __init__(self, contract: Contract | None, has_feedback: bool) -> None:
+        self._reply = [contract.activations] if contract and has_feedback else []
+        self._ahead = made(self._reply)
+        self._held: deque[tuple[Tensor, ...]] = deque(maxlen=UNFINISHED if contract else 0)
+        self.num_bytes = num_bytes(self._reply)
+        if contract:  # a message of activations, and its signal or another one
+            self.num_bytes += 2 * num_bytes([contract.activations, contract.labels])
+
+    def send(self, *tensors: Tensor) -> None:
+        """Hold on to it."""
+        self._held.append(tensors)
+
+    def feedback(self) -> tuple[Tensor, ...]:
+        """An input gradient, where somebody answers."""
+        message, self._ahead = self._ahead, made(self._reply)
+        return message
+
+
+def made(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
+    """A message in unfilled memory."""
+    return tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
+
+
+def num_bytes(specs: Sequence[Spec]) -> int:
+    """Of a message."""
+    return sum(spec.dtype.itemsize * torch.Size(spec.shape).numel() for spec in specs)

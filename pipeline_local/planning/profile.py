@@ -1,0 +1,264 @@
+"""Measure what blocks, heads and messages cost on the device in use, for `modules.profile`.
+
+Each block, and each head that a cut could put behind it, takes real steps as the only content of a
+module: the acts that are timed are those of training.
+"""
+
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline_local.config import Config, HeadConfig
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.heads import Head
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.step import Step
+from pipeline_local.models import backbone as backbones
+from pipeline_local.pipeline import profilefile
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Cost, Link, possible_heads
+from pipeline_local.record.metrics import settle
+
+TINY = 1e-8
+"""Learning rate: all repetitions are alike."""
+
+
+def profile(config: Config, info: DataInfo, runs: int, output: Path, device: torch.device) -> str:
+    """Measure everything and save it.
+
+    Args:
+        config: says network, heads, batch, precision.
+        info: facts of the data; images are drawn at random.
+        runs: repetitions of each part; medians are kept.
+        output: a new file.
+        device: where to run, with as many threads as torch is set to.
+
+    Returns:
+        A line for people.
+
+    Raises:
+        UserError: no repetition, or the file exists already or cannot be written.
+    """
+    if runs < 1:
+        raise UserError(f"--runs: at least 1, got {runs}")
+    profilefile.refuse_existing(output)
+    facts = measure(config, info, runs, device)
+    profilefile.save(facts, output)
+    return (
+        f"{len(facts['blocks'])} blocks, {len(facts['heads'])} heads measured on"
+        f" {facts['device']['name']}; use it with modules.profile={output}"
+    )
+
+
+def measure(config: Config, info: DataInfo, runs: int, device: torch.device) -> dict[str, Any]:
+    """What `profilefile` saves."""
+    bench = _Bench(config, info, runs, device)
+    blueprint = bench.blueprint
+    blocks = blueprint.backbone.blocks
+    return {
+        "setting": profilefile.setting(blueprint),
+        "device": _device(device),
+        "runs": runs,
+        "blocks": {
+            block.name: profilefile.row(cost)
+            for block, cost in zip(blocks, bench.blocks(), strict=True)
+        },
+        "heads": [
+            {"end": end, "copies": copies, **profilefile.row(bench.head(head, end))}
+            for (end, copies), head in possible_heads(blueprint)
+        ],
+        "classifier": profilefile.row(bench.classifier()),
+        "link": profilefile.row(measure_link(runs)),
+    }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A module that is measured, and what it meets."""
+
+    module: LocalModule
+    x: Tensor
+    labels: Tensor
+    signal: Tensor
+
+
+class Times:
+    """Seconds of the acts of one module, step by step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+
+    def note(self, acts: Mapping[str, float], reconciled: bool) -> None:
+        """One step."""
+        for act, value in acts.items():
+            name = "reconciled" if reconciled and act == "learn" else act
+            self._seconds[name].append(value)
+
+    def medians(self, reconciles: bool) -> dict[str, float]:
+        """Of each act; `added` is what reconciliation adds to act 3."""
+        found = {act: median(values) for act, values in self._seconds.items()}
+        found["added"] = max(0.0, found.pop("reconciled") - found["learn"]) if reconciles else 0.0
+        return found
+
+
+class _Bench:
+    """Times parts of one network.
+
+    Args:
+        config: of the run.
+        info: facts of the data.
+        runs: repetitions.
+        device: where to run.
+    """
+
+    def __init__(self, config: Config, info: DataInfo, runs: int, device: torch.device) -> None:
+        modules = replace(config.modules, cuts="uniform", count=1, profile=None)
+        reconcile = replace(config.reconcile, weight=config.reconcile.weight or 1.0)
+        reconcile = replace(reconcile, fraction=1.0)
+        parallel = replace(config.parallel, cuts="uniform")
+        config = replace(config, modules=modules, reconcile=reconcile, parallel=parallel)
+        self.blueprint = Blueprint.draw(config, info)
+        self._runs = runs
+        self._device = device
+        self._generator = torch.Generator().manual_seed(0)
+
+    def blocks(self) -> list[Cost]:
+        """All blocks, in turns as in training: none finds its weights in the cache."""
+        subjects = [self._block(index) for index in range(len(self.blueprint.backbone.blocks))]
+        return [
+            Cost(acts["forward"], acts["learn"], acts["added"], acts["update"])
+            for acts in self._repeat(subjects)
+        ]
+
+    def _block(self, index: int) -> "_Subject":
+        """One block; the trivial head behind it will not be counted."""
+        blueprint = self.blueprint
+        linear = replace(blueprint, config=replace(blueprint.config, head=HeadConfig("linear")))
+        head = self._filled(linear.auxiliary_head(index + 1, 0.0))
+        body = blueprint.fresh(blueprint.backbone.blocks[index], self._device)
+        return self._subject(body, head, min(index, 1), blueprint.input_shapes[index])
+
+    def head(self, head: nn.Module, end: int) -> Cost:
+        """A head behind the first `end` blocks."""
+        assert isinstance(head, Head)
+        return self._alone(self._filled(head), end)
+
+    def classifier(self) -> Cost:
+        """The network's own head."""
+        blueprint = self.blueprint
+        own = blueprint.fresh(blueprint.backbone.classifier, self._device)
+        return self._alone(own, len(blueprint.output_shapes))
+
+    def _alone(self, head: nn.Module, end: int) -> Cost:
+        subject = self._subject(nn.Identity(), head, 1, self.blueprint.output_shapes[end - 1])
+        (acts,) = self._repeat([subject])
+        return Cost(acts["signal"], 0.0, acts["added"], acts["update"])
+
+    def _filled(self, head: Head) -> nn.Module:
+        dtype = self.blueprint.dtype
+        return backbones.materialize(head, lambda h: h.initialize(), 0, self._device, dtype)
+
+    def _subject(
+        self, body: nn.Module, head: nn.Module, index: int, shape: tuple[int, ...]
+    ) -> "_Subject":
+        config = self.blueprint.config
+        whole = Body([body], config.modules.recompute and any(True for _ in body.parameters()))
+        if config.compile:
+            whole.compile_blocks()
+            head.compile()
+        module = self.blueprint.assembled(index, whole, head)
+        size = config.data.batch_size // config.train.microbatches
+        dtype = self.blueprint.boundary_dtype if index else self.blueprint.dtype
+        x = self._random(size, *shape).to(self._device, dtype)
+        labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
+        return _Subject(module, x, labels.to(self._device), x.clone())
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator)
+
+    def _repeat(self, subjects: Sequence["_Subject"]) -> list[dict[str, float]]:
+        """Median seconds of each act; `added` is what reconciliation adds to act 3."""
+        seconds = [Times() for _ in subjects]
+        for turn in range(self._runs + 1):
+            for subject, times in zip(subjects, seconds, strict=True):
+                for reconcile in (False, True):
+                    step = Step(turn, TINY, compare=True, reconcile=reconcile)
+                    acts = self._step(subject, step)
+                    if turn:  # the first one warms up
+                        times.note(acts, reconcile)
+        return [
+            times.medians(reconciles=subject.module.index > 0)
+            for subject, times in zip(subjects, seconds, strict=True)
+        ]
+
+    def _step(self, subject: "_Subject", step: Step) -> dict[str, float]:
+        module, x, labels = subject.module, subject.x, subject.labels
+        arrived = [subject.signal] if step.reconcile and module.index else []
+        acts: dict[str, Callable[[], object]] = {
+            "forward": lambda: module(x, labels, step),
+            "signal": module.signal,
+            "learn": lambda: module.learn(*arrived),
+            "update": lambda: module.update(step),
+        }
+        return {act: self._timed(work) for act, work in acts.items()}
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        settle(self._device)
+        begin = time.perf_counter()
+        work()
+        settle(self._device)
+        return time.perf_counter() - begin
+
+
+def measure_link(runs: int, num_bytes: int = 2**22) -> Link:
+    """Gloo between two threads of this host, as between two of its ranks: loopback sockets."""
+    store = dist.HashStore()
+    small, large = torch.zeros(1, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
+    messages = [small, large] * (runs + 1)
+    seconds: dict[int, list[float]] = {1: [], num_bytes: []}
+
+    def answer() -> None:
+        group = _group(store, 1)
+        for message in messages:
+            group.recv([torch.empty_like(message)], 0, 0).wait()
+            group.send([small], 0, 1).wait()
+
+    other = Thread(target=answer, daemon=True)
+    other.start()
+    group = _group(store, 0)
+    for message in messages:
+        begin = time.perf_counter()
+        group.send([message], 1, 0).wait()
+        group.recv([torch.empty_like(small)], 1, 1).wait()
+        seconds[len(message)].append(time.perf_counter() - begin)
+    other.join()
+    # the least of each: threads of one process disturb each other
+    round_trip, long_trip = min(seconds[1][1:]), min(seconds[num_bytes][1:])
+    return Link(round_trip / 2, num_bytes / max(long_trip - round_trip, 1e-9))
+
+
+def _group(store: dist.Store, rank: int) -> Any:  # noqa: ANN401 (a class without type hints)
+    return dist.ProcessGroupGloo(store, rank, 2, timedelta(minutes=1))
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    is_gpu = device.type == "cuda"
+    return {
+        "name": torch.cuda.get_device_name(device) if is_gpu else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,285 @@
+"""A rehearsal: a stage's heaviest step on fake tensors, with every byte counted and none spent.
+
+The stage, its modules, optimizers and schedule are the real ones; only the tensors are fake. So
+nobody has to model by hand what is alive when: activations after act 1, the head's graph in act 2,
+gradients in act 3, the second pass of reconciliation, gradients of all modules before the update.
+Sizes are those of CPU kernels; what kernels allocate inside themselves is not seen.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+
+from pipeline_local.errors import UserError
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.optimizer import build
+from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.transport import Spec
+from pipeline_local.planning.neighbours import Downstream, Upstream, made, num_bytes
+from pipeline_local.planning.storages import LiveStorages
+from pipeline_local.record.trace import Trace
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ModuleBytes:
+    """What one module holds, in bytes.
+
+    Attributes:
+        parameters: with buffers.
+        gradients: of all that is trained, between act 3 and the update.
+        optimizer: its state.
+        activations: what act 1 keeps for act 3, of one microbatch, with what it sends.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """What one stage holds, in bytes.
+
+    Attributes:
+        modules: each of them.
+        boundary: buffers of its outer edges: received ahead, sent and not yet taken over.
+        feedback: activations and input gradients that wait for their step.
+        peak: most at once.
+        act: in which act, and of which module (from 1).
+    """
+
+    modules: tuple[ModuleBytes, ...]
+    boundary: int
+    feedback: int
+    peak: int
+    act: str
+
+
+def rehearse(blueprint: Blueprint, numbers: Sequence[int], num_stages: int) -> StageBytes:
+    """One stage's heaviest step, and an evaluation.
+
+    Args:
+        blueprint: the run.
+        numbers: the modules of the stage, in order.
+        num_stages: 1: nothing is sent.
+
+    Raises:
+        UserError: the network asks for the value of a tensor, which a rehearsal has not.
+    """
+    storages = LiveStorages()
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            modules = [blueprint.outline(number, CPU) for number in numbers]
+            for module in modules:
+                _make_state(module.trainable, module.optimizer)
+                storages.hold(_statics(module))
+            acts = _Acts(storages)
+            with storages:
+                return _perform(blueprint, modules, acts, num_stages)
+        except (NotImplementedError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"model.name: {blueprint.config.model.name} cannot be rehearsed without data"
+                f" ({type(error).__name__}: {reason}); plan another, or train and read"
+                f" peak_memory_bytes"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PassBytes:
+    """Blocks under plain backpropagation, one microbatch, in bytes.
+
+    Attributes:
+        activations: kept between forward and backward.
+        output: of the last block, as it crosses to the next device.
+        peak: with parameters, gradients of all of them, and optimizer state.
+    """
+
+    activations: int
+    output: int
+    peak: int
+
+
+def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
+    """Forward and backward of `size` samples through some blocks, the classifier behind the last.
+
+    Args:
+        blueprint: of a single module.
+        blocks: consecutive.
+        size: samples.
+    """
+    storages = LiveStorages()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        body = blueprint.outline_of(blocks, CPU)
+        params = [p for p in body.parameters() if p.requires_grad]
+        optimizer = build(blueprint.config.optimizer, params)
+        _make_state(params, optimizer)
+        storages.hold([*body.parameters(), *body.buffers(), *_state(optimizer)])
+        x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
+        with storages:
+            before = storages.live
+            low = blueprint.boundary_dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                y = body(x.requires_grad_(blocks.start > 0))
+            kept = storages.live - before
+            grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)
+        del grads
+    output = blueprint.output_shapes[blocks[-1]]
+    crossing = num_bytes([Spec((size, *output), blueprint.boundary_dtype)])
+    return PassBytes(kept, crossing, storages.peak)
+
+
+class _Acts(Trace):
+    """Notes the most bytes alive in each act."""
+
+    def __init__(self, storages: LiveStorages) -> None:
+        super().__init__()
+        self._storages = storages
+        self.peaks: dict[str, int] = defaultdict(int)
+        self.kept: dict[int, int] = defaultdict(int)
+
+    @contextmanager
+    def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
+        """Record the enclosed work."""
+        before = self._storages.peak = self._storages.live
+        yield
+        name = f"{act}, module {module + 1}"
+        self.peaks[name] = max(self.peaks[name], self._storages.peak)
+        if act == "forward":
+            self.kept[module] = max(self.kept[module], self._storages.live - before)
+
+
+def _perform(
+    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
+) -> StageBytes:
+    first, last, step = modules[0].index, modules[-1].index, _heaviest(blueprint)
+    for module in modules:
+        _fill_queues(blueprint, module, step)
+    upstream = _upstream(blueprint, first, step)
+    outer = blueprint.contract(last) if not blueprint.is_last(last) and num_stages > 1 else None
+    downstream = Downstream(outer, blueprint.schedule.has_feedback)
+    stage = Stage(modules, upstream, downstream, acts)
+    stage.train(step)
+    if step.feedback and not step.heed:
+        stage.train(_heeding(step))
+    del stage, upstream
+    _evaluate(blueprint, modules, acts, downstream)
+    act = max(acts.peaks, key=lambda name: acts.peaks[name])
+    return StageBytes(
+        modules=tuple(_of_module(module, acts.kept[module.index]) for module in modules),
+        boundary=downstream.num_bytes + _upstream(blueprint, first, step).num_bytes,
+        feedback=sum(_under_way(blueprint, module.index) for module in modules),
+        peak=acts.peaks[act],
+        act=act,
+    )
+
+
+def _heaviest(blueprint: Blueprint) -> Step:
+    """Everything that may happen in one step of the run."""
+    reconcile = blueprint.config.reconcile
+    on, direction = reconcile.weight > 0, reconcile.direction
+    number = -(-FEEDBACK_DELAY // reconcile.every) * reconcile.every
+    return Step(
+        number=number,
+        lr=blueprint.config.optimizer.lr,
+        microbatches=blueprint.config.train.microbatches,
+        reconcile=on and direction != "upstream",
+        compare=True,
+        feedback=blueprint.schedule.has_feedback,
+        heed=blueprint.schedule.has_feedback and FEEDBACK_DELAY % reconcile.every == 0,
+        log=True,
+    )
+
+
+def _heeding(step: Step) -> Step:
+    """The later step at which the feedback of `step` is heeded."""
+    number = step.number + FEEDBACK_DELAY
+    return Step(number, step.lr, step.microbatches, compare=True, heed=True, log=True)
+
+
+def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
+    """What earlier steps have left there, when `step` begins."""
+    if not step.feedback:
+        return
+    every = blueprint.config.reconcile.every
+    earlier = [n for n in range(step.number - FEEDBACK_DELAY, step.number) if n % every == 0]
+    contract = blueprint.contract(module.index)
+    for number in earlier:
+        for part in range(step.microbatches):
+            message = made((contract.activations, contract.labels))
+            module.under_way.awaiting.push(number, part, *message)
+            if module.index:
+                above = blueprint.contract(module.index - 1).activations
+                module.under_way.unheeded.push(number, part, *made([above]))
+
+
+def _under_way(blueprint: Blueprint, index: int) -> int:
+    """Most bytes that a module's queues hold."""
+    if not blueprint.schedule.has_feedback:
+        return 0
+    contract = blueprint.contract(index)
+    held = [contract.activations, contract.labels]
+    if index:
+        held.append(blueprint.contract(index - 1).activations)
+    return blueprint.schedule.most_unheeded * num_bytes(held)
+
+
+def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:
+    contract = blueprint.contract(max(first - 1, 0))
+    if first:
+        return Upstream((contract.activations, contract.labels), (contract.activations,), step)
+    batch = contract.labels.shape[0]
+    images = Spec((batch, *blueprint.info.image_shape), blueprint.dtype)
+    return Upstream((images, contract.labels), (), step)
+
+
+def _evaluate(
+    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, downstream: Downstream
+) -> None:
+    first = modules[0].index
+    contract = blueprint.contract(max(first - 1, 0))
+    images = Spec((blueprint.config.data.batch_size, *blueprint.info.image_shape), blueprint.dtype)
+    x = contract.test_activations if first else images
+    upstream = Upstream((x, contract.test_labels), (), Step(0, 0.0))
+    Stage(modules, upstream, downstream, acts).evaluate(1, 0)
+
+
+def _make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
+    """Optimizers make their state at their first step."""
+    for parameter in params:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _state(optimizer: Optimizer) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [v for state in states for v in state.values() if isinstance(v, Tensor)]
+
+
+def _statics(module: LocalModule) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers(), *_state(module.optimizer)]
+
+
+def _of_module(module: LocalModule, kept: int) -> ModuleBytes:
+    return ModuleBytes(
+        parameters=_size([*module.parameters(), *module.buffers()]),
+        gradients=_size(module.trainable),
+        optimizer=_size(_state(module.optimizer)),
+        activations=kept,
+    )
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

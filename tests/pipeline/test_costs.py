@@ -1,0 +1,84 @@
+"""Costs of blocks and heads, and of the modules they could make."""
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.pipeline import costs
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Cost, Costs
+
+
+def draw(**sections):
+    tree = {
+        "model": {"name": "mlp", "hidden": 32, "depth": 5},
+        "data": {"name": "digits", "batch_size": 10},
+        "modules": {"count": 2},
+        "train": {"steps": 3},
+        **sections,
+    }
+    config = configfile.parse(tree)
+    return Blueprint.draw(config, describe(config.data))
+
+
+def test_flops_of_a_perceptron():
+    """A matrix product of [B, m] with [m, n] takes 2 B m n, and its backward twice that."""
+    counted = costs.by_flops(draw(head={"name": "linear"}))
+    assert counted.unit == "FLOPs"
+    assert [b.forward for b in counted.blocks] == [2 * 10 * 64 * 32, *[2 * 10 * 32 * 32] * 4]
+    assert all(b.backward == 2 * b.forward for b in counted.blocks)
+    assert counted.classifier.forward == 2 * 10 * 32 * 10
+    assert [*counted.heads] == [(1, 0), (2, 0), (3, 0), (4, 0)]
+
+
+def test_recomputation_is_part_of_the_backward():
+    counted = costs.by_flops(draw(modules={"count": 2, "recompute": True}))
+    assert all(b.backward == 3 * b.forward for b in counted.blocks)
+
+
+@pytest.mark.parametrize("head", ["linear", "auglocal"])
+def test_heads_are_those_that_the_modules_get(head):
+    for count in (2, 3, 5):
+        blueprint = draw(modules={"count": count}, head={"name": head, "depth": 3})
+        counted = costs.by_flops(blueprint)
+        for index, blocks in enumerate(blueprint.modules[:-1]):
+            key = costs.head_key(blueprint.config, blocks.stop, 5, index, count)
+            made = blueprint.outline(index, "meta").head
+            planned = costs.head_behind(blueprint, key)
+            assert str(planned) == str(made)
+            assert key in counted.heads
+
+
+def made(reconcile, blocks=(1, 1, 1, 1), head=10.0):
+    config = draw(reconcile=reconcile, head={"name": "linear"}).config
+    return Costs(
+        config,
+        "seconds",
+        tuple(Cost(b, 2 * b, 3 * b, b / 10) for b in blocks),
+        {(end, 0): Cost(head, head, 2 * head, head / 10) for end in range(1, len(blocks))},
+        Cost(0.5, 0.5, 0.5),
+    )
+
+
+def test_a_module_in_three_acts():
+    first = made({"weight": 0.0}).module(0, 2, range(2))
+    assert (first.forward, first.signal, first.added) == (2, 20, 0)
+    assert first.learn == pytest.approx(2 * 2.1 + 1)
+    assert first.total == first.forward + first.signal + first.learn
+
+
+@pytest.mark.parametrize(
+    ("direction", "first", "last"),
+    [("downstream", 0, 6 + 0.5), ("upstream", 40, 0), ("both", 40, 6.5)],
+)
+def test_reconciliation_is_spread_over_the_steps(direction, first, last):
+    costs = made({"weight": 0.1, "direction": direction, "every": 4})
+    assert costs.module(0, 2, range(2)).added == first / 4
+    assert costs.module(1, 2, range(2, 4)).added == last / 4
+
+
+def test_the_best_modules_leave_room_for_heads():
+    """The last module has a cheap classifier only, so it can take more blocks."""
+    costs = made({"weight": 0.0}, blocks=(1,) * 8, head=4)
+    assert costs.best_modules(2) == [range(3), range(3, 8)]
+    assert costs.best_modules(1) == [range(8)]

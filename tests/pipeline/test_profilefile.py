@@ -1,0 +1,148 @@
+"""A profile is read for the network it was measured on, and refused for any other."""
+
+import json
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import profilefile
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Cost, Link
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 16, "depth": 6},
+    "data": {"name": "digits", "batch_size": 32},
+    "modules": {"count": 3},
+    "head": {"name": "linear"},
+    "train": {"steps": 4},
+}
+
+
+def draw(**sections):
+    tree = dict(TREE)
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+    config = configfile.parse(tree)
+    return Blueprint.draw(config, describe(config.data))
+
+
+def write(path, seconds=(8, 1, 1, 1, 1, 1), **changes):
+    facts = {
+        "setting": profilefile.setting(draw()),
+        "device": {"name": "cpu", "threads": 1},
+        "blocks": {
+            f"layer{i + 1}": profilefile.row(Cost(s, 0, 0, 0)) for i, s in enumerate(seconds)
+        },
+        "heads": [
+            {"end": i, "copies": 0, **profilefile.row(Cost(0, 0, 0, 0))} for i in range(1, 6)
+        ],
+        "classifier": profilefile.row(Cost(1, 2, 3, 4)),
+        "link": profilefile.row(Link(0.5, 100)),
+        **changes,
+    }
+    profilefile.save(facts, path)
+    return str(path)
+
+
+def test_costs_are_read(tmp_path):
+    costs = profilefile.load(tmp_path / write(tmp_path / "p.json"), draw())
+    assert costs.unit == "seconds"
+    assert [b.forward for b in costs.blocks] == [8, 1, 1, 1, 1, 1]
+    assert costs.classifier == Cost(1, 2, 3, 4)
+    assert costs.link.seconds(50) == 1
+    assert "cpu" in costs.origin
+
+
+def test_an_update_is_for_all_microbatches(tmp_path):
+    setting = profilefile.setting(draw(train={"microbatches": 4}))
+    path = write(tmp_path / "p.json", setting=setting)
+    costs = profilefile.load(tmp_path / path, draw(train={"microbatches": 4}))
+    assert costs.classifier == Cost(4, 8, 12, 4)
+
+
+def test_modules_follow_the_profile(tmp_path):
+    """A pure function of configuration and file, and what is resolved stands in the config."""
+    path = write(tmp_path / "p.json")
+    blueprint = draw(modules={"cuts": "auto", "profile": path})
+    assert blueprint.modules[0] == range(0, 1)
+    opens = tuple(f"layer{part.start + 1}" for part in blueprint.modules[1:])
+    assert blueprint.config.modules.cuts == opens
+    again = configfile.parse(
+        {**TREE, "modules": {"count": 3, "cuts": list(blueprint.config.modules.cuts)}}
+    )
+    assert Blueprint.draw(again, blueprint.info).modules == blueprint.modules
+    flat = write(tmp_path / "flat.json", seconds=(1,) * 6)
+    assert draw(modules={"cuts": "auto", "profile": flat}).modules[0] == range(0, 2)
+
+
+def test_without_a_profile_flops_decide():
+    blueprint = draw(modules={"cuts": "auto"}, model={"hidden": 8})
+    assert blueprint.modules[0] == range(0, 1)  # 64 pixels in, 8 units ever after
+
+
+def test_stages_follow_the_profile(tmp_path):
+    path = write(tmp_path / "p.json")
+    blueprint = draw(modules={"profile": path}, parallel={"cuts": "auto"})
+    assert blueprint.modules == (range(0, 2), range(2, 4), range(4, 6))
+    assert blueprint.stages(2) == [range(0, 1), range(1, 3)]
+    assert draw(parallel={"cuts": [3]}).stages(2) == [range(0, 2), range(2, 3)]
+    assert blueprint.stages(1) == [range(0, 3)]
+
+
+def test_a_profile_that_is_not_needed_is_not_read():
+    blueprint = draw(modules={"profile": "nowhere.json"})
+    assert len(blueprint.stages(2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"hidden": 32}}, "measured with model={'hidden': 16, 'depth': 6}"),
+        ({"head": {"name": "mlp"}}, "head.name=linear, this run has mlp"),
+        ({"data": {"batch_size": 16}}, "samples in a microbatch=32, this run has 16"),
+        ({"precision": "bfloat16"}, "precision=float32, this run has bfloat16"),
+    ],
+)
+def test_another_setting_is_refused(tmp_path, sections, message):
+    path = write(tmp_path / "p.json")
+    sections = {**sections, "modules": {"cuts": "auto", "profile": path}}
+    with pytest.raises(UserError) as error:
+        draw(**sections)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("{", "it is not JSON"),
+        ("[]", "is damaged"),
+        ('{"version": 99, "setting": {}}', "version 99"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message):
+    path = tmp_path / "p.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        profilefile.load(path, draw())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"blocks": {}}, {"heads": [{}]}, {"link": None}, {"classifier": {"forward": -1}}]
+)
+def test_damage_is_told(tmp_path, changes):
+    path = write(tmp_path / "p.json", **changes)
+    with pytest.raises(UserError, match="is damaged"):
+        profilefile.load(tmp_path / path, draw())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps("mine"))
+    with pytest.raises(UserError, match="never overwritten"):
+        write(path)
+    assert path.read_text() == '"mine"'

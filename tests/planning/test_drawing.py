@@ -1,0 +1,68 @@
+"""A plan as people see it."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.cli import main
+from pipeline_local.data.datasets import describe
+from pipeline_local.planning import drawing, plan
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def draw(num_stages=2, **sections):
+    tree = {
+        "model": {"name": "mlp", "hidden": 32, "depth": 6},
+        "data": {"name": "digits", "batch_size": 32},
+        "modules": {"count": 3},
+        "head": {"name": "linear"},
+        "train": {"steps": 40},
+        **sections,
+    }
+    config = configfile.parse(tree)
+    return plan.draw(config, describe(config.data), num_stages)
+
+
+def test_the_whole_page(capsys):
+    arguments = ["modules.count=4", "parallel.stages=2", "train.epochs=1"]
+    assert main(["plan", str(ROOT / "configs" / "digits.yaml"), *arguments]) == 0
+    shown = capsys.readouterr().out
+    for text in ("Stages", "Modules", "Sent per step", "1F1B, p=2, m=8", "Imbalance", "fill"):
+        assert text in shown
+
+
+def test_an_existing_file_is_refused_before_anything(tmp_path, capsys):
+    output = tmp_path / "plan.json"
+    output.write_text("mine")
+    config = str(ROOT / "configs" / "digits.yaml")
+    assert main(["plan", config, "--json", str(output)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert output.read_text() == "mine"
+
+
+def test_the_better_cut_is_named():
+    modules = draw(modules={"cuts": [4, 5]})
+    (line,) = [line for line in drawing.warnings(modules) if "module costs" in line]
+    names = ",".join(modules.block_names[block] for block in modules.module_cut.edges)
+    assert f"modules.cuts=[{names}]" in line
+    balanced = draw(1, modules={"cuts": list(modules.module_cut.edges)})
+    assert drawing.warnings(balanced) == []
+
+
+def test_timeline_in_text():
+    _legend, first, second, phases = drawing.lines_of(draw(), width=60)
+    assert first.startswith("stage  0 |F")
+    assert first.endswith(".|")
+    assert second.startswith("stage  1 |.")
+    assert second[-2] in "LSF"
+    assert len(first) == len(second) == len(phases)
+    assert "steady" in phases
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0"), (2**19, "0.50"), (3 * 2**20, "3.0"), (2**30, "1024")]
+)
+def test_mebibytes(size, text):
+    assert drawing.mebibytes(size) == text

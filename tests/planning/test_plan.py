@@ -1,0 +1,83 @@
+"""A plan: numbers that follow from the configuration, before anything is spent."""
+
+import json
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.planning import plan
+
+
+def draw(num_stages=2, **sections):
+    tree = {
+        "model": {"name": "mlp", "hidden": 32, "depth": 6},
+        "data": {"name": "digits", "batch_size": 32},
+        "modules": {"count": 3},
+        "head": {"name": "linear"},
+        "train": {"steps": 40, "log_every": 10},
+        **sections,
+    }
+    config = configfile.parse(tree)
+    return plan.draw(config, describe(config.data), num_stages)
+
+
+def test_stages_hold_their_modules():
+    drawn = draw()
+    assert [[m.number for m in stage.modules] for stage in drawn.stages] == [[1], [2, 3]]
+    assert [len(m.blocks) for stage in drawn.stages for m in stage.modules] == [2, 2, 2]
+    assert [stage.modules[-1].head for stage in drawn.stages] == ["linear", "classifier"]
+    assert all(stage.memory.peak > 0 for stage in drawn.stages)
+
+
+@pytest.mark.parametrize(
+    ("sections", "compared", "fed_back"),
+    [
+        ({}, 4 / 40, 0),
+        ({"reconcile": {"weight": 0.1, "every": 2}}, 24 / 40, 0),
+        ({"reconcile": {"weight": 0.1, "every": 2, "direction": "both"}}, 24 / 40, 1 / 2),
+        ({"reconcile": {"weight": 0.1, "every": 8, "direction": "upstream"}}, 4 / 40, 1 / 8),
+    ],
+)
+def test_traffic(sections, compared, fed_back):
+    (edge,) = draw(**sections).edges
+    x = 32 * 32 * 4
+    assert edge.activations == x + 32 * 8
+    assert edge.signals == pytest.approx(compared * x)
+    assert edge.feedback == pytest.approx(fed_back * x)
+
+
+def test_microbatches_send_the_same_bytes():
+    parts = draw(train={"steps": 40, "log_every": 10, "microbatches": 4})
+    assert parts.edges == draw().edges
+
+
+def test_imbalance_and_the_better_cuts():
+    """A wide input makes the first block the dearest."""
+    drawn = draw(modules={"cuts": [4, 5]})
+    assert drawn.imbalance > plan.TOLERATED
+    assert drawn.module_cut.edges == (1, 3)
+    totals = [m.cost.total for stage in drawn.stages for m in stage.modules]
+    assert max(totals) / min(totals) > 1.5
+    assert drawn.stage_cut.edges == (1,)
+    balanced = draw(modules={"cuts": list(drawn.module_cut.edges)})
+    assert balanced.module_cut == drawn.module_cut
+
+
+def test_the_fill_comes_once():
+    short, long = draw(), draw(train={"steps": 4000})
+    assert long.fill == pytest.approx(short.fill / 100, rel=0.02)
+    assert draw(1).fill == 0
+
+
+def test_json_is_never_overwritten(tmp_path):
+    output = tmp_path / "sub" / "plan.json"
+    plan.write(draw(), output)
+    facts = json.loads(output.read_text())
+    assert facts["unit"] == "FLOPs"
+    assert facts["stages"][1]["memory"]["peak"] > 0
+    with pytest.raises(UserError, match="never overwritten"):
+        plan.write(draw(), output)
+    with pytest.raises(UserError, match="cannot be written"):
+        plan.write(draw(), output / "below")

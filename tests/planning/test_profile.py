@@ -1,0 +1,77 @@
+"""Measuring a network's parts: everything is there, and nothing is overwritten."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline_local import configfile
+from pipeline_local.cli import main
+from pipeline_local.data.datasets import describe
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.planning import profile
+
+CPU = torch.device("cpu")
+CONFIG = """
+model: {name: resnet20, width: 4}
+modules: {count: 3}
+head: {name: auglocal, depth: 2}
+reconcile: {weight: 0.1}
+data: {name: digits, batch_size: 8}
+train: {steps: 4}
+parallel: {threads: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(CONFIG)
+    return "config.yaml"
+
+
+def test_profile_then_plan_then_train(config, capsys):
+    """A run that was cut by a profile resumes and evaluates without it."""
+    assert main(["profile", config, "--output", "p.json", "--runs", "1"]) == 0
+    assert "modules.profile=p.json" in capsys.readouterr().out
+    auto = ["modules.profile=p.json", "modules.cuts=auto", "parallel.cuts=auto", "run.dir=out"]
+    assert main(["plan", config, *auto, "parallel.stages=2"]) == 0
+    assert "samples/s" in capsys.readouterr().out
+    assert main(["train", config, *auto]) == 0
+    cuts = configfile.load(Path("out/config.yaml")).modules.cuts
+    assert len(cuts) == 2
+    assert main(["train", config, *auto, "run.resume=true", "train.steps=5"]) == 0
+    Path("p.json").unlink()
+    assert main(["evaluate", "out"]) == 0
+
+
+def test_every_part_is_measured(config, capsys):
+    loaded = configfile.load(Path(config))
+    info = describe(loaded.data)
+    facts = profile.measure(loaded, info, 1, CPU)
+    blueprint = Blueprint.draw(loaded, info)
+    names = [block.name for block in blueprint.backbone.blocks]
+    assert list(facts["blocks"]) == names
+    ends = {(row["end"], row["copies"]) for row in facts["heads"]}
+    assert ends == {(end, c) for end in range(1, 10) for c in (1, 2) if c <= 10 - end}
+    parts = [*facts["blocks"].values(), *facts["heads"], facts["classifier"]]
+    assert all(part["forward"] > 0 and part["update"] > 0 for part in parts)
+    assert all(facts["blocks"][name]["backward"] > 0 for name in names)
+    assert facts["link"]["bytes_per_second"] > 0
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "p.json", "--runs", "0"], "--runs: at least 1, got 0"),
+        (["--output", "config.yaml"], "never overwritten"),
+        (["--output", "config.yaml/p.json", "--runs", "1"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_told(config, capsys, options, message):
+    assert main(["profile", config, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,191 @@
+"""What a rehearsal on fake tensors says is what a real step takes, byte for byte (or nearly)."""
+
+from itertools import cycle
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.stage import Nowhere, Stage
+from pipeline_local.planning import rehearsal
+from pipeline_local.planning.rehearsal import pass_through, rehearse
+from pipeline_local.planning.storages import LiveStorages
+from pipeline_local.record.trace import Trace
+
+CPU = torch.device("cpu")
+MODELS = {
+    "cnn": {"name": "resnet20", "width": 8},
+    "vit": {
+        "name": "vit",
+        "patch_size": 8,
+        "num_layers": 4,
+        "num_heads": 2,
+        "hidden_dim": 32,
+        "mlp_dim": 64,
+    },
+    "mlp": {"name": "mlp", "hidden": 64},
+}
+
+
+def draw(model="cnn", **sections):
+    tree = {
+        "model": MODELS[model],
+        "data": {"name": "synthetic", "image_size": 32, "batch_size": 16},
+        "modules": {"count": 4},
+        "train": {"steps": 100},
+        **sections,
+    }
+    config = configfile.parse(tree)
+    return Blueprint.draw(config, describe(config.data))
+
+
+class Real:
+    """An upstream that has one message ready, as a receiver has."""
+
+    def __init__(self, messages):
+        self.messages = cycle(messages)
+        self.ahead = self.fresh()
+
+    def fresh(self):
+        specs = next(self.messages)
+        return tuple(torch.zeros(spec.shape, dtype=spec.dtype) for spec in specs)
+
+    def recv(self):
+        message, self.ahead = self.ahead, self.fresh()
+        return message
+
+    def reply(self, gradient):
+        pass
+
+
+def measured_peak(blueprint, numbers):
+    """Of the second step of a real stage (the first one makes the optimizers' state)."""
+    modules = [blueprint.module(number, CPU) for number in numbers]
+    step = rehearsal._heaviest(blueprint)
+    contract = blueprint.contract(numbers[0] - 1)
+    messages = [(contract.activations, contract.labels), (contract.activations,)]
+
+    def train():
+        Stage(modules, Real(messages), Nowhere(), Trace()).train(step)
+
+    train()
+    storages = LiveStorages()
+    for module in modules:
+        state = [v for held in module.optimizer.state.values() for v in held.values()]
+        storages.hold([*module.parameters(), *module.buffers(), *state])
+    with storages:
+        train()
+    return storages.peak
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_peak_of_a_reconciling_stage(model, recompute):
+    blueprint = draw(
+        model,
+        modules={"count": 4, "recompute": recompute},
+        reconcile={"weight": 0.1},
+        optimizer={"name": "adamw"},
+    )
+    held = rehearse(blueprint, range(2, 4), 2)
+    assert held.peak == pytest.approx(measured_peak(blueprint, range(2, 4)), rel=0.02)
+    assert held.act.startswith("learn")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"reconcile": {"weight": 0.1, "estimator": "exact"}},
+        {"reconcile": {"weight": 0.1, "fraction": 0.5}},
+        {"train": {"steps": 100, "microbatches": 4}, "data": {"name": "digits", "batch_size": 16}},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_peak_under_other_settings(sections):
+    blueprint = draw(**sections)
+    held = rehearse(blueprint, range(1, 4), 2)
+    micro = blueprint.config.train.microbatches
+    real = measured_peak(blueprint, range(1, 4))
+    if micro > 1 and held.act.startswith("evaluate"):  # the whole batch at once is no training
+        assert held.peak > real
+    else:
+        assert held.peak == pytest.approx(real, rel=0.02)
+
+
+def test_recomputation_saves_activations():
+    plain, again = draw(), draw(modules={"count": 4, "recompute": True})
+    kept = [rehearse(b, range(1, 2), 4).modules[0].activations for b in (plain, again)]
+    assert kept[1] < kept[0] / 2
+
+
+def test_what_a_module_holds():
+    blueprint = draw("mlp", optimizer={"name": "adamw"})
+    module = blueprint.module(1, CPU)
+    held = rehearse(blueprint, range(1, 2), 4).modules[0]
+    size = sum(p.numel() * 4 for p in module.parameters())
+    assert held.parameters == held.gradients == size
+    assert 2 * size <= held.optimizer <= 2 * size + 4 * len(module.trainable)
+
+
+def test_feedback_waits_in_queues():
+    every = {"weight": 0.1, "direction": "both", "every": 1}
+    blueprint = draw("mlp", reconcile=every)
+    held = rehearse(blueprint, range(1, 2), 4)
+    x = 16 * 64 * 4
+    assert held.feedback == 5 * (x + 16 * 8 + x)  # five steps: activations, labels, gradients
+    assert held.peak > rehearse(draw("mlp"), range(1, 2), 4).peak + held.feedback / 2
+    seldom = draw("mlp", reconcile={**every, "every": 8})
+    assert rehearse(seldom, range(1, 2), 4).feedback == held.feedback / 5
+
+
+def test_edges_hold_what_is_under_way():
+    held = rehearse(draw("mlp"), range(1, 2), 4)
+    message = 16 * 64 * 4 + 16 * 8
+    assert held.boundary == 3 * message  # one received ahead, two unfinished
+    assert rehearse(draw("mlp"), range(3, 4), 4).boundary == message
+
+
+def test_backpropagation_through_some_blocks():
+    blueprint = draw("mlp", modules={"count": 1})
+    whole = pass_through(blueprint, range(len(blueprint.backbone.blocks)), 16)
+    part = pass_through(blueprint, range(1, 2), 16)
+    assert part.peak < whole.peak
+    assert part.output == 16 * 64 * 4
+    assert pass_through(blueprint, range(1, 2), 4).activations == part.activations / 4
+
+
+def test_nothing_random_is_drawn():
+    before = torch.get_rng_state()
+    rehearse(draw("vit"), range(0, 1), 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Peeks(nn.Module):
+    def forward(self, x):
+        return x if x.is_meta or x.sum().item() > 0 else -x
+
+
+def peeking(num_classes, image_shape):
+    head = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+    size = image_shape[0] * image_shape[1] * image_shape[2]
+    head[1] = nn.Linear(size, num_classes)
+    return [Peeks(), nn.Identity(), head]
+
+
+def test_a_network_that_asks_for_values_is_told():
+    config = configfile.parse(
+        {
+            "model": {"name": f"python:{__name__}:peeking"},
+            "data": {"name": "digits", "batch_size": 16},
+            "modules": {"count": 1},
+            "train": {"steps": 3},
+        }
+    )
+    blueprint = Blueprint.draw(config, describe(config.data))
+    with pytest.raises(UserError, match="cannot be rehearsed without data"):
+        rehearse(blueprint, range(1), 1)

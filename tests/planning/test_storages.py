@@ -1,0 +1,33 @@
+"""Live storages: what was there before is counted once; fake tensors count as real ones."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pipeline_local.planning.storages import LiveStorages
+
+
+def work(weight):
+    y = weight.t() @ weight
+    return (y * 2).sum()
+
+
+def test_a_view_of_what_was_there_is_not_counted_again():
+    weight = torch.zeros(100, 100)
+    storages = LiveStorages()
+    storages.hold([weight, weight[0]])
+    assert storages.live == 40_000
+    with storages:
+        work(weight)
+    assert storages.peak == 3 * 40_000 + 4  # the sum
+    del weight
+    assert storages.live == 0
+
+
+def test_fake_tensors_count_as_real_ones():
+    with FakeTensorMode():
+        weight = torch.zeros(100, 100)
+        storages = LiveStorages()
+        storages.hold([weight])
+        with storages:
+            work(weight)
+    assert storages.peak == 3 * 40_000 + 4  # the sum
