@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline_local import cli, configfile
+from pipeline_local import commands, configfile
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.pipeline.blueprint import Blueprint
 
@@ -45,7 +45,7 @@ def test_opens_with_its_command(path):
         r"# (?:pipeline-local|torchrun .* -m pipeline_local) ((?:train|bench peers) .*)", first
     )
     assert match, first
-    options = cli._parser().parse_args(shlex.split(match[1]))
+    options = commands.parser().parse_args(shlex.split(match[1]))
     assert options.config == Path("configs") / path.name
     configfile.load(ROOT / options.config, [o.replace("PATH", ".") for o in options.overrides])
 

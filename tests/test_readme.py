@@ -4,7 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-from pipeline_local import cli, configfile
+from pipeline_local import configfile
+from pipeline_local.commands import parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,7 +41,7 @@ def test_commands_exist():
         if "train" in words and words[0] in ("pipeline-local", "torchrun", "deepspeed"):
             words = ["pipeline-local", *words[words.index("train") :]]
         if words[0] == "pipeline-local":
-            options = cli._parser().parse_args(words[1:])
+            options = parser().parse_args(words[1:])
             if hasattr(options, "overrides"):
                 configfile.load(ROOT / options.config, options.overrides)
             parsed += 1

@@ -77,12 +77,14 @@ class ModuleCost:
         signal: act 2.
         learn: act 3, with the update and, on average, what reconciliation adds.
         added: the part of `learn` that reconciliation adds.
+        update: the part of `learn` that is the optimizer's.
     """
 
     forward: float
     signal: float
     learn: float
     added: float
+    update: float
 
     @property
     def total(self) -> float:
@@ -125,6 +127,7 @@ class Costs:
             signal=head.forward + head.backward,
             learn=body.backward + body.update + head.update + added,
             added=added,
+            update=body.update + head.update,
         )
 
     def best_modules(self, count: int) -> list[range]:

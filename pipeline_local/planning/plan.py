@@ -15,8 +15,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Costs, ModuleCost, Unit
-from pipeline_local.pipeline.transport import Spec
 from pipeline_local.planning.alternatives import Alternative, alternatives
+from pipeline_local.planning.neighbours import num_bytes
 from pipeline_local.planning.rehearsal import ModuleBytes, StageBytes, rehearse
 
 TOLERATED = 1.15
@@ -191,12 +191,12 @@ def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
     micro, link = blueprint.config.train.microbatches, blueprint.costs.link
     signals = _part_that_compares(blueprint) * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
-    activations = _bytes(contract.activations)
+    activations = num_bytes([contract.activations])
     return EdgePlan(
-        activations=micro * (activations + _bytes(contract.labels)),
+        activations=micro * (activations + num_bytes([contract.labels])),
         signals=activations * signals,
         feedback=activations * feedback,
-        seconds=link.seconds(activations + _bytes(contract.labels)) if link else None,
+        seconds=link.seconds(activations + num_bytes([contract.labels])) if link else None,
     )
 
 
@@ -205,13 +205,6 @@ def _part_that_compares(blueprint: Blueprint) -> float:
     schedule = blueprint.schedule
     numbers = range(min(schedule.num_steps, 1000))
     return sum(schedule.step(number).compare for number in numbers) / len(numbers)
-
-
-def _bytes(spec: Spec) -> int:
-    size = spec.dtype.itemsize
-    for length in spec.shape:
-        size *= length
-    return size
 
 
 def _imbalance(costs: Sequence[float]) -> float:

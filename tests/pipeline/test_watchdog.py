@@ -69,10 +69,10 @@ class Ranks:
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         place = Place(rank, RANKS, rank, RANKS, launched=True)
         self._count_steps(place, fault)
-        from pipeline_local import cli
+        from pipeline_local import cli, commands
 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
-        cli._train = lambda *_: train(config, place) and 0
+        commands._train = lambda *_: train(config, place) and 0
         os._exit(cli.main(["train", "unused.yaml"]))
 
     def _count_steps(self, place, fault):

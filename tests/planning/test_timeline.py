@@ -12,7 +12,7 @@ def stage(*costs):
     return SimpleNamespace(modules=[SimpleNamespace(cost=cost) for cost in costs])
 
 
-EVEN = ModuleCost(forward=1, signal=1, learn=2, added=0)
+EVEN = ModuleCost(forward=1, signal=1, learn=2, added=0, update=0)
 
 
 def test_equal_stages_wait_only_at_the_start():
@@ -31,7 +31,7 @@ def test_the_third_act_waits_for_the_signal():
 
 
 def test_a_quick_stage_is_held_back():
-    slow = ModuleCost(forward=10, signal=10, learn=20, added=0)
+    slow = ModuleCost(forward=10, signal=10, learn=20, added=0, update=0)
     first, second = timeline([stage(EVEN), stage(slow)], 6)
     begins = [bar.begin for bar in first if bar.act == "F"]
     assert begins[5] == next(bar.begin for bar in second if bar.step == 3)

@@ -1,0 +1,292 @@
+"""What each worker of a method does, act by act, as programs for the simulator."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from pipeline_local.learning.step import FEEDBACK_DELAY
+from pipeline_local.pipeline.costs import Link
+from pipeline_local.planning.simulator import (
+    Act,
+    Channel,
+    Group,
+    Program,
+    Recv,
+    Reduce,
+    Reduced,
+    Send,
+    Update,
+    Work,
+)
+
+DEPTH = 2
+"""Messages that a stage may have under way (`transport.Sender`'s depth)."""
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that DDP sums at a time."""
+
+
+@dataclass(frozen=True)
+class ModuleWork:
+    """Seconds of a module's acts for one microbatch.
+
+    Attributes:
+        forward: act 1.
+        signal: act 2.
+        learn: act 3.
+        added: to act 3 on steps that reconcile.
+        update: of its optimizer, once per step.
+    """
+
+    forward: float
+    signal: float
+    learn: float
+    added: float = 0.0
+    update: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage has to do.
+
+    Attributes:
+        modules: for local learning.
+        forward: for backpropagation, of one microbatch.
+        backward: the same.
+        update: the same, once per step.
+        activations: bytes that cross to the next stage, of one microbatch; gradients are as many.
+        gradients: bytes of all gradients, for replicas.
+    """
+
+    modules: tuple[ModuleWork, ...]
+    forward: float
+    backward: float
+    update: float
+    activations: float
+    gradients: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is simulated.
+
+    Attributes:
+        stages: of the pipeline, in order.
+        microbatches: of a step.
+        steps: to do.
+        link: between neighbours, and between replicas.
+        every: steps from one comparison of gradients to the next; 0: never.
+        feedback: input gradients go back upstream on those steps.
+        replicas: of each stage.
+        jitter: most seconds by which a message may be late.
+        seed: of the jitter.
+    """
+
+    stages: tuple[StageWork, ...]
+    microbatches: int
+    steps: int
+    link: Link
+    every: int = 0
+    feedback: bool = False
+    replicas: int = 1
+    jitter: float = 0.0
+    seed: int = 0
+
+
+Method = Callable[[Setting], list[Program]]
+
+
+def local(setting: Setting) -> list[Program]:
+    """Local learning: three acts per module, no stage waits for a backward pass of another."""
+    return _pipelines(setting, _local, depth=DEPTH, ahead=True)
+
+
+def gpipe(setting: Setting) -> list[Program]:
+    """All microbatches forward, then all of them backward."""
+    return _pipelines(setting, _gpipe, depth=math.inf, ahead=False)
+
+
+def one_f_one_b(setting: Setting) -> list[Program]:
+    """Stage k of p runs min(m, p - k) microbatches forward, then one forward per backward."""
+    return _pipelines(setting, _one_f_one_b, depth=math.inf, ahead=False)
+
+
+def data_parallel(setting: Setting) -> list[Program]:
+    """Each worker has the whole network and its share of the batch; sums overlap the backward pass.
+
+    As many workers as there are stages.
+    """
+    count = len(setting.stages) * setting.replicas
+    group = Group(count, setting.link)
+    return [_replica(setting, group, count) for _ in range(count)]
+
+
+METHODS: dict[str, Method] = {
+    "local": local,
+    "1f1b": one_f_one_b,
+    "gpipe": gpipe,
+    "ddp": data_parallel,
+}
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """A stage between its channels; None where it has no neighbour."""
+
+    number: int
+    recv: Channel | None
+    send: Channel | None
+    back_send: Channel | None
+    back_recv: Channel | None
+
+
+def _pipelines(
+    setting: Setting,
+    program: Callable[[Setting, _Ends], Iterator[Act]],
+    depth: float,
+    ahead: bool,
+) -> list[Program]:
+    """One pipeline per replica; the replicas of a stage sum their gradients."""
+    random = Random(setting.seed)
+    count = len(setting.stages)
+    groups = [Group(setting.replicas, setting.link) for _ in setting.stages]
+    programs: list[Program] = []
+    for _ in range(setting.replicas):
+        down = [Channel(setting.link, depth, ahead, setting.jitter, random) for _ in range(count)]
+        up = [Channel(setting.link, math.inf, ahead, setting.jitter, random) for _ in range(count)]
+        for k in range(count):
+            first, last = k == 0, k == count - 1
+            ends = _Ends(
+                k,
+                None if first else down[k - 1],
+                None if last else down[k],
+                None if first else up[k - 1],
+                None if last else up[k],
+            )
+            programs.append(_with_sums(program(setting, ends), setting, groups[k], k))
+    return programs
+
+
+def _with_sums(acts: Iterator[Act], setting: Setting, group: Group, number: int) -> Program:
+    """Replicas sum their gradients before the update that ends a step."""
+    for act in acts:
+        if setting.replicas > 1 and isinstance(act, Update):
+            yield Reduce(group, setting.stages[number].gradients)
+            yield Reduced(group)
+        yield act
+
+
+def _local(setting: Setting, ends: _Ends) -> Iterator[Act]:
+    stage = setting.stages[ends.number]
+    for step in range(setting.steps):
+        compares = setting.every > 0 and step % setting.every == 0
+        heeds = setting.feedback and setting.every > 0
+        heeds = heeds and step >= FEEDBACK_DELAY and (step - FEEDBACK_DELAY) % setting.every == 0
+        for _ in range(setting.microbatches):
+            if ends.recv:
+                yield Recv(ends.recv)
+            yield from _three_acts(stage, ends, compares)
+            if compares and setting.feedback and ends.back_send:
+                yield Send(ends.back_send, stage.activations)
+            if heeds and ends.back_recv:
+                yield Recv(ends.back_recv)
+        yield Update(sum(module.update for module in stage.modules))
+
+
+def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
+    """Of every module; only the outermost ones meet the neighbours."""
+    last = len(stage.modules) - 1
+    for number, module in enumerate(stage.modules):
+        yield Work(module.forward)
+        if number == last and ends.send:
+            yield Send(ends.send, stage.activations)
+        yield Work(module.signal)
+        if compares and number == last and ends.send:
+            yield Send(ends.send, stage.activations)
+        if compares and number == 0 and ends.recv:
+            yield Recv(ends.recv)
+        yield Work(module.learn + (module.added if compares else 0.0))
+
+
+def _forward(stage: StageWork, ends: _Ends) -> Iterator[Act]:
+    if ends.recv:
+        yield Recv(ends.recv)
+    yield Work(stage.forward)
+    if ends.send:
+        yield Send(ends.send, stage.activations)
+
+
+def _backward(stage: StageWork, ends: _Ends) -> Iterator[Act]:
+    if ends.back_recv:
+        yield Recv(ends.back_recv)
+    yield Work(stage.backward)
+    if ends.back_send:
+        yield Send(ends.back_send, stage.activations)
+
+
+def _gpipe(setting: Setting, ends: _Ends) -> Iterator[Act]:
+    stage = setting.stages[ends.number]
+    for _ in range(setting.steps):
+        for _ in range(setting.microbatches):
+            yield from _forward(stage, ends)
+        for _ in range(setting.microbatches):
+            yield from _backward(stage, ends)
+        yield Update(stage.update)
+
+
+def _one_f_one_b(setting: Setting, ends: _Ends) -> Iterator[Act]:
+    stage, count = setting.stages[ends.number], setting.microbatches
+    warm = min(count, len(setting.stages) - ends.number)
+    for _ in range(setting.steps):
+        for _ in range(warm):
+            yield from _forward(stage, ends)
+        for _ in range(count - warm):
+            yield from _backward(stage, ends)
+            yield from _forward(stage, ends)
+        for _ in range(warm):
+            yield from _backward(stage, ends)
+        yield Update(stage.update)
+
+
+def _replica(setting: Setting, group: Group, count: int) -> Program:
+    share = setting.microbatches / len(setting.stages)
+    forward = share * sum(stage.forward for stage in setting.stages)
+    backward = share * sum(stage.backward for stage in setting.stages)
+    gradients = sum(stage.gradients for stage in setting.stages)
+    buckets = max(1, math.ceil(gradients / BUCKET_BYTES)) if count > 1 else 0
+    for _ in range(setting.steps):
+        yield Work(forward)
+        for _ in range(buckets):
+            yield Work(backward / buckets)
+            yield Reduce(group, gradients / buckets)
+        if buckets:
+            yield Reduced(group)
+        else:
+            yield Work(backward)
+        yield Update(sum(stage.update for stage in setting.stages))
+
+
+def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
+    """As many stages as asked for, each with the mean work of those there are."""
+    number = len(stages)
+    modules = [module for stage in stages for module in stage.modules]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / number
+
+    work = ModuleWork(
+        forward=mean([module.forward for module in modules]),
+        signal=mean([module.signal for module in modules]),
+        learn=mean([module.learn for module in modules]),
+        added=mean([module.added for module in modules]),
+        update=mean([module.update for module in modules]),
+    )
+    one = StageWork(
+        modules=(work,),
+        forward=mean([stage.forward for stage in stages]),
+        backward=mean([stage.backward for stage in stages]),
+        update=mean([stage.update for stage in stages]),
+        activations=max(stage.activations for stage in stages),
+        gradients=mean([stage.gradients for stage in stages]),
+    )
+    return (one,) * count

@@ -1,0 +1,246 @@
+"""Times of a run that nobody can afford to try: other stages, links and methods, simulated.
+
+What each part costs has been measured (`pipeline-local profile`); the simulator adds who waits for
+whom. Workers are on devices of their own: what they take from each other on one host is not seen.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline_local.config import Config
+from pipeline_local.configfile import did_you_mean
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Cost, Link
+from pipeline_local.planning.neighbours import num_bytes
+from pipeline_local.planning.plan import refuse_existing
+from pipeline_local.planning.programs import (
+    METHODS,
+    ModuleWork,
+    Setting,
+    StageWork,
+    stretched,
+)
+from pipeline_local.planning.simulator import Worker, simulate
+from pipeline_local.record import atomic
+from pipeline_local.record.metrics import as_json
+
+STEPS = 48
+"""Simulated optimizer steps, of which the second half counts: the pipeline is full then."""
+REFERENCE = "1f1b"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to simulate.
+
+    Attributes:
+        methods: some of `METHODS`.
+        stages: numbers of them; beyond the number of modules, each stage gets the mean module.
+        microbatches: of pipelines with a global backward pass.
+        replicas: of each stage, or of each worker of `ddp`.
+        link: between all workers.
+        jitter: most seconds by which a message may be late.
+    """
+
+    methods: tuple[str, ...]
+    stages: tuple[int, ...]
+    microbatches: int | None
+    replicas: int
+    link: Link
+    jitter: float
+
+    def check(self) -> None:
+        """Everything that needs no configuration.
+
+        Raises:
+            ConfigError: with every problem, one line each.
+        """
+        known = ", ".join(METHODS)
+        problems = [
+            f"--methods: got {name!r}{did_you_mean(name, [*METHODS])}; choose from {known}"
+            for name in self.methods
+            if name not in METHODS
+        ]
+        wanted = {
+            "--stages": min(self.stages, default=0) >= 1,
+            "--microbatches": self.microbatches is None or self.microbatches >= 1,
+            "--replicas": self.replicas >= 1,
+            "--bandwidth": self.link.bytes_per_second > 0,
+        }
+        problems += [f"{name}: must be positive; got none" for name, ok in wanted.items() if not ok]
+        if self.link.latency_seconds < 0 or self.jitter < 0:
+            problems.append("--latency, --jitter: at least 0 seconds; got less")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on so many stages.
+
+    Attributes:
+        method: its name.
+        stages: p.
+        microbatches: m.
+        step_seconds: of an optimizer step in the steady state.
+        samples_per_second: of all replicas together.
+        ratio: samples/s over 1F1B's at the same number of stages, if it was asked for.
+        busy: part of the time in which the busiest worker computes.
+        fill_seconds: until the last worker has done its first step.
+    """
+
+    method: str
+    stages: int
+    microbatches: int
+    step_seconds: float
+    samples_per_second: float
+    ratio: float | None
+    busy: float
+    fill_seconds: float
+
+
+def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
+    """Simulate every method on every number of stages.
+
+    Raises:
+        UserError: there is no profile to take times from, or something does not fit together.
+    """
+    request.check()
+    blueprint = Blueprint.draw(config, info)
+    if blueprint.costs.unit != "seconds":
+        raise UserError(
+            "modules.profile: a simulation needs measured times, got none; make them with"
+            " pipeline-local profile"
+        )
+    return [row for count in request.stages for row in _rows(blueprint, request, count)]
+
+
+def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
+    config, found = blueprint.config, []
+    for name in request.methods:
+        own = config.train.microbatches
+        parts = own if name in ("local", "ddp") else request.microbatches or count
+        stages = stage_works(blueprint, count, config.data.batch_size / parts)
+        setting = Setting(
+            stages=stages,
+            microbatches=parts,
+            steps=STEPS,
+            link=request.link,
+            every=config.reconcile.every if config.reconcile.weight else 0,
+            feedback=blueprint.schedule.has_feedback,
+            replicas=request.replicas,
+            jitter=request.jitter,
+        )
+        samples = config.data.batch_size * request.replicas
+        found.append(_row(name, setting, samples, simulate(METHODS[name](setting))))
+    reference = next((row.samples_per_second for row in found if row.method == REFERENCE), None)
+    for row in found:
+        ratio = row.samples_per_second / reference if reference else None
+        yield Row(**{**asdict(row), "ratio": ratio})
+
+
+def _row(name: str, setting: Setting, samples: int, workers: Sequence[Worker]) -> Row:
+    begin = max(worker.steps[STEPS // 2 - 1] for worker in workers)
+    seconds = (max(worker.steps[-1] for worker in workers) - begin) / (STEPS - STEPS // 2)
+    return Row(
+        method=name,
+        stages=len(setting.stages),
+        microbatches=setting.microbatches,
+        step_seconds=seconds,
+        samples_per_second=samples / seconds,
+        ratio=None,
+        busy=max(worker.busy for worker in workers) / STEPS / seconds,
+        fill_seconds=max(worker.steps[0] for worker in workers),
+    )
+
+
+def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[StageWork, ...]:
+    """What each of `count` stages does with a microbatch of so many samples.
+
+    Args:
+        blueprint: of a run with a profile.
+        count: stages; more than there are modules get the mean of all modules.
+        samples: of a microbatch; times are proportional to them.
+    """
+    part = samples / blueprint.config.data.batch_size
+    modules = len(blueprint.modules)
+    if count <= modules:
+        return tuple(_stage(blueprint, numbers, part) for numbers in blueprint.stages(count))
+    single = [_stage(blueprint, range(k, k + 1), part) for k in range(modules)]
+    return stretched(single, count)
+
+
+def _stage(blueprint: Blueprint, numbers: range, part: float) -> StageWork:
+    costs, modules = blueprint.costs, blueprint.modules
+    blocks = range(modules[numbers[0]].start, modules[numbers[-1]].stop)
+    own = sum((costs.blocks[i] for i in blocks), Cost(0, 0, 0))
+    if blocks.stop == len(costs.blocks):
+        own += costs.classifier
+    last = blueprint.is_last(numbers[-1])
+    micro = blueprint.config.train.microbatches
+    crossing = 0.0 if last else num_bytes([blueprint.contract(numbers[-1]).activations]) * micro
+    paper = [blueprint.backbone.blocks[i].module for i in blocks]
+    size = blueprint.dtype.itemsize
+    return StageWork(
+        modules=tuple(_module(blueprint, k, part) for k in numbers),
+        forward=own.forward * part,
+        backward=own.backward * part,
+        update=own.update,
+        activations=crossing * part,
+        gradients=sum(p.numel() * size for module in paper for p in module.parameters()),
+    )
+
+
+def _module(blueprint: Blueprint, index: int, part: float) -> ModuleWork:
+    modules, every = blueprint.modules, blueprint.config.reconcile.every
+    cost = blueprint.costs.module(index, len(modules), modules[index])
+    return ModuleWork(
+        forward=cost.forward * part,
+        signal=cost.signal * part,
+        learn=(cost.learn - cost.added - cost.update) * part,
+        added=cost.added * every * part,
+        update=cost.update,
+    )
+
+
+def report(config: Config, info: DataInfo, request: Request, output: Path | None = None) -> str:
+    """Simulate; write the rows as JSON if asked, and give them as a Markdown table.
+
+    Raises:
+        UserError: see `rows`; or the file exists already or cannot be written.
+    """
+    if output is not None:
+        refuse_existing(output)
+    found = rows(config, info, request)
+    if output is not None:
+        try:
+            atomic.write_text(output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json: {output} cannot be written ({error}); name another") from None
+    return markdown(found)
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """As a table."""
+    lines = [
+        f"| method | p | m | ms per step | samples/s | over {REFERENCE} | busiest worker |"
+        " first step done after, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+        cells = [
+            row.method,
+            str(row.stages),
+            str(row.microbatches),
+            f"{1000 * row.step_seconds:.1f}",
+            f"{row.samples_per_second:.1f}",
+            ratio,
+            f"{row.busy:.1%}",
+            f"{row.fill_seconds:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

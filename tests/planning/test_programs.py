@@ -1,0 +1,93 @@
+"""Programs of methods: step times and bubbles that theory gives."""
+
+import pytest
+
+from pipeline_local.pipeline.costs import Link
+from pipeline_local.planning.programs import (
+    METHODS,
+    ModuleWork,
+    Setting,
+    StageWork,
+    stretched,
+)
+from pipeline_local.planning.simulator import simulate
+
+FAST = Link(0.0, 1e30)
+STAGE = StageWork(
+    modules=(ModuleWork(1.0, 0.0, 2.0),),
+    forward=1.0,
+    backward=2.0,
+    update=0.0,
+    activations=8.0,
+    gradients=16.0,
+)
+
+
+def setting(stages=4, microbatches=4, steps=20, link=FAST, **more):
+    return Setting((STAGE,) * stages, microbatches, steps, link, **more)
+
+
+def step_seconds(method, what):
+    workers = simulate(METHODS[method](what))
+    ends = [max(worker.steps[n] for worker in workers) for n in (9, 19)]
+    return (ends[1] - ends[0]) / 10
+
+
+@pytest.mark.parametrize("method", ["1f1b", "gpipe"])
+@pytest.mark.parametrize("stages", [1, 2, 4, 8])
+@pytest.mark.parametrize("microbatches", [8, 16])
+def test_pipelines_with_a_global_backward_pass_have_their_bubble(method, stages, microbatches):
+    seconds = step_seconds(method, setting(stages, microbatches))
+    assert seconds == pytest.approx(3.0 * (microbatches + stages - 1))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 8])
+def test_local_learning_has_none(stages):
+    assert step_seconds("local", setting(stages)) == pytest.approx(3.0 * 4)
+
+
+def test_reconciliation_adds_to_the_steps_that_compare():
+    stage = StageWork((ModuleWork(1.0, 0.0, 2.0, added=4.0),), 1.0, 2.0, 0.0, 8.0, 16.0)
+    what = Setting((stage,) * 3, 2, 21, FAST, every=5)
+    workers = simulate(METHODS["local"](what))
+    assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_every_method_ends(method, replicas, feedback):
+    slow = Link(0.5, 10.0)
+    what = setting(3, 2, 12, slow, every=2, feedback=feedback, replicas=replicas, jitter=0.3)
+    workers = simulate(METHODS[method](what))
+    assert len(workers) == 3 * replicas
+    assert all(len(worker.steps) == 12 for worker in workers)
+
+
+def test_latency_costs_a_pipeline_round_trips_and_local_learning_nothing():
+    far = Link(0.5, 1e30)
+    assert step_seconds("local", setting(4, 4, link=far)) == pytest.approx(12.0)
+    assert step_seconds("1f1b", setting(4, 4, link=far)) > step_seconds("1f1b", setting(4, 4)) + 3
+
+
+def test_replicas_of_a_stage_sum_their_gradients():
+    link = Link(0.0, 16.0)
+    alone = step_seconds("local", setting(1, 1, link=link))
+    assert step_seconds("local", setting(1, 1, link=link, replicas=2)) == alone + 1.0
+
+
+def test_ddp_overlaps_its_sums_with_the_backward_pass():
+    big = StageWork((), 1.0, 2.0, 0.0, 0.0, gradients=100 * 2**20)
+    link = Link(0.0, 100 * 2**20)
+    what = Setting((big,) * 2, 2, 20, link)
+    # forward 2, backward 4 in 8 buckets of 0.25 s to be summed, each after its 0.5 s
+    assert step_seconds("ddp", what) == pytest.approx(2.0 + 4.0 + 0.25)
+
+
+def test_more_stages_than_there_are_get_the_mean_work():
+    other = StageWork((ModuleWork(3.0, 2.0, 4.0),), 3.0, 4.0, 2.0, 4.0, 0.0)
+    many = stretched([STAGE, other], 64)
+    assert len(many) == 64
+    assert many[0].modules == (ModuleWork(2.0, 1.0, 3.0),)
+    assert (many[5].forward, many[5].backward, many[5].update) == (2.0, 3.0, 1.0)
+    assert many[5].activations == 8.0
