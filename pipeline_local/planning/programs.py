@@ -16,14 +16,15 @@ from pipeline_local.planning.simulator import (
     Reduce,
     Reduced,
     Send,
+    Sent,
     Update,
     Work,
 )
 
 DEPTH = 2
 """Messages that a stage may have under way (`transport.Sender`'s depth)."""
-BUCKET_BYTES = 25 * 2**20
-"""Gradients that DDP sums at a time."""
+FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
+"""Gradients that DDP sums at a time: in its first bucket, and in each later one."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,15 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class _Ends:
-    """A stage between its channels; None where it has no neighbour."""
+    """A stage between its channels; None where it has no neighbour.
+
+    Attributes:
+        number: of the stage.
+        above: bytes of what crosses from the stage before, and of its gradient.
+    """
 
     number: int
+    above: float
     recv: Channel | None
     send: Channel | None
     back_send: Channel | None
@@ -158,6 +165,7 @@ def _pipelines(
             first, last = k == 0, k == count - 1
             ends = _Ends(
                 k,
+                0.0 if first else setting.stages[k - 1].activations,
                 None if first else down[k - 1],
                 None if last else down[k],
                 None if first else up[k - 1],
@@ -187,7 +195,7 @@ def _local(setting: Setting, ends: _Ends) -> Iterator[Act]:
                 yield Recv(ends.recv)
             yield from _three_acts(stage, ends, compares)
             if compares and setting.feedback and ends.back_send:
-                yield Send(ends.back_send, stage.activations)
+                yield Send(ends.back_send, ends.above)
             if heeds and ends.back_recv:
                 yield Recv(ends.back_recv)
         yield Update(sum(module.update for module in stage.modules))
@@ -208,44 +216,61 @@ def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
         yield Work(module.learn + (module.added if compares else 0.0))
 
 
-def _forward(stage: StageWork, ends: _Ends) -> Iterator[Act]:
-    if ends.recv:
-        yield Recv(ends.recv)
-    yield Work(stage.forward)
-    if ends.send:
-        yield Send(ends.send, stage.activations)
-
-
-def _backward(stage: StageWork, ends: _Ends) -> Iterator[Act]:
-    if ends.back_recv:
-        yield Recv(ends.back_recv)
-    yield Work(stage.backward)
-    if ends.back_send:
-        yield Send(ends.back_send, stage.activations)
-
-
 def _gpipe(setting: Setting, ends: _Ends) -> Iterator[Act]:
     stage = setting.stages[ends.number]
     for _ in range(setting.steps):
         for _ in range(setting.microbatches):
-            yield from _forward(stage, ends)
+            yield from _hear(ends.recv)
+            yield Work(stage.forward)
+            yield from _say(ends.send, stage.activations)
         for _ in range(setting.microbatches):
-            yield from _backward(stage, ends)
+            yield from _hear(ends.back_recv)
+            yield Work(stage.backward)
+            yield from _say(ends.back_send, ends.above)
+        yield from _all_sent(ends.send)
+        yield from _all_sent(ends.back_send)
         yield Update(stage.update)
 
 
 def _one_f_one_b(setting: Setting, ends: _Ends) -> Iterator[Act]:
+    """As torch.distributed.pipelining does: a send is waited for with the receive beside it."""
     stage, count = setting.stages[ends.number], setting.microbatches
     warm = min(count, len(setting.stages) - ends.number)
     for _ in range(setting.steps):
-        for _ in range(warm):
-            yield from _forward(stage, ends)
-        for _ in range(count - warm):
-            yield from _backward(stage, ends)
-            yield from _forward(stage, ends)
-        for _ in range(warm):
-            yield from _backward(stage, ends)
+        for number in range(warm):
+            yield from _hear(ends.recv)
+            yield Work(stage.forward)
+            yield from _all_sent(ends.send)
+            if number < warm - 1:
+                yield from _say(ends.send, stage.activations)
+        for number in range(count):
+            if number <= count - warm:  # the newest forward has not been sent yet
+                yield from _say(ends.send, stage.activations)
+            yield from _hear(ends.back_recv)
+            yield from _all_sent(ends.send)
+            yield Work(stage.backward)
+            yield from _say(ends.back_send, ends.above)
+            if number < count - warm:
+                yield from _hear(ends.recv)
+                yield from _all_sent(ends.back_send)
+                yield Work(stage.forward)
+        yield from _all_sent(ends.back_send)
         yield Update(stage.update)
+
+
+def _hear(channel: Channel | None) -> Iterator[Act]:
+    if channel:
+        yield Recv(channel)
+
+
+def _say(channel: Channel | None, size: float) -> Iterator[Act]:
+    if channel:
+        yield Send(channel, size)
+
+
+def _all_sent(channel: Channel | None) -> Iterator[Act]:
+    if channel:
+        yield Sent(channel)
 
 
 def _replica(setting: Setting, group: Group, count: int) -> Program:
@@ -253,17 +278,25 @@ def _replica(setting: Setting, group: Group, count: int) -> Program:
     forward = share * sum(stage.forward for stage in setting.stages)
     backward = share * sum(stage.backward for stage in setting.stages)
     gradients = sum(stage.gradients for stage in setting.stages)
-    buckets = max(1, math.ceil(gradients / BUCKET_BYTES)) if count > 1 else 0
+    buckets = list(_buckets(gradients)) if count > 1 else []
     for _ in range(setting.steps):
         yield Work(forward)
-        for _ in range(buckets):
-            yield Work(backward / buckets)
-            yield Reduce(group, gradients / buckets)
+        for size in buckets:
+            yield Work(backward * size / gradients)
+            yield Reduce(group, size)
         if buckets:
             yield Reduced(group)
         else:
             yield Work(backward)
         yield Update(sum(stage.update for stage in setting.stages))
+
+
+def _buckets(gradients: float) -> Iterator[float]:
+    """Bytes of each, in the order of the backward pass."""
+    most = FIRST_BUCKET_BYTES
+    while gradients > 0:
+        yield min(gradients, most)
+        gradients, most = gradients - most, BUCKET_BYTES
 
 
 def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:

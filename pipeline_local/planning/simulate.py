@@ -27,8 +27,8 @@ from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
 
-STEPS = 48
-"""Simulated optimizer steps, of which the second half counts: the pipeline is full then."""
+LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
+"""Of the part of a simulated run that counts, its second half: the pipeline is full then."""
 REFERENCE = "1f1b"
 
 
@@ -127,7 +127,7 @@ def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
         setting = Setting(
             stages=stages,
             microbatches=parts,
-            steps=STEPS,
+            steps=2 * _counted(parts, config.reconcile.every),
             link=request.link,
             every=config.reconcile.every if config.reconcile.weight else 0,
             feedback=blueprint.schedule.has_feedback,
@@ -142,9 +142,16 @@ def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
         yield Row(**{**asdict(row), "ratio": ratio})
 
 
+def _counted(microbatches: int, every: int) -> int:
+    """Steps that count: enough, and a multiple of those from one comparison to the next."""
+    least = max(LEAST_STEPS, -(-LEAST_MICROBATCHES // microbatches))
+    return -(-least // every) * every
+
+
 def _row(name: str, setting: Setting, samples: int, workers: Sequence[Worker]) -> Row:
-    begin = max(worker.steps[STEPS // 2 - 1] for worker in workers)
-    seconds = (max(worker.steps[-1] for worker in workers) - begin) / (STEPS - STEPS // 2)
+    half = setting.steps // 2
+    begin = max(worker.steps[half - 1] for worker in workers)
+    seconds = (max(worker.steps[-1] for worker in workers) - begin) / half
     return Row(
         method=name,
         stages=len(setting.stages),
@@ -152,7 +159,7 @@ def _row(name: str, setting: Setting, samples: int, workers: Sequence[Worker]) -
         step_seconds=seconds,
         samples_per_second=samples / seconds,
         ratio=None,
-        busy=max(worker.busy for worker in workers) / STEPS / seconds,
+        busy=max(worker.busy for worker in workers) / setting.steps / seconds,
         fill_seconds=max(worker.steps[0] for worker in workers),
     )
 

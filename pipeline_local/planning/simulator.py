@@ -71,6 +71,12 @@ class Channel:
             self._match()
         return now
 
+    def gone(self, now: float) -> float | None:
+        """When all messages that were handed over have left the sender, or None if unknown."""
+        if len(self._gone) < len(self._sent):
+            return None
+        return max([now, *self._gone[-1:]])
+
     def _match(self) -> None:
         for number in range(len(self._gone), min(len(self._sent), len(self._posted))):
             sent, size = self._sent[number]
@@ -111,7 +117,8 @@ class Group:
         if len(self._begun[number]) == self.members:
             free = self._ended[-1] if self._ended else 0.0
             rounds = 2 * (self.members - 1)
-            seconds = rounds * self.link.seconds(size / self.members)
+            chunk = self.link.seconds(size / self.members) + self.link.latency_seconds
+            seconds = rounds * chunk  # each chunk is announced first
             self._ended.append(max(free, *self._begun[number]) + seconds)
 
     def ended(self, member: int) -> float | None:
@@ -145,6 +152,13 @@ class Recv:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """Wait until all messages have left."""
+
+    channel: Channel
+
+
+@dataclass(frozen=True)
 class Reduce:
     """Begin to sum so many bytes with the group."""
 
@@ -166,7 +180,7 @@ class Update:
     seconds: float
 
 
-Act = Work | Send | Recv | Reduce | Reduced | Update
+Act = Work | Send | Recv | Sent | Reduce | Reduced | Update
 Program = Iterator[Act]
 
 
@@ -217,6 +231,8 @@ class Worker:
                 return channel.send(self.clock, size)
             case Recv(channel):
                 return channel.recv(self.clock)
+            case Sent(channel):
+                return channel.gone(self.clock)
             case Reduce(group, size):
                 group.begin(self.clock, size, self.name)
                 return self.clock

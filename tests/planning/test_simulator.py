@@ -62,7 +62,7 @@ def test_a_sender_runs_ahead_by_the_depth_of_its_channel():
 def test_a_ring_sums_when_all_are_there():
     group = Group(2, LINK)
     parts = [[Work(t), Reduce(group, 40), Reduced(group), Update(1.0)] for t in (3.0, 5.0)]
-    assert clocks(*parts) == [5 + 2 * (1 + 2) + 1] * 2
+    assert clocks(*parts) == [5 + 2 * (1 + 1 + 2) + 1] * 2, "each chunk is announced first"
 
 
 def test_sums_overlap_with_work_and_follow_each_other():

@@ -1,0 +1,131 @@
+"""From a configuration and a profile to simulated times; and what is refused."""
+
+import json
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.cli import main
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import ConfigError
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Link
+from pipeline_local.planning.simulate import Request, rows, stage_works
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 8, "depth": 6},
+    "modules": {"count": 4},
+    "head": {"name": "linear"},
+    "reconcile": {"weight": 0.1, "every": 4},
+    "data": {"name": "synthetic", "image_size": 8, "batch_size": 32, "limit": 64},
+    "train": {"steps": 10, "microbatches": 2},
+}
+COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
+NEAR = Link(0.0, 1e12)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Every block costs the same, heads nothing; of one microbatch."""
+    config = configfile.parse(TREE)
+    blueprint = Blueprint.draw(config, describe(config.data))
+    from pipeline_local.pipeline import profilefile
+
+    names = [block.name for block in blueprint.backbone.blocks]
+    free = dict.fromkeys(COST, 0.0)
+    facts = {
+        "setting": profilefile.setting(blueprint),
+        "device": {"name": "paper", "threads": 1},
+        "blocks": dict.fromkeys(names, COST),
+        "heads": [{"end": n, "copies": 0, **free} for n in range(1, len(names))],
+        "classifier": free,
+        "link": {"latency_seconds": 0.0, "bytes_per_second": 1e12},
+    }
+    path = tmp_path / "profile.json"
+    profilefile.save(facts, path)
+    return configfile.parse({**TREE, "modules": {"count": 4, "profile": str(path)}})
+
+
+def request(**more):
+    asked = {"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), "microbatches": None}
+    asked |= {"replicas": 1, "link": NEAR, "jitter": 0.0}
+    return Request(**{**asked, **more})
+
+
+def by_method(config, **more):
+    return {row.method: row for row in rows(config, describe(config.data), request(**more))}
+
+
+def test_work_is_what_the_profile_says(config):
+    blueprint = Blueprint.draw(config, describe(config.data))
+    one, two = stage_works(blueprint, 2, samples=16)
+    blocks = len(blueprint.backbone.blocks)
+    assert one.forward + two.forward == pytest.approx(blocks * 0.01), "of one microbatch"
+    assert one.backward + two.backward == pytest.approx(blocks * 0.02)
+    assert one.update + two.update == pytest.approx(blocks * 0.001)
+    assert one.activations == 16 * 8 * 4, "samples, units, bytes"
+    assert two.activations == 0
+    assert one.modules[0].added == 0, "the first module compares nothing"
+    assert two.modules[0].added == pytest.approx(0.03 * len(blueprint.blocks(2)))
+    half = stage_works(blueprint, 2, samples=8)[0]
+    assert half.forward == pytest.approx(one.forward / 2)
+    assert half.update == one.update, "once per step, however small the microbatches"
+
+
+def test_local_learning_beats_the_bubble(config):
+    found = by_method(config)
+    assert found["local"].busy == pytest.approx(1.0)
+    assert found["1f1b"].ratio == 1
+    assert found["1f1b"].busy == pytest.approx(2 / 3, rel=0.15), "(p - 1) / (m + p - 1) = 1 / 3"
+    assert found["local"].ratio > 1.15
+    assert found["gpipe"].step_seconds == pytest.approx(found["1f1b"].step_seconds, rel=0.1)
+
+
+def test_a_long_line_costs_local_learning_nothing(config):
+    near, far = by_method(config), by_method(config, link=Link(0.002, 1e12))
+    assert far["local"].step_seconds == pytest.approx(near["local"].step_seconds, rel=0.01)
+    assert far["1f1b"].step_seconds > 1.03 * near["1f1b"].step_seconds
+
+
+def test_more_stages_than_modules(config):
+    found = by_method(config, stages=(64,), methods=("local", "1f1b"))
+    assert found["local"].stages == 64
+    assert found["local"].busy > 0.99
+
+
+def test_replicas_do_more(config):
+    one, two = by_method(config), by_method(config, replicas=2)
+    assert two["local"].samples_per_second == pytest.approx(2 * one["local"].samples_per_second)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"methods": ("locl",)}, "--methods: got 'locl'; did you mean 'local'"),
+        ({"stages": (0,)}, "--stages: must be positive"),
+        ({"microbatches": 0}, "--microbatches: must be positive"),
+        ({"replicas": 0}, "--replicas: must be positive"),
+        ({"link": Link(0.0, 0.0)}, "--bandwidth: must be positive"),
+        ({"link": Link(-1.0, 1.0)}, "--latency, --jitter: at least 0 seconds"),
+        ({"jitter": -1.0}, "--latency, --jitter: at least 0 seconds"),
+    ],
+)
+def test_what_cannot_be_is_refused(config, wrong, told):
+    with pytest.raises(ConfigError, match=told):
+        rows(config, describe(config.data), request(**wrong))
+
+
+def test_the_command(config, tmp_path, capsys):
+    path, output = tmp_path / "config.yaml", tmp_path / "rows.json"
+    path.write_text(configfile.dump(config))
+    command = ["simulate", str(path), "--stages", "1,4", "--json", str(output)]
+    assert main(command) == 0
+    assert "| 1f1b | 4 | 4 |" in capsys.readouterr().out
+    assert len(json.loads(output.read_text())["rows"]) == 8
+    assert main(command) == 2
+    assert "files are never overwritten" in capsys.readouterr().err
+    assert main(["simulate", str(path), "modules.profile=null"]) == 2
+    assert "a simulation needs measured times" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["simulate", str(path), "--stages", "two"])
+    assert "argument --stages: invalid" in capsys.readouterr().err
