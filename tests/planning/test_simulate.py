@@ -82,9 +82,10 @@ def test_local_learning_beats_the_bubble(config):
 
 
 def test_a_long_line_costs_local_learning_nothing(config):
-    near, far = by_method(config), by_method(config, link=Link(0.002, 1e12))
-    assert far["local"].step_seconds == pytest.approx(near["local"].step_seconds, rel=0.01)
-    assert far["1f1b"].step_seconds > 1.03 * near["1f1b"].step_seconds
+    near, far = by_method(config), by_method(config, link=Link(0.004, 1e12))
+    added = {name: far[name].step_seconds - near[name].step_seconds for name in ("local", "1f1b")}
+    assert added["local"] < 0.004, "most of one message, on the steps that compare"
+    assert added["1f1b"] > 3 * 0.004, "there and back, for more than one microbatch"
 
 
 def test_more_stages_than_modules(config):
