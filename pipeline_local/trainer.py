@@ -15,6 +15,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
+from pipeline_local.pipeline.costs import stage_times
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
@@ -147,7 +148,9 @@ class Trainer:
         laid = lay(blueprint, place, kind, whereabouts)
         self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
-        self.display = self._display()
+        self.display: Progress | Silent = (
+            Silent() if place.rank else Progress(blueprint.schedule.num_steps)
+        )
 
     def run(self) -> Facts:
         """Follow the schedule to its end, or until a signal asks to stop."""
@@ -288,12 +291,10 @@ class Trainer:
 
     def _sum_up(self, results: list[Facts]) -> Facts:
         config, steps = self.blueprint.config, self.blueprint.schedule.num_steps - self.start
-        facts = summary.combine(results, samples=steps * config.data.batch_size)
+        plan = stage_times(self.blueprint, self.place.world_size, steps)
+        facts = summary.combine(results, steps * config.data.batch_size, plan)
         self.checkpoints.prune(config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(self.blueprint.describe(self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])
         return facts
-
-    def _display(self) -> Progress | Silent:
-        return Silent() if self.place.rank else Progress(self.blueprint.schedule.num_steps)

@@ -99,7 +99,7 @@ class Blueprint:
     def stages(self, num_stages: int) -> list[range]:
         """The modules of each stage."""
         cuts = self.config.parallel.cuts
-        return partition.stages_of(len(self.modules), num_stages, cuts, self._module_totals)
+        return partition.stages_of(len(self.modules), num_stages, cuts, self.module_totals)
 
     @cached_property
     def costs(self) -> Costs:
@@ -111,7 +111,8 @@ class Blueprint:
         """The cheapest cut into so many modules."""
         return self.costs.best_modules(count)
 
-    def _module_totals(self) -> list[float]:
+    def module_totals(self) -> list[float]:
+        """What each module costs in an average step."""
         count = len(self.modules)
         return [self.costs.module(k, count, part).total for k, part in enumerate(self.modules)]
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import partition
+from pipeline_local.record.summary import StageTimes
 
 if TYPE_CHECKING:
     from pipeline_local.pipeline.blueprint import Blueprint
@@ -181,6 +182,16 @@ def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]
             yield key, head_behind(blueprint, key)
         except UserError:
             continue
+
+
+def stage_times(blueprint: "Blueprint", num_stages: int, steps: int) -> StageTimes | None:
+    """How long each stage should compute per step; None without a profile."""
+    if blueprint.config.modules.profile is None:
+        return None
+    totals = blueprint.module_totals()
+    return StageTimes(
+        [sum(totals[k] for k in part) for part in blueprint.stages(num_stages)], steps
+    )
 
 
 def by_flops(blueprint: "Blueprint") -> Costs:

@@ -1,7 +1,7 @@
 """The results of a run: gathered from all stages, written once, shown as a table."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,20 @@ class Row:
     head: str
 
 
-def combine(stages: list[Facts], samples: int) -> Facts:
+@dataclass(frozen=True)
+class StageTimes:
+    """What a profile predicts.
+
+    Attributes:
+        predicted: seconds that each stage computes in an average step.
+        steps: that were done since the start, or since the run was resumed.
+    """
+
+    predicted: Sequence[float]
+    steps: int
+
+
+def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -> Facts:
     """One summary from the closing facts of all stages, in order.
 
     Args:
@@ -31,6 +44,7 @@ def combine(stages: list[Facts], samples: int) -> Facts:
             does not see them: then there is no efficiency), `peak_memory_bytes` and
             `checkpoint_stall_seconds`.
         samples: training samples seen.
+        plan: what was predicted, if there is a profile.
     """
     modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
     rows = [modules[k] for k in sorted(modules)]
@@ -48,6 +62,16 @@ def combine(stages: list[Facts], samples: int) -> Facts:
         "checkpoint_stall_seconds": round(
             max(facts["checkpoint_stall_seconds"] for facts in stages), 3
         ),
+        **(_beside(stages, plan) if plan and seen else {}),
+    }
+
+
+def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
+    """Seconds that each stage computes per step, and those that were predicted."""
+    steps = max(1, plan.steps)
+    return {
+        "stage_seconds": [round((f["seconds"] - f["waited"]) / steps, 6) for f in stages],
+        "predicted_stage_seconds": [round(seconds, 6) for seconds in plan.predicted],
     }
 
 
@@ -84,3 +108,7 @@ def show(rows: list[Row], facts: Facts) -> None:
             f" peak memory {memory:.0f} MiB per stage",
             soft_wrap=True,
         )
+    if "predicted_stage_seconds" in facts:
+        pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
+        told = ", ".join(f"{1000 * seen:.1f} ({1000 * said:.1f})" for seen, said in pairs)
+        console.print(f"ms per step that each stage computes (predicted): {told}", soft_wrap=True)

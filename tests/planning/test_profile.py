@@ -39,6 +39,9 @@ def test_profile_then_plan_then_train(config, capsys):
     assert main(["plan", config, *auto, "parallel.stages=2"]) == 0
     assert "samples/s" in capsys.readouterr().out
     assert main(["train", config, *auto]) == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert len(summary["predicted_stage_seconds"]) == len(summary["stage_seconds"]) == 1
+    assert min(summary["predicted_stage_seconds"] + summary["stage_seconds"]) > 0
     cuts = configfile.load(Path("out/config.yaml")).modules.cuts
     assert len(cuts) == 2
     assert main(["train", config, *auto, "run.resume=true", "train.steps=5"]) == 0

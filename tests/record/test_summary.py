@@ -43,6 +43,19 @@ def test_over_nccl_there_is_no_efficiency(capsys):
     assert "efficiency" not in capsys.readouterr().out
 
 
+def test_predicted_stage_times_stand_beside_measured_ones(capsys):
+    plan = summary.StageTimes([0.2, 0.3], steps=40)
+    stages = [stage([1], 10.0, 2.0), stage([2], 10.0, 0.0)]
+    facts = summary.combine(stages, 500, plan)
+    assert facts["stage_seconds"] == [0.2, 0.25]
+    assert facts["predicted_stage_seconds"] == [0.2, 0.3]
+    summary.show([summary.Row(0, "a", "linear"), summary.Row(1, "b", "classifier")], facts)
+    assert "(predicted): 200.0 (200.0), 250.0 (300.0)" in capsys.readouterr().out
+    assert "stage_seconds" not in summary.combine(stages, 500)
+    unseen = [{**one, "waits_seen": False} for one in stages]
+    assert "stage_seconds" not in summary.combine(unseen, 500, plan)
+
+
 def test_write_and_show(tmp_path, capsys):
     facts = summary.combine([stage([1, 2], 10.0, 0.0)], samples=500)
     path = tmp_path / "summary.json"
