@@ -16,14 +16,9 @@ from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link
 from pipeline_local.planning.neighbours import num_bytes
 from pipeline_local.planning.plan import refuse_existing
-from pipeline_local.planning.programs import (
-    METHODS,
-    ModuleWork,
-    Setting,
-    StageWork,
-    stretched,
-)
+from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.simulator import Worker, simulate
+from pipeline_local.planning.work import ModuleWork, StageWork, stretched
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
 

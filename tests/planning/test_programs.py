@@ -3,14 +3,9 @@
 import pytest
 
 from pipeline_local.pipeline.costs import Link
-from pipeline_local.planning.programs import (
-    METHODS,
-    ModuleWork,
-    Setting,
-    StageWork,
-    stretched,
-)
+from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.simulator import simulate
+from pipeline_local.planning.work import ModuleWork, StageWork
 
 FAST = Link(0.0, 1e30)
 STAGE = StageWork(
@@ -82,12 +77,3 @@ def test_ddp_overlaps_its_sums_with_the_backward_pass():
     what = Setting((big,) * 2, 2, 20, link)
     # 2 forward, 4 backward; of 200 MiB the last bucket is left: 200 - 1 - 7 * 25 MiB
     assert step_seconds("ddp", what) == pytest.approx(2.0 + 4.0 + 0.24)
-
-
-def test_more_stages_than_there_are_get_the_mean_work():
-    other = StageWork((ModuleWork(3.0, 2.0, 4.0),), 3.0, 4.0, 2.0, 4.0, 0.0)
-    many = stretched([STAGE, other], 64)
-    assert len(many) == 64
-    assert many[0].modules == (ModuleWork(2.0, 1.0, 3.0),)
-    assert (many[5].forward, many[5].backward, many[5].update) == (2.0, 3.0, 1.0)
-    assert many[5].activations == 8.0
