@@ -76,11 +76,8 @@ class ReconcileConfig:
     direction: Literal["downstream", "upstream", "both"] = "downstream"
     """Who gives way: downstream, a module to its upstream neighbour's signal; upstream, a module's
     head to its downstream neighbour's input gradient, a fixed number of steps later; or both."""
-    distance: Literal["squared", "relative", "cosine", "pooled"] = "squared"
-    """What is made small: squared |g - s|; relative: the same over |g| and |s| squared; cosine: one
-    minus it; pooled: relative, of the sums over all positions."""
-    schedule: Literal["constant", "warmup", "anneal"] = "constant"
-    """Strength over the run: constant; from zero to full; or from full to zero."""
+    distance: Literal["squared", "relative"] = "squared"
+    """What is made small: squared |g - s|; relative: the same over |g| and |s| squared."""
     estimator: Literal["exact", "finite_difference"] = "finite_difference"
     """exact: double backward; finite_difference: first order only."""
     every: Positive = 8

@@ -152,7 +152,7 @@ class LocalModule(nn.Module):
             first = reconcile.plain(self._head_objective, y, self._head_params)
             self._measure(feedback_cosine=reconcile.agreement(first.input, feedback).cosine)
             added = self._discord_gradient(
-                self._head_objective, y, feedback, self._head_params, step, first
+                self._head_objective, y, feedback, self._head_params, first
             )
             self._accumulate([*map(torch.zeros_like, self._body_params), *added])
         self._pass = None
@@ -219,7 +219,7 @@ class LocalModule(nn.Module):
             return self._loss(self._run_head(self._run_body(x)), labels)
 
         at_x = first if part is None else None
-        added = self._discord_gradient(objective, x, signal, self.trainable, now.step, at_x)
+        added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return list(torch._foreach_add(list(first.params), added))
 
     def _head_objective(self, y: Tensor) -> Tensor:
@@ -231,13 +231,12 @@ class LocalModule(nn.Module):
         x: Tensor,
         target: Tensor,
         params: Sequence[Tensor],
-        step: Step,
         first: Gradients | None,
     ) -> list[Tensor]:
         settings = self.rules.reconcile
         with FrozenStatistics(self):
             added = reconcile.gradient(settings, objective, x, target, params, first)
-        torch._foreach_mul_(added, settings.weight * settings.every * step.strength)
+        torch._foreach_mul_(added, settings.weight * settings.every)
         return added
 
     def _part(self, size: int) -> Tensor | None:

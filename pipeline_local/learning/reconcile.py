@@ -79,18 +79,7 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
     return (wide_g - wide_s).square().sum() / scale.clamp_min(1e-30)
 
 
-def cosine(g: Tensor, s: Tensor) -> Tensor:
-    """One minus the cosine, a mean over samples."""
-    rows_g, rows_s = _wide(g).flatten(1), _wide(s).flatten(1)
-    return 1 - (_directions(rows_g) * _directions(rows_s)).sum(1).mean()
-
-
-def pooled(g: Tensor, s: Tensor) -> Tensor:
-    """`relative`, of the sums over all positions [B, C, ...]."""
-    return relative(g.flatten(2).sum(2), s.flatten(2).sum(2))
-
-
-DISTANCES = {"squared": discord, "relative": relative, "cosine": cosine, "pooled": pooled}
+DISTANCES = {"squared": discord, "relative": relative}
 
 
 def gradient(

@@ -22,8 +22,6 @@ class Step:
     compare: bool = False
     """Signals are sent, so that input gradients can be compared with them. Implied by
     `reconcile`; also so on logged steps, for the metrics."""
-    strength: float = 1.0
-    """Of reconciliation, relative to `reconcile.weight`."""
     feedback: bool = False
     """Input gradients go back upstream, to be heeded `FEEDBACK_DELAY` steps later."""
     heed: bool = False

@@ -82,16 +82,9 @@ class Schedule:
             reconcile=due and reconcile.direction != "upstream",
             compare=(due and reconcile.direction != "upstream") or log,
             log=log,
-            strength=self.strength(number),
             feedback=self._feeds_back(number),
             heed=self._feeds_back(number - FEEDBACK_DELAY),
         )
-
-    def strength(self, number: int) -> float:
-        """Of reconciliation at a step, relative to `reconcile.weight`."""
-        progress = number / self.num_steps
-        ramps = {"constant": 1.0, "warmup": progress, "anneal": 1 - progress}
-        return ramps[self.config.reconcile.schedule]
 
     @property
     def has_feedback(self) -> bool:

@@ -86,9 +86,3 @@ def test_upstream_reconciliation_needs_no_signals():
     steps = [schedule(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
     assert not any(s.reconcile or s.compare for s in steps)
     assert not any(schedule().step(n).feedback or schedule().step(n).heed for n in range(20))
-
-
-def test_strength_over_the_run():
-    for name, expected in {"constant": [1, 1], "warmup": [0, 0.5], "anneal": [1, 0.5]}.items():
-        plan = schedule(reconcile={"weight": 1.0, "schedule": name}, train={"steps": 10})
-        assert [plan.step(n).strength for n in (0, 5)] == expected
