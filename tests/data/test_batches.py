@@ -1,10 +1,6 @@
 import dataclasses
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,43 +156,6 @@ def test_loader_processes_end_with_the_iterator():
     assert len(multiprocessing.active_children()) == 2
     iterator.close()
     assert multiprocessing.active_children() == []
-
-
-RANK = """
-import multiprocessing, time
-from pipeline_local.config import DataConfig
-from pipeline_local.data import batches
-from pipeline_local.data.datasets import describe
-
-if __name__ == "__main__":
-    data = DataConfig("synthetic", image_size=8, workers=1)
-    iterator = batches.train_batches(data, describe(data), 0, 0, 10**6)
-    next(iterator)
-    print(multiprocessing.active_children()[0].pid, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_loader_processes_do_not_outlive_a_killed_rank(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    rank = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    with rank:
-        loader = int(rank.stdout.readline())
-        os.kill(loader, 0)
-        rank.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while is_running(loader):
-        assert time.monotonic() < deadline, "the loader process is still there"
-        time.sleep(0.05)
-
-
-def is_running(pid):
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_real_cifar10():

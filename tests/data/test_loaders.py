@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,36 +98,27 @@ def test_a_loader_that_dies_while_it_hands_over_a_batch_is_named(monkeypatch, lo
         next(loading)
 
 
-def load_for_ever(box):
-    """A rank that is killed while its loaders work."""
-    loading = batches(steps=10**6)
-    next(loading)
-    box.put([*loaders(), os.getpid()])
-    for _ in loading:
-        pass
+RANK = """
+import multiprocessing, time
+from pipeline_local.config import DataConfig
+from pipeline_local.data import batches
+from pipeline_local.data.datasets import describe
+
+if __name__ == "__main__":
+    data = DataConfig("synthetic", image_size=8, workers=1)
+    iterator = batches.train_batches(data, describe(data), 0, 0, 10**6)
+    next(iterator)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
 
 
-def forget_the_parents_helpers():
-    """In a forked process: neither its fork server, nor a lock that one of its threads held."""
-    multiprocessing.forkserver._forkserver.__init__()
-    multiprocessing.resource_tracker._resource_tracker.__init__()
-
-
-def test_they_end_with_a_rank_that_is_killed():
-    context = multiprocessing.get_context("fork")
-    box = context.SimpleQueue()
-
-    def main():
-        forget_the_parents_helpers()
-        load_for_ever(box)
-
-    rank = context.Process(target=main)
-    rank.start()
-    try:
-        *left, number = box.get()
-    finally:
+def test_they_end_with_a_rank_that_is_killed(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    rank = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    with rank:
+        loader = int(rank.stdout.readline())
+        os.kill(loader, 0)
         rank.kill()
-        rank.join()
-    assert len(left) == 2
-    assert number == rank.pid
-    assert gone(left)
+    assert gone([loader])

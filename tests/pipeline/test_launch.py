@@ -192,6 +192,7 @@ def test_a_launcher_that_is_asked_to_stop(start):
     run.leaves_nothing()
 
 
+@pytest.mark.long
 def test_signals_to_all_processes_stop_a_run_once(start):
     """As a batch system sends them: launcher, ranks and loaders all get it."""
     run = start()
