@@ -76,8 +76,9 @@ class ReconcileConfig:
     direction: Literal["downstream", "upstream", "both"] = "downstream"
     """Who gives way: downstream, a module to its upstream neighbour's signal; upstream, a module's
     head to its downstream neighbour's input gradient, a fixed number of steps later; or both."""
-    distance: Literal["squared", "relative"] = "squared"
-    """What is made small: squared |g - s|; relative: the same over |g| and |s| squared."""
+    distance: Literal["squared", "relative", "pooled"] = "squared"
+    """What is made small: squared |g - s|; relative: the same over |g| and |s| squared; pooled:
+    relative, of the sums over all positions."""
     estimator: Literal["exact", "finite_difference"] = "finite_difference"
     """exact: double backward; finite_difference: first order only."""
     every: Positive = 8

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
-LEAVES = {"errors", "seeds", "config", "yamltext", "configfile", "orphan"}
+LEAVES = {"errors", "seeds", "config", "layout", "yamltext", "configfile", "orphan"}
 MATHEMATICS = {"learning", "models", "data"}
 PIPELINE = LEAVES | MATHEMATICS | {"record"}
 TRAINER = PIPELINE | {"pipeline"}
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "seeds": set(),
     "orphan": set(),
     "config": set(),
+    "layout": set(),
     "yamltext": set(),
     "configfile": {"config", "errors", "yamltext"},
     "learning": LEAVES,

@@ -8,15 +8,13 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import HeadConfig
+from pipeline_local.layout import POSITIONS, Layout
 from pipeline_local.learning.etf import SimplexETF
-
-Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class MeanPool(nn.Module):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.axes = {"NCHW": (2, 3), "NHWC": (1, 2), "NTC": (1,), "NC": ()}[layout]
+        self.axes = POSITIONS[layout]
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean over the axes of the layout."""

@@ -235,7 +235,8 @@ class LocalModule(nn.Module):
     ) -> list[Tensor]:
         settings = self.rules.reconcile
         with FrozenStatistics(self):
-            added = reconcile.gradient(settings, objective, x, target, params, first)
+            layout = self.rules.layout
+            added = reconcile.gradient(settings, objective, x, target, params, first, layout)
         torch._foreach_mul_(added, settings.weight * settings.every)
         return added
 

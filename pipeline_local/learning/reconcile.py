@@ -8,6 +8,7 @@ The paper's abstract names the mismatch of g and s; the distance and its scale a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.errors import UserError
+from pipeline_local.layout import POSITIONS, Layout
 
 Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
@@ -79,7 +81,23 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
     return (wide_g - wide_s).square().sum() / scale.clamp_min(1e-30)
 
 
-DISTANCES = {"squared": discord, "relative": relative}
+def pooled(positions: tuple[int, ...], g: Tensor, s: Tensor) -> Tensor:
+    """`relative`, of the sums over these axes: where a feature stands does not matter.
+
+    An axis that is gone, behind a layer that flattens maps, has nothing to be summed over.
+    """
+    axes = [axis for axis in positions if axis < g.dim()]
+    return relative(g.sum(axes), s.sum(axes)) if axes else relative(g, s)
+
+
+def distance(name: str, layout: Layout) -> Distance:
+    """The distance with this name (`reconcile.distance`) between gradients of this layout."""
+    named: dict[str, Distance] = {
+        "squared": discord,
+        "relative": relative,
+        "pooled": partial(pooled, POSITIONS[layout]),
+    }
+    return named[name]
 
 
 def gradient(
@@ -89,6 +107,7 @@ def gradient(
     s: Tensor,
     params: Sequence[Tensor],
     first: Gradients | None = None,
+    layout: Layout = "NCHW",
 ) -> list[Tensor]:
     """The gradient of the distance between g and s, by the configured estimator.
 
@@ -99,15 +118,16 @@ def gradient(
         s: what g should be, of the same shape.
         params: what gives way.
         first: the plain gradients at x, where they are known; its input gradient is overwritten.
+        layout: of x.
 
     Raises:
         UserError: `exact`, and an operation of the network has no second derivative.
     """
-    distance = DISTANCES[settings.distance]
+    between = distance(settings.distance, layout)
     if settings.estimator == "exact":
-        return exact(objective, x, s, params, distance)
+        return exact(objective, x, s, params, between)
     first = first or plain(objective, x, params)
-    return finite_difference(objective, x, s, params, settings.step, first, distance)
+    return finite_difference(objective, x, s, params, settings.step, first, between)
 
 
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
@@ -122,7 +142,7 @@ def exact(
     x: Tensor,
     s: Tensor,
     params: Sequence[Tensor],
-    distance: Distance = discord,
+    between: Distance = discord,
 ) -> list[Tensor]:
     """dD/d(params) by double backward: the reference for every other estimator.
 
@@ -135,7 +155,7 @@ def exact(
         if _ends_early(g):
             raise UserError(f"{NOT_TWICE}; use reconcile.estimator=finite_difference")
         try:
-            return list(grad(distance(g, s), params, materialize_grads=True))
+            return list(grad(between(g, s), params, materialize_grads=True))
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
@@ -175,7 +195,7 @@ def finite_difference(
     params: Sequence[Tensor],
     step: float,
     first: Gradients,
-    distance: Distance = discord,
+    between: Distance = discord,
 ) -> list[Tensor]:
     """dD/d(params) to first order in `step`, from one more forward and backward.
 
@@ -189,7 +209,7 @@ def finite_difference(
             is here, and the perturbed input takes its place.
     """
     g = first.input.detach().requires_grad_()
-    (v,) = grad(distance(g, s), g)
+    (v,) = grad(between(g, s), g)
     size, length = _norm(v), step * _norm(x)
     moved = g.detach().copy_(v.mul_(length / size).add_(x))
     del g, v

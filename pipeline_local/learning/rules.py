@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.layout import Layout
 from pipeline_local.learning.guard import OnNan
 
 
@@ -17,5 +18,7 @@ class Rules:
     label_smoothing: float = 0.0
     clip: float | None = None
     on_nan: OnNan = "fail"
+    layout: Layout = "NCHW"
+    """Of activations between modules."""
     boundary: torch.dtype = torch.float32
     """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""

@@ -8,15 +8,15 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local.errors import UserError
+from pipeline_local.layout import Layout
 
-Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
 M = TypeVar("M", bound=nn.Module)
 
 

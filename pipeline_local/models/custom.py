@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import UserError
+from pipeline_local.layout import Layout
 from pipeline_local.models.backbone import (
     Backbone,
     Block,
-    Layout,
     reset_method,
     reset_parameters,
     shapes,

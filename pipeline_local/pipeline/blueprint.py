@@ -74,7 +74,9 @@ class Blueprint:
         )
         names = [block.name for block in backbone.blocks]
         sizes = [_num_parameters(block.module) for block in backbone.blocks]
-        modules = partition.modules_of(names, sizes, config.modules, sketch.best_modules)
+        modules = partition.modules_of(
+            names, sizes, config.modules, lambda k: sketch.costs.best_modules(k)
+        )
         if config.modules.cuts == "auto":
             cuts = tuple(names[part.start] for part in modules[1:])
             config = replace(config, modules=replace(config.modules, cuts=cuts))
@@ -106,10 +108,6 @@ class Blueprint:
         """What each part of the network costs: as measured in `modules.profile`, else in FLOPs."""
         path = self.config.modules.profile
         return by_flops(self) if path is None else profilefile.load(path, self)
-
-    def best_modules(self, count: int) -> list[range]:
-        """The cheapest cut into so many modules."""
-        return self.costs.best_modules(count)
 
     def module_totals(self) -> list[float]:
         """What each module costs in an average step."""
@@ -203,6 +201,7 @@ class Blueprint:
             label_smoothing=config.train.label_smoothing,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
+            layout=self.backbone.layout,
             boundary=self.boundary_dtype,
         )
         make = partial(optimizer.build, config.optimizer)

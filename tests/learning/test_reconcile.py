@@ -184,9 +184,9 @@ def test_directions_do_not_depend_on_the_size(size):
     assert reconcile.agreement(g * 0, s).cosine == 0
 
 
-@pytest.mark.parametrize("name", reconcile.DISTANCES)
+@pytest.mark.parametrize("name", ["squared", "relative", "pooled"])
 def test_every_distance_is_zero_in_agreement_and_its_gradient_finite(name):
-    distance = reconcile.DISTANCES[name]
+    distance = reconcile.distance(name, "NCHW")
     s = torch.randn(4, 3, 2, 2)
     torch.testing.assert_close(distance(s, s), torch.tensor(0.0), atol=1e-6, rtol=0)
     for target in (torch.randn_like(s), torch.zeros_like(s), s * 1e-30):
@@ -201,6 +201,25 @@ def test_relative_distance_does_not_depend_on_the_scale():
     g, s = torch.randn(4, 3), torch.randn(4, 3)
     torch.testing.assert_close(reconcile.relative(9 * g, 9 * s), reconcile.relative(g, s))
     torch.testing.assert_close(reconcile.relative(-s, s), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "axes"),
+    [("NCHW", (4, 3, 2, 5), (2, 3)), ("NHWC", (4, 2, 5, 3), (1, 2)), ("NTC", (4, 7, 3), (1,))],
+)
+def test_pooled_distance_does_not_see_positions(layout, shape, axes):
+    distance = reconcile.distance("pooled", layout)
+    g, s = torch.randn(shape), torch.randn(shape)
+    expected = reconcile.relative(g.sum(axes), s.sum(axes))
+    torch.testing.assert_close(distance(g, s), expected)
+    torch.testing.assert_close(distance(g.roll(1, axes[0]), s), expected)
+    assert not torch.allclose(distance(g.roll(1, 0), s), expected), "samples do matter"
+
+
+def test_pooled_distance_of_vectors_is_the_relative_one():
+    g, s = torch.randn(4, 3), torch.randn(4, 3)
+    for layout in ("NC", "NCHW"):
+        assert reconcile.distance("pooled", layout)(g, s) == reconcile.relative(g, s)
 
 
 class OnceDifferentiable(torch.autograd.Function):

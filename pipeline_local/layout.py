@@ -1,0 +1,9 @@
+"""What the axes of activations mean."""
+
+from typing import Literal
+
+Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
+"""N samples, C channels, H x W or T positions."""
+
+POSITIONS: dict[Layout, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NTC": (1,), "NC": ()}
+"""The axes of the positions."""
