@@ -122,9 +122,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import drawing, plan
+    from pipeline_local.record import newfile
 
     if options.json is not None:
-        plan.refuse_existing(options.json)
+        newfile.refuse_existing("--json", options.json)
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)
     drawn = plan.draw(config, describe(config.data), num_stages)

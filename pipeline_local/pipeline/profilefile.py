@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.record import newfile
 
 if TYPE_CHECKING:
     from pipeline_local.pipeline.blueprint import Blueprint
@@ -44,23 +45,8 @@ def save(facts: Mapping[str, Any], output: Path) -> None:
     Raises:
         UserError: it exists already or cannot be written.
     """
-    refuse_existing(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x") as file:
-            file.write(json.dumps({"version": VERSION, **facts}, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
-
-
-def refuse_existing(output: Path) -> None:
-    """Before anything is spent.
-
-    Raises:
-        UserError: the file exists.
-    """
-    if output.exists():
-        raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
+    text = json.dumps({"version": VERSION, **facts}, indent=2) + "\n"
+    newfile.write("--output", output, text)
 
 
 def load(path: Path, blueprint: "Blueprint") -> Costs:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import UserError
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Costs, ModuleCost, Unit
 from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.planning.neighbours import num_bytes
 from pipeline_local.planning.rehearsal import ModuleBytes, StageBytes, rehearse
+from pipeline_local.record import newfile
 
 TOLERATED = 1.15
 """Largest cost over the mean from which on another cut is worth a word."""
@@ -144,23 +144,7 @@ def write(plan: Plan, output: Path) -> None:
     Raises:
         UserError: it exists already or cannot be written.
     """
-    refuse_existing(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x") as file:
-            file.write(json.dumps(asdict(plan), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--json: {output} cannot be written ({error}); name another") from None
-
-
-def refuse_existing(output: Path) -> None:
-    """Before anything is spent.
-
-    Raises:
-        UserError: the file exists.
-    """
-    if output.exists():
-        raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
+    newfile.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
 
 
 def _module_costs(blueprint: Blueprint, costs: Costs) -> list[ModuleCost]:

@@ -30,6 +30,7 @@ from pipeline_local.models import backbone as backbones
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
+from pipeline_local.record import newfile
 from pipeline_local.record.metrics import settle
 
 TINY = 1e-8
@@ -54,7 +55,7 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, device: tor
     """
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
-    profilefile.refuse_existing(output)
+    newfile.refuse_existing("--output", output)
     facts = measure(config, info, runs, device)
     profilefile.save(facts, output)
     return (

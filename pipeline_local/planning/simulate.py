@@ -15,11 +15,10 @@ from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link
 from pipeline_local.planning.neighbours import num_bytes
-from pipeline_local.planning.plan import refuse_existing
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.planning.work import ModuleWork, StageWork, stretched
-from pipeline_local.record import atomic
+from pipeline_local.record import newfile
 from pipeline_local.record.metrics import as_json
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
@@ -215,13 +214,10 @@ def report(config: Config, info: DataInfo, request: Request, output: Path | None
         UserError: see `rows`; or the file exists already or cannot be written.
     """
     if output is not None:
-        refuse_existing(output)
+        newfile.refuse_existing("--json", output)
     found = rows(config, info, request)
     if output is not None:
-        try:
-            atomic.write_text(output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json: {output} cannot be written ({error}); name another") from None
+        newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
     return markdown(found)
 
 

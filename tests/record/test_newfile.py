@@ -1,0 +1,28 @@
+"""Files that a user asks for: never over another one."""
+
+import pytest
+
+from pipeline_local.errors import UserError
+from pipeline_local.record import newfile
+
+
+def test_a_new_file_and_its_folders(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    newfile.refuse_existing("--json", path)
+    newfile.write("--json", path, "text")
+    assert path.read_text() == "text"
+
+
+def test_what_is_there_stays(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text("mine")
+    for refused in (newfile.refuse_existing, lambda *where: newfile.write(*where, "text")):
+        with pytest.raises(UserError, match=r"--json: .*b\.json exists, and files are never over"):
+            refused("--json", path)
+    assert path.read_text() == "mine"
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output: .* cannot be written"):
+        newfile.write("--output", tmp_path / "file" / "b.json", "text")
