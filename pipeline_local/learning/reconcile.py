@@ -211,7 +211,7 @@ def finite_difference(
     g = first.input.detach().requires_grad_()
     (v,) = grad(between(g, s), g)
     size, length = _norm(v), step * _norm(x)
-    moved = g.detach().copy_(v.mul_(length / size).add_(x))
+    moved = g.detach().copy_(x).addcmul_(v, length / size)
     del g, v
     second = grad(objective(moved), params, materialize_grads=True)
     added = torch._foreach_sub(second, list(first.params))

@@ -113,12 +113,22 @@ def test_finite_difference_agrees_with_exact_on_smooth_networks(problem):
     assert added.norm() / exact.norm() == pytest.approx(1, abs=0.1)
 
 
-def test_finite_difference_converges_to_exact(problem):
+@pytest.mark.parametrize("distance", ["squared", "relative", "pooled"])
+def test_finite_difference_converges_to_exact(problem, distance):
     net, objective, x, s = problem
     params = list(net.parameters())
-    first = reconcile.plain(objective, x, params)
-    exact = reconcile.exact(objective, x, s, params)
-    added = reconcile.finite_difference(objective, x, s, params, 1e-6, first)
+    layout = "NTC" if x.dim() == 3 else "NCHW"
+    exact, added = (
+        reconcile.gradient(
+            ReconcileConfig(distance=distance, estimator=estimator, step=1e-6),
+            objective,
+            x,
+            s,
+            params,
+            layout=layout,
+        )
+        for estimator in ("exact", "finite_difference")
+    )
     for a, b in zip(added, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
