@@ -43,8 +43,9 @@ class ModulesConfig:
     module; auto: equal costs; or the K-1 blocks (name or index) that open modules 2..K."""
     recompute: bool = False
     """Activation checkpointing: keep each block's input only, compute the rest again."""
-    profile: Path | None = None
-    """Measured costs, by `pipeline-local profile`, for cuts that are auto; null: FLOPs."""
+    profile: Path | tuple[Path, ...] | None = None
+    """Measured costs, by `pipeline-local profile`, for cuts that are auto: one file, or one of each
+    stage's device where they differ; null: FLOPs."""
 
     @property
     def known_count(self) -> int | None:
@@ -160,7 +161,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Where the modules run: this never changes a result."""
+    """Where the modules run: this never changes a result, if `modules.cuts` is not auto."""
 
     __pydantic_config__ = _STRICT
     stages: Positive | None = None
@@ -170,6 +171,9 @@ class ParallelConfig:
     cuts: Literal["uniform", "auto"] | tuple[Annotated[int, Field(ge=2)], ...] = "uniform"
     """uniform: equal numbers of modules; auto: equal costs; or the S-1 modules (numbers from 1)
     that open stages 2..S."""
+    memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB that a device has for tensors: cuts that are auto keep each part within it; null: nine
+    tenths of the profiled GPU's, else no limit."""
     threads: Annotated[int, Field(ge=1, le=_MOST_OF_A_HOST)] | None = None
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None

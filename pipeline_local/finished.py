@@ -14,6 +14,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
@@ -85,6 +86,6 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
         "accuracy": [row["accuracy"] for row in rows],
         "loss": [row["loss"] for row in rows],
     }
-    show(blueprint.describe(1), facts)
+    show(describe(blueprint, 1), facts)
     summary.warn(skipped.warnings())
     return facts

@@ -16,6 +16,7 @@ from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.costs import stage_times
+from pipeline_local.pipeline.description import describe, explain
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
@@ -250,10 +251,9 @@ class Trainer:
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
-        blueprint = self.blueprint
-        place = self.place.explain(blueprint.config.parallel)
+        place = self.place.explain(self.blueprint.config.parallel)
         resuming = [f"resuming after step {self.start}"] if self.start else []
-        return [blueprint.explain(), blueprint.schedule.explain(), place, *resuming]
+        return [explain(self.blueprint), self.blueprint.schedule.explain(), place, *resuming]
 
     def _log(self, step: Step) -> None:
         facts = {
@@ -295,6 +295,6 @@ class Trainer:
         facts = summary.combine(results, steps * config.data.batch_size, plan)
         self.checkpoints.prune(config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
-        summary.show(self.blueprint.describe(self.place.world_size), facts)
+        summary.show(describe(self.blueprint, self.place.world_size), facts)
         summary.warn(line for result in results for line in result["warnings"])
         return facts

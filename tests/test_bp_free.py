@@ -18,6 +18,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.description import explain, is_bp_free
 from pipeline_local.pipeline.place import Place
 from pipeline_local.trainer import train
 
@@ -202,8 +203,8 @@ def test_every_body_is_one_layer_and_every_head_at_most_one(family, count, head)
     assert [matrices(module.body) for module in modules] == [1] * count
     own = int(head == "linear")
     assert [matrices(module.head) for module in modules] == [own] * (count - 1) + [1]
-    assert blueprint.is_bp_free
-    assert f"{count} modules (BP-free);" in blueprint.explain()
+    assert is_bp_free(blueprint)
+    assert f"{count} modules (BP-free);" in explain(blueprint)
 
 
 def test_a_vits_modules_are_residual_branches():
@@ -213,7 +214,7 @@ def test_a_vits_modules_are_residual_branches():
     kinds = [type(module.body[0]).__name__ for module in modules]
     assert kinds == ["Patches", "Attention", "Mlp", "Attention", "Mlp"]
     assert [matrices(module.body) for module in modules] == [1, 2, 2, 2, 2]
-    assert "(BP-free)" not in blueprint.explain()
+    assert "(BP-free)" not in explain(blueprint)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_vits_modules_are_residual_branches():
     ],
 )
 def test_what_is_not_bp_free_is_not_called_so(sections):
-    assert not draw(**sections).is_bp_free
+    assert not is_bp_free(draw(**sections))
 
 
 @pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
@@ -287,7 +288,7 @@ def test_a_module_without_anything_to_learn_is_refused():
     model = {"name": f"python:{__name__}:flat_first"}
     with pytest.raises(UserError, match=r"module 1 \(block0\) and its head have nothing to learn"):
         draw(model)
-    assert draw(model, head={"name": "linear"}).is_bp_free
+    assert is_bp_free(draw(model, head={"name": "linear"}))
 
 
 def test_one_class_has_no_simplex():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline_local.planning.storages import LiveStorages as LiveStorages  # public here too
+from pipeline_local.pipeline.storages import LiveStorages as LiveStorages  # public here too
 
 
 class Footprint:

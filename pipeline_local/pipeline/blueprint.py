@@ -6,6 +6,7 @@ stages, contracts, schedule. Only `Blueprint.module` allocates memory, for one m
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,10 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.pipeline import partition, profilefile
+from pipeline_local.pipeline import cuts, partition, profilefile
 from pipeline_local.pipeline.costs import Costs, by_flops
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
-from pipeline_local.record.summary import Row
 
 Shape = tuple[int, ...]
 
@@ -73,13 +73,13 @@ class Blueprint:
             schedule=Schedule(config, info.num_train, info.num_test),
         )
         names = [block.name for block in backbone.blocks]
-        sizes = [_num_parameters(block.module) for block in backbone.blocks]
+        sizes = [sum(p.numel() for p in block.module.parameters()) for block in backbone.blocks]
         modules = partition.modules_of(
-            names, sizes, config.modules, lambda k: sketch.costs.best_modules(k)
+            names, sizes, config.modules, lambda k: cuts.best_modules(sketch, sketch.costs_of(k))
         )
         if config.modules.cuts == "auto":
-            cuts = tuple(names[part.start] for part in modules[1:])
-            config = replace(config, modules=replace(config.modules, cuts=cuts))
+            opens = tuple(names[part.start] for part in modules[1:])
+            config = replace(config, modules=replace(config.modules, cuts=opens))
         blueprint = replace(sketch, config=config, modules=tuple(modules))
         blueprint._check_trainable()
         return blueprint
@@ -100,19 +100,41 @@ class Blueprint:
 
     def stages(self, num_stages: int) -> list[range]:
         """The modules of each stage."""
-        cuts = self.config.parallel.cuts
-        return partition.stages_of(len(self.modules), num_stages, cuts, self.module_totals)
+        if num_stages not in self._stages:
+            self._stages[num_stages] = partition.stages_of(
+                len(self.modules),
+                num_stages,
+                self.config.parallel.cuts,
+                lambda: cuts.best_stages(self, self.costs_of(num_stages)),
+            )
+        return self._stages[num_stages]
 
     @cached_property
-    def costs(self) -> Costs:
-        """What each part of the network costs: as measured in `modules.profile`, else in FLOPs."""
-        path = self.config.modules.profile
-        return by_flops(self) if path is None else profilefile.load(path, self)
+    def _stages(self) -> dict[int, list[range]]:
+        return {}
 
-    def module_totals(self) -> list[float]:
-        """What each module costs in an average step."""
-        count = len(self.modules)
-        return [self.costs.module(k, count, part).total for k, part in enumerate(self.modules)]
+    @cached_property
+    def devices(self) -> tuple[Costs, ...]:
+        """What each part of the network costs: as measured on each device of `modules.profile`,
+        else in FLOPs; a single one if all devices are alike."""
+        paths = self.config.modules.profile
+        if paths is None:
+            return (by_flops(self),)
+        paths = (paths,) if isinstance(paths, Path) else paths
+        return tuple(profilefile.load(path, self) for path in paths)
+
+    def costs_of(self, count: int) -> tuple[Costs, ...]:
+        """The costs on each of so many devices.
+
+        Raises:
+            UserError: there are profiles of several devices, and they are not as many.
+        """
+        if len(self.devices) not in (1, count):
+            raise UserError(
+                f"modules.profile: give one file for all devices or one for each, got"
+                f" {len(self.devices)} for {count}"
+            )
+        return self.devices if len(self.devices) == count else self.devices * count
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
@@ -133,37 +155,6 @@ class Blueprint:
         """The blocks of a module; the last module's classifier is not among them."""
         return [self.backbone.blocks[i] for i in self.modules[index]]
 
-    def describe(self, num_stages: int) -> list[Row]:
-        """What each module is and where it runs, for people."""
-        stage_of = {k: s for s, part in enumerate(self.stages(num_stages)) for k in part}
-        rows = []
-        for index in range(len(self.modules)):
-            names = [block.name for block in self.blocks(index)]
-            blocks = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
-            head = "classifier" if self.is_last(index) else self.config.head.name
-            rows.append(Row(stage_of[index], blocks, head))
-        return rows
-
-    def explain(self) -> str:
-        """One line for people: what is trained."""
-        blocks = [*self.backbone.blocks, self.backbone.classifier]
-        millions = sum(_num_parameters(block.module) for block in blocks) / 1e6
-        return (
-            f"{self.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
-            f" {len(self.modules)} modules{' (BP-free)' if self.is_bp_free else ''};"
-            f" images {'x'.join(map(str, self.info.image_shape))}, {self.info.num_classes} classes"
-        )
-
-    @property
-    def is_bp_free(self) -> bool:
-        """No body of several modules has two weight matrices, nor has any head.
-
-        So no error is chained through two trainable layers of the network.
-        """
-        bodies = [sum(map(_num_matrices, self._paper_body(k))) for k in range(len(self.modules))]
-        heads = [_num_matrices(self._paper_head(k)) for k in range(len(self.modules))]
-        return len(bodies) > 1 and max(*bodies, *heads) <= 1
-
     def is_last(self, index: int) -> bool:
         """Whether this module's head is the network's own classifier."""
         return index == len(self.modules) - 1
@@ -180,7 +171,7 @@ class Blueprint:
     def outline(self, index: int, device: torch.device) -> LocalModule:
         """The same module in unfilled memory, not compiled, for a FakeTensorMode."""
         with unset_fake_temporarily():  # paper is of another kind than what is drawn on it
-            paper = [*self._paper_body(index), self._paper_head(index)]
+            paper = [*self.paper_body(index), self.paper_head(index)]
         *blocks, head = [backbones.hollow(part, device, self.dtype) for part in paper]
         return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
 
@@ -243,7 +234,7 @@ class Blueprint:
 
     def _check_trainable(self) -> None:
         for index in range(len(self.modules)):
-            parts = [*self._paper_body(index), self._paper_head(index)]
+            parts = [*self.paper_body(index), self.paper_head(index)]
             if not any(p.requires_grad for part in parts for p in part.parameters()):
                 names = ", ".join(block.name for block in self.blocks(index))
                 raise UserError(
@@ -251,10 +242,12 @@ class Blueprint:
                     f" learn; cut elsewhere, or choose a head that learns (head.name)"
                 )
 
-    def _paper_body(self, index: int) -> list[nn.Module]:
+    def paper_body(self, index: int) -> list[nn.Module]:
+        """A module's blocks on the meta device."""
         return [block.module for block in self.blocks(index)]
 
-    def _paper_head(self, index: int) -> nn.Module:
+    def paper_head(self, index: int) -> nn.Module:
+        """A module's head on the meta device."""
         if self.is_last(index):
             return self.backbone.classifier.module
         return self._auxiliary_head(index)
@@ -288,12 +281,3 @@ class Blueprint:
                 f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _num_matrices(module: nn.Module) -> int:
-    """Weights that mix their inputs; the scales and shifts of norms and biases do not."""
-    return sum(p.dim() > 1 for p in module.parameters())

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import partition
 from pipeline_local.record.summary import StageTimes
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ class Costs:
         heads: auxiliary heads, by where they stand and how many blocks they copy.
         classifier: the last module's head.
         link: how long a message takes, where that has been measured.
+        memory: bytes that the device has, where its ranks share it with nobody.
         origin: where the costs come from, for people.
     """
 
@@ -113,6 +113,7 @@ class Costs:
     heads: Mapping[HeadKey, Cost]
     classifier: Cost
     link: Link | None = None
+    memory: int | None = None
     origin: str = "FLOPs counted on paper"
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
@@ -130,18 +131,6 @@ class Costs:
             added=added,
             update=body.update + head.update,
         )
-
-    def best_modules(self, count: int) -> list[range]:
-        """The blocks of each of `count` modules, so that the dearest is as cheap as can be."""
-        return partition.cheapest(
-            len(self.blocks), count, lambda index, blocks: self._total(index, count, blocks)
-        )
-
-    def _total(self, index: int, count: int, blocks: range) -> float:
-        is_last = index == count - 1
-        if is_last != (blocks.stop == len(self.blocks)):
-            return float("inf")  # only the last module reaches the classifier
-        return self.module(index, count, blocks).total
 
     def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:
         reconcile, added = self.config.reconcile, 0.0
@@ -184,14 +173,25 @@ def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]
             continue
 
 
+def of_stages(blueprint: "Blueprint", num_stages: int) -> list[list[ModuleCost]]:
+    """What the modules of each stage cost on its device.
+
+    Raises:
+        UserError: there are profiles of another number of devices.
+    """
+    modules, costs = blueprint.modules, blueprint.costs_of(num_stages)
+    return [
+        [on_device.module(k, len(modules), modules[k]) for k in part]
+        for on_device, part in zip(costs, blueprint.stages(num_stages), strict=True)
+    ]
+
+
 def stage_times(blueprint: "Blueprint", num_stages: int, steps: int) -> StageTimes | None:
-    """How long each stage should compute per step; None without a profile."""
-    if blueprint.config.modules.profile is None:
+    """How long each stage should compute per step; None without a profile of its device."""
+    if blueprint.config.modules.profile is None or len(blueprint.devices) not in (1, num_stages):
         return None
-    totals = blueprint.module_totals()
-    return StageTimes(
-        [sum(totals[k] for k in part) for part in blueprint.stages(num_stages)], steps
-    )
+    stages = of_stages(blueprint, num_stages)
+    return StageTimes([sum(cost.total for cost in stage) for stage in stages], steps)
 
 
 def by_flops(blueprint: "Blueprint") -> Costs:

@@ -90,7 +90,7 @@ def stages_of(
     num_modules: int,
     num_stages: int,
     cuts: str | Sequence[int],
-    costs: Callable[[], Sequence[float]],
+    best: Callable[[], list[range]],
 ) -> list[range]:
     """The modules of each stage: S contiguous non-empty ranges.
 
@@ -98,7 +98,7 @@ def stages_of(
         num_modules: K.
         num_stages: S; a single one has all modules, whatever the cuts.
         cuts: `parallel.cuts`.
-        costs: of each module, for `auto`.
+        best: the cheapest stages, for `auto`.
 
     Raises:
         UserError: more stages than modules, or cuts that make no such stages.
@@ -111,7 +111,7 @@ def stages_of(
     if num_stages == 1 or cuts == "uniform":
         return uniform(num_modules, num_stages)
     if isinstance(cuts, str):
-        return balanced(costs(), num_stages)
+        return best()
     edges = [0, *(number - 1 for number in cuts), num_modules]
     if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
         raise UserError(

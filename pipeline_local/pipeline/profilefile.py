@@ -1,7 +1,7 @@
 """A saved profile: what the parts of one network cost, measured on one device.
 
-JSON: `version`, `setting` (what it is of), `device` (where it was measured), `blocks`, `heads`,
-`classifier` (seconds per microbatch), `link`.
+JSON: `version`, `setting` (what it is of), `device` (where it was measured; `memory` in bytes),
+`blocks`, `heads`, `classifier` (seconds per microbatch), `link`.
 """
 
 import json
@@ -68,6 +68,7 @@ def load(path: Path, blueprint: "Blueprint") -> Costs:
             heads={(row["end"], row["copies"]): _cost(row, parts) for row in facts["heads"]},
             classifier=_cost(facts["classifier"], parts),
             link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
+            memory=device.get("memory"),
             origin=f"measured on {device['name']}, {device['threads']} threads",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.planning.rehearsal import pass_through, rehearse
+from pipeline_local.pipeline.rehearsal import pass_through, rehearse
 
 
 @dataclass(frozen=True)

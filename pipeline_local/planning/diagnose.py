@@ -32,6 +32,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.reconcile import Agreement
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.source import Source
 
@@ -79,7 +80,7 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
     device = Place().device
     blueprint, modules, step = finished.load(run, device)
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
-    blocks = [row.blocks for row in blueprint.describe(1)]
+    blocks = [row.blocks for row in describe(blueprint, 1)]
     _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}

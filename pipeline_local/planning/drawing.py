@@ -1,6 +1,6 @@
 """A plan as text: tables, a timeline, and a word about better cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -28,23 +28,43 @@ def show(plan: Plan) -> None:
 
 def warnings(plan: Plan) -> list[str]:
     """What could be balanced better, and how; one line each."""
-    lines = []
-    if plan.imbalance > TOLERATED and plan.imbalance / plan.stage_cut.imbalance > 1.02:
-        opens = ", ".join(str(module + 1) for module in plan.stage_cut.edges)
+    lines = list(_memory_warnings(plan))
+    better = plan.stage_cut
+    if better and plan.imbalance > TOLERATED and plan.imbalance / better.imbalance > 1.02:
+        opens = ", ".join(str(module + 1) for module in better.edges)
         lines.append(
             f"warning: the dearest stage costs {plan.imbalance:.2f} times the mean; stages that"
-            f" begin with modules {opens} would make it {plan.stage_cut.imbalance:.2f}"
+            f" begin with modules {opens} would make it {better.imbalance:.2f}"
         )
     costs = [module.cost.total for stage in plan.stages for module in stage.modules]
     imbalance = max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
-    if imbalance > TOLERATED and imbalance / plan.module_cut.imbalance > 1.02:
-        cuts = ",".join(plan.block_names[block] for block in plan.module_cut.edges)
+    other = plan.module_cut
+    if other and imbalance > TOLERATED and imbalance / other.imbalance > 1.02:
+        cuts = ",".join(plan.block_names[block] for block in other.edges)
         lines.append(
             f"warning: the dearest module costs {imbalance:.2f} times the mean;"
-            f" modules.cuts=[{cuts}] would make it {plan.module_cut.imbalance:.2f}"
+            f" modules.cuts=[{cuts}] would make it {other.imbalance:.2f}"
             f" (other modules learn otherwise)"
         )
     return lines
+
+
+def _memory_warnings(plan: Plan) -> Iterator[str]:
+    for number, stage in enumerate(plan.stages):
+        peak = stage.memory.peak
+        if stage.room is None or peak <= stage.room:
+            continue
+        if plan.stage_cut:
+            remedy = f"parallel.cuts={[edge + 1 for edge in plan.stage_cut.edges]} fits"
+        elif plan.module_cut:
+            names = ",".join(plan.block_names[block] for block in plan.module_cut.edges)
+            remedy = f"modules.cuts=[{names}] fits, each alone (other modules learn otherwise)"
+        else:
+            remedy = "nor does any other cut fit; modules.recompute=true or more stages save memory"
+        yield (
+            f"warning: stage {number} needs {mebibytes(peak)} MiB, its device has"
+            f" {mebibytes(stage.room)}; {remedy}"
+        )
 
 
 def lines_of(plan: Plan, width: int = 72) -> list[str]:

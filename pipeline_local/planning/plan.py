@@ -5,18 +5,21 @@ what backpropagation, 1F1B and data parallelism would need on the same devices.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.pipeline import partition
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Costs, ModuleCost, Unit
+from pipeline_local.pipeline.costs import ModuleCost, Unit, of_stages
+from pipeline_local.pipeline.description import describe
+from pipeline_local.pipeline.neighbours import num_bytes
+from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
-from pipeline_local.planning.neighbours import num_bytes
-from pipeline_local.planning.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.record import newfile
 
 TOLERATED = 1.15
@@ -44,10 +47,11 @@ class ModulePlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its modules, and what their device must hold and do."""
+    """One stage: its modules, what their device must hold and do, and the bytes that it has."""
 
     modules: tuple[ModulePlan, ...]
     memory: StageBytes
+    room: float | None
 
     @property
     def cost(self) -> float:
@@ -90,9 +94,10 @@ class Plan:
         steps: optimizer steps of the run.
         imbalance: largest stage cost over the mean.
         fill: part of the run that passes before the last stage has anything to do, from costs.
-        stage_cut: the best placement of these modules: first module of each stage but the first.
-        module_cut: the best modules, one per stage or as many as now: first block of each but the
-            first. It changes the mathematics.
+        stage_cut: the best placement of these modules: first module of each stage but the first;
+            None where none fits the devices.
+        module_cut: the best modules, as many as now: first block of each but the first. It changes
+            the mathematics. None where none fits the devices.
         alternatives: other methods, for comparison.
     """
 
@@ -104,8 +109,8 @@ class Plan:
     edges: tuple[EdgePlan, ...]
     imbalance: float
     fill: float
-    stage_cut: Cut
-    module_cut: Cut
+    stage_cut: Cut | None
+    module_cut: Cut | None
     block_names: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -117,22 +122,24 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
         UserError: the configuration does not fit together, or cannot be rehearsed.
     """
     blueprint = Blueprint.draw(config, info)
-    parts = blueprint.stages(num_stages)
-    costs = blueprint.costs
-    modules = _module_costs(blueprint, costs)
-    stages = tuple(_stage(blueprint, part, modules, num_stages) for part in parts)
+    parts, costs = blueprint.stages(num_stages), blueprint.costs_of(num_stages)
+    room = cuts.room(blueprint, costs)
+    stages = tuple(
+        _stage(blueprint, part, modules, num_stages, space)
+        for part, modules, space in zip(parts, of_stages(blueprint, num_stages), room, strict=True)
+    )
     totals = [stage.cost for stage in stages]
     return Plan(
-        unit=costs.unit,
-        origin=costs.origin,
+        unit=costs[0].unit,
+        origin="; ".join(dict.fromkeys(each.origin for each in costs)),
         batch_size=config.data.batch_size,
         steps=blueprint.schedule.num_steps,
         stages=stages,
         edges=tuple(_edge(blueprint, part[-1]) for part in parts[:-1]),
         imbalance=_imbalance(totals),
         fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
-        stage_cut=_best_stages([cost.total for cost in modules], num_stages),
-        module_cut=_best_modules(blueprint, costs),
+        stage_cut=_best_stages(blueprint, num_stages),
+        module_cut=_best_modules(blueprint, num_stages),
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
         alternatives=alternatives(blueprint, num_stages),
     )
@@ -147,32 +154,27 @@ def write(plan: Plan, output: Path) -> None:
     newfile.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
 
 
-def _module_costs(blueprint: Blueprint, costs: Costs) -> list[ModuleCost]:
-    count = len(blueprint.modules)
-    return [costs.module(k, count, blocks) for k, blocks in enumerate(blueprint.modules)]
-
-
 def _stage(
-    blueprint: Blueprint, part: range, costs: Sequence[ModuleCost], num_stages: int
+    blueprint: Blueprint, part: range, costs: Sequence[ModuleCost], num_stages: int, room: float
 ) -> StagePlan:
     memory = rehearse(blueprint, part, num_stages)
-    rows = blueprint.describe(1)
+    rows = describe(blueprint, 1)
     modules = [
         ModulePlan(
             number=index + 1,
             blocks=tuple(block.name for block in blueprint.blocks(index)),
             head=rows[index].head,
             memory=held,
-            cost=costs[index],
+            cost=cost,
         )
-        for index, held in zip(part, memory.modules, strict=True)
+        for index, held, cost in zip(part, memory.modules, costs, strict=True)
     ]
-    return StagePlan(tuple(modules), memory)
+    return StagePlan(tuple(modules), memory, None if room == math.inf else room)
 
 
 def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
-    micro, link = blueprint.config.train.microbatches, blueprint.costs.link
+    micro, link = blueprint.config.train.microbatches, blueprint.devices[0].link
     signals = _part_that_compares(blueprint) * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
     activations = num_bytes([contract.activations])
@@ -202,14 +204,26 @@ def _fill(stages: Sequence[StagePlan], microbatches: int, steps: int) -> float:
     return first / whole if whole else 0.0
 
 
-def _best_stages(costs: Sequence[float], num_stages: int) -> Cut:
-    parts = partition.balanced(costs, num_stages)
-    totals = [sum(costs[i] for i in part) for part in parts]
+def _best_stages(blueprint: Blueprint, num_stages: int) -> Cut | None:
+    costs, modules = blueprint.costs_of(num_stages), blueprint.modules
+    try:
+        parts = cuts.best_stages(blueprint, costs)
+    except UserError:
+        return None
+    totals = [
+        sum(on_device.module(k, len(modules), modules[k]).total for k in part)
+        for on_device, part in zip(costs, parts, strict=True)
+    ]
     return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))
 
 
-def _best_modules(blueprint: Blueprint, costs: Costs) -> Cut:
-    count = len(blueprint.modules)
-    parts = costs.best_modules(count)
-    totals = [costs.module(k, count, part).total for k, part in enumerate(parts)]
+def _best_modules(blueprint: Blueprint, num_stages: int) -> Cut | None:
+    """On the devices where the modules are now."""
+    devices = zip(blueprint.costs_of(num_stages), blueprint.stages(num_stages), strict=True)
+    costs = [on_device for on_device, part in devices for _ in part]
+    try:
+        parts = cuts.best_modules(blueprint, costs)
+    except UserError:
+        return None
+    totals = [costs[k].module(k, len(parts), part).total for k, part in enumerate(parts)]
     return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))

@@ -259,6 +259,7 @@ def _device(device: torch.device) -> dict[str, Any]:
     is_gpu = device.type == "cuda"
     return {
         "name": torch.cuda.get_device_name(device) if is_gpu else f"cpu ({platform.machine()})",
+        "memory": torch.cuda.get_device_properties(device).total_memory if is_gpu else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

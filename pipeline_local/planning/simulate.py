@@ -13,8 +13,8 @@ from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Link
-from pipeline_local.planning.neighbours import num_bytes
+from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.planning.work import ModuleWork, StageWork, stretched
@@ -104,7 +104,7 @@ def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
     """
     request.check()
     blueprint = Blueprint.draw(config, info)
-    if blueprint.costs.unit != "seconds":
+    if blueprint.devices[0].unit != "seconds":
         raise UserError(
             "modules.profile: a simulation needs measured times, got none; make them with"
             " pipeline-local profile"
@@ -169,13 +169,17 @@ def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[Stage
     part = samples / blueprint.config.data.batch_size
     modules = len(blueprint.modules)
     if count <= modules:
-        return tuple(_stage(blueprint, numbers, part) for numbers in blueprint.stages(count))
-    single = [_stage(blueprint, range(k, k + 1), part) for k in range(modules)]
+        placed = zip(blueprint.costs_of(count), blueprint.stages(count), strict=True)
+        return tuple(_stage(blueprint, costs, numbers, part) for costs, numbers in placed)
+    single = [
+        _stage(blueprint, costs, range(k, k + 1), part)
+        for k, costs in enumerate(blueprint.costs_of(modules))
+    ]
     return stretched(single, count)
 
 
-def _stage(blueprint: Blueprint, numbers: range, part: float) -> StageWork:
-    costs, modules = blueprint.costs, blueprint.modules
+def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> StageWork:
+    modules = blueprint.modules
     blocks = range(modules[numbers[0]].start, modules[numbers[-1]].stop)
     own = sum((costs.blocks[i] for i in blocks), Cost(0, 0, 0))
     if blocks.stop == len(costs.blocks):
@@ -186,7 +190,7 @@ def _stage(blueprint: Blueprint, numbers: range, part: float) -> StageWork:
     paper = [blueprint.backbone.blocks[i].module for i in blocks]
     size = blueprint.dtype.itemsize
     return StageWork(
-        modules=tuple(_module(blueprint, k, part) for k in numbers),
+        modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
         forward=own.forward * part,
         backward=own.backward * part,
         update=own.update,
@@ -195,9 +199,9 @@ def _stage(blueprint: Blueprint, numbers: range, part: float) -> StageWork:
     )
 
 
-def _module(blueprint: Blueprint, index: int, part: float) -> ModuleWork:
+def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> ModuleWork:
     modules, every = blueprint.modules, blueprint.config.reconcile.every
-    cost = blueprint.costs.module(index, len(modules), modules[index])
+    cost = costs.module(index, len(modules), modules[index])
     return ModuleWork(
         forward=cost.forward * part,
         signal=cost.signal * part,

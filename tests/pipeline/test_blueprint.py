@@ -9,6 +9,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
+from pipeline_local.pipeline import description
 from pipeline_local.pipeline.blueprint import Blueprint
 
 CPU = torch.device("cpu")
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_refused(sections, message):
 
 
 def test_description():
-    rows = draw().describe(2)
+    rows = description.describe(draw(), 2)
     assert [row.stage for row in rows] == [0, 0, 1, 1]
     assert rows[0].blocks == "stem .. layer1.0"
     assert [row.head for row in rows] == ["auglocal"] * 3 + ["classifier"]

@@ -75,10 +75,3 @@ def test_reconciliation_is_spread_over_the_steps(direction, first, last):
     costs = made({"weight": 0.1, "direction": direction, "every": 4})
     assert costs.module(0, 2, range(2)).added == first / 4
     assert costs.module(1, 2, range(2, 4)).added == last / 4
-
-
-def test_the_best_modules_leave_room_for_heads():
-    """The last module has a cheap classifier only, so it can take more blocks."""
-    costs = made({"weight": 0.0}, blocks=(1,) * 8, head=4)
-    assert costs.best_modules(2) == [range(3), range(3, 8)]
-    assert costs.best_modules(1) == [range(8)]

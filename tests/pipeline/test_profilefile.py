@@ -9,7 +9,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Link
+from pipeline_local.pipeline.costs import Cost, Link, stage_times
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 6},
@@ -146,3 +146,22 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="never overwritten"):
         write(path)
     assert path.read_text() == '"mine"'
+
+
+def test_a_profile_of_each_device(tmp_path):
+    """One device needs ten times as long; a single file stands for all."""
+    fast = write(tmp_path / "fast.json", seconds=(1,) * 6)
+    slow = write(tmp_path / "slow.json", seconds=(10,) * 6)
+    both = {"cuts": "blocks", "count": None, "profile": [slow, fast]}
+    blueprint = draw(modules=both, parallel={"cuts": "auto"})
+    assert blueprint.stages(2) == [range(0, 1), range(1, 6)]
+    assert stage_times(blueprint, 2, 1).predicted == [10, 5 + 7]
+    alike = draw(modules={**both, "profile": [fast, fast]}, parallel={"cuts": "auto"})
+    single = draw(modules={**both, "profile": fast}, parallel={"cuts": "auto"})
+    assert alike.stages(2) == single.stages(2) == [range(0, 5), range(5, 6)]
+    with pytest.raises(UserError, match="one for each, got 2 for 3"):
+        blueprint.stages(3)
+    assert len(blueprint.stages(1)) == 1  # as to evaluate the run
+    assert stage_times(blueprint, 1, 1) is None
+    with pytest.raises(UserError, match="one for each, got 2 for 3"):
+        draw(modules={"cuts": "auto", "count": 3, "profile": [slow, fast]})

@@ -10,22 +10,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.optimizer import build
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.fakes import Fakes
+from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.pipeline.transport import Spec
-from pipeline_local.planning.neighbours import Downstream, Upstream, made, num_bytes
-from pipeline_local.planning.storages import LiveStorages
 from pipeline_local.record.trace import Trace
+
+if TYPE_CHECKING:
+    from pipeline_local.pipeline.blueprint import Blueprint
 
 CPU = torch.device("cpu")
 
@@ -66,7 +69,7 @@ class StageBytes:
     act: str
 
 
-def rehearse(blueprint: Blueprint, numbers: Sequence[int], num_stages: int) -> StageBytes:
+def rehearse(blueprint: "Blueprint", numbers: Sequence[int], num_stages: int) -> StageBytes:
     """One stage's heaviest step, and an evaluation.
 
     Args:
@@ -78,7 +81,7 @@ def rehearse(blueprint: Blueprint, numbers: Sequence[int], num_stages: int) -> S
         UserError: the network asks for the value of a tensor, which a rehearsal has not.
     """
     storages = LiveStorages()
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.random.fork_rng(devices=[]), Fakes():
         try:
             modules = [blueprint.outline(number, CPU) for number in numbers]
             for module in modules:
@@ -111,7 +114,7 @@ class PassBytes:
     peak: int
 
 
-def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
+def pass_through(blueprint: "Blueprint", blocks: range, size: int) -> PassBytes:
     """Forward and backward of `size` samples through some blocks, the classifier behind the last.
 
     Args:
@@ -120,7 +123,7 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
         size: samples.
     """
     storages = LiveStorages()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with Fakes():
         body = blueprint.outline_of(blocks, CPU)
         params = [p for p in body.parameters() if p.requires_grad]
         optimizer = build(blueprint.config.optimizer, params)
@@ -161,7 +164,7 @@ class _Acts(Trace):
 
 
 def _perform(
-    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
+    blueprint: "Blueprint", modules: list[LocalModule], acts: _Acts, num_stages: int
 ) -> StageBytes:
     first, last, step = modules[0].index, modules[-1].index, _heaviest(blueprint)
     for module in modules:
@@ -185,7 +188,7 @@ def _perform(
     )
 
 
-def _heaviest(blueprint: Blueprint) -> Step:
+def _heaviest(blueprint: "Blueprint") -> Step:
     """Everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
@@ -208,7 +211,7 @@ def _heeding(step: Step) -> Step:
     return Step(number, step.lr, step.microbatches, compare=True, heed=True, log=True)
 
 
-def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
+def _fill_queues(blueprint: "Blueprint", module: LocalModule, step: Step) -> None:
     """What earlier steps have left there, when `step` begins."""
     if not step.feedback:
         return
@@ -224,7 +227,7 @@ def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
                 module.under_way.unheeded.push(number, part, *made([above]))
 
 
-def _under_way(blueprint: Blueprint, index: int) -> int:
+def _under_way(blueprint: "Blueprint", index: int) -> int:
     """Most bytes that a module's queues hold."""
     if not blueprint.schedule.has_feedback:
         return 0
@@ -235,7 +238,7 @@ def _under_way(blueprint: Blueprint, index: int) -> int:
     return blueprint.schedule.most_unheeded * num_bytes(held)
 
 
-def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:
+def _upstream(blueprint: "Blueprint", first: int, step: Step) -> Upstream:
     contract = blueprint.contract(max(first - 1, 0))
     if first:
         return Upstream((contract.activations, contract.labels), (contract.activations,), step)
@@ -245,7 +248,7 @@ def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:
 
 
 def _evaluate(
-    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, downstream: Downstream
+    blueprint: "Blueprint", modules: list[LocalModule], acts: _Acts, downstream: Downstream
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))

@@ -3,7 +3,7 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline_local.planning.storages import LiveStorages
+from pipeline_local.pipeline.storages import LiveStorages
 
 
 def work(weight):

@@ -9,11 +9,11 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.pipeline import rehearsal
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.rehearsal import pass_through, rehearse
 from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.planning import rehearsal
-from pipeline_local.planning.rehearsal import pass_through, rehearse
-from pipeline_local.planning.storages import LiveStorages
+from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.record.trace import Trace
 
 CPU = torch.device("cpu")

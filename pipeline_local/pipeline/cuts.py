@@ -1,0 +1,155 @@
+"""Automatic cuts: the dearest part as cheap as can be, and none larger than its device's memory.
+
+What a part costs is known beforehand (`costs`), so the cheapest cut is found at once. What it
+holds only a rehearsal tells: the parts of the cheapest cut are rehearsed, those that do not fit are
+ruled out, and the search begins again. The first cut that fits is the cheapest of all that do.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import partition
+from pipeline_local.pipeline.costs import Costs, head_key
+from pipeline_local.pipeline.rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from pipeline_local.pipeline.blueprint import Blueprint
+
+GIBIBYTE = 2**30
+FOR_TENSORS = 0.9
+"""Part of a device's memory; the rest is for its context, its libraries, and what lies idle."""
+
+Part = tuple[int, range]
+"""Its number, from 0, and what it holds."""
+
+
+def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
+    """The blocks of each module, were each alone on its device.
+
+    Args:
+        sketch: may have other modules.
+        costs: on the device of each module.
+
+    Raises:
+        UserError: no such modules fit.
+    """
+    count, last = len(costs), len(sketch.backbone.blocks)
+
+    def cost(part: Part) -> float:
+        index, blocks = part
+        if (index == count - 1) != (blocks.stop == last):
+            return math.inf  # only the last module reaches the classifier
+        return costs[index].module(index, count, blocks).total
+
+    def peak(part: Part, cut: Sequence[range]) -> int:
+        index, _ = part
+        return rehearse(replace(sketch, modules=tuple(cut)), [index], count).peak
+
+    def alike(index: int) -> Hashable:
+        if index == count - 1:
+            return index == 0, None
+        return index == 0, head_key(sketch.config, 0, last, index, count)
+
+    return _Search("modules", cost, peak, alike, room(sketch, costs)).best(last)
+
+
+def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
+    """The modules of each stage.
+
+    Args:
+        blueprint: has the modules.
+        costs: on the device of each stage.
+
+    Raises:
+        UserError: no such stages fit.
+    """
+    modules = blueprint.modules
+
+    def cost(part: Part) -> float:
+        stage, numbers = part
+        return sum(costs[stage].module(k, len(modules), modules[k]).total for k in numbers)
+
+    def peak(part: Part, _: Sequence[range]) -> int:
+        return rehearse(blueprint, part[1], len(costs)).peak
+
+    def alike(_: int) -> Hashable:
+        return None
+
+    return _Search("stages", cost, peak, alike, room(blueprint, costs)).best(len(modules))
+
+
+def room(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[float]:
+    """Bytes that each device has for tensors; infinite where nobody says."""
+    if (limit := blueprint.config.parallel.memory) is not None:
+        return [limit * GIBIBYTE] * len(costs)
+    return [math.inf if c.memory is None else FOR_TENSORS * c.memory for c in costs]
+
+
+class _Search:
+    """For the cheapest cut that fits.
+
+    Args:
+        what: is cut, for people.
+        cost: of a part; infinite if it may not be.
+        peak: bytes that a part of this cut takes.
+        alike: numbers of which this is the same take the same bytes for the same items.
+        room: bytes that each part's device has.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        cost: Callable[[Part], float],
+        peak: Callable[[Part, Sequence[range]], int],
+        alike: Callable[[int], Hashable],
+        room: Sequence[float],
+    ) -> None:
+        self._what = what
+        self._cost = cost
+        self._peak = peak
+        self._alike = alike
+        self._room = room
+        self._peaks: dict[tuple[Hashable, range], int] = {}
+        self._too_large: list[Part] = []
+
+    def best(self, num_items: int) -> list[range]:
+        """Contiguous non-empty ranges of so many items, one for each device."""
+        while True:
+            cut = partition.cheapest(num_items, len(self._room), self._allowed)
+            parts = list(enumerate(cut))
+            if self._too_large and any(self._allowed(*part) == math.inf for part in parts):
+                raise self._nothing_fits()
+            fits = [self._fits(part, cut) for part in parts]  # all are tried: each rules some out
+            if all(fits):
+                return cut
+
+    def _allowed(self, number: int, items: range) -> float:
+        """Its cost; items further in front, behind the same head, only add to what it holds."""
+        suffixes = (range(start, items.stop) for start in items)
+        known = (self._peaks.get((self._alike(number), part), 0) for part in suffixes)
+        return math.inf if max(known) > self._room[number] else self._cost((number, items))
+
+    def _fits(self, part: Part, cut: Sequence[range]) -> bool:
+        number, items = part
+        if self._room[number] == math.inf:
+            return True
+        key = self._alike(number), items
+        if key not in self._peaks:
+            self._peaks[key] = self._peak(part, cut)
+        if self._peaks[key] <= self._room[number]:
+            return True
+        self._too_large.append(part)
+        return False
+
+    def _nothing_fits(self) -> UserError:
+        number, items = min(self._too_large, key=lambda part: len(part[1]))
+        peak = self._peaks[self._alike(number), items]
+        return UserError(
+            f"parallel.memory: no cut into {len(self._room)} {self._what} fits,"
+            f" {self._what[:-1]} {number + (self._what == 'modules')} would need"
+            f" {peak / GIBIBYTE:.3g} GiB of {self._room[number] / GIBIBYTE:.3g}; cut into more, or"
+            f" set modules.recompute=true, more train.microbatches or a smaller data.batch_size"
+        )

@@ -1,0 +1,122 @@
+"""The best cuts: cheapest of those that fit, by brute force over all of them."""
+
+import math
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import cuts
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Cost, Costs
+from pipeline_local.pipeline.rehearsal import rehearse
+
+RESNET = {"name": "resnet20", "width": 8}
+MLP = {"name": "mlp", "hidden": 32, "depth": 8}
+
+
+def draw(model=MLP, **sections):
+    tree = {
+        "model": model,
+        "data": {"name": "digits", "batch_size": 16},
+        "head": {"name": "linear"},
+        "train": {"steps": 3},
+        **sections,
+    }
+    config = configfile.parse(tree)
+    return Blueprint.draw(config, describe(config.data))
+
+
+def made(blueprint, blocks, head):
+    return Costs(
+        blueprint.config,
+        "seconds",
+        tuple(Cost(b, 0, 0) for b in blocks),
+        {(end, 0): Cost(head, 0, 0) for end in range(1, len(blocks))},
+        Cost(0, 0, 0),
+    )
+
+
+def all_cuts(num_items, count):
+    for opens in combinations(range(1, num_items), count - 1):
+        yield [range(a, b) for a, b in pairwise([0, *opens, num_items])]
+
+
+def with_limit(blueprint, gibibytes):
+    parallel = replace(blueprint.config.parallel, memory=gibibytes)
+    return replace(blueprint, config=replace(blueprint.config, parallel=parallel))
+
+
+def test_the_best_modules_leave_room_for_heads():
+    """The last module has a cheap classifier only, so it can take more blocks."""
+    blueprint = draw()
+    costs = made(blueprint, (1,) * 8, head=4)
+    assert cuts.best_modules(blueprint, [costs] * 2) == [range(2), range(2, 8)]
+    assert cuts.best_modules(blueprint, [costs]) == [range(8)]
+
+
+def test_a_slow_device_gets_less():
+    blueprint = draw(modules={"count": 8})
+    fast, slow = made(blueprint, (1,) * 8, head=0), made(blueprint, (3,) * 8, head=0)
+    assert cuts.best_modules(blueprint, [fast, slow]) == [range(6), range(6, 8)]
+    assert cuts.best_stages(blueprint, [slow, fast]) == [range(2), range(2, 8)]
+
+
+@pytest.mark.parametrize("part_of_peak", [0.99, 0.8])
+def test_the_cheapest_modules_that_fit(part_of_peak):
+    """Cheap blocks keep as much as dear ones."""
+    sketch = draw(data={"name": "digits", "batch_size": 512})
+    costs = [made(sketch, (9, 5, 1, 1, 1, 1, 1, 2), head=0)] * 3
+
+    def peaks(cut):
+        whole = replace(sketch, modules=tuple(cut))
+        return [rehearse(whole, [k], 3).peak for k in range(3)]
+
+    def cost(cut):
+        return max(costs[k].module(k, 3, part).total for k, part in enumerate(cut))
+
+    free = cuts.best_modules(sketch, costs)
+    limit = part_of_peak * max(peaks(free))
+    fitting = [cut for cut in all_cuts(8, 3) if max(peaks(cut)) <= limit]
+    found = cuts.best_modules(with_limit(sketch, limit / cuts.GIBIBYTE), costs)
+    assert found != free
+    assert found in fitting
+    assert cost(found) == min(map(cost, fitting))
+
+
+def test_stages_keep_within_memory():
+    blueprint = draw(RESNET, modules={"cuts": "blocks"})
+    costs = blueprint.costs_of(2)
+    free = cuts.best_stages(blueprint, costs)
+    limit = max(rehearse(blueprint, part, 2).peak for part in free) - 1
+    limited = with_limit(blueprint, limit / cuts.GIBIBYTE)
+    found = cuts.best_stages(limited, costs)
+    assert found != free
+    assert max(rehearse(blueprint, part, 2).peak for part in found) <= limit
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"modules": {"count": 2, "cuts": "auto"}}, "no cut into 2 modules fits, module "),
+        ({"modules": {"count": 4}, "parallel": {"cuts": "auto"}}, "no cut into 2 stages fits, sta"),
+    ],
+)
+def test_where_nothing_fits(sections, message):
+    sections["parallel"] = {**sections.get("parallel", {}), "memory": 1e-5}
+    with pytest.raises(UserError, match=message) as error:
+        draw(**sections).stages(2)
+    assert "GiB of 1e-05" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_memory_of_the_profiled_device():
+    blueprint = draw()
+    costs = made(blueprint, (1,) * 8, 0)
+    assert cuts.room(blueprint, [costs]) == [math.inf]
+    own = [replace(costs, memory=1000), replace(costs, memory=2000)]
+    assert cuts.room(blueprint, own) == [900, 1800]
+    assert cuts.room(with_limit(blueprint, 2), own) == [2 * 2**30] * 2
