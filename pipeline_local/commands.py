@@ -49,8 +49,8 @@ def _add_planning(commands: Commands) -> None:
     simulate.add_argument("--stages", type=_numbers, help="such as 4,64; default: parallel.stages")
     simulate.add_argument("--microbatches", type=int, help="of 1f1b and gpipe; default: stages")
     simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
-    simulate.add_argument("--bandwidth", type=float, default=1e11, help="bits per second")
-    simulate.add_argument("--latency", type=float, default=0.0, help="seconds, one way")
+    simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
+    simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
     simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")
     simulate.add_argument("--json", type=Path, help="also write the rows to this file")
     simulate.set_defaults(run=_simulate)
@@ -137,7 +137,6 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
-    from pipeline_local.pipeline.costs import Link
     from pipeline_local.planning import simulate
 
     config = configfile.load(options.config, options.overrides)
@@ -147,7 +146,8 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
         stages=options.stages or (num_stages,),
         microbatches=options.microbatches,
         replicas=options.replicas,
-        link=Link(options.latency, options.bandwidth / 8),
+        latency=options.latency,
+        bandwidth=options.bandwidth,
         jitter=options.jitter,
     )
     print(simulate.report(config, describe(config.data), request, options.json))
@@ -162,16 +162,23 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
-def _profile(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import profile
 
     config = configfile.load(options.config, options.overrides)
-    num_stages = Place.from_environment().num_stages(config.parallel)
-    place = Place(world_size=num_stages, local_world_size=num_stages)
-    torch.set_num_threads(place.threads(config.parallel))
+    place = Place.from_environment()
+    num_stages = place.num_stages(config.parallel)
+    profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
-    print(profile.profile(config, info, options.runs, options.output, place.device))
+    if num_stages > 1 and not place.launched:
+        from pipeline_local.pipeline.launch import start_ranks
+
+        Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
+        return start_ranks(num_stages, arguments)
+    torch.set_num_threads(place.threads(config.parallel))
+    if line := profile.profile(config, info, options.runs, options.output, place):
+        print(line)
     return 0
 
 

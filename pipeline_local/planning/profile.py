@@ -4,19 +4,17 @@ Each block, and each head that a cut could put behind it, takes real steps as th
 module: the acts that are timed are those of training.
 """
 
+import math
 import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from threading import Thread
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline_local.config import Config, HeadConfig
@@ -30,6 +28,8 @@ from pipeline_local.models import backbone as backbones
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
+from pipeline_local.pipeline.place import Place, joined
+from pipeline_local.planning.line import Line
 from pipeline_local.record import newfile
 from pipeline_local.record.metrics import settle
 
@@ -37,35 +37,61 @@ TINY = 1e-8
 """Learning rate: all repetitions are alike."""
 
 
-def profile(config: Config, info: DataInfo, runs: int, output: Path, device: torch.device) -> str:
-    """Measure everything and save it.
+def files(output: Path, num_ranks: int) -> list[Path]:
+    """Where each rank's profile goes: OUTPUT, or OUTPUT-RANK where there are several."""
+    if num_ranks == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(num_ranks)]
+
+
+def check(runs: int, output: Path, num_ranks: int) -> None:
+    """Refuse what cannot be done, before anything is spent.
+
+    Raises:
+        UserError: no repetition, or a file exists already.
+    """
+    if runs < 1:
+        raise UserError(f"--runs: at least 1, got {runs}")
+    for path in files(output, num_ranks):
+        newfile.refuse_existing("--output", path)
+
+
+def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Place) -> str:
+    """Measure everything and save it; several ranks do so at once, each on its own device.
 
     Args:
         config: says network, heads, batch, precision.
         info: facts of the data; images are drawn at random.
         runs: repetitions of each part; medians are kept.
         output: a new file.
-        device: where to run, with as many threads as torch is set to.
+        place: of this rank; it computes with as many threads as torch is set to.
 
     Returns:
-        A line for people.
+        A line for people on the first rank; "" on all others.
 
     Raises:
         UserError: no repetition, or the file exists already or cannot be written.
     """
-    if runs < 1:
-        raise UserError(f"--runs: at least 1, got {runs}")
-    newfile.refuse_existing("--output", output)
-    facts = measure(config, info, runs, device)
-    profilefile.save(facts, output)
+    check(runs, output, place.world_size)
+    own = files(output, place.world_size)[place.rank]
+    with joined(place, "cpu:gloo,cuda:nccl" if _by_nccl(config, place) else "gloo"):
+        facts = measure(config, info, runs, place)
+    profilefile.save(facts, own)
+    if place.rank:
+        return ""
+    names = ",".join(map(str, files(output, place.world_size)))
     return (
         f"{len(facts['blocks'])} blocks, {len(facts['heads'])} heads measured on"
-        f" {facts['device']['name']}; use it with modules.profile={output}"
+        f" {facts['device']['name']}; use it with modules.profile="
+        + (names if place.world_size == 1 else f"[{names}]")
     )
 
 
-def measure(config: Config, info: DataInfo, runs: int, device: torch.device) -> dict[str, Any]:
-    """What `profilefile` saves."""
+def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str, Any]:
+    """What `profilefile` saves of this rank; all of them call it together."""
+    device = place.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     bench = _Bench(config, info, runs, device)
     blueprint = bench.blueprint
     blocks = blueprint.backbone.blocks
@@ -82,8 +108,23 @@ def measure(config: Config, info: DataInfo, runs: int, device: torch.device) -> 
             for (end, copies), head in possible_heads(blueprint)
         ],
         "classifier": profilefile.row(bench.classifier()),
-        "link": profilefile.row(measure_link(runs)),
+        "link": profilefile.row(_link(blueprint, runs, place)),
     }
+
+
+def _by_nccl(config: Config, place: Place) -> bool:
+    return place.world_size > 1 and place.wire_kind(config.parallel) == "nccl"
+
+
+def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
+    """By messages as large as a microbatch's activations between two blocks are at most."""
+    config = blueprint.config
+    size = config.data.batch_size // config.train.microbatches * blueprint.boundary_dtype.itemsize
+    num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
+    if place.world_size == 1:
+        return Line(num_bytes, runs, torch.device("cpu")).between_threads()
+    device = place.device if _by_nccl(config, place) else torch.device("cpu")
+    return Line(num_bytes, runs, device).between_ranks(place.rank)
 
 
 @dataclass(frozen=True)
@@ -222,37 +263,6 @@ class _Bench:
         work()
         settle(self._device)
         return time.perf_counter() - begin
-
-
-def measure_link(runs: int, num_bytes: int = 2**22) -> Link:
-    """Gloo between two threads of this host, as between two of its ranks: loopback sockets."""
-    store = dist.HashStore()
-    small, large = torch.zeros(1, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
-    messages = [small, large] * (runs + 1)
-    seconds: dict[int, list[float]] = {1: [], num_bytes: []}
-
-    def answer() -> None:
-        group = _group(store, 1)
-        for message in messages:
-            group.recv([torch.empty_like(message)], 0, 0).wait()
-            group.send([small], 0, 1).wait()
-
-    other = Thread(target=answer, daemon=True)
-    other.start()
-    group = _group(store, 0)
-    for message in messages:
-        begin = time.perf_counter()
-        group.send([message], 1, 0).wait()
-        group.recv([torch.empty_like(small)], 1, 1).wait()
-        seconds[len(message)].append(time.perf_counter() - begin)
-    other.join()
-    # the least of each: threads of one process disturb each other
-    round_trip, long_trip = min(seconds[1][1:]), min(seconds[num_bytes][1:])
-    return Link(round_trip / 2, num_bytes / max(long_trip - round_trip, 1e-9))
-
-
-def _group(store: dist.Store, rank: int) -> Any:  # noqa: ANN401 (a class without type hints)
-    return dist.ProcessGroupGloo(store, rank, 2, timedelta(minutes=1))
 
 
 def _device(device: torch.device) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Request:
         stages: numbers of them; beyond the number of modules, each stage gets the mean module.
         microbatches: of pipelines with a global backward pass.
         replicas: of each stage, or of each worker of `ddp`.
-        link: between all workers.
+        latency: seconds, one way, between all workers; None: as profiled.
+        bandwidth: bits per second; None: as profiled.
         jitter: most seconds by which a message may be late.
     """
 
@@ -43,8 +44,16 @@ class Request:
     stages: tuple[int, ...]
     microbatches: int | None
     replicas: int
-    link: Link
+    latency: float | None
+    bandwidth: float | None
     jitter: float
+
+    def link(self, profiled: Link) -> Link:
+        """Between all workers."""
+        return Link(
+            profiled.latency_seconds if self.latency is None else self.latency,
+            profiled.bytes_per_second if self.bandwidth is None else self.bandwidth / 8,
+        )
 
     def check(self) -> None:
         """Everything that needs no configuration.
@@ -62,10 +71,10 @@ class Request:
             "--stages": min(self.stages, default=0) >= 1,
             "--microbatches": self.microbatches is None or self.microbatches >= 1,
             "--replicas": self.replicas >= 1,
-            "--bandwidth": self.link.bytes_per_second > 0,
+            "--bandwidth": self.bandwidth is None or self.bandwidth > 0,
         }
         problems += [f"{name}: must be positive; got none" for name, ok in wanted.items() if not ok]
-        if self.link.latency_seconds < 0 or self.jitter < 0:
+        if (self.latency or 0) < 0 or self.jitter < 0:
             problems.append("--latency, --jitter: at least 0 seconds; got less")
         if problems:
             raise ConfigError(problems)
@@ -114,6 +123,8 @@ def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
 
 def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
     config, found = blueprint.config, []
+    profiled = blueprint.devices[0].link
+    assert profiled is not None  # a profile has one
     for name in request.methods:
         own = config.train.microbatches
         parts = own if name in ("local", "ddp") else request.microbatches or count
@@ -122,7 +133,7 @@ def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
             stages=stages,
             microbatches=parts,
             steps=2 * _counted(parts, config.reconcile.every),
-            link=request.link,
+            link=request.link(profiled),
             every=config.reconcile.every if config.reconcile.weight else 0,
             feedback=blueprint.schedule.has_feedback,
             replicas=request.replicas,

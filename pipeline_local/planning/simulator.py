@@ -89,9 +89,14 @@ class Channel:
             self._arrived.append(max(gone + self.link.latency_seconds + late, earlier))
 
 
+SEGMENT_BYTES, SEGMENTS_UNDER_WAY = 2**20, 2
+"""Gloo's ring sums at most so many bytes at a time, and goes on to a segment when that before last
+is there."""
+
+
 @dataclass
 class Group:
-    """Workers that sum tensors in a ring, one after the other.
+    """Workers that sum tensors in a ring, one after the other, as gloo's allreduce does.
 
     Attributes:
         members: how many they are.
@@ -116,10 +121,21 @@ class Group:
         self._begun[number].append(now)
         if len(self._begun[number]) == self.members:
             free = self._ended[-1] if self._ended else 0.0
-            rounds = 2 * (self.members - 1)
-            chunk = self.link.seconds(size / self.members) + self.link.latency_seconds
-            seconds = rounds * chunk  # each chunk is announced first
-            self._ended.append(max(free, *self._begun[number]) + seconds)
+            scattered = self._around(max(free, *self._begun[number]), size)
+            self._ended.append(self._around(scattered, size))
+
+    def _around(self, begin: float, size: float) -> float:
+        """When every member has had all segments but its own, once: half of a sum."""
+        own = max(math.ceil(size / SEGMENT_BYTES / self.members), SEGMENTS_UNDER_WAY)
+        seconds = size / (own * self.members) / self.link.bytes_per_second
+        free, there = begin, [begin] * SEGMENTS_UNDER_WAY
+        for number in range(
+            own * (self.members - 1)
+        ):  # a segment leaves when its receiver has told that it waits
+            posted = there[number % SEGMENTS_UNDER_WAY]
+            free = max(posted + self.link.latency_seconds, free) + seconds
+            there[number % SEGMENTS_UNDER_WAY] = free + self.link.latency_seconds
+        return max(there)
 
     def ended(self, member: int) -> float | None:
         """When all that this member has begun is done, or None if that is unknown."""

@@ -10,6 +10,7 @@ from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.place import Place
 from pipeline_local.planning import profile
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_profile_then_plan_then_train(config, capsys):
 def test_every_part_is_measured(config, capsys):
     loaded = configfile.load(Path(config))
     info = describe(loaded.data)
-    facts = profile.measure(loaded, info, 1, CPU)
+    facts = profile.measure(loaded, info, 1, Place())
     blueprint = Blueprint.draw(loaded, info)
     names = [block.name for block in blueprint.backbone.blocks]
     assert list(facts["blocks"]) == names
@@ -63,6 +64,19 @@ def test_every_part_is_measured(config, capsys):
     assert all(facts["blocks"][name]["backward"] > 0 for name in names)
     assert facts["link"]["bytes_per_second"] > 0
     json.dumps(facts)
+
+
+def test_each_rank_measures_its_own_device(config, run_ranks):
+    def measured(place, path):
+        loaded = configfile.load(Path(path))
+        return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), place)
+
+    assert "modules.profile=[p-0.json,p-1.json]" in run_ranks(measured, 2, config)[0]
+    links = [json.loads(Path(f"p-{rank}.json").read_text())["link"] for rank in range(2)]
+    assert links[0] == links[1]
+    profiles = "modules.profile=[p-0.json,p-1.json]"
+    assert main(["plan", config, profiles, "parallel.stages=2", "parallel.cuts=auto"]) == 0
+    assert main(["profile", config, "--output", "p.json", "parallel.stages=2"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ TREE = {
     "train": {"steps": 10, "microbatches": 2},
 }
 COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
-NEAR = Link(0.0, 1e12)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def config(tmp_path):
 
 def request(**more):
     asked = {"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), "microbatches": None}
-    asked |= {"replicas": 1, "link": NEAR, "jitter": 0.0}
+    asked |= {"replicas": 1, "latency": None, "bandwidth": None, "jitter": 0.0}
     return Request(**{**asked, **more})
 
 
@@ -82,10 +81,16 @@ def test_local_learning_beats_the_bubble(config):
 
 
 def test_a_long_line_costs_local_learning_nothing(config):
-    near, far = by_method(config), by_method(config, link=Link(0.004, 1e12))
+    near, far = by_method(config), by_method(config, latency=0.004)
     added = {name: far[name].step_seconds - near[name].step_seconds for name in ("local", "1f1b")}
     assert added["local"] < 0.004, "most of one message, on the steps that compare"
     assert added["1f1b"] > 3 * 0.004, "there and back, for more than one microbatch"
+
+
+def test_the_line_is_the_profiled_one_unless_told():
+    profiled = Link(0.5, 100.0)
+    assert request().link(profiled) == profiled
+    assert request(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
 
 
 def test_more_stages_than_modules(config):
@@ -106,8 +111,8 @@ def test_replicas_do_more(config):
         ({"stages": (0,)}, "--stages: must be positive"),
         ({"microbatches": 0}, "--microbatches: must be positive"),
         ({"replicas": 0}, "--replicas: must be positive"),
-        ({"link": Link(0.0, 0.0)}, "--bandwidth: must be positive"),
-        ({"link": Link(-1.0, 1.0)}, "--latency, --jitter: at least 0 seconds"),
+        ({"bandwidth": 0.0}, "--bandwidth: must be positive"),
+        ({"latency": -1.0}, "--latency, --jitter: at least 0 seconds"),
         ({"jitter": -1.0}, "--latency, --jitter: at least 0 seconds"),
     ],
 )

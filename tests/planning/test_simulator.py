@@ -65,6 +65,16 @@ def test_a_ring_sums_when_all_are_there():
     assert clocks(*parts) == [5 + 2 * (1 + 1 + 2) + 1] * 2, "each chunk is announced first"
 
 
+def test_a_long_sum_goes_round_in_segments():
+    """Gloo waits for the segment before last: 6 MiB take two more round trips than 4 MiB."""
+    ends = []
+    for mebibytes in (4, 6):
+        group = Group(2, Link(1.0, math.inf))
+        acts = [Reduce(group, mebibytes * 2**20), Reduced(group)]
+        ends.append(clocks(acts, acts)[0])
+    assert ends == [2 * 2, 2 * 4]
+
+
 def test_sums_overlap_with_work_and_follow_each_other():
     group = Group(2, Link(0.0, 10.0))
     acts = [Work(1.0), Reduce(group, 20), Work(1.0), Reduce(group, 20), Reduced(group)]

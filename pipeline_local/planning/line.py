@@ -1,0 +1,92 @@
+"""How long a message takes from one rank to the next, measured with messages like a run's.
+
+The receiver waits before the message comes, as in a run, and answers with a single byte.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from statistics import median
+from threading import Thread
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline_local.pipeline.costs import Link
+from pipeline_local.record.metrics import settle
+
+Transfer = Callable[[Tensor], object]
+"""Sends a tensor, or receives into it, and waits until that is done."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """From rank 0 to rank 1.
+
+    Attributes:
+        num_bytes: of a message.
+        runs: repetitions; medians count.
+        device: where messages begin and end.
+    """
+
+    num_bytes: int
+    runs: int
+    device: torch.device
+
+    def between_ranks(self, rank: int) -> Link:
+        """All ranks of the default group call it and get the same."""
+        found: list[Link | None] = [None]
+        send, recv = partial(dist.send, dst=1 - rank), partial(dist.recv, src=1 - rank)
+        if rank == 0:
+            found = [self._ask(send, recv)]
+        elif rank == 1:
+            self._answer(send, recv)
+        dist.broadcast_object_list(found, 0, device=self.device)
+        (link,) = found
+        assert link is not None
+        return link
+
+    def between_threads(self) -> Link:
+        """Over gloo's loopback sockets, as between two ranks of a host."""
+        store = dist.HashStore()
+        other = Thread(target=lambda: self._answer(*_transfers(store, 1)), daemon=True)
+        other.start()
+        link = self._ask(*_transfers(store, 0))
+        other.join()
+        return link
+
+    def _messages(self) -> list[Tensor]:
+        """Small and large in turns; the first two warm up."""
+        sizes = [1, self.num_bytes] * (self.runs + 1)
+        return [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
+
+    def _ask(self, send: Transfer, recv: Transfer) -> Link:
+        seconds: dict[int, list[float]] = {1: [], self.num_bytes: []}
+        byte = torch.zeros(1, dtype=torch.uint8, device=self.device)
+        for message in self._messages():
+            settle(self.device)
+            begin = time.perf_counter()
+            send(message)
+            recv(byte)
+            settle(self.device)
+            seconds[len(message)].append(time.perf_counter() - begin)
+        short, long = (median(values[1:]) for values in seconds.values())
+        return Link(short / 2, self.num_bytes / max(long - short, 1e-9))
+
+    def _answer(self, send: Transfer, recv: Transfer) -> None:
+        for message in self._messages():
+            recv(message)
+            send(message[:1])
+
+
+def _transfers(store: dist.Store, rank: int) -> tuple[Transfer, Transfer]:
+    group: Any = dist.ProcessGroupGloo(store, rank, 2, timedelta(minutes=1))
+    other = 1 - rank
+    return (
+        lambda tensor: group.send([tensor], other, 0).wait(),
+        lambda tensor: group.recv([tensor], other, 0).wait(),
+    )

@@ -1,0 +1,28 @@
+"""A line between two ranks, or two threads of this process: the same for everybody."""
+
+import pytest
+import torch
+
+from pipeline_local.pipeline.place import joined
+from pipeline_local.planning.line import Line
+
+CPU = torch.device("cpu")
+
+
+def test_between_threads():
+    link = Line(2**20, 3, CPU).between_threads()
+    assert 0 < link.latency_seconds < 1
+    assert link.seconds(2**20) > link.latency_seconds
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_between_ranks(run_ranks, ranks):
+    """Ranks beyond the first two only hear of it."""
+
+    def measured(place):
+        with joined(place):
+            return Line(2**20, 3, CPU).between_ranks(place.rank)
+
+    first, *others = run_ranks(measured, ranks)
+    assert first.bytes_per_second > 2**20
+    assert others == [first] * (ranks - 1)
