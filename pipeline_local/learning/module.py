@@ -68,7 +68,7 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.optimizer = optimizer(self.trainable)
-        self.guard = Guard(self, index + 1, rules.on_nan)
+        self.guard = Guard(self, index + 1, rules.on_nan, rules.crossing.remedy if index else "")
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self.under_way = UnderWay()

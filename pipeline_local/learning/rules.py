@@ -6,6 +6,7 @@ import torch
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.layout import Layout
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.guard import OnNan
 
 
@@ -21,4 +22,11 @@ class Rules:
     layout: Layout = "NCHW"
     """Of activations between modules."""
     boundary: torch.dtype = torch.float32
-    """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
+    """Dtype of activations and signals where modules meet; bfloat16 also turns on autocast."""
+    wire: torch.dtype | None = None
+    """Dtype to which they are rounded on their way; None: they are not."""
+
+    @property
+    def crossing(self) -> Crossing:
+        """How they are rounded."""
+        return Crossing(self.boundary, self.wire)

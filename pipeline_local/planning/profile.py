@@ -182,7 +182,7 @@ class _Bench:
             head.compile()
         module = self.blueprint.assembled(index, whole, head)
         size = config.data.batch_size // config.train.microbatches
-        dtype = self.blueprint.boundary_dtype if index else self.blueprint.dtype
+        dtype = self.blueprint.crossing.inside if index else self.blueprint.dtype
         x = self._random(size, *shape).to(self._device, dtype)
         labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())
