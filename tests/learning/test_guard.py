@@ -260,6 +260,7 @@ def loud(tmp_path, monkeypatch):
             modules={"count": 2},
             parallel={"threads": 1, "wire_dtype": wire},
             optimizer={"lr": 1e-9},
+            reconcile={"weight": 0.0},
             run={"dir": f"{policy}-{wire}"},
         )
 
