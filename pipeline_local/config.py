@@ -161,7 +161,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Where the modules run: this never changes a result, if `modules.cuts` is not auto."""
+    """Where the modules run: this never changes a result, but for `wire_dtype`, and `memory` where
+    `modules.cuts` is auto."""
 
     __pydantic_config__ = _STRICT
     stages: Positive | None = None
@@ -178,6 +179,9 @@ class ParallelConfig:
     """CPU threads per rank; null: cores / ranks of this host."""
     backend: Literal["gloo", "nccl"] | None = None
     """null: nccl where every rank has a GPU of its own, else gloo."""
+    wire_dtype: Literal["bfloat16", "float16"] | None = None
+    """What crosses between modules is rounded to it, on any placement: half of float32's bytes.
+    float16: activations only, gradients as bfloat16, which has their range. null: not rounded."""
     timeout: Annotated[float, Field(ge=1, le=7200)] = 60.0
     """Seconds that a rank may stay in one act before the run ends as stalled. The first step, the
     first evaluation and every checkpoint may take ten times as long."""

@@ -278,6 +278,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             "reconcile.estimator=exact differentiates twice, which compile=true cannot;"
             " use reconcile.estimator=finite_difference or compile=false"
         )
+    if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
+        yield (
+            "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
+            " less range; leave it null, or use precision=float32"
+        )
     if data.name in ("cifar10", "cifar100", "imagefolder") and data.root is None:
         yield f"data.root is needed for data.name={data.name}; name the folder"
 

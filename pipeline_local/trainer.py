@@ -228,7 +228,7 @@ class Trainer:
         scores = self.stage.evaluate(batches, action.number)
         self.scores = metrics.of_scores(self.stage.modules, scores)
         if self.blueprint.config.train.on_nan == "fail":
-            metrics.refuse_divergence(self.scores, action.number)
+            metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:

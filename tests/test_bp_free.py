@@ -13,6 +13,7 @@ from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -33,7 +34,7 @@ def module(head, weight=0.0, estimator="exact"):
     torch.manual_seed(3)
     body = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU()).double()
     settings = ReconcileConfig(weight=weight, estimator=estimator, every=1, step=1e-6)
-    rules = Rules(reconcile=settings, boundary=torch.float64)
+    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64))
     config = OptimizerConfig(lr=0.1)
     return LocalModule(1, body, head.double(), lambda p: optimizer.build(config, p), rules)
 

@@ -160,6 +160,10 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         ("train.epochs=3", "give either train.epochs or train.steps, got both"),
         ("train.steps=null", "give either train.epochs or train.steps, got neither"),
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
+        (
+            "parallel.wire_dtype=int8",
+            "parallel.wire_dtype: should be 'bfloat16' or 'float16' or null, got 'int8'",
+        ),
         ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
         ("modules.cuts=auto", "modules.cuts=auto needs modules.count, got none"),
         ("parallel={stages: 1, cuts: [2]}", "parallel.cuts must name the first module of each"),
@@ -170,6 +174,13 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
     (line,) = problems(tmp_path, TEXT, override)
     assert line.startswith(problem)
+
+
+def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:
+    low = ("precision=bfloat16", "parallel.wire_dtype=bfloat16")
+    assert with_overrides(tmp_path, *low).parallel.wire_dtype == "bfloat16", "the same bytes"
+    (line,) = problems(tmp_path, TEXT, "precision=bfloat16", "parallel.wire_dtype=float16")
+    assert line.startswith("parallel.wire_dtype=float16 sends nothing narrower than precision=bf")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,13 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
     },
     "bfloat16": {**VIT, "reconcile": FINITE, "precision": "bfloat16"},
+    "narrow wire, both directions, microbatches, mixup": {
+        **RESNET,
+        "data": {"name": "digits", "batch_size": 32, "mixup": 0.3},
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
+        "parallel": {"wire_dtype": "float16"},
+    },
 }
 
 
@@ -80,7 +87,7 @@ def parse(case, folder):
     tree = {"modules": {"count": 4}, "train": {"steps": 20, "seed": 3}, **case}
     tree["train"] = {"log_every": 7, "evaluate_every": 8, **tree["train"]}
     tree["run"] = {"dir": str(folder)}
-    tree["parallel"] = {"threads": 1}
+    tree["parallel"] = {"threads": 1, **case.get("parallel", {})}
     tree["head"] = {"name": "auglocal"}
     return configfile.parse(tree)
 

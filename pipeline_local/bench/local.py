@@ -217,10 +217,14 @@ class Alone(Local):
         else:
             like = self._like(first - 1)
             parts = [(like, part[1]) for part in self._microbatches(x, labels)]
-            upstream = Resident(self._steps(), parts, (like / 1000,))
+            upstream = Resident(self._steps(), parts, (self._gradient(first - 1),))
         if self.blueprint.is_last(last):
             return upstream, Nowhere()
-        return upstream, Deaf((self._like(last) / 1000,))
+        return upstream, Deaf((self._gradient(last),))
+
+    def _gradient(self, index: int) -> Tensor:
+        """Something shaped like the gradient at a module's activations."""
+        return (self._like(index) / 1000).to(self.blueprint.crossing.gradients)
 
     def _like(self, index: int) -> Tensor:
         """Random activations of a module."""

@@ -138,7 +138,7 @@ class Part(nn.Module):
     def __init__(self, setting: Setting, numbers: range, recompute: bool = False) -> None:
         super().__init__()
         blueprint, device = setting.blueprint, setting.place.device
-        self._boundary = blueprint.boundary_dtype
+        self._boundary = blueprint.crossing.inside
         self._blocks = [blueprint.backbone.blocks[i] for i in numbers]
         self.body = Body([blueprint.fresh(block, device) for block in self._blocks], recompute)
         self.classifier: nn.Module = nn.Identity()

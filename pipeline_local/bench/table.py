@@ -88,6 +88,7 @@ def setting(config: Config, place: Place, request: Request) -> dict[str, str | i
         "head": config.head.name,
         "reconcile": f"{reconcile.estimator} every {reconcile.every}, {reconcile.direction}",
         "precision": config.precision,
+        "wire": config.parallel.wire_dtype or config.precision,
         "ranks": place.world_size,
         "device": place.device.type,
         "threads": place.threads(config.parallel),

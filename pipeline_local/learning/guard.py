@@ -22,12 +22,14 @@ class Guard:
         module: guarded; its number from 1 is told.
         number: of the module, from 1.
         policy: fail: `verify` raises once an update was refused; skip: it is only counted.
+        remedy: what else may help, told first.
     """
 
-    def __init__(self, module: nn.Module, number: int, policy: OnNan) -> None:
+    def __init__(self, module: nn.Module, number: int, policy: OnNan, remedy: str = "") -> None:
         self._module = module
         self._number = number
         self._policy = policy
+        self.remedy = remedy
         self._before: list[Tensor] = []
         self._first_refused = torch.tensor(0)
         self.skipped = torch.tensor(0.0)
@@ -69,8 +71,8 @@ class Guard:
         if self._policy == "fail" and (step := int(self._first_refused)):
             raise UserError(
                 f"module {self._number}: the loss or a gradient is not finite at step {step};"
-                f" lower optimizer.lr, raise optimizer.warmup, set optimizer.clip, or pass over"
-                f" such steps with train.on_nan=skip"
+                f" {self.remedy}lower optimizer.lr, raise optimizer.warmup, set optimizer.clip, or"
+                f" pass over such steps with train.on_nan=skip"
             )
 
     def verify_weights(self, step: int) -> None:

@@ -68,7 +68,7 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.optimizer = optimizer(self.trainable)
-        self.guard = Guard(self, index + 1, rules.on_nan)
+        self.guard = Guard(self, index + 1, rules.on_nan, rules.crossing.remedy if index else "")
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self.under_way = UnderWay()
@@ -184,7 +184,7 @@ class LocalModule(nn.Module):
     def evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Score]:
         """Activations [B, ...] and the head's score on integer labels [B], in evaluation mode."""
         with self._autocast(x):
-            y = self.body(x).to(self.rules.boundary).contiguous()
+            y = self.body(x).to(self.rules.crossing.inside).contiguous()
             logits = self.head(y)
         return y, score(logits, labels)
 
@@ -254,7 +254,7 @@ class LocalModule(nn.Module):
             y: Tensor = self.body(x)
         # what crosses a boundary looks the same on every placement, strides included: kernels
         # add up in an order that depends on them
-        return y.to(self.rules.boundary).contiguous()
+        return y.to(self.rules.crossing.inside).contiguous()
 
     def _run_head(self, y: Tensor) -> Tensor:
         seeds.reseed(y.device, *self._draw("head"))
@@ -288,7 +288,7 @@ class LocalModule(nn.Module):
         return self._pass
 
     def _autocast(self, x: Tensor) -> torch.autocast:
-        low = self.rules.boundary == torch.bfloat16
+        low = self.rules.crossing.inside == torch.bfloat16
         return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
 
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import torch
-
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.layout import Layout
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.guard import OnNan
 
 
@@ -20,5 +19,6 @@ class Rules:
     on_nan: OnNan = "fail"
     layout: Layout = "NCHW"
     """Of activations between modules."""
-    boundary: torch.dtype = torch.float32
-    """Dtype of activations and signals between modules; bfloat16 also turns on autocast."""
+    crossing: Crossing = field(default_factory=Crossing)
+    """Dtypes of activations and signals, in the modules (bfloat16 also turns on autocast) and on
+    their way."""

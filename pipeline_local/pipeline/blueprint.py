@@ -18,6 +18,7 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.heads import Head, Site
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -90,13 +91,9 @@ class Blueprint:
         return torch.float64 if self.config.precision == "float64" else torch.float32
 
     @property
-    def boundary_dtype(self) -> torch.dtype:
-        """Of activations and signals between modules."""
-        return {
-            "float32": torch.float32,
-            "float64": torch.float64,
-            "bfloat16": torch.bfloat16,
-        }[self.config.precision]
+    def crossing(self) -> Crossing:
+        """How activations and gradients cross between modules."""
+        return Crossing.of(self.config)
 
     def stages(self, num_stages: int) -> list[range]:
         """The modules of each stage."""
@@ -138,16 +135,17 @@ class Blueprint:
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
-        data, train = self.config.data, self.config.train
+        data, train, crossing = self.config.data, self.config.train, self.crossing
         shape = self.output_shapes[self.modules[index][-1]]
         micro = data.batch_size // train.microbatches
         soft = data.mixup > 0
         return Contract(
-            activations=Spec((micro, *shape), self.boundary_dtype),
+            activations=Spec((micro, *shape), crossing.activations),
+            gradients=Spec((micro, *shape), crossing.gradients),
             labels=Spec((micro, self.info.num_classes), torch.float32)
             if soft
             else Spec((micro,), torch.int64),
-            test_activations=Spec((data.batch_size, *shape), self.boundary_dtype),
+            test_activations=Spec((data.batch_size, *shape), crossing.activations),
             test_labels=Spec((data.batch_size,), torch.int64),
         )
 
@@ -193,7 +191,7 @@ class Blueprint:
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
             layout=self.backbone.layout,
-            boundary=self.boundary_dtype,
+            crossing=self.crossing,
         )
         make = partial(optimizer.build, config.optimizer)
         return LocalModule(index, body, head, make, rules)

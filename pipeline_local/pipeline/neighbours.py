@@ -41,7 +41,7 @@ class Downstream:
     """Has not yet taken over the newest messages, and answers at once."""
 
     def __init__(self, contract: Contract | None, has_feedback: bool) -> None:
-        self._reply = [contract.activations] if contract and has_feedback else []
+        self._reply = [contract.gradients] if contract and has_feedback else []
         self._ahead = made(self._reply)
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=UNFINISHED if contract else 0)
         self.num_bytes = num_bytes(self._reply)

@@ -9,7 +9,7 @@ Sizes are those of CPU kernels; what kernels allocate inside themselves is not s
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,14 +132,14 @@ def pass_through(blueprint: "Blueprint", blocks: range, size: int) -> PassBytes:
         x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
         with storages:
             before = storages.live
-            low = blueprint.boundary_dtype == torch.bfloat16
+            low = blueprint.crossing.inside == torch.bfloat16
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 y = body(x.requires_grad_(blocks.start > 0))
             kept = storages.live - before
             grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)
         del grads
     output = blueprint.output_shapes[blocks[-1]]
-    crossing = num_bytes([Spec((size, *output), blueprint.boundary_dtype)])
+    crossing = num_bytes([Spec((size, *output), blueprint.crossing.inside)])
     return PassBytes(kept, crossing, storages.peak)
 
 
@@ -220,28 +220,32 @@ def _fill_queues(blueprint: "Blueprint", module: LocalModule, step: Step) -> Non
     contract = blueprint.contract(module.index)
     for number in earlier:
         for part in range(step.microbatches):
-            message = made((contract.activations, contract.labels))
+            message = made((_inside(blueprint, module.index), contract.labels))
             module.under_way.awaiting.push(number, part, *message)
             if module.index:
-                above = blueprint.contract(module.index - 1).activations
+                above = _inside(blueprint, module.index - 1)
                 module.under_way.unheeded.push(number, part, *made([above]))
+
+
+def _inside(blueprint: "Blueprint", index: int) -> Spec:
+    """A module's activations, and their gradient, before they are rounded for the way."""
+    return replace(blueprint.contract(index).activations, dtype=blueprint.crossing.inside)
 
 
 def _under_way(blueprint: "Blueprint", index: int) -> int:
     """Most bytes that a module's queues hold."""
     if not blueprint.schedule.has_feedback:
         return 0
-    contract = blueprint.contract(index)
-    held = [contract.activations, contract.labels]
+    held = [_inside(blueprint, index), blueprint.contract(index).labels]
     if index:
-        held.append(blueprint.contract(index - 1).activations)
+        held.append(_inside(blueprint, index - 1))
     return blueprint.schedule.most_unheeded * num_bytes(held)
 
 
 def _upstream(blueprint: "Blueprint", first: int, step: Step) -> Upstream:
     contract = blueprint.contract(max(first - 1, 0))
     if first:
-        return Upstream((contract.activations, contract.labels), (contract.activations,), step)
+        return Upstream((contract.activations, contract.labels), (contract.gradients,), step)
     batch = contract.labels.shape[0]
     images = Spec((batch, *blueprint.info.image_shape), blueprint.dtype)
     return Upstream((images, contract.labels), (), step)

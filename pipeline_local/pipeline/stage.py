@@ -13,6 +13,7 @@ one, and no wait can be part of a cycle:
 
 A stage does not know where its neighbours run. Its outer edges are channels between processes, its
 inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
+What crosses between modules is rounded alike on all of them (boundary.py).
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from torch import Tensor
 from pipeline_local.learning.loss import Score
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.boundary import Above, Below
 from pipeline_local.pipeline.transport import Local
 from pipeline_local.record.trace import Trace
 
@@ -78,6 +80,13 @@ class Link:
     downstream: Downstream
 
 
+def _link(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Link:
+    """A module between boundaries; data is none."""
+    crossing = module.rules.crossing
+    above = Above(upstream, crossing) if module.index else upstream
+    return Link(above, module, Below(downstream, crossing))
+
+
 class Stage:
     """The modules of one rank, in order, between two edges.
 
@@ -100,7 +109,10 @@ class Stage:
         targets: list[Downstream] = [*inner, downstream]
         self.modules = list(modules)
         self.trace = trace
-        self._chain = [Link(*ends) for ends in zip(sources, modules, targets, strict=True)]
+        self._chain = [
+            _link(source, module, target)
+            for source, module, target in zip(sources, modules, targets, strict=True)
+        ]
         for link in self._chain:  # of a run that is resumed: it was on its way then
             for kept in link.module.under_way.unheeded:
                 link.upstream.reply(*kept.tensors)

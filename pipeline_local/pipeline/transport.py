@@ -49,9 +49,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Contract:
-    """All that may cross one edge. The signal looks like the training activations."""
+    """All that may cross one edge. Signals and input gradients (`gradients`) are shaped like the
+    training activations."""
 
     activations: Spec
+    gradients: Spec
     labels: Spec
     test_activations: Spec
     test_labels: Spec
@@ -63,7 +65,7 @@ class Contract:
                 for _ in range(action.microbatches):
                     yield self.activations, self.labels
                     if action.compare:
-                        yield (self.activations,)
+                        yield (self.gradients,)
             elif isinstance(action, Evaluate):
                 for _ in range(schedule.test_batches):
                     yield self.test_activations, self.test_labels
@@ -72,7 +74,7 @@ class Contract:
         """Every message in the other direction: the input gradients, as they are heeded."""
         for action in schedule.actions(start):
             if isinstance(action, Step) and action.heed:
-                yield from repeat((self.activations,), action.microbatches)
+                yield from repeat((self.gradients,), action.microbatches)
 
 
 class Local:

@@ -7,7 +7,8 @@ both: how well neighbours agree, and what that buys in agreement with the last m
 
 As trained, but for what is random in the layers: batch norms use the batch's statistics and keep
 their running ones, dropout and stochastic depth are off, and everything runs in the precision of
-the parameters. Nothing learns: no weight, no statistic and no file of the run changes.
+the parameters, nothing rounded between modules. Nothing learns: no weight, no statistic and no file
+of the run changes.
 """
 
 import json

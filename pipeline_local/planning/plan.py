@@ -177,12 +177,13 @@ def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
     micro, link = blueprint.config.train.microbatches, blueprint.devices[0].link
     signals = _part_that_compares(blueprint) * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
-    activations = num_bytes([contract.activations])
+    message = num_bytes([contract.activations, contract.labels])
+    gradient = num_bytes([contract.gradients])
     return EdgePlan(
-        activations=micro * (activations + num_bytes([contract.labels])),
-        signals=activations * signals,
-        feedback=activations * feedback,
-        seconds=link.seconds(activations + num_bytes([contract.labels])) if link else None,
+        activations=micro * message,
+        signals=gradient * signals,
+        feedback=gradient * feedback,
+        seconds=link.seconds(message) if link else None,
     )
 
 

@@ -119,7 +119,8 @@ def _by_nccl(config: Config, place: Place) -> bool:
 def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
     """By messages as large as a microbatch's activations between two blocks are at most."""
     config = blueprint.config
-    size = config.data.batch_size // config.train.microbatches * blueprint.boundary_dtype.itemsize
+    samples = config.data.batch_size // config.train.microbatches
+    size = samples * blueprint.crossing.activations.itemsize
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
     if place.world_size == 1:
         return Line(num_bytes, runs, torch.device("cpu")).between_threads()
@@ -223,7 +224,7 @@ class _Bench:
             head.compile()
         module = self.blueprint.assembled(index, whole, head)
         size = config.data.batch_size // config.train.microbatches
-        dtype = self.blueprint.boundary_dtype if index else self.blueprint.dtype
+        dtype = self.blueprint.crossing.inside if index else self.blueprint.dtype
         x = self._random(size, *shape).to(self._device, dtype)
         labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())

@@ -97,7 +97,7 @@ class _Ends:
 
     Attributes:
         number: of the stage.
-        above: bytes of what crosses from the stage before, and of its gradient.
+        above: bytes of the activations of the stage before, for backpropagation.
     """
 
     number: int
@@ -156,7 +156,7 @@ def _local(setting: Setting, ends: _Ends) -> Iterator[Act]:
                 yield Recv(ends.recv)
             yield from _three_acts(stage, ends, compares)
             if compares and setting.feedback and ends.back_send:
-                yield Send(ends.back_send, ends.above)
+                yield Send(ends.back_send, setting.stages[ends.number - 1].messages)
             if heeds and ends.back_recv:
                 yield Recv(ends.back_recv)
         yield Update(sum(module.update for module in stage.modules))
@@ -168,10 +168,10 @@ def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
     for number, module in enumerate(stage.modules):
         yield Work(module.forward)
         if number == last and ends.send:
-            yield Send(ends.send, stage.activations)
+            yield Send(ends.send, stage.messages)
         yield Work(module.signal)
         if compares and number == last and ends.send:
-            yield Send(ends.send, stage.activations)
+            yield Send(ends.send, stage.messages)
         if compares and number == 0 and ends.recv:
             yield Recv(ends.recv)
         yield Work(module.learn + (module.added if compares else 0.0))

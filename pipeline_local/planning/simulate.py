@@ -5,7 +5,7 @@ whom. Workers are on devices of their own: what they take from each other on one
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline_local.config import Config
@@ -197,15 +197,20 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         own += costs.classifier
     last = blueprint.is_last(numbers[-1])
     micro = blueprint.config.train.microbatches
-    crossing = 0.0 if last else num_bytes([blueprint.contract(numbers[-1]).activations]) * micro
+    crossing = blueprint.contract(numbers[-1]).activations
+    messages, activations = (
+        0.0 if last else num_bytes([replace(crossing, dtype=dtype)]) * micro * part
+        for dtype in (crossing.dtype, blueprint.crossing.inside)
+    )
     paper = [blueprint.backbone.blocks[i].module for i in blocks]
     size = blueprint.dtype.itemsize
     return StageWork(
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
+        messages=messages,
         forward=own.forward * part,
         backward=own.backward * part,
         update=own.update,
-        activations=crossing * part,
+        activations=activations,
         gradients=sum(p.numel() * size for module in paper for p in module.parameters()),
     )
 

@@ -29,14 +29,18 @@ class StageWork:
 
     Attributes:
         modules: for local learning.
+        messages: the same, bytes of the activations of one microbatch as they cross to the next
+            stage; signals and feedback take as many.
         forward: for backpropagation, of one microbatch.
         backward: the same.
         update: the same, once per step.
-        activations: bytes that cross to the next stage, of one microbatch; gradients are as many.
+        activations: the same, bytes that cross to the next stage, of one microbatch; gradients
+            take as many.
         gradients: bytes of all gradients, for replicas.
     """
 
     modules: tuple[ModuleWork, ...]
+    messages: float
     forward: float
     backward: float
     update: float
@@ -61,6 +65,7 @@ def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
     )
     one = StageWork(
         modules=(work,),
+        messages=max(stage.messages for stage in stages),
         forward=mean([stage.forward for stage in stages]),
         backward=mean([stage.backward for stage in stages]),
         update=mean([stage.update for stage in stages]),

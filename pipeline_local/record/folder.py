@@ -159,6 +159,7 @@ def _identity(config: Config) -> dict[str, object]:
         "modules": replace(config.modules, profile=None),
         "head": config.head,
         "precision": config.precision,
+        "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
     }
 

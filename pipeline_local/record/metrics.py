@@ -99,17 +99,20 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def refuse_divergence(scores: dict[str, dict[str, float]], step: int) -> None:
+def refuse_divergence(
+    modules: list[LocalModule], scores: dict[str, dict[str, float]], step: int
+) -> None:
     """Stop a run whose evaluation means nothing any more.
 
     Raises:
         UserError: a loss is not finite; names the module and the step.
     """
-    for number, row in scores.items():
+    for module, (number, row) in zip(modules, scores.items(), strict=True):
         if not math.isfinite(row["loss"]):
             raise UserError(
                 f"module {number}: the loss on the test set is {row['loss']} after step {step};"
-                f" lower optimizer.lr, raise optimizer.warmup or set optimizer.clip"
+                f" {module.guard.remedy}lower optimizer.lr, raise optimizer.warmup or set"
+                f" optimizer.clip"
             )
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body, FrozenStatistics
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
@@ -29,7 +30,7 @@ def make(estimator, recompute, compile_with=None):
         body.compile_blocks(backend=compile_with)
         head.compile(backend=compile_with)
     settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
-    rules = Rules(reconcile=settings, boundary=torch.float64, clip=1.0)
+    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64), clip=1.0)
     return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
 
 

@@ -226,6 +226,64 @@ def test_without_nan_a_run_is_the_same_with_either_policy(trap):
     assert tensors(runs[0]) == tensors(runs[1])
 
 
+# -- a whole run: more than float16 can hold, in front of a bounded activation function --------
+
+LOUD = """
+from torch import nn
+
+class Loud(nn.Module):
+    def forward(self, x):
+        return 1e6 * x if self.training in {when} else x
+
+def build(num_classes, image_shape):
+    return [
+        ("one", nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Loud())),
+        ("two", nn.Sequential(nn.Tanh(), nn.Linear(16, 16))),
+        ("classifier", nn.Linear(16, num_classes)),
+    ]
+"""
+HINT = r"set parallel\.wire_dtype=bfloat16 \(activations beyond 65504 overflow float16\), lower opt"
+
+
+@pytest.fixture
+def loud(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(policy, wire, when=(True, False)):
+        (tmp_path / "loud.py").write_text(LOUD.format(when=when))
+        return train(
+            tmp_path,
+            Place(),
+            policy,
+            model={"name": "python:loud:build"},
+            modules={"count": 2},
+            parallel={"threads": 1, "wire_dtype": wire},
+            optimizer={"lr": 1e-9},
+            reconcile={"weight": 0.0},
+            run={"dir": f"{policy}-{wire}"},
+        )
+
+    yield run
+    sys.modules.pop("loud", None)
+
+
+def test_overflow_on_the_wire_is_named(loud):
+    """Tanh of infinity is one: nothing else would notice."""
+    loud("fail", "bfloat16")
+    with pytest.raises(UserError, match=rf"^module 2: the loss .* not finite at step 1; {HINT}"):
+        loud("fail", "float16")
+
+
+def test_overflow_on_the_wire_is_skipped(loud):
+    assert last_skipped(loud("skip", "float16")) == {1: 0, 2: 20}
+
+
+def test_overflow_in_an_evaluation_is_named(loud):
+    with pytest.raises(UserError, match=rf"^module 2: the loss on the test set is nan .*; {HINT}"):
+        loud("fail", "float16", when=(False,))
+
+
 def test_fail_stops_before_a_checkpoint_is_written(trap):
     """The trap snaps between two logged steps; the checkpoints before it stay."""
     with pytest.raises(UserError, match=r"^module [234]: .* not finite at step \d+; "):

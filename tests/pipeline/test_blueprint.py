@@ -78,7 +78,7 @@ def test_contract_is_what_modules_really_give(precision):
     contract = blueprint.contract(1)
     x = torch.randn(8, *blueprint.input_shapes[blueprint.modules[1].start])
     module = blueprint.module(1, CPU)
-    y = module(x.to(blueprint.boundary_dtype), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
+    y = module(x.to(blueprint.crossing.inside), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
     contract.activations.check(y)
     contract.activations.check(module.signal())
     contract.labels.check(torch.zeros(8, dtype=torch.int64))

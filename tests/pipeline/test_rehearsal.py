@@ -104,6 +104,7 @@ def test_peak_of_a_reconciling_stage(model, recompute):
         {"reconcile": {"weight": 0.1, "fraction": 0.5}},
         {"train": {"steps": 100, "microbatches": 4}, "data": {"name": "digits", "batch_size": 16}},
         {"precision": "bfloat16"},
+        {"parallel": {"wire_dtype": "float16"}},
     ],
 )
 def test_peak_under_other_settings(sections):
@@ -148,6 +149,15 @@ def test_edges_hold_what_is_under_way():
     message = 16 * 64 * 4 + 16 * 8
     assert held.boundary == 3 * message  # one received ahead, two unfinished
     assert rehearse(draw("mlp"), range(3, 4), 4).boundary == message
+
+
+def test_a_narrow_wire_halves_the_edges_and_no_queue():
+    sections = {"reconcile": {"weight": 0.1, "direction": "both", "every": 1}}
+    narrow = draw("mlp", parallel={"wire_dtype": "bfloat16"}, **sections)
+    wide, held = (rehearse(b, range(1, 2), 4) for b in (draw("mlp", **sections), narrow))
+    labels = 16 * 8
+    assert held.boundary - 3 * labels == (wide.boundary - 3 * labels) / 2
+    assert held.feedback == wide.feedback, "kept as it was, before it was rounded"
 
 
 def test_backpropagation_through_some_blocks():

@@ -17,7 +17,8 @@ LARGE = (Spec((20_000_000,), torch.float32), Spec((2,), torch.int64))  # 80 MB
 
 def contract(micro=4):
     return Contract(
-        activations=Spec((micro, 3), torch.float32),
+        activations=Spec((micro, 3), torch.float16),
+        gradients=Spec((micro, 3), torch.bfloat16),
         labels=Spec((micro,), torch.int64),
         test_activations=Spec((8, 3), torch.float32),
         test_labels=Spec((8,), torch.int64),
@@ -36,7 +37,7 @@ def test_traffic_follows_the_schedule():
     )
     c = contract()
     data, test = (c.activations, c.labels), (c.test_activations, c.test_labels)
-    signal = (c.activations,)
+    signal = (c.gradients,)
     plain, compared = [data, data], [data, signal, data, signal]
     assert list(c.traffic(plan, 0)) == [*plain, test, test, test, *compared, test, test, test]
     assert list(c.traffic(plan, 1)) == [*compared, test, test, test]

@@ -18,10 +18,12 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_local.learning.feedback import UnderWay
+from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.pipeline.diagnosis import Sighting, find_stall
 from pipeline_local.pipeline.stage import Stage
@@ -289,6 +291,9 @@ def test_feedback_needs_room_for_its_delay():
 # -- the model is that of the code ---------------------------------------------------------------
 
 
+NUMBER = torch.zeros(1)
+
+
 class Recorder:
     """Both ends of the edges of a stage in the middle, and its module."""
 
@@ -300,7 +305,7 @@ class Recorder:
     def recv(self):
         self.ops.append(Op("recv", 0))
         self.received += 1
-        return (None,) if self.compare and self.received % 2 == 0 else (None, None)
+        return (NUMBER,) if self.compare and self.received % 2 == 0 else (NUMBER, NUMBER)
 
     def send(self, *tensors):
         self.ops.append(Op("send", 2))
@@ -310,7 +315,7 @@ class Recorder:
 
     def feedback(self):
         self.ops.append(Op("recv", 2, feedback=True))
-        return (None,)
+        return (NUMBER,)
 
 
 @pytest.mark.parametrize("every", [1, 2, 9])
@@ -321,16 +326,17 @@ def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
     edges = Recorder(compare)
     module = SimpleNamespace(
         index=1,
+        rules=Rules(),
         under_way=UnderWay(),
-        forward=lambda *_: None,
-        signal=lambda: None,
+        forward=lambda *_: NUMBER,
+        signal=lambda: NUMBER,
         update=lambda _: None,
         heed=lambda *_: None,
     )
     stage = Stage([module], edges, edges, Trace())
     for number in range(6):
         feedback = plan.feeds_back(number) and number + FEEDBACK_DELAY < 6
-        module.learn = lambda *_, feedback=feedback: 0 if feedback else None
+        module.learn = lambda *_, feedback=feedback: NUMBER if feedback else None
         heed = plan.feeds_back(number - FEEDBACK_DELAY)
         stage.train(Step(number, 0.1, microbatches, compare=compare, heed=heed))
     assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
+from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.pipeline.blueprint import Blueprint
@@ -59,7 +60,7 @@ def plain(index, body, head):
     def optimizer(params):
         return torch.optim.SGD(params, lr=1.0)
 
-    rules = Rules(label_smoothing=0.1, boundary=torch.float64)
+    rules = Rules(label_smoothing=0.1, crossing=Crossing(torch.float64))
     return LocalModule(index, body, head, optimizer, rules)
 
 

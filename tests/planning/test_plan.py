@@ -48,6 +48,17 @@ def test_traffic(sections, compared, fed_back):
     assert edge.feedback == pytest.approx(fed_back * x)
 
 
+def test_a_narrow_wire_takes_half_of_it():
+    """Not of the labels."""
+    both = {"weight": 0.1, "every": 2, "direction": "both"}
+    wide = draw(reconcile=both)
+    narrow = draw(reconcile=both, parallel={"wire_dtype": "bfloat16"})
+    (before,), (after,), labels = wide.edges, narrow.edges, 32 * 8
+    assert after.activations - labels == (before.activations - labels) / 2
+    assert (after.signals, after.feedback) == (before.signals / 2, before.feedback / 2)
+    assert narrow.alternatives == wide.alternatives, "the others send what they have"
+
+
 def test_microbatches_send_the_same_bytes():
     parts = draw(train={"steps": 40, "log_every": 10, "microbatches": 4})
     assert parts.edges == draw().edges

@@ -10,6 +10,7 @@ from pipeline_local.planning.work import ModuleWork, StageWork
 FAST = Link(0.0, 1e30)
 STAGE = StageWork(
     modules=(ModuleWork(1.0, 0.0, 2.0),),
+    messages=8.0,
     forward=1.0,
     backward=2.0,
     update=0.0,
@@ -42,7 +43,7 @@ def test_local_learning_has_none(stages):
 
 
 def test_reconciliation_adds_to_the_steps_that_compare():
-    stage = StageWork((ModuleWork(1.0, 0.0, 2.0, added=4.0),), 1.0, 2.0, 0.0, 8.0, 16.0)
+    stage = StageWork((ModuleWork(1.0, 0.0, 2.0, added=4.0),), 8.0, 1.0, 2.0, 0.0, 8.0, 16.0)
     what = Setting((stage,) * 3, 2, 21, FAST, every=5)
     workers = simulate(METHODS["local"](what))
     assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
@@ -72,7 +73,7 @@ def test_replicas_of_a_stage_sum_their_gradients():
 
 
 def test_ddp_overlaps_its_sums_with_the_backward_pass():
-    big = StageWork((), 1.0, 2.0, 0.0, 0.0, gradients=100 * 2**20)
+    big = StageWork((), 0.0, 1.0, 2.0, 0.0, 0.0, gradients=100 * 2**20)
     link = Link(0.0, 100 * 2**20)
     what = Setting((big,) * 2, 2, 20, link)
     # 2 forward, 4 backward; of 200 MiB the last bucket is left: 200 - 1 - 7 * 25 MiB

@@ -1,6 +1,7 @@
 """From a configuration and a profile to simulated times; and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -62,13 +63,25 @@ def test_work_is_what_the_profile_says(config):
     assert one.forward + two.forward == pytest.approx(blocks * 0.01), "of one microbatch"
     assert one.backward + two.backward == pytest.approx(blocks * 0.02)
     assert one.update + two.update == pytest.approx(blocks * 0.001)
-    assert one.activations == 16 * 8 * 4, "samples, units, bytes"
-    assert two.activations == 0
+    assert one.activations == one.messages == 16 * 8 * 4, "samples, units, bytes"
+    assert two.activations == two.messages == 0
     assert one.modules[0].added == 0, "the first module compares nothing"
     assert two.modules[0].added == pytest.approx(0.03 * len(blueprint.blocks(2)))
     half = stage_works(blueprint, 2, samples=8)[0]
     assert half.forward == pytest.approx(one.forward / 2)
     assert half.update == one.update, "once per step, however small the microbatches"
+
+
+def test_a_narrow_wire_is_local_learnings(config):
+    narrow = replace(config, parallel=replace(config.parallel, wire_dtype="bfloat16"))
+    info = describe(config.data)
+    wide, half = (stage_works(Blueprint.draw(c, info), 2, 16)[0] for c in (config, narrow))
+    assert half.messages == wide.messages / 2 == 16 * 8 * 2
+    assert half.activations == wide.activations, "peers send what they have"
+    slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the line
+    before, after = by_method(config, bandwidth=slow), by_method(narrow, bandwidth=slow)
+    assert after["local"].step_seconds == pytest.approx(before["local"].step_seconds / 2, rel=0.01)
+    assert after["1f1b"].step_seconds == before["1f1b"].step_seconds
 
 
 def test_local_learning_beats_the_bubble(config):

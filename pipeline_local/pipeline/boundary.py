@@ -1,0 +1,59 @@
+"""The two ends of a boundary, around whatever carries the messages: a queue or a wire.
+
+All that crosses between modules passes here and nowhere else, so that it is rounded alike.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pipeline_local.learning.crossing import Crossing
+
+if TYPE_CHECKING:
+    from pipeline_local.pipeline.stage import Downstream, Upstream
+
+
+class Above:
+    """What the lower module sees: activations and signals come in wide, its gradients go narrow.
+
+    Args:
+        edge: carries the messages.
+        crossing: says how they are rounded.
+    """
+
+    def __init__(self, edge: "Upstream", crossing: Crossing) -> None:
+        self._edge = edge
+        self._crossing = crossing
+
+    def recv(self) -> tuple[Tensor, ...]:
+        """The next message: (activations, labels) or (signal,)."""
+        first, *labels = self._edge.recv()
+        return self._crossing.widen(first), *labels
+
+    def reply(self, gradient: Tensor) -> None:
+        """Send an input gradient back."""
+        self._edge.reply(self._crossing.round_gradient(gradient))
+
+
+class Below:
+    """What the upper module sees: its activations and signals go narrow, feedback comes in wide.
+
+    Args:
+        edge: carries the messages.
+        crossing: says how they are rounded.
+    """
+
+    def __init__(self, edge: "Downstream", crossing: Crossing) -> None:
+        self._edge = edge
+        self._crossing = crossing
+
+    def send(self, *tensors: Tensor) -> None:
+        """Send a message: (activations, labels) or (signal,)."""
+        first, *labels = tensors
+        crossing = self._crossing
+        narrow = crossing.round_activations if labels else crossing.round_gradient
+        self._edge.send(narrow(first), *labels)
+
+    def feedback(self) -> tuple[Tensor, ...]:
+        """(The oldest input gradient that was sent back,), or () where nobody answers."""
+        return tuple(map(self._crossing.widen, self._edge.feedback()))

@@ -1,0 +1,82 @@
+"""What crosses a boundary is rounded to the nearest number of the wire, ties to even."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_local import configfile
+from pipeline_local.learning.crossing import Crossing
+
+BFLOAT16 = Crossing(wire=torch.bfloat16)
+FLOAT16 = Crossing(wire=torch.float16)
+
+
+def numbers(low=-30, high=9):
+    """Of all sizes, ties of either parity, and what is special."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(999, generator=draw) * 10.0 ** torch.randint(low, high, (999,), generator=draw)
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11])
+    return torch.cat([x, ties, -ties, torch.tensor([0.0, -0.0])])
+
+
+def nearest_bfloat16(x):
+    """The upper 16 bits of a float32, rounded by the lower ones, ties to even."""
+    bits = x.numpy().view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return torch.from_numpy(rounded.view(np.float32))
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def test_bfloat16_keeps_the_upper_half():
+    x = numbers()
+    for narrow in (BFLOAT16.round_activations(x), BFLOAT16.round_gradient(x)):
+        assert narrow.dtype == torch.bfloat16
+        assert same_bits(BFLOAT16.widen(narrow), nearest_bfloat16(x))
+
+
+def test_float16_is_for_activations():
+    x = numbers(high=3)
+    narrow = FLOAT16.round_activations(x)
+    assert narrow.dtype == torch.float16
+    assert same_bits(FLOAT16.widen(narrow), torch.from_numpy(x.numpy().astype(np.float16)).float())
+    assert same_bits(FLOAT16.widen(FLOAT16.round_gradient(x)), nearest_bfloat16(x))
+
+
+def test_signals_do_not_vanish():
+    """Float16 has nothing between 0 and 6e-8, which a mean over a batch soon reaches."""
+    tiny = torch.tensor([3e-8 / 128])
+    assert FLOAT16.round_activations(tiny) == 0
+    assert FLOAT16.round_gradient(tiny) > 0
+
+
+def test_what_overflows_is_no_number():
+    """Infinity would do: a bounded activation function takes it for an input like any other."""
+    fine = torch.tensor([65504.0, -65504.0, 65519.0])
+    assert FLOAT16.round_activations(fine).isfinite().all()
+    spoilt = torch.tensor([65520.0, -1e6, float("inf"), float("nan")])
+    assert FLOAT16.round_activations(spoilt).isnan().all()
+    assert BFLOAT16.round_activations(spoilt[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize("inside", [torch.float32, torch.float64, torch.bfloat16])
+def test_without_a_wire_nothing_is_copied(inside):
+    crossing = Crossing(inside)
+    x = torch.ones(3, dtype=inside)
+    for same in (crossing.round_activations, crossing.round_gradient, crossing.widen):
+        assert same(x) is x
+
+
+def test_of_a_configuration():
+    def of(precision, wire):
+        tree = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"steps": 1}}
+        tree |= {"precision": precision, "parallel": {"wire_dtype": wire}}
+        return Crossing.of(configfile.parse(tree))
+
+    assert of("float32", None) == Crossing()
+    assert of("float32", "float16") == FLOAT16
+    assert of("float64", "bfloat16") == Crossing(torch.float64, torch.bfloat16)
+    low = of("bfloat16", "bfloat16")
+    assert (low.inside, low.activations, low.gradients) == (torch.bfloat16,) * 3
