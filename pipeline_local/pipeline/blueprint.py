@@ -76,7 +76,7 @@ class Blueprint:
         names = [block.name for block in backbone.blocks]
         sizes = [sum(p.numel() for p in block.module.parameters()) for block in backbone.blocks]
         modules = partition.modules_of(
-            names, sizes, config.modules, lambda k: cuts.best_modules(sketch, sketch.costs_of(k))
+            names, sizes, config.modules, lambda k: cuts.best_modules(sketch, sketch.costs_for(k))
         )
         if config.modules.cuts == "auto":
             opens = tuple(names[part.start] for part in modules[1:])
@@ -120,18 +120,22 @@ class Blueprint:
         paths = (paths,) if isinstance(paths, Path) else paths
         return tuple(profilefile.load(path, self) for path in paths)
 
-    def costs_of(self, count: int) -> tuple[Costs, ...]:
-        """The costs on each of so many devices.
+    def costs_of(self, num_stages: int) -> tuple[Costs, ...]:
+        """The costs on the device of each stage.
 
         Raises:
             UserError: there are profiles of several devices, and they are not as many.
         """
-        if len(self.devices) not in (1, count):
+        if len(self.devices) not in (1, num_stages):
             raise UserError(
-                f"modules.profile: give one file for all devices or one for each, got"
-                f" {len(self.devices)} for {count}"
+                f"modules.profile: give one file for all stages or one for each, got"
+                f" {len(self.devices)} for {num_stages}"
             )
-        return self.devices if len(self.devices) == count else self.devices * count
+        return self.devices if len(self.devices) == num_stages else self.devices * num_stages
+
+    def costs_for(self, count: int) -> tuple[Costs, ...]:
+        """The costs on the device of each of so many modules, were they spread evenly."""
+        return tuple(self.devices[k * len(self.devices) // count] for k in range(count))
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""

@@ -163,5 +163,6 @@ def test_a_profile_of_each_device(tmp_path):
         blueprint.stages(3)
     assert len(blueprint.stages(1)) == 1  # as to evaluate the run
     assert stage_times(blueprint, 1, 1) is None
-    with pytest.raises(UserError, match="one for each, got 2 for 3"):
-        draw(modules={"cuts": "auto", "count": 3, "profile": [slow, fast]})
+    first, second, last = draw(modules={"cuts": "auto", "profile": [slow, fast]}).modules
+    assert (len(first), len(second)) == (1, 1)  # the first two are meant for the slow one
+    assert len(last) == 4
