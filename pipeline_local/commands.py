@@ -95,7 +95,8 @@ def _add_bench(commands: Commands) -> None:
     peers = what.add_parser("peers", help="local learning beside backpropagation, DDP, pipelines")
     peers.add_argument("config", type=Path, help="YAML file")
     peers.add_argument("overrides", nargs="*", metavar="key=value")
-    peers.add_argument("--peers", help="which of bp,checkpoint,ddp,gpipe,1f1b,deepspeed,local")
+    every = "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
+    peers.add_argument("--peers", help=f"which of {every}")
     peers.add_argument("--microbatches", help="of the pipelines, such as 2,4,8; default: stages")
     peers.add_argument("--runs", type=int, default=5, help="turns of each")
     peers.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")

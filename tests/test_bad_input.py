@@ -108,6 +108,7 @@ def then(*setups: Setup) -> Setup:
 MINE = ["model={name: 'python:mine:f'}"]
 FOLDER = ["data={name: imagefolder, root: img, batch_size: 2, image_size: 12}"]
 PEERS = ["bench", "config.yaml"]
+SHALLOW = "model={name: mlp, depth: 3}"
 RESUME = "run.resume=true train.steps=4"
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
 
@@ -240,6 +241,16 @@ MISTAKES = [
     Mistake("nobody", [*PEERS, "--peers", ","], ("--peers: got none; the peers are bp,",)),
     Mistake("m", [*PEERS, "--microbatches", "2,x"], ("whole numbers such as 2,4,8, got '2,x'",)),
     Mistake("no m", [*PEERS, "parallel.stages=2", "--microbatches", "1"], ("one per stage (2)",)),
+    Mistake(
+        "uneven rounds",
+        [*PEERS, "parallel.stages=3", "--peers", "interleaved", "--microbatches", "16"],
+        ("those of interleaved come in 5 equal rounds, got 16", "a multiple of the 3 ranks"),
+    ),
+    Mistake(
+        "shallow",
+        [*PEERS, "parallel.stages=2", "--peers", "1f1b,zerobubble", "modules.count=2", SHALLOW],
+        ("so at least 4 blocks, got 3", "leave interleaved,zerobubble out"),
+    ),
     Mistake("no turns", [*PEERS, "--runs", "0"], ("--runs: at least 1, got 0",)),
     Mistake("steps", [*PEERS, "reconcile.weight=1", "--steps", "9"], ("multiple of", "every=8")),
     Mistake("peers into nothing", [*PEERS, "--json", "no/x.json"], ("--json: no is no folder",)),

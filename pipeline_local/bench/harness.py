@@ -16,6 +16,7 @@ from pipeline_local.bench.local import Alone, Local
 from pipeline_local.bench.memory import Footprint
 from pipeline_local.bench.peer import Absent, Peer, Setting, UnavailableError
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.pipelines import bubble
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
@@ -49,9 +50,9 @@ class Entry:
     alone: str = ""
 
     @property
-    def fills_and_drains(self) -> bool:
-        """In every step, as pipelines with a global backward pass do."""
-        return self.name in PIPELINED
+    def bubble_in_theory(self) -> float | None:
+        """Of pipelines that fill and drain in every step."""
+        return bubble(self.name, self.ranks, self.microbatches)
 
 
 @dataclass

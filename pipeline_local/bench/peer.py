@@ -167,24 +167,45 @@ class Part(nn.Module):
 
 
 class Trained(Peer):
-    """A part of the network with an optimizer of its own."""
+    """Parts of the network, one as a rule, with an optimizer of their own."""
 
-    part: Part
+    parts: list[Part]
     optimizer: torch.optim.Optimizer
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
     def weights(self) -> Weights:
-        """Of the part."""
-        return self.part.weights()
+        """Of all parts."""
+        return {name: weight for part in self.parts for name, weight in part.weights().items()}
 
-    def make(self, numbers: range, recompute: bool = False) -> None:
-        """Allocate blocks and their optimizer."""
-        self.part = Part(self.setting, numbers, recompute)
-        self.optimizer = self.setting.optimizer(self.part)
+    def make(self, *cut: range, recompute: bool = False) -> list[Part]:
+        """Allocate the parts that have these blocks, and one optimizer for all of them."""
+        self.parts = [Part(self.setting, numbers, recompute) for numbers in cut]
+        self.optimizer = self.setting.optimizer(nn.ModuleList(self.parts))
+        return self.parts
 
     def update(self) -> None:
         """Apply the gradients, and let go of them."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def needs_ranks(place: Place) -> None:
+    """Refuse to run in one process.
+
+    Raises:
+        UnavailableError: there is only one.
+    """
+    if place.world_size == 1:
+        raise UnavailableError("needs at least 2 ranks; pass parallel.stages=2")
+
+
+def needs_own_devices(setting: Setting) -> None:
+    """Refuse ranks that share a GPU.
+
+    Raises:
+        UnavailableError: they do.
+    """
+    if setting.kind == "staged":
+        raise UnavailableError("needs a GPU for each rank: it sends by nccl, or between CPUs")

@@ -3,7 +3,9 @@
     bp          Backprop     the whole network in one process
     checkpoint  Backprop     the same, activations computed again
     ddp         Replicated   torch's DistributedDataParallel
-    gpipe, 1f1b Pipelined    torch.distributed.pipelining
+    gpipe, 1f1b pipelines.py torch.distributed.pipelining, a stage per rank
+    interleaved pipelines.py the same, two stages per rank, 1F1B
+    zerobubble  pipelines.py the same, gradients of weights in the gaps
     deepspeed   DeepSpeed    its pipeline engine
     local       local.py     ours
 
@@ -14,18 +16,25 @@ import contextlib
 import importlib.util
 import inspect
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
 from typing import Any
 
 import torch
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline_local.bench.peer import Idle, Part, Peer, Setting, Trained, UnavailableError
-from pipeline_local.pipeline.place import Place
+from pipeline_local.bench.peer import (
+    Idle,
+    Part,
+    Peer,
+    Setting,
+    Trained,
+    UnavailableError,
+    needs_own_devices,
+    needs_ranks,
+)
+from pipeline_local.bench.pipelines import SCHEDULES, Pipelined
 
 
 class Backprop(Trained):
@@ -37,12 +46,12 @@ class Backprop(Trained):
 
     def setup(self) -> None:
         """The whole network."""
-        self.make(self.setting.all_blocks, self._recompute)
+        (self._network,) = self.make(self.setting.all_blocks, recompute=self._recompute)
 
     def step(self) -> None:
         """Forward, backward, update."""
         x, labels = self.setting.batch
-        self.setting.loss(self.part(x), labels).backward()  # type: ignore[no-untyped-call]
+        self.setting.loss(self._network(x), labels).backward()  # type: ignore[no-untyped-call]
         self.update()
 
 
@@ -52,11 +61,11 @@ class Replicated(Trained):
     def setup(self) -> None:
         """The whole network, its gradients in the buckets that are reduced."""
         place = self.setting.place
-        _needs_ranks(place)
-        self.make(self.setting.all_blocks)
+        needs_ranks(place)
+        (network,) = self.make(self.setting.all_blocks)
         devices = [place.device] if place.device.type == "cuda" else None
         self._replica = DistributedDataParallel(
-            self.part, devices, gradient_as_bucket_view=True, **_without_buffers()
+            network, devices, gradient_as_bucket_view=True, **_without_buffers()
         )
         x, labels = self.setting.batch
         self._x = x.chunk(place.world_size)[place.rank]
@@ -68,66 +77,6 @@ class Replicated(Trained):
         self.update()
 
 
-class TimedStage(PipelineStage):
-    """A stage that knows how long it computes."""
-
-    busy = 0.0
-    """Seconds, on a host that waits for its work."""
-
-    def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (torch's)
-        """One microbatch forward."""
-        begin = time.perf_counter()
-        result = super().forward_one_chunk(*args, **kwargs)
-        self.busy += time.perf_counter() - begin
-        return result
-
-    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (torch's)
-        """One microbatch backward."""
-        begin = time.perf_counter()
-        result = super().backward_one_chunk(*args, **kwargs)
-        self.busy += time.perf_counter() - begin
-        return result
-
-
-Schedule = type[ScheduleGPipe] | type[Schedule1F1B]
-
-
-class Pipelined(Trained):
-    """torch.distributed.pipelining over the stages that `local` has."""
-
-    def __init__(self, setting: Setting, schedule: Schedule, microbatches: int) -> None:
-        super().__init__(setting)
-        self._kind = schedule
-        self._microbatches = microbatches
-        self._updating = 0.0
-
-    def setup(self) -> None:
-        """This rank's stage."""
-        place = self.setting.place
-        _needs_ranks(place)
-        _needs_own_devices(self.setting)
-        self.make(self.setting.stage_blocks(place.rank))
-        self._stage = TimedStage(self.part, place.rank, place.world_size, place.device)
-        self._schedule = self._kind(self._stage, self._microbatches, self.setting.loss)
-        x, labels = self.setting.batch
-        inputs = (x,) if self._stage.is_first else ()
-        target = labels if self._stage.is_last else None
-        self._run = partial(self._schedule.step, *inputs, target=target, return_outputs=False)
-
-    def step(self) -> None:
-        """All microbatches by the schedule, then update."""
-        self._run()
-        begin = time.perf_counter()
-        self.update()
-        self._updating += time.perf_counter() - begin
-
-    def seconds(self) -> dict[str, float]:
-        """Computing, where the host waits for it."""
-        if self.setting.place.device.type != "cpu":
-            return {}
-        return {"busy": self._stage.busy + self._updating}
-
-
 class DeepSpeed(Trained):
     """DeepSpeed's pipeline engine over the stages that `local` has: a layer is a whole stage."""
 
@@ -137,8 +86,8 @@ class DeepSpeed(Trained):
 
     def setup(self) -> None:
         """Let DeepSpeed make its engine, its prints on stderr."""
-        _needs_ranks(self.setting.place)
-        _needs_own_devices(self.setting)
+        needs_ranks(self.setting.place)
+        needs_own_devices(self.setting)
         if importlib.util.find_spec("deepspeed") is None:
             raise UnavailableError("not installed (pip install deepspeed)")
         if self.setting.blueprint.dtype == torch.float64:
@@ -160,7 +109,7 @@ class DeepSpeed(Trained):
         model = PipelineModule(
             layers, num_stages=len(stages), loss_fn=setting.loss, partition_method="uniform"
         )
-        (self.part,) = (layer for layer in model.modules() if isinstance(layer, Part))
+        self.parts = [layer for layer in model.modules() if isinstance(layer, Part)]
         self._engine, self.optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=setting.optimizer(model), config=self._engine_config()
         )
@@ -187,14 +136,8 @@ def _without_buffers() -> dict[str, Any]:
     return {name: False}
 
 
-def _needs_ranks(place: Place) -> None:
-    if place.world_size == 1:
-        raise UnavailableError("needs at least 2 ranks; pass parallel.stages=2")
-
-
-def _needs_own_devices(setting: Setting) -> None:
-    if setting.kind == "staged":
-        raise UnavailableError("needs a GPU for each rank: it sends by nccl, or between CPUs")
+def _pipelined(name: str, setting: Setting, microbatches: int) -> Peer:
+    return Pipelined(setting, name, microbatches)
 
 
 Make = Callable[[Setting, int], Peer]
@@ -209,8 +152,7 @@ WHOLE: dict[str, Make] = {
 REPLICATED: dict[str, Make] = {"ddp": lambda setting, _: Replicated(setting)}
 
 PIPELINED: dict[str, Make] = {
-    "gpipe": lambda setting, count: Pipelined(setting, ScheduleGPipe, count),
-    "1f1b": lambda setting, count: Pipelined(setting, Schedule1F1B, count),
+    **{name: partial(_pipelined, name) for name in SCHEDULES},
     "deepspeed": DeepSpeed,
 }
 """The ones that need microbatches."""

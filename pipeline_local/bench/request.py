@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.pipelines import LOOPS
 from pipeline_local.config import Config
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import describe
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.pipeline.blueprint import Blueprint
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
@@ -60,6 +61,7 @@ class Request:
 
         Raises:
             ConfigError: with every problem, one line each.
+            UserError: stages, modules and blocks do not fit together.
         """
         every = config.reconcile.every if config.reconcile.weight else 1
         names = NAMES if peers is None else _words(peers)
@@ -74,6 +76,7 @@ class Request:
             raise ConfigError(problems)
         blueprint = Blueprint.draw(config, describe(config.data))
         blueprint.stages(num_stages)
+        request._refuse_too_few(len(blueprint.backbone.blocks), num_stages)
         return request
 
     def _own_problems(self, every: int, microbatches: str) -> Iterator[str]:
@@ -100,11 +103,18 @@ class Request:
     def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
         size = config.data.batch_size
         pipelined = num_stages > 1 and any(name in PIPELINED for name in self.peers)
+        looped = ", ".join(name for name in self.peers if name in LOOPS)
         for count in self.microbatches if pipelined else ():
+            rounds = count // num_stages
             if count < num_stages or size % count:
                 yield (
                     f"--microbatches: at least one per stage ({num_stages}), in equal parts of"
                     f" data.batch_size={size}, got {count}"
+                )
+            elif looped and count % rounds:
+                yield (
+                    f"--microbatches: those of {looped} come in {rounds} equal rounds, got {count};"
+                    f" a multiple of the {num_stages} ranks always fits"
                 )
         if "ddp" in self.peers and size % num_stages:
             yield (
@@ -120,6 +130,17 @@ class Request:
             yield (
                 f"data.mixup: peers learn whole labels, got {config.data.mixup}; pass data.mixup=0"
             )
+
+    def _refuse_too_few(self, num_blocks: int, num_stages: int) -> None:
+        """Pipelines with several stages per rank need a block for each."""
+        for name in LOOPS if num_stages > 1 else ():
+            least = num_stages * LOOPS[name]
+            if name in self.peers and num_blocks < least:
+                raise UserError(
+                    f"--peers: {name} has {LOOPS[name]} stages on each of {num_stages} ranks, so at"
+                    f" least {least} blocks, got {num_blocks}; take a deeper model, or leave"
+                    f" {','.join(LOOPS)} out"
+                )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from statistics import mean, median
 
 import torch
 
-from pipeline_local.bench.harness import Entry, Measured, Slip, measure
+from pipeline_local.bench.harness import Measured, Slip, measure
 from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
@@ -36,7 +36,7 @@ class Row:
         efficiency: throughput over that of the slowest stage with its neighbours cut off.
         waited: of each rank, the part of a step in which it waited in channels. For the slowest
             stage that is exposed communication, for others also imbalance.
-        bubble_in_theory: (p - 1) / (m + p - 1).
+        bubble_in_theory: see `pipelines.bubble`.
         bubble: one minus the part of a step in which a rank computes, mean of all ranks.
         reason: why there are no numbers; else "".
     """
@@ -144,7 +144,7 @@ def _row(
         resident_peak_bytes=resident or None,
         efficiency=None if alone is None else alone.median / times.median,
         waited=_shares(slips, times, "waited"),
-        bubble_in_theory=_bubble_in_theory(entry),
+        bubble_in_theory=entry.bubble_in_theory,
         bubble=_bubble(slips, times),
     )
 
@@ -174,12 +174,6 @@ def _shares(slips: Sequence[Slip], times: Times, what: str) -> list[float] | Non
         )
         for slip in slips
     ]
-
-
-def _bubble_in_theory(entry: Entry) -> float | None:
-    if not entry.fills_and_drains:
-        return None
-    return (entry.ranks - 1) / (entry.microbatches + entry.ranks - 1)
 
 
 def _bubble(slips: Sequence[Slip], times: Times) -> float | None:

@@ -166,15 +166,15 @@ def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
     """Of every module; only the outermost ones meet the neighbours."""
     last = len(stage.modules) - 1
     for number, module in enumerate(stage.modules):
-        yield Work(module.forward)
+        yield Work(module.forward, "F")
         if number == last and ends.send:
             yield Send(ends.send, stage.messages)
-        yield Work(module.signal)
+        yield Work(module.signal, "S")
         if compares and number == last and ends.send:
             yield Send(ends.send, stage.messages)
         if compares and number == 0 and ends.recv:
             yield Recv(ends.recv)
-        yield Work(module.learn + (module.added if compares else 0.0))
+        yield Work(module.learn + (module.added if compares else 0.0), "L")
 
 
 def _gpipe(setting: Setting, ends: _Ends) -> Iterator[Act]:

@@ -6,7 +6,7 @@ order in which workers are looked at: each goes on until it needs something whos
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -147,9 +147,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Work:
-    """Compute."""
+    """Compute.
+
+    Attributes:
+        seconds: of it.
+        name: by which an observer knows it.
+    """
 
     seconds: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class Update:
 
 Act = Work | Send | Recv | Sent | Reduce | Reduced | Update
 Program = Iterator[Act]
+Observer = Callable[[int, Act, float, float], None]
+"""Told of each act that is done: its worker, the act, when that was reached and when through."""
 
 
 @dataclass
@@ -210,10 +218,12 @@ class Worker:
         clock: seconds since the start.
         busy: of them, computing.
         steps: when each optimizer step was complete.
+        observer: who is told of its acts.
     """
 
     name: int
     program: Program
+    observer: Observer | None = None
     clock: float = 0.0
     busy: float = 0.0
     steps: list[float] = field(default_factory=list)
@@ -234,13 +244,15 @@ class Worker:
             end = self._perform(self._act)
             if end is None:
                 break
+            if self.observer:
+                self.observer(self.name, self._act, self.clock, end)
             self.clock = end
             self._act = next(self.program, None)
         return self._act is not begun
 
     def _perform(self, act: Act) -> float | None:
         match act:
-            case Work(seconds):
+            case Work(seconds, _):
                 self.busy += seconds
                 return self.clock + seconds
             case Send(channel, size):
@@ -261,13 +273,17 @@ class Worker:
                 return self.clock + seconds
 
 
-def simulate(programs: Sequence[Program]) -> list[Worker]:
+def simulate(programs: Sequence[Program], observer: Observer | None = None) -> list[Worker]:
     """Let all workers finish.
+
+    Args:
+        programs: of the workers.
+        observer: told of the acts of each in their order, but not of those of different workers.
 
     Raises:
         DeadlockError: they wait for each other.
     """
-    workers = [Worker(number, program) for number, program in enumerate(programs)]
+    workers = [Worker(number, program, observer) for number, program in enumerate(programs)]
     while sum(worker.advance() for worker in workers):  # all of them, in every round
         pass
     if stuck := [str(worker.name) for worker in workers if not worker.finished]:

@@ -1,63 +1,51 @@
-"""Who does what when, in a short run: fill, steady state, drain.
+"""Who does what when, in a short run: fill, steady state, drain; as simulated.
 
-Transfers take no time here, and every step is an average one.
+Every step is an average one, with its gradients compared; transfers take no time here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from pipeline_local.pipeline.costs import Link
 from pipeline_local.planning.plan import StagePlan
-
-Act = Literal["F", "S", "L"]
-AHEAD = 2
-"""Steps that a stage may be ahead of the next one, by the back-pressure of its channel."""
+from pipeline_local.planning.programs import Setting, local
+from pipeline_local.planning.simulator import Act, Work, simulate
+from pipeline_local.planning.work import ModuleWork, StageWork
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One act of one stage; times in the plan's unit."""
+    """One act of one module: F, S or L; times in the plan's unit."""
 
-    act: Act
-    step: int
+    act: str
     begin: float
     end: float
 
 
 def timeline(stages: Sequence[StagePlan], steps: int) -> list[list[Bar]]:
-    """The acts of each stage, in order.
-
-    A module's first act needs its upstream neighbour's first act of the same step, and its third
-    act that neighbour's second.
-    """
+    """The acts of each stage, in order."""
     rows: list[list[Bar]] = [[] for _ in stages]
-    clock = [0.0] * len(stages)
-    begun: list[list[float]] = [[] for _ in stages]
-    for step in range(steps):
-        arrived = signalled = 0.0
-        for number, stage in enumerate(stages):
-            begin = max(clock[number], arrived)
-            if number + 1 < len(stages) and step >= AHEAD:
-                begin = max(begin, begun[number + 1][step - AHEAD])
-            begun[number].append(begin)
-            bars = _acts(stage, step, begin, signalled)
-            rows[number] += bars
-            clock[number] = bars[-1].end
-            arrived, signalled = bars[-3].end, bars[-2].end
+
+    def draw(number: int, act: Act, begin: float, end: float) -> None:
+        if isinstance(act, Work):
+            rows[number].append(Bar(act.name, begin, end))
+
+    works = tuple(map(_work, stages))
+    at_once = Link(latency_seconds=0.0, bytes_per_second=math.inf)
+    simulate(local(Setting(works, microbatches=1, steps=steps, link=at_once, every=1)), draw)
     return rows
 
 
-def _acts(stage: StagePlan, step: int, begin: float, signalled: float) -> list[Bar]:
-    """All modules of a stage; only the first one waits for a signal from outside."""
-    bars: list[Bar] = []
-    for module in stage.modules:
-        forward = begin + module.cost.forward
-        signal = forward + module.cost.signal
-        learn = max(signal, signalled)
-        signalled = 0.0
-        end = learn + module.cost.learn
-        bars.append(Bar("F", step, begin, forward))
-        bars.append(Bar("S", step, forward, signal))
-        bars.append(Bar("L", step, learn, end))
-        begin = end
-    return bars
+def _work(stage: StagePlan) -> StageWork:
+    """For local learning alone; act 3 with what comes once in a while, and with the update."""
+    costs = [module.cost for module in stage.modules]
+    return StageWork(
+        modules=tuple(ModuleWork(cost.forward, cost.signal, cost.learn) for cost in costs),
+        messages=0.0,
+        forward=0.0,
+        backward=0.0,
+        update=0.0,
+        activations=0.0,
+        gradients=0.0,
+    )

@@ -20,7 +20,8 @@ TREE = {
     "train": {"steps": 1},
     "parallel": {"threads": 1},
 }
-ALL = ("bp", "checkpoint", "ddp", "gpipe", "1f1b", "local")
+PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble")
+ALL = ("bp", "checkpoint", "ddp", *PIPELINES, "local")
 
 
 def rows(place, peers, microbatches, more):
@@ -46,7 +47,7 @@ def two_ranks(run_ranks, found):
 
 
 def test_every_row_is_complete(two_ranks):
-    pipelines = [(name, count) for name in ("gpipe", "1f1b") for count in (2, 4)]
+    pipelines = [(name, count) for name in PIPELINES for count in (2, 4)]
     whole = [("bp", 1), ("checkpoint", 1), ("ddp", 1)]
     assert list(two_ranks) == [*whole, *pipelines, ("local", 1), ("local, reconciled", 1)]
     for (name, _), row in two_ranks.items():
@@ -58,9 +59,10 @@ def test_every_row_is_complete(two_ranks):
         assert (row.overhead is not None) == name.startswith("local")
         assert (row.efficiency is not None) == name.startswith("local")
         assert (row.waited is not None) == name.startswith("local")
-        assert (row.bubble is not None) == (name in ("gpipe", "1f1b"))
+        assert (row.bubble is not None) == (name in PIPELINES)
     assert two_ranks["1f1b", 2].bubble_in_theory == pytest.approx(1 / 3)
     assert two_ranks["1f1b", 4].bubble_in_theory == pytest.approx(1 / 5)
+    assert two_ranks["zerobubble", 4].bubble_in_theory == pytest.approx(1 / 25)
     assert two_ranks["1f1b", 2].ratio == 1
 
 

@@ -87,6 +87,19 @@ def test_who_waits_for_each_other_is_told():
         clocks([Recv(back), Send(there, 1)], [Recv(there), Send(back, 1)])
 
 
+def test_an_observer_sees_work_and_waiting():
+    seen, channel = [], Channel(LINK)
+    programs = [[Work(2.0, "F"), Send(channel, 20)], [Recv(channel), Work(1.0, "L")]]
+    simulate([iter(program) for program in programs], lambda *what: seen.append(what))
+    (f, sent), (received, learnt) = programs
+    assert sorted(seen, key=lambda what: (what[0], what[2], what[3])) == [
+        (0, f, 0.0, 2.0),
+        (0, sent, 2.0, 2.0),
+        (1, received, 0.0, 5.0),
+        (1, learnt, 5.0, 6.0),
+    ]
+
+
 def test_jitter_delays_each_message_anew():
     def ends(jitter, seed):
         channel = Channel(Link(0.0, math.inf), jitter=jitter, random=Random(seed))

@@ -31,10 +31,22 @@ def test_the_third_act_waits_for_the_signal():
 
 
 def test_a_quick_stage_is_held_back():
+    """By its channel, which has two messages under way: its third activations wait for the first
+    signal to be taken, the third signal for the second activations.
+    """
     slow = ModuleCost(forward=10, signal=10, learn=20, added=0, update=0)
-    first, second = timeline([stage(EVEN), stage(slow)], 6)
-    begins = [bar.begin for bar in first if bar.act == "F"]
-    assert begins[5] == next(bar.begin for bar in second if bar.step == 3)
+    first, second = timeline([stage(EVEN), stage(slow)], 4)
+    acts = {act: [bar for bar in first if bar.act == act] for act in "FSL"}
+    assert [bar.begin for bar in second] == [1, 11, 21, 41, 51, 61, 81, 91, 101, 121, 131, 141]
+    assert [bar.begin for bar in acts["F"][:3]] == [0, 4, 8], "nobody waits for whoever is slower"
+    assert acts["S"][2].begin == second[2].begin
+    assert acts["L"][2].begin == second[3].begin
+
+
+def test_a_step_is_an_average_one():
+    cost = ModuleCost(forward=1, signal=1, learn=7, added=2, update=1)
+    ((*bars,),) = timeline([stage(cost)], 2)
+    assert [bar.begin for bar in bars] == [0, 1, 2, 9, 10, 11]
 
 
 def test_modules_of_a_stage_take_turns():
