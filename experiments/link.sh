@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Measure peers over a narrow or long line between two network namespaces of this host (as root):
+# Two ranks with a narrow or long line between them: two network namespaces of this host (as root).
 #
-#   bash experiments/link.sh OUTPUT.json RATE|- SECONDS CONFIG [arguments of bench peers]
+#   bash experiments/link.sh RATE|- SECONDS COMMAND...     such as bench peers CONFIG --json FILE
 #
 # RATE is tc's (such as 100mbit), by a token bucket on a veth pair; SECONDS of latency one way, by
 # experiments/delay.py. One of them: `- 0.02` is a long line, `100mbit 0` a narrow one.
 set -euo pipefail
 
-output=$1 rate=$2 delay=$3
-shift 3
+rate=$1 delay=$2
+shift 2
 a="pl-a-$$" b="pl-b-$$"
 ip netns add "$a"
 ip netns add "$b"
@@ -30,6 +30,10 @@ if [[ $delay == 0 ]]; then
         fi
     done
 else
+    for namespace in "$a" "$b"; do # TCP as on hosts meant for long lines: else its windows are the line
+        ip netns exec "$namespace" sysctl -qw net.ipv4.tcp_slow_start_after_idle=0 \
+            net.ipv4.tcp_rmem="4096 16777216 67108864" net.ipv4.tcp_wmem="4096 16777216 67108864"
+    done
     device=far0 address=10.8.0.1
     python "$(dirname "$0")/delay.py" "$a" "$b" "$delay" &
     carrier=$!
@@ -39,9 +43,9 @@ fi
 rank() {
     ip netns exec "$1" env RANK="$2" WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 \
         MASTER_ADDR="$address" MASTER_PORT=29517 GLOO_SOCKET_IFNAME="$device" \
-        python -m pipeline_local bench peers "${@:3}"
+        python -m pipeline_local "${@:3}"
 }
 rank "$b" 1 "$@" &
 other=$!
-rank "$a" 0 "$@" --json "$output"
+rank "$a" 0 "$@"
 wait "$other"

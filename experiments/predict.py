@@ -20,7 +20,7 @@ def stages(config: Path, cuts: str, output: Path, more: list[str]) -> list[tuple
     profile, run = output / f"{config.stem}.json", output / f"{config.stem}-{cuts}"
     profiles = [profile.with_name(f"{profile.stem}-{rank}.json") for rank in range(2)]
     if not profiles[0].exists():
-        go("profile", config, *more, "--output", profile, "--runs", 10)
+        go("profile", config, *more, "modules.count=4", "modules.cuts=uniform", "--output", profile)
     named = f"modules.profile=[{','.join(map(str, profiles))}]"
     if not (run / "summary.json").exists():
         go(

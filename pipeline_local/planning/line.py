@@ -19,6 +19,9 @@ from torch import Tensor
 from pipeline_local.pipeline.costs import Link
 from pipeline_local.record.metrics import settle
 
+WARMUP = 20
+"""Messages that are not timed: TCP opens its window in the course of some round trips."""
+
 Transfer = Callable[[Tensor], object]
 """Sends a tensor, or receives into it, and waits until that is done."""
 
@@ -60,8 +63,8 @@ class Line:
         return link
 
     def _messages(self) -> list[Tensor]:
-        """Small and large in turns; the first two warm up."""
-        sizes = [1, self.num_bytes] * (self.runs + 1)
+        """Small and large in turns."""
+        sizes = [1, self.num_bytes] * (WARMUP + self.runs)
         return [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
 
     def _ask(self, send: Transfer, recv: Transfer) -> Link:
@@ -74,7 +77,7 @@ class Line:
             recv(byte)
             settle(self.device)
             seconds[len(message)].append(time.perf_counter() - begin)
-        short, long = (median(values[1:]) for values in seconds.values())
+        short, long = (median(values[WARMUP:]) for values in seconds.values())
         return Link(short / 2, self.num_bytes / max(long - short, 1e-9))
 
     def _answer(self, send: Transfer, recv: Transfer) -> None:
