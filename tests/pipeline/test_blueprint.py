@@ -9,7 +9,6 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline import description
 from pipeline_local.pipeline.blueprint import Blueprint
 
 CPU = torch.device("cpu")
@@ -104,11 +103,7 @@ def test_what_does_not_fit_is_refused(sections, message):
         draw(**sections)
 
 
-def test_description():
-    rows = description.describe(draw(), 2)
-    assert [row.stage for row in rows] == [0, 0, 1, 1]
-    assert rows[0].blocks == "stem .. layer1.0"
-    assert [row.head for row in rows] == ["auglocal"] * 3 + ["classifier"]
+def test_a_module_holds_what_the_blueprint_says():
     assert isinstance(draw().module(3, CPU).body, nn.Sequential)
 
 
