@@ -63,9 +63,9 @@ class Line:
         return link
 
     def _messages(self) -> list[Tensor]:
-        """Small and large in turns."""
-        sizes = [1, self.num_bytes] * (WARMUP + self.runs)
-        return [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
+        """Small and large in turns, always the same two: a large one may be of hundreds of MB."""
+        large = torch.zeros(self.num_bytes, dtype=torch.uint8, device=self.device)
+        return [large[:1], large] * (WARMUP + self.runs)
 
     def _ask(self, send: Transfer, recv: Transfer) -> Link:
         seconds: dict[int, list[float]] = {1: [], self.num_bytes: []}

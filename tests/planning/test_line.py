@@ -15,6 +15,12 @@ def test_between_threads():
     assert link.seconds(2**20) > link.latency_seconds
 
 
+def test_all_messages_share_one_buffer():
+    messages = Line(2**20, 3, CPU)._messages()
+    assert {len(message) for message in messages} == {1, 2**20}
+    assert len({message.untyped_storage().data_ptr() for message in messages}) == 1
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_between_ranks(run_ranks, ranks):
     """Ranks beyond the first two only hear of it."""
