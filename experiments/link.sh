@@ -30,8 +30,11 @@ if [[ $delay == 0 ]]; then
         fi
     done
 else
-    for namespace in "$a" "$b"; do # TCP as on hosts meant for long lines: else its windows are the line
-        ip netns exec "$namespace" sysctl -qw net.ipv4.tcp_slow_start_after_idle=0 \
+    # TCP as on hosts meant for long lines: else its windows are the line. Not BBR: it paces what it sends
+    # by what it has sent, so a message after small ones takes longer than the same after large ones.
+    for namespace in "$a" "$b"; do
+        ip netns exec "$namespace" sysctl -qw net.ipv4.tcp_congestion_control=reno \
+            net.ipv4.tcp_slow_start_after_idle=0 \
             net.ipv4.tcp_rmem="4096 16777216 67108864" net.ipv4.tcp_wmem="4096 16777216 67108864"
     done
     device=far0 address=10.8.0.1
