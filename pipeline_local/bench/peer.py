@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline_local.config import Config
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.body import Body
+from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.loss import local_loss
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place
@@ -147,7 +147,7 @@ class Part(nn.Module):
             self.classifier = blueprint.fresh(blueprint.backbone.classifier, device)
         if setting.config.compile:
             self.body.compile_blocks()
-            self.classifier.compile()
+            compile_part(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations [B, ...] -> activations [B, ...] or logits [B, classes]."""

@@ -31,12 +31,25 @@ class Body(nn.Sequential):
     def compile_blocks(self, **options: str) -> None:
         """Compile each block by itself, with the options of `torch.compile`."""
         for block in self:
-            block.compile(**options)
+            compile_part(block, **options)
 
     def _again(self, block: nn.Module, x: Tensor) -> Tensor:
         contexts = partial(_first_and_second_run, block)
         y: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return y
+
+
+def compile_part(part: nn.Module, **options: str) -> None:
+    """Compile a block or a head, with the options of `torch.compile`, for just the shapes it meets.
+
+    All blocks of a class share one cache of graphs: one per shape, for training, for evaluation,
+    and for the second run of a recomputed block. torch stops at eight and goes on uncompiled, if
+    need be between the two runs of a block, which then save other tensors: its limit is raised.
+    """
+    from torch._dynamo import config  # a second of import time that other runs need not spend
+
+    config.recompile_limit = config.accumulated_recompile_limit
+    part.compile(dynamic=False, **options)
 
 
 def _first_and_second_run(

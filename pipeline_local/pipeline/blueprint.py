@@ -17,7 +17,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
-from pipeline_local.learning.body import Body
+from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.heads import Head, Site
 from pipeline_local.learning.module import LocalModule
@@ -167,7 +167,7 @@ class Blueprint:
         body, head = Body(blocks, self.config.modules.recompute), self._head(index, device)
         if self.config.compile:
             body.compile_blocks()
-            head.compile()
+            compile_part(head)
         return self.assembled(index, body, head)
 
     def outline(self, index: int, device: torch.device) -> LocalModule:

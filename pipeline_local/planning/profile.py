@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
-from pipeline_local.learning.body import Body
+from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Head
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
@@ -221,7 +221,7 @@ class _Bench:
         whole = Body([body], config.modules.recompute and any(True for _ in body.parameters()))
         if config.compile:
             whole.compile_blocks()
-            head.compile()
+            compile_part(head)
         module = self.blueprint.assembled(index, whole, head)
         size = config.data.batch_size // config.train.microbatches
         dtype = self.blueprint.crossing.inside if index else self.blueprint.dtype

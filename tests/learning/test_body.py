@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
-from pipeline_local.learning.body import Body, FrozenStatistics
+from pipeline_local.learning.body import Body, FrozenStatistics, compile_part
 from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -28,7 +29,7 @@ def make(estimator, recompute, compile_with=None):
     head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 64, 5)).double()
     if compile_with:
         body.compile_blocks(backend=compile_with)
-        head.compile(backend=compile_with)
+        compile_part(head, backend=compile_with)
     settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
     rules = Rules(reconcile=settings, crossing=Crossing(torch.float64), clip=1.0)
     return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
@@ -79,6 +80,32 @@ def test_compiled_modules_learn_the_same(recompute):
     compiled = train(make("finite_difference", recompute, compile_with="aot_eager"))
     for name in plain:
         torch.testing.assert_close(plain[name], compiled[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_more_kinds_of_blocks_than_torch_compiles():
+    """It stops at eight graphs, between the two runs of a block, which then save other tensors."""
+
+    class Wide(nn.Sequential):
+        """One class, so one cache."""
+
+    parts = [
+        Wide(nn.Conv2d(width, width + 1, 1), nn.BatchNorm2d(width + 1), nn.ReLU())
+        for width in range(1, 7)
+    ]
+    body = Body(parts, recompute=True)
+    body.compile_blocks(backend="aot_eager")
+    counters.clear()
+    x = torch.randn(2, 1, 3, 3)
+    body(x).sum().backward()
+    with torch.no_grad():
+        body.eval()(x)
+    before = counters["frames"]["total"]
+    body.train()(x).sum().backward()
+    with torch.no_grad():
+        body.eval()(x)
+    assert counters["frames"]["total"] == before  # all of it was compiled, and once
+    assert counters["frames"]["ok"] == before
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")

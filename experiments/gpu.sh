@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Everything that waits for a GPU, in the order of its worth: bash experiments/gpu.sh OUT
+#
+# Each piece leaves OUT/NAME.txt (and NAME.json) when it went well, and is not run again then, so the
+# same command goes on after any interruption. BATCHES, RUNS, STEPS (a multiple of 8) and MORE settings
+# make it smaller, such as on a CPU: BATCHES=8 RUNS=1 STEPS=8 MORE=data.image_size=64 bash ...
+set -uo pipefail
+
+out=$1
+mkdir -p "$out"
+read -ra more <<<"${MORE:-}"
+resnet=configs/bench-resnet50.yaml vit=configs/bench-vit-s.yaml
+
+once() { # name, command...
+    local name=$1
+    shift
+    [[ -e $out/$name.txt ]] && return
+    echo "== $name: $*"
+    if "$@" >"$out/$name.part" 2>&1; then
+        mv "$out/$name.part" "$out/$name.txt"
+        cat "$out/$name.txt"
+    else
+        echo "exit code $?"
+        tail -n 5 "$out/$name.part"
+    fi
+}
+
+peers() { # name, configuration, settings: one device, all in turns
+    once "$1" python -m pipeline_local bench peers "$2" --peers bp,checkpoint,local --runs "${RUNS:-3}" \
+        --steps "${STEPS:-24}" --json "$out/$1.json" "${@:3}" "${more[@]}"
+}
+
+once versions python -c "import platform, torch, torchvision as v
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
+print(platform.python_version(), torch.__version__, v.__version__, torch.version.cuda, gpu)"
+once wires env PIPELINE_LOCAL_TEST_GPU=1 python -m pytest -q tests/pipeline/test_wires.py \
+    tests/pipeline/test_transport.py tests/learning tests/bench/test_memory.py
+
+for batch in ${BATCHES:-128 256}; do # the cuts that the configurations name are for K=4
+    for k in 4 2 8; do
+        cuts=()
+        ((k == 4)) || cuts=("modules.count=$k" modules.cuts=auto)
+        for precision in float32 bfloat16; do
+            suffix=k$k-b$batch-$precision
+            peers "resnet50-$suffix" $resnet "data.batch_size=$batch" "precision=$precision" "${cuts[@]}"
+            peers "vit-s-$suffix" $vit "data.batch_size=$batch" "precision=$precision" "${cuts[@]}"
+        done
+    done
+    peers "resnet50-auglocal-b$batch" $resnet "data.batch_size=$batch" head.name=auglocal precision=bfloat16
+    peers "vit-s-auglocal-b$batch" $vit "data.batch_size=$batch" head.name=auglocal precision=bfloat16
+    peers "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true precision=bfloat16
+    peers "vit-s-compile-b$batch" $vit "data.batch_size=$batch" compile=true precision=bfloat16
+    peers "resnet101-b$batch" $resnet model.name=resnet101 modules.count=4 modules.cuts=auto \
+        "data.batch_size=$batch" precision=bfloat16
+    peers "vit-b-b$batch" $vit model.hidden_dim=768 model.mlp_dim=3072 model.num_heads=12 \
+        "data.batch_size=$batch" precision=bfloat16
+done
+for config in $resnet $vit; do # how far what is planned is from what the allocator sees
+    once "plan-$(basename "$config" .yaml)" python -m pipeline_local plan "$config" "${more[@]}"
+    once "profile-$(basename "$config" .yaml)" python -m pipeline_local profile "$config" \
+        --output "$out/profile-$(basename "$config" .yaml).json" "${more[@]}"
+    once "reconcile-$(basename "$config" .yaml)" python -m pipeline_local bench reconcile "$config" \
+        --module 3 --runs 3 "${more[@]}"
+done
