@@ -177,6 +177,8 @@ class Turns:
                 return slip
             footprint.made()
             self._turn(entry)
+        if self._setting.config.compile:  # other code than while a CPU's tensors were counted
+            self._turn(entry)
         slip.peak, slip.resident = footprint.peak, footprint.resident
         if isinstance(entry.peer, Local):
             slip.flops = entry.peer.flops()
