@@ -80,6 +80,12 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
         "parallel": {"wire_dtype": "float16"},
     },
+    "channels last, both directions, microbatches": {
+        **RESNET,
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
+        "channels_last": True,
+    },
 }
 
 
@@ -192,12 +198,15 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
         assert checkpoint(plain) == checkpoint(again)
 
 
-@pytest.mark.parametrize("direction", ["downstream", "both"])
-def test_resuming_changes_nothing(direction, tmp_path, run_ranks):
+@pytest.mark.parametrize(
+    ("direction", "channels_last"), [("downstream", False), ("both", False), ("both", True)]
+)
+def test_resuming_changes_nothing(direction, channels_last, tmp_path, run_ranks):
     """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages; with
     feedback, some of it is on its way then."""
     case = {
         **RESNET,
+        "channels_last": channels_last,
         "reconcile": {**FINITE, **UPSTREAM, "direction": direction},
         "checkpoint": {"every_steps": 5, "keep": 9},
     }

@@ -2,9 +2,11 @@
 
 They do so at every boundary, inside a stage as between processes: what is rounded is part of the
 mathematics, and where a module runs is not. Only messages are rounded: a module's own head, and
-all that it computes, sees what its body gave.
+all that it computes, sees what its body gave. Strides are a part of it, too, as kernels add up in
+an order that depends on them: what comes to a module has the same ones on every placement.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +25,18 @@ class Crossing:
     Attributes:
         inside: of activations and gradients in the modules.
         wire: of activations on the way; None: as inside.
+        channels_last: maps [B, C, H, W] lie in memory as [B, H, W, C], inside and on the way.
     """
 
     inside: torch.dtype = torch.float32
     wire: torch.dtype | None = None
+    channels_last: bool = False
 
     @classmethod
     def of(cls, config: Config) -> "Crossing":
-        """As configured by `precision` and `parallel.wire_dtype`."""
-        return cls(_INSIDE[config.precision], _WIRE[config.parallel.wire_dtype])
+        """As configured by `precision`, `parallel.wire_dtype` and `channels_last`."""
+        wire = _WIRE[config.parallel.wire_dtype]
+        return cls(_INSIDE[config.precision], wire, config.channels_last)
 
     @property
     def activations(self) -> torch.dtype:
@@ -53,6 +58,18 @@ class Crossing:
             return ""
         return "set parallel.wire_dtype=bfloat16 (activations beyond 65504 overflow float16), "
 
+    def shape(self, inside: Sequence[int]) -> tuple[int, ...]:
+        """Of a tensor on the way: [B, H, W, C] of maps whose channels are last, else as inside."""
+        shape = tuple(inside)
+        return (shape[0], *shape[2:], shape[1]) if self._turns(len(shape)) else shape
+
+    def laid_out(self, inside: Tensor) -> Tensor:
+        """The same numbers in the one order of memory that they have in every module."""
+        turned = self._turns(inside.dim())
+        return inside.contiguous(
+            memory_format=torch.channels_last if turned else torch.contiguous_format
+        )
+
     def round_activations(self, y: Tensor) -> Tensor:
         """To the nearest number of the wire, for the way downstream.
 
@@ -62,12 +79,21 @@ class Crossing:
         narrow = y.to(self.activations)
         if self.wire == torch.float16:
             narrow = narrow.masked_fill(narrow.isinf(), float("nan"))
-        return narrow
+        return self._on_the_way(narrow)
 
     def round_gradient(self, gradient: Tensor) -> Tensor:
         """The same of a signal or an input gradient, for either way."""
-        return gradient.to(self.gradients)
+        return self._on_the_way(gradient.to(self.gradients))
 
     def widen(self, arrived: Tensor) -> Tensor:
         """Exactly: every number of the wire is one inside."""
-        return arrived.to(self.inside)
+        wide = arrived.to(self.inside)
+        return wide.permute(0, 3, 1, 2) if self._turns(wide.dim()) else wide
+
+    def _turns(self, dimensions: int) -> bool:
+        return self.channels_last and dimensions == 4
+
+    def _on_the_way(self, narrow: Tensor) -> Tensor:
+        """Contiguous, as wires want it: channels that are last in memory are the last axis."""
+        turned = narrow.permute(0, 2, 3, 1) if self._turns(narrow.dim()) else narrow
+        return turned.contiguous()

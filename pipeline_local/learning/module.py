@@ -98,7 +98,7 @@ class LocalModule(nn.Module):
         now.output_grad, *now.head_grads = grad(
             loss, [y, *self._head_params], materialize_grads=True
         )
-        now.output_grad = now.output_grad.contiguous()  # as the body's output
+        now.output_grad = self.rules.crossing.laid_out(now.output_grad)  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.feedback:
             self.under_way.awaiting.push(
@@ -147,6 +147,7 @@ class LocalModule(nn.Module):
                 None for the last module, which nobody corrects.
         """
         number, microbatch, (y, labels) = self.under_way.awaiting.pop()
+        y = self.rules.crossing.laid_out(y)  # a checkpoint has not kept its strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
             first = reconcile.plain(self._head_objective, y, self._head_params)
@@ -184,7 +185,7 @@ class LocalModule(nn.Module):
     def evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Score]:
         """Activations [B, ...] and the head's score on integer labels [B], in evaluation mode."""
         with self._autocast(x):
-            y = self.body(x).to(self.rules.crossing.inside).contiguous()
+            y = self._laid_out(self.body(x))
             logits = self.head(y)
         return y, score(logits, labels)
 
@@ -251,10 +252,12 @@ class LocalModule(nn.Module):
     def _run_body(self, x: Tensor) -> Tensor:
         seeds.reseed(x.device, *self._draw("body"))
         with self._autocast(x):
-            y: Tensor = self.body(x)
-        # what crosses a boundary looks the same on every placement, strides included: kernels
-        # add up in an order that depends on them
-        return y.to(self.rules.crossing.inside).contiguous()
+            return self._laid_out(self.body(x))
+
+    def _laid_out(self, y: Tensor) -> Tensor:
+        """What a body gives, as it crosses: the same on every placement, strides included."""
+        crossing = self.rules.crossing
+        return crossing.laid_out(y.to(crossing.inside))
 
     def _run_head(self, y: Tensor) -> Tensor:
         seeds.reseed(y.device, *self._draw("head"))

@@ -45,17 +45,24 @@ def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
     """The inverse of `tensors`."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in named.items():
-        index, quantity = name.split(".")
-        state.setdefault(int(index), {})[quantity] = value
+        number, quantity = name.split(".")
+        parameter = params[int(number)]
+        if value.shape == parameter.shape:  # a checkpoint has not kept its strides
+            value = laid_out_as(parameter, value)
+        state.setdefault(int(number), {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Autograd's own contract for `.grad`, which `autograd.grad` does not keep: the strides of the
-    parameter. A fused optimizer walks both in memory order, and would mix up the elements."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+def laid_out_as(parameter: Tensor, like: Tensor) -> Tensor:
+    """A gradient or a state with the strides of its parameter.
+
+    It is autograd's own contract for `.grad`, which `autograd.grad` does not keep. A fused
+    optimizer walks all of them in memory order, and would mix up the elements.
+    """
+    if like.stride() == parameter.stride():
+        return like
+    return torch.empty_like(parameter, dtype=like.dtype).copy_(like)

@@ -63,6 +63,11 @@ class Blueprint:
         """
         model = config.model
         backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
+        if config.channels_last and backbone.layout != "NCHW":
+            raise UserError(
+                f"channels_last: model.name={model.name} has no maps whose channels come first,"
+                f" got layout {backbone.layout}; leave it out"
+            )
         outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
         sketch = cls(
             config=config,
@@ -140,7 +145,7 @@ class Blueprint:
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
         data, train, crossing = self.config.data, self.config.train, self.crossing
-        shape = self.output_shapes[self.modules[index][-1]]
+        _, *shape = crossing.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
         soft = data.mixup > 0
         return Contract(
@@ -204,7 +209,13 @@ class Blueprint:
         """Allocate and initialise one block: weights are a function of (seed, block) alone."""
         seed = seeds.derive(self.config.train.seed, "block", block.name)
         rule = self.backbone.initialize
-        return backbones.materialize(block.module, rule, seed, device, self.dtype)
+        return self._laid_out(backbones.materialize(block.module, rule, seed, device, self.dtype))
+
+    def _laid_out(self, part: nn.Module) -> nn.Module:
+        """With the weights of convolutions where their kernels want them."""
+        if self.config.channels_last:
+            part.to(memory_format=torch.channels_last)
+        return part
 
     def check_weights(self, state: dict[str, Tensor]) -> list[str]:
         """Names of the classifier that keep fresh weights because the classes differ.
@@ -232,7 +243,8 @@ class Blueprint:
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
         head = self._auxiliary_head(index)
-        return backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+        fresh = backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+        return self._laid_out(fresh)
 
     def _check_trainable(self) -> None:
         for index in range(len(self.modules)):

@@ -35,6 +35,7 @@ def setting(blueprint: "Blueprint") -> dict[str, Any]:
         "reconcile.estimator": config.reconcile.estimator,
         "optimizer.name": config.optimizer.name,
         "compile": config.compile,
+        "channels_last": config.channels_last,
         "precision": config.precision,
     }
 

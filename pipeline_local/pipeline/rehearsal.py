@@ -9,7 +9,7 @@ Sizes are those of CPU kernels; what kernels allocate inside themselves is not s
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -229,7 +229,9 @@ def _fill_queues(blueprint: "Blueprint", module: LocalModule, step: Step) -> Non
 
 def _inside(blueprint: "Blueprint", index: int) -> Spec:
     """A module's activations, and their gradient, before they are rounded for the way."""
-    return replace(blueprint.contract(index).activations, dtype=blueprint.crossing.inside)
+    size = blueprint.contract(index).activations.shape[0]
+    shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
+    return Spec((size, *shape), blueprint.crossing.inside)
 
 
 def _under_way(blueprint: "Blueprint", index: int) -> int:

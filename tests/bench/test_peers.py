@@ -106,6 +106,20 @@ def test_gradients_of_inputs_before_those_of_weights_change_nothing(run_ranks, m
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["ddp", "1f1b", "interleaved", "zerobubble"])
+def test_channels_last_change_nothing(run_ranks, name):
+    """Libraries send memory as it lies, and take it for contiguous."""
+    data = {"name": "synthetic", "image_size": 16, "batch_size": 16}
+    more = {"model": CONVOLUTIONS, "data": data, "modules": {"count": 2}}
+    expected, found = (
+        merged([after for _, after in run_ranks(trained, 2, name, 2, more | {"channels_last": on})])
+        for on in (False, True)
+    )
+    assert found.keys() == expected.keys()
+    for tensor in found:
+        np.testing.assert_allclose(found[tensor], expected[tensor], rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_same_weights_with_deepspeed(run_ranks, microbatches):
     single = {"precision": "float32"}

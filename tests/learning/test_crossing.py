@@ -69,6 +69,36 @@ def test_without_a_wire_nothing_is_copied(inside):
         assert same(x) is x
 
 
+def test_channels_last_cross_without_a_copy():
+    """As the last axis of a contiguous tensor, which every wire takes."""
+    crossing = Crossing(channels_last=True)
+    maps = crossing.laid_out(torch.randn(2, 3, 4, 5))
+    for away in (crossing.round_activations(maps), crossing.round_gradient(maps)):
+        assert away.is_contiguous()
+        assert away.shape == crossing.shape(maps.shape) == (2, 4, 5, 3)
+        assert away.data_ptr() == maps.data_ptr()
+        back = crossing.widen(away)
+        assert torch.equal(back, maps)
+        assert back.stride() == maps.stride()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_comes_has_the_same_strides_whatever_left(channels_last):
+    crossing = Crossing(channels_last=channels_last)
+    maps = torch.randn(2, 3, 4, 5)
+    strides = {
+        crossing.widen(crossing.round_gradient(one)).stride()
+        for one in (maps, maps.to(memory_format=torch.channels_last), maps.transpose(2, 3).mT)
+    }
+    assert strides == {crossing.laid_out(maps).stride()}
+
+
+def test_tokens_have_no_channels_to_turn():
+    crossing, tokens = Crossing(channels_last=True), torch.randn(2, 3, 4)
+    assert crossing.widen(crossing.round_activations(tokens)) is tokens
+    assert crossing.shape(tokens.shape) == tokens.shape
+
+
 def test_of_a_configuration():
     def of(precision, wire):
         tree = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"steps": 1}}

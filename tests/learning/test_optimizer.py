@@ -35,6 +35,24 @@ def test_round_trip(name, momentum):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_is_laid_out_as_its_parameter(name):
+    """A file keeps no strides, and fused optimizers walk through memory."""
+    config = OptimizerConfig(name=name, lr=0.01)
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    opt = optimizer.build(config, conv.parameters())
+    conv(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    opt.step()
+    restored = optimizer.build(config, conv.parameters())
+    named = {name: value.contiguous() for name, value in optimizer.tensors(opt).items()}
+    optimizer.load(restored, named)
+    again = optimizer.tensors(restored)
+    assert again.keys() == named.keys()
+    for key, value in optimizer.tensors(opt).items():
+        assert torch.equal(again[key], value)
+        assert again[key].stride() == value.stride()
+
+
 def test_loading_changes_what_follows():
     """The round trip above would also pass if optimizers had no state."""
     net, other = nn.Linear(3, 2), nn.Linear(3, 2)

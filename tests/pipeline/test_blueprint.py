@@ -67,19 +67,23 @@ def test_heads_of_modules_differ():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-def test_contract_is_what_modules_really_give(precision):
+def test_contract_is_what_modules_really_give(precision, channels_last):
     blueprint = draw(
         precision=precision,
+        channels_last=channels_last,
         train={"steps": 3, "microbatches": 2},
         data={"name": "digits", "batch_size": 16},
     )
     contract = blueprint.contract(1)
     x = torch.randn(8, *blueprint.input_shapes[blueprint.modules[1].start])
     module = blueprint.module(1, CPU)
-    y = module(x.to(blueprint.crossing.inside), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
-    contract.activations.check(y)
-    contract.activations.check(module.signal())
+    crossing = blueprint.crossing
+    y = module(x.to(crossing.inside), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
+    contract.activations.check(crossing.round_activations(y))
+    contract.gradients.check(crossing.round_gradient(module.signal()))
+    assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
     contract.labels.check(torch.zeros(8, dtype=torch.int64))
 
 
@@ -96,6 +100,7 @@ def test_soft_targets_cross_as_floats():
         ({"modules": {"count": 11}}, "11 modules for 10 blocks"),
         ({"model": {"name": "resnet2"}}, "did you mean"),
         ({"modules": {"count": 2, "cuts": ["nope"]}}, "'nope', which is no block"),
+        ({"model": {"name": "mlp"}, "channels_last": True}, "layout NC; leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections, message):
