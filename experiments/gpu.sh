@@ -48,7 +48,10 @@ for batch in ${BATCHES:-128 256}; do # the cuts that the configurations name are
     done
     peers "resnet50-auglocal-b$batch" $resnet "data.batch_size=$batch" head.name=auglocal precision=bfloat16
     peers "vit-s-auglocal-b$batch" $vit "data.batch_size=$batch" head.name=auglocal precision=bfloat16
-    peers "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true precision=bfloat16
+    peers "resnet50-channels-last-b$batch" $resnet "data.batch_size=$batch" channels_last=true \
+        precision=bfloat16
+    peers "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true channels_last=true \
+        precision=bfloat16
     peers "vit-s-compile-b$batch" $vit "data.batch_size=$batch" compile=true precision=bfloat16
     peers "resnet101-b$batch" $resnet model.name=resnet101 modules.count=4 modules.cuts=auto \
         "data.batch_size=$batch" precision=bfloat16

@@ -152,7 +152,7 @@ class Part(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activations [B, ...] -> activations [B, ...] or logits [B, classes]."""
         if x.requires_grad:  # torch's pipelines send gradients as they lie in memory
-            x.register_hook(torch.Tensor.contiguous)
+            x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         low = self._boundary == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             y: Tensor = self.classifier(self.body(x))

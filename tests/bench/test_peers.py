@@ -120,11 +120,12 @@ def test_channels_last_change_nothing(run_ranks, name):
         np.testing.assert_allclose(found[tensor], expected[tensor], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.timeout(320)  # the first one compiles an operation, once per environment
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_same_weights_with_deepspeed(run_ranks, microbatches):
     single = {"precision": "float32"}
     expected = backprop(**single)
-    (_, first), (_, last) = run_ranks(trained, 2, "deepspeed", microbatches, single)
+    (_, first), (_, last) = run_ranks(trained, 2, "deepspeed", microbatches, single, timeout=300)
     assert {**first, **last}.keys() == expected.keys()
     for name, tensor in {**first, **last}.items():
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
