@@ -278,6 +278,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             "reconcile.estimator=exact differentiates twice, which compile=true cannot;"
             " use reconcile.estimator=finite_difference or compile=false"
         )
+    if config.reconcile.estimator == "shift" and config.reconcile.fraction < 1:
+        yield (
+            "reconcile.estimator=shift moves whole batches: reconcile.fraction must be 1, got"
+            f" {config.reconcile.fraction}; use a larger reconcile.every, or another estimator"
+        )
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"

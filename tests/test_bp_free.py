@@ -133,9 +133,9 @@ def discord_gradients(k, x, labels, upstream):
     return [through_w + direct, through_b, delta.T @ a + r.T @ y, r.sum(0)]
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_the_discords_gradient_is_its_closed_form(estimator):
-    weight = 0.7
+    weight = 1e-7 if estimator == "shift" else 0.7  # correct to first order in it
     x, labels = batch()
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double() / SIZE
     gradients = []
@@ -232,12 +232,13 @@ def test_what_is_not_bp_free_is_not_called_so(sections):
     assert not is_bp_free(draw(**sections))
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trains_without_head_parameters(tmp_path, family, estimator):
     """Reconciled, clipped, logged, saved; and a resumed run ends with the same bytes."""
+    fraction = 1.0 if estimator == "shift" else 0.5
     sections = {
-        "reconcile": {"weight": 0.1, "every": 1, "estimator": estimator, "fraction": 0.5},
+        "reconcile": {"weight": 0.1, "every": 1, "estimator": estimator, "fraction": fraction},
         "optimizer": {"lr": 0.01, "clip": 1.0},
         "checkpoint": {"every_steps": 2},
     }

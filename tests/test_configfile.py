@@ -176,6 +176,11 @@ def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> N
     assert line.startswith(problem)
 
 
+def test_whole_batches_are_shifted(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "reconcile.estimator=shift", "reconcile.fraction=0.5")
+    assert line.startswith("reconcile.estimator=shift moves whole batches")
+
+
 def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:
     low = ("precision=bfloat16", "parallel.wire_dtype=bfloat16")
     assert with_overrides(tmp_path, *low).parallel.wire_dtype == "bfloat16", "the same bytes"

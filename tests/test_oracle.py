@@ -41,6 +41,12 @@ CASES = {
     "plain": {**RESNET},
     "exact": {**RESNET, "reconcile": EXACT},
     "finite difference": {**RESNET, "reconcile": FINITE},
+    "shift": {**RESNET, "reconcile": {**FINITE, "estimator": "shift"}},
+    "shift, both directions, microbatches, dropout": {
+        **VIT,
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
+    },
     "every third step, on half of the batch": {
         **RESNET,
         "reconcile": {**FINITE, "every": 3, "fraction": 0.5},

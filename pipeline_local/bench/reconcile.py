@@ -65,7 +65,7 @@ class Boundary:
 
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
     """The plain step, the estimators at full strength, and the configuration's own choice."""
-    full = replace(own, weight=own.weight or 1.0, every=1, fraction=1.0)
+    full = replace(own, weight=own.weight or 0.01, every=1, fraction=1.0)
     exact = replace(full, estimator="exact")
     finite = replace(full, estimator="finite_difference")
     found = {
@@ -76,9 +76,10 @@ def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
         "finite_difference": finite,
         "finite_difference, every 4": replace(finite, every=4),
         "finite_difference, every 8": replace(finite, every=8),
+        "shift, every 8": replace(full, estimator="shift", every=8),
     }
-    if own.direction == "upstream":  # heads are cheap: always the whole batch
-        del found["exact, a quarter, every 4"]
+    if own.direction == "upstream":  # heads are cheap: always the whole batch, and never moved
+        del found["exact, a quarter, every 4"], found["shift, every 8"]
     if own.weight and own not in found.values():
         found["configured"] = own
     return found
@@ -219,13 +220,13 @@ def _added(
     own: ReconcileConfig,
     boundary: Boundary,
 ) -> Tensor:
-    """What one reconciling step adds to the gradient, as one vector."""
+    """What one reconciling step adds to the gradient, over its strength, as one vector."""
     vectors = []
     for weight in (own.weight, 0.0):
         module = _module(blueprint, index, device, replace(own, weight=weight))
         _acts(module, boundary, 0, lr=0.0)
         vectors.append(torch.cat([g.double().flatten() for g in module.gradients]))
-    return (vectors[0] - vectors[1]) / own.every
+    return (vectors[0] - vectors[1]) / (own.strength or 1.0)
 
 
 def _compare(added: Tensor, reference: Tensor) -> tuple[float, float]:

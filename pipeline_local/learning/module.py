@@ -95,9 +95,8 @@ class LocalModule(nn.Module):
         y = now.y.detach().requires_grad_()
         logits = self._run_head(y)
         loss = self._loss(logits, now.labels)
-        now.output_grad, *now.head_grads = grad(
-            loss, [y, *self._head_params], materialize_grads=True
-        )
+        params = [] if self._shifts else self._head_params
+        now.output_grad, *now.head_grads = grad(loss, [y, *params], materialize_grads=True)
         now.output_grad = self.rules.crossing.laid_out(now.output_grad)  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.feedback:
@@ -194,24 +193,22 @@ class LocalModule(nn.Module):
     def _body_backward(self) -> Gradients:
         """The plain gradients, at the input only where it is to be compared."""
         now = self._now()
-        compares = now.x.requires_grad
         if not now.y.requires_grad:  # a frozen body, and nobody to compare with
             return Gradients(now.x, now.head_grads)
-        wanted = [now.x, *self._body_params] if compares else self._body_params
-        grads = grad(now.y, wanted, now.output_grad, materialize_grads=True)
-        if not compares:
-            return Gradients(now.x, [*grads, *now.head_grads])
-        g, *body_grads = grads
+        inputs = [now.x] if now.x.requires_grad else []
+        params = [] if self._shifts else self._body_params
+        grads = grad(now.y, [*inputs, *params], now.output_grad, materialize_grads=True)
+        g = grads[0] if inputs else now.x
         if now.output_grad is not None and _share_memory(g, now.output_grad):
             g = g.clone()  # a body that only reshapes: the signal is on its way, and g gets written
-        return Gradients(g, [*body_grads, *now.head_grads])
+        return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
 
     def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
         """The plain gradients plus lambda times the discord's."""
-        now = self._now()
+        now, settings = self._now(), self.rules.reconcile
         x, labels = now.x.detach(), now.labels
         now.y, now.output_grad = x, None  # not needed any more: leave the room to the second pass
-        part = self._part(len(x))
+        part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
         if part is not None:
             signal = signal[part] * (len(x) / len(part))
             x, labels = x[part], labels[part]
@@ -219,6 +216,10 @@ class LocalModule(nn.Module):
         def objective(x: Tensor) -> Tensor:
             return self._loss(self._run_head(self._run_body(x)), labels)
 
+        if self._shifts:
+            moved = reconcile.shift(settings, x, first.input, signal, self.rules.layout)
+            with FrozenStatistics(self):
+                return list(grad(objective(moved), self.trainable, materialize_grads=True))
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return list(torch._foreach_add(list(first.params), added))
@@ -238,16 +239,14 @@ class LocalModule(nn.Module):
         with FrozenStatistics(self):
             layout = self.rules.layout
             added = reconcile.gradient(settings, objective, x, target, params, first, layout)
-        torch._foreach_mul_(added, settings.weight * settings.every)
+        torch._foreach_mul_(added, settings.strength)
         return added
 
-    def _part(self, size: int) -> Tensor | None:
-        """A random `reconcile.fraction` of the batch, in order; None for all of it."""
-        count = max(2, round(self.rules.reconcile.fraction * size))
-        if count >= size:
-            return None
-        draw = torch.randperm(size, generator=seeds.generator(*self._draw("part")))
-        return draw[:count].sort().values.to(self._now().x.device)
+    @property
+    def _shifts(self) -> bool:
+        """Whether this step takes its gradients at a moved input, and needs none at x."""
+        step, settings = self._now().step, self.rules.reconcile
+        return step.reconcile and self.index > 0 and settings.estimator == "shift"
 
     def _run_body(self, x: Tensor) -> Tensor:
         seeds.reseed(x.device, *self._draw("body"))

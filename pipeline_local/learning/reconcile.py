@@ -111,6 +111,8 @@ def gradient(
 ) -> list[Tensor]:
     """The gradient of the distance between g and s, by the configured estimator.
 
+    `shift` gives sums only (`reconciled`); here it is a finite difference.
+
     Args:
         settings: estimator, distance, and step of the finite difference.
         objective: must draw the same dropout masks whenever it is called.
@@ -208,15 +210,53 @@ def finite_difference(
         first: the plain gradients at x. Its input gradient is overwritten: a module's peak memory
             is here, and the perturbed input takes its place.
     """
-    g = first.input.detach().requires_grad_()
-    (v,) = grad(between(g, s), g)
+    v = _slope(first.input, s, between)
     size, length = _norm(v), step * _norm(x)
-    moved = g.detach().copy_(x).addcmul_(v, length / size)
-    del g, v
+    moved = first.input.detach().copy_(x).addcmul_(v, length / size)
+    del v
     second = grad(objective(moved), params, materialize_grads=True)
     added = torch._foreach_sub(second, list(first.params))
     torch._foreach_mul_(added, size / length)
     return list(added)
+
+
+def shift(
+    settings: ReconcileConfig, x: Tensor, g: Tensor, s: Tensor, layout: Layout = "NCHW"
+) -> Tensor:
+    """The input at which the plain gradient is the reconciled one, to first order in lambda.
+
+    With v = dD/dg held fixed, dD/d(params) is the derivative of the plain gradient along v, so
+
+        dl/d(params) at x + lambda v  =  dl/d(params) + lambda dD/d(params)  at x, + O(lambda^2).
+
+    It is one gradient at one place: the pass at x need not give those of the parameters, and
+    nothing is divided by a small step.
+
+    Args:
+        settings: lambda, distance, and step, the bound on the length of the shift over |x|.
+        x: [B, ...].
+        g: input gradient at x, shaped like it; overwritten by the result.
+        s: what g should be, of the same shape.
+        layout: of x.
+    """
+    v = _slope(g, s, distance(settings.distance, layout))
+    longest = settings.step * _norm(x) / _norm(v)
+    return g.detach().copy_(x).addcmul_(v, longest.clamp_max(settings.strength))
+
+
+def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:
+    """Indices of a random part of a batch [B, ...], in order; None for all of it."""
+    count = max(2, round(fraction * len(x)))
+    if count >= len(x):
+        return None
+    return torch.randperm(len(x), generator=generator)[:count].sort().values.to(x.device)
+
+
+def _slope(g: Tensor, s: Tensor, between: Distance) -> Tensor:
+    """v = dD/dg."""
+    g = g.detach().requires_grad_()
+    (v,) = grad(between(g, s), g)
+    return v
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -221,5 +221,9 @@ def _counted(
     forward = float(counter.get_total_flops() * config.data.batch_size)
     again = forward if is_body and config.modules.recompute else 0.0
     backward = 2 * forward + again
-    twice = 2 if config.reconcile.estimator == "exact" else 1  # one more for the double backward
-    return Cost(forward, backward, twice * (forward + backward))
+    added = {
+        "exact": 2 * (forward + backward),  # one more for the double backward
+        "finite_difference": forward + backward,
+        "shift": forward + (backward + again) / 2,  # the pass at x gives no gradients of weights
+    }
+    return Cost(forward, backward, added[config.reconcile.estimator])

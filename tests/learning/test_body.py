@@ -52,7 +52,7 @@ def train(module, microbatches=1, steps=2):
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_recomputing_changes_no_bit(estimator, microbatches):
     """Weights, and running statistics that must not see the second run."""
     plain = train(make(estimator, recompute=False), microbatches)

@@ -106,7 +106,37 @@ def test_formula(architecture):
     assert module.metrics["discord"].item() == pytest.approx(discord.item())
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_formula_of_shift(architecture):
+    """theta - d l / d theta at x + lambda dD/dg, what is seen of the module being that at x."""
+    weight = 0.7
+    own = {"reconcile": {"estimator": "shift", "step": 1e6}}
+    module, shape = make(architecture, weight, **own)
+    reference, _ = make(architecture, weight)
+    x, labels, s = batch(shape)
+
+    leaf = x.clone().requires_grad_()
+    activations = reference.body(leaf)
+    loss = functional.cross_entropy(reference.head(activations), labels)
+    g, expected_signal = torch.autograd.grad(loss, [leaf, activations])
+    statistics = {name: value.clone() for name, value in reference.named_buffers()}
+    moved = x + weight * 2 * len(x) * (g - s)
+    functional.cross_entropy(reference.head(reference.body(moved)), labels).backward()
+
+    y, signal = one_step(module, x, labels, s)
+    torch.testing.assert_close(y, activations.detach())
+    torch.testing.assert_close(signal, expected_signal)
+    for learned, p in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(learned, p - p.grad, rtol=1e-9, atol=1e-11)
+    for name, value in module.named_buffers():
+        torch.testing.assert_close(value, statistics[name])
+    assert module.metrics["loss"].item() == pytest.approx(loss.item())
+    assert module.metrics["discord"].item() == pytest.approx(
+        (len(x) * (g - s)).flatten(1).square().sum(1).mean().item()
+    )
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_zero_weight_is_plain_local_learning(architecture, estimator):
     """Bit for bit, though the signal is there."""
@@ -120,7 +150,7 @@ def test_zero_weight_is_plain_local_learning(architecture, estimator):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_isolation(estimator):
     """Nothing that a module gives or takes leads a gradient into another module."""
     settings = {"reconcile": {"estimator": estimator}}
@@ -209,7 +239,7 @@ def test_fraction_is_unbiased_without_batch_norm(estimator):
     assert size == 8
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_reconciling_leaves_batch_norm_statistics_alone(estimator):
     x, labels, s = batch((4, 6, 6))
     settings = {"reconcile": {"estimator": estimator}}
@@ -223,7 +253,7 @@ def test_reconciling_leaves_batch_norm_statistics_alone(estimator):
         assert torch.equal(buffers[0][name], buffers[1][name]), name
 
 
-def test_finite_difference_draws_the_same_dropout_masks():
+def test_a_second_pass_draws_the_same_dropout_masks():
     """With other masks, the difference quotient would be of the order of 1 / step."""
     ARCHITECTURES["dropout"] = lambda: (
         nn.Sequential(nn.Linear(7, 64), nn.Dropout(0.5), nn.Tanh(), nn.Linear(64, 9)),
@@ -236,9 +266,16 @@ def test_finite_difference_draws_the_same_dropout_masks():
         module, _ = make("dropout", 1.0, reconcile=settings)
         one_step(module, x, labels, s)
         moved.append(weights(module))
-    del ARCHITECTURES["dropout"]
     for a, b in zip(*moved, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+    shifted, _ = make("dropout", 1e-9, reconcile={"estimator": "shift"})
+    plain, _ = make("dropout", 0.0)
+    one_step(shifted, x, labels, s)
+    one_step(plain, x, labels, s, reconcile=False)
+    for a, b in zip(weights(shifted), weights(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    del ARCHITECTURES["dropout"]
 
 
 def test_dropout_is_a_function_of_seed_module_step_and_microbatch():
@@ -292,7 +329,7 @@ def test_evaluation_ignores_padding():
     assert padded.correct == cut.correct
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("frozen", ["body", "part of the body", "head"])
 def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):

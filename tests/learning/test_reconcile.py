@@ -133,6 +133,54 @@ def test_finite_difference_converges_to_exact(problem, distance):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def gradients(objective, x, params):
+    return torch.cat([g.flatten() for g in reconcile.plain(objective, x, params).params])
+
+
+@pytest.mark.parametrize("distance", ["squared", "relative", "pooled"])
+def test_what_a_shift_adds_is_exact_to_first_order_in_its_strength(problem, distance):
+    """A tenth of lambda, a tenth of the error."""
+    net, objective, x, s = problem
+    params, layout = list(net.parameters()), "NTC" if x.dim() == 3 else "NCHW"
+    settings = ReconcileConfig(distance=distance, estimator="exact")
+    added = reconcile.gradient(settings, objective, x, s, params, layout=layout)
+    exact = torch.cat([a.flatten() for a in added])
+    errors = []
+    for weight in (1e-4, 1e-5):
+        settings = ReconcileConfig(weight=weight / 8, distance=distance, step=1.0)
+        first = reconcile.plain(objective, x, params)
+        plain = torch.cat([g.flatten() for g in first.params])
+        moved = reconcile.shift(settings, x, first.input, s, layout)
+        added = (gradients(objective, moved, params) - plain) / weight
+        errors.append((added - exact).norm() / exact.norm())
+    assert errors[1] < 0.01
+    assert errors[1] / errors[0] == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_shift_is_bounded(problem):
+    net, objective, x, s = problem
+    g = reconcile.plain(objective, x, list(net.parameters())).input
+    v = 2 * len(x) * (g - s)
+    settings = ReconcileConfig(weight=1e9, step=0.03)
+    moved = reconcile.shift(settings, x, g, s) - x
+    torch.testing.assert_close(moved, v * 0.03 * x.norm() / v.norm())
+
+
+def test_no_discord_shifts_nothing(problem):
+    net, objective, x, _ = problem
+    g = reconcile.plain(objective, x, list(net.parameters())).input
+    assert torch.equal(reconcile.shift(ReconcileConfig(weight=1.0), x, g, g.clone()), x)
+
+
+def test_a_part_of_a_batch():
+    x = torch.zeros(10, 3)
+    indices = reconcile.part(x, 0.3, torch.Generator().manual_seed(0))
+    assert len(indices.unique()) == 3
+    assert torch.equal(indices, indices.sort().values)
+    assert len(reconcile.part(x, 0.01, torch.Generator())) == 2, "batch norm needs two samples"
+    assert reconcile.part(x, 1.0, torch.Generator()) is None
+
+
 def test_finite_difference_on_kinks_wants_a_longer_step():
     """With ReLU it is noisy, and a short step is the poor one: docs/results/estimators.md."""
     torch.manual_seed(0)

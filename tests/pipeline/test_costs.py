@@ -36,6 +36,18 @@ def test_recomputation_is_part_of_the_backward():
     assert all(b.backward == 3 * b.forward for b in counted.blocks)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "plain", "recomputed"),
+    [("exact", 6, 8), ("finite_difference", 3, 4), ("shift", 2, 3)],
+)
+def test_what_estimators_add_in_forward_passes(estimator, plain, recomputed):
+    for recompute, passes in ((False, plain), (True, recomputed)):
+        modules = {"count": 2, "recompute": recompute}
+        counted = costs.by_flops(draw(modules=modules, reconcile={"estimator": estimator}))
+        assert all(b.second == passes * b.forward for b in counted.blocks)
+        assert counted.classifier.second == plain * counted.classifier.forward
+
+
 @pytest.mark.parametrize("head", ["linear", "auglocal"])
 def test_heads_are_those_that_the_modules_get(head):
     for count in (2, 3, 5):
