@@ -88,7 +88,7 @@ class ReconcileConfig:
     fraction: Fraction = 1.0
     """The random part of each batch on which the discord is estimated."""
     step: Annotated[float, Field(gt=0)] = 0.03
-    """finite_difference, and at most shift: norm of the perturbation over the norm of the input."""
+    """finite_difference: norm of the perturbation over the norm of the input."""
 
     @property
     def strength(self) -> float:

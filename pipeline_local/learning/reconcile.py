@@ -24,6 +24,10 @@ Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
 
 
+LONGEST_SHIFT = 0.3
+"""Over the norm of the input: further away, the gradient would be that of another input. It binds
+early in training, and where gradients vanish and distances are relative to them."""
+
 Distance = Callable[[Tensor, Tensor], Tensor]
 """How far an input gradient [B, ...] is from a signal of the same shape; the result is a scalar."""
 
@@ -230,17 +234,18 @@ def shift(
         dl/d(params) at x + lambda v  =  dl/d(params) + lambda dD/d(params)  at x, + O(lambda^2).
 
     It is one gradient at one place: the pass at x need not give those of the parameters, and
-    nothing is divided by a small step.
+    nothing is divided by a small step. Where lambda |v| is more than `LONGEST_SHIFT` of |x|, the
+    input moves by that.
 
     Args:
-        settings: lambda, distance, and step, the bound on the length of the shift over |x|.
+        settings: lambda and distance.
         x: [B, ...].
         g: input gradient at x, shaped like it; overwritten by the result.
         s: what g should be, of the same shape.
         layout: of x.
     """
     v = _slope(g, s, distance(settings.distance, layout))
-    longest = settings.step * _norm(x) / _norm(v)
+    longest = LONGEST_SHIFT * _norm(x) / _norm(v)
     return g.detach().copy_(x).addcmul_(v, longest.clamp_max(settings.strength))
 
 

@@ -109,8 +109,8 @@ def test_formula(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_formula_of_shift(architecture):
     """theta - d l / d theta at x + lambda dD/dg, what is seen of the module being that at x."""
-    weight = 0.7
-    own = {"reconcile": {"estimator": "shift", "step": 1e6}}
+    weight = 0.05
+    own = {"reconcile": {"estimator": "shift"}}
     module, shape = make(architecture, weight, **own)
     reference, _ = make(architecture, weight)
     x, labels, s = batch(shape)
