@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
 from pipeline_local import __version__, configfile
 from pipeline_local.pipeline.place import Place
 
@@ -126,7 +124,7 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.record import newfile
 
     if options.json is not None:
-        newfile.refuse_existing("--json", options.json)
+        newfile.check("--json", options.json)
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)
     drawn = plan.draw(config, describe(config.data), num_stages)
@@ -177,7 +175,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
         Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
         return start_ranks(num_stages, arguments)
-    torch.set_num_threads(place.threads(config.parallel))
+    place.prepare(config.parallel)
     if line := profile.profile(config, info, options.runs, options.output, place):
         print(line)
     return 0

@@ -273,15 +273,16 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"parallel.cuts must name the first module of each stage but the first: expected"
             f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
         )
-    if config.compile and config.reconcile.weight and config.reconcile.estimator == "exact":
+    reconcile = config.reconcile
+    if config.compile and reconcile.weight and reconcile.estimator == "exact":
         yield (
             "reconcile.estimator=exact differentiates twice, which compile=true cannot;"
-            " use reconcile.estimator=finite_difference or compile=false"
+            " use reconcile.estimator=shift or compile=false"
         )
-    if config.reconcile.estimator == "shift" and config.reconcile.fraction < 1:
+    if config.head.name == "etf" and reconcile.weight and reconcile.direction != "downstream":
         yield (
-            "reconcile.estimator=shift moves whole batches: reconcile.fraction must be 1, got"
-            f" {config.reconcile.fraction}; use a larger reconcile.every, or another estimator"
+            f"reconcile.direction={reconcile.direction} trains heads, and head.name=etf has nothing"
+            f" to train; use reconcile.direction=downstream or another head"
         )
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (

@@ -19,7 +19,7 @@ from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.record import metrics, summary
+from pipeline_local.record import metrics, newfile, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
@@ -52,8 +52,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
     """
-    if output.exists():
-        raise UserError(f"--output: {output} exists, and files are never overwritten; name another")
+    newfile.check("--output", output)
     blueprint, modules, _ = load(run, torch.device("cpu"))
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
     try:
@@ -70,8 +69,10 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     Raises:
         UserError: no run, or no complete checkpoint.
     """
-    device = Place().device
+    place = Place()
+    device = place.device
     blueprint, modules, step = load(run, device)
+    place.prepare(blueprint.config.parallel)
     action = Evaluate(step)
     skipped = Skipped()
     source = Source(

@@ -3,8 +3,6 @@
 from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn
 
-import torch
-
 from pipeline_local.agreement import accept, propose
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
@@ -48,7 +46,7 @@ def train(config: Config, place: Place | None = None) -> Facts:
     """
     place = place or Place.from_environment()
     place.num_stages(config.parallel)
-    _set_up_torch(config, place)
+    place.prepare(config.parallel)
     with ExitStack() as stack:
         store = stack.enter_context(joined(place))
         board = Board(store, place.rank, place.world_size)
@@ -69,14 +67,6 @@ def train(config: Config, place: Place | None = None) -> Facts:
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
         return Trainer(blueprint, place, board, stop, at, modules, kind, start["step"]).run()
-
-
-def _set_up_torch(config: Config, place: Place) -> None:
-    torch.set_num_threads(place.threads(config.parallel))
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
-        # float32 means float32: TF32 would drown the small differences of finite differences
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]:
@@ -279,7 +269,7 @@ class Trainer:
             "modules": self.scores,
             "steps": self.blueprint.schedule.num_steps,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
-            "waits_seen": self.kind != "nccl",
+            "waits_seen": self.kind == "gloo" or self.place.world_size == 1,
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }

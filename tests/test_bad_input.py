@@ -233,9 +233,9 @@ MISTAKES = [
         finished_run,
     ),
     Mistake(
-        "bench into nothing",
-        ["bench", "reconcile", "config.yaml", "--json", "no/x.json"],
-        ("--json: no is no folder",),
+        "bench into a file",
+        ["bench", "reconcile", "config.yaml", "--json", "config.yaml/x.json"],
+        ("--json: config.yaml/x.json cannot be written",),
     ),
     Mistake("no peer", [*PEERS, "--peers", "gpip,bp"], ("--peers: got 'gpip'", "'gpipe'?")),
     Mistake("nobody", [*PEERS, "--peers", ","], ("--peers: got none; the peers are bp,",)),
@@ -253,7 +253,7 @@ MISTAKES = [
     ),
     Mistake("no turns", [*PEERS, "--runs", "0"], ("--runs: at least 1, got 0",)),
     Mistake("steps", [*PEERS, "reconcile.weight=1", "--steps", "9"], ("multiple of", "every=8")),
-    Mistake("peers into nothing", [*PEERS, "--json", "no/x.json"], ("--json: no is no folder",)),
+    Mistake("peers into a file", [*PEERS, "--json", "config.yaml/x"], ("--json: config.yaml/x",)),
     Mistake("clipped peers", [*PEERS, "optimizer.clip=1"], ("pass optimizer.clip=null",)),
     Mistake("soft peers", [*PEERS, "data.mixup=1"], ("pass data.mixup=0",)),
     Mistake(

@@ -236,9 +236,8 @@ def test_what_is_not_bp_free_is_not_called_so(sections):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trains_without_head_parameters(tmp_path, family, estimator):
     """Reconciled, clipped, logged, saved; and a resumed run ends with the same bytes."""
-    fraction = 1.0 if estimator == "shift" else 0.5
     sections = {
-        "reconcile": {"weight": 0.1, "every": 1, "estimator": estimator, "fraction": fraction},
+        "reconcile": {"weight": 0.1, "every": 1, "estimator": estimator, "fraction": 0.5},
         "optimizer": {"lr": 0.01, "clip": 1.0},
         "checkpoint": {"every_steps": 2},
     }

@@ -36,4 +36,4 @@ def test_exact_with_compile_is_refused_with_the_remedy(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(CONFIG)
     command = ["train", str(tmp_path / "c.yaml"), "compile=true", "reconcile.estimator=exact"]
     assert main(command) == 2
-    assert "use reconcile.estimator=finite_difference or compile=false" in capsys.readouterr().err
+    assert "use reconcile.estimator=shift or compile=false" in capsys.readouterr().err

@@ -176,9 +176,12 @@ def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> N
     assert line.startswith(problem)
 
 
-def test_whole_batches_are_shifted(tmp_path: Path) -> None:
-    (line,) = problems(tmp_path, TEXT, "reconcile.estimator=shift", "reconcile.fraction=0.5")
-    assert line.startswith("reconcile.estimator=shift moves whole batches")
+@pytest.mark.parametrize("direction", ["upstream", "both"])
+def test_a_fixed_head_cannot_heed(tmp_path: Path, direction: str) -> None:
+    upwards = ("head.name=etf", "reconcile.weight=0.1", f"reconcile.direction={direction}")
+    (line,) = problems(tmp_path, TEXT, *upwards)
+    assert line.startswith(f"reconcile.direction={direction} trains heads, and head.name=etf has")
+    assert with_overrides(tmp_path, *upwards[:2]).head.name == "etf"
 
 
 def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:

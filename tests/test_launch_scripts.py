@@ -218,6 +218,7 @@ class Cluster:
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_JOB_NODELIST": "node[7-8]",
             "SLURM_GPUS_ON_NODE": "4",
+            "SLURM_CPUS_PER_TASK": "32",
         }
 
     def stub(self, name: str, text: str) -> None:
@@ -243,7 +244,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 SBATCH = "launch/slurm/train.sbatch"
 SRUN = (
-    'srun --kill-on-bad-exit=1 bash -c trap "" USR1; exec "$@" bash torchrun'
+    'srun --kill-on-bad-exit=1 --cpus-per-task 32 bash -c trap "" USR1; exec "$@" bash torchrun'
     " --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
     " --rdzv-endpoint node7:22345 --rdzv-id 12345-{restarts} -m pipeline_local train c.yaml"
 )

@@ -6,8 +6,9 @@ end of the turn, and the longest of all ranks' intervals counts.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -93,8 +94,7 @@ def measure(config: Config, place: Place, request: Request) -> list[Measured]:
     backend = "gloo"
     if place.world_size > 1 and place.wire_kind(config.parallel) == "nccl":
         backend = "cpu:gloo,cuda:nccl"
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
+    place.prepare(config.parallel)
     with joined(place, backend) as store:
         board = Board(store, place.rank, place.world_size)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
@@ -172,11 +172,13 @@ class Turns:
         _ = self._setting.batch  # everybody's: there before anything is counted
         torch.set_num_threads(entry.threads)
         with Footprint(self._setting.place.device) as footprint:
-            slip.reason = self._set_up(entry, number)
+            slip.reason = self._attempt(entry, entry.peer.setup, f"ready/{number}")
             if slip.reason:
                 return slip
             footprint.made()
-            self._turn(entry)
+            slip.reason = self._attempt(entry, partial(self._turn, entry), f"tried/{number}")
+            if slip.reason:
+                return slip
         if self._setting.config.compile:  # other code than while a CPU's tensors were counted
             self._turn(entry)
         slip.peak, slip.resident = footprint.peak, footprint.resident
@@ -184,15 +186,21 @@ class Turns:
             slip.flops = entry.peer.flops()
         return slip
 
-    def _set_up(self, entry: Entry, number: int) -> str:
+    def _attempt(self, entry: Entry, work: Callable[[], object], topic: str) -> str:
         """Why the peer cannot run, on whichever rank; "" if it can."""
         reason = ""
         try:
-            entry.peer.setup()
+            work()
         except UnavailableError as error:
             reason = str(error)
-        self._board.pin(f"ready/{number}", {"reason": reason})
-        answers = self._board.gather(f"ready/{number}", TIMEOUT)
+        except torch.OutOfMemoryError as error:
+            if entry.ranks > 1:  # the others are at work, and wait for this one
+                raise
+            reason = f"out of memory: {str(error).splitlines()[0]}"
+        if reason and self._setting.place.device.type == "cuda":
+            torch.cuda.empty_cache()  # for those who come after it
+        self._board.pin(topic, {"reason": reason})
+        answers = self._board.gather(topic, TIMEOUT)
         return next((answer["reason"] for answer in answers if answer["reason"]), "")
 
     def _turn(self, entry: Entry) -> tuple[float, dict[str, float]]:

@@ -139,8 +139,8 @@ class Local(Peer):
         self._waited, self._open = self._waited + _waited(self._open), None
 
     def seconds(self) -> dict[str, float]:
-        """Waiting in channels, where the host waits."""
-        if self.setting.kind == "nccl":
+        """Waiting in channels, where a host that waits has no device that works."""
+        if self.setting.kind != "gloo":
             return {}
         return {"waited": self._waited + _waited(self._open or ())}
 

@@ -62,6 +62,7 @@ class Replicated(Trained):
         """The whole network, its gradients in the buckets that are reduced."""
         place = self.setting.place
         needs_ranks(place)
+        needs_own_devices(self.setting)
         (network,) = self.make(self.setting.all_blocks)
         devices = [place.device] if place.device.type == "cuda" else None
         self._replica = DistributedDataParallel(

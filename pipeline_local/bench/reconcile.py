@@ -22,6 +22,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record import newfile
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,13 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
         )
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
-    if output is not None and output.exists():
-        raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--json: {output.parent} is no folder, got {output}; make it first")
+    if output is not None:
+        newfile.check("--json", output)
     place = Place()
-    torch.set_num_threads(place.threads(config.parallel))
+    place.prepare(config.parallel)
     rows = measure(config, info, number - 1, runs, place.device)
     if output is not None:
-        output.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        newfile.write("--json", output, json.dumps([*map(asdict, rows)], indent=2) + "\n")
     setting = (
         f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"
@@ -123,7 +122,8 @@ def measure(
     """Compare all variants on module `index` (from 0, not the first).
 
     Args:
-        config: says network, cuts, heads, batch size, precision.
+        config: says network, cuts, heads, batch size, precision; compiled modules are compared with
+            the exact gradient of uncompiled ones, and exact is not timed.
         info: facts of the data; images are drawn at random.
         index: of the module that is measured.
         runs: interleaved repetitions.
@@ -132,6 +132,10 @@ def measure(
     blueprint = Blueprint.draw(config, info)
     boundary = _meet(blueprint, index, device)
     settings = variants(config.reconcile)
+    eager = replace(blueprint, config=replace(config, compile=False))
+    exact = _added(eager, index, device, settings["exact"], boundary)
+    if config.compile:  # compiled code has no second derivative
+        settings = {name: own for name, own in settings.items() if not _is_exact(own)}
     modules = {name: _module(blueprint, index, device, own) for name, own in settings.items()}
     added = {
         name: _added(blueprint, index, device, own, boundary) for name, own in settings.items()
@@ -145,10 +149,14 @@ def measure(
     rows = []
     for name in settings:
         seconds = times[name].median / lengths[name]
-        cosine, norm_ratio = _compare(added[name], added["exact"])
+        cosine, norm_ratio = _compare(added[name], exact)
         cost, memory = seconds / plain, peaks[name] / peaks["plain"]
         rows.append(Row(name, seconds, times[name].spread, cost, memory, cosine, norm_ratio))
     return rows
+
+
+def _is_exact(own: ReconcileConfig) -> bool:
+    return own.weight > 0 and own.estimator == "exact"
 
 
 def markdown(rows: Sequence[Row]) -> str:

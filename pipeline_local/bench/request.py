@@ -11,6 +11,7 @@ from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.record import newfile
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
 """All peers, in the order of the table."""
@@ -95,10 +96,8 @@ class Request:
                 f"--steps: a positive multiple of reconcile.every, so that turns are alike,"
                 f" got {self.steps} with reconcile.every={every}"
             )
-        if self.output is not None and self.output.exists():
-            yield f"--json: {self.output} exists, and files are never overwritten; name another"
-        elif self.output is not None and not self.output.parent.is_dir():
-            yield f"--json: {self.output.parent} is no folder, got {self.output}; make it first"
+        if self.output is not None and (reason := newfile.problem("--json", self.output)):
+            yield reason
 
     def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
         size = config.data.batch_size

@@ -12,6 +12,7 @@ from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record import newfile
 from pipeline_local.record.metrics import as_json
 
 REFERENCE = "1f1b"
@@ -73,8 +74,8 @@ def report(config: Config, place: Place, request: Request) -> str:
     found = rows(measured, config.data.batch_size, request.steps)
     facts = setting(config, place, request)
     if request.output is not None:
-        with request.output.open("x") as file:  # never over a file that came meanwhile
-            file.write(as_json({**facts, "rows": list(map(asdict, found))}, indent=2) + "\n")
+        text = as_json({**facts, "rows": list(map(asdict, found))}, indent=2) + "\n"
+        newfile.write("--json", request.output, text)
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 

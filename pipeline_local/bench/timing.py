@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+from pipeline_local.record.metrics import settle
+
 
 @dataclass(frozen=True)
 class Times:
@@ -38,15 +40,10 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(runs + 1):
         for name, work in variants.items():
-            _wait_for(device)
+            settle(device)
             begin = time.perf_counter()
             work()
-            _wait_for(device)
+            settle(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: Times(tuple(row)) for name, row in seconds.items()}
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -149,7 +149,8 @@ class LocalModule(nn.Module):
         y = self.rules.crossing.laid_out(y)  # a checkpoint has not kept its strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
-            first = reconcile.plain(self._head_objective, y, self._head_params)
+            with FrozenStatistics(self):  # they have seen this batch
+                first = reconcile.plain(self._head_objective, y, self._head_params)
             self._measure(feedback_cosine=reconcile.agreement(first.input, feedback).cosine)
             added = self._discord_gradient(
                 self._head_objective, y, feedback, self._head_params, first
@@ -209,17 +210,17 @@ class LocalModule(nn.Module):
         x, labels = now.x.detach(), now.labels
         now.y, now.output_grad = x, None  # not needed any more: leave the room to the second pass
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
-        if part is not None:
-            signal = signal[part] * (len(x) / len(part))
-            x, labels = x[part], labels[part]
 
         def objective(x: Tensor) -> Tensor:
             return self._loss(self._run_head(self._run_body(x)), labels)
 
         if self._shifts:
-            moved = reconcile.shift(settings, x, first.input, signal, self.rules.layout)
+            moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
             with FrozenStatistics(self):
                 return list(grad(objective(moved), self.trainable, materialize_grads=True))
+        if part is not None:
+            signal = signal[part] * (len(x) / len(part))
+            x, labels = x[part], labels[part]
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return list(torch._foreach_add(list(first.params), added))

@@ -225,7 +225,12 @@ def finite_difference(
 
 
 def shift(
-    settings: ReconcileConfig, x: Tensor, g: Tensor, s: Tensor, layout: Layout = "NCHW"
+    settings: ReconcileConfig,
+    x: Tensor,
+    g: Tensor,
+    s: Tensor,
+    part: Tensor | None = None,
+    layout: Layout = "NCHW",
 ) -> Tensor:
     """The input at which the plain gradient is the reconciled one, to first order in lambda.
 
@@ -242,11 +247,15 @@ def shift(
         x: [B, ...].
         g: input gradient at x, shaped like it; overwritten by the result.
         s: what g should be, of the same shape.
+        part: the samples that move, as far as if all did; None for all.
         layout: of x.
     """
-    v = _slope(g, s, distance(settings.distance, layout))
-    longest = LONGEST_SHIFT * _norm(x) / _norm(v)
-    return g.detach().copy_(x).addcmul_(v, longest.clamp_max(settings.strength))
+    moving, share = (slice(None), 1.0) if part is None else (part, len(part) / len(x))
+    v = _slope(g[moving] / share, s[moving] / share, distance(settings.distance, layout))
+    longest = LONGEST_SHIFT * _norm(x[moving]) / _norm(v)
+    moved = g.detach().copy_(x)
+    moved[moving] = moved[moving].addcmul_(v, longest.clamp_max(settings.strength / share))
+    return moved
 
 
 def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:

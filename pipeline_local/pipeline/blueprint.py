@@ -211,6 +211,11 @@ class Blueprint:
         rule = self.backbone.initialize
         return self._laid_out(backbones.materialize(block.module, rule, seed, device, self.dtype))
 
+    def fresh_head(self, head: Head, seed: int, device: torch.device) -> nn.Module:
+        """Allocate and initialise an auxiliary head."""
+        fresh = backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+        return self._laid_out(fresh)
+
     def _laid_out(self, part: nn.Module) -> nn.Module:
         """With the weights of convolutions where their kernels want them."""
         if self.config.channels_last:
@@ -242,9 +247,7 @@ class Blueprint:
         if self.is_last(index):
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
-        head = self._auxiliary_head(index)
-        fresh = backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
-        return self._laid_out(fresh)
+        return self.fresh_head(self._auxiliary_head(index), seed, device)
 
     def _check_trainable(self) -> None:
         for index in range(len(self.modules)):

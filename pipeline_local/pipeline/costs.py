@@ -134,10 +134,16 @@ class Costs:
 
     def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:
         reconcile, added = self.config.reconcile, 0.0
+        plain = head.forward + head.backward
         if reconcile.weight > 0 and reconcile.direction != "upstream" and index > 0:
-            added += (body.second + head.second) * reconcile.fraction
+            second = body.second + head.second
+            if reconcile.estimator != "shift":
+                second *= reconcile.fraction
+            if reconcile.estimator == "finite_difference" and reconcile.fraction < 1:
+                second *= 2  # the plain gradient is taken on that part anew
+            added += second
         if reconcile.weight > 0 and reconcile.direction != "downstream" and index < count - 1:
-            added += head.forward + head.backward + head.second
+            added += plain + (head.second if reconcile.estimator == "exact" else plain)
         return added / reconcile.every
 
 

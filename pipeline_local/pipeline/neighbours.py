@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.transport import Contract, Spec
-
-UNFINISHED = 2
-"""Messages that a sender holds at most (`transport.Sender`'s depth)."""
+from pipeline_local.pipeline.transport import DEPTH, Contract, Spec
 
 
 class Upstream:
@@ -43,7 +40,7 @@ class Downstream:
     def __init__(self, contract: Contract | None, has_feedback: bool) -> None:
         self._reply = [contract.gradients] if contract and has_feedback else []
         self._ahead = made(self._reply)
-        self._held: deque[tuple[Tensor, ...]] = deque(maxlen=UNFINISHED if contract else 0)
+        self._held: deque[tuple[Tensor, ...]] = deque(maxlen=DEPTH if contract else 0)
         self.num_bytes = num_bytes(self._reply)
         if contract:  # a message of activations, and its signal or another one
             self.num_bytes += 2 * num_bytes([contract.activations, contract.labels])

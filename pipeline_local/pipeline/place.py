@@ -105,6 +105,14 @@ class Place:
         """`parallel.threads`, or an equal share of this host's cores."""
         return config.threads or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
+    def prepare(self, config: ParallelConfig) -> None:
+        """Set torch up for this rank: its threads, its device, and float32 that is float32."""
+        torch.set_num_threads(self.threads(config))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            # TF32 would drown the small differences that reconciliation is about
+            torch.backends.cudnn.allow_tf32 = False
+
     def wire_kind(self, config: ParallelConfig) -> Kind:
         """How this rank can talk to its neighbours.
 

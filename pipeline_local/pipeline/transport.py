@@ -101,6 +101,10 @@ class Local:
         return self._feedback.popleft()
 
 
+DEPTH = 2
+"""Messages that a stage may have under way: how far it runs ahead of the next one."""
+
+
 class Sender:
     """The upstream end of an edge between processes.
 
@@ -116,7 +120,7 @@ class Sender:
         self,
         wire: Wire,
         traffic: Iterator[tuple[Spec, ...]],
-        depth: int = 2,
+        depth: int = DEPTH,
         device: torch.device = CPU,
     ) -> None:
         self._wire = wire

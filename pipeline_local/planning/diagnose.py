@@ -36,6 +36,7 @@ from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.source import Source
+from pipeline_local.record import newfile
 
 Batch = tuple[Tensor, Tensor]
 """Input [B, ...] of the first module; labels [B] or soft targets [B, classes]."""
@@ -76,16 +77,18 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
     """
     if num_batches < 1:
         raise UserError(f"--batches: at least 1, got {num_batches}")
-    if output is not None and output.exists():
-        raise UserError(f"--json: {output} exists, and files are never overwritten; name another")
-    device = Place().device
+    if output is not None:
+        newfile.check("--json", output)
+    place = Place()
+    device = place.device
     blueprint, modules, step = finished.load(run, device)
+    place.prepare(blueprint.config.parallel)
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(blueprint, 1)]
     _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}
-        _write(json.dumps(facts, indent=2) + "\n", output)
+        newfile.write("--json", output, json.dumps(facts, indent=2) + "\n")
     return rows
 
 
@@ -241,12 +244,3 @@ def _show(rows: Sequence[Row], blocks: Sequence[str], title: str) -> None:
         " gradient at the module's output; of its input gradient with the signal from above.",
         soft_wrap=True,
     )
-
-
-def _write(text: str, output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"--json: {output} cannot be written ({error}); name another") from None

@@ -24,7 +24,6 @@ from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Head
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.models import backbone as backbones
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
@@ -53,7 +52,7 @@ def check(runs: int, output: Path, num_ranks: int) -> None:
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
     for path in files(output, num_ranks):
-        newfile.refuse_existing("--output", path)
+        newfile.check("--output", path)
 
 
 def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Place) -> str:
@@ -90,14 +89,12 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
 def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str, Any]:
     """What `profilefile` saves of this rank; all of them call it together."""
     device = place.device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     bench = _Bench(config, info, runs, device)
     blueprint = bench.blueprint
     blocks = blueprint.backbone.blocks
     return {
         "setting": profilefile.setting(blueprint),
-        "device": _device(device),
+        "device": _device(place),
         "runs": runs,
         "blocks": {
             block.name: profilefile.row(cost)
@@ -147,13 +144,15 @@ class Times:
     def note(self, acts: Mapping[str, float], reconciled: bool) -> None:
         """One step."""
         for act, value in acts.items():
-            name = "reconciled" if reconciled and act == "learn" else act
-            self._seconds[name].append(value)
+            apart = reconciled and act in ("signal", "learn")
+            self._seconds[f"{act}, reconciled" if apart else act].append(value)
 
     def medians(self, reconciles: bool) -> dict[str, float]:
-        """Of each act; `added` is what reconciliation adds to act 3."""
+        """Of each act; `added` is what reconciliation adds to acts 2 and 3."""
         found = {act: median(values) for act, values in self._seconds.items()}
-        found["added"] = max(0.0, found.pop("reconciled") - found["learn"]) if reconciles else 0.0
+        both = found.pop("signal, reconciled") + found.pop("learn, reconciled")
+        more = both - found["signal"] - found["learn"]
+        found["added"] = max(0.0, more) if reconciles else 0.0
         return found
 
 
@@ -190,14 +189,14 @@ class _Bench:
         """One block; the trivial head behind it will not be counted."""
         blueprint = self.blueprint
         linear = replace(blueprint, config=replace(blueprint.config, head=HeadConfig("linear")))
-        head = self._filled(linear.auxiliary_head(index + 1, 0.0))
+        head = blueprint.fresh_head(linear.auxiliary_head(index + 1, 0.0), 0, self._device)
         body = blueprint.fresh(blueprint.backbone.blocks[index], self._device)
         return self._subject(body, head, min(index, 1), blueprint.input_shapes[index])
 
     def head(self, head: nn.Module, end: int) -> Cost:
         """A head behind the first `end` blocks."""
         assert isinstance(head, Head)
-        return self._alone(self._filled(head), end)
+        return self._alone(self.blueprint.fresh_head(head, 0, self._device), end)
 
     def classifier(self) -> Cost:
         """The network's own head."""
@@ -210,10 +209,6 @@ class _Bench:
         (acts,) = self._repeat([subject])
         return Cost(acts["signal"], 0.0, acts["added"], acts["update"])
 
-    def _filled(self, head: Head) -> nn.Module:
-        dtype = self.blueprint.dtype
-        return backbones.materialize(head, lambda h: h.initialize(), 0, self._device, dtype)
-
     def _subject(
         self, body: nn.Module, head: nn.Module, index: int, shape: tuple[int, ...]
     ) -> "_Subject":
@@ -225,7 +220,7 @@ class _Bench:
         module = self.blueprint.assembled(index, whole, head)
         size = config.data.batch_size // config.train.microbatches
         dtype = self.blueprint.crossing.inside if index else self.blueprint.dtype
-        x = self._random(size, *shape).to(self._device, dtype)
+        x = self.blueprint.crossing.laid_out(self._random(size, *shape).to(self._device, dtype))
         labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())
 
@@ -233,7 +228,7 @@ class _Bench:
         return torch.randn(*shape, generator=self._generator)
 
     def _repeat(self, subjects: Sequence["_Subject"]) -> list[dict[str, float]]:
-        """Median seconds of each act; `added` is what reconciliation adds to act 3."""
+        """Median seconds of each act, and what reconciliation adds to them."""
         seconds = [Times() for _ in subjects]
         for turn in range(self._runs + 1):
             for subject, times in zip(subjects, seconds, strict=True):
@@ -266,11 +261,13 @@ class _Bench:
         return time.perf_counter() - begin
 
 
-def _device(device: torch.device) -> dict[str, Any]:
+def _device(place: Place) -> dict[str, Any]:
+    device = place.device
     is_gpu = device.type == "cuda"
+    own = is_gpu and place.local_world_size <= torch.cuda.device_count()
     return {
         "name": torch.cuda.get_device_name(device) if is_gpu else f"cpu ({platform.machine()})",
-        "memory": torch.cuda.get_device_properties(device).total_memory if is_gpu else None,
+        "memory": torch.cuda.get_device_properties(device).total_memory if own else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

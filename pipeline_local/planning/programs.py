@@ -1,12 +1,13 @@
 """What each worker of a method does, act by act, as programs for the simulator."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from pipeline_local.learning.step import FEEDBACK_DELAY
 from pipeline_local.pipeline.costs import Link
+from pipeline_local.pipeline.transport import DEPTH
 from pipeline_local.planning.simulator import (
     Act,
     Channel,
@@ -22,8 +23,6 @@ from pipeline_local.planning.simulator import (
 )
 from pipeline_local.planning.work import StageWork
 
-DEPTH = 2
-"""Messages that a stage may have under way (`transport.Sender`'s depth)."""
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
 """Gradients that DDP sums at a time: in its first bucket, and in each later one."""
 
@@ -60,17 +59,18 @@ Method = Callable[[Setting], list[Program]]
 
 def local(setting: Setting) -> list[Program]:
     """Local learning: three acts per module, no stage waits for a backward pass of another."""
-    return _pipelines(setting, _local, depth=DEPTH, ahead=True)
+    sums = [sum(module.gradients for module in stage.modules) for stage in setting.stages]
+    return _pipelines(setting, _local, sums, depth=DEPTH, ahead=True)
 
 
 def gpipe(setting: Setting) -> list[Program]:
     """All microbatches forward, then all of them backward."""
-    return _pipelines(setting, _gpipe, depth=math.inf, ahead=False)
+    return _pipelines(setting, _gpipe, _of_stages(setting), depth=math.inf, ahead=False)
 
 
 def one_f_one_b(setting: Setting) -> list[Program]:
     """Stage k of p runs min(m, p - k) microbatches forward, then one forward per backward."""
-    return _pipelines(setting, _one_f_one_b, depth=math.inf, ahead=False)
+    return _pipelines(setting, _one_f_one_b, _of_stages(setting), depth=math.inf, ahead=False)
 
 
 def data_parallel(setting: Setting) -> list[Program]:
@@ -111,6 +111,7 @@ class _Ends:
 def _pipelines(
     setting: Setting,
     program: Callable[[Setting, _Ends], Iterator[Act]],
+    gradients: Sequence[float],
     depth: float,
     ahead: bool,
 ) -> list[Program]:
@@ -132,15 +133,19 @@ def _pipelines(
                 None if first else up[k - 1],
                 None if last else up[k],
             )
-            programs.append(_with_sums(program(setting, ends), setting, groups[k], k))
+            programs.append(_with_sums(program(setting, ends), groups[k], gradients[k]))
     return programs
 
 
-def _with_sums(acts: Iterator[Act], setting: Setting, group: Group, number: int) -> Program:
-    """Replicas sum their gradients before the update that ends a step."""
+def _of_stages(setting: Setting) -> list[float]:
+    return [stage.gradients for stage in setting.stages]
+
+
+def _with_sums(acts: Iterator[Act], group: Group, gradients: float) -> Program:
+    """Replicas sum so many bytes of gradients before the update that ends a step."""
     for act in acts:
-        if setting.replicas > 1 and isinstance(act, Update):
-            yield Reduce(group, setting.stages[number].gradients)
+        if group.members > 1 and isinstance(act, Update):
+            yield Reduce(group, gradients)
             yield Reduced(group)
         yield act
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from pipeline_local.config import Config
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import DataInfo
@@ -203,7 +205,8 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         for dtype in (crossing.dtype, blueprint.crossing.inside)
     )
     paper = [blueprint.backbone.blocks[i].module for i in blocks]
-    size = blueprint.dtype.itemsize
+    if last:
+        paper.append(blueprint.backbone.classifier.module)
     return StageWork(
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
         messages=messages,
@@ -211,7 +214,7 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         backward=own.backward * part,
         update=own.update,
         activations=activations,
-        gradients=sum(p.numel() * size for module in paper for p in module.parameters()),
+        gradients=_gradients(blueprint, paper),
     )
 
 
@@ -224,7 +227,16 @@ def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> Modu
         learn=(cost.learn - cost.added - cost.update) * part,
         added=cost.added * every * part,
         update=cost.update,
+        gradients=_gradients(
+            blueprint, [*blueprint.paper_body(index), blueprint.paper_head(index)]
+        ),
     )
+
+
+def _gradients(blueprint: Blueprint, parts: Sequence[nn.Module]) -> float:
+    """Bytes that replicas sum."""
+    trained = (p for part in parts for p in part.parameters() if p.requires_grad)
+    return float(sum(p.numel() for p in trained) * blueprint.dtype.itemsize)
 
 
 def report(config: Config, info: DataInfo, request: Request, output: Path | None = None) -> str:
@@ -234,7 +246,7 @@ def report(config: Config, info: DataInfo, request: Request, output: Path | None
         UserError: see `rows`; or the file exists already or cannot be written.
     """
     if output is not None:
-        newfile.refuse_existing("--json", output)
+        newfile.check("--json", output)
     found = rows(config, info, request)
     if output is not None:
         newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")

@@ -14,6 +14,7 @@ class ModuleWork:
         learn: act 3.
         added: to act 3 on steps that reconcile.
         update: of its optimizer, once per step.
+        gradients: bytes of all gradients, the head's included, for replicas.
     """
 
     forward: float
@@ -21,6 +22,7 @@ class ModuleWork:
     learn: float
     added: float = 0.0
     update: float = 0.0
+    gradients: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class StageWork:
         update: the same, once per step.
         activations: the same, bytes that cross to the next stage, of one microbatch; gradients
             take as many.
-        gradients: bytes of all gradients, for replicas.
+        gradients: the same, bytes of all gradients, the classifier's included, for replicas.
     """
 
     modules: tuple[ModuleWork, ...]
@@ -62,6 +64,7 @@ def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
         learn=mean([module.learn for module in modules]),
         added=mean([module.added for module in modules]),
         update=mean([module.update for module in modules]),
+        gradients=mean([module.gradients for module in modules]),
     )
     one = StageWork(
         modules=(work,),

@@ -9,7 +9,7 @@ has a state.
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -43,16 +43,6 @@ class Checkpoints:
     num_modules: int
     _sound: set[int] = field(default_factory=set, repr=False)
     """Steps that have been verified here."""
-
-    def save(self, modules: Iterable[LocalModule], step: int) -> None:
-        """Write modules, as they are now, after `step` optimizer steps.
-
-        Raises:
-            OSError: no room, no permission.
-        """
-        for module in modules:
-            host = {name: value.cpu().contiguous() for name, value in tensors(module).items()}
-            self.write(module.index, host, step)
 
     def write(self, index: int, state: Mapping[str, Tensor], step: int) -> None:
         """Write one module's state (on the CPU); the file appears whole or not at all.
@@ -115,7 +105,9 @@ class Checkpoints:
                 f" resume with the configuration of that run"
             ) from None
         optimizer.load(module.optimizer, _below("optimizer.", named))
-        module.under_way.load(_below("feedback.", named))
+        device = next(iter(module.state_dict().values())).device
+        feedback = _below("feedback.", named)
+        module.under_way.load({name: tensor.to(device) for name, tensor in feedback.items()})
 
     def set_aside_after(self, step: int, tell: Tell = warn) -> None:
         """Rename what lies beyond `step`, lest it mix with what follows. Nothing is deleted.

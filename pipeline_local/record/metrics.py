@@ -5,7 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,9 +94,13 @@ class Clock:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what is queued, so that a clock may be read."""
+    """Wait until the device has done what is queued, so that a clock may be read.
+
+    Not for a receive that is posted ahead on a stream of its own: what it waits for may depend on
+    what this rank has yet to do.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def refuse_divergence(
@@ -159,10 +163,8 @@ def gpu(device: torch.device) -> Facts:
     """Memory in use (bytes) and utilisation (percent) by NVML; empty without a GPU."""
     if device.type != "cuda":
         return {}
-    try:
-        return {
-            "gpu_memory_bytes": torch.cuda.device_memory_used(device),
-            "gpu_utilization_percent": torch.cuda.utilization(device),
-        }
-    except (ImportError, RuntimeError):  # no NVML in this container: the run is worth more
-        return {"gpu_memory_bytes": torch.cuda.memory_reserved(device)}
+    facts: Facts = {"gpu_memory_bytes": torch.cuda.memory_reserved(device)}
+    with suppress(Exception):  # no NVML, or none for a part of a GPU: the run is worth more
+        facts["gpu_memory_bytes"] = torch.cuda.device_memory_used(device)
+        facts["gpu_utilization_percent"] = torch.cuda.utilization(device)
+    return facts

@@ -1,22 +1,34 @@
 """Files that a user asks for: new ones only, nothing is ever overwritten."""
 
+import os
 from pathlib import Path
 
 from pipeline_local.errors import UserError
 
 
-def refuse_existing(option: str, path: Path) -> None:
-    """Before anything is spent.
+def problem(option: str, path: Path) -> str | None:
+    """Why the file cannot be written; None if it can, its folders included.
 
     Args:
         option: of the command line that names the file, for the message.
         path: where it is to be.
-
-    Raises:
-        UserError: the file exists.
     """
     if path.exists():
-        raise UserError(f"{option}: {path} exists, and files are never overwritten; name another")
+        return f"{option}: {path} exists, and files are never overwritten; name another"
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        return f"{option}: {path} cannot be written, as {above} takes no files; name another"
+    return None
+
+
+def check(option: str, path: Path) -> None:
+    """Before anything is spent; see `problem`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if reason := problem(option, path):
+        raise UserError(reason)
 
 
 def write(option: str, path: Path, text: str) -> None:
@@ -25,7 +37,7 @@ def write(option: str, path: Path, text: str) -> None:
     Raises:
         UserError: the file exists or cannot be written.
     """
-    refuse_existing(option, path)
+    check(option, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x") as file:

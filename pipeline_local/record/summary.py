@@ -40,8 +40,8 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
 
     Args:
         stages: each with `modules` (number -> accuracy, loss), `steps`, `seconds` (of training),
-            `waited` (seconds of it spent waiting for neighbours), `waits_seen` (over nccl the host
-            does not see them: then there is no efficiency), `peak_memory_bytes` and
+            `waited` (seconds of it spent waiting for neighbours), `waits_seen` (between GPUs the
+            host's are not the device's: then there is no efficiency), `peak_memory_bytes` and
             `checkpoint_stall_seconds`.
         samples: training samples seen.
         plan: what was predicted, if there is a profile.

@@ -1,6 +1,9 @@
 """The harness with real ranks: everybody takes turns, every row says something."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from pipeline_local import configfile
 from pipeline_local.bench import table
@@ -107,6 +110,8 @@ class Told:
             raise UnavailableError("no c today")
 
     def begin(self, steps):
+        if self.name == "d":
+            raise torch.OutOfMemoryError("no room\nfor d")
         self.diary.append(f"{self.name}{steps}")
 
     def step(self):
@@ -124,10 +129,21 @@ def test_turns_are_interleaved_and_begin_with_an_untimed_step():
     setting = Setting(Blueprint.draw(config, describe(config.data)), Place(), "gloo")
     (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
     diary = []
-    found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abc"]
+    found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abcd"]
     slips = Turns(setting, Board(), steps=2).run(found, runs=2)
     turns = [[f"{name}3", "step", "step", "step", "end"] for name in "ab"]
     assert diary == [*turns[0], *turns[1]] * 3
-    assert [len(slip.seconds) for slip in slips] == [2, 2, 0]
-    assert [slip.reason for slip in slips] == ["", "", "no c today"]
+    assert [len(slip.seconds) for slip in slips] == [2, 2, 0, 0]
+    reasons = ["", "", "no c today", "out of memory: no room"]
+    assert [slip.reason for slip in slips] == reasons
     assert slips[0].spent == [{"waited": 2.0}] * 2  # of the timed steps alone
+
+
+def test_out_of_memory_in_a_peer_of_several_ranks_ends_the_comparison():
+    """The others are at work, and would wait for this one."""
+    config = configfile.parse(TREE)
+    setting = Setting(Blueprint.draw(config, describe(config.data)), Place(), "gloo")
+    (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
+    shared = replace(entry, ranks=2, peer=Told("d", []))
+    with pytest.raises(torch.OutOfMemoryError):
+        Turns(setting, Board(), steps=2).run([shared], runs=1)

@@ -73,11 +73,12 @@ def test_recomputing_saves_memory():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_modules_learn_the_same(recompute):
+@pytest.mark.parametrize("estimator", ["finite_difference", "shift"])
+def test_compiled_modules_learn_the_same(estimator, recompute):
     """Through AOTAutograd, whose graphs have no second derivative, but without its code generator:
     its own dropout would draw other masks."""
-    plain = train(make("finite_difference", recompute))
-    compiled = train(make("finite_difference", recompute, compile_with="aot_eager"))
+    plain = train(make(estimator, recompute))
+    compiled = train(make(estimator, recompute, compile_with="aot_eager"))
     for name in plain:
         torch.testing.assert_close(plain[name], compiled[name], rtol=1e-6, atol=1e-9)
 

@@ -211,15 +211,16 @@ def test_every_scales_the_weight():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("estimator", ["exact", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_fraction_is_unbiased_without_batch_norm(estimator):
     """The mean over many random halves approaches the gradient on the whole batch."""
     x, labels, s = batch((7,), size=8)
     size = len(x)
+    weight = 1e-4 if estimator == "shift" else 1.0  # correct to first order in it
 
     def added(fraction, number):
         settings = {"estimator": estimator, "fraction": fraction, "step": 1e-4}
-        module, _ = make("mlp", 1.0, reconcile=settings)
+        module, _ = make("mlp", weight, reconcile=settings)
         plain, _ = make("mlp", 0.0)
         for m in (module, plain):
             step = Step(number, 1.0, reconcile=m is module, compare=True)
@@ -227,9 +228,8 @@ def test_fraction_is_unbiased_without_batch_norm(estimator):
             m.signal()
             m.learn(s)
             m.update(step)
-        return torch.cat(
-            [(b - a).flatten() for a, b in zip(weights(module), weights(plain), strict=True)]
-        )
+        pairs = zip(weights(module), weights(plain), strict=True)
+        return torch.cat([(b - a).flatten() for a, b in pairs]) / weight
 
     whole = added(1.0, 0)
     half = torch.stack([added(0.5, n) for n in range(200)])
@@ -494,6 +494,17 @@ def test_heeding_trains_the_head_alone(architecture):
     functional.cross_entropy(reference.head(reference.body(later)), later_labels).backward()
     for moved, p in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(moved, p - p.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_heeding_leaves_batch_norm_statistics_alone():
+    """They have seen the batch when it came."""
+    head = nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(9), nn.Linear(9, 5))
+    ARCHITECTURES["head with batch norm"] = lambda: (nn.Linear(7, 9), head, (7,))
+    module, shape = make("head with batch norm", 0.7)
+    del ARCHITECTURES["head with batch norm"]
+    x, labels, _ = batch(shape)
+    heeded(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
+    assert head[1].num_batches_tracked == 2, "the batch of step 0, and that of step 4"
 
 
 def test_heeding_by_finite_differences_agrees_with_exact():

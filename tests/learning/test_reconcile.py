@@ -150,7 +150,7 @@ def test_what_a_shift_adds_is_exact_to_first_order_in_its_strength(problem, dist
         settings = ReconcileConfig(weight=weight / 8, distance=distance)
         first = reconcile.plain(objective, x, params)
         plain = torch.cat([g.flatten() for g in first.params])
-        moved = reconcile.shift(settings, x, first.input, s, layout)
+        moved = reconcile.shift(settings, x, first.input, s, layout=layout)
         added = (gradients(objective, moved, params) - plain) / weight
         errors.append((added - exact).norm() / exact.norm())
     assert errors[1] < 0.01

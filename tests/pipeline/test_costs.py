@@ -80,6 +80,20 @@ def test_a_module_in_three_acts():
 
 
 @pytest.mark.parametrize(
+    ("estimator", "share"), [("exact", 0.25), ("finite_difference", 0.5), ("shift", 1)]
+)
+def test_what_a_part_of_the_batch_saves(estimator, share):
+    """A finite difference takes the plain gradient on that part anew; a shift moves it only."""
+    whole, part = (
+        made({"weight": 0.1, "estimator": estimator, "fraction": fraction}).module(
+            1, 2, range(2, 4)
+        )
+        for fraction in (1.0, 0.25)
+    )
+    assert part.added == share * whole.added
+
+
+@pytest.mark.parametrize(
     ("direction", "first", "last"),
     [("downstream", 0, 6 + 0.5), ("upstream", 40, 0), ("both", 40, 6.5)],
 )

@@ -9,7 +9,7 @@ from pipeline_local.planning.work import ModuleWork, StageWork
 
 FAST = Link(0.0, 1e30)
 STAGE = StageWork(
-    modules=(ModuleWork(1.0, 0.0, 2.0),),
+    modules=(ModuleWork(1.0, 0.0, 2.0, gradients=16.0),),
     messages=8.0,
     forward=1.0,
     backward=2.0,

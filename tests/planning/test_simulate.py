@@ -72,6 +72,19 @@ def test_work_is_what_the_profile_says(config):
     assert half.update == one.update, "once per step, however small the microbatches"
 
 
+def test_replicas_sum_whatever_learns(config):
+    """Backpropagation the network, its classifier included; local learning its heads, too."""
+    blueprint = Blueprint.draw(config, describe(config.data))
+    stages = stage_works(blueprint, 2, samples=16)
+    parts = [block.module for block in blueprint.backbone.blocks]
+    parts.append(blueprint.backbone.classifier.module)
+    network = 4 * sum(p.numel() for part in parts for p in part.parameters())
+    heads = 4 * sum(p.numel() for k in range(3) for p in blueprint.paper_head(k).parameters())
+    assert sum(stage.gradients for stage in stages) == network
+    summed = sum(module.gradients for stage in stages for module in stage.modules)
+    assert summed == network + heads > network
+
+
 def test_a_narrow_wire_is_local_learnings(config):
     narrow = replace(config, parallel=replace(config.parallel, wire_dtype="bfloat16"))
     info = describe(config.data)

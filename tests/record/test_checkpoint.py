@@ -10,7 +10,14 @@ from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.record.checkpoint import Checkpoints
+from pipeline_local.record.checkpoint import Checkpoints, tensors
+
+
+def save(checkpoints, modules, step):
+    """At once, where training copies and writes in the background."""
+    for module in modules:
+        state = {name: value.cpu().contiguous() for name, value in tensors(module).items()}
+        checkpoints.write(module.index, state, step)
 
 
 def make(index, width=3, seed=0):
@@ -39,7 +46,7 @@ def test_restored_modules_go_on_bit_for_bit(tmp_path):
     modules = [make(0), make(1)]
     for module in modules:
         step(module, 0)
-    checkpoints.save(modules, 1)
+    save(checkpoints, modules, 1)
     restored = [make(0, seed=9), make(1, seed=9)]
     for old, new in zip(modules, restored, strict=True):
         checkpoints.load(new, 1)
@@ -53,16 +60,16 @@ def test_restored_modules_go_on_bit_for_bit(tmp_path):
 def test_a_checkpoint_counts_once_all_modules_are_there(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2)
     assert checkpoints.latest() is None
-    checkpoints.save([make(0), make(1)], 10)
-    checkpoints.save([make(1)], 20)
+    save(checkpoints, [make(0), make(1)], 10)
+    save(checkpoints, [make(1)], 20)
     assert checkpoints.latest() == 10
-    checkpoints.save([make(0)], 20)
+    save(checkpoints, [make(0)], 20)
     assert checkpoints.latest() == 20
 
 
 def test_a_write_that_was_cut_off_does_not_count(tmp_path):
     checkpoints = Checkpoints(tmp_path, 1)
-    checkpoints.save([make(0)], 10)
+    save(checkpoints, [make(0)], 10)
     (tmp_path / "step-00000020").mkdir()
     (tmp_path / "step-00000020" / "module-001.partial").write_bytes(b"half")
     assert checkpoints.latest() == 10
@@ -71,8 +78,8 @@ def test_a_write_that_was_cut_off_does_not_count(tmp_path):
 def test_pruning_keeps_the_newest_complete_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2)
     for number in (10, 20, 30):
-        checkpoints.save([make(0), make(1)], number)
-    checkpoints.save([make(0)], 40)
+        save(checkpoints, [make(0), make(1)], number)
+    save(checkpoints, [make(0)], 40)
     checkpoints.prune(keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000020", "step-00000030", "step-00000040"]
@@ -122,7 +129,7 @@ def module_file(folder, step, number):
 def saved(folder, num_modules, *steps):
     checkpoints = Checkpoints(folder, num_modules)
     for number in steps:
-        checkpoints.save([make(k) for k in range(num_modules)], number)
+        save(checkpoints, [make(k) for k in range(num_modules)], number)
     return checkpoints
 
 
@@ -179,7 +186,7 @@ def test_damage_is_named_and_the_previous_checkpoint_used(name, tmp_path):
     aside = tmp_path / f"step-00000020.{kind}"
     assert told[1] == f"step-00000020 is now {aside.name}; going on after step 10"
     assert {path.name for path in aside.iterdir()} == left
-    checkpoints.save([make(0), make(1)], 20)
+    save(checkpoints, [make(0), make(1)], 20)
     assert checkpoints.latest(told.append) == 20
     assert len(told) == 2
 

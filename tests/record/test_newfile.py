@@ -8,7 +8,7 @@ from pipeline_local.record import newfile
 
 def test_a_new_file_and_its_folders(tmp_path):
     path = tmp_path / "a" / "b.json"
-    newfile.refuse_existing("--json", path)
+    newfile.check("--json", path)
     newfile.write("--json", path, "text")
     assert path.read_text() == "text"
 
@@ -16,7 +16,7 @@ def test_a_new_file_and_its_folders(tmp_path):
 def test_what_is_there_stays(tmp_path):
     path = tmp_path / "b.json"
     path.write_text("mine")
-    for refused in (newfile.refuse_existing, lambda *where: newfile.write(*where, "text")):
+    for refused in (newfile.check, lambda *where: newfile.write(*where, "text")):
         with pytest.raises(UserError, match=r"--json: .*b\.json exists, and files are never over"):
             refused("--json", path)
     assert path.read_text() == "mine"
@@ -24,5 +24,6 @@ def test_what_is_there_stays(tmp_path):
 
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--output: .* cannot be written"):
-        newfile.write("--output", tmp_path / "file" / "b.json", "text")
+    for refused in (newfile.check, lambda *where: newfile.write(*where, "text")):
+        with pytest.raises(UserError, match=r"--output: .* cannot be written, as .*file takes no"):
+            refused("--output", tmp_path / "file" / "a" / "b.json")

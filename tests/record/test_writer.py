@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from test_checkpoint import make, state, step
+from test_checkpoint import make, save, state, step
 
 from pipeline_local.errors import UserError
 from pipeline_local.record import sealed
@@ -84,7 +84,7 @@ def test_the_bytes_are_those_of_a_plain_save(writer, checkpoints, tmp_path):
     writer.save([module], 1)
     writer.wait()
     plain = Checkpoints(tmp_path / "plain", 1)
-    plain.save([module], 1)
+    save(plain, [module], 1)
     name = "step-00000001/module-001.safetensors"
     assert (plain.folder / name).read_bytes() == (checkpoints.folder / name).read_bytes()
 
