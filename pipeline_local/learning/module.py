@@ -219,8 +219,7 @@ class LocalModule(nn.Module):
             with FrozenStatistics(self):
                 return list(grad(objective(moved), self.trainable, materialize_grads=True))
         if part is not None:
-            signal = signal[part] * (len(x) / len(part))
-            x, labels = x[part], labels[part]
+            signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return list(torch._foreach_add(list(first.params), added))

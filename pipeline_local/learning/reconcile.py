@@ -250,11 +250,14 @@ def shift(
         part: the samples that move, as far as if all did; None for all.
         layout: of x.
     """
-    moving, share = (slice(None), 1.0) if part is None else (part, len(part) / len(x))
-    v = _slope(g[moving] / share, s[moving] / share, distance(settings.distance, layout))
-    longest = LONGEST_SHIFT * _norm(x[moving]) / _norm(v)
+    v = _slope(of_part(g, part), of_part(s, part), distance(settings.distance, layout))
+    moving = x if part is None else x[part]
+    longest = LONGEST_SHIFT * _norm(moving) / _norm(v)
+    length = longest.clamp_max(settings.strength * len(x) / len(moving))
     moved = g.detach().copy_(x)
-    moved[moving] = moved[moving].addcmul_(v, longest.clamp_max(settings.strength / share))
+    if part is None:
+        return moved.addcmul_(v, length)
+    moved[part] = moved[part].addcmul_(v, length)
     return moved
 
 
@@ -264,6 +267,11 @@ def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | Non
     if count >= len(x):
         return None
     return torch.randperm(len(x), generator=generator)[:count].sort().values.to(x.device)
+
+
+def of_part(gradient: Tensor, part: Tensor | None) -> Tensor:
+    """The gradient [B, ...] of a mean-reduced loss at a part of its batch, as if that were all."""
+    return gradient if part is None else gradient[part] * (len(gradient) / len(part))
 
 
 def _slope(g: Tensor, s: Tensor, between: Distance) -> Tensor:
