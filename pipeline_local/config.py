@@ -77,7 +77,7 @@ class ReconcileConfig:
     direction: Literal["downstream", "upstream", "both"] = "downstream"
     """Who gives way: downstream, a module to its upstream neighbour's signal; upstream, a module's
     head to its downstream neighbour's input gradient, a fixed number of steps later; or both."""
-    distance: Literal["squared", "relative", "pooled"] = "squared"
+    distance: Literal["relative", "pooled", "squared"] = "relative"
     """What is made small: squared |g - s|; relative: the same over |g| and |s| squared; pooled:
     relative, of the sums over all positions."""
     estimator: Literal["exact", "finite_difference", "shift"] = "shift"

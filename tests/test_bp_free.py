@@ -33,7 +33,8 @@ CPU = torch.device("cpu")
 def module(head, weight=0.0, estimator="exact"):
     torch.manual_seed(3)
     body = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU()).double()
-    settings = ReconcileConfig(weight=weight, estimator=estimator, every=1, step=1e-6)
+    own = {"weight": weight, "estimator": estimator, "distance": "squared"}
+    settings = ReconcileConfig(**own, every=1, step=1e-6)
     rules = Rules(reconcile=settings, crossing=Crossing(torch.float64))
     config = OptimizerConfig(lr=0.1)
     return LocalModule(1, body, head.double(), lambda p: optimizer.build(config, p), rules)

@@ -51,7 +51,7 @@ def plain_sgd(params):
 def make(architecture, weight=0.0, index=1, **rules):
     torch.manual_seed(3)
     body, head, shape = ARCHITECTURES[architecture]()
-    own = {"every": 1, **rules.pop("reconcile", {"estimator": "exact"})}
+    own = {"every": 1, "distance": "squared", **rules.pop("reconcile", {"estimator": "exact"})}
     settings = ReconcileConfig(weight=weight, **own)
     rules = Rules(reconcile=settings, crossing=Crossing(torch.float64), **rules)
     return LocalModule(index, body.double(), head.double(), plain_sgd, rules), shape
