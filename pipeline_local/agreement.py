@@ -59,11 +59,14 @@ def _lead(config: Config, place: Place) -> Facts:
     blueprint = check(config, place)
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
-    folder.create(config, info)
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest() or 0  # reads and verifies all K files
-    checkpoints.set_aside_after(step)
     complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
+    if not complete:  # a complete run stays as it is
+        if step or config.run.resume:
+            print(folder.going_on(config, step), flush=True)
+        folder.create(config, info)
+        checkpoints.set_aside_after(step)
     return {
         "config": configfile.dump(config),
         "stages": _openings(blueprint, place),

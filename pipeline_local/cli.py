@@ -98,4 +98,4 @@ def _explain(error: Exception) -> None:
         return
     prefix = f"[stage {place.rank} | rank {place.rank}] " if place.rank > 0 else ""
     for line in str(error).splitlines():
-        print(f"{prefix}error: {line}", file=sys.stderr)
+        sys.stderr.write(f"{prefix}error: {line}\n")  # at once: other ranks may say it, too

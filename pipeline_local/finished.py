@@ -53,6 +53,8 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
         UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
     """
     newfile.check("--output", output)
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output: a file.safetensors is written, got {output}; name one")
     blueprint, modules, _ = load(run, torch.device("cpu"))
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
     try:

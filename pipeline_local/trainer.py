@@ -140,7 +140,9 @@ class Trainer:
         self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.display: Progress | Silent = (
-            Silent() if place.rank else Progress(blueprint.schedule.num_steps)
+            Silent()
+            if place.rank
+            else Progress(blueprint.schedule.num_steps, len(blueprint.modules))
         )
 
     def run(self) -> Facts:
@@ -242,8 +244,7 @@ class Trainer:
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
         place = self.place.explain(self.blueprint.config.parallel)
-        resuming = [f"resuming after step {self.start}"] if self.start else []
-        return [explain(self.blueprint), self.blueprint.schedule.explain(), place, *resuming]
+        return [explain(self.blueprint), self.blueprint.schedule.explain(), place]
 
     def _log(self, step: Step) -> None:
         facts = {
@@ -268,6 +269,7 @@ class Trainer:
         facts = {
             "modules": self.scores,
             "steps": self.blueprint.schedule.num_steps,
+            "resumed_after": self.start,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
             "waits_seen": self.kind == "gloo" or self.place.world_size == 1,
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),

@@ -35,8 +35,8 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     """The whole life of a run, in one process."""
     assert run("train", config, "run.dir=out") == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    keys = ["accuracy", "loss", "steps", "seconds", "samples_per_second", "efficiency"]
-    assert list(summary) == [*keys, "peak_memory_bytes", "checkpoint_stall_seconds"]
+    keys = ["accuracy", "loss", "steps", "resumed_after", "seconds", "samples_per_second"]
+    assert list(summary) == [*keys, "efficiency", "peak_memory_bytes", "checkpoint_stall_seconds"]
     assert len(summary["accuracy"]) == len(summary["loss"]) == 4
     assert summary["steps"] == 6
     assert summary["peak_memory_bytes"][0] > 0
@@ -59,6 +59,21 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     backbone = registry.build("resnet20", {"width": 4}, 10, (1, 8, 8))
     names = [b.prefix + n for b in backbone.blocks for n in b.module.state_dict()]
     assert set(state) == {*names, "fc.weight", "fc.bias"}
+
+
+def test_a_complete_run_stays_as_it_is(config, tmp_path, capsys):
+    assert run("train", config, "run.dir=out") == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    more = ("run.resume=true", "data.batch_size=16", "train.steps=5")
+    assert run("train", config, "run.dir=out", *more) == 0
+    assert "out is complete after 6 steps" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_weights_are_exported_as_what_they_are(config, capsys):
+    assert run("train", config, "run.dir=out") == 0
+    assert run("export", "out", "--output", "model.pt") == 2
+    assert "--output: a file.safetensors is written, got model.pt" in capsys.readouterr().err
 
 
 def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatch):

@@ -250,7 +250,26 @@ def report(config: Config, info: DataInfo, request: Request, output: Path | None
     found = rows(config, info, request)
     if output is not None:
         newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
-    return markdown(found)
+    return f"{_setting(config, request)}\n\n{markdown(found)}"
+
+
+def _setting(config: Config, request: Request) -> str:
+    """What the numbers belong to."""
+    most = config.modules.known_count or 0
+    link = "the profiled line"
+    if request.latency is not None or request.bandwidth is not None:
+        speed = "profiled" if request.bandwidth is None else f"{request.bandwidth / 1e6:g} Mb/s"
+        delay = "profiled" if request.latency is None else f"{1000 * request.latency:g} ms"
+        link = f"lines of {delay} one way and {speed}"
+    facts = [
+        config.model.name,
+        f"batch {config.data.batch_size}",
+        f"{link}, jitter {1000 * request.jitter:g} ms",
+        f"{request.replicas} replicas of each stage",
+    ]
+    if most and max(request.stages) > most:
+        facts.append(f"beyond its {most} modules every stage is as the mean of them")
+    return ", ".join(facts)
 
 
 def markdown(found: Sequence[Row]) -> str:

@@ -6,6 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
@@ -87,6 +89,18 @@ class RunFolder:
                 f" resume it as it was, or name another run.dir"
             )
 
+    def going_on(self, config: Config, step: int) -> str:
+        """What is resumed, and under which other settings; for people."""
+        if not self.config.is_file():
+            return f"nothing to resume in {_short(self.path)}: a new run"
+        before, now = _settings(self.load_config()), _settings(config)
+        changed = [
+            f"{key}={now.get(key)} (was {before.get(key)})"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        return ", ".join([f"resuming after step {step}", *changed])
+
     def create(self, config: Config, info: str) -> None:
         """Make the folder and write the configuration; one that was there gets another name.
 
@@ -161,6 +175,17 @@ def _identity(config: Config) -> dict[str, object]:
         "precision": config.precision,
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
+    }
+
+
+def _settings(config: Config) -> dict[str, object]:
+    """All that could make a resumed run another one, by dotted keys."""
+    tree = yaml.safe_load(configfile.dump(config))
+    rows = ((name, part) for name, part in tree.items() if name not in ("run", "parallel"))
+    return {
+        (f"{name}.{key}" if key else name): value
+        for name, part in rows
+        for key, value in (part.items() if isinstance(part, dict) else [("", part)])
     }
 
 

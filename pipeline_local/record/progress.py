@@ -1,6 +1,7 @@
 """The progress display: one line per logged step, from what every stage has pinned to the board."""
 
 import sys
+from shutil import get_terminal_size
 
 from pipeline_local.record.metrics import Facts
 
@@ -10,10 +11,12 @@ class Progress:
 
     Args:
         num_steps: of the whole run.
+        num_modules: of all stages.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, num_modules: int) -> None:
         self._num_steps = num_steps
+        self._num_modules = num_modules
         self._live = sys.stdout.isatty()
 
     def announce(self, lines: list[str]) -> None:
@@ -25,7 +28,10 @@ class Progress:
         if not stages:
             return
         line = self.line(stages, tests)
-        print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+        if self._live:  # on one row, which the next one replaces
+            print(f"\r\x1b[K{line[: get_terminal_size().columns - 1]}", end="", flush=True)
+        else:
+            print(line, flush=True)
 
     def close(self) -> None:
         """Leave the last line standing."""
@@ -33,15 +39,28 @@ class Progress:
             print(flush=True)
 
     def line(self, stages: list[Facts], tests: list[Facts]) -> str:
-        """The text: step of the first stage, pace, and per module loss, cosine, test accuracy."""
+        """The text: step of the first stage, pace, and per module loss, cosine, test accuracy.
+
+        Stages further down are behind: of every module the newest that it has told, "-" where it
+        has told nothing yet, and beside it from which steps on that is.
+        """
+        behind, tested = min(facts["step"] for facts in stages), [facts["step"] for facts in tests]
+        loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
+        accuracy = f"accuracy (step {min(tested, default=0)})"
         columns = [
             f"step {stages[0]['step']}/{self._num_steps}",
             f"{stages[0]['samples_per_second']:.0f} samples/s",
-            _per_module(stages, "loss", "{:.3f}"),
-            _per_module(stages, "cosine", "{:+.2f}"),
-            _per_module(tests, "accuracy", "{:.1%}"),
+            self._per_module(stages, "loss", "{:.3f}", loss),
+            self._per_module(stages, "cosine", "{:+.2f}", "cosine"),
+            self._per_module(tests, "accuracy", "{:.1%}", accuracy),
         ]
         return "  ".join(column for column in columns if column)
+
+    def _per_module(self, stages: list[Facts], name: str, form: str, title: str) -> str:
+        rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}
+        told = {k: form.format(row[name]) for k, row in rows.items() if name in row}
+        values = [told.get(k + 1, "-") for k in range(self._num_modules)]
+        return f"{title} {' '.join(values)}" if told else ""
 
 
 class Silent:
@@ -55,9 +74,3 @@ class Silent:
 
     def close(self) -> None:
         """Nothing to leave."""
-
-
-def _per_module(stages: list[Facts], name: str, form: str) -> str:
-    modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
-    values = [form.format(modules[k][name]) for k in sorted(modules) if name in modules[k]]
-    return f"{name} {' '.join(values)}" if values else ""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
+from pipeline_local.record.screen import screen
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     """One summary from the closing facts of all stages, in order.
 
     Args:
-        stages: each with `modules` (number -> accuracy, loss), `steps`, `seconds` (of training),
-            `waited` (seconds of it spent waiting for neighbours), `waits_seen` (between GPUs the
-            host's are not the device's: then there is no efficiency), `peak_memory_bytes` and
-            `checkpoint_stall_seconds`.
+        stages: each with `modules` (number -> accuracy, loss), `steps`, `resumed_after` (as many
+            were done before), `seconds` (of training since), `waited` (seconds of it spent waiting
+            for neighbours), `waits_seen` (between GPUs the host's are not the device's: then there
+            is no efficiency), `peak_memory_bytes` and `checkpoint_stall_seconds`.
         samples: training samples seen.
         plan: what was predicted, if there is a profile.
     """
@@ -55,6 +55,7 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
         "accuracy": [row["accuracy"] for row in rows],
         "loss": [row["loss"] for row in rows],
         "steps": stages[0]["steps"],
+        "resumed_after": stages[0]["resumed_after"],
         "seconds": round(seconds, 3),
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
         "efficiency": round(busy / max(seconds, 1e-9), 4) if seen else None,
@@ -96,14 +97,16 @@ def show(rows: list[Row], facts: Facts) -> None:
     for number, (row, accuracy, loss) in enumerate(results, start=1):
         results_text = f"{100 * accuracy:.2f} %", f"{loss:.4f}"
         table.add_row(str(number), str(row.stage), row.blocks, row.head, *results_text)
-    console = Console()
+    console = screen()
     console.print(table)
     if "seconds" in facts:
         memory = max(facts["peak_memory_bytes"]) / 2**20
         efficiency = facts["efficiency"]
+        before = facts.get("resumed_after", 0)
+        done = f"{facts['steps'] - before} of " if before else ""
         told = "" if efficiency is None else f" pipeline efficiency {efficiency:.2f},"
         console.print(
-            f"{facts['steps']} steps in {facts['seconds']:.1f} s,"
+            f"{done}{facts['steps']} steps in {facts['seconds']:.1f} s,"
             f" {facts['samples_per_second']:.0f} samples/s,{told}"
             f" peak memory {memory:.0f} MiB per stage",
             soft_wrap=True,

@@ -48,6 +48,18 @@ def test_an_earlier_configuration_is_kept(tmp_path):
     assert len(list(tmp_path.glob("config*"))) == 3
 
 
+def test_what_is_resumed_and_how_it_differs(tmp_path):
+    folder, config = RunFolder(tmp_path), configfile.parse(CONFIG)
+    assert folder.going_on(config, 0) == f"nothing to resume in {tmp_path}: a new run"
+    folder.create(config, "{}")
+    assert folder.going_on(config, 7) == "resuming after step 7"
+    data, places = {"name": "digits", "batch_size": 32}, {"stages": 1, "threads": 1}
+    other = {**CONFIG, "data": data, "parallel": places, "channels_last": True}
+    assert folder.going_on(configfile.parse(other), 7) == (
+        "resuming after step 7, channels_last=True (was False), data.batch_size=32 (was 128)"
+    )
+
+
 def test_what_is_not_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):

@@ -13,14 +13,28 @@ def test_line():
         facts(38, {"3": {"loss": 1.0, "cosine": -0.25}}),
     ]
     tests = [{"step": 30, "modules": {"3": {"accuracy": 0.75, "loss": 1.0}}}]
-    line = Progress(100).line(stages, tests)
-    assert line == (
-        "step 40/100  123 samples/s  loss 1.500 1.250 1.000  cosine +0.50 -0.25  accuracy 75.0%"
+    assert Progress(100, 3).line(stages, tests) == (
+        "step 40/100  123 samples/s  loss (from step 38 on) 1.500 1.250 1.000"
+        "  cosine - +0.50 -0.25  accuracy (step 30) - - 75.0%"
     )
 
 
+def test_every_module_has_its_place():
+    """Also where the stage in the middle has not reported yet."""
+    stages = [facts(20, {"1": {"loss": 1.5}}), facts(20, {"3": {"loss": 1.0}})]
+    line = Progress(100, 3).line(stages, [])
+    assert line == "step 20/100  123 samples/s  loss 1.500 - 1.000"
+
+
+def test_a_line_fits_its_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    Progress(100, 1).show([facts(1, {"1": {"loss": 2.0}})], [])
+    assert capsys.readouterr().out == "\r\x1b[Kstep 1/100  123 sam"
+
+
 def test_show(capsys):
-    display = Progress(100)
+    display = Progress(100, 1)
     display.show([], [])
     display.show([facts(1, {"1": {"loss": 2.0}})], [])
     display.close()

@@ -11,6 +11,7 @@ def stage(modules, seconds, waited):
     return {
         "modules": {str(k): {"accuracy": k / 10, "loss": float(k)} for k in modules},
         "steps": 40,
+        "resumed_after": 0,
         "seconds": seconds,
         "waited": waited,
         "waits_seen": True,
@@ -68,4 +69,6 @@ def test_write_and_show(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "20.00 %" in shown
     assert "b1 .. b3" in shown
-    assert "50 samples/s" in shown
+    assert "40 steps in 10.0 s, 50 samples/s" in shown
+    summary.show([summary.Row(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30})
+    assert "10 of 40 steps in 10.0 s" in capsys.readouterr().out
