@@ -157,13 +157,16 @@ class Watchdog:
     def _watch(self) -> None:
         stopwatch = Stopwatch()
         while not self._closing.is_set():
-            for news in self._lines.news(LOOK_SECONDS):
-                self._hear(news)
+            self._catch_up(LOOK_SECONDS)
             self._notice_rounds(stopwatch.lap())
             verdict = self._judge()
             if verdict is not None and not self._closing.is_set():
                 self._end(verdict)
                 return
+
+    def _catch_up(self, seconds: float) -> None:
+        for news in self._lines.news(seconds):
+            self._hear(news)
 
     def _hear(self, news: News) -> None:
         if news.facts is None:
@@ -213,7 +216,8 @@ class Watchdog:
         if self._place.world_size == 1:
             self._interrupt(verdict)
             return
-        _within(GRACE_SECONDS, _flush)  # now: a launcher may end this rank right after the line
+        # now: a launcher may end this rank right after the line
+        _within(GRACE_SECONDS, lambda: [stream.flush() for stream in (sys.stdout, sys.stderr)])
         if self._verdict is None:
             self._verdict, elected = self._elect(verdict)
             if self._verdict == self._own:
@@ -233,12 +237,15 @@ class Watchdog:
 
         Without a board to pin it to, the ranks cannot agree: one of them is fixed beforehand.
         """
-        board_is_gone = verdict.kind == "lost" and verdict.rank == 0 and self._board.kept_by_rank_0
-        claim = {"by": self._place.rank, **verdict.facts()}
-        if board_is_gone:
+        if verdict.kind == "lost" and verdict.rank == 0 and self._board.kept_by_rank_0:
             return verdict, self._place.rank == self._deputy(verdict.rank)
+        claim = {"by": self._place.rank, **verdict.facts()}
         slip = _within(PATIENCE_SECONDS, lambda: self._ballot.claim("verdict", claim))
         if slip is None:
+            if threading.current_thread() is self._thread:
+                self._catch_up(0.0)  # its keeper may have told, and be gone since
+            if self._verdict is not None:
+                return self._verdict, False
             return verdict, self._place.rank in (verdict.rank, self._deputy(verdict.rank))
         return _verdict(slip), slip["by"] == self._place.rank
 
@@ -275,11 +282,6 @@ def _verdict(slip: Facts) -> Verdict:
 def _write(line: str) -> None:
     """Past sys.stderr, whose lock the hanging main thread may hold."""
     os.write(2, f"{line}\n".encode())
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T | None:

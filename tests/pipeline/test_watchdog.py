@@ -17,6 +17,7 @@ import pytest
 from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.lifeline import Lifelines
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
@@ -266,6 +267,21 @@ def test_a_loader_that_sleeps_for_ever(start, monkeypatch):
     assert line.startswith("[stage 0 | rank 0] error: no progress for "), line
     assert "waiting for the data, module 1, microbatch 0, step 9" in line
     assert "rank 1 waits for it on the edge 0 -> 1" in line
+
+
+def test_a_stalled_rank_that_keeps_the_board_is_told_of_once(start, monkeypatch):
+    """It is gone, and the board with it, before the others can ask there who speaks."""
+    sleeping_loader(monkeypatch)
+    claim = Board.claim
+
+    def late(self, topic, facts):
+        time.sleep(1 if self.rank else 0)
+        return claim(self, topic, facts)
+
+    monkeypatch.setattr(Board, "claim", late)
+    ranks = start(timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * RANKS
+    assert len(ranks.errors()) == 1
 
 
 def test_one_process_raises_where_it_hangs(tmp_path, monkeypatch):
