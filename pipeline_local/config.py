@@ -84,7 +84,7 @@ class ReconcileConfig:
     """shift: the plain gradient, at an input moved by lambda times the discord's gradient;
     finite_difference: a third dearer, for any lambda; exact: double backward."""
     every: Positive = 8
-    """Reconcile every n-th step, with lambda scaled by n. 8 costs less than a tenth of a step."""
+    """Reconcile every n-th step, with lambda scaled by n. 8 costs about a tenth of a step."""
     fraction: Fraction = 1.0
     """The random part of each batch on which the discord is estimated."""
     step: Annotated[float, Field(gt=0)] = 0.03

@@ -115,7 +115,8 @@ def gradient(
 ) -> list[Tensor]:
     """The gradient of the distance between g and s, by the configured estimator.
 
-    `shift` gives sums only (`reconciled`); here it is a finite difference.
+    Where only what is added counts, a finite difference stands in for `shift`, which gives the sum
+    with the plain gradient.
 
     Args:
         settings: estimator, distance, and step of the finite difference.

@@ -91,8 +91,9 @@ class RunFolder:
 
     def going_on(self, config: Config, step: int) -> str:
         """What is resumed, and under which other settings; for people."""
-        if not self.config.is_file():
-            return f"nothing to resume in {_short(self.path)}: a new run"
+        if not self.config.is_file():  # with steps done: cut off while it was written
+            new = f"nothing to resume in {_short(self.path)}: a new run"
+            return f"resuming after step {step}" if step else new
         before, now = _settings(self.load_config()), _settings(config)
         changed = [
             f"{key}={now.get(key)} (was {before.get(key)})"

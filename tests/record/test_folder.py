@@ -51,6 +51,7 @@ def test_an_earlier_configuration_is_kept(tmp_path):
 def test_what_is_resumed_and_how_it_differs(tmp_path):
     folder, config = RunFolder(tmp_path), configfile.parse(CONFIG)
     assert folder.going_on(config, 0) == f"nothing to resume in {tmp_path}: a new run"
+    assert folder.going_on(config, 7) == "resuming after step 7", "its config.yaml is gone"
     folder.create(config, "{}")
     assert folder.going_on(config, 7) == "resuming after step 7"
     data, places = {"name": "digits", "batch_size": 32}, {"stages": 1, "threads": 1}
