@@ -12,6 +12,7 @@ from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.place import TIMEOUT, Place
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.screen import say
 
 
 def check(config: Config, place: Place) -> Blueprint:
@@ -64,7 +65,7 @@ def _lead(config: Config, place: Place) -> Facts:
     complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
     if not complete:  # a complete run stays as it is
         if step or config.run.resume:
-            print(folder.going_on(config, step), flush=True)
+            say(folder.going_on(config, step))
         folder.create(config, info)
         checkpoints.set_aside_after(step)
     return {

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record.screen import say
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DESCRIPTION = "Pipelined training without a global backward pass."
@@ -149,7 +150,7 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
         bandwidth=options.bandwidth,
         jitter=options.jitter,
     )
-    print(simulate.report(config, describe(config.data), request, options.json))
+    say(simulate.report(config, describe(config.data), request, options.json))
     return 0
 
 
@@ -177,7 +178,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return start_ranks(num_stages, arguments)
     place.prepare(config.parallel)
     if line := profile.profile(config, info, options.runs, options.output, place):
-        print(line)
+        say(line)
     return 0
 
 
@@ -185,7 +186,7 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import finished
 
     state = finished.export(options.run_folder, options.output)
-    print(f"wrote {len(state)} tensors to {options.output}")
+    say(f"wrote {len(state)} tensors to {options.output}")
     return 0
 
 
@@ -208,7 +209,7 @@ def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.bench import reconcile
 
     config = configfile.load(options.config, options.overrides)
-    print(reconcile.report(config, options.module, options.runs, options.json))
+    say(reconcile.report(config, options.module, options.runs, options.json))
     return 0
 
 
@@ -234,5 +235,5 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
         return start_ranks(num_stages, arguments)
     if shown := table.report(config, place, request):
-        print(shown)
+        say(shown)
     return 0

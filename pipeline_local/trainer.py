@@ -25,6 +25,7 @@ from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
+from pipeline_local.record.screen import say
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
 from pipeline_local.record.writer import Writer
@@ -90,7 +91,7 @@ def _already_complete(config: Config, board: Board) -> Facts:
     facts: Facts = RunFolder(config.run.dir).load_summary()
     if board.rank == 0:
         steps = facts["steps"]
-        print(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
+        say(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
     return facts
 
 

@@ -36,7 +36,7 @@ from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.source import Source
 from pipeline_local.record import newfile
-from pipeline_local.record.screen import screen
+from pipeline_local.record.screen import Screen
 
 Batch = tuple[Tensor, Tensor]
 """Input [B, ...] of the first module; labels [B] or soft targets [B, classes]."""
@@ -237,7 +237,7 @@ def _show(rows: Sequence[Row], blocks: Sequence[str], title: str) -> None:
         numbers = ["" if value is None else f"{value:+.3f}" for value in cosines]
         discord = "" if row.discord is None else f"{row.discord:.4g}"
         table.add_row(str(row.module), names, *numbers, discord)
-    console = screen()
+    console = Screen()
     console.print(table)
     console.print(
         "Cosines: of the body's local with its global gradient; of the signal with the global"

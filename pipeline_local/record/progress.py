@@ -4,6 +4,7 @@ import sys
 from shutil import get_terminal_size
 
 from pipeline_local.record.metrics import Facts
+from pipeline_local.record.screen import say
 
 
 class Progress:
@@ -21,7 +22,7 @@ class Progress:
 
     def announce(self, lines: list[str]) -> None:
         """Say what is about to run."""
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
 
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
         """Show the latest facts of all stages: of a training step, and of an evaluation."""
@@ -29,14 +30,14 @@ class Progress:
             return
         line = self.line(stages, tests)
         if self._live:  # on one row, which the next one replaces
-            print(f"\r\x1b[K{line[: get_terminal_size().columns - 1]}", end="", flush=True)
+            say(f"\r\x1b[K{line[: get_terminal_size().columns - 1]}", end="")
         else:
-            print(line, flush=True)
+            say(line)
 
     def close(self) -> None:
         """Leave the last line standing."""
         if self._live:
-            print(flush=True)
+            say()
 
     def line(self, stages: list[Facts], tests: list[Facts]) -> str:
         """The text: step of the first stage, pace, and per module loss, cosine, test accuracy.

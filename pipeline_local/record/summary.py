@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
-from pipeline_local.record.screen import screen
+from pipeline_local.record.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def show(rows: list[Row], facts: Facts) -> None:
     for number, (row, accuracy, loss) in enumerate(results, start=1):
         results_text = f"{100 * accuracy:.2f} %", f"{loss:.4f}"
         table.add_row(str(number), str(row.stage), row.blocks, row.head, *results_text)
-    console = screen()
+    console = Screen()
     console.print(table)
     if "seconds" in facts:
         memory = max(facts["peak_memory_bytes"]) / 2**20
