@@ -1,19 +1,23 @@
-"""Accuracy against K and operations: `python experiments/accuracy.py OUTPUT.svg FOLDER SWEEP ...`.
+"""Accuracy against K, operations, time: `python experiments/accuracy.py OUTPUT FOLDER SWEEP ...`.
 
 FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data. Left: test accuracy of
-the last head against K, at the number of epochs that most variants have; right: against floating
-point operations of the whole training (cost.py counts them). Bars: standard deviation over seeds.
-Also prints the rows as a Markdown table.
+the last head against K, at the number of epochs that most variants have; middle: against floating
+point operations of the whole training (cost.py counts them); right: against its time, steps times
+what `bench peers --json` measured for one (`--times`, a file for each K and head; peers with a
+global backward pass from the first file). Bars: standard deviation over seeds. Also prints the rows
+as a Markdown table.
 """
 
+import argparse
 import json
-import sys
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, mode, stdev
 
 import matplotlib as mpl
+import torch
 import yaml
 
 mpl.use("svg")
@@ -24,6 +28,7 @@ from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 
+BACKPROPAGATION = "backpropagation"
 SYNTHETIC = ["data.name=synthetic", "data.root=null"]
 """Operations do not depend on what the images show."""
 
@@ -35,6 +40,7 @@ class Point:
     method: str
     modules: int
     epochs: int
+    steps: int
     operations: float
     accuracies: tuple[float, ...]
 
@@ -61,8 +67,9 @@ def points(folder: Path, sweep: Path) -> list[Point]:
         accuracies = [100 * json.loads(run.read_text())["accuracy"][-1] for run in runs]
         epochs, samples = config.train.epochs or 0, config.data.limit or 0
         operations = _per_sample(config) * epochs * samples
+        steps = epochs * (samples // config.data.batch_size)
         count = config.modules.known_count or 0
-        found.append(Point(_method(config), count, epochs, operations, tuple(accuracies)))
+        found.append(Point(_method(config), count, epochs, steps, operations, tuple(accuracies)))
     return found
 
 
@@ -71,16 +78,27 @@ def _per_sample(config: Config) -> float:
 
 
 def _method(config: Config) -> str:
-    if config.modules.known_count == 1:
-        return "backpropagation"
-    head = config.head
-    return f"AugLocal, {head.depth} blocks" if head.name == "auglocal" else head.name
+    return BACKPROPAGATION if config.modules.known_count == 1 else config.head.title
 
 
-def draw(output: Path, found: list[Point]) -> None:
+def seconds_per_step(files: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int], float]]:
+    """What `bench peers --json` measured: (name of a line, method and K it is of, seconds)."""
+    for number, file in enumerate(files):
+        measured = json.loads(file.read_text())
+        for row in measured["rows"]:
+            if row["peer"] == "local":
+                name = f"K={measured['modules']}, {measured['head']}"
+                yield name, (measured["head"], measured["modules"]), row["step_seconds"]
+            elif number == 0 and row["step_seconds"] is not None:
+                name = f"{BACKPROPAGATION}, {row['peer']}, p={row['ranks']}"
+                yield name, (BACKPROPAGATION, 1), row["step_seconds"]
+
+
+def draw(output: Path, found: list[Point], times: Sequence[Path]) -> None:
     """Write the figure."""
     mpl.rcParams["svg.hashsalt"] = "pipeline_local"  # the same file from the same runs
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    panels = 3 if times else 2
+    figure, (left, right, *rest) = plt.subplots(1, panels, figsize=(4.5 * panels, 3.6), sharey=True)
     usual = mode(point.epochs for point in found)
     against_k, against_operations = defaultdict(list), defaultdict(list)
     for point in found:
@@ -96,7 +114,12 @@ def draw(output: Path, found: list[Point]) -> None:
     left.set_xlabel(f"modules K ({usual} epochs)")
     left.set_ylabel("test accuracy, last head, %")
     right.set_xlabel("training, TFLOP")
-    for axes in (left, right):
+    for axes in rest:
+        for name, of, seconds in seconds_per_step(times):
+            row = sorted((p for p in found if (p.method, p.modules) == of), key=lambda p: p.steps)
+            _line(axes, name, row, [p.steps * seconds for p in row])
+        axes.set_xlabel("training, seconds (steps x measured time of a step)")
+    for axes in (left, right, *rest):
         axes.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(output, metadata={"Date": None})
@@ -109,9 +132,15 @@ def _line(axes: plt.Axes, name: str, row: list[Point], x: list[float]) -> None:
 
 def main() -> None:
     """Draw, and print the table."""
-    output, folder, *sweeps = map(Path, sys.argv[1:])
-    found = [point for sweep in sweeps for point in points(folder, sweep)]
-    draw(output, found)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path, help="an SVG file")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("sweeps", type=Path, nargs="+")
+    parser.add_argument("--times", type=Path, nargs="+", default=(), metavar="FILE.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # nothing is timed, and sweeps may be running on the other cores
+    found = [point for sweep in options.sweeps for point in points(options.folder, sweep)]
+    draw(options.output, found, options.times)
     print("| method | K | epochs | TFLOP | seeds | accuracy |\n|---|---|---|---|---|---|")
     for p in sorted(found, key=lambda p: p.operations):
         accuracy = f"{p.mean:.2f} ± {p.deviation:.2f}"

@@ -66,6 +66,11 @@ class HeadConfig:
     depth: Positive = 2
     """auglocal: copied blocks in the first module's head; shrinks linearly towards the output."""
 
+    @property
+    def title(self) -> str:
+        """The name, and how deep the first module's is where that is a choice."""
+        return f"{self.name}, {self.depth} blocks" if self.name == "auglocal" else self.name
+
 
 @dataclass(frozen=True)
 class ReconcileConfig:

@@ -86,7 +86,7 @@ def setting(config: Config, place: Place, request: Request) -> dict[str, str | i
         "model": config.model.name,
         "batch": config.data.batch_size,
         "modules": config.modules.known_count or str(config.modules.cuts),
-        "head": config.head.name,
+        "head": config.head.title,
         "reconcile": f"{reconcile.estimator} every {reconcile.every}, {reconcile.direction}",
         "precision": config.precision,
         "wire": config.parallel.wire_dtype or config.precision,
