@@ -1,0 +1,54 @@
+"""What must come before torch is loaded does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline_local.__main__ import spin_briefly
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Of a user who has said nothing about OpenMP."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    yield monkeypatch
+    os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def test_threads_spin_briefly(environment):
+    spin_briefly()
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "active")]
+)
+def test_the_user_has_the_last_word(environment, name, value):
+    environment.setenv(name, value)
+    spin_briefly()
+    assert os.environ[name] == value
+    assert os.environ.get("GOMP_SPINCOUNT", "7") == "7"
+
+
+def test_torch_is_not_loaded_too_early():
+    """OpenMP reads its settings once, when torch brings it along."""
+    script = "import sys, pipeline_local.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "pipeline_local"], ["pipeline-local"]])
+def test_both_ways_in(command):
+    """The module, which launchers start, and the script."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    shown = subprocess.run(
+        [*command, "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PATH": path},
+    )
+    assert shown.stdout.strip()
