@@ -64,7 +64,9 @@ class HeadConfig:
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
     1c2f; auglocal: fresh copies of later blocks."""
     depth: Positive = 2
-    """auglocal: copied blocks in the first module's head; shrinks linearly towards the output."""
+    """auglocal: copied blocks in the first module's head."""
+    taper: bool = True
+    """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
 
     @property
     def title(self) -> str:

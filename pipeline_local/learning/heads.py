@@ -26,7 +26,7 @@ class Site:
         shape: one sample's activations, without the batch axis.
         later: the backbone's blocks behind this module, on the meta device.
         later_shapes: one sample's input shape of each of them.
-        progress: 0 for the first module, 1 for the last.
+        copies: how many of the later blocks a head copies, if it copies any (`copies`).
         initialize: the backbone's own initialisation, for copies of its blocks.
     """
 
@@ -34,7 +34,7 @@ class Site:
     shape: tuple[int, ...]
     later: Sequence[nn.Module]
     later_shapes: Sequence[tuple[int, ...]]
-    progress: float
+    copies: int
     initialize: Callable[[nn.Module], object]
 
 
@@ -68,6 +68,18 @@ class AugLocalHead(Head):
             (self.rule if name.startswith("copy") else _reset)(layer)
 
 
+def copies(config: HeadConfig, index: int, count: int, later: int) -> int:
+    """How many of the `later` blocks behind module `index` (from 0) of `count` its head copies.
+
+    Linearly fewer towards the output (Ma et al., 2024), or equally many (docs/results/
+    reconciliation.md); 0 for heads that copy none.
+    """
+    if config.name != "auglocal":
+        return 0
+    shrinks = 1 - index / (count - 1) if config.taper else 1.0
+    return min(max(1, math.ceil(config.depth * shrinks)), later)
+
+
 def build(config: HeadConfig, site: Site, num_classes: int) -> Head:
     """The auxiliary head of one module, on the meta device, uninitialised.
 
@@ -76,7 +88,7 @@ def build(config: HeadConfig, site: Site, num_classes: int) -> Head:
     """
     with torch.device("meta"):
         if config.name == "auglocal":
-            return _auglocal(site, config.depth, num_classes)
+            return _auglocal(site, num_classes)
         if config.name == "linear":
             return Head(_linear(site.layout, site.shape, num_classes))
         if config.name == "etf":
@@ -177,11 +189,10 @@ def _conv(channels: int, height: int, width: int, num_classes: int) -> list[nn.M
     ]
 
 
-def _auglocal(site: Site, max_depth: int, num_classes: int) -> AugLocalHead:
-    """`max_depth` later blocks for the first module, linearly fewer towards the output, chosen at
-    even distances and always ending with the last; adapters where neighbours do not fit."""
-    depth = min(max(1, math.ceil(max_depth * (1 - site.progress))), len(site.later))
-    chosen = [(i + 1) * len(site.later) // depth - 1 for i in range(depth)]
+def _auglocal(site: Site, num_classes: int) -> AugLocalHead:
+    """Later blocks at even distances, always ending with the last; adapters where neighbours do
+    not fit."""
+    chosen = [(i + 1) * len(site.later) // site.copies - 1 for i in range(site.copies)]
     layers = nn.Sequential()
     shape = site.shape
     for i, index in enumerate(chosen):

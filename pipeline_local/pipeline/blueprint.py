@@ -26,7 +26,7 @@ from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block
 from pipeline_local.pipeline import cuts, partition, profilefile
-from pipeline_local.pipeline.costs import Costs, by_flops
+from pipeline_local.pipeline.costs import Costs, by_flops, head_key
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
 
@@ -270,14 +270,14 @@ class Blueprint:
         return self._auxiliary_head(index)
 
     def _auxiliary_head(self, index: int) -> Head:
-        return self.auxiliary_head(self.modules[index].stop, index / (len(self.modules) - 1))
+        blocks, end, count = self.backbone.blocks, self.modules[index].stop, len(self.modules)
+        return self.auxiliary_head(*head_key(self.config, end, len(blocks), index, count))
 
-    def auxiliary_head(self, end: int, progress: float) -> Head:
+    def auxiliary_head(self, end: int, copies: int) -> Head:
         """The head behind the first `end` blocks, on the meta device.
 
         Args:
-            end: from 1; at least one block stands behind the head.
-            progress: 0 for the first module, 1 for the last.
+            end: from 1; at least one block stands behind the head, which copies so many of those.
 
         Raises:
             UserError: it does not fit there.
@@ -287,7 +287,7 @@ class Blueprint:
             shape=self.output_shapes[end - 1],
             later=[block.module for block in self.backbone.blocks[end:]],
             later_shapes=self.input_shapes[end:],
-            progress=progress,
+            copies=copies,
             initialize=self.backbone.initialize,
         )
         try:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
+from pipeline_local.learning.heads import copies
 from pipeline_local.record.summary import StageTimes
 
 if TYPE_CHECKING:
@@ -149,32 +150,22 @@ class Costs:
 
 def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:
     """Which head module `index` of `count` gets behind its last block."""
-    if config.head.name != "auglocal":
-        return end, 0
-    depth = max(1, math.ceil(config.head.depth * (1 - index / (count - 1))))
-    return end, min(depth, num_blocks - end)
+    return end, copies(config.head, index, count, num_blocks - end)
 
 
 def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
     """All heads that any cut could ask for."""
-    ends = range(1, num_blocks)
-    if config.head.name != "auglocal":
-        return [(end, 0) for end in ends]
-    depths = range(1, config.head.depth + 1)
-    return [(end, depth) for end in ends for depth in depths if depth <= num_blocks - end]
-
-
-def head_behind(blueprint: "Blueprint", key: HeadKey) -> nn.Module:
-    """The auxiliary head of this key, on the meta device."""
-    end, copies = key
-    return blueprint.auxiliary_head(end, 1 - (copies - 0.5) / blueprint.config.head.depth)
+    most = [(end, copies(config.head, 0, 2, num_blocks - end)) for end in range(1, num_blocks)]
+    if not config.head.taper:
+        return most
+    return [(end, depth) for end, deepest in most for depth in range(min(1, deepest), deepest + 1)]
 
 
 def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]]:
     """All heads that any cut could ask for, where they fit."""
     for key in head_keys(blueprint.config, len(blueprint.backbone.blocks)):
         try:
-            yield key, head_behind(blueprint, key)
+            yield key, blueprint.auxiliary_head(*key)
         except UserError:
             continue
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline_local.errors import UserError
+from pipeline_local.learning.heads import copies
 from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.costs import Costs, head_key
+from pipeline_local.pipeline.costs import Costs
 from pipeline_local.pipeline.rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
     def alike(index: int) -> Hashable:
         if index == count - 1:
             return index == 0, None
-        return index == 0, head_key(sketch.config, 0, last, index, count)
+        return index == 0, copies(sketch.config.head, index, count, last)
 
     return _Search("modules", cost, peak, alike, room(sketch, costs)).best(last)
 

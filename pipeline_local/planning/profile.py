@@ -189,7 +189,7 @@ class _Bench:
         """One block; the trivial head behind it will not be counted."""
         blueprint = self.blueprint
         linear = replace(blueprint, config=replace(blueprint.config, head=HeadConfig("linear")))
-        head = blueprint.fresh_head(linear.auxiliary_head(index + 1, 0.0), 0, self._device)
+        head = blueprint.fresh_head(linear.auxiliary_head(index + 1, 0), 0, self._device)
         body = blueprint.fresh(blueprint.backbone.blocks[index], self._device)
         return self._subject(body, head, min(index, 1), blueprint.input_shapes[index])
 

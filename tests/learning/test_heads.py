@@ -26,10 +26,10 @@ def later_blocks(layout):
     return [nn.Linear(8, 8) for _ in range(3)], [shape] * 3
 
 
-def site(layout, progress=0.0, shape=None):
+def site(layout, copies=2, shape=None):
     with torch.device("meta"):
         blocks, shapes = later_blocks(layout)
-    return Site(layout, shape or SHAPES[layout], blocks, shapes, progress, mark)
+    return Site(layout, shape or SHAPES[layout], blocks, shapes, copies, mark)
 
 
 def materialized(head):
@@ -64,37 +64,47 @@ def test_etf_has_no_parameter_and_classifies_by_direction(layout):
     torch.testing.assert_close(head(x), head(7 * x), rtol=0.01, atol=0.01)
 
 
-def copies(head):
+def copied(head):
     return [name for name, _ in head.layers.named_children() if name.startswith("copy")]
 
 
-@pytest.mark.parametrize(("progress", "depth"), [(0.0, 3), (0.4, 2), (0.9, 1), (1.0, 1)])
-def test_auglocal_depth_shrinks_towards_the_output(progress, depth):
-    head = heads.build(HeadConfig(name="auglocal", depth=3), site("NCHW", progress), 5)
-    assert len(copies(head)) == depth
+@pytest.mark.parametrize(
+    ("taper", "depth", "expected"),
+    [(True, 4, [4, 4, 3, 2, 1]), (True, 9, [5, 4, 3, 2, 1]), (False, 3, [3, 3, 3, 2, 1])],
+)
+def test_how_many_blocks_a_head_copies(taper, depth, expected):
+    """Six modules of one block each: 5 to 1 blocks are left behind the hidden ones."""
+    config = HeadConfig(name="auglocal", depth=depth, taper=taper)
+    assert [heads.copies(config, k, 6, 5 - k) for k in range(5)] == expected
 
 
-def test_auglocal_never_copies_more_than_there_is():
-    head = heads.build(HeadConfig(name="auglocal", depth=9), site("NTC"), 5)
-    assert len(copies(head)) == 3
+@pytest.mark.parametrize("name", ["linear", "etf", "mlp", "conv"])
+def test_other_heads_copy_nothing(name):
+    assert heads.copies(HeadConfig(name=name), 0, 2, 3) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_auglocal_copies_so_many(depth):
+    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", depth), 5)
+    assert len(copied(head)) == depth
 
 
 def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
-    place = site("NTC")
-    head = heads.build(HeadConfig(name="auglocal", depth=3), place, 5)
+    place = site("NTC", 3)
+    head = heads.build(HeadConfig(name="auglocal"), place, 5)
     originals = {id(p) for block in place.later for p in block.parameters()}
     assert not originals & {id(p) for p in head.parameters()}
     head = materialized(head)
     assert all(
         p.eq(0.125).all()
-        for name in copies(head)
+        for name in copied(head)
         for p in head.layers.get_submodule(name).parameters()
     )
     assert not any(p.eq(0.125).all() for p in head.layers.classifier.parameters() if p.dim() > 1)
 
 
 def test_auglocal_adapts_to_a_later_resolution():
-    head = heads.build(HeadConfig(name="auglocal", depth=1), site("NCHW"), 5)
+    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", 1), 5)
     assert "adapter0" in dict(head.layers.named_children())
     assert materialized(head)(torch.randn(2, *SHAPES["NCHW"])).shape == (2, 5)
 

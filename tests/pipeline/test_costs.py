@@ -48,15 +48,17 @@ def test_what_estimators_add_in_forward_passes(estimator, plain, recomputed):
         assert counted.classifier.second == plain * counted.classifier.forward
 
 
-@pytest.mark.parametrize("head", ["linear", "auglocal"])
-def test_heads_are_those_that_the_modules_get(head):
+@pytest.mark.parametrize(
+    ("head", "taper"), [("linear", True), ("auglocal", True), ("auglocal", False)]
+)
+def test_heads_are_those_that_the_modules_get(head, taper):
     for count in (2, 3, 5):
-        blueprint = draw(modules={"count": count}, head={"name": head, "depth": 3})
+        blueprint = draw(modules={"count": count}, head={"name": head, "depth": 3, "taper": taper})
         counted = costs.by_flops(blueprint)
         for index, blocks in enumerate(blueprint.modules[:-1]):
             key = costs.head_key(blueprint.config, blocks.stop, 5, index, count)
             made = blueprint.outline(index, "meta").head
-            planned = costs.head_behind(blueprint, key)
+            planned = blueprint.auxiliary_head(*key)
             assert str(planned) == str(made)
             assert key in counted.heads
 
