@@ -1,5 +1,7 @@
 """What the ranks agree on before anything is spent: the first one proposes, all others accept."""
 
+from contextlib import ExitStack
+
 import torch.distributed as dist
 
 from pipeline_local import configfile
@@ -35,8 +37,14 @@ def check(config: Config, place: Place) -> Blueprint:
     return blueprint
 
 
-def propose(config: Config, place: Place, board: Board) -> Facts:
+def propose(config: Config, place: Place, board: Board, run: ExitStack) -> Facts:
     """What the first rank alone knows, once it has checked everything and made the run folder.
+
+    Args:
+        config: of the run.
+        place: this rank.
+        board: where the first rank says it.
+        run: for its time, the folder is this run's alone.
 
     Returns:
         config, info (of the data), step (to start from), complete (nothing is left to do).
@@ -48,7 +56,7 @@ def propose(config: Config, place: Place, board: Board) -> Facts:
     if place.rank > 0:
         return _hear(board)
     try:
-        facts = _lead(config, place)
+        facts = _lead(config, place, run)
     except BaseException:
         board.pin("start", {"refused": True})
         raise
@@ -56,10 +64,11 @@ def propose(config: Config, place: Place, board: Board) -> Facts:
     return facts
 
 
-def _lead(config: Config, place: Place) -> Facts:
+def _lead(config: Config, place: Place, run: ExitStack) -> Facts:
     blueprint = check(config, place)
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
+    run.enter_context(folder.claimed())
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest() or 0  # reads and verifies all K files
     complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()

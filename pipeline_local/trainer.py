@@ -56,7 +56,7 @@ def train(config: Config, place: Place | None = None) -> Facts:
         stack.enter_context(stop.listening())
         at = watchdog.whereabouts
         at.enter("checking the configuration", peer=0 if place.rank else None)
-        start = propose(config, place, board)
+        start = propose(config, place, board, stack)
         at.enter("making the modules")
         with board.unanimous(TIMEOUT):
             blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))

@@ -1,5 +1,7 @@
 """The trainer: what the ranks agree on before anything begins, and what a failure leaves."""
 
+import time
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from pipeline_local import configfile
 from pipeline_local.agreement import check
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record.folder import RunFolder
 from pipeline_local.trainer import train
 
 
@@ -149,3 +152,31 @@ def test_what_was_begun_beyond_the_checkpoint_is_dropped(tmp_path):
     longer = {"steps": 6, "log_every": 2}
     train(resume(tmp_path / "run", train=longer), Place())
     assert not left.exists()
+
+
+def beside_another_run(place, folder):
+    """Rank 0 is at work in the folder until rank 1 has tried to resume it."""
+    here, tried = folder / "here", folder / "tried"
+    if place.rank == 0:
+        with RunFolder(folder).claimed():
+            here.touch()
+            wait_for(tried)
+        return ""
+    wait_for(here)
+    message = refused(Place(), resume(folder))
+    tried.touch()
+    return message
+
+
+def wait_for(file):
+    while not file.exists():
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_at_work_is_not_resumed(tmp_path, run_ranks):
+    train(parse(tmp_path / "run"), Place())
+    (tmp_path / "run" / "summary.json").unlink()
+    before = (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text()
+    _, message = run_ranks(beside_another_run, 2, tmp_path / "run")
+    assert "another run is at work" in message
+    assert (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text() == before

@@ -1,6 +1,12 @@
 """The run folder: what a run leaves behind, and where."""
 
+import errno
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -102,6 +108,42 @@ class RunFolder:
         ]
         return ", ".join([f"resuming after step {step}", *changed])
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep every other run out meanwhile, also one on another host that resumes the same.
+
+        The system lifts the lock with the process, however that ends. A file system that knows no
+        locks keeps nobody out.
+
+        Raises:
+            UserError: another run is at work here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+        with lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise self._in_use(lock.name) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+
+    def _in_use(self, lock: str) -> UserError:
+        holder = Path(lock).read_text()
+        return UserError(
+            f"run.dir: another run is at work in {_short(self.path)}"
+            f"{f' ({holder})' if holder else ''}; stop that one, or name another"
+        )
+
     def create(self, config: Config, info: str) -> None:
         """Make the folder and write the configuration; one that was there gets another name.
 
@@ -110,15 +152,16 @@ class RunFolder:
         """
         text = configfile.dump(config)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             if self.config.is_file() and self.config.read_text() != text:
                 self.config.rename(self._free_name())
             atomic.write_text(self.config, text)
             atomic.write_text(self.info, info)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"run.dir: {_short(self.path)} cannot be written ({_reason(error)}); name another"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: Exception) -> UserError:
+        reason = _reason(error)
+        return UserError(f"run.dir: {_short(self.path)} cannot be written ({reason}); name another")
 
     def _free_name(self) -> Path:
         names = (self.path / f"config-{number}.yaml" for number in count(1))

@@ -1,5 +1,9 @@
 """The run folder is never overwritten."""
 
+import errno
+import subprocess
+import sys
+
 import pytest
 
 from pipeline_local import configfile
@@ -46,6 +50,55 @@ def test_an_earlier_configuration_is_kept(tmp_path):
     kept = [(tmp_path / f"config-{number}.yaml").read_text() for number in (1, 2)]
     assert kept == [texts[0], texts[1]]
     assert len(list(tmp_path.glob("config*"))) == 3
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pipeline_local.record.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).claimed():
+    print("claimed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process, at work in `tmp_path`."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+        process.kill()
+
+
+def test_two_runs_are_never_at_work_in_one_folder(tmp_path, holder):
+    folder = RunFolder(tmp_path)
+    with (
+        pytest.raises(UserError, match=rf"another run is at work .*\(process {holder.pid} on "),
+        folder.claimed(),
+    ):
+        pytest.fail("both are in")
+    holder.communicate("done\n")
+    with folder.claimed():
+        assert folder.path.is_dir()
+
+
+def test_who_was_killed_holds_nothing(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with RunFolder(tmp_path).claimed():
+        pass
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    with RunFolder(tmp_path).claimed():
+        pass
 
 
 def test_what_is_resumed_and_how_it_differs(tmp_path):
