@@ -3,9 +3,9 @@
 FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data. Left: test accuracy of
 the last head against K, at the number of epochs that most variants have; middle: against floating
 point operations of the whole training (cost.py counts them); right: against its time, steps times
-what `bench peers --json` measured for one (`--times`, a file for each K and head; peers with a
-global backward pass from the first file). Bars: standard deviation over seeds. Also prints the rows
-as a Markdown table.
+what `bench peers --json` measured for one (`--times`: from the first file the peers with a global
+backward pass, from each other one local learning at its K and head). Bars: standard deviation over
+seeds. Also prints the rows as a Markdown table.
 """
 
 import argparse
@@ -86,10 +86,10 @@ def seconds_per_step(files: Sequence[Path]) -> Iterator[tuple[str, tuple[str, in
     for number, file in enumerate(files):
         measured = json.loads(file.read_text())
         for row in measured["rows"]:
-            if row["peer"] == "local":
+            if number > 0 and row["peer"] == "local":
                 name = f"K={measured['modules']}, {measured['head']}"
                 yield name, (measured["head"], measured["modules"]), row["step_seconds"]
-            elif number == 0 and row["step_seconds"] is not None:
+            elif number == 0 and not row["peer"].startswith("local"):
                 name = f"{BACKPROPAGATION}, {row['peer']}, p={row['ranks']}"
                 yield name, (BACKPROPAGATION, 1), row["step_seconds"]
 

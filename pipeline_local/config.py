@@ -70,8 +70,9 @@ class HeadConfig:
 
     @property
     def title(self) -> str:
-        """The name, and how deep the first module's is where that is a choice."""
-        return f"{self.name}, {self.depth} blocks" if self.name == "auglocal" else self.name
+        """The name, and how deep the first module's, or each, is where that is a choice."""
+        depth = f", {self.depth} blocks{'' if self.taper else ' each'}"
+        return self.name + depth if self.name == "auglocal" else self.name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline_local import configfile
-from pipeline_local.config import Config
+from pipeline_local.config import Config, HeadConfig
 from pipeline_local.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -279,3 +279,15 @@ def test_dump_loads_back(tmp_path: Path) -> None:
     assert configfile.load(path) == config
     assert config.data.root == Path("1e5")
     assert config.model.args["note"] == "1e-3"
+
+
+@pytest.mark.parametrize(
+    ("head", "title"),
+    [
+        ({"name": "linear"}, "linear"),
+        ({"depth": 3}, "auglocal, 3 blocks"),
+        ({"depth": 3, "taper": False}, "auglocal, 3 blocks each"),
+    ],
+)
+def test_what_a_head_is_called(head, title):
+    assert HeadConfig(**head).title == title
