@@ -3,7 +3,8 @@
 #
 # Each piece leaves OUT/NAME.txt (and NAME.json) when it went well, and is not run again then, so the
 # same command goes on after any interruption. BATCHES, RUNS, STEPS (a multiple of 8) and MORE settings
-# make it smaller; DATA=PATH (CIFAR-10 as an image folder) adds accuracy. On a CPU: BATCHES=8 RUNS=1 STEPS=8 MORE=data.image_size=64 bash ...
+# make it smaller, such as on a CPU: BATCHES=8 RUNS=1 STEPS=8 MORE=data.image_size=64 bash ...
+# DATA=PATH (CIFAR-10 as an image folder) adds accuracy.
 set -uo pipefail
 
 out=$1
