@@ -1,17 +1,18 @@
 """Accuracy against K, operations, time: `python experiments/accuracy.py OUTPUT FOLDER SWEEP ...`.
 
-FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data. Left: test accuracy of
-the last head against K, at the number of epochs that most variants have; middle: against floating
-point operations of the whole training (cost.py counts them); right: against its time, steps times
-what `bench peers --json` measured for one (`--times`: from the first file the peers with a global
-backward pass, from each other one local learning at its K and head). Bars: standard deviation over
-seeds. Also prints the rows as a Markdown table.
+FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data; of those with the same
+K, head and epochs, the best counts. Left: test accuracy of the last head against K, at the number of
+epochs that most variants have; middle: against floating point operations of the whole training
+(cost.py counts them); right: against its time, steps times what `bench peers --json` measured for
+one (`--times`: from the first file the peers with a global backward pass, from each other one local
+learning at its K and head). Bars: standard deviation over seeds. Also prints the rows as a Markdown
+table.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, mode, stdev
@@ -71,6 +72,16 @@ def points(folder: Path, sweep: Path) -> list[Point]:
         count = config.modules.known_count or 0
         found.append(Point(_method(config), count, epochs, steps, operations, tuple(accuracies)))
     return found
+
+
+def best(found: Iterable[Point]) -> list[Point]:
+    """Of variants that differ in something else, such as the learning rate, the best one."""
+    chosen: dict[tuple[str, int, int], Point] = {}
+    for point in found:
+        alike = point.method, point.modules, point.epochs
+        if alike not in chosen or chosen[alike].mean < point.mean:
+            chosen[alike] = point
+    return list(chosen.values())
 
 
 def _per_sample(config: Config) -> float:
@@ -139,7 +150,7 @@ def main() -> None:
     parser.add_argument("--times", type=Path, nargs="+", default=(), metavar="FILE.json")
     options = parser.parse_args()
     torch.set_num_threads(1)  # nothing is timed, and sweeps may be running on the other cores
-    found = [point for sweep in options.sweeps for point in points(options.folder, sweep)]
+    found = best(point for sweep in options.sweeps for point in points(options.folder, sweep))
     draw(options.output, found, options.times)
     print("| method | K | epochs | TFLOP | seeds | accuracy |\n|---|---|---|---|---|---|")
     for p in sorted(found, key=lambda p: p.operations):
