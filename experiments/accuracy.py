@@ -1,9 +1,9 @@
 """Accuracy against K, operations, time: `python experiments/accuracy.py OUTPUT FOLDER SWEEP ...`.
 
 FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data; of those with the same
-K, head and epochs, the best counts. Left: test accuracy of the last head against K, at the number of
-epochs that most variants have; middle: against floating point operations of the whole training
-(cost.py counts them); right: against its time, steps times what `bench peers --json` measured for
+K, head and epochs, the best counts. Left: test accuracy of the last head against K, at the epochs
+that most variants have; middle: against floating point operations of the whole training (cost.py
+counts them); right: against its time, steps times what `bench peers --json` measured for
 one (`--times`: from the first file the peers with a global backward pass, from each other one local
 learning at its K and head). Bars: standard deviation over seeds. Also prints the rows as a Markdown
 table.
