@@ -218,7 +218,7 @@ def test_torchrun_restarts_and_resumes_by_itself(start, tmp_path):
     small = ["train.epochs=null", "parallel.threads=1", "model.width=4", "parallel.stages=1"]
     whole = tmp_path / "whole"
     config = configfile.load(ROOT / "configs" / "digits.yaml", [*small, *settings])
-    trainer.train(replace(config, run=replace(config.run, dir=str(whole))), Place())
+    trainer.train(replace(config, run=replace(config.run, dir=whole)), Place())
     assert last_files(tmp_path / "runs" / "digits") == last_files(whole)
 
 
