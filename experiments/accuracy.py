@@ -96,7 +96,7 @@ def seconds_per_step(files: Sequence[Path]) -> Iterator[tuple[str, tuple[str, in
     """What `bench peers --json` measured: (name of a line, method and K it is of, seconds)."""
     for number, file in enumerate(files):
         measured = json.loads(file.read_text())
-        for row in measured["rows"]:
+        for row in (row for row in measured["rows"] if row["step_seconds"] is not None):
             if number > 0 and row["peer"] == "local":
                 name = f"K={measured['modules']}, {measured['head']}"
                 yield name, (measured["head"], measured["modules"]), row["step_seconds"]
@@ -109,7 +109,9 @@ def draw(output: Path, found: list[Point], times: Sequence[Path]) -> None:
     """Write the figure."""
     mpl.rcParams["svg.hashsalt"] = "pipeline_local"  # the same file from the same runs
     panels = 3 if times else 2
-    figure, (left, right, *rest) = plt.subplots(1, panels, figsize=(4.5 * panels, 3.6), sharey=True)
+    figure, (left, middle, *right) = plt.subplots(
+        1, panels, figsize=(4.5 * panels, 3.6), sharey=True
+    )
     usual = mode(point.epochs for point in found)
     against_k, against_operations = defaultdict(list), defaultdict(list)
     for point in found:
@@ -121,16 +123,16 @@ def draw(output: Path, found: list[Point], times: Sequence[Path]) -> None:
         _line(left, name, sorted(row, key=lambda p: p.modules), [p.modules for p in row])
     for name, row in against_operations.items():
         row.sort(key=lambda p: p.operations)
-        _line(right, name, row, [p.operations / 1e12 for p in row])
+        _line(middle, name, row, [p.operations / 1e12 for p in row])
     left.set_xlabel(f"modules K ({usual} epochs)")
     left.set_ylabel("test accuracy, last head, %")
-    right.set_xlabel("training, TFLOP")
-    for axes in rest:
+    middle.set_xlabel("training, TFLOP")
+    for axes in right:
         for name, of, seconds in seconds_per_step(times):
             row = sorted((p for p in found if (p.method, p.modules) == of), key=lambda p: p.steps)
             _line(axes, name, row, [p.steps * seconds for p in row])
         axes.set_xlabel("training, seconds (steps x measured time of a step)")
-    for axes in (left, right, *rest):
+    for axes in (left, middle, *right):
         axes.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(output, metadata={"Date": None})

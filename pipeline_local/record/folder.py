@@ -19,6 +19,9 @@ from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.record import atomic
 
+LOCK = ".lock"
+"""Says who is at work; stays, empty, when nobody is."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -78,7 +81,7 @@ class RunFolder:
     def _refuse_overwriting(self, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()):
             raise UserError(
                 f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
                 f" pass run.resume=true to go on with it, or run.dir=ANOTHER"
@@ -120,7 +123,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock = (self.path / LOCK).open("a+")
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         with lock:
@@ -128,7 +131,8 @@ class RunFolder:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise self._in_use(lock.name) from None
+                    lock.seek(0)
+                    raise self._in_use(lock.read()) from None
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
@@ -137,8 +141,7 @@ class RunFolder:
             finally:
                 lock.truncate(0)
 
-    def _in_use(self, lock: str) -> UserError:
-        holder = Path(lock).read_text()
+    def _in_use(self, holder: str) -> UserError:
         return UserError(
             f"run.dir: another run is at work in {_short(self.path)}"
             f"{f' ({holder})' if holder else ''}; stop that one, or name another"

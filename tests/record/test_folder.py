@@ -1,6 +1,7 @@
 """The run folder is never overwritten."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.errors import UserError
-from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.folder import LOCK, RunFolder
 
 CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"steps": 1}}
 
@@ -89,7 +90,16 @@ def test_who_was_killed_holds_nothing(tmp_path, holder):
     holder.kill()
     holder.wait()
     with RunFolder(tmp_path).claimed():
+        assert f"process {os.getpid()} on " in (tmp_path / LOCK).read_text()
+
+
+def test_a_claim_alone_is_no_run(tmp_path):
+    """Of a run that failed before it wrote anything."""
+    folder = RunFolder(tmp_path)
+    with folder.claimed():
         pass
+    folder.check(configfile.parse(CONFIG), "{}", resume=False)
+    assert (tmp_path / LOCK).read_text() == ""
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypatch):
@@ -98,7 +108,8 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypa
 
     monkeypatch.setattr("fcntl.lockf", unsupported)
     with RunFolder(tmp_path).claimed():
-        pass
+        assert f"process {os.getpid()} on " in (tmp_path / LOCK).read_text()
+    assert holder.poll() is None
 
 
 def test_what_is_resumed_and_how_it_differs(tmp_path):
