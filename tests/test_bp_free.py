@@ -105,7 +105,8 @@ def test_local_gradients_are_their_closed_forms(name):
     step = Step(0, lr=0.1, compare=True, log=True)
     torch.testing.assert_close(k(x, labels, step), body.y)
     torch.testing.assert_close(k.signal(), s)
-    k.learn(body.input_gradient(s))
+    k.receive(body.input_gradient(s))
+    k.learn()
     assert k.metrics["input_norm"] > 0.1
     assert k.metrics["discord"] < 1e-25, "the input gradient is not its closed form"
     expected = body.gradients(s) + head_gradients
@@ -144,7 +145,8 @@ def test_the_discords_gradient_is_its_closed_form(estimator):
         k = module(linear_head(), weight, estimator)
         k(x, labels, Step(0, lr=0.1, reconcile=reconcile, compare=True))
         k.signal()
-        k.learn(upstream)
+        k.receive(upstream)
+        k.learn()
         gradients.append(k.gradients)
     wanted = discord_gradients(k, x, labels, upstream)
     for plain, both, want in zip(*gradients, wanted, strict=True):

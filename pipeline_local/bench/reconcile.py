@@ -205,7 +205,9 @@ def _acts(module: LocalModule, boundary: Boundary, number: int, lr: float) -> St
     step = Step(number, lr, reconcile=down, compare=down, feedback=up, heed=up)
     module(boundary.x, boundary.labels, step)
     module.signal()
-    module.learn(*([boundary.signal] if down else []))
+    if down:
+        module.receive(boundary.signal)
+    module.learn()
     if up:
         module.heed(step, *boundary.feedback)
     return step

@@ -82,3 +82,9 @@ class FrozenStatistics(AbstractContextManager[None]):
 def _set(norm: nn.Module, **values: object) -> None:
     for name, value in values.items():
         setattr(norm, name, value)
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether writing to one of them writes to the other, as behind a body that only reshapes."""
+    one, other = a.untyped_storage(), b.untyped_storage()
+    return bool(one._cdata == other._cdata)  # not the address: a fake tensor has none

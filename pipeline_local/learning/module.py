@@ -18,7 +18,7 @@ from torch.autograd import grad
 
 from pipeline_local import seeds
 from pipeline_local.learning import optimizer, reconcile
-from pipeline_local.learning.body import FrozenStatistics
+from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.feedback import UnderWay
 from pipeline_local.learning.guard import Guard
 from pipeline_local.learning.loss import Score, accuracy, local_loss, score
@@ -36,6 +36,7 @@ class _Pass:
     x: Tensor
     labels: Tensor
     y: Tensor
+    signal: Tensor | None = None
     output_grad: Tensor | None = None
     head_grads: Sequence[Tensor] = ()
 
@@ -107,12 +108,15 @@ class LocalModule(nn.Module):
             self._measure(accuracy=accuracy(logits.detach(), now.labels))
         return now.output_grad
 
-    def learn(self, signal: Tensor | None = None) -> Tensor | None:
-        """Act 3. Backward through the body; compare and reconcile with the upstream signal.
+    def receive(self, signal: Tensor | None = None) -> None:
+        """Take the upstream signal s_{k-1}, shaped like the input; the first module has none.
 
-        Args:
-            signal: s_{k-1}, shaped like the input; None for the first module, and on steps that
-                do not compare.
+        If nobody else keeps it, nor the input, the second pass of act 3 has their room.
+        """
+        self._now().signal = signal
+
+    def learn(self) -> Tensor | None:
+        """Act 3. Backward through the body; compare and reconcile with what was received.
 
         Returns:
             The input gradient, where upstream is to heed it.
@@ -123,11 +127,11 @@ class LocalModule(nn.Module):
         feedback = first.input if now.step.feedback and self.index > 0 else None
         if feedback is not None and now.step.reconcile:
             feedback = feedback.clone()  # the estimator overwrites it
-        if signal is not None:
+        if now.signal is not None:
             if now.step.log:
-                self._measure(**vars(reconcile.agreement(first.input, signal)))
+                self._measure(**vars(reconcile.agreement(first.input, now.signal)))
             if now.step.reconcile:
-                total = self._reconciled(first, signal)
+                total = self._reconciled(first)
         self._accumulate(total)
         self._pass = None
         if feedback is not None:
@@ -200,15 +204,17 @@ class LocalModule(nn.Module):
         params = [] if self._shifts else self._body_params
         grads = grad(now.y, [*inputs, *params], now.output_grad, materialize_grads=True)
         g = grads[0] if inputs else now.x
-        if now.output_grad is not None and _share_memory(g, now.output_grad):
+        if now.output_grad is not None and share_memory(g, now.output_grad):
             g = g.clone()  # a body that only reshapes: the signal is on its way, and g gets written
         return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
 
-    def _reconciled(self, first: Gradients, signal: Tensor) -> list[Tensor]:
+    def _reconciled(self, first: Gradients) -> list[Tensor]:
         """The plain gradients plus lambda times the discord's."""
         now, settings = self._now(), self.rules.reconcile
-        x, labels = now.x.detach(), now.labels
-        now.y, now.output_grad = x, None  # not needed any more: leave the room to the second pass
+        x, signal, labels = now.x.detach(), now.signal, now.labels
+        assert signal is not None, "who compares has received"
+        # not needed any more: leave the room to the second pass
+        now.x = now.y = now.signal = now.output_grad = first.input
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
 
         def objective(x: Tensor) -> Tensor:
@@ -216,6 +222,7 @@ class LocalModule(nn.Module):
 
         if self._shifts:
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
+            del x, signal
             with FrozenStatistics(self):
                 return list(grad(objective(moved), self.trainable, materialize_grads=True))
         if part is not None:
@@ -292,8 +299,3 @@ class LocalModule(nn.Module):
     def _autocast(self, x: Tensor) -> torch.autocast:
         low = self.rules.crossing.inside == torch.bfloat16
         return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    one, other = a.untyped_storage(), b.untyped_storage()
-    return bool(one._cdata == other._cdata)  # not the address: a fake tensor has none

@@ -135,6 +135,7 @@ class Stage:
             x, labels = upstream.recv()
         with span("forward"):
             activations = module.forward(x, labels, step, microbatch)
+        del x  # the module's alone: it lets go of it as soon as it can
         with span("send"):
             downstream.send(activations, labels)
         with span("signal"):
@@ -142,10 +143,10 @@ class Stage:
         if step.compare:
             with span("send"):
                 downstream.send(signal)
-        with span("recv"):
-            upstream_signal = upstream.recv() if step.compare else ()
+            with span("recv"):
+                module.receive(*upstream.recv())
         with span("learn"):
-            feedback = module.learn(*upstream_signal)
+            feedback = module.learn()
         if feedback is not None:
             with span("send"):
                 upstream.reply(feedback)

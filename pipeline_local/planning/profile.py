@@ -248,7 +248,8 @@ class _Bench:
         acts: dict[str, Callable[[], object]] = {
             "forward": lambda: module(x, labels, step),
             "signal": module.signal,
-            "learn": lambda: module.learn(*arrived),
+            "receive": lambda: module.receive(*arrived),
+            "learn": module.learn,
             "update": lambda: module.update(step),
         }
         return {act: self._timed(work) for act, work in acts.items()}

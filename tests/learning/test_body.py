@@ -45,7 +45,8 @@ def train(module, microbatches=1, steps=2):
             s = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64) / 6
             module(x, torch.arange(6) % 5, step, part)
             module.signal()
-            module.learn(s)
+            module.receive(s)
+            module.learn()
             module.heed(step, s)
         module.update(step)
     return module.state_dict()

@@ -49,7 +49,8 @@ def run(module, steps, bad=(), spoil=NAN, where="input", microbatches=1):
         for i, (x_i, labels_i, s_i) in enumerate(parts):
             module(x_i, labels_i, step, i)
             module.signal()
-            module.learn(s_i)
+            module.receive(s_i)
+            module.learn()
         module.update(step)
     return module
 
@@ -113,7 +114,8 @@ def test_weights_that_a_finite_gradient_has_spoilt_are_refused(policy):
     step = Step(0, lr=INF, compare=True)
     module(x, labels, step)
     module.signal()
-    module.learn(s)
+    module.receive(s)
+    module.learn()
     module.update(step)
     module.guard.verify()
     with pytest.raises(UserError, match=r"^module 2: a weight is not finite after step 1; lower"):

@@ -68,7 +68,8 @@ def one_step(module, x, labels, s, **step):
     step = Step(0, lr=1.0, **{"reconcile": True, "compare": True, "log": True, **step})
     y = module(x, labels, step)
     signal = module.signal()
-    module.learn(*([s] if s is not None else []))
+    module.receive(s)
+    module.learn()
     module.update(step)
     return y, signal
 
@@ -165,7 +166,8 @@ def test_isolation(estimator):
     assert not s.requires_grad
     down(y, labels, step)
     down.signal()
-    down.learn(s)
+    down.receive(s)
+    down.learn()
     down.update(step)
     assert all(p.grad is None for p in up.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights(up), before, strict=True))
@@ -194,7 +196,8 @@ def test_microbatches_average(architecture):
     for i, part in enumerate((slice(0, 4), slice(4, 8))):
         module(x[part], labels[part], step, i)
         module.signal()
-        module.learn(s[part])
+        module.receive(s[part])
+        module.learn()
     module.update(step)
     for b, a, h0, h1 in zip(before, weights(module), *halves, strict=True):
         torch.testing.assert_close(b - a, (h0 + h1) / 2)
@@ -226,7 +229,8 @@ def test_fraction_is_unbiased_without_batch_norm(estimator):
             step = Step(number, 1.0, reconcile=m is module, compare=True)
             m(x, labels, step)
             m.signal()
-            m.learn(s)
+            m.receive(s)
+            m.learn()
             m.update(step)
         pairs = zip(weights(module), weights(plain), strict=True)
         return torch.cat([(b - a).flatten() for a, b in pairs]) / weight
@@ -362,7 +366,8 @@ def test_a_sent_signal_is_never_written(body):
     module(x, labels, step)
     sent = module.signal()
     before, theirs = sent.clone(), s.clone()
-    module.learn(s)
+    module.receive(s)
+    module.learn()
     assert torch.equal(sent, before)
     assert torch.equal(s, theirs)
 

@@ -138,7 +138,8 @@ def test_every_head_trains_on_every_family(name, head):
         step = Step(0, 0.01, reconcile=index > 0, compare=index > 0, log=True)
         activations = module(x, labels, step)
         next_signal = module.signal()
-        module.learn(*signal)
+        module.receive(*signal)
+        module.learn()
         if index < 2:
             blueprint.contract(index).activations.check(activations)
             blueprint.contract(index).activations.check(next_signal)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
@@ -204,6 +205,29 @@ def test_order_of_the_acts():
     expected = ["recv", "forward", "send", "signal", "send", "recv", "learn", "update"]
     assert [span.act for span in trace.spans] == expected
     assert all(a.end <= b.begin for a, b in pairwise(trace.spans))
+
+
+def test_the_second_pass_has_the_room_of_input_and_signal():
+    """In a CNN each of them is as large as what a block keeps for its backward pass."""
+    arrived, alive = [], []
+
+    class Upstream:
+        def recv(self):
+            first = torch.randn(4, 3)
+            arrived.append(StorageWeakRef(first.untyped_storage()))
+            return (first,) if len(arrived) == 2 else (first, torch.zeros(4, dtype=torch.int64))
+
+    class Body(nn.Linear):
+        def forward(self, x):
+            alive.append([not one.expired() for one in arrived])
+            return super().forward(x)
+
+    module = make_module(1)
+    module.body = Body(3, 3)
+    Stage([module], Upstream(), Nowhere(), Trace()).train(
+        Step(0, 0.1, compare=True, reconcile=True, log=True)
+    )
+    assert alive == [[True], [False, False]]
 
 
 def test_microbatches_make_one_update():
