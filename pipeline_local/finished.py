@@ -66,7 +66,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
 
 
 def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]) -> metrics.Facts:
-    """Score every head on the test set, in this process.
+    """Score every head on the test set, alone and with those above it, in this process.
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -84,11 +84,7 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     scores = metrics.of_scores(modules, stage.evaluate(blueprint.schedule.test_batches, step))
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
-    facts = {
-        "steps": step,
-        "accuracy": [row["accuracy"] for row in rows],
-        "loss": [row["loss"] for row in rows],
-    }
+    facts = {"steps": step, **summary.per_head(rows)}
     show(describe(blueprint, 1), facts)
     summary.warn(skipped.warnings())
     return facts

@@ -31,6 +31,8 @@ def test_evaluation_repeats_the_runs_own(run):
     shown = []
     facts = finished.evaluate(folder, lambda rows, facts: shown.append((rows, facts)))
     assert facts["accuracy"] == summary["accuracy"]
+    assert facts["ensemble_accuracy"] == summary["ensemble_accuracy"]
+    assert facts["ensemble_accuracy"][0] == facts["accuracy"][0], "the first head is alone"
     assert facts["loss"] == summary["loss"]
     assert len(shown[0][0]) == 3
 

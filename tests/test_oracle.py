@@ -115,7 +115,7 @@ def checkpoint(folder):
 
 def scores(folder):
     summary = json.loads((folder / "summary.json").read_text())
-    return summary["accuracy"], summary["loss"]
+    return summary["accuracy"], summary["ensemble_accuracy"], summary["loss"]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,10 +12,18 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Score:
-    """Evaluation of one head on one batch: sums, so that batches add up; scalars."""
+    """Evaluation of one head on one batch: sums, so that batches add up; scalars.
+
+    Attributes:
+        loss: of this head.
+        correct: samples that it classifies right.
+        ensemble: samples that the heads so far, this one among them, classify right together.
+        count: samples.
+    """
 
     loss: Tensor
     correct: Tensor
+    ensemble: Tensor
     count: Tensor
 
 
@@ -30,10 +38,26 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == truth).float().mean()
 
 
-def score(logits: Tensor, labels: Tensor) -> Score:
-    """Of logits [B, classes] on integer labels [B], some of which may be `IGNORE`."""
+def vote(logits: Tensor) -> Tensor:
+    """A head's log-probabilities [B, classes]. Those of several heads add up to an ensemble's."""
+    return functional.log_softmax(logits.float(), dim=1)
+
+
+def score(logits: Tensor, votes: Tensor, labels: Tensor) -> Score:
+    """Of a head's logits and the heads' summed votes on integer labels [B], some of them `IGNORE`.
+
+    Args:
+        logits: [B, classes].
+        votes: [B, classes].
+        labels: [B].
+    """
     loss = functional.cross_entropy(_wide(logits), labels, ignore_index=IGNORE, reduction="sum")
-    return Score(loss, (logits.argmax(1) == labels).sum(), (labels != IGNORE).sum())
+    correct, ensemble = (_correct(guess, labels) for guess in (logits, votes))
+    return Score(loss, correct, ensemble, (labels != IGNORE).sum())
+
+
+def _correct(guess: Tensor, labels: Tensor) -> Tensor:
+    return (guess.argmax(1) == labels).sum()
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.feedback import UnderWay
 from pipeline_local.learning.guard import Guard
-from pipeline_local.learning.loss import Score, accuracy, local_loss, score
+from pipeline_local.learning.loss import Score, accuracy, local_loss, score, vote
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
@@ -116,11 +116,8 @@ class LocalModule(nn.Module):
         self._now().signal = signal
 
     def learn(self) -> Tensor | None:
-        """Act 3. Backward through the body; compare and reconcile with what was received.
-
-        Returns:
-            The input gradient, where upstream is to heed it.
-        """
+        """Act 3. Backward through the body; compare and reconcile with what was received. Gives the
+        input gradient, where upstream is to heed it."""
         now = self._now()
         first = self._body_backward()
         total = first.params
@@ -183,15 +180,17 @@ class LocalModule(nn.Module):
         """What the next update will apply, for each parameter; empty after it."""
         return self._sum
 
-    # ---- evaluation -----------------------------------------------------------------------
-
     @torch.no_grad()
-    def evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Score]:
-        """Activations [B, ...] and the head's score on integer labels [B], in evaluation mode."""
+    def evaluate(
+        self, x: Tensor, labels: Tensor, votes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Score]:
+        """Input [B, ...], labels [B], votes of the heads above (None: there are none)
+        -> activations [B, ...], votes [B, classes] with this head's, and the score of both."""
         with self._autocast(x):
             y = self._laid_out(self.body(x))
             logits = self.head(y)
-        return y, score(logits, labels)
+        votes = vote(logits) if votes is None else votes + vote(logits)
+        return y, votes, score(logits, votes, labels)
 
     # ---- inside ---------------------------------------------------------------------------
 

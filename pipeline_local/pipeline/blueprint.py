@@ -147,15 +147,14 @@ class Blueprint:
         data, train, crossing = self.config.data, self.config.train, self.crossing
         _, *shape = crossing.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
-        soft = data.mixup > 0
+        classes, soft = self.info.num_classes, data.mixup > 0
         return Contract(
             activations=Spec((micro, *shape), crossing.activations),
             gradients=Spec((micro, *shape), crossing.gradients),
-            labels=Spec((micro, self.info.num_classes), torch.float32)
-            if soft
-            else Spec((micro,), torch.int64),
+            labels=Spec((micro, classes), torch.float32) if soft else Spec((micro,), torch.int64),
             test_activations=Spec((data.batch_size, *shape), crossing.activations),
             test_labels=Spec((data.batch_size,), torch.int64),
+            test_votes=Spec((data.batch_size, classes), torch.float32),
         )
 
     def blocks(self, index: int) -> list[Block]:

@@ -26,9 +26,9 @@ class Above:
         self._crossing = crossing
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels) or (signal,)."""
-        first, *labels = self._edge.recv()
-        return self._crossing.widen(first), *labels
+        """The next message: (activations, labels[, votes]) or (signal,)."""
+        first, *others = self._edge.recv()
+        return self._crossing.widen(first), *others
 
     def reply(self, gradient: Tensor) -> None:
         """Send an input gradient back."""
@@ -48,11 +48,11 @@ class Below:
         self._crossing = crossing
 
     def send(self, *tensors: Tensor) -> None:
-        """Send a message: (activations, labels) or (signal,)."""
-        first, *labels = tensors
+        """Send a message: (activations, labels[, votes]) or (signal,)."""
+        first, *others = tensors
         crossing = self._crossing
-        narrow = crossing.round_activations if labels else crossing.round_gradient
-        self._edge.send(narrow(first), *labels)
+        narrow = crossing.round_activations if others else crossing.round_gradient
+        self._edge.send(narrow(first), *others)
 
     def feedback(self) -> tuple[Tensor, ...]:
         """(The oldest input gradient that was sent back,), or () where nobody answers."""

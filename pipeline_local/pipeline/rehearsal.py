@@ -259,8 +259,9 @@ def _evaluate(
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
     images = Spec((blueprint.config.data.batch_size, *blueprint.info.image_shape), blueprint.dtype)
-    x = contract.test_activations if first else images
-    upstream = Upstream((x, contract.test_labels), (), Step(0, 0.0))
+    from_above = (contract.test_activations, contract.test_labels, contract.test_votes)
+    message = from_above if first else (images, contract.test_labels)
+    upstream = Upstream(message, (), Step(0, 0.0))
     Stage(modules, upstream, downstream, acts).evaluate(1, 0)
 
 

@@ -35,7 +35,8 @@ class Upstream(Protocol):
     """Where a module's messages come from, in the order in which they were sent."""
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels), (signal,), or () where there is no signal."""
+        """The next message: (activations, labels), (signal,), or () where there is no signal; in
+        evaluations (activations, labels, votes of the heads above), without votes from the data."""
         ...
 
     def reply(self, gradient: Tensor) -> None:
@@ -157,7 +158,7 @@ class Stage:
                 module.heed(step, *earlier)
 
     def evaluate(self, batches: int, number: int) -> list[list[Score]]:
-        """Score every module's head on `batches` test batches.
+        """Score every module's head, alone and with those above, on `batches` test batches.
 
         Args:
             batches: as many will be received.
@@ -173,11 +174,11 @@ class Stage:
             for link, row in zip(self._chain, scores, strict=True):
                 module = link.module
                 with self.trace.span("recv", module.index, number, batch):
-                    x, labels = link.upstream.recv()
+                    x, labels, *votes = link.upstream.recv()
                 with self.trace.span("evaluate", module.index, number, batch):
-                    activations, score = module.evaluate(x, labels)
+                    activations, summed, score = module.evaluate(x, labels, *votes)
                 with self.trace.span("send", module.index, number, batch):
-                    link.downstream.send(activations, labels)
+                    link.downstream.send(activations, labels, summed)
                 row.append(score)
         for module in self.modules:
             module.train()

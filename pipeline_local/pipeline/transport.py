@@ -57,6 +57,7 @@ class Contract:
     labels: Spec
     test_activations: Spec
     test_labels: Spec
+    test_votes: Spec
 
     def traffic(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message of a run from step `start` on, in order."""
@@ -68,7 +69,7 @@ class Contract:
                         yield (self.gradients,)
             elif isinstance(action, Evaluate):
                 for _ in range(schedule.test_batches):
-                    yield self.test_activations, self.test_labels
+                    yield self.test_activations, self.test_labels, self.test_votes
 
     def feedback(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message in the other direction: the input gradients, as they are heeded."""

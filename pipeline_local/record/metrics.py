@@ -139,7 +139,8 @@ def warnings(modules: list[LocalModule]) -> list[str]:
 
 
 def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
-    """Each head's loss and accuracy on the whole test set, under its number (from 1)."""
+    """Each head's loss and accuracy on the whole test set, alone and together with all heads above
+    it (`ensemble_accuracy`), under its number (from 1)."""
     return {str(module.index + 1): _total(row) for module, row in zip(modules, scores, strict=True)}
 
 
@@ -148,6 +149,7 @@ def _total(scores: list[Score]) -> dict[str, float]:
     count = max(1, sum(int(score.count) for score in scores))
     return {
         "accuracy": sum(int(score.correct) for score in scores) / count,
+        "ensemble_accuracy": sum(int(score.ensemble) for score in scores) / count,
         "loss": sum(float(score.loss) for score in scores) / count,
     }
 

@@ -39,10 +39,11 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     """One summary from the closing facts of all stages, in order.
 
     Args:
-        stages: each with `modules` (number -> accuracy, loss), `steps`, `resumed_after` (as many
-            were done before), `seconds` (of training since), `waited` (seconds of it spent waiting
-            for neighbours), `waits_seen` (between GPUs the host's are not the device's: then there
-            is no efficiency), `peak_memory_bytes` and `checkpoint_stall_seconds`.
+        stages: each with `modules` (number -> what `per_head` lists), `steps`, `resumed_after`
+            (as many were done before), `seconds` (of training since), `waited` (seconds of it
+            spent waiting for neighbours), `waits_seen` (between GPUs the host's are not the
+            device's: then there is no efficiency), `peak_memory_bytes` and
+            `checkpoint_stall_seconds`.
         samples: training samples seen.
         plan: what was predicted, if there is a profile.
     """
@@ -52,8 +53,7 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     seen = all(facts["waits_seen"] for facts in stages)
     busy = max(facts["seconds"] - facts["waited"] for facts in stages)
     return {
-        "accuracy": [row["accuracy"] for row in rows],
-        "loss": [row["loss"] for row in rows],
+        **per_head(rows),
         "steps": stages[0]["steps"],
         "resumed_after": stages[0]["resumed_after"],
         "seconds": round(seconds, 3),
@@ -65,6 +65,12 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
         ),
         **(_beside(stages, plan) if plan and seen else {}),
     }
+
+
+def per_head(rows: Sequence[Facts]) -> Facts:
+    """What was scored, in the order of the modules; `ensemble_accuracy` is that of the heads up to
+    each, together: the sum of their log-probabilities decides."""
+    return {name: [row[name] for row in rows] for name in ("accuracy", "ensemble_accuracy", "loss")}
 
 
 def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
@@ -90,13 +96,13 @@ def warn(warnings: Iterable[str]) -> None:
 def show(rows: list[Row], facts: Facts) -> None:
     """Print a table of accuracy per head, and what the run took if `facts` holds it."""
     table = Table(title="Test set, per head", title_justify="left")
-    for column in ("module", "stage", "blocks", "head", "accuracy", "loss"):
+    for column in ("module", "stage", "blocks", "head", "accuracy", "with those above", "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
-    results = zip(rows, facts["accuracy"], facts["loss"], strict=True)
-    for number, (row, accuracy, loss) in enumerate(results, start=1):
-        results_text = f"{100 * accuracy:.2f} %", f"{loss:.4f}"
-        table.add_row(str(number), str(row.stage), row.blocks, row.head, *results_text)
+    results = zip(rows, facts["accuracy"], facts["ensemble_accuracy"], facts["loss"], strict=True)
+    for number, (row, *accuracies, loss) in enumerate(results, start=1):
+        percent = [f"{100 * accuracy:.2f} %" for accuracy in accuracies]
+        table.add_row(str(number), str(row.stage), row.blocks, row.head, *percent, f"{loss:.4f}")
     console = Screen()
     console.print(table)
     if "seconds" in facts:

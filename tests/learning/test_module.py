@@ -326,11 +326,29 @@ def test_evaluation_ignores_padding():
     module.eval()
     x, labels, _ = batch(shape, size=6)
     labels[4:] = IGNORE
-    _, padded = module.evaluate(x, labels)
-    _, cut = module.evaluate(x[:4], labels[:4])
+    _, _, padded = module.evaluate(x, labels)
+    _, _, cut = module.evaluate(x[:4], labels[:4])
     assert int(padded.count) == 4
     torch.testing.assert_close(padded.loss, cut.loss)
     assert padded.correct == cut.correct
+
+
+def test_heads_vote_together():
+    """The product of their probabilities decides."""
+    rules, votes, scores = Rules(crossing=Crossing(torch.float64)), None, []
+    labels = torch.tensor([0, 1])
+    for logits in ([[9.0, 8.0], [3.0, 1.0]], [[0.0, 0.5], [-1.0, 5.0]], [[7.0, 2.0], [0.0, 0.0]]):
+        weight = torch.tensor(logits, dtype=torch.float64).T
+        head = nn.Linear(2, 2, bias=False)
+        module = LocalModule(len(scores), nn.Identity(), head, plain_sgd, rules)
+        module.head.weight.data = weight.contiguous()
+        _, votes, score = module.evaluate(torch.eye(2, dtype=torch.float64), labels, votes)
+        scores.append(score)
+    assert [int(score.correct) for score in scores] == [1, 1, 1]
+    assert [int(score.ensemble) for score in scores] == [1, 2, 2]
+    product = torch.tensor([0.731 * 0.378 * 0.993, 0.269 * 0.622 * 0.007])
+    expected = product / product.sum()
+    torch.testing.assert_close(votes[0].softmax(0), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])

@@ -8,7 +8,7 @@ from pipeline_local.pipeline.transport import Contract, Spec
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)
-CONTRACT = Contract(X, X, LABELS, X, LABELS)
+CONTRACT = Contract(X, X, LABELS, X, LABELS, X)
 
 
 def shapes(message):

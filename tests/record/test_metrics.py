@@ -36,14 +36,14 @@ def test_clock_separates_training_from_waiting_and_saving():
 
 
 def test_scores_add_up_over_batches():
-    def score(loss, correct, count):
-        return Score(torch.tensor(loss), torch.tensor(correct), torch.tensor(count))
+    def score(*numbers):
+        return Score(*map(torch.tensor, numbers))
 
     class Module:
         index = 4
 
-    facts = metrics.of_scores([Module()], [[score(2.0, 3, 8), score(1.0, 1, 2)]])
-    assert facts == {"5": {"accuracy": 0.4, "loss": pytest.approx(0.3)}}
+    facts = metrics.of_scores([Module()], [[score(2.0, 3, 5, 8), score(1.0, 1, 0, 2)]])
+    assert facts == {"5": {"accuracy": 0.4, "ensemble_accuracy": 0.5, "loss": pytest.approx(0.3)}}
 
 
 def test_peak_memory_and_gpu_facts():

@@ -9,7 +9,10 @@ from pipeline_local.record import summary
 
 def stage(modules, seconds, waited):
     return {
-        "modules": {str(k): {"accuracy": k / 10, "loss": float(k)} for k in modules},
+        "modules": {
+            str(k): {"accuracy": k / 10, "ensemble_accuracy": k / 20, "loss": float(k)}
+            for k in modules
+        },
         "steps": 40,
         "resumed_after": 0,
         "seconds": seconds,
@@ -23,6 +26,7 @@ def stage(modules, seconds, waited):
 def test_combine():
     facts = summary.combine([stage([1, 2], 10.0, 0.0), stage([3, 10], 8.0, 1.0)], samples=500)
     assert facts["accuracy"] == [0.1, 0.2, 0.3, 1.0]
+    assert facts["ensemble_accuracy"] == [0.05, 0.1, 0.15, 0.5]
     assert facts["loss"] == [1.0, 2.0, 3.0, 10.0]
     assert facts["seconds"] == 10.0
     assert facts["samples_per_second"] == 50.0
