@@ -1,8 +1,8 @@
 """The runs of a sweep as a Markdown table: `python experiments/table.py OUTPUT [--baseline NAME]`.
 
 Per variant: test accuracy of the last head in percent, mean and sample standard deviation over the
-seeds; the difference to a baseline, paired by seed; the mean over all boundaries of cosine (g, s)
-in the last tenth of training; training seconds.
+seeds; the difference to a baseline, paired by seed; accuracy of all heads together; the mean over
+all boundaries of cosine (g, s) in the last tenth of training; training seconds.
 """
 
 import argparse
@@ -45,17 +45,19 @@ def spread(values: list[float]) -> str:
 def table(found: dict[str, dict[int, dict[str, Any]]], baseline: str | None) -> str:
     """One row per variant, in the order of their names."""
     lines = [
-        "| variant | seeds | accuracy, last head % | difference to baseline | cosine | seconds |",
-        "|---|---|---|---|---|---|",
+        "| variant | seeds | last head % | difference to baseline | all heads % | cosine | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     base = found.get(baseline or "", {})
     for name, seeds in found.items():
         accuracy = {seed: 100 * row["accuracy"][-1] for seed, row in seeds.items()}
         pairs = [accuracy[s] - 100 * base[s]["accuracy"][-1] for s in accuracy if s in base]
+        together = [100 * row["ensemble_accuracy"][-1] for row in seeds.values()]
         cosines = [row["cosine"] for row in seeds.values() if row["cosine"] is not None]
         lines.append(
             f"| {name} | {len(seeds)} | {spread(list(accuracy.values()))} |"
-            f" {spread(pairs) if pairs else ''} | {f'{mean(cosines):.2f}' if cosines else ''} |"
+            f" {spread(pairs) if pairs else ''} | {spread(together)} |"
+            f" {f'{mean(cosines):.2f}' if cosines else ''} |"
             f" {mean(row['seconds'] for row in seeds.values()):.0f} |"
         )
     return "\n".join(lines)
