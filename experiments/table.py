@@ -45,7 +45,7 @@ def spread(values: list[float]) -> str:
 def table(found: dict[str, dict[int, dict[str, Any]]], baseline: str | None) -> str:
     """One row per variant, in the order of their names."""
     lines = [
-        "| variant | seeds | last head % | difference to baseline | all heads % | cosine | seconds |",
+        "| variant | seeds | last head % | to the baseline | all heads % | cosine | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     base = found.get(baseline or "", {})
