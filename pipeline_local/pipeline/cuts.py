@@ -54,7 +54,8 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
             return index == 0, None
         return index == 0, copies(sketch.config.head, index, count, last)
 
-    return _Search("modules", cost, peak, alike, room(sketch, costs)).best(last)
+    grows = _grows(sketch)
+    return _Search("modules", cost, peak, alike, grows, room(sketch, costs)).best(last)
 
 
 def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
@@ -79,7 +80,13 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
     def alike(_: int) -> Hashable:
         return None
 
-    return _Search("stages", cost, peak, alike, room(blueprint, costs)).best(len(modules))
+    search = _Search("stages", cost, peak, alike, _grows(blueprint), room(blueprint, costs))
+    return search.best(len(modules))
+
+
+def _grows(blueprint: "Blueprint") -> bool:
+    """With activation checkpointing a part that begins with a dearer block may hold less."""
+    return not blueprint.config.modules.recompute
 
 
 def room(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[float]:
@@ -97,6 +104,7 @@ class _Search:
         cost: of a part; infinite if it may not be.
         peak: bytes that a part of this cut takes.
         alike: numbers of which this is the same take the same bytes for the same items.
+        grows: items further in front, behind the same head, only add to what a part holds.
         room: bytes that each part's device has.
     """
 
@@ -106,12 +114,14 @@ class _Search:
         cost: Callable[[Part], float],
         peak: Callable[[Part, Sequence[range]], int],
         alike: Callable[[int], Hashable],
+        grows: bool,
         room: Sequence[float],
     ) -> None:
         self._what = what
         self._cost = cost
         self._peak = peak
         self._alike = alike
+        self._grows = grows
         self._room = room
         self._peaks: dict[tuple[Hashable, range], int] = {}
         self._too_large: list[Part] = []
@@ -128,9 +138,9 @@ class _Search:
                 return cut
 
     def _allowed(self, number: int, items: range) -> float:
-        """Its cost; items further in front, behind the same head, only add to what it holds."""
-        suffixes = (range(start, items.stop) for start in items)
-        known = (self._peaks.get((self._alike(number), part), 0) for part in suffixes)
+        """Its cost, if it is not known to be too large."""
+        starts = items if self._grows else items[:1]
+        known = (self._peaks.get((self._alike(number), range(k, items.stop)), 0) for k in starts)
         return math.inf if max(known) > self._room[number] else self._cost((number, items))
 
     def _fits(self, part: Part, cut: Sequence[range]) -> bool:

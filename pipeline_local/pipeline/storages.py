@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_iter
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operation returns, until it is freed.
 
-    What kernels allocate and free inside themselves is not seen. Fake tensors count as real ones.
+    What kernels allocate and free inside themselves is not seen. Fake tensors count as real ones,
+    meta tensors do not: a blueprint is on paper.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count what it returns."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
                 self._count(tensor.untyped_storage())
         return result
 

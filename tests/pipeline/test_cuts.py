@@ -120,3 +120,22 @@ def test_memory_of_the_profiled_device():
     own = [replace(costs, memory=1000), replace(costs, memory=2000)]
     assert cuts.room(blueprint, own) == [900, 1800]
     assert cuts.room(with_limit(blueprint, 2), own) == [2 * 2**30] * 2
+
+
+@pytest.mark.parametrize(("grows", "best"), [(False, [range(1), range(1, 4)]), (True, None)])
+def test_a_longer_part_may_hold_less(grows, best):
+    """With activation checkpointing: block 2 alone in front holds more than 1 and 2 do."""
+    held = {range(1): 1, range(3, 4): 1, range(2, 4): 9, range(1, 4): 5, range(3): 9, range(2): 9}
+
+    def cost(part):
+        return float(len(part[1]))
+
+    def peak(part, _):
+        return held[part[1]]
+
+    search = cuts._Search("modules", cost, peak, lambda number: number, grows, [5, 5])
+    if best is None:
+        with pytest.raises(UserError, match="no cut into 2 modules fits"):
+            search.best(4)
+    else:
+        assert search.best(4) == best

@@ -1,5 +1,7 @@
 """Live storages: what was there before is counted once; fake tensors count as real ones."""
 
+import copy
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,6 +23,14 @@ def test_a_view_of_what_was_there_is_not_counted_again():
     assert storages.peak == 3 * 40_000 + 4  # the sum
     del weight
     assert storages.live == 0
+
+
+def test_what_is_on_paper_takes_nothing():
+    paper = torch.nn.Linear(100, 100, device="meta")
+    storages = LiveStorages()
+    with storages:
+        kept = copy.deepcopy(paper).to_empty(device="cpu")
+    assert storages.live == sum(p.nbytes for p in kept.parameters())
 
 
 def test_fake_tensors_count_as_real_ones():
