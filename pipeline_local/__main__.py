@@ -1,6 +1,7 @@
 """`pipeline-local` and `python -m pipeline_local`: what comes before torch is loaded."""
 
 import os
+import sys
 
 from pipeline_local.orphan import end_with_launcher
 
@@ -13,11 +14,20 @@ keeps the very thread it waits for from running: steps took 94 times as long, no
 
 def main() -> int:
     """Run one command, and give its exit code."""
+    open_what_is_closed()
     end_with_launcher()
     spin_briefly()
     from pipeline_local import cli
 
     return cli.main()
+
+
+def open_what_is_closed() -> None:
+    """A daemon's stdin, stdout and stderr may be closed (`>&-`): else the next file that is opened
+    would take their number, and python has nothing to print to."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the lowest number that is free is its own
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def spin_briefly() -> None:

@@ -21,6 +21,7 @@ from pipeline_local.errors import (
     UserError,
 )
 from pipeline_local.pipeline.place import Place
+from pipeline_local.record.screen import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,4 +99,4 @@ def _explain(error: Exception) -> None:
         return
     prefix = f"[stage {place.rank} | rank {place.rank}] " if place.rank > 0 else ""
     for line in str(error).splitlines():
-        sys.stderr.write(f"{prefix}error: {line}\n")  # at once: other ranks may say it, too
+        complain(f"{prefix}error: {line}")

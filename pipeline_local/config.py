@@ -103,6 +103,11 @@ class ReconcileConfig:
         """lambda of a step that reconciles."""
         return self.weight * self.every
 
+    @property
+    def feeds_back(self) -> bool:
+        """Whether anything flows upstream."""
+        return self.weight > 0 and self.direction != "downstream"
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -35,9 +35,10 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     """The whole life of a run, in one process."""
     assert run("train", config, "run.dir=out") == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    keys = ["accuracy", "loss", "steps", "resumed_after", "seconds", "samples_per_second"]
+    scores, took = ["accuracy", "ensemble_accuracy", "loss"], ["seconds", "samples_per_second"]
+    keys = [*scores, "steps", "resumed_after", *took]
     assert list(summary) == [*keys, "efficiency", "peak_memory_bytes", "checkpoint_stall_seconds"]
-    assert len(summary["accuracy"]) == len(summary["loss"]) == 4
+    assert [len(summary[name]) for name in scores] == [4, 4, 4]
     assert summary["steps"] == 6
     assert summary["peak_memory_bytes"][0] > 0
 
@@ -52,7 +53,8 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     capsys.readouterr()
     assert run("evaluate", "out") == 0
     shown = capsys.readouterr().out
-    assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary["accuracy"])
+    for name in ("accuracy", "ensemble_accuracy"):
+        assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary[name])
 
     assert run("export", "out", "--output", "model.safetensors") == 0
     state = load_file("model.safetensors")

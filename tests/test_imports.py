@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "planning": TOOLS,
     "bench": TOOLS | {"planning"},
     "commands": TOOLS | {"planning", "bench"},
-    "cli": {"commands", "errors", "pipeline"},
+    "cli": {"commands", "errors", "pipeline", "record"},
     "__main__": {"cli", "orphan"},
     "__init__": set(),
 }

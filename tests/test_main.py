@@ -52,3 +52,19 @@ def test_both_ways_in(command):
         env={**os.environ, "PATH": path},
     )
     assert shown.stdout.strip()
+
+
+def test_a_daemon_has_nobody_to_talk_to(tmp_path):
+    """Its files must not take the numbers of what is closed, and its exit code still counts."""
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable]
+    script = f"""
+from pipeline_local.__main__ import open_what_is_closed
+open_what_is_closed()
+print("unheard")
+with open({str(tmp_path / "file")!r}, "w") as file:
+    file.write(str(file.fileno()))
+"""
+    subprocess.run([*closed, "-c", script], check=True, timeout=60)
+    assert int((tmp_path / "file").read_text()) > 2
+    missing = [*closed, "-m", "pipeline_local", "train", str(tmp_path / "no.yaml")]
+    assert subprocess.run(missing, check=False, timeout=60).returncode == 2

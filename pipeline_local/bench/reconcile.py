@@ -94,10 +94,11 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
     """
     info = describe(config.data)
     num_modules = len(Blueprint.draw(config, info).modules)
-    if not 2 <= number <= num_modules:
-        raise UserError(
-            f"--module: from 2 (the first one has no discord) to {num_modules}, got {number}"
-        )
+    first, last, why = 2, num_modules, "the first one has no discord"
+    if config.reconcile.direction == "upstream":
+        first, last, why = 1, num_modules - 1, "nobody corrects the last one"
+    if not first <= number <= last:
+        raise UserError(f"--module: from {first} to {last} ({why}), got {number}")
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
     if output is not None:
@@ -119,13 +120,13 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
 def measure(
     config: Config, info: DataInfo, index: int, runs: int, device: torch.device
 ) -> list[Row]:
-    """Compare all variants on module `index` (from 0, not the first).
+    """Compare all variants on module `index` (from 0).
 
     Args:
         config: says network, cuts, heads, batch size, precision; compiled modules are compared with
             the exact gradient of uncompiled ones, and exact is not timed.
         info: facts of the data; images are drawn at random.
-        index: of the module that is measured.
+        index: of the module that is measured: one that gives way.
         runs: interleaved repetitions.
         device: where to run.
     """

@@ -160,15 +160,14 @@ def exact(
     with sdpa_kernel(SDPBackend.MATH):
         (g,) = grad(objective(x), x, create_graph=True)
         if _ends_early(g):
-            raise UserError(f"{NOT_TWICE}; use reconcile.estimator=finite_difference")
+            raise UserError(f"{NOT_TWICE}; use reconcile.estimator=shift")
         try:
             return list(grad(between(g, s), params, materialize_grads=True))
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
             raise UserError(
-                f"{NOT_TWICE} ({str(error).splitlines()[0]});"
-                f" use reconcile.estimator=finite_difference"
+                f"{NOT_TWICE} ({str(error).splitlines()[0]}); use reconcile.estimator=shift"
             ) from error
 
 

@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.orphan import LAUNCHER
+from pipeline_local.record.screen import complain
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
@@ -87,7 +88,7 @@ def _tell(failures: Mapping[int, ProcessFailure]) -> None:
     """No rank was left to tell it."""
     rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
     name = signal.Signals(-failure.exitcode).name
-    print(f"[stage {rank} | rank {rank}] error: killed by {name}", file=sys.stderr)
+    complain(f"[stage {rank} | rank {rank}] error: killed by {name}")
 
 
 _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)

@@ -89,8 +89,7 @@ class Schedule:
     @property
     def has_feedback(self) -> bool:
         """Whether anything flows upstream."""
-        reconcile = self.config.reconcile
-        return reconcile.weight > 0 and reconcile.direction != "downstream"
+        return self.config.reconcile.feeds_back
 
     @property
     def most_unheeded(self) -> int:

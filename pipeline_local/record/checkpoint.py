@@ -8,7 +8,6 @@ has a state.
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,6 +19,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
+from pipeline_local.record.screen import complain
 from pipeline_local.record.sealed import BrokenSealError
 
 Tell = Callable[[str], None]
@@ -27,7 +27,7 @@ Tell = Callable[[str], None]
 
 def warn(line: str) -> None:
     """Tell people something that stops nothing."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    complain(f"warning: {line}")
 
 
 @dataclass(frozen=True)

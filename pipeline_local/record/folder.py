@@ -6,11 +6,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from pipeline_local.record import atomic
 
 LOCK = ".lock"
 """Says who is at work; stays, empty, when nobody is."""
+
+_CLAIMED: set[Path] = set()
+"""By this process: its own lock would not keep it out, and would go when it is closed again."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,13 @@ class RunFolder:
         Raises:
             UserError: another run is at work here, or the folder cannot be written.
         """
+        own = f"process {os.getpid()} on {socket.gethostname()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / LOCK).open("a+")
+            folder = self.path.resolve()
+            if folder in _CLAIMED:
+                raise self._in_use(own)
+            lock = (folder / LOCK).open("ab+", buffering=0)
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         with lock:
@@ -132,14 +139,14 @@ class RunFolder:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     lock.seek(0)
-                    raise self._in_use(lock.read()) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+                    raise self._in_use(lock.read().decode(errors="replace")) from None
+            _CLAIMED.add(folder)
             try:
+                _say_who(lock, own)
                 yield
             finally:
-                lock.truncate(0)
+                _CLAIMED.remove(folder)
+                _say_who(lock, "")
 
     def _in_use(self, holder: str) -> UserError:
         return UserError(
@@ -213,8 +220,24 @@ class RunFolder:
         return facts
 
 
+def _say_who(lock: IO[bytes], holder: str) -> None:
+    """For people: a full disk keeps nobody from claiming."""
+    with suppress(OSError):
+        lock.truncate(0)
+        lock.write(holder.encode())
+
+
 def _identity(config: Config) -> dict[str, object]:
-    """What a run cannot change when it is resumed, since its checkpoints depend on it."""
+    """What a run cannot change when it is resumed, since its checkpoints depend on it.
+
+    They hold the feedback that is under way, microbatch by microbatch, for steps that are to come.
+    """
+    feedback = config.reconcile.feeds_back
+    under_way = {
+        "reconcile.every": config.reconcile.every,
+        "data.batch_size": config.data.batch_size,
+        "train.microbatches": config.train.microbatches,
+    }
     return {
         "model": config.model,
         "modules": replace(config.modules, profile=None),
@@ -222,6 +245,8 @@ def _identity(config: Config) -> dict[str, object]:
         "precision": config.precision,
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
+        "feedback (reconcile.direction, reconcile.weight)": feedback,
+        **(under_way if feedback else {}),
     }
 
 

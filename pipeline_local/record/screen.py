@@ -1,7 +1,9 @@
-"""Where a command's words go. Who closes the pipe has read enough: a run goes on unheard."""
+"""Where a command's words go. Nobody need listen: a run goes on when its terminal is gone, the pipe
+is closed, or the disk with its log is full."""
 
 import os
 import sys
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -16,21 +18,33 @@ class Screen(Console):
         known = sys.stdout.isatty() or "COLUMNS" in os.environ
         super().__init__(width=None if known else WIDTH)
 
-    def on_broken_pipe(self) -> None:
-        """Go on; rich would end the process."""
-        _speak_to_nobody()
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 (as rich has it)
+        """Print a table or text to stdout, at once."""
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        say(captured.get(), end="")
 
 
 def say(text: str = "", end: str = "\n") -> None:
     """Print to stdout, at once."""
+    _write(sys.stdout, text + end)
+
+
+def complain(text: str) -> None:
+    """A line on stderr; written at once, as other ranks may say something, too."""
+    _write(sys.stderr, text + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
     try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        _speak_to_nobody()
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        _speak_to_nobody(stream)
 
 
-def _speak_to_nobody() -> None:
+def _speak_to_nobody(stream: TextIO) -> None:
     """What was and will be printed goes nowhere, python's last flush included."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

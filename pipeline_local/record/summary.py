@@ -1,6 +1,5 @@
 """The results of a run: gathered from all stages, written once, shown as a table."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
-from pipeline_local.record.screen import Screen
+from pipeline_local.record.screen import Screen, complain
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def write(summary: Facts, path: Path) -> None:
 def warn(warnings: Iterable[str]) -> None:
     """Say on stderr what was passed over as the configuration asks, one line each."""
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        complain(f"warning: {warning}")
 
 
 def show(rows: list[Row], facts: Facts) -> None:

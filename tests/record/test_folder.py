@@ -42,6 +42,35 @@ def test_a_run_keeps_its_wire(wire, tmp_path):
         folder.check(configfile.parse(CONFIG), "{}", resume=True)
 
 
+UPSTREAM = {**CONFIG, "reconcile": {"weight": 0.1, "direction": "upstream"}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key"),
+    [
+        (CONFIG, UPSTREAM, "feedback"),
+        (UPSTREAM, CONFIG, "feedback"),
+        (UPSTREAM, {**UPSTREAM, "reconcile": {**UPSTREAM["reconcile"], "every": 4}}, "every"),
+        (UPSTREAM, {**UPSTREAM, "data": {"name": "digits", "batch_size": 8}}, "batch_size"),
+        (UPSTREAM, {**UPSTREAM, "train": {"steps": 1, "microbatches": 2}}, "microbatches"),
+    ],
+)
+def test_feedback_under_way_is_for_the_steps_it_was_meant_for(tmp_path, before, after, key):
+    """With others, it would be heeded later or sooner, or fit nobody."""
+    folder = RunFolder(tmp_path)
+    folder.create(configfile.parse(before), "{}")
+    with pytest.raises(UserError, match=rf"with another .*{key}.*; resume it as it was"):
+        folder.check(configfile.parse(after), "{}", resume=True)
+
+
+def test_without_feedback_those_may_change(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create(configfile.parse(CONFIG), "{}")
+    data = {"name": "digits", "batch_size": 8}
+    changed = {"data": data, "train": {"steps": 1, "microbatches": 2}, "reconcile": {"weight": 0.1}}
+    folder.check(configfile.parse({**CONFIG, **changed}), "{}", resume=True)
+
+
 def test_an_earlier_configuration_is_kept(tmp_path):
     folder = RunFolder(tmp_path)
     texts = []
@@ -84,6 +113,27 @@ def test_two_runs_are_never_at_work_in_one_folder(tmp_path, holder):
     holder.communicate("done\n")
     with folder.claimed():
         assert folder.path.is_dir()
+
+
+def test_one_process_claims_once(tmp_path):
+    """Its second lock would be granted, and the first be gone with it."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with RunFolder(tmp_path).claimed():
+        again = RunFolder(link)
+        with pytest.raises(UserError, match="another run is at work"), again.claimed():
+            pytest.fail("it is in twice")
+        refused = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path)], check=False)
+        assert refused.returncode
+    with RunFolder(tmp_path).claimed():
+        pass
+
+
+def test_a_full_disk_keeps_nobody_from_claiming(tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    command = [sys.executable, "-c", f"{limit}\n{HOLDER}", str(tmp_path)]
+    run = subprocess.run(command, input="\n", text=True, capture_output=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "claimed\n", "")
 
 
 def test_who_was_killed_holds_nothing(tmp_path, holder):

@@ -1,5 +1,7 @@
 """Tables fit where they go, and a reader who leaves stops nobody."""
 
+import os
+import pty
 import subprocess
 import sys
 
@@ -38,3 +40,34 @@ sys.stderr.write("went on")
         process.stdout = None
         _, errors = process.communicate("left\n", timeout=60)
     assert (process.returncode, errors) == (0, "went on")
+
+
+UNHEARD = """
+import sys
+from pathlib import Path
+from pipeline_local.record.screen import Screen, complain, say
+sys.stdin.readline()  # until nobody listens
+for speak in (say, Screen().print, complain):
+    speak("unheard")
+Path(sys.argv[1]).write_text("went on")
+"""
+
+
+def test_a_full_disk_is_no_end(tmp_path):
+    command = [sys.executable, "-c", UNHEARD, str(tmp_path / "end")]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, input="", stdout=full, stderr=full, text=True, check=False)
+    assert run.returncode == 0
+    assert (tmp_path / "end").read_text() == "went on"
+
+
+def test_a_lost_terminal_is_no_end(tmp_path):
+    """As when an ssh connection breaks and the run is under nohup."""
+    terminal, line = pty.openpty()
+    command = [sys.executable, "-c", UNHEARD, str(tmp_path / "end")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=line, stderr=line) as process:
+        os.close(line)
+        os.close(terminal)
+        process.communicate(b"gone\n", timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "end").read_text() == "went on"
