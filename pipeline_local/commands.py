@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
+from pipeline_local.errors import UserError
 from pipeline_local.pipeline.place import Place
 from pipeline_local.record.screen import say
 
@@ -45,7 +46,7 @@ def _add_planning(commands: Commands) -> None:
     simulate.add_argument("config", type=Path, help="YAML file")
     simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
     simulate.add_argument("--methods", type=_words, default=("local", "1f1b", "gpipe", "ddp"))
-    simulate.add_argument("--stages", type=_numbers, help="such as 4,64; default: parallel.stages")
+    simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
     simulate.add_argument("--microbatches", type=int, help="of 1f1b and gpipe; default: stages")
     simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
     simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
@@ -138,12 +139,13 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import simulate
+    from pipeline_local.planning.request import Request
 
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)
-    request = simulate.Request(
+    request = Request(
         methods=options.methods,
-        stages=options.stages or (num_stages,),
+        stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
         microbatches=options.microbatches,
         replicas=options.replicas,
         latency=options.latency,
@@ -158,8 +160,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"{option}: whole numbers such as 4,64, got {text!r}")
+    return tuple(map(int, words))
 
 
 def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:

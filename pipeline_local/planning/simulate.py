@@ -11,13 +11,13 @@ from pathlib import Path
 from torch import nn
 
 from pipeline_local.config import Config
-from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import UserError
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.pipeline.costs import Cost, Costs
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.planning.programs import METHODS, Setting
+from pipeline_local.planning.request import Request
 from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.planning.work import ModuleWork, StageWork, stretched
 from pipeline_local.record import newfile
@@ -26,60 +26,6 @@ from pipeline_local.record.metrics import as_json
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
 """Of the part of a simulated run that counts, its second half: the pipeline is full then."""
 REFERENCE = "1f1b"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to simulate.
-
-    Attributes:
-        methods: some of `METHODS`.
-        stages: numbers of them; beyond the number of modules, each stage gets the mean module.
-        microbatches: of pipelines with a global backward pass.
-        replicas: of each stage, or of each worker of `ddp`.
-        latency: seconds, one way, between all workers; None: as profiled.
-        bandwidth: bits per second; None: as profiled.
-        jitter: most seconds by which a message may be late.
-    """
-
-    methods: tuple[str, ...]
-    stages: tuple[int, ...]
-    microbatches: int | None
-    replicas: int
-    latency: float | None
-    bandwidth: float | None
-    jitter: float
-
-    def link(self, profiled: Link) -> Link:
-        """Between all workers."""
-        return Link(
-            profiled.latency_seconds if self.latency is None else self.latency,
-            profiled.bytes_per_second if self.bandwidth is None else self.bandwidth / 8,
-        )
-
-    def check(self) -> None:
-        """Everything that needs no configuration.
-
-        Raises:
-            ConfigError: with every problem, one line each.
-        """
-        known = ", ".join(METHODS)
-        problems = [
-            f"--methods: got {name!r}{did_you_mean(name, [*METHODS])}; choose from {known}"
-            for name in self.methods
-            if name not in METHODS
-        ]
-        wanted = {
-            "--stages": min(self.stages, default=0) >= 1,
-            "--microbatches": self.microbatches is None or self.microbatches >= 1,
-            "--replicas": self.replicas >= 1,
-            "--bandwidth": self.bandwidth is None or self.bandwidth > 0,
-        }
-        problems += [f"{name}: must be positive; got none" for name, ok in wanted.items() if not ok]
-        if (self.latency or 0) < 0 or self.jitter < 0:
-            problems.append("--latency, --jitter: at least 0 seconds; got less")
-        if problems:
-            raise ConfigError(problems)
 
 
 @dataclass(frozen=True)
@@ -113,7 +59,7 @@ def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
     Raises:
         UserError: there is no profile to take times from, or something does not fit together.
     """
-    request.check()
+    request.check(config)
     blueprint = Blueprint.draw(config, info)
     if blueprint.devices[0].unit != "seconds":
         raise UserError(
@@ -129,7 +75,7 @@ def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
     assert profiled is not None  # a profile has one
     for name in request.methods:
         own = config.train.microbatches
-        parts = own if name in ("local", "ddp") else request.microbatches or count
+        parts = own if name in ("local", "ddp") else request.parts(config, count)
         stages = stage_works(blueprint, count, config.data.batch_size / parts)
         setting = Setting(
             stages=stages,

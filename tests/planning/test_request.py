@@ -1,0 +1,63 @@
+"""What may be simulated."""
+
+import pytest
+
+from pipeline_local import configfile
+from pipeline_local.errors import ConfigError
+from pipeline_local.pipeline.costs import Link
+from pipeline_local.planning.request import Request
+
+CONFIG = configfile.parse(
+    {
+        "model": {"name": "mlp"},
+        "data": {"name": "synthetic", "image_size": 8, "batch_size": 32},
+        "train": {"steps": 10},
+    }
+)
+
+
+def request(**more):
+    return Request(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
+
+
+def test_the_line_is_the_profiled_one_unless_told():
+    profiled = Link(0.5, 100.0)
+    assert request().link(profiled) == profiled
+    assert request(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
+
+
+@pytest.mark.parametrize(("stages", "parts"), [(1, 1), (4, 4), (6, 4), (32, 32), (1000, 32)])
+def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
+    assert request().parts(CONFIG, stages) == parts
+    assert request(microbatches=8).parts(CONFIG, stages) == 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"methods": ("locl",)}, "--methods: got 'locl'; did you mean 'local'?"),
+        ({"methods": ("x",)}, "--methods: got 'x'; choose from local, 1f1b, gpipe, ddp"),
+        ({"stages": (4, 0)}, "--stages: positive whole numbers such as 4,64, got 4,0"),
+        ({"stages": ()}, "--stages: positive whole numbers such as 4,64, got none"),
+        ({"stages": (64,)}, "--stages: of a batch of 32 .* 64 workers of ddp get less than"),
+        ({"microbatches": 0}, "--microbatches: equal parts of data.batch_size=32, got 0"),
+        ({"microbatches": 3}, "--microbatches: equal parts of data.batch_size=32, got 3"),
+        ({"microbatches": 64}, "--microbatches: equal parts of data.batch_size=32, got 64"),
+        ({"replicas": 0}, "--replicas: at least 1, got 0"),
+        ({"bandwidth": -1.0}, "--bandwidth: bits per second, more than 0, got -1.0"),
+        ({"bandwidth": float("nan")}, "--bandwidth: bits per second, more than 0, got nan"),
+        ({"latency": -1.0}, "--latency: seconds, at least 0, got -1.0"),
+        ({"latency": float("nan")}, "--latency: seconds, at least 0, got nan"),
+        ({"jitter": float("inf")}, "--jitter: seconds, at least 0, got inf"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong, told):
+    request().check(CONFIG)
+    with pytest.raises(ConfigError, match=f"^{told.replace('?', '[?]')}"):
+        request(**wrong).check(CONFIG)
+
+
+def test_every_problem_is_told_at_once():
+    with pytest.raises(ConfigError) as refused:
+        request(replicas=0, jitter=-1.0, microbatches=5).check(CONFIG)
+    assert len(str(refused.value).splitlines()) == 3
