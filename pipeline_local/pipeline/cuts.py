@@ -1,7 +1,8 @@
 """Automatic cuts: the dearest part as cheap as can be, and none larger than its device's memory.
 
-What a part costs is known beforehand (`costs`), so the cheapest cut is found at once. What it
-holds only a rehearsal tells: the parts of the cheapest cut are rehearsed, those that do not fit are
+What a part costs is known beforehand (`costs`), so the cheapest cut is found at once; where the
+line to the part above is known, too, the longer of computing and receiving counts. What a part
+holds only a rehearsal tells: those of the cheapest cut are rehearsed, those that do not fit are
 ruled out, and the search begins again. The first cut that fits is the cheapest of all that do.
 """
 
@@ -43,7 +44,8 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
         index, blocks = part
         if (index == count - 1) != (blocks.stop == last):
             return math.inf  # only the last module reaches the classifier
-        return costs[index].module(index, count, blocks).total
+        computing = costs[index].module(index, count, blocks).total
+        return max(computing, _on_the_line(sketch, costs[index], blocks.start))
 
     def peak(part: Part, cut: Sequence[range]) -> int:
         index, _ = part
@@ -72,7 +74,9 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
     def cost(part: Part) -> float:
         stage, numbers = part
-        return sum(costs[stage].module(k, len(modules), modules[k]).total for k in numbers)
+        own = [costs[stage].module(k, len(modules), modules[k]).total for k in numbers]
+        opens = modules[numbers.start].start
+        return max(sum(own), _on_the_line(blueprint, costs[stage], opens))
 
     def peak(part: Part, _: Sequence[range]) -> int:
         return rehearse(blueprint, part[1], len(costs)).peak
@@ -82,6 +86,17 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
     search = _Search("stages", cost, peak, alike, _grows(blueprint), room(blueprint, costs))
     return search.best(len(modules))
+
+
+def _on_the_line(blueprint: "Blueprint", costs: Costs, block: int) -> float:
+    """Seconds of an average step in which what comes to this block keeps a line between devices
+    busy; nothing is known of it without a profile. A stage computes meanwhile."""
+    if costs.link is None or block == 0:
+        return 0.0
+    crossing, signals = blueprint.crossing, blueprint.schedule.part_that_compares
+    numbers = blueprint.config.data.batch_size * math.prod(blueprint.input_shapes[block])
+    width = crossing.activations.itemsize + signals * crossing.gradients.itemsize
+    return numbers * width / costs.link.bytes_per_second
 
 
 def _grows(blueprint: "Blueprint") -> bool:

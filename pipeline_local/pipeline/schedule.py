@@ -92,6 +92,12 @@ class Schedule:
         return self.config.reconcile.feeds_back
 
     @property
+    def part_that_compares(self) -> float:
+        """Of all steps; counted over at most a thousand."""
+        numbers = range(min(self.num_steps, 1000))
+        return sum(self.step(number).compare for number in numbers) / len(numbers)
+
+    @property
     def most_unheeded(self) -> int:
         """Input gradients that may be on their way back at once.
 

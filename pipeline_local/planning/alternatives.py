@@ -6,6 +6,7 @@ from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.rehearsal import pass_through, rehearse
+from pipeline_local.planning.simulate import step_seconds
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,30 @@ class Alternative:
         peak: bytes on the device that needs most.
         bubble: part of the time in which an average device has nothing to do, from theory.
         traffic: bytes that a device sends per step, at most.
+        seconds: of a step, simulated; None without a profile.
     """
 
     name: str
     peak: int
     bubble: float
     traffic: float
+    seconds: float | None
 
 
 def alternatives(blueprint: Blueprint, devices: int) -> tuple[Alternative, ...]:
     """Backpropagation on one device, and on as many as there are stages."""
-    whole = _backpropagation(blueprint, blueprint.config.data.batch_size)
-    found = [Alternative("BP, 1 device", rehearse(whole, range(1), 1).peak, 0.0, 0.0)]
+    size = blueprint.config.data.batch_size
+    whole = _backpropagation(blueprint, size)
+    peak, seconds = rehearse(whole, range(1), 1).peak, step_seconds(blueprint, "ddp", 1)
+    found = [Alternative("BP, 1 device", peak, 0.0, 0.0, seconds)]
     if devices > 1:
-        found += [_one_f_one_b(whole, devices, devices), _one_f_one_b(whole, devices, 4 * devices)]
-        found.append(_data_parallel(blueprint, devices))
+        for parts in (devices, 4 * devices):
+            if size % parts == 0:
+                timed = step_seconds(blueprint, "1f1b", devices, parts)
+                found.append(replace(_one_f_one_b(whole, devices, parts), seconds=timed))
+        if size >= devices:
+            timed = step_seconds(blueprint, "ddp", devices)
+            found.append(replace(_data_parallel(blueprint, devices), seconds=timed))
     return tuple(found)
 
 
@@ -54,7 +64,7 @@ def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternati
     The best cut by activations is not looked for: blocks are divided evenly.
     """
     blocks = len(whole.backbone.blocks)
-    micro = max(1, whole.config.data.batch_size // microbatches)
+    micro = whole.config.data.batch_size // microbatches
     peak, traffic = 0, 0.0
     for stage, part in enumerate(partition.uniform(blocks, min(devices, blocks))):
         held = pass_through(whole, part, micro)
@@ -63,13 +73,13 @@ def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternati
         if part.stop < blocks:
             traffic = max(traffic, 2.0 * microbatches * held.output)
     bubble = (devices - 1) / (microbatches + devices - 1)
-    return Alternative(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic)
+    return Alternative(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic, None)
 
 
 def _data_parallel(blueprint: Blueprint, devices: int) -> Alternative:
     """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
-    part = max(1, blueprint.config.data.batch_size // devices)
+    part = blueprint.config.data.batch_size // devices
     held = rehearse(_backpropagation(blueprint, part), range(1), 1)
     gradients = held.modules[0].gradients
     traffic = 2 * gradients * (devices - 1) / devices
-    return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic)
+    return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic, None)

@@ -28,7 +28,7 @@ def show(plan: Plan) -> None:
 
 def warnings(plan: Plan) -> list[str]:
     """What could be balanced better, and how; one line each."""
-    lines = list(_memory_warnings(plan))
+    lines = [*_memory_warnings(plan), *_line_warning(plan)]
     better = plan.stage_cut
     if better and plan.imbalance > TOLERATED and plan.imbalance / better.imbalance > 1.02:
         opens = ", ".join(str(module + 1) for module in better.edges)
@@ -47,6 +47,17 @@ def warnings(plan: Plan) -> list[str]:
             f" (other modules learn otherwise)"
         )
     return lines
+
+
+def _line_warning(plan: Plan) -> Iterator[str]:
+    slowest = max(stage.cost for stage in plan.stages)
+    if plan.seconds is not None and plan.seconds > TOLERATED * slowest:
+        yield (
+            f"warning: the line between stages decides: no stage computes for more than"
+            f" {1000 * slowest:.1f} ms per step, messages make it {1000 * plan.seconds:.1f};"
+            f" parallel.wire_dtype=bfloat16 halves those of float32, and cuts where activations are"
+            f" small are better (parallel.cuts=auto)"
+        )
 
 
 def _memory_warnings(plan: Plan) -> Iterator[str]:
@@ -76,7 +87,7 @@ def lines_of(plan: Plan, width: int = 72) -> list[str]:
     phases = _phases(steady, width)
     legend = (
         f"Timeline of {STEPS_DRAWN} steps: F act 1, forward; S act 2, signal; L act 3, learn;"
-        f" . nothing to do"
+        f" . nothing to do (messages are not drawn)"
     )
     return [legend, *rows, f"         |{phases}|"]
 
@@ -141,25 +152,25 @@ def _edges(plan: Plan) -> Table:
     table = _table("Sent per step, on average (MiB)", columns)
     for number, edge in enumerate(plan.edges):
         sizes = (edge.activations, edge.signals, edge.feedback)
-        seconds = "" if edge.seconds is None else f"{1000 * edge.seconds:.2f}"
+        seconds = "" if edge.seconds is None else f"{1000 * edge.seconds:.2f}"  # of one message
         table.add_row(f"{number} - {number + 1}", *(mebibytes(size) for size in sizes), seconds)
     return table
 
 
 def _alternatives(plan: Plan) -> Table:
-    columns = ["method", "peak per device", "bubble", "sent per device and step"]
+    columns = ["method", "peak per device", "bubble", "sent per device and step", "ms per step"]
     table = _table("Beside it (MiB; estimates)", columns, left=("method",))
     local = max(stage.memory.peak for stage in plan.stages)
     sent = max((e.activations + e.signals + e.feedback for e in plan.edges), default=0.0)
     name = f"local, p={len(plan.stages)}"
-    table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent))
+    table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent), _ms(plan.seconds))
     for peer in plan.alternatives:
-        table.add_row(peer.name, mebibytes(peer.peak), _share(peer.bubble), mebibytes(peer.traffic))
+        sizes = mebibytes(peer.peak), _share(peer.bubble), mebibytes(peer.traffic)
+        table.add_row(peer.name, *sizes, _ms(peer.seconds))
     return table
 
 
 def _facts(plan: Plan) -> list[str]:
-    slowest = max(stage.cost for stage in plan.stages)
     lines = [
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
@@ -167,17 +178,17 @@ def _facts(plan: Plan) -> list[str]:
         " pass of reconciliation on average over the steps. Peak in: the act that holds most.",
         f"Imbalance: the dearest stage costs {plan.imbalance:.2f} times the mean.",
     ]
-    if plan.unit == "FLOPs":
+    if plan.seconds is None:
         lines.append(
             f"Costs are {plan.origin}: shares of time, roughly; what only moves memory is not seen."
             f" pipeline-local profile measures them."
         )
     else:
-        rate, hours = plan.batch_size / slowest, plan.steps * slowest / 3600
+        rate, hours = plan.batch_size / plan.seconds, plan.steps * plan.seconds / 3600
         lines.append(
-            f"Costs are {plan.origin}. Predicted: {1000 * slowest:.1f} ms per step,"
+            f"Costs are {plan.origin}. Predicted: {1000 * plan.seconds:.1f} ms per step,"
             f" {rate:.1f} samples/s, {hours:.2f} h for {plan.steps} steps (without evaluations and"
-            f" checkpoints)."
+            f" checkpoints); times of a step are simulated, messages included."
         )
     return lines
 
@@ -199,6 +210,10 @@ def mebibytes(size: float) -> str:
 
 def _cost(plan: Plan, value: float) -> str:
     return f"{value * (1000 if plan.unit == 'seconds' else 1e-9):.2f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.1f}"
 
 
 def _share(part: float) -> str:

@@ -20,6 +20,7 @@ from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
+from pipeline_local.planning.simulate import step_seconds
 from pipeline_local.record import newfile
 
 TOLERATED = 1.15
@@ -92,6 +93,8 @@ class Plan:
         unit: of all costs: seconds if there is a profile.
         origin: where the costs come from, for people.
         steps: optimizer steps of the run.
+        seconds: of a step in the steady state, messages included, simulated; None without a
+            profile.
         imbalance: largest stage cost over the mean.
         fill: part of the run that passes before the last stage has anything to do, from costs.
         stage_cut: the best placement of these modules: first module of each stage but the first;
@@ -105,6 +108,7 @@ class Plan:
     origin: str
     batch_size: int
     steps: int
+    seconds: float | None
     stages: tuple[StagePlan, ...]
     edges: tuple[EdgePlan, ...]
     imbalance: float
@@ -134,6 +138,7 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
         origin="; ".join(dict.fromkeys(each.origin for each in costs)),
         batch_size=config.data.batch_size,
         steps=blueprint.schedule.num_steps,
+        seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
         edges=tuple(_edge(blueprint, part[-1]) for part in parts[:-1]),
         imbalance=_imbalance(totals),
@@ -175,7 +180,7 @@ def _stage(
 def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
     micro, link = blueprint.config.train.microbatches, blueprint.devices[0].link
-    signals = _part_that_compares(blueprint) * micro
+    signals = blueprint.schedule.part_that_compares * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
@@ -185,13 +190,6 @@ def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
         feedback=gradient * feedback,
         seconds=link.seconds(message) if link else None,
     )
-
-
-def _part_that_compares(blueprint: Blueprint) -> float:
-    """Of all steps; counted over at most a thousand."""
-    schedule = blueprint.schedule
-    numbers = range(min(schedule.num_steps, 1000))
-    return sum(schedule.step(number).compare for number in numbers) / len(numbers)
 
 
 def _imbalance(costs: Sequence[float]) -> float:

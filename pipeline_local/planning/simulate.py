@@ -69,6 +69,18 @@ def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
     return [row for count in request.stages for row in _rows(blueprint, request, count)]
 
 
+def step_seconds(
+    blueprint: Blueprint, method: str, stages: int, microbatches: int | None = None
+) -> float | None:
+    """Of an optimizer step in the steady state, over the profiled line; None without a profile of
+    these devices."""
+    devices = blueprint.devices
+    if devices[0].unit != "seconds" or len(devices) not in (1, stages):
+        return None
+    (row,) = _rows(blueprint, Request((method,), (stages,), microbatches), stages)
+    return row.step_seconds
+
+
 def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
     config, found = blueprint.config, []
     profiled = blueprint.devices[0].link

@@ -11,7 +11,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Costs
+from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.rehearsal import rehearse
 
 RESNET = {"name": "resnet20", "width": 8}
@@ -63,6 +63,22 @@ def test_a_slow_device_gets_less():
     fast, slow = made(blueprint, (1,) * 8, head=0), made(blueprint, (3,) * 8, head=0)
     assert cuts.best_modules(blueprint, [fast, slow]) == [range(6), range(6, 8)]
     assert cuts.best_stages(blueprint, [slow, fast]) == [range(2), range(2, 8)]
+
+
+def test_a_slow_line_is_crossed_where_messages_are_small():
+    """Half of the bytes behind each block that halves both sides and doubles the channels."""
+    sketch = draw(RESNET, modules={"count": 9}, data={"name": "synthetic", "batch_size": 16})
+    costs = made(sketch, (1,) * 10, head=0)
+    numbers = [math.prod(shape) for shape in sketch.input_shapes]
+    assert numbers[4:9] == [8192, 4096, 4096, 4096, 2048]
+    assert cuts.best_modules(sketch, [costs] * 2) == [range(5), range(5, 10)]
+    for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
+        speed = 16 * numbers[5] * 4 * (1 + sketch.schedule.part_that_compares) / seconds
+        slow = replace(costs, link=Link(1.0, speed))
+        expected = [range(opens), range(opens, 10)]
+        assert cuts.best_modules(sketch, [slow] * 2) == expected
+    single = replace(sketch, modules=tuple(range(k, k + 1) for k in range(10)))
+    assert cuts.best_stages(single, [slow] * 2) == expected
 
 
 @pytest.mark.parametrize("part_of_peak", [0.99, 0.8])

@@ -63,6 +63,14 @@ def test_plain_local_learning_sends_signals_on_logged_steps_only():
     assert [steps.step(n).compare for n in range(8)] == [n % 4 == 3 for n in range(8)]
 
 
+def test_the_part_of_steps_that_compare():
+    every = {"weight": 0.1, "every": 4}
+    plan = schedule(reconcile=every, train={"steps": 100000, "log_every": 100000})
+    assert plan.part_that_compares == pytest.approx(1 / 4, abs=0.01)
+    short = schedule(train={"steps": 3, "log_every": 2})
+    assert short.part_that_compares == sum(short.step(n).compare for n in range(3)) / 3
+
+
 def test_learning_rate():
     plan = schedule(train={"steps": 100}, optimizer={"lr": 0.5, "warmup": 0.1})
     rates = [plan.lr(n) for n in range(100)]

@@ -8,11 +8,11 @@ from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.planning.alternatives import alternatives
 
 
-def of(devices):
+def of(devices, batch_size=32):
     config = configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 32, "depth": 6},
-            "data": {"name": "digits", "batch_size": 32},
+            "data": {"name": "digits", "batch_size": batch_size},
             "modules": {"count": 3},
             "train": {"steps": 40},
         }
@@ -29,3 +29,9 @@ def test_alternatives():
     num_parameters = 64 * 32 + 32 + 5 * (32 * 32 + 32) + 32 * 10 + 10
     assert found["data parallel, p=2"].traffic == 4 * num_parameters
     assert [*of(1)] == ["BP, 1 device"]
+    assert all(peer.seconds is None for peer in found.values()), "there is no profile"
+
+
+def test_a_batch_has_only_so_many_parts():
+    assert [*of(2, batch_size=4)] == ["BP, 1 device", "1F1B, p=2, m=2", "data parallel, p=2"]
+    assert [*of(3, batch_size=2)] == ["BP, 1 device"]

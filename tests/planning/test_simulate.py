@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.planning.request import Request
-from pipeline_local.planning.simulate import rows, stage_works
+from pipeline_local.planning.simulate import rows, stage_works, step_seconds
 
 TREE = {
     "model": {"name": "mlp", "hidden": 8, "depth": 6},
@@ -108,6 +109,43 @@ def test_a_long_line_costs_local_learning_nothing(config):
     added = {name: far[name].step_seconds - near[name].step_seconds for name in ("local", "1f1b")}
     assert added["local"] < 0.004, "most of one message, on the steps that compare"
     assert added["1f1b"] > 3 * 0.004, "there and back, for more than one microbatch"
+
+
+@pytest.mark.parametrize("method", ["local", "1f1b", "ddp"])
+def test_a_step_takes_as_long_in_a_plan(config, method):
+    blueprint = Blueprint.draw(config, describe(config.data))
+    wanted = by_method(config, microbatches=4)[method].step_seconds
+    assert step_seconds(blueprint, method, 2, 4) == wanted
+    unknown = replace(config, modules=replace(config.modules, profile=None))
+    assert step_seconds(Blueprint.draw(unknown, describe(config.data)), method, 2) is None
+
+
+def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
+    """Of a profile with a slow line: 2 s for each of two messages, while stages need 0.2."""
+    profile = json.loads(Path(config.modules.profile).read_text())
+    profile["link"] = {"latency_seconds": 0.0, "bytes_per_second": 16 * 8 * 4 / 2.0}
+    (tmp_path / "slow.json").write_text(json.dumps(profile))
+    (tmp_path / "config.yaml").write_text(configfile.dump(config))
+    command = ["plan", str(tmp_path / "config.yaml"), "parallel.stages=2"]
+    assert main([*command, "--json", str(tmp_path / "fast-plan.json")]) == 0
+    assert "the line between stages decides" not in capsys.readouterr().out
+    slow = f"modules.profile={tmp_path / 'slow.json'}"
+    assert main([*command, slow, "--json", str(tmp_path / "slow-plan.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: the line between stages decides: no stage computes for more than" in shown
+    fast, slow = (json.loads((tmp_path / f"{n}-plan.json").read_text()) for n in ("fast", "slow"))
+    computing = max(sum(map(total, stage["modules"])) for stage in fast["stages"])
+    assert fast["seconds"] == pytest.approx(computing, rel=0.01)
+    assert slow["seconds"] > 2 * 2.0, "more where signals cross, too"
+    assert f"Predicted: {1000 * slow['seconds']:.1f} ms per step" in shown
+    alone, *_ = slow["alternatives"]
+    assert alone["name"] == "BP, 1 device"
+    blocks = len(profile["blocks"])
+    assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no line"
+
+
+def total(module):
+    return sum(module["cost"][act] for act in ("forward", "signal", "learn"))
 
 
 def test_more_stages_than_modules(config):
