@@ -11,6 +11,7 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
+from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.costs import stage_times
@@ -244,8 +245,9 @@ class Trainer:
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
-        place = self.place.explain(self.blueprint.config.parallel)
-        return [explain(self.blueprint), self.blueprint.schedule.explain(), place]
+        own = self.place.explain(self.blueprint.config.parallel)
+        doubts = profilefile.doubts(self.blueprint, self.place.device_name)
+        return [explain(self.blueprint), self.blueprint.schedule.explain(), own, *doubts]
 
     def _log(self, step: Step) -> None:
         facts = {

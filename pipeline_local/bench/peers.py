@@ -93,6 +93,8 @@ class DeepSpeed(Trained):
             raise UnavailableError("not installed (pip install deepspeed)")
         if self.setting.blueprint.dtype == torch.float64:
             raise UnavailableError("DeepSpeed reduces no gradients in float64")
+        if self.setting.config.channels_last:
+            raise UnavailableError("DeepSpeed takes no channels_last weights: channels_last=false")
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 self._initialize()

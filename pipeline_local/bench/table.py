@@ -194,7 +194,7 @@ def markdown(found: Sequence[Row]) -> str:
     compared = next((row.peer for row in found if row.ratio == 1), "")
     lines = [
         f"| peer | p | m | eps | ms per step | spread | samples/s | over {compared} |"
-        " peak memory per rank, MB | efficiency | waited per rank | bubble (theory) |",
+        " peak memory per rank, MB (resident) | efficiency | waited per rank | bubble (theory) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_line, found)])
@@ -214,12 +214,20 @@ def _line(row: Row) -> str:
         _percent(row.spread),
         f"{row.samples_per_second:.1f}",
         f"{row.ratio:.2f}x",
-        ", ".join(f"{size / 1e6:.1f}" for size in row.peak_memory_bytes or ()),
+        _memory(row),
         _percent(row.efficiency),
         ", ".join(map(_percent, row.waited or ())),
         f"{_percent(row.bubble)} ({theory})" if theory else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _memory(row: Row) -> str:
+    counted, resident = (
+        ", ".join(f"{size / 1e6:.{digits}f}" for size in sizes or ())
+        for sizes, digits in ((row.peak_memory_bytes, 1), (row.resident_peak_bytes, 0))
+    )
+    return f"{counted} ({resident})" if resident else counted
 
 
 def _percent(part: float | None) -> str:

@@ -1,6 +1,7 @@
 """Where this process stands: its rank, its device, its edges to the neighbouring stages."""
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,13 @@ class Place:
         if gpus == 0:
             return "gloo"
         return "nccl" if own_gpu and config.backend != "gloo" else "staged"
+
+    @property
+    def device_name(self) -> str:
+        """What this rank computes on, for people."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu ({platform.machine()})"
 
     def explain(self, config: ParallelConfig) -> str:
         """One line for people: what this run uses, and why."""

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.record import newfile
@@ -71,10 +73,23 @@ def load(path: Path, blueprint: "Blueprint") -> Costs:
             classifier=_cost(facts["classifier"], parts),
             link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
             memory=device.get("memory"),
-            origin=f"measured on {device['name']}, {device['threads']} threads",
+            origin=_measured_on(f"{device['name']}, {device['threads']} threads"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def doubts(blueprint: "Blueprint", device: str) -> list[str]:
+    """A line for people, if the first stage's profile is of another device than it computes on."""
+    here, origin = f"{device}, {torch.get_num_threads()} threads", blueprint.devices[0].origin
+    if blueprint.config.modules.profile is None or origin == _measured_on(here):
+        return []
+    return [f"modules.profile: {origin}, but this run is on {here}: what it predicts may not hold"]
+
+
+def _measured_on(place: str) -> str:
+    """Where costs come from."""
+    return f"measured on {place}"
 
 
 def row(cost: Cost | Link) -> dict[str, float]:

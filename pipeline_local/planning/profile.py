@@ -267,7 +267,7 @@ def _device(place: Place) -> dict[str, Any]:
     is_gpu = device.type == "cuda"
     own = is_gpu and place.local_world_size <= torch.cuda.device_count()
     return {
-        "name": torch.cuda.get_device_name(device) if is_gpu else f"cpu ({platform.machine()})",
+        "name": place.device_name,
         "memory": torch.cuda.get_device_properties(device).total_memory if own else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

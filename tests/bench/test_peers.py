@@ -156,8 +156,14 @@ def test_one_rank_is_too_few(name):
 
 def test_what_deepspeed_cannot_do_is_said(run_ranks):
     def refused(place):
-        with pytest.raises(UnavailableError) as caught:
-            PEERS["deepspeed"](setting(place), 2).setup()
-        return str(caught.value)
+        reasons = []
+        maps = {"model": {"name": "resnet20", "width": 4}, "channels_last": True}
+        for more in ({}, {"precision": "float32", **maps}):
+            with pytest.raises(UnavailableError) as caught:
+                PEERS["deepspeed"](setting(place, **more), 2).setup()
+            reasons.append(str(caught.value))
+        return reasons
 
-    assert run_ranks(refused, 2) == ["DeepSpeed reduces no gradients in float64"] * 2
+    float64, channels_last = run_ranks(refused, 2)[0]
+    assert float64 == "DeepSpeed reduces no gradients in float64"
+    assert channels_last.endswith("takes no channels_last weights: channels_last=false")

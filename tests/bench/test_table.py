@@ -1,6 +1,7 @@
 """Rows of what was measured: the slowest rank counts, of the median turn."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,8 @@ def test_markdown(rows):
     assert lines[4].startswith(
         "| local | 2 | 1 | 10.0% | 1000.0 | 0.0% | 30.0 | 1.50x | 0.0, 0.0 |"
     )
+    seen = replace(rows["local"], resident_peak_bytes=[7_000_000, 12_400_000])
+    assert "| 0.0, 0.0 (7, 12) |" in table.markdown([seen])
     assert "not today" in lines[5]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
@@ -39,7 +40,7 @@ def write(path, seconds=(8, 1, 1, 1, 1, 1), **changes):
             {"end": i, "copies": 0, **profilefile.row(Cost(0, 0, 0, 0))} for i in range(1, 6)
         ],
         "classifier": profilefile.row(Cost(1, 2, 3, 4)),
-        "link": profilefile.row(Link(0.5, 100)),
+        "link": profilefile.row(Link(0.5, 1e9)),
         **changes,
     }
     profilefile.save(facts, path)
@@ -51,7 +52,7 @@ def test_costs_are_read(tmp_path):
     assert costs.unit == "seconds"
     assert [b.forward for b in costs.blocks] == [8, 1, 1, 1, 1, 1]
     assert costs.classifier == Cost(1, 2, 3, 4)
-    assert costs.link.seconds(50) == 1
+    assert costs.link.seconds(5e8) == 1
     assert "cpu" in costs.origin
 
 
@@ -166,3 +167,19 @@ def test_a_profile_of_each_device(tmp_path):
     first, second, last = draw(modules={"cuts": "auto", "profile": [slow, fast]}).modules
     assert (len(first), len(second)) == (1, 1)  # the first two are meant for the slow one
     assert len(last) == 4
+
+
+def test_another_device_than_the_profiles_is_told(tmp_path):
+    blueprint = draw(modules={"profile": write(tmp_path / "p.json")})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert profilefile.doubts(blueprint, "cpu") == []
+        assert profilefile.doubts(draw(), "gpu") == [], "there is no profile"
+        (doubt,) = profilefile.doubts(blueprint, "gpu")
+        assert "measured on cpu, 1 threads, but this run is on gpu, 1 threads" in doubt
+        torch.set_num_threads(2)
+        (doubt,) = profilefile.doubts(blueprint, "cpu")
+        assert "but this run is on cpu, 2 threads" in doubt
+    finally:
+        torch.set_num_threads(threads)
