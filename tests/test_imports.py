@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "agreement": TRAINER,
     "trainer": TRAINER | {"agreement"},
     "finished": TRAINER,
+    "predictor": TRAINER | {"finished"},
     "planning": TOOLS,
     "bench": TOOLS | {"planning"},
     "commands": TOOLS | {"planning", "bench"},

@@ -1,0 +1,37 @@
+"""All heads of a run together, on images: what its evaluation has told of them."""
+
+import pytest
+import torch
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe, open_split
+from pipeline_local.pipeline.place import Place
+from pipeline_local.predictor import Predictor
+from pipeline_local.trainer import train
+
+
+@pytest.mark.parametrize("wire", [None, "bfloat16"])
+def test_a_run_classifies(tmp_path, wire):
+    tree = {
+        "model": {"name": "resnet20", "width": 4},
+        "data": {"name": "digits", "batch_size": 32},
+        "modules": {"count": 3},
+        "train": {"steps": 20},
+        "parallel": {"threads": 1, "wire_dtype": wire},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    config = configfile.parse(tree)
+    summary = train(config, Place())
+    predict = Predictor(tmp_path / "run")
+    assert predict.classes == describe(config.data).classes
+    test = open_split(config.data, "test")
+    images = torch.stack([torch.as_tensor(test[k][0]) for k in range(len(test))])
+    labels = torch.tensor([test[k][1] for k in range(len(test))])
+    said = predict(images)
+    torch.testing.assert_close(said.exp().sum(1), torch.ones(len(test)))
+    right = (said.argmax(1) == labels).double().mean().item()
+    assert right == pytest.approx(summary["ensemble_accuracy"][-1], abs=1e-9)
+    assert summary["ensemble_accuracy"][-1] != summary["accuracy"][-1]
+    torch.testing.assert_close(predict(images[:5]), said[:5])
+    with pytest.raises(ValueError, match=r"images must be \[B, 1, 8, 8\], got \[1, 8, 8\]"):
+        predict(images[0])
