@@ -10,8 +10,6 @@ from pipeline_local.errors import ConfigError
 from pipeline_local.pipeline.costs import Link
 from pipeline_local.planning.programs import METHODS
 
-PIPELINED = "1f1b", "gpipe"
-
 
 @dataclass(frozen=True)
 class Request:
