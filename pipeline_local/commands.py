@@ -139,11 +139,11 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import simulate
-    from pipeline_local.planning.request import Request
+    from pipeline_local.planning.scenario import Scenario
 
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)
-    request = Request(
+    scenario = Scenario(
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
         microbatches=options.microbatches,
@@ -152,7 +152,7 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
         bandwidth=options.bandwidth,
         jitter=options.jitter,
     )
-    say(simulate.report(config, describe(config.data), request, options.json))
+    say(simulate.report(config, describe(config.data), scenario, options.json))
     return 0
 
 

@@ -194,7 +194,8 @@ def markdown(found: Sequence[Row]) -> str:
     compared = next((row.peer for row in found if row.ratio == 1), "")
     lines = [
         f"| peer | p | m | eps | ms per step | spread | samples/s | over {compared} |"
-        " peak memory per rank, MB (resident) | efficiency | waited per rank | bubble (theory) |",
+        " peak memory per rank, MB (process grew) | efficiency | waited per rank |"
+        " bubble (theory) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_line, found)])

@@ -17,7 +17,7 @@ from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.planning.programs import METHODS, Setting
-from pipeline_local.planning.request import Request
+from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.planning.work import ModuleWork, StageWork, stretched
 from pipeline_local.record import newfile
@@ -53,20 +53,20 @@ class Row:
     fill_seconds: float
 
 
-def rows(config: Config, info: DataInfo, request: Request) -> list[Row]:
+def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[Row]:
     """Simulate every method on every number of stages.
 
     Raises:
         UserError: there is no profile to take times from, or something does not fit together.
     """
-    request.check(config)
+    scenario.check(config)
     blueprint = Blueprint.draw(config, info)
     if blueprint.devices[0].unit != "seconds":
         raise UserError(
             "modules.profile: a simulation needs measured times, got none; make them with"
             " pipeline-local profile"
         )
-    return [row for count in request.stages for row in _rows(blueprint, request, count)]
+    return [row for count in scenario.stages for row in _rows(blueprint, scenario, count)]
 
 
 def step_seconds(
@@ -77,29 +77,29 @@ def step_seconds(
     devices = blueprint.devices
     if devices[0].unit != "seconds" or len(devices) not in (1, stages):
         return None
-    (row,) = _rows(blueprint, Request((method,), (stages,), microbatches), stages)
+    (row,) = _rows(blueprint, Scenario((method,), (stages,), microbatches), stages)
     return row.step_seconds
 
 
-def _rows(blueprint: Blueprint, request: Request, count: int) -> Iterable[Row]:
+def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]:
     config, found = blueprint.config, []
     profiled = blueprint.devices[0].link
     assert profiled is not None  # a profile has one
-    for name in request.methods:
+    for name in scenario.methods:
         own = config.train.microbatches
-        parts = own if name in ("local", "ddp") else request.parts(config, count)
+        parts = own if name in ("local", "ddp") else scenario.parts(config, count)
         stages = stage_works(blueprint, count, config.data.batch_size / parts)
         setting = Setting(
             stages=stages,
             microbatches=parts,
             steps=2 * _counted(parts, config.reconcile.every),
-            link=request.link(profiled),
+            link=scenario.link(profiled),
             every=config.reconcile.every if config.reconcile.weight else 0,
             feedback=blueprint.schedule.has_feedback,
-            replicas=request.replicas,
-            jitter=request.jitter,
+            replicas=scenario.replicas,
+            jitter=scenario.jitter,
         )
-        samples = config.data.batch_size * request.replicas
+        samples = config.data.batch_size * scenario.replicas
         found.append(_row(name, setting, samples, simulate(METHODS[name](setting))))
     reference = next((row.samples_per_second for row in found if row.method == REFERENCE), None)
     for row in found:
@@ -197,7 +197,7 @@ def _gradients(blueprint: Blueprint, parts: Sequence[nn.Module]) -> float:
     return float(sum(p.numel() for p in trained) * blueprint.dtype.itemsize)
 
 
-def report(config: Config, info: DataInfo, request: Request, output: Path | None = None) -> str:
+def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | None = None) -> str:
     """Simulate; write the rows as JSON if asked, and give them as a Markdown table.
 
     Raises:
@@ -205,27 +205,27 @@ def report(config: Config, info: DataInfo, request: Request, output: Path | None
     """
     if output is not None:
         newfile.check("--json", output)
-    found = rows(config, info, request)
+    found = rows(config, info, scenario)
     if output is not None:
         newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
-    return f"{_setting(config, request)}\n\n{markdown(found)}"
+    return f"{_setting(config, scenario)}\n\n{markdown(found)}"
 
 
-def _setting(config: Config, request: Request) -> str:
+def _setting(config: Config, scenario: Scenario) -> str:
     """What the numbers belong to."""
     most = config.modules.known_count or 0
     link = "the profiled line"
-    if request.latency is not None or request.bandwidth is not None:
-        speed = "profiled" if request.bandwidth is None else f"{request.bandwidth / 1e6:g} Mb/s"
-        delay = "profiled" if request.latency is None else f"{1000 * request.latency:g} ms"
+    if scenario.latency is not None or scenario.bandwidth is not None:
+        speed = "profiled" if scenario.bandwidth is None else f"{scenario.bandwidth / 1e6:g} Mb/s"
+        delay = "profiled" if scenario.latency is None else f"{1000 * scenario.latency:g} ms"
         link = f"lines of {delay} one way and {speed}"
     facts = [
         config.model.name,
         f"batch {config.data.batch_size}",
-        f"{link}, jitter {1000 * request.jitter:g} ms",
-        f"{request.replicas} replicas of each stage",
+        f"{link}, jitter {1000 * scenario.jitter:g} ms",
+        f"{scenario.replicas} replicas of each stage",
     ]
-    if most and max(request.stages) > most:
+    if most and max(scenario.stages) > most:
         facts.append(f"beyond its {most} modules every stage is as the mean of them")
     return ", ".join(facts)
 

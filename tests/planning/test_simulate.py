@@ -10,7 +10,7 @@ from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.planning.request import Request
+from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulate import rows, stage_works, step_seconds
 
 TREE = {
@@ -46,12 +46,12 @@ def config(tmp_path):
     return configfile.parse({**TREE, "modules": {"count": 4, "profile": str(path)}})
 
 
-def request(**more):
-    return Request(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
+def scenario(**more):
+    return Scenario(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
 
 
 def by_method(config, **more):
-    return {row.method: row for row in rows(config, describe(config.data), request(**more))}
+    return {row.method: row for row in rows(config, describe(config.data), scenario(**more))}
 
 
 def test_work_is_what_the_profile_says(config):

@@ -12,7 +12,7 @@ from pipeline_local.planning.programs import METHODS
 
 
 @dataclass(frozen=True)
-class Request:
+class Scenario:
     """What to simulate.
 
     Attributes:

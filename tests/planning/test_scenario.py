@@ -5,7 +5,7 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.errors import ConfigError
 from pipeline_local.pipeline.costs import Link
-from pipeline_local.planning.request import Request
+from pipeline_local.planning.scenario import Scenario
 
 CONFIG = configfile.parse(
     {
@@ -16,20 +16,20 @@ CONFIG = configfile.parse(
 )
 
 
-def request(**more):
-    return Request(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
+def scenario(**more):
+    return Scenario(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
 
 
 def test_the_line_is_the_profiled_one_unless_told():
     profiled = Link(0.5, 100.0)
-    assert request().link(profiled) == profiled
-    assert request(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
+    assert scenario().link(profiled) == profiled
+    assert scenario(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
 
 
 @pytest.mark.parametrize(("stages", "parts"), [(1, 1), (4, 4), (6, 4), (32, 32), (1000, 32)])
 def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
-    assert request().parts(CONFIG, stages) == parts
-    assert request(microbatches=8).parts(CONFIG, stages) == 8
+    assert scenario().parts(CONFIG, stages) == parts
+    assert scenario(microbatches=8).parts(CONFIG, stages) == 8
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
     ],
 )
 def test_what_cannot_be_is_refused(wrong, told):
-    request().check(CONFIG)
+    scenario().check(CONFIG)
     with pytest.raises(ConfigError, match=f"^{told.replace('?', '[?]')}"):
-        request(**wrong).check(CONFIG)
+        scenario(**wrong).check(CONFIG)
 
 
 def test_every_problem_is_told_at_once():
     with pytest.raises(ConfigError) as refused:
-        request(replicas=0, jitter=-1.0, microbatches=5).check(CONFIG)
+        scenario(replicas=0, jitter=-1.0, microbatches=5).check(CONFIG)
     assert len(str(refused.value).splitlines()) == 3
