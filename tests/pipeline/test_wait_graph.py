@@ -330,13 +330,14 @@ def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
         under_way=UnderWay(),
         forward=lambda *_: NUMBER,
         signal=lambda: NUMBER,
+        receive=lambda *_: None,
         update=lambda _: None,
         heed=lambda *_: None,
     )
     stage = Stage([module], edges, edges, Trace())
     for number in range(6):
         feedback = plan.feeds_back(number) and number + FEEDBACK_DELAY < 6
-        module.learn = lambda *_, feedback=feedback: NUMBER if feedback else None
+        module.learn = lambda feedback=feedback: NUMBER if feedback else None
         heed = plan.feeds_back(number - FEEDBACK_DELAY)
         stage.train(Step(number, 0.1, microbatches, compare=compare, heed=heed))
     assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]
