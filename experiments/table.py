@@ -52,11 +52,14 @@ def table(found: dict[str, dict[int, dict[str, Any]]], baseline: str | None) -> 
     for name, seeds in found.items():
         accuracy = {seed: 100 * row["accuracy"][-1] for seed, row in seeds.items()}
         pairs = [accuracy[s] - 100 * base[s]["accuracy"][-1] for s in accuracy if s in base]
-        together = [100 * row["ensemble_accuracy"][-1] for row in seeds.values()]
+        told = [
+            row for row in seeds.values() if "ensemble_accuracy" in row
+        ]  # not before 2026-11-26
+        together = [100 * row["ensemble_accuracy"][-1] for row in told]
         cosines = [row["cosine"] for row in seeds.values() if row["cosine"] is not None]
         lines.append(
             f"| {name} | {len(seeds)} | {spread(list(accuracy.values()))} |"
-            f" {spread(pairs) if pairs else ''} | {spread(together)} |"
+            f" {spread(pairs) if pairs else ''} | {spread(together) if together else ''} |"
             f" {f'{mean(cosines):.2f}' if cosines else ''} |"
             f" {mean(row['seconds'] for row in seeds.values()):.0f} |"
         )
