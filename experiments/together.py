@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.finished import load
-from pipeline_local.learning.loss import IGNORE, vote
+from pipeline_local.learning.loss import IGNORE
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 
@@ -23,16 +23,19 @@ def votes(run: Path) -> tuple[Tensor, Tensor]:
     """The last head's log-probabilities [N, classes] of the test set, and labels [N]."""
     device = torch.device("cpu")
     blueprint, modules, step = load(run, device)
-    action = [Evaluate(step)]
+    action, crossing = [Evaluate(step)], blueprint.crossing
     source = Source(
         blueprint.config, blueprint.info, action, range(0), device, blueprint.dtype, Skipped()
     )
     found = []
     for _ in range(blueprint.schedule.test_batches):
         x, labels = source.recv()
+        own = x
         for module in modules:
-            x = module.eval().body(x)
-        found.append((vote(modules[-1].head(x)), labels))
+            if module.index > 0:
+                x = crossing.widen(crossing.round_activations(x))
+            x, own, _ = module.eval().evaluate(x, labels)
+        found.append((own, labels))
     source.close()
     guesses, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return guesses[labels != IGNORE], labels[labels != IGNORE]

@@ -30,6 +30,8 @@ def check(config: Config, place: Place) -> Blueprint:
     blueprint = Blueprint.draw(config, describe(config.data))
     blueprint.stages(place.world_size)
     place.wire_kind(config.parallel)
+    if config.modules.profile is not None:
+        blueprint.costs_of(place.world_size)
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
     resume = config.run.resume or place.restarted

@@ -88,7 +88,9 @@ def _add_bench(commands: Commands) -> None:
     reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
     reconcile.add_argument("config", type=Path, help="YAML file")
     reconcile.add_argument("overrides", nargs="*", metavar="key=value")
-    reconcile.add_argument("--module", type=int, default=2, help="number of the module, from 2")
+    reconcile.add_argument(
+        "--module", type=int, help="its number; default: the first with a discord"
+    )
     reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
     reconcile.add_argument("--json", type=Path, help="also write the rows to this file")
     reconcile.set_defaults(run=_bench_reconcile)
@@ -161,7 +163,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = _words(text)
+    words = [word.strip() for word in _words(text)]
     if not all(word.isdecimal() for word in words):
         raise UserError(f"{option}: whole numbers such as 4,64, got {text!r}")
     return tuple(map(int, words))

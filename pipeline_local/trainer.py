@@ -246,8 +246,10 @@ class Trainer:
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
         own = self.place.explain(self.blueprint.config.parallel)
-        doubts = profilefile.doubts(self.blueprint, self.place.device_name)
-        return [explain(self.blueprint), self.blueprint.schedule.explain(), own, *doubts]
+        lines = [explain(self.blueprint), self.blueprint.schedule.explain(), own]
+        if self.place.rank:  # nobody sees them, and a profile need not be on every host
+            return lines
+        return [*lines, *profilefile.doubts(self.blueprint, self.place.device_name)]
 
     def _log(self, step: Step) -> None:
         facts = {

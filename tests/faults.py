@@ -126,6 +126,8 @@ def damage(path, random: Random) -> str:
         path.unlink()
         return kind
     data = bytearray(path.read_bytes())
+    if not data:  # by an earlier round
+        return "emptied file"
     place = 0 if kind == "emptied file" else random.randrange(len(data))
     if kind == "flipped bit":
         data[place] ^= 1 << random.randrange(8)

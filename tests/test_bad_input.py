@@ -130,6 +130,7 @@ MISTAKES = [
     Mistake("cuts that are none", "modules.cuts=[a,b,c]", ("modules.cuts: got 'a'", "layer1.1")),
     Mistake("batch larger than data", "data.batch_size=5000", ("1442 training", "got 5000")),
     Mistake("uneven microbatches", "train.microbatches=5", ("multiple of train.micro", "32 and 5")),
+    Mistake("no such profile", "modules.profile=no.json", ("modules.profile: no.json cannot be",)),
     Mistake("no such model", "model.name=resnet21", ("model.name: got 'resnet21'; did you mean",)),
     Mistake("impossible model", "model.width=0", ("model.width: should be greater", "got 0")),
     # configuration files

@@ -86,7 +86,7 @@ def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
     return found
 
 
-def report(config: Config, number: int, runs: int, output: Path | None) -> str:
+def report(config: Config, number: int | None, runs: int, output: Path | None) -> str:
     """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
 
     Raises:
@@ -97,6 +97,7 @@ def report(config: Config, number: int, runs: int, output: Path | None) -> str:
     first, last, why = 2, num_modules, "the first one has no discord"
     if config.reconcile.direction == "upstream":
         first, last, why = 1, num_modules - 1, "nobody corrects the last one"
+    number = first if number is None else number
     if not first <= number <= last:
         raise UserError(f"--module: from {first} to {last} ({why}), got {number}")
     if runs < 1:

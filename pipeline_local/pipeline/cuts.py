@@ -1,7 +1,7 @@
 """Automatic cuts: the dearest part as cheap as can be, and none larger than its device's memory.
 
-What a part costs is known beforehand (`costs`), so the cheapest cut is found at once; where the
-line to the part above is known, too, the longer of computing and receiving counts. What a part
+What a part costs is known beforehand (`costs`), so the cheapest cut is found at once; of stages,
+where the line between devices is known, the longer of computing and receiving counts. What a part
 holds only a rehearsal tells: those of the cheapest cut are rehearsed, those that do not fit are
 ruled out, and the search begins again. The first cut that fits is the cheapest of all that do.
 """
@@ -44,8 +44,7 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
         index, blocks = part
         if (index == count - 1) != (blocks.stop == last):
             return math.inf  # only the last module reaches the classifier
-        computing = costs[index].module(index, count, blocks).total
-        return max(computing, _on_the_line(sketch, costs[index], blocks.start))
+        return costs[index].module(index, count, blocks).total
 
     def peak(part: Part, cut: Sequence[range]) -> int:
         index, _ = part
@@ -71,12 +70,16 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
         UserError: no such stages fit.
     """
     modules = blueprint.modules
+    lines = _lines(blueprint)
+
+    def computing(part: Part) -> float:
+        stage, numbers = part
+        return sum(costs[stage].module(k, len(modules), modules[k]).total for k in numbers)
 
     def cost(part: Part) -> float:
-        stage, numbers = part
-        own = [costs[stage].module(k, len(modules), modules[k]).total for k in numbers]
-        opens = modules[numbers.start].start
-        return max(sum(own), _on_the_line(blueprint, costs[stage], opens))
+        """A stage computes while the next message comes."""
+        link, above = costs[part[0]].link, lines[part[1].start]
+        return max(computing(part), above / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
         return rehearse(blueprint, part[1], len(costs)).peak
@@ -84,19 +87,24 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
     def alike(_: int) -> Hashable:
         return None
 
-    search = _Search("stages", cost, peak, alike, _grows(blueprint), room(blueprint, costs))
-    return search.best(len(modules))
+    grows, space, count = _grows(blueprint), room(blueprint, costs), len(modules)
+    cut = _Search("stages", cost, peak, alike, grows, space).best(count)
+    longest = max(map(cost, enumerate(cut)))
+
+    def within(part: Part) -> float:
+        """Of all cuts whose longest part is no longer, the one that computes most evenly."""
+        return computing(part) if cost(part) <= longest else math.inf
+
+    return _Search("stages", within, peak, alike, grows, space).best(count)
 
 
-def _on_the_line(blueprint: "Blueprint", costs: Costs, block: int) -> float:
-    """Seconds of an average step in which what comes to this block keeps a line between devices
-    busy; nothing is known of it without a profile. A stage computes meanwhile."""
-    if costs.link is None or block == 0:
-        return 0.0
+def _lines(blueprint: "Blueprint") -> list[float]:
+    """Bytes that come to each module in an average step, from a device above."""
     crossing, signals = blueprint.crossing, blueprint.schedule.part_that_compares
-    numbers = blueprint.config.data.batch_size * math.prod(blueprint.input_shapes[block])
     width = crossing.activations.itemsize + signals * crossing.gradients.itemsize
-    return numbers * width / costs.link.bytes_per_second
+    shapes = [blueprint.input_shapes[blocks.start] for blocks in blueprint.modules[1:]]
+    sizes = [blueprint.config.data.batch_size * math.prod(shape) for shape in shapes]
+    return [0.0, *(size * width for size in sizes)]
 
 
 def _grows(blueprint: "Blueprint") -> bool:

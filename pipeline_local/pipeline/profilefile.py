@@ -81,10 +81,13 @@ def load(path: Path, blueprint: "Blueprint") -> Costs:
 
 def doubts(blueprint: "Blueprint", device: str) -> list[str]:
     """A line for people, if the first stage's profile is of another device than it computes on."""
-    here, origin = f"{device}, {torch.get_num_threads()} threads", blueprint.devices[0].origin
-    if blueprint.config.modules.profile is None or origin == _measured_on(here):
+    if blueprint.config.modules.profile is None:
         return []
-    return [f"modules.profile: {origin}, but this run is on {here}: what it predicts may not hold"]
+    threads = f"{torch.get_num_threads()} threads" if device.startswith("cpu") else ""
+    here, origin = f"{device}, {threads}", blueprint.devices[0].origin
+    if origin.startswith(_measured_on(here)):
+        return []
+    return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: what it predicts may not hold"]
 
 
 def _measured_on(place: str) -> str:

@@ -1,5 +1,5 @@
-"""Where a command's words go. Nobody need listen: a run goes on when its terminal is gone, the pipe
-is closed, or the disk with its log is full."""
+"""Where a command's words go. Nobody need listen: a run goes on when the pipe is closed, the disk
+with its log is full, or its terminal is gone (under nohup: else SIGHUP ends it, as any process)."""
 
 import os
 import sys

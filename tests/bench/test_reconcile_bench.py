@@ -92,3 +92,17 @@ def test_command(tmp_path, capsys):
     assert main(command) == 2
     assert main(["bench", "reconcile", str(path), "--module", "1"]) == 2
     assert main(["bench", "reconcile", str(path), "--runs", "0"]) == 2
+
+
+def test_upstream_other_modules_give_way(tmp_path, capsys):
+    """Their heads follow the neighbour below, which the last one does not have."""
+    path = tmp_path / "config.yaml"
+    path.write_text(configfile.dump(configfile.parse(TREE)))
+    command = ["bench", "reconcile", str(path), "--runs", "1", "reconcile.direction=upstream"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "mlp, module 1 of 2" in shown
+    (exact,) = [line for line in shown.splitlines() if line.startswith("| exact |")]
+    assert exact.endswith("| 1.000 | 1.00 |"), "it adds something"
+    assert main([*command, "--module", "2"]) == 2
+    assert "--module: from 1 to 1 (nobody corrects the last one), got 2" in capsys.readouterr().err

@@ -71,14 +71,21 @@ def test_a_slow_line_is_crossed_where_messages_are_small():
     costs = made(sketch, (1,) * 10, head=0)
     numbers = [math.prod(shape) for shape in sketch.input_shapes]
     assert numbers[4:9] == [8192, 4096, 4096, 4096, 2048]
-    assert cuts.best_modules(sketch, [costs] * 2) == [range(5), range(5, 10)]
+    single = replace(sketch, modules=tuple(range(k, k + 1) for k in range(10)))
+    assert cuts.best_stages(single, [costs] * 2) == [range(5), range(5, 10)]
     for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
         speed = 16 * numbers[5] * 4 * (1 + sketch.schedule.part_that_compares) / seconds
         slow = replace(costs, link=Link(1.0, speed))
-        expected = [range(opens), range(opens, 10)]
-        assert cuts.best_modules(sketch, [slow] * 2) == expected
-    single = replace(sketch, modules=tuple(range(k, k + 1) for k in range(10)))
-    assert cuts.best_stages(single, [slow] * 2) == expected
+        assert cuts.best_stages(single, [slow] * 2) == [range(opens), range(opens, 10)]
+    even = [range(5), range(5, 10)]
+    assert cuts.best_modules(sketch, [slow] * 2) == even, "what is learned is no matter of lines"
+
+
+def test_where_the_line_decides_stages_are_even_still():
+    """All cuts behind block 8 are as good for it: an MLP's messages are alike everywhere."""
+    blueprint = draw(modules={"count": 8})
+    costs = replace(made(blueprint, (1,) * 8, head=0), link=Link(0.0, 1e-3))
+    assert cuts.best_stages(blueprint, [costs] * 4) == [range(k, k + 2) for k in (0, 2, 4, 6)]
 
 
 @pytest.mark.parametrize("part_of_peak", [0.99, 0.8])

@@ -177,9 +177,13 @@ def test_another_device_than_the_profiles_is_told(tmp_path):
         assert profilefile.doubts(blueprint, "cpu") == []
         assert profilefile.doubts(draw(), "gpu") == [], "there is no profile"
         (doubt,) = profilefile.doubts(blueprint, "gpu")
-        assert "measured on cpu, 1 threads, but this run is on gpu, 1 threads" in doubt
+        assert "measured on cpu, 1 threads, not on gpu: what it predicts" in doubt
+        facts = {"device": {"name": "gpu", "threads": 16}}
+        gpu = draw(modules={"profile": write(tmp_path / "gpu.json", **facts)})
+        assert profilefile.doubts(gpu, "gpu") == [], "however many threads feed it"
+        assert profilefile.doubts(gpu, "gpu 2")
         torch.set_num_threads(2)
         (doubt,) = profilefile.doubts(blueprint, "cpu")
-        assert "but this run is on cpu, 2 threads" in doubt
+        assert "measured on cpu, 1 threads, not on cpu, 2 threads" in doubt
     finally:
         torch.set_num_threads(threads)
