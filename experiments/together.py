@@ -1,8 +1,7 @@
 """Several finished runs as one ensemble: `python experiments/together.py RUN RUN [RUN ...]`.
 
-Prints the test accuracy of each run's last head, and of the sum of their log-probabilities. What
-local learning's heads of one run are together `pipeline-local evaluate RUN` tells; this is for
-networks that were trained apart, such as backpropagation's of different seeds.
+Prints the test accuracy of each run, all its heads together, and of all runs together: the sum of
+their log-probabilities decides.
 """
 
 import argparse
@@ -11,32 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline_local.data.skipping import Skipped
-from pipeline_local.finished import load
+from pipeline_local import configfile
+from pipeline_local.data.batches import test_batches
+from pipeline_local.data.datasets import describe
 from pipeline_local.learning.loss import IGNORE
-from pipeline_local.pipeline.schedule import Evaluate
-from pipeline_local.pipeline.source import Source
+from pipeline_local.predictor import Predictor
 
 
-@torch.no_grad()
 def votes(run: Path) -> tuple[Tensor, Tensor]:
-    """The last head's log-probabilities [N, classes] of the test set, and labels [N]."""
-    device = torch.device("cpu")
-    blueprint, modules, step = load(run, device)
-    action, crossing = [Evaluate(step)], blueprint.crossing
-    source = Source(
-        blueprint.config, blueprint.info, action, range(0), device, blueprint.dtype, Skipped()
-    )
-    found = []
-    for _ in range(blueprint.schedule.test_batches):
-        x, labels = source.recv()
-        own = x
-        for module in modules:
-            if module.index > 0:
-                x = crossing.widen(crossing.round_activations(x))
-            x, own, _ = module.eval().evaluate(x, labels)
-        found.append((own, labels))
-    source.close()
+    """A run's log-probabilities [N, classes] of its test set, and labels [N]."""
+    data, predict = configfile.load(run / "config.yaml").data, Predictor(run)
+    found = [(predict(images), labels) for images, labels in test_batches(data, describe(data))]
     guesses, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return guesses[labels != IGNORE], labels[labels != IGNORE]
 

@@ -89,6 +89,8 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
     grows, space, count = _grows(blueprint), room(blueprint, costs), len(modules)
     cut = _Search("stages", cost, peak, alike, grows, space).best(count)
+    if all(on_device.link is None for on_device in costs):
+        return cut
     longest = max(map(cost, enumerate(cut)))
 
     def within(part: Part) -> float:
