@@ -31,5 +31,5 @@ def reseed(device: torch.device, seed: int, *path: str | int) -> None:
     """
     value = derive(seed, *path)
     torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(value)

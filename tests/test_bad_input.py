@@ -336,7 +336,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_one_line_and_nothing_spent(folder, capsys, mistake) -> None:
-    if "nccl" in mistake.arguments and torch.cuda.is_available():
+    if "nccl" in mistake.arguments and torch.accelerator.is_available():
         pytest.skip("there is a GPU")
     mistake.setup(folder)
     before = listing(folder)

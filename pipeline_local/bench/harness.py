@@ -197,8 +197,8 @@ class Turns:
             if entry.ranks > 1:  # the others are at work, and wait for this one
                 raise
             reason = f"out of memory: {str(error).splitlines()[0]}"
-        if reason and self._setting.place.device.type == "cuda":
-            torch.cuda.empty_cache()  # for those who come after it
+        if reason and self._setting.place.device.type != "cpu":
+            torch.accelerator.empty_cache()  # for those who come after it
         self._board.pin(topic, {"reason": reason})
         answers = self._board.gather(topic, TIMEOUT)
         return next((answer["reason"] for answer in answers if answer["reason"]), "")

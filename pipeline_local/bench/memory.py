@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: CUDA's allocator, or on a CPU a count of live storages."""
+"""Peak memory of a piece of work: the device's allocator, or on a CPU a count of live storages."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Footprint:
     passes through does not.
 
     Attributes:
-        peak: bytes, by CUDA's allocator, or on a CPU by the count of live storages.
+        peak: bytes, by the device's allocator, or on a CPU by the count of live storages.
         resident: bytes by which the process grew at most, where Linux tells (on a CPU).
 
     Args:
@@ -33,25 +33,25 @@ class Footprint:
 
     def __enter__(self) -> "Footprint":
         self._before = _status("VmRSS") or 0
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self._before = torch.cuda.memory_allocated(self._device)
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+            self._before = torch.accelerator.memory_allocated(self._device)
         else:
             self._storages.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def made(self) -> None:
         """From here on it works."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(self._device)
             return
         self._storages.peak = self._storages.live
         _forget_resident_peak()
 
     def __exit__(self, *error: Any) -> None:  # noqa: ANN401 (as every context)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self.peak = torch.cuda.max_memory_allocated(self._device) - self._before
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+            self.peak = torch.accelerator.max_memory_allocated(self._device) - self._before
             return
         self._storages.__exit__(*error)  # type: ignore[no-untyped-call]
         self.peak = self._storages.peak
@@ -76,13 +76,13 @@ def _forget_resident_peak() -> None:
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
     """Most bytes that `work` holds at once, beyond what was there before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before: int = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        before: int = torch.accelerator.memory_allocated(device)
+        torch.accelerator.reset_peak_memory_stats(device)
         work()
-        torch.cuda.synchronize(device)
-        peak: int = torch.cuda.max_memory_allocated(device)
+        torch.accelerator.synchronize(device)
+        peak: int = torch.accelerator.max_memory_allocated(device)
         return peak - before
     storages = LiveStorages()
     with storages:

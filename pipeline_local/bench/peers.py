@@ -64,7 +64,7 @@ class Replicated(Trained):
         needs_ranks(place)
         needs_own_devices(self.setting)
         (network,) = self.make(self.setting.all_blocks)
-        devices = [place.device] if place.device.type == "cuda" else None
+        devices = [place.device] if place.device.type != "cpu" else None
         self._replica = DistributedDataParallel(
             network, devices, gradient_as_bucket_view=True, **_without_buffers()
         )

@@ -91,15 +91,13 @@ def setting(config: Config, place: Place, request: Request) -> dict[str, str | i
         "precision": config.precision,
         "wire": config.parallel.wire_dtype or config.precision,
         "ranks": place.world_size,
-        "device": place.device.type,
+        "device": "cpu" if place.device.type == "cpu" else place.device_name,
         "threads": place.threads(config.parallel),
         "torch": torch.__version__,
         "deepspeed": _version("deepspeed"),
         "runs": request.runs,
         "steps": request.steps,
     }
-    if place.device.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name(place.device)
     return facts
 
 

@@ -181,7 +181,7 @@ def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> 
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=obey_rank_only,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # or the loader draws from the caller's
     )
     try:

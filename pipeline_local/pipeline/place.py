@@ -81,10 +81,14 @@ class Place:
 
     @property
     def device(self) -> torch.device:
-        """A GPU by local rank, shared round robin if there are too few; without one the CPU."""
-        if not torch.cuda.is_available():
+        """A GPU by local rank, shared round robin if there are too few; without one the CPU.
+
+        Whatever torch calls this host's accelerator: CUDA's, ROCm's, Intel's, or one of others.
+        """
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
             return torch.device("cpu")
-        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device(accelerator.type, self.local_rank % torch.accelerator.device_count())
 
     def num_stages(self, config: ParallelConfig) -> int:
         """`parallel.stages`, or what the launcher's ranks make of it.
@@ -109,8 +113,8 @@ class Place:
     def prepare(self, config: ParallelConfig) -> None:
         """Set torch up for this rank: its threads, its device, and float32 that is float32."""
         torch.set_num_threads(self.threads(config))
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.set_device_index(self.device)
             # TF32 would drown the small differences that reconciliation is about
             torch.backends.cudnn.allow_tf32 = False
 
@@ -120,7 +124,7 @@ class Place:
         Raises:
             UserError: nccl was asked for without a GPU for every rank.
         """
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         own_gpu = gpus >= self.local_world_size
         if config.backend == "nccl" and not own_gpu:
             raise UserError(
@@ -134,9 +138,9 @@ class Place:
     @property
     def device_name(self) -> str:
         """What this rank computes on, for people."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"cpu ({platform.machine()})"
+        if self.device.type == "cpu":
+            return f"cpu ({platform.machine()})"
+        return str(torch.get_device_module(self.device).get_device_name(self.device))
 
     def explain(self, config: ParallelConfig) -> str:
         """One line for people: what this run uses, and why."""
@@ -250,7 +254,7 @@ def wires(
     at = whereabouts or Whereabouts()
     edges = range(place.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
-        backend = "nccl" if kind == "nccl" else "gloo"
+        backend = device_backend(place.device) if kind == "nccl" else "gloo"
         with _connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
@@ -262,6 +266,11 @@ def wires(
             upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
             _connect(upstream, place.device, sends=upwards)
     return upstream, downstream
+
+
+def device_backend(device: torch.device) -> str:
+    """What torch sends by between devices of this type: nccl between those of NVIDIA and AMD."""
+    return dist.get_default_backend_for_device(device)
 
 
 def _connect(wire: Wire, device: torch.device, sends: bool) -> None:

@@ -104,14 +104,14 @@ class StagedWire:
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
         self._gloo = GlooWire(group, peer, pinned=True)
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.Stream(device)
         self._thread = ThreadPoolExecutor(1, "staged-wire")
 
     def isend(self, tensor: Tensor) -> Pending:
         """Start copying to the host, and send from there."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self._stream.wait_stream(torch.accelerator.current_stream(self._device))
+        with self._stream:
             host.copy_(tensor, non_blocking=True)
             copied = self._stream.record_event()
 
@@ -139,14 +139,14 @@ class NcclWire:
         self._group = group
         self._peer = peer
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.Stream(device)
 
     def isend(self, tensor: Tensor) -> Pending:
         """Start sending once the compute stream has made the tensor; the wait blocks the host."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self._peer, self._group)
         assert work is not None, "only the two ranks of an edge use its wire"
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             work.wait()
             sent = self._stream.record_event()
 
@@ -158,14 +158,14 @@ class NcclWire:
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
         """Post a receive on the side stream; the wait lets the compute stream follow it."""
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             tensor = torch.empty(shape, dtype=dtype, device=self._device)
             work = dist.irecv(tensor, self._peer, self._group)
         assert work is not None, "only the two ranks of an edge use its wire"
 
         def wait() -> Tensor:
             work.wait()
-            tensor.record_stream(torch.cuda.current_stream(self._device))
+            tensor.record_stream(torch.accelerator.current_stream(self._device))
             return tensor
 
         return Pending(tensor, wait)

@@ -264,11 +264,11 @@ class _Bench:
 
 def _device(place: Place) -> dict[str, Any]:
     device = place.device
-    is_gpu = device.type == "cuda"
-    own = is_gpu and place.local_world_size <= torch.cuda.device_count()
+    is_gpu = device.type != "cpu"
+    own = is_gpu and place.local_world_size <= torch.accelerator.device_count()
     return {
         "name": place.device_name,
-        "memory": torch.cuda.get_device_properties(device).total_memory if own else None,
+        "memory": torch.accelerator.get_memory_info(device)[1] if own else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -99,8 +99,8 @@ def settle(device: torch.device) -> None:
     Not for a receive that is posted ahead on a stream of its own: what it waits for may depend on
     what this rank has yet to do.
     """
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    if device.type != "cpu":
+        torch.accelerator.current_stream(device).synchronize()
 
 
 def refuse_divergence(
@@ -155,18 +155,19 @@ def _total(scores: list[Score]) -> dict[str, float]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak of the CUDA allocator, or on a CPU the process's peak resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Peak of the device's allocator, or on a CPU the process's peak resident set."""
+    if device.type != "cpu":
+        return int(torch.accelerator.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def gpu(device: torch.device) -> Facts:
-    """Memory in use (bytes) and utilisation (percent) by NVML; empty without a GPU."""
-    if device.type != "cuda":
+    """Memory in use (bytes) and, where the driver tells, utilisation (percent); {} on a CPU."""
+    if device.type == "cpu":
         return {}
-    facts: Facts = {"gpu_memory_bytes": torch.cuda.memory_reserved(device)}
+    facts: Facts = {"gpu_memory_bytes": torch.accelerator.memory_reserved(device)}
+    driver = torch.get_device_module(device)
     with suppress(Exception):  # no NVML, or none for a part of a GPU: the run is worth more
-        facts["gpu_memory_bytes"] = torch.cuda.device_memory_used(device)
-        facts["gpu_utilization_percent"] = torch.cuda.utilization(device)
+        facts["gpu_memory_bytes"] = driver.device_memory_used(device)
+        facts["gpu_utilization_percent"] = driver.utilization(device)
     return facts

@@ -34,7 +34,7 @@ class Snapshot:
         """
         self._room = {name: self._place(name, tensor) for name, tensor in tensors.items()}
         pairs = [(self._room[name], tensor) for name, tensor in tensors.items()]
-        devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+        devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
         if devices:
             return Copies(self._room, _copy_beside(pairs, devices.pop()))
         for room, tensor in pairs:
@@ -45,7 +45,7 @@ class Snapshot:
         room = self._room.get(name)
         if room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype:
             return room
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type != "cpu")
 
 
 def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
@@ -54,11 +54,11 @@ def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Ca
     The compute stream queues behind them, for the very next forward writes running statistics; the
     host can go on queueing meanwhile. Events take the time, as no host clock could see it.
     """
-    compute = torch.cuda.current_stream(device)
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    compute = torch.accelerator.current_stream(device)
+    side = torch.Stream(device)
+    begin, end = (torch.Event(device, enable_timing=True) for _ in range(2))
     side.wait_stream(compute)
-    with torch.cuda.stream(side):
+    with side:
         begin.record(side)
         for room, tensor in pairs:
             room.copy_(tensor, non_blocking=True)

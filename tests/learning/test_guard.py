@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,12 @@ OPTIMIZERS = {
 }
 
 
-def make(policy="skip", name="sgd", index=1, **rules):
+def make(policy="skip", name="sgd", index=1, device="cpu", **rules):
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Linear(7, 9), nn.BatchNorm1d(9), nn.Tanh())
+    body = nn.Sequential(nn.Linear(7, 9), nn.BatchNorm1d(9), nn.Tanh()).to(device)
+    head = nn.Linear(9, 5).to(device)
     settings = Rules(on_nan=policy, reconcile=ReconcileConfig(weight=0.5, every=1), **rules)
-    return LocalModule(index, body, nn.Linear(9, 5), OPTIMIZERS[name], settings)
+    return LocalModule(index, body, head, OPTIMIZERS[name], settings).to(device)
 
 
 def batch(number, size=8):
@@ -129,23 +131,35 @@ def test_infinite_buffers_are_fine():
     module.guard.verify_weights(1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@contextmanager
+def no_waiting(device):
+    """The host does not wait for the device in here."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    else:  # a simulated one counts
+        before = torch.get_device_module(device).waits()
+        yield
+        assert torch.get_device_module(device).waits() == before
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("policy", ["fail", "skip"])
 def test_the_host_never_waits_for_the_verdict(policy, name):
-    module = make(policy, name, index=0).cuda()
-    x, labels, _ = (t.cuda() for t in batch(0))
+    device = torch.accelerator.current_accelerator()
+    module = make(policy, name, index=0, device=device)
+    x, labels, _ = (t.to(device) for t in batch(0))
     for number in range(3):
         step = Step(number, lr=0.1)
         module(x, labels, step)
         module.signal()
         module.learn()
-        if number == 2:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting(device) if number == 2 else nullcontext():
             module.update(step)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 # -- a whole run: a block in the middle that now and then gives NaN -----------------------------

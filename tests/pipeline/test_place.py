@@ -75,6 +75,14 @@ def test_threads_share_the_cores(monkeypatch):
     assert "2 CPU threads each (8 cores" in Place(0, 4, 0, 4).explain(ParallelConfig())
 
 
+def pretend(monkeypatch, gpus):
+    """This host has so many GPUs."""
+    found = torch.device("cuda") if gpus else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
+
+
 @pytest.mark.parametrize(
     ("gpus", "ranks", "backend", "kind"),
     [
@@ -87,8 +95,7 @@ def test_threads_share_the_cores(monkeypatch):
     ],
 )
 def test_wire_kind(monkeypatch, gpus, ranks, backend, kind):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    pretend(monkeypatch, gpus)
     place = Place(ranks - 1, ranks, ranks - 1, ranks)
     assert place.wire_kind(ParallelConfig(backend=backend)) == kind
     assert place.device.type == ("cuda" if gpus else "cpu")
@@ -98,8 +105,7 @@ def test_wire_kind(monkeypatch, gpus, ranks, backend, kind):
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_nccl_needs_a_gpu_per_rank(monkeypatch, gpus):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    pretend(monkeypatch, gpus)
     with pytest.raises(UserError, match=f"each of the 2 ranks of this host, got {gpus}"):
         Place(0, 2, 0, 2).wire_kind(ParallelConfig(backend="nccl"))
 

@@ -1,4 +1,4 @@
-"""Channels over real gloo processes: order, contract, back-pressure, large messages, p = 2."""
+"""Channels between real processes: order, contract, back-pressure, large messages, p = 2."""
 
 import time
 
@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local import configfile
+from pipeline_local.config import ParallelConfig
 from pipeline_local.pipeline.place import joined, wires
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Local, Receiver, Sender, Spec
@@ -52,14 +53,19 @@ def test_local_is_a_queue():
     assert [t.item() for t in channel.recv()] == [2]
 
 
-def fill(spec, number):
-    return torch.full(spec.shape, number, dtype=spec.dtype)
+def lay(place):
+    """Wires of the kind that this machine takes."""
+    return wires(place, place.wire_kind(ParallelConfig()))
+
+
+def fill(spec, number, place):
+    return torch.full(spec.shape, number, dtype=spec.dtype, device=place.device)
 
 
 def relay(place, messages, pauses):
     """Every rank passes on what it gets; the first one makes it up. Gives what was received."""
     with joined(place):
-        up, down = wires(place, "gloo")
+        up, down = lay(place)
         receiver = Receiver(up, iter(messages)) if up else None
         sender = Sender(down, iter(messages)) if down else None
         seen = []
@@ -70,7 +76,7 @@ def relay(place, messages, pauses):
                 assert all((t == t.flatten()[0]).all() for t in message)
                 seen.append(message[0].flatten()[0].item())
             else:
-                message = tuple(fill(spec, number) for spec in specs)
+                message = tuple(fill(spec, number, place) for spec in specs)
             time.sleep(pauses[place.rank])
             if sender:
                 sender.send(*message)
@@ -102,33 +108,33 @@ def test_uneven_stages(run_ranks, pauses):
     assert results[2] == list(range(12))
 
 
+def first_blocks(place, depth):
+    with joined(place) as store:
+        up, down = lay(place)
+        if down:
+            sender = Sender(down, iter([LARGE] * (depth + 1)), depth)
+            for number in range(depth):
+                sender.send(*(fill(spec, number, place) for spec in LARGE))
+            store.set("ahead", "1")
+            sender.send(*(fill(spec, depth, place) for spec in LARGE))
+            released = store.check(["receiving"])
+            sender.finish()
+            dist.barrier()
+            return released, sender.waited
+        store.wait(["ahead"])
+        time.sleep(0.2)
+        store.set("receiving", "1")
+        receiver = Receiver(up, iter([LARGE] * (depth + 1)))
+        numbers = [receiver.recv()[0][0].item() for _ in range(depth + 1)]
+        dist.barrier()
+        return numbers
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_back_pressure(run_ranks, depth):
     """With nobody receiving, `depth` sends return; the next one must wait, so it is never made
     here before the receiver is told to start."""
-
-    def first_blocks(place):
-        with joined(place) as store:
-            up, down = wires(place, "gloo")
-            if down:
-                sender = Sender(down, iter([LARGE] * (depth + 1)), depth)
-                for number in range(depth):
-                    sender.send(*(fill(spec, number) for spec in LARGE))
-                store.set("ahead", "1")
-                sender.send(*(fill(spec, depth) for spec in LARGE))
-                released = store.check(["receiving"])
-                sender.finish()
-                dist.barrier()
-                return released, sender.waited
-            store.wait(["ahead"])
-            time.sleep(0.2)
-            store.set("receiving", "1")
-            receiver = Receiver(up, iter([LARGE] * (depth + 1)))
-            numbers = [receiver.recv()[0][0].item() for _ in range(depth + 1)]
-            dist.barrier()
-            return numbers
-
-    (released, waited), numbers = run_ranks(first_blocks, 2)
+    (released, waited), numbers = run_ranks(first_blocks, 2, depth)
     assert released, "the send beyond the depth returned although nobody had received"
     assert waited > 0
     assert numbers == list(range(depth + 1))

@@ -37,20 +37,20 @@ def check(run_ranks, kind, transposed=False):
     assert received == [tensor(dtype, n).float().tolist() for n, dtype in enumerate(DTYPES)]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks would sit on GPUs")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the ranks would sit on GPUs")
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gloo(run_ranks, transposed):
     """Strided tensors are sent as what they mean."""
     check(run_ranks, "gloo", transposed)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no GPU")
 @pytest.mark.parametrize("transposed", [False, True])
 def test_staged(run_ranks, transposed):
     check(run_ranks, "staged", transposed)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl wants a GPU per rank")
+@pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="nccl wants a GPU per rank")
 @pytest.mark.parametrize("transposed", [False, True])
 def test_nccl(run_ranks, transposed):
     check(run_ranks, "nccl", transposed)
