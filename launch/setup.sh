@@ -98,6 +98,13 @@ add_dev_tools() {
     install "${root}[dev]" .complete-dev
 }
 
+# For the tests on simulated GPUs, which are skipped without one.
+add_compiler() {
+    say "installing g++ with apt-get"
+    (apt-get update -qq && apt-get install -y -qq g++) </dev/null >/dev/null 2>&1 ||
+        say "could not; tests/test_simulated_gpu.py will be skipped until there is a C++ compiler"
+}
+
 choose_python
 stamp=$(fingerprint)
 (
@@ -106,5 +113,8 @@ stamp=$(fingerprint)
     is_complete .complete || make_venv
     if [[ $extra == dev ]] && ! is_complete .complete-dev; then
         add_dev_tools
+    fi
+    if [[ $extra == dev ]] && ! command -v g++ >/dev/null; then
+        add_compiler
     fi
 ) 9<>"$root/constraints.txt"

@@ -15,10 +15,9 @@ import hypothesis
 import pytest
 
 # Before torch. The suite proves equality bit for bit, on CPUs: GPUs stay out of sight unless asked
-# for (`PIPELINE_LOCAL_TEST_GPU=1 bash launch/test.sh tests/pipeline/test_wires.py`; tests/simgpu has
-# simulated ones). Asking CUDA itself whether there are any would spoil every fork after it.
-ON_GPU = bool(os.environ.get("PIPELINE_LOCAL_TEST_GPU"))
-if not ON_GPU:
+# for (`PIPELINE_LOCAL_TEST_GPU=1 bash launch/test.sh tests/pipeline/test_wires.py`). Asking CUDA
+# itself whether there are any would spoil every fork after it.
+if not os.environ.get("PIPELINE_LOCAL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
@@ -103,7 +102,8 @@ def run_ranks() -> Callable[..., list[Any]]:
 
     def run(function: Callable, world_size: int, *args: Any, timeout: float = 100) -> list[Any]:
         # autograd has a thread for each GPU, which a fork would not have
-        context = multiprocessing.get_context("spawn" if ON_GPU else "fork")
+        way = "spawn" if torch.accelerator.is_available() else "fork"
+        context = multiprocessing.get_context(way)
         port = free_port()
         pipes, processes = [], []
         for rank in range(world_size):

@@ -266,7 +266,8 @@ def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | Non
     count = max(2, round(fraction * len(x)))
     if count >= len(x):
         return None
-    return torch.randperm(len(x), generator=generator)[:count].sort().values.to(x.device)
+    indices = torch.randperm(len(x), generator=generator)[:count].sort().values
+    return indices.to(x.device, non_blocking=True)  # or the host would wait for the device
 
 
 def of_part(gradient: Tensor, part: Tensor | None) -> Tensor:

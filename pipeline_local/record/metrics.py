@@ -145,12 +145,16 @@ def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str
 
 
 def _total(scores: list[Score]) -> dict[str, float]:
+    def total(name: str) -> float:
+        # one wait for the device, however many batches
+        return float(sum(torch.stack([getattr(score, name) for score in scores]).tolist()))
+
     # without a readable image, the first stage ends the run
-    count = max(1, sum(int(score.count) for score in scores))
+    count = max(1, total("count"))
     return {
-        "accuracy": sum(int(score.correct) for score in scores) / count,
-        "ensemble_accuracy": sum(int(score.ensemble) for score in scores) / count,
-        "loss": sum(float(score.loss) for score in scores) / count,
+        "accuracy": total("correct") / count,
+        "ensemble_accuracy": total("ensemble") / count,
+        "loss": total("loss") / count,
     }
 
 

@@ -42,7 +42,10 @@ def test_room_follows_a_state_that_changes_its_form():
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 def test_on_a_gpu_later_writes_queue_behind_the_copies():
-    snapshot, live = Snapshot(), torch.zeros(1 << 22, device=torch.accelerator.current_accelerator())
+    snapshot, live = (
+        Snapshot(),
+        torch.zeros(1 << 22, device=torch.accelerator.current_accelerator()),
+    )
     for number in range(1, 5):
         live.fill_(number)
         copies = snapshot.take({"w": live})

@@ -5,6 +5,7 @@ A transfer has a stream of its own, which follows the stream that is current whe
 the bytes on threads.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -41,27 +42,30 @@ class Simccl(dist.ProcessGroup):
     def send(self, tensors: list[Tensor], to: int, tag: int) -> Transfer:
         (tensor,) = tensors
         stream = self._following(tensor.device)
+        ticket = torch.ops.simgpu.draw_ticket()
         with stream:
-            message = torch.ops.simgpu.outgoing(tensor)
-        self._threads["send"].submit(lambda: self._gloo.send([message], to, tag).wait())
+            message = torch.ops.simgpu.outgoing(tensor, ticket)
+        self._begin("send", ticket, lambda: self._gloo.send([message], to, tag))
         return Transfer(stream.record_event(), tensor.device)
 
     def recv(self, tensors: list[Tensor], origin: int, tag: int) -> Transfer:
         (tensor,) = tensors
         message = torch.empty(tensor.shape, dtype=tensor.dtype)
         ticket = torch.ops.simgpu.draw_ticket()
-
-        def receive() -> None:
-            try:
-                self._gloo.recv([message], origin, tag).wait()
-            finally:  # a neighbour that is gone leaves what was there, as NCCL does
-                torch.ops.simgpu.redeem_ticket(ticket)
-
         stream = self._following(tensor.device)
         with stream:
             torch.ops.simgpu.incoming(tensor, message, ticket)
-        self._threads["recv"].submit(receive)
+        self._begin("recv", ticket, lambda: self._gloo.recv([message], origin, tag))
         return Transfer(stream.record_event(), tensor.device)
+
+    def _begin(self, act: str, ticket: int, start: Callable[[], dist.Work]) -> None:
+        def carry() -> None:
+            try:
+                start().wait()
+            finally:  # where a neighbour is gone, memory stays as it is
+                torch.ops.simgpu.redeem_ticket(ticket)
+
+        self._threads[act].submit(carry)
 
     def _following(self, device: torch.device) -> torch.Stream:
         if self._stream is None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.accelerator import device_index as device  # noqa: F401 (torch asks for it)
 
 _initialized = True
+device = torch.accelerator.device_index
 
 
 def load() -> None:
@@ -56,12 +56,12 @@ def manual_seed_all(seed: int) -> None:
         _generator(index).manual_seed(seed)
 
 
-def get_rng_state(device: int | None = None) -> torch.Tensor:
-    return _generator(device).get_state()
+def get_rng_state(index: int | None = None) -> torch.Tensor:
+    return _generator(index).get_state()
 
 
-def set_rng_state(state: torch.Tensor, device: int | None = None) -> None:
-    _generator(device).set_state(state)
+def set_rng_state(state: torch.Tensor, index: int | None = None) -> None:
+    _generator(index).set_state(state)
 
 
 def _generator(index: int | None = None) -> torch.Generator:
@@ -73,5 +73,5 @@ def waits() -> int:
     return int(torch.ops.simgpu.waits())
 
 
-def get_device_name(device: object = None) -> str:
+def get_device_name(index: object = None) -> str:
     return "simulated GPU"

@@ -1,0 +1,179 @@
+"""The device's paths without a device: on GPUs that are simulated (simulated_gpu/simgpu.cpp).
+
+Their kernels are the CPU's, so a run must leave the very bytes that it leaves on a CPU; what a GPU
+punishes at random (memory read too early, streams that do not wait) ends the process.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulated_gpu.build import build
+
+TESTS = Path(__file__).parent
+PREAMBLE = """
+import torch
+assert torch.accelerator.device_count() == 2
+device, other = torch.device("simgpu", 0), torch.device("simgpu", 1)
+x = torch.ones(3, device=device)
+side = torch.Stream(device)
+current = torch.accelerator.current_stream(device)
+side.wait_stream(current)
+room = torch.empty(3, pin_memory=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory):
+    """Run a Python command on so many of them; gives the finished process."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler: g++")
+    folder = tmp_path_factory.mktemp("simgpu")
+    build(folder)
+
+    def run(count, *arguments, **options):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{folder}:{TESTS.parent}",
+            "SIMGPU_DEVICES": str(count),
+            "PIPELINE_LOCAL_TEST_GPU": "1",
+        }
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            **options,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("with side: y = x + 1\nx.add_(1)", "race: stream 0 aten::add"),
+        ("with side: x.add_(1)\nx + 1", "race: stream 0 aten::add"),
+        ("y = x + 1\nwith side: y + 1", "race: stream 2 aten::add"),
+        ("with side: y = x + 1\ndel x", "freed too early: memory of stream 0"),
+        ("x + torch.ones(3)", "RuntimeError: Expected all tensors to be on the same device"),
+        ("x + x.to(other)", "RuntimeError: Expected all tensors to be on the same device"),
+        ("room.copy_(x, non_blocking=True); print(room)", "[nan, nan, nan]"),
+        (
+            "room.fill_(1); x.copy_(room, non_blocking=True); room.fill_(2); print(x)",
+            "[2., 2., 2.]",
+        ),
+        ("print(torch.empty(3, device=device))", "[nan, nan, nan]"),
+    ],
+)
+def test_a_mistake_shows(gpus, mistake, told):
+    done = gpus(2, "-c", PREAMBLE + mistake)
+    assert told in done.stdout + done.stderr
+
+
+def test_no_mistake_shows_where_there_is_none(gpus):
+    program = """
+with side:
+    y = x + 1
+    room.copy_(y, non_blocking=True)
+    copied = side.record_event()
+current.wait_event(copied)
+x.add_(1)
+x.record_stream(side)
+del x
+before = torch.simgpu.waits()
+copied.synchronize()
+print(room, torch.simgpu.waits() - before, (y.to(other) * 2).sum().item())
+"""
+    done = gpus(2, "-c", PREAMBLE + program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "tensor([2., 2., 2.]) 1 12.0\n"
+
+
+def train(run, folder, *settings):
+    """Gives the bytes of all checkpoints."""
+    done = run(
+        *("-m", "pipeline_local", "train", "configs/synthetic.yaml", f"run.dir={folder}"),
+        *("model.name=resnet20", "model.width=8", "data.image_size=16", "parallel.threads=1"),
+        *("train.steps=9", "train.evaluate_every=5", "train.log_every=4", "reconcile.every=2"),
+        *("checkpoint.every_steps=3", "checkpoint.keep=9", "reconcile.direction=both", *settings),
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    files = sorted((folder / "checkpoints").glob("*/*.safetensors"))
+    assert len(files) == 3 * 4
+    return {file.relative_to(folder): file.read_bytes() for file in files}, done.stdout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.microbatches=2", "channels_last=true", "optimizer.name=adamw"),
+        pytest.param(("head.name=auglocal", "data.workers=1"), marks=pytest.mark.long),
+        pytest.param(
+            ("modules.recompute=true", "parallel.wire_dtype=bfloat16"), marks=pytest.mark.long
+        ),
+    ],
+)
+def test_a_run_leaves_the_bytes_that_it_leaves_on_a_cpu(gpus, settings, tmp_path):
+    """On one device or several, by pinned memory or by a device's own messages."""
+    on_cpu, said = train(lambda *a, **b: gpus(0, *a, **b), tmp_path / "cpu", *settings)
+    assert "1 stage on cpu" in said
+    for devices, stages, wire in ((1, 1, ""), (1, 2, " over staged"), (3, 3, " over nccl")):
+        folder = tmp_path / f"{stages} on {devices}"
+        run = lambda *a, n=devices, **b: gpus(n, *a, **b)  # noqa: E731
+        files, said = train(run, folder, f"parallel.stages={stages}", *settings)
+        assert f"on simgpu{wire};" in said
+        assert files == on_cpu
+
+
+WAITS = """
+import sys, torch
+from pipeline_local.cli import main
+main(["train", "configs/synthetic.yaml", "model.name=resnet20", "model.width=8",
+      "data.image_size=16", "train.log_every=99", "train.evaluate_every=99", *sys.argv[1:]])
+print(torch.simgpu.waits())
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("reconcile.fraction=0.25", "train.on_nan=skip"), marks=pytest.mark.long),
+        pytest.param(("precision=bfloat16", "head.name=auglocal"), marks=pytest.mark.long),
+        pytest.param(("reconcile.direction=both", "train.microbatches=2"), marks=pytest.mark.long),
+    ],
+)
+def test_the_host_never_waits_for_a_training_step(gpus, settings, tmp_path):
+    def waits(steps):
+        run = (f"run.dir={tmp_path / str(steps)}", f"train.steps={steps}", "reconcile.every=1")
+        done = gpus(1, "-c", WAITS, *run, *settings, cwd=TESTS.parent)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.split()[-1])
+
+    assert waits(4) == waits(9) > 0
+
+
+def test_what_is_written_for_gpus_passes_there(gpus):
+    """Those of the other tests that are skipped where there is no GPU."""
+    mine = ("pipeline/test_wires.py", "record/test_snapshot.py", "learning/test_guard.py")
+    names = "staged or nccl or on_a_gpu or never_waits"
+    done = gpus(2, "-m", "pytest", "-q", "-k", names, *(TESTS / name for name in mine))
+    assert done.returncode == 0, done.stdout
+    assert "9 passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [1, 2])
+def test_channels_and_placement_hold_there(gpus, count):
+    mine = ("pipeline/test_transport.py", "learning/test_guard.py", "test_oracle.py")
+    done = gpus(count, "-m", "pytest", "-q", *(TESTS / name for name in mine))
+    assert done.returncode == 0, done.stdout
