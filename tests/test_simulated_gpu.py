@@ -4,6 +4,7 @@ Their kernels are the CPU's, so a run must leave the very bytes that it leaves o
 punishes at random (memory read too early, streams that do not wait) ends the process.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -157,7 +158,7 @@ def test_the_host_never_waits_for_a_training_step(gpus, settings, tmp_path):
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split()[-1])
 
-    assert waits(4) == waits(9) > 0
+    assert waits(9) == waits(14) > 0
 
 
 def test_what_is_written_for_gpus_passes_there(gpus):
@@ -177,3 +178,17 @@ def test_channels_and_placement_hold_there(gpus, count):
     mine = ("pipeline/test_transport.py", "learning/test_guard.py", "test_oracle.py")
     done = gpus(count, "-m", "pytest", "-q", *(TESTS / name for name in mine))
     assert done.returncode == 0, done.stdout
+
+
+def test_what_plan_predicts_is_what_the_allocator_holds(gpus, tmp_path):
+    """On a device everything is allocated by it: boundaries, batches, and sizes are rounded up."""
+    command = ("-m", "pipeline_local")
+    settings = ("configs/synthetic.yaml", "parallel.stages=2", "train.steps=9")
+    planned, run = tmp_path / "plan.json", tmp_path / "run"
+    done = gpus(0, *command, "plan", *settings, "--json", str(planned), cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr
+    done = gpus(2, *command, "train", *settings, f"run.dir={run}", cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(planned.read_text())["stages"]
+    held = json.loads((run / "summary.json").read_text())["peak_memory_bytes"]
+    assert [stage["memory"]["peak"] for stage in stages] == pytest.approx(held, rel=0.1)
