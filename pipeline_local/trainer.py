@@ -134,13 +134,13 @@ class Trainer:
         self.writer = Writer(self.checkpoints, config.checkpoint.keep)
         self.trace = Trace(whereabouts=whereabouts)
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
-        self.clock = metrics.Clock()
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
         self.kind = kind
         laid = lay(blueprint, place, kind, whereabouts)
         self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
+        self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
         self.display: Progress | Silent = (
             Silent()
             if place.rank
@@ -207,7 +207,7 @@ class Trainer:
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
         self.writer.check()
-        with self._training_clock():
+        with self.clock.training():
             self.stage.train(step)
             if step.log:
                 self._settle()
@@ -216,18 +216,19 @@ class Trainer:
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
-        with self._training_clock(steps=0):
+        with self.clock.training(steps=0):
             self._settle()
         batches = self.blueprint.schedule.test_batches
-        scores = self.stage.evaluate(batches, action.number)
-        self.scores = metrics.of_scores(self.stage.modules, scores)
+        with self.clock.evaluating():
+            scores = self.stage.evaluate(batches, action.number)
+            self.scores = metrics.of_scores(self.stage.modules, scores)
         if self.blueprint.config.train.on_nan == "fail":
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
 
     def save(self, action: Save) -> None:
         """Begin to write this stage's modules."""
-        with self._training_clock(steps=0):
+        with self.clock.training(steps=0):
             self._settle()
         with self.clock.saving():
             for module in self.stage.modules:
@@ -239,9 +240,6 @@ class Trainer:
         metrics.settle(self.place.device)
         for module in self.stage.modules:
             module.guard.verify()
-
-    def _training_clock(self, steps: int = 1) -> AbstractContextManager[None]:
-        return self.clock.training(lambda: self.upstream.waited + self.downstream.waited, steps)
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
@@ -276,7 +274,6 @@ class Trainer:
             "steps": self.blueprint.schedule.num_steps,
             "resumed_after": self.start,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
-            "waits_seen": self.kind == "gloo" or self.place.world_size == 1,
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }

@@ -91,11 +91,8 @@ def measure(config: Config, place: Place, request: Request) -> list[Measured]:
     Raises:
         UserError: the configuration and the ranks do not fit together.
     """
-    backend = "gloo"
-    if place.world_size > 1 and place.wire_kind(config.parallel) == "nccl":
-        backend = "cpu:gloo,cuda:nccl"
     place.prepare(config.parallel)
-    with joined(place, backend) as store:
+    with joined(place, place.group_backend(config.parallel)) as store:
         board = Board(store, place.rank, place.world_size)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind: Kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])

@@ -139,9 +139,7 @@ class Local(Peer):
         self._waited, self._open = self._waited + _waited(self._open), None
 
     def seconds(self) -> dict[str, float]:
-        """Waiting in channels, where a host that waits has no device that works."""
-        if self.setting.kind != "gloo":
-            return {}
+        """Waiting in channels."""
         return {"waited": self._waited + _waited(self._open or ())}
 
     def weights(self) -> Weights:

@@ -1,7 +1,6 @@
 """torch.distributed.pipelining's schedules as peers, on one or several stages per rank."""
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -25,6 +24,7 @@ from pipeline_local.bench.peer import (
     needs_ranks,
 )
 from pipeline_local.pipeline import partition
+from pipeline_local.record.stopwatch import Stopwatch
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {
     "gpipe": ScheduleGPipe,
@@ -96,29 +96,24 @@ def _moved(edges: Sequence[int]) -> Iterator[list[int]]:
 class TimedStage(PipelineStage):
     """A stage that knows how long it computes."""
 
-    busy = 0.0
-    """Seconds, on a host that waits for its work."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (torch's)
+        super().__init__(*args, **kwargs)
+        self.busy = Stopwatch(self.device)
 
     def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (torch's)
         """One microbatch forward."""
-        begin = time.perf_counter()
-        result = super().forward_one_chunk(*args, **kwargs)
-        self.busy += time.perf_counter() - begin
-        return result
+        with self.busy.running():
+            return super().forward_one_chunk(*args, **kwargs)
 
     def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (torch's)
         """One microbatch backward, or the gradients of its inputs alone."""
-        begin = time.perf_counter()
-        result = super().backward_one_chunk(*args, **kwargs)
-        self.busy += time.perf_counter() - begin
-        return result
+        with self.busy.running():
+            return super().backward_one_chunk(*args, **kwargs)
 
     def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (torch's)
         """The gradients of the weights, where they come later."""
-        begin = time.perf_counter()
-        result = super().backward_weight_one_chunk(*args, **kwargs)
-        self.busy += time.perf_counter() - begin
-        return result
+        with self.busy.running():
+            return super().backward_weight_one_chunk(*args, **kwargs)
 
 
 class Pipelined(Trained):
@@ -128,7 +123,7 @@ class Pipelined(Trained):
         super().__init__(setting)
         self._name = name
         self._microbatches = microbatches
-        self._updating = 0.0
+        self._updating = Stopwatch(setting.place.device)
 
     def setup(self) -> None:
         """This rank's stages."""
@@ -155,15 +150,13 @@ class Pipelined(Trained):
     def step(self) -> None:
         """All microbatches by the schedule, then update."""
         self._run()
-        begin = time.perf_counter()
-        self.update()
-        self._updating += time.perf_counter() - begin
+        with self._updating.running():
+            self.update()
 
     def seconds(self) -> dict[str, float]:
-        """Computing, where the host waits for it."""
-        if self.setting.place.device.type != "cpu":
-            return {}
-        return {"busy": sum(stage.busy for stage in self._stages) + self._updating}
+        """Computing."""
+        busy = sum(stage.busy.seconds for stage in self._stages)
+        return {"busy": busy + self._updating.seconds}
 
 
 def _needs_splitting(setting: Setting, stages: Sequence[range]) -> None:

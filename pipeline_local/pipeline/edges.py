@@ -95,7 +95,7 @@ def _inlet(
     device: torch.device,
 ) -> Inlet:
     contract, schedule = blueprint.contract(index), blueprint.schedule
-    messages = Receiver(wire, contract.traffic(schedule, start))
+    messages = Receiver(wire, contract.traffic(schedule, start), device)
     if back is None:
         return Inlet(messages)
     replies = contract.feedback(schedule, start)
@@ -114,4 +114,4 @@ def _outlet(
     messages = Sender(wire, contract.traffic(schedule, start), device=device)
     if back is None:
         return Outlet(messages)
-    return Outlet(messages, Receiver(back, contract.feedback(schedule, start)))
+    return Outlet(messages, Receiver(back, contract.feedback(schedule, start), device))

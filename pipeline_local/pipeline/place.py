@@ -135,6 +135,12 @@ class Place:
             return "gloo"
         return "nccl" if own_gpu and config.backend != "gloo" else "staged"
 
+    def group_backend(self, config: ParallelConfig) -> str:
+        """Of a group that carries the CPU's tensors, and between devices theirs (collectives)."""
+        if self.world_size == 1 or self.wire_kind(config) != "nccl":
+            return "gloo"
+        return f"cpu:gloo,{self.device.type}:{device_backend(self.device)}"
+
     @property
     def device_name(self) -> str:
         """What this rank computes on, for people."""

@@ -13,7 +13,6 @@ is sent.
     wires.py    how one tensor gets across: gloo, staged through pinned memory, nccl
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ from torch import Tensor
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Evaluate, Schedule
 from pipeline_local.pipeline.wires import Pending, Wire
+from pipeline_local.record.stopwatch import CPU, Stopwatch
 
 Message = tuple[Tensor, ...]
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,12 @@ class Sender:
         self._next = next(traffic, None)
         self._depth = depth
         self._unfinished: deque[list[Pending]] = deque()
-        self.waited = 0.0
+        self._back_pressure = Stopwatch(device)
+
+    @property
+    def waited(self) -> float:
         """Seconds spent in back-pressure."""
+        return self._back_pressure.seconds
 
     @property
     def done(self) -> bool:
@@ -167,30 +169,39 @@ class Sender:
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
-        begin = time.perf_counter()
-        for pending in self._unfinished.popleft():
-            pending.wait()
-        self.waited += time.perf_counter() - begin
+        with self._back_pressure.running():
+            for pending in self._unfinished.popleft():
+                pending.wait()
 
 
 class Receiver:
     """The downstream end of an edge between processes; one receive is always posted ahead.
 
     Never more than one: a posted NCCL receive occupies the communicator (pytorch#165664).
+
+    Args:
+        wire: carries single tensors.
+        traffic: what will come, in order.
+        device: where the tensors will be.
     """
 
-    def __init__(self, wire: Wire, traffic: Iterator[tuple[Spec, ...]]) -> None:
+    def __init__(
+        self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], device: torch.device = CPU
+    ) -> None:
         self._wire = wire
         self._traffic = traffic
         self._posted = self._post()
-        self.waited = 0.0
+        self._arrival = Stopwatch(device)
+
+    @property
+    def waited(self) -> float:
         """Seconds spent waiting for messages."""
+        return self._arrival.seconds
 
     def recv(self) -> Message:
         """The next message of the contract; waits for it."""
-        begin = time.perf_counter()
-        message = tuple(pending.wait() for pending in self._posted)
-        self.waited += time.perf_counter() - begin
+        with self._arrival.running():
+            message = tuple(pending.wait() for pending in self._posted)
         self._posted = self._post()
         return message
 

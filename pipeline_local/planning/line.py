@@ -48,7 +48,7 @@ class Line:
             found = [self._ask(send, recv)]
         elif rank == 1:
             self._answer(send, recv)
-        dist.broadcast_object_list(found, 0, device=self.device)
+        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
         (link,) = found
         assert link is not None
         return link

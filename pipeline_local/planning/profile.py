@@ -73,7 +73,7 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
     """
     check(runs, output, place.world_size)
     own = files(output, place.world_size)[place.rank]
-    with joined(place, "cpu:gloo,cuda:nccl" if _by_nccl(config, place) else "gloo"):
+    with joined(place, place.group_backend(config.parallel)):
         facts = measure(config, info, runs, place)
     profilefile.save(facts, own)
     if place.rank:
@@ -109,10 +109,6 @@ def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str
     }
 
 
-def _by_nccl(config: Config, place: Place) -> bool:
-    return place.world_size > 1 and place.wire_kind(config.parallel) == "nccl"
-
-
 def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
     """By messages as large as a microbatch's activations between two blocks are at most."""
     config = blueprint.config
@@ -121,7 +117,8 @@ def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
     if place.world_size == 1:
         return Line(num_bytes, runs, torch.device("cpu")).between_threads()
-    device = place.device if _by_nccl(config, place) else torch.device("cpu")
+    by_device = place.wire_kind(config.parallel) == "nccl"
+    device = place.device if by_device else torch.device("cpu")
     return Line(num_bytes, runs, device).between_ranks(place.rank)
 
 

@@ -48,9 +48,15 @@ def _strict(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 class Clock:
-    """Where the wall time of one rank goes."""
+    """Where the wall time of one rank goes.
 
-    def __init__(self) -> None:
+    Args:
+        waited: seconds spent waiting for neighbours so far, in training or not.
+    """
+
+    def __init__(self, waited: Callable[[], float]) -> None:
+        self._waited_so_far = waited
+        self._accounted = 0.0
         self._training = 0.0
         self._waited = 0.0
         self._stall = 0.0
@@ -58,13 +64,24 @@ class Clock:
         self._at_last_pace = 0.0
 
     @contextmanager
-    def training(self, waited: Callable[[], float], steps: int = 1) -> Iterator[None]:
-        """Time optimizer steps; `waited` counts the seconds spent waiting for neighbours."""
-        begin, before = time.perf_counter(), waited()
+    def training(self, steps: int = 1) -> Iterator[None]:
+        """Time optimizer steps, and waits within them."""
+        begin = time.perf_counter()
         yield
         self._training += time.perf_counter() - begin
-        self._waited += waited() - before
+        self._waited += self._newly_waited()
         self._steps += steps
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What is waited for in here is no part of training. The device has settled before and
+        after, or it would be told late of waits of one in the other."""
+        yield
+        self._newly_waited()
+
+    def _newly_waited(self) -> float:
+        before, self._accounted = self._accounted, self._waited_so_far()
+        return self._accounted - before
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -40,16 +40,13 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     Args:
         stages: each with `modules` (number -> what `per_head` lists), `steps`, `resumed_after`
             (as many were done before), `seconds` (of training since), `waited` (seconds of it
-            spent waiting for neighbours), `waits_seen` (between GPUs the host's are not the
-            device's: then there is no efficiency), `peak_memory_bytes` and
-            `checkpoint_stall_seconds`.
+            spent waiting for neighbours), `peak_memory_bytes` and `checkpoint_stall_seconds`.
         samples: training samples seen.
         plan: what was predicted, if there is a profile.
     """
     modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
     rows = [modules[k] for k in sorted(modules)]
     seconds = max(facts["seconds"] for facts in stages)
-    seen = all(facts["waits_seen"] for facts in stages)
     busy = max(facts["seconds"] - facts["waited"] for facts in stages)
     return {
         **per_head(rows),
@@ -57,12 +54,12 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
         "resumed_after": stages[0]["resumed_after"],
         "seconds": round(seconds, 3),
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
-        "efficiency": round(busy / max(seconds, 1e-9), 4) if seen else None,
+        "efficiency": round(busy / max(seconds, 1e-9), 4),
         "peak_memory_bytes": [facts["peak_memory_bytes"] for facts in stages],
         "checkpoint_stall_seconds": round(
             max(facts["checkpoint_stall_seconds"] for facts in stages), 3
         ),
-        **(_beside(stages, plan) if plan and seen else {}),
+        **(_beside(stages, plan) if plan else {}),
     }
 
 
@@ -106,13 +103,12 @@ def show(rows: list[Row], facts: Facts) -> None:
     console.print(table)
     if "seconds" in facts:
         memory = max(facts["peak_memory_bytes"]) / 2**20
-        efficiency = facts["efficiency"]
         before = facts.get("resumed_after", 0)
         done = f"{facts['steps'] - before} of " if before else ""
-        told = "" if efficiency is None else f" pipeline efficiency {efficiency:.2f},"
         console.print(
             f"{done}{facts['steps']} steps in {facts['seconds']:.1f} s,"
-            f" {facts['samples_per_second']:.0f} samples/s,{told}"
+            f" {facts['samples_per_second']:.0f} samples/s,"
+            f" pipeline efficiency {facts['efficiency']:.2f},"
             f" peak memory {memory:.0f} MiB per stage",
             soft_wrap=True,
         )

@@ -21,10 +21,14 @@ def test_lines_are_written_at_once_and_appended(tmp_path):
 
 
 def test_clock_separates_training_from_waiting_and_saving():
-    clock, waited = metrics.Clock(), iter([0.0, 0.5, 0.5, 0.75])
-    for _ in range(2):
-        with clock.training(lambda: next(waited)):
-            time.sleep(0.001)
+    waited = iter([0.5, 10.5, 10.75])
+    clock = metrics.Clock(lambda: next(waited))
+    with clock.training():
+        time.sleep(0.001)
+    with clock.evaluating():
+        pass
+    with clock.training():
+        time.sleep(0.001)
     with clock.saving():
         time.sleep(0.001)
     facts = clock.facts()

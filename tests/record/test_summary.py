@@ -17,7 +17,6 @@ def stage(modules, seconds, waited):
         "resumed_after": 0,
         "seconds": seconds,
         "waited": waited,
-        "waits_seen": True,
         "peak_memory_bytes": 1000 * modules[0],
         "checkpoint_stall_seconds": 0.5,
     }
@@ -39,15 +38,6 @@ def test_efficiency_is_the_slowest_stages_busy_share():
     assert facts["efficiency"] == pytest.approx(0.8)
 
 
-def test_over_nccl_there_is_no_efficiency(capsys):
-    """The host does not see how long its streams wait."""
-    unseen = {**stage([1], 10.0, 0.0), "waits_seen": False}
-    facts = summary.combine([unseen], samples=500)
-    assert facts["efficiency"] is None
-    summary.show([summary.Row(0, "stem", "classifier")], facts)
-    assert "efficiency" not in capsys.readouterr().out
-
-
 def test_predicted_stage_times_stand_beside_measured_ones(capsys):
     plan = summary.StageTimes([0.2, 0.3], steps=40)
     stages = [stage([1], 10.0, 2.0), stage([2], 10.0, 0.0)]
@@ -57,8 +47,6 @@ def test_predicted_stage_times_stand_beside_measured_ones(capsys):
     summary.show([summary.Row(0, "a", "linear"), summary.Row(1, "b", "classifier")], facts)
     assert "(predicted): 200.0 (200.0), 250.0 (300.0)" in capsys.readouterr().out
     assert "stage_seconds" not in summary.combine(stages, 500)
-    unseen = [{**one, "waits_seen": False} for one in stages]
-    assert "stage_seconds" not in summary.combine(unseen, 500, plan)
 
 
 def test_write_and_show(tmp_path, capsys):

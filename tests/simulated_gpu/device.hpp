@@ -83,7 +83,13 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     if (!*event) *event = new Event;
     const auto s = static_cast<size_t>(stream.id());
     auto when = std::make_shared<std::chrono::steady_clock::time_point>();
-    machine().later(s, {0, [when] { *when = std::chrono::steady_clock::now(); }});
+    const auto strike = [when] { *when = std::chrono::steady_clock::now(); };
+    if (machine().streams[s].pending.empty()) {  // the stream has nothing left to do: it is now
+      machine().launch(s);
+      strike();
+    } else {
+      machine().later(s, {0, strike});
+    }
     const auto& clock = machine().streams[s].clock;
     as_event(*event) = {s, clock[s], clock, when};
   }
@@ -97,11 +103,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   bool queryEvent(void* event) const override {
     if (!event) return true;
-    Locked locked;  // who asks often enough sees it done
-    auto& pending = machine().streams[as_event(event).stream].pending;
-    if (pending.empty() || pending.front().number > as_event(event).number) return true;
-    machine().progress(as_event(event).stream, pending.front().number);
-    return false;
+    Locked locked;  // asking hurries nothing
+    return machine().done(as_event(event).stream, as_event(event).number);
   }
   void synchronizeEvent(void* event) const override {
     if (!event) return;

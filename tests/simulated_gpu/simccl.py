@@ -28,7 +28,7 @@ class Transfer(dist.Work):
 
 
 class Simccl(dist.ProcessGroup):
-    """Point to point messages; every pair of ranks has one order for each direction."""
+    """Messages; every pair of ranks has one order for each direction."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)
@@ -57,6 +57,17 @@ class Simccl(dist.ProcessGroup):
             torch.ops.simgpu.incoming(tensor, message, ticket)
         self._begin("recv", ticket, lambda: self._gloo.recv([message], origin, tag))
         return Transfer(stream.record_event(), tensor.device)
+
+    def allreduce(self, tensors: list[Tensor], options: object) -> dist.Work:
+        return self._gloo.allreduce(tensors, options)  # of the host's tensors only
+
+    def allgather(
+        self, outputs: list[list[Tensor]], inputs: list[Tensor], options: object
+    ) -> dist.Work:
+        return self._gloo.allgather(outputs, inputs, options)
+
+    def broadcast(self, tensors: list[Tensor], options: object) -> dist.Work:
+        return self._gloo.broadcast(tensors, options)
 
     def _begin(self, act: str, ticket: int, start: Callable[[], dist.Work]) -> None:
         def carry() -> None:

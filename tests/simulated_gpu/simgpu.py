@@ -64,7 +64,8 @@ def set_rng_state(state: torch.Tensor, index: int | None = None) -> None:
     _generator(index).set_state(state)
 
 
-def _generator(index: int | None = None) -> torch.Generator:
+def _generator(index: int | torch.device | None = None) -> torch.Generator:
+    index = index.index if isinstance(index, torch.device) else index
     return torch._C._accelerator_getDefaultGenerator(current_device() if index is None else index)
 
 

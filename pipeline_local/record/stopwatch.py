@@ -1,0 +1,58 @@
+"""How long something takes where the work is done: by a device's events, or a CPU's clock.
+
+Between GPUs the host does not stand still when a message is late: the stream that computes does.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+class Stopwatch:
+    """Adds up seconds.
+
+    On a device they count from when it has done all that was queued before, until it may do what is
+    queued after, whether the host or only the stream waits in between. Reading them makes nobody
+    wait: they are complete once the device has settled.
+
+    Args:
+        device: where the work is done, on the stream that is current.
+    """
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._under_way: deque[tuple[torch.Event, torch.Event]] = deque()
+        self._spare: list[tuple[torch.Event, torch.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the enclosed work, or wait."""
+        if self._device.type == "cpu":
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+            return
+        stream = torch.accelerator.current_stream(self._device)
+        begin, end = self._spare.pop() if self._spare else (self._event(), self._event())
+        begin.record(stream)
+        yield
+        end.record(stream)
+        self._under_way.append((begin, end))
+
+    @property
+    def seconds(self) -> float:
+        """Of all that is over."""
+        while self._under_way and self._under_way[0][1].query():
+            begin, end = self._under_way.popleft()
+            self._seconds += begin.elapsed_time(end) / 1000
+            self._spare.append((begin, end))
+        return self._seconds
+
+    def _event(self) -> torch.Event:
+        return torch.Event(self._device, enable_timing=True)
