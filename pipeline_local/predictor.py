@@ -26,8 +26,8 @@ class Predictor:
         UserError: no run, or no complete checkpoint.
     """
 
-    def __init__(self, run: Path, device: torch.device = CPU) -> None:
-        blueprint, modules, _ = load(run, device)
+    def __init__(self, run: str | Path, device: torch.device = CPU) -> None:
+        blueprint, modules, _ = load(Path(run), device)
         self.classes = blueprint.info.classes
         self._shape = blueprint.info.image_shape
         self._crossing = blueprint.crossing

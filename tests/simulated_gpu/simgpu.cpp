@@ -81,6 +81,16 @@ TORCH_LIBRARY(simgpu, m) {
     machine().tickets.erase(ticket);
     machine().redeemed.notify_all();
   });
+  m.def("seed(int device, int seed) -> ()", [](int64_t device, int64_t seed) {
+    auto own = generator(static_cast<int>(device));
+    own.set_current_seed(static_cast<uint64_t>(seed));
+  });
+  m.def("state(int device) -> Tensor",
+        [](int64_t device) { return generator(static_cast<int>(device)).get_state(); });
+  m.def("set_state(int device, Tensor state) -> ()", [](int64_t device, const at::Tensor& state) {
+    auto own = generator(static_cast<int>(device));
+    own.set_state(state);
+  });
   m.def("waits() -> int", [] { return machine().waits; });
 }
 

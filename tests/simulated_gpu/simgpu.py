@@ -48,25 +48,25 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def manual_seed(seed: int) -> None:
-    _generator().manual_seed(seed)
+    torch.ops.simgpu.seed(current_device(), seed)
 
 
 def manual_seed_all(seed: int) -> None:
     for index in range(device_count()):
-        _generator(index).manual_seed(seed)
+        torch.ops.simgpu.seed(index, seed)
 
 
-def get_rng_state(index: int | None = None) -> torch.Tensor:
-    return _generator(index).get_state()
+def get_rng_state(index: int | torch.device | None = None) -> torch.Tensor:
+    return torch.ops.simgpu.state(_index(index))
 
 
-def set_rng_state(state: torch.Tensor, index: int | None = None) -> None:
-    _generator(index).set_state(state)
+def set_rng_state(state: torch.Tensor, index: int | torch.device | None = None) -> None:
+    torch.ops.simgpu.set_state(_index(index), state)
 
 
-def _generator(index: int | torch.device | None = None) -> torch.Generator:
+def _index(index: int | torch.device | None) -> int:
     index = index.index if isinstance(index, torch.device) else index
-    return torch._C._accelerator_getDefaultGenerator(current_device() if index is None else index)
+    return current_device() if index is None else index
 
 
 def waits() -> int:
