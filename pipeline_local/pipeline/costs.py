@@ -55,7 +55,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Link:
-    """Between two processes of a host: a message of n bytes takes latency + n / bandwidth."""
+    """Between two processes: a message of n bytes takes latency + n / bandwidth."""
 
     latency_seconds: float
     bytes_per_second: float
@@ -103,7 +103,8 @@ class Costs:
         blocks: in order.
         heads: auxiliary heads, by where they stand and how many blocks they copy.
         classifier: the last module's head.
-        link: how long a message takes, where that has been measured.
+        link: how long a message takes between this device and the one above it (the first one and
+            the one below), where that has been measured.
         memory: bytes that the device has, where its ranks share it with nobody.
         origin: where the costs come from, for people.
     """

@@ -28,7 +28,7 @@ Transfer = Callable[[Tensor], object]
 
 @dataclass(frozen=True)
 class Line:
-    """From rank 0 to rank 1.
+    """Between a rank and the next.
 
     Attributes:
         num_bytes: of a message.
@@ -40,15 +40,24 @@ class Line:
     runs: int
     device: torch.device
 
-    def between_ranks(self, rank: int) -> Link:
-        """All ranks of the default group call it and get the same."""
+    def between_ranks(self, rank: int, world_size: int) -> Link:
+        """To the rank above; the first rank gets that to the one below it.
+
+        All ranks of the default group call it. Edges are measured one by one, as several may share
+        what lies beneath.
+        """
+        links = [self._edge(upper, rank) for upper in range(world_size - 1)]
+        return links[max(0, rank - 1)]
+
+    def _edge(self, upper: int, rank: int) -> Link:
         found: list[Link | None] = [None]
-        send, recv = partial(dist.send, dst=1 - rank), partial(dist.recv, src=1 - rank)
-        if rank == 0:
+        other = upper + 1 if rank == upper else upper
+        send, recv = partial(dist.send, dst=other), partial(dist.recv, src=other)
+        if rank == upper:
             found = [self._ask(send, recv)]
-        elif rank == 1:
+        elif rank == upper + 1:
             self._answer(send, recv)
-        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+        dist.broadcast_object_list(found, upper, device=torch.device("cpu"))
         (link,) = found
         assert link is not None
         return link

@@ -15,7 +15,7 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import ModuleCost, Unit, of_stages
+from pipeline_local.pipeline.costs import Link, ModuleCost, Unit, of_stages
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
@@ -140,7 +140,10 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
         steps=blueprint.schedule.num_steps,
         seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
-        edges=tuple(_edge(blueprint, part[-1]) for part in parts[:-1]),
+        edges=tuple(
+            _edge(blueprint, part[-1], below.link)
+            for part, below in zip(parts, blueprint.costs_of(num_stages)[1:], strict=False)
+        ),
         imbalance=_imbalance(totals),
         fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
         stage_cut=_best_stages(blueprint, num_stages),
@@ -177,9 +180,9 @@ def _stage(
     return StagePlan(tuple(modules), memory, None if room == math.inf else room)
 
 
-def _edge(blueprint: Blueprint, index: int) -> EdgePlan:
+def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
-    micro, link = blueprint.config.train.microbatches, blueprint.devices[0].link
+    micro = blueprint.config.train.microbatches
     signals = blueprint.schedule.part_that_compares * micro
     feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
     message = num_bytes([contract.activations, contract.labels])

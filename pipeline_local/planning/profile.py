@@ -119,7 +119,7 @@ def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
         return Line(num_bytes, runs, torch.device("cpu")).between_threads()
     by_device = place.wire_kind(config.parallel) == "nccl"
     device = place.device if by_device else torch.device("cpu")
-    return Line(num_bytes, runs, device).between_ranks(place.rank)
+    return Line(num_bytes, runs, device).between_ranks(place.rank, place.world_size)
 
 
 @dataclass(frozen=True)

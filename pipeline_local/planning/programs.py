@@ -35,7 +35,7 @@ class Setting:
         stages: of the pipeline, in order.
         microbatches: of a step.
         steps: to do.
-        link: between neighbours, and between replicas.
+        links: between each stage and the next, or one for all; between replicas the worst of them.
         every: steps from one comparison of gradients to the next; 0: never.
         feedback: input gradients go back upstream on those steps.
         replicas: of each stage.
@@ -46,12 +46,24 @@ class Setting:
     stages: tuple[StageWork, ...]
     microbatches: int
     steps: int
-    link: Link
+    links: tuple[Link, ...]
     every: int = 0
     feedback: bool = False
     replicas: int = 1
     jitter: float = 0.0
     seed: int = 0
+
+    def link(self, stage: int) -> Link:
+        """Between a stage and the next."""
+        return self.links[stage if len(self.links) > 1 else 0]
+
+    @property
+    def worst(self) -> Link:
+        """As late as the latest and as narrow as the narrowest."""
+        return Link(
+            max(link.latency_seconds for link in self.links),
+            min(link.bytes_per_second for link in self.links),
+        )
 
 
 Method = Callable[[Setting], list[Program]]
@@ -79,7 +91,7 @@ def data_parallel(setting: Setting) -> list[Program]:
     As many workers as there are stages.
     """
     count = len(setting.stages) * setting.replicas
-    group = Group(count, setting.link)
+    group = Group(count, setting.worst)
     return [_replica(setting, group, count) for _ in range(count)]
 
 
@@ -118,11 +130,12 @@ def _pipelines(
     """One pipeline per replica; the replicas of a stage sum their gradients."""
     random = Random(setting.seed)
     count = len(setting.stages)
-    groups = [Group(setting.replicas, setting.link) for _ in setting.stages]
+    groups = [Group(setting.replicas, setting.worst) for _ in setting.stages]
+    edges = [setting.link(stage) for stage in range(count - 1)]
     programs: list[Program] = []
     for _ in range(setting.replicas):
-        down = [Channel(setting.link, depth, ahead, setting.jitter, random) for _ in range(count)]
-        up = [Channel(setting.link, math.inf, ahead, setting.jitter, random) for _ in range(count)]
+        down = [Channel(link, depth, ahead, setting.jitter, random) for link in edges]
+        up = [Channel(link, math.inf, ahead, setting.jitter, random) for link in edges]
         for k in range(count):
             first, last = k == 0, k == count - 1
             ends = _Ends(

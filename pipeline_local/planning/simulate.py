@@ -14,7 +14,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Costs
+from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.scenario import Scenario
@@ -83,8 +83,7 @@ def step_seconds(
 
 def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]:
     config, found = blueprint.config, []
-    profiled = blueprint.devices[0].link
-    assert profiled is not None  # a profile has one
+    links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
         own = config.train.microbatches
         parts = own if name in ("local", "ddp") else scenario.parts(config, count)
@@ -93,7 +92,7 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
             stages=stages,
             microbatches=parts,
             steps=2 * _counted(parts, config.reconcile.every),
-            link=scenario.link(profiled),
+            links=links,
             every=config.reconcile.every if config.reconcile.weight else 0,
             feedback=blueprint.schedule.has_feedback,
             replicas=scenario.replicas,
@@ -105,6 +104,12 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
     for row in found:
         ratio = row.samples_per_second / reference if reference else None
         yield Row(**{**asdict(row), "ratio": ratio})
+
+
+def _profiled(blueprint: Blueprint, stages: int) -> list[Link]:
+    """The line above each stage but the first, or one for all."""
+    devices = blueprint.devices[1:] if len(blueprint.devices) == stages else ()
+    return [one.link for one in devices or blueprint.devices[:1] if one.link]
 
 
 def _counted(microbatches: int, every: int) -> int:

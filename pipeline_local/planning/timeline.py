@@ -33,7 +33,7 @@ def timeline(stages: Sequence[StagePlan], steps: int) -> list[list[Bar]]:
 
     works = tuple(map(_work, stages))
     at_once = Link(latency_seconds=0.0, bytes_per_second=math.inf)
-    simulate(local(Setting(works, microbatches=1, steps=steps, link=at_once, every=1)), draw)
+    simulate(local(Setting(works, microbatches=1, steps=steps, links=(at_once,), every=1)), draw)
     return rows
 
 

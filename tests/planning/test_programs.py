@@ -1,5 +1,7 @@
 """Programs of methods: step times and bubbles that theory gives."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline_local.pipeline.costs import Link
@@ -20,7 +22,7 @@ STAGE = StageWork(
 
 
 def setting(stages=4, microbatches=4, steps=20, link=FAST, **more):
-    return Setting((STAGE,) * stages, microbatches, steps, link, **more)
+    return Setting((STAGE,) * stages, microbatches, steps, (link,), **more)
 
 
 def step_seconds(method, what):
@@ -44,7 +46,7 @@ def test_local_learning_has_none(stages):
 
 def test_reconciliation_adds_to_the_steps_that_compare():
     stage = StageWork((ModuleWork(1.0, 0.0, 2.0, added=4.0),), 8.0, 1.0, 2.0, 0.0, 8.0, 16.0)
-    what = Setting((stage,) * 3, 2, 21, FAST, every=5)
+    what = Setting((stage,) * 3, 2, 21, (FAST,), every=5)
     workers = simulate(METHODS["local"](what))
     assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
 
@@ -66,6 +68,18 @@ def test_latency_costs_a_pipeline_round_trips_and_local_learning_nothing():
     assert step_seconds("1f1b", setting(4, 4, link=far)) > step_seconds("1f1b", setting(4, 4)) + 3
 
 
+def test_every_edge_has_a_line_of_its_own():
+    """A narrow one costs those whose messages cross it, and only while it is the slowest part."""
+    narrow = Link(0.0, STAGE.messages / 20)
+
+    def seconds(*links):
+        return step_seconds("local", replace(setting(4, 1, steps=60), links=links))
+
+    assert seconds(FAST, FAST, FAST) == seconds(FAST) == pytest.approx(3.0)
+    assert seconds(FAST, narrow, FAST) == seconds(narrow) == pytest.approx(20.0)
+    assert replace(setting(), links=(FAST, narrow)).worst == narrow
+
+
 def test_replicas_of_a_stage_sum_their_gradients():
     link = Link(0.0, 16.0)
     alone = step_seconds("local", setting(1, 1, link=link))
@@ -75,6 +89,6 @@ def test_replicas_of_a_stage_sum_their_gradients():
 def test_ddp_overlaps_its_sums_with_the_backward_pass():
     big = StageWork((), 0.0, 1.0, 2.0, 0.0, 0.0, gradients=100 * 2**20)
     link = Link(0.0, 100 * 2**20)
-    what = Setting((big,) * 2, 2, 20, link)
+    what = Setting((big,) * 2, 2, 20, (link,))
     # 2 forward, 4 backward; of 200 MiB the last bucket is left: 200 - 1 - 7 * 25 MiB
     assert step_seconds("ddp", what) == pytest.approx(2.0 + 4.0 + 0.24)
