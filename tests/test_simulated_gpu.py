@@ -47,7 +47,7 @@ def gpus(tmp_path_factory):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,  # pytest has limits of its own
             check=False,
             **options,
         )
