@@ -43,7 +43,11 @@ def lay(blueprint: Blueprint, place: Place, kind: Kind, whereabouts: Whereabouts
     up, down = wires(place, kind, whereabouts)
     if not blueprint.schedule.has_feedback:
         return Wires(up, down)
-    return Wires(up, down, *wires(place, kind, whereabouts, upwards=True))
+    # A receive that nccl has posted keeps its device busy until the message is there, and whatever
+    # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
+    # the chain that ends; with a message from below it would be a cycle (seen on an H200).
+    backward: Kind = "staged" if kind == "nccl" else kind
+    return Wires(up, down, *wires(place, backward, whereabouts, upwards=True))
 
 
 def connect(
