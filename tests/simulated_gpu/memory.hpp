@@ -7,6 +7,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <cstring>
+#include <limits>
 
 namespace simgpu {
 
@@ -150,8 +151,12 @@ bool is_pinned(const void* pointer) {
 }
 
 struct PinnedAllocator final : c10::Allocator {
+  // May wait for all that the devices have to do, as cudaHostAlloc does; so here it always does.
   c10::DataPtr allocate(size_t size) override {
     Locked locked;
+    if (Locked::depth() == 1)
+      for (size_t s = 0; s < machine().streams.size(); s++)
+        machine().progress(s, std::numeric_limits<uint64_t>::max());
     const auto bytes = std::max<size_t>(1, (size + 63) / 64) * 64;
     void* data = std::aligned_alloc(64, bytes);
     TORCH_CHECK(data, "simgpu: out of memory");
