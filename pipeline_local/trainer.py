@@ -136,7 +136,6 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(place.rank))
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
-        self.kind = kind
         laid = lay(blueprint, place, kind, whereabouts)
         self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)

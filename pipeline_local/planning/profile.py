@@ -265,8 +265,15 @@ def _device(place: Place) -> dict[str, Any]:
     own = is_gpu and place.local_world_size <= torch.accelerator.device_count()
     return {
         "name": place.device_name,
-        "memory": torch.accelerator.get_memory_info(device)[1] if own else None,
+        "memory": _memory(device) if own else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _memory(device: torch.device) -> int | None:
+    try:
+        return int(torch.accelerator.get_memory_info(device)[1])
+    except RuntimeError:  # a driver that does not tell
+        return None

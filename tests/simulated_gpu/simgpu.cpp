@@ -5,9 +5,9 @@
 // a GPU punishes at random is punished here every time:
 //
 //   where tensors are  An operation on tensors of two devices is refused.
-//   pinned memory      A copy with non_blocking=True is done as late as it may be: when its stream is
-//                      waited for or given other work. Who reads the host's end earlier finds NaN, who
-//                      writes it earlier corrupts the copy.
+//   pinned memory      A copy with non_blocking=True is done when its stream, or one that waits for it,
+//                      is waited for or given other work. Who reads the host's end earlier finds NaN,
+//                      or what was there before; who writes it earlier corrupts the copy.
 //   streams            Accesses to a device's memory carry their stream's vector clock. Two streams at
 //                      the same memory, one of them writing, with no event between them, are a race:
 //                      the process says so, and dies.
@@ -15,7 +15,8 @@
 //                      of while another stream may use it, untold by record_stream, is a race, too.
 //                      Fresh memory is NaN.
 //   randomness         Each device has a generator of its own.
-//   waiting            `waits` counts how often the host has waited for a device.
+//   waiting            `waits` counts how often the host has waited for a device (not for shapes that
+//                      depend on values, such as those of nonzero).
 //
 // That threads of the host wait for each other is not seen: what one of them knows of a stream is not
 // known to the others, except where memory is let go of.
