@@ -32,7 +32,7 @@ class Row:
         spread: largest minus smallest turn, over the median.
         samples_per_second: of the median turn.
         ratio: samples/s over the reference's.
-        peak_memory_bytes: of each rank that works: its device's allocator, or on a CPU live storages.
+        peak_memory_bytes: of each rank that works: its device's allocator, or live storages (CPU).
         resident_peak_bytes: of each rank that works, growth of the process (CPU only).
         efficiency: throughput over that of the slowest stage with its neighbours cut off.
         waited: of each rank, the part of a step in which it waited in channels. For the slowest
