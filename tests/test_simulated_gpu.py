@@ -172,6 +172,20 @@ def test_what_is_written_for_gpus_passes_there(gpus):
     assert "skipped" not in done.stdout
 
 
+def test_what_a_stream_waits_for_is_told(gpus, tmp_path):
+    """The second stage has far less to do; its host never stands still for a message."""
+    rows = tmp_path / "rows.json"
+    done = gpus(
+        *(2, "-m", "pipeline_local", "bench", "peers", "configs/synthetic.yaml"),
+        *("parallel.stages=2", "parallel.cuts=[4]", "modules.cuts=[layer1.0,layer1.1,layer4.1]"),
+        *("--peers", "local", "--runs", "1", "--steps", "8", "--json", str(rows)),
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    (row, *_) = json.loads(rows.read_text())["rows"]
+    assert row["waited"][1] > 0.2
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [1, 2])

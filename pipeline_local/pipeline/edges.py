@@ -103,7 +103,7 @@ def _inlet(
     if back is None:
         return Inlet(messages)
     replies = contract.feedback(schedule, start)
-    return Inlet(messages, Sender(back, replies, schedule.most_unheeded, device))
+    return Inlet(messages, Sender(back, replies, device, schedule.most_unheeded))
 
 
 def _outlet(
@@ -115,7 +115,7 @@ def _outlet(
     device: torch.device,
 ) -> Outlet:
     contract, schedule = blueprint.contract(index), blueprint.schedule
-    messages = Sender(wire, contract.traffic(schedule, start), device=device)
+    messages = Sender(wire, contract.traffic(schedule, start), device)
     if back is None:
         return Outlet(messages)
     return Outlet(messages, Receiver(back, contract.feedback(schedule, start), device))

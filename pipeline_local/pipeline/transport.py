@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.schedule import Evaluate, Schedule
 from pipeline_local.pipeline.wires import Pending, Wire
-from pipeline_local.record.stopwatch import CPU, Stopwatch
+from pipeline_local.record.stopwatch import Stopwatch
 
 Message = tuple[Tensor, ...]
 
@@ -110,17 +110,17 @@ class Sender:
     Args:
         wire: carries single tensors.
         traffic: what will be sent, in order.
+        device: where the tensors are.
         depth: most messages that may be unfinished; the next send waits for the oldest. That is
             the back-pressure: a fast stage runs at most this far ahead of a slow one.
-        device: where the tensors are.
     """
 
     def __init__(
         self,
         wire: Wire,
         traffic: Iterator[tuple[Spec, ...]],
+        device: torch.device,
         depth: int = DEPTH,
-        device: torch.device = CPU,
     ) -> None:
         self._wire = wire
         self._device = device
@@ -186,7 +186,7 @@ class Receiver:
     """
 
     def __init__(
-        self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], device: torch.device = CPU
+        self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], device: torch.device
     ) -> None:
         self._wire = wire
         self._traffic = traffic

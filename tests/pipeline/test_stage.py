@@ -111,8 +111,8 @@ def run_stage(place, stage_class, seconds, count):
     with joined(place):
         up, down = wires(place, "gloo")
         traffic = [BATCH, BATCH[:1]] * count
-        upstream = Receiver(up, iter(traffic)) if up else Data()
-        downstream = Sender(down, iter(traffic), DEPTH) if down else Nowhere()
+        upstream = Receiver(up, iter(traffic), place.device) if up else Data()
+        downstream = Sender(down, iter(traffic), place.device, DEPTH) if down else Nowhere()
         trace = Trace()
         module = make_module(place.rank, seconds[place.rank])
         stage = stage_class([module], upstream, downstream, trace)

@@ -12,6 +12,7 @@ from pipeline_local.pipeline.place import joined, wires
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Local, Receiver, Sender, Spec
 
+CPU = torch.device("cpu")
 SMALL = (Spec((2, 3), torch.float32), Spec((2,), torch.int64))
 LARGE = (Spec((20_000_000,), torch.float32), Spec((2,), torch.int64))  # 80 MB
 
@@ -66,8 +67,8 @@ def relay(place, messages, pauses):
     """Every rank passes on what it gets; the first one makes it up. Gives what was received."""
     with joined(place):
         up, down = lay(place)
-        receiver = Receiver(up, iter(messages)) if up else None
-        sender = Sender(down, iter(messages)) if down else None
+        receiver = Receiver(up, iter(messages), place.device) if up else None
+        sender = Sender(down, iter(messages), place.device) if down else None
         seen = []
         for number, specs in enumerate(messages):
             if receiver:
@@ -112,7 +113,7 @@ def first_blocks(place, depth):
     with joined(place) as store:
         up, down = lay(place)
         if down:
-            sender = Sender(down, iter([LARGE] * (depth + 1)), depth)
+            sender = Sender(down, iter([LARGE] * (depth + 1)), place.device, depth)
             for number in range(depth):
                 sender.send(*(fill(spec, number, place) for spec in LARGE))
             store.set("ahead", "1")
@@ -124,7 +125,7 @@ def first_blocks(place, depth):
         store.wait(["ahead"])
         time.sleep(0.2)
         store.set("receiving", "1")
-        receiver = Receiver(up, iter([LARGE] * (depth + 1)))
+        receiver = Receiver(up, iter([LARGE] * (depth + 1)), place.device)
         numbers = [receiver.recv()[0][0].item() for _ in range(depth + 1)]
         dist.barrier()
         return numbers
@@ -148,7 +149,7 @@ def test_a_message_off_the_contract_is_refused_before_it_is_sent(wrong):
         def isend(self, tensor):
             raise AssertionError("sent")
 
-    sender = Sender(Untouched(), iter([SMALL]))
+    sender = Sender(Untouched(), iter([SMALL]), CPU)
     with pytest.raises(ValueError, match=r"expects torch.float32 \[2, 3\], got"):
         sender.send(wrong, torch.zeros(2, dtype=torch.int64))
 
@@ -166,7 +167,7 @@ def test_a_receiver_posts_one_message_ahead_and_no_more():
 
             return Done()
 
-    receiver = Receiver(Recording(), iter([SMALL, SMALL[:1], SMALL]))
+    receiver = Receiver(Recording(), iter([SMALL, SMALL[:1], SMALL]), CPU)
     assert len(posted) == 2
     receiver.recv()
     assert len(posted) == 3
