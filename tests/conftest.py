@@ -1,4 +1,4 @@
-"""Fixtures: forked ranks, one thread each, and nothing left behind."""
+"""Fixtures: forked ranks (spawned where there are GPUs), one thread each, nothing left behind."""
 
 import multiprocessing
 import multiprocessing.connection

@@ -82,7 +82,7 @@ def report(config: Config, place: Place, request: Request) -> str:
 def setting(config: Config, place: Place, request: Request) -> dict[str, str | int]:
     """What the numbers belong to."""
     reconcile = config.reconcile
-    facts: dict[str, str | int] = {
+    return {
         "model": config.model.name,
         "batch": config.data.batch_size,
         "modules": config.modules.known_count or str(config.modules.cuts),
@@ -98,7 +98,6 @@ def setting(config: Config, place: Place, request: Request) -> dict[str, str | i
         "runs": request.runs,
         "steps": request.steps,
     }
-    return facts
 
 
 def rows(measured: Sequence[Measured], batch_size: int, steps: int) -> list[Row]:

@@ -20,7 +20,7 @@ from pipeline_local.record.whereabouts import Position, Whereabouts
 BEAT_SECONDS = 1.0
 
 
-class Stopwatch:
+class Laps:
     """Seconds between two looks, but never more than `most`: this process may have been stopped."""
 
     def __init__(self, most: float = 2 * BEAT_SECONDS) -> None:
@@ -53,7 +53,7 @@ class Heartbeats:
         self._whereabouts = whereabouts
         self._here = whereabouts.now
         self._age = 0.0
-        self._stopwatch = Stopwatch()
+        self._laps = Laps()
         self._identity = identity()
         self._slips: dict[int, Facts] = {}
         self._ending = threading.Event()
@@ -105,7 +105,7 @@ class Heartbeats:
             self.broken = True
 
     def _round(self) -> None:
-        passed = self._stopwatch.lap()
+        passed = self._laps.lap()
         here = self._whereabouts.now
         self._age = self._age + passed if here is self._here else 0.0
         self._here = here

@@ -33,7 +33,7 @@ from pipeline_local.errors import (
 )
 from pipeline_local.pipeline.board import Board, Facts, reachable
 from pipeline_local.pipeline.diagnosis import BEATS_MISSED, Verdict, find_stall, of_death
-from pipeline_local.pipeline.heartbeat import Heartbeats, Stopwatch
+from pipeline_local.pipeline.heartbeat import Heartbeats, Laps
 from pipeline_local.pipeline.lifeline import Lifelines, News
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.processes import kill_stopped
@@ -155,10 +155,10 @@ class Watchdog:
     # -- the watching thread -----------------------------------------------------------------------
 
     def _watch(self) -> None:
-        stopwatch = Stopwatch()
+        laps = Laps()
         while not self._closing.is_set():
             self._catch_up(LOOK_SECONDS)
-            self._notice_rounds(stopwatch.lap())
+            self._notice_rounds(laps.lap())
             verdict = self._judge()
             if verdict is not None and not self._closing.is_set():
                 self._end(verdict)

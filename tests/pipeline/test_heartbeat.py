@@ -5,7 +5,7 @@ import time
 import torch.distributed as dist
 
 from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.heartbeat import Heartbeats, Stopwatch
+from pipeline_local.pipeline.heartbeat import Heartbeats, Laps
 from pipeline_local.record.whereabouts import Whereabouts
 
 
@@ -15,7 +15,7 @@ def hearts(count):
     boards = [Board(store, rank, count) for rank in range(count)]
     made = [Heartbeats(board, at) for board, at in zip(boards, places, strict=True)]
     for heart in made:
-        heart._stopwatch = Ticking()
+        heart._laps = Ticking()
     return made, places
 
 
@@ -84,7 +84,7 @@ def test_the_thread_beats_and_says_goodbye():
 
 
 def test_a_stopped_process_does_not_count_the_time_it_slept():
-    stopwatch = Stopwatch(most=0.01)
+    laps = Laps(most=0.01)
     time.sleep(0.05)
-    assert stopwatch.lap() == 0.01
-    assert Stopwatch().lap() < 2
+    assert laps.lap() == 0.01
+    assert Laps().lap() < 2
