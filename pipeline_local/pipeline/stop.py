@@ -47,7 +47,11 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take `STOP_SIGNALS` as requests meanwhile. Elsewhere than in the main thread: nothing."""
+        """Take `STOP_SIGNALS` as requests meanwhile. Elsewhere than in the main thread: nothing.
+
+        Afterwards they mean what they meant before, but for one that was given another meaning
+        meanwhile (`Watchdog`: a rank that tells its own error must not be cut off).
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -56,7 +60,8 @@ class Stop:
             yield
         finally:
             for number, handler in earlier.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                if signal.getsignal(number) == self._hear:
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
         """The actions of the schedule up to its end or to the stop, which ends with a checkpoint.

@@ -21,6 +21,7 @@ from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.lifeline import Lifelines
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.trainer import train
 from tests.conftest import free_port
 from tests.faults import once_results_are_in
@@ -123,6 +124,23 @@ def start(tmp_path):
     yield run
     for ranks in started:
         ranks.close()
+
+
+def test_a_launcher_that_hears_of_the_death_first(start):
+    """It asks the others to stop at once; one of them still tells why."""
+
+    def fault(rank):
+        if rank == 0:
+            time.sleep(1)  # the others get this far, too
+            os.kill(os.getpid(), signal.SIGKILL)
+        elect = Watchdog._elect
+        Watchdog._elect = lambda *verdict: time.sleep(1) or elect(*verdict)
+        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    ranks = start(fault)
+    assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
+    (line,) = ranks.errors()
+    assert line.startswith("[stage 0 | rank 0] error: its process is gone"), line
 
 
 @pytest.mark.parametrize("victim", range(RANKS))
