@@ -40,6 +40,7 @@ def _add_planning(commands: Commands) -> None:
     plan.add_argument("config", type=Path, help="YAML file")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
     plan.add_argument("--json", type=Path, help="also write all numbers to this file")
+    plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
     plan.set_defaults(run=_plan)
 
     simulate = commands.add_parser("simulate", help="other stages, links and methods, by a profile")
@@ -124,6 +125,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
+    from pipeline_local.pipeline.device import Device
     from pipeline_local.planning import drawing, plan
     from pipeline_local.record import newfile
 
@@ -131,7 +133,8 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
         newfile.check("--json", options.json)
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)
-    drawn = plan.draw(config, describe(config.data), num_stages)
+    device = None if options.device is None else Device.named(options.device)
+    drawn = plan.draw(config, describe(config.data), num_stages, device)
     drawing.show(drawn)
     if options.json is not None:
         plan.write(drawn, options.json)

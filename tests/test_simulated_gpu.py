@@ -207,3 +207,15 @@ def test_what_plan_predicts_is_what_the_allocator_holds(gpus, tmp_path):
     stages = json.loads(planned.read_text())["stages"]
     held = json.loads((run / "summary.json").read_text())["peak_memory_bytes"]
     assert [stage["memory"]["peak"] for stage in stages] == pytest.approx(held, rel=0.1)
+
+
+def test_a_profile_measures_what_libraries_keep(gpus, tmp_path):
+    """A workspace for the thread of forward passes and one for that of backward passes, and nothing
+    of the profile's own."""
+    found = tmp_path / "profile.json"
+    settings = ("configs/digits.yaml", "model.width=4", "parallel.stages=1")
+    more = ("--runs", "1", "--output", str(found))
+    done = gpus(1, "-m", "pipeline_local", "profile", *settings, *more, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr
+    device = json.loads(found.read_text())["device"]
+    assert (device["type"], device["workspaces"]) == ("simgpu", 2 * 2**20)

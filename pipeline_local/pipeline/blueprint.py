@@ -27,6 +27,7 @@ from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import Backbone, Block
 from pipeline_local.pipeline import cuts, partition, profilefile
 from pipeline_local.pipeline.costs import Costs, by_flops, head_key
+from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
 
@@ -44,6 +45,7 @@ class Blueprint:
         output_shapes: of each block, for one sample.
         modules: the blocks of each module.
         schedule: what happens when.
+        device: what stages compute on, unless a profile says so.
     """
 
     config: Config
@@ -53,10 +55,11 @@ class Blueprint:
     output_shapes: tuple[Shape, ...]
     modules: tuple[range, ...]
     schedule: Schedule
+    device: Device
 
     @classmethod
-    def draw(cls, config: Config, info: DataInfo) -> "Blueprint":
-        """Derive everything, and refuse what does not fit together.
+    def draw(cls, config: Config, info: DataInfo, device: Device | None = None) -> "Blueprint":
+        """Derive everything, for this host's device if for none, and refuse what does not fit.
 
         Raises:
             UserError: the model cannot be built, or K does not fit its blocks.
@@ -77,9 +80,10 @@ class Blueprint:
             output_shapes=tuple(outputs),
             modules=(range(len(outputs)),),
             schedule=Schedule(config, info.num_train, info.num_test),
+            device=device or Device.here(),
         )
         names = [block.name for block in backbone.blocks]
-        sizes = [sum(p.numel() for p in block.module.parameters()) for block in backbone.blocks]
+        sizes = [sum(p.numel() for p in b.module.parameters()) for b in backbone.blocks]
         modules = partition.modules_of(
             names, sizes, config.modules, lambda k: cuts.best_modules(sketch, sketch.costs_for(k))
         )
@@ -180,14 +184,6 @@ class Blueprint:
             paper = [*self.paper_body(index), self.paper_head(index)]
         *blocks, head = [backbones.hollow(part, device, self.dtype) for part in paper]
         return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
-
-    def outline_of(self, blocks: range, device: torch.device) -> Body:
-        """Any blocks in unfilled memory; the classifier stands behind the last."""
-        paper = [self.backbone.blocks[i].module for i in blocks]
-        if blocks.stop == len(self.backbone.blocks):
-            paper.append(self.backbone.classifier.module)
-        hollow = [backbones.hollow(part, device, self.dtype) for part in paper]
-        return Body(hollow, self.config.modules.recompute)
 
     def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
         """A module of these parts, under the rules of the run."""

@@ -7,7 +7,7 @@ meta device. From these follow the cost of any module, and so the best cuts.
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
+from pipeline_local.pipeline.device import Device
 from pipeline_local.record.summary import StageTimes
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Costs:
         classifier: the last module's head.
         link: how long a message takes between this device and the one above it (the first one and
             the one below), where that has been measured.
-        memory: bytes that the device has, where its ranks share it with nobody.
+        device: where they hold.
         origin: where the costs come from, for people.
     """
 
@@ -115,7 +116,7 @@ class Costs:
     heads: Mapping[HeadKey, Cost]
     classifier: Cost
     link: Link | None = None
-    memory: int | None = None
+    device: Device = field(default_factory=Device)
     origin: str = "FLOPs counted on paper"
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
@@ -206,6 +207,7 @@ def by_flops(blueprint: "Blueprint") -> Costs:
             for key, head in possible_heads(blueprint)
         },
         classifier=_counted(config, [blueprint.backbone.classifier.module], outputs[-1]),
+        device=blueprint.device,
     )
 
 

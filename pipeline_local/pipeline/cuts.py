@@ -48,7 +48,8 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
     def peak(part: Part, cut: Sequence[range]) -> int:
         index, _ = part
-        return rehearse(replace(sketch, modules=tuple(cut)), [index], count).peak
+        drawn = replace(sketch, modules=tuple(cut))
+        return rehearse(drawn, [index], count, costs[index].device).peak
 
     def alike(index: int) -> Hashable:
         if index == count - 1:
@@ -82,7 +83,7 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
         return max(computing(part), above / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
-        return rehearse(blueprint, part[1], len(costs)).peak
+        return rehearse(blueprint, part[1], len(costs), costs[part[0]].device).peak
 
     def alike(_: int) -> Hashable:
         return None
@@ -118,7 +119,8 @@ def room(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[float]:
     """Bytes that each device has for tensors; infinite where nobody says."""
     if (limit := blueprint.config.parallel.memory) is not None:
         return [limit * GIBIBYTE] * len(costs)
-    return [math.inf if c.memory is None else FOR_TENSORS * c.memory for c in costs]
+    sizes = [on_device.device.memory for on_device in costs]
+    return [math.inf if size is None else FOR_TENSORS * size for size in sizes]
 
 
 class _Search:

@@ -1,7 +1,7 @@
 """A saved profile: what the parts of one network cost, measured on one device.
 
-JSON: `version`, `setting` (what it is of), `device` (where it was measured; `memory` in bytes),
-`blocks`, `heads`, `classifier` (seconds per microbatch), `link`.
+JSON: `version`, `setting` (what it is of), `device` (where it was measured; `memory`
+and `workspaces` in bytes), `blocks`, `heads`, `classifier` (seconds per microbatch), `link`.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.pipeline.device import Device
 from pipeline_local.record import newfile
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def load(path: Path, blueprint: "Blueprint") -> Costs:
             heads={(row["end"], row["copies"]): _cost(row, parts) for row in facts["heads"]},
             classifier=_cost(facts["classifier"], parts),
             link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
-            memory=device.get("memory"),
+            device=Device(
+                type=str(device.get("type", blueprint.device.type)),
+                memory=device.get("memory"),
+                workspaces=int(device.get("workspaces", 0)),
+            ),
             origin=_measured_on(f"{device['name']}, {device['threads']} threads"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

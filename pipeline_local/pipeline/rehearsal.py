@@ -3,13 +3,13 @@
 The stage, its modules, optimizers and schedule are the real ones; only the tensors are fake. So
 nobody has to model by hand what is alive when: activations after act 1, the head's graph in act 2,
 gradients in act 3, the second pass of reconciliation, gradients of all modules before the update.
-Sizes are those of CPU kernels; what kernels allocate inside themselves is not seen.
+What kernels allocate inside themselves is not seen; what libraries keep, a profile measures.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.optimizer import build
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
-from pipeline_local.pipeline.fakes import Fakes
+from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.storages import LiveStorages
@@ -30,7 +30,9 @@ from pipeline_local.record.trace import Trace
 if TYPE_CHECKING:
     from pipeline_local.pipeline.blueprint import Blueprint
 
-CPU = torch.device("cpu")
+CPU = Device()
+PAPER = torch.device("cpu")
+"""Where fakes are, whatever device they stand for."""
 
 
 @dataclass(frozen=True)
@@ -58,38 +60,46 @@ class StageBytes:
         modules: each of them.
         boundary: buffers of its outer edges: received ahead, sent and not yet taken over.
         feedback: activations and input gradients that wait for their step.
-        peak: most at once.
+        workspaces: what the device's libraries keep for themselves.
+        peak: most at once, workspaces included.
         act: in which act, and of which module (from 1).
     """
 
     modules: tuple[ModuleBytes, ...]
     boundary: int
     feedback: int
+    workspaces: int
     peak: int
     act: str
 
 
-def rehearse(blueprint: "Blueprint", numbers: Sequence[int], num_stages: int) -> StageBytes:
+def rehearse(
+    blueprint: "Blueprint",
+    numbers: Sequence[int],
+    num_stages: int,
+    device: Device = CPU,
+) -> StageBytes:
     """One stage's heaviest step, and an evaluation.
 
     Args:
         blueprint: the run.
         numbers: the modules of the stage, in order.
         num_stages: 1: nothing is sent.
+        device: what the stage is to compute on.
 
     Raises:
         UserError: the network asks for the value of a tensor, which a rehearsal has not.
     """
     storages = LiveStorages()
-    with torch.random.fork_rng(devices=[]), Fakes():
+    with torch.random.fork_rng(devices=[]), fakes(device.type):
         try:
-            modules = [blueprint.outline(number, CPU) for number in numbers]
+            modules = [blueprint.outline(number, PAPER) for number in numbers]
             for module in modules:
-                _make_state(module.trainable, module.optimizer)
+                make_state(module.trainable, module.optimizer)
                 storages.hold(_statics(module))
             acts = _Acts(storages)
             with storages:
-                return _perform(blueprint, modules, acts, num_stages)
+                held = _perform(blueprint, modules, acts, num_stages)
         except (NotImplementedError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
@@ -97,50 +107,7 @@ def rehearse(blueprint: "Blueprint", numbers: Sequence[int], num_stages: int) ->
                 f" ({type(error).__name__}: {reason}); plan another, or train and read"
                 f" peak_memory_bytes"
             ) from error
-
-
-@dataclass(frozen=True)
-class PassBytes:
-    """Blocks under plain backpropagation, one microbatch, in bytes.
-
-    Attributes:
-        activations: kept between forward and backward.
-        output: of the last block, as it crosses to the next device.
-        peak: with parameters, gradients of all of them, and optimizer state.
-    """
-
-    activations: int
-    output: int
-    peak: int
-
-
-def pass_through(blueprint: "Blueprint", blocks: range, size: int) -> PassBytes:
-    """Forward and backward of `size` samples through some blocks, the classifier behind the last.
-
-    Args:
-        blueprint: of a single module.
-        blocks: consecutive.
-        size: samples.
-    """
-    storages = LiveStorages()
-    with Fakes():
-        body = blueprint.outline_of(blocks, CPU)
-        params = [p for p in body.parameters() if p.requires_grad]
-        optimizer = build(blueprint.config.optimizer, params)
-        _make_state(params, optimizer)
-        storages.hold([*body.parameters(), *body.buffers(), *_state(optimizer)])
-        x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
-        with storages:
-            before = storages.live
-            low = blueprint.crossing.inside == torch.bfloat16
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                y = body(x.requires_grad_(blocks.start > 0))
-            kept = storages.live - before
-            grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)
-        del grads
-    output = blueprint.output_shapes[blocks[-1]]
-    crossing = num_bytes([Spec((size, *output), blueprint.crossing.inside)])
-    return PassBytes(kept, crossing, storages.peak)
+    return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
 class _Acts(Trace):
@@ -183,6 +150,7 @@ def _perform(
         modules=tuple(_of_module(module, acts.kept[module.index]) for module in modules),
         boundary=downstream.num_bytes + _upstream(blueprint, first, step).num_bytes,
         feedback=sum(_under_way(blueprint, module.index) for module in modules),
+        workspaces=0,
         peak=acts.peaks[act],
         act=act,
     )
@@ -265,28 +233,29 @@ def _evaluate(
     Stage(modules, upstream, downstream, acts).evaluate(1, 0)
 
 
-def _make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
-    """Optimizers make their state at their first step."""
+def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
+    """Let an optimizer make its state, as it does at its first step."""
     for parameter in params:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _state(optimizer: Optimizer) -> list[Tensor]:
+def state(optimizer: Optimizer) -> list[Tensor]:
+    """What an optimizer keeps."""
     states = optimizer.state.values()
     return [v for state in states for v in state.values() if isinstance(v, Tensor)]
 
 
 def _statics(module: LocalModule) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers(), *_state(module.optimizer)]
+    return [*module.parameters(), *module.buffers(), *state(module.optimizer)]
 
 
 def _of_module(module: LocalModule, kept: int) -> ModuleBytes:
     return ModuleBytes(
         parameters=_size([*module.parameters(), *module.buffers()]),
         gradients=_size(module.trainable),
-        optimizer=_size(_state(module.optimizer)),
+        optimizer=_size(state(module.optimizer)),
         activations=kept,
     )
 

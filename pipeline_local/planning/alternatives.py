@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.rehearsal import pass_through, rehearse
+from pipeline_local.pipeline.rehearsal import rehearse
+from pipeline_local.planning.backprop import pass_through
 from pipeline_local.planning.simulate import step_seconds
 
 
@@ -32,7 +33,8 @@ def alternatives(blueprint: Blueprint, devices: int) -> tuple[Alternative, ...]:
     """Backpropagation on one device, and on as many as there are stages."""
     size = blueprint.config.data.batch_size
     whole = _backpropagation(blueprint, size)
-    peak, seconds = rehearse(whole, range(1), 1).peak, step_seconds(blueprint, "ddp", 1)
+    peak = rehearse(whole, range(1), 1, whole.device).peak
+    seconds = step_seconds(blueprint, "ddp", 1)
     found = [Alternative("BP, 1 device", peak, 0.0, 0.0, seconds)]
     if devices > 1:
         for parts in (devices, 4 * devices):
@@ -55,7 +57,7 @@ def _backpropagation(blueprint: Blueprint, batch_size: int) -> Blueprint:
         data=replace(config.data, batch_size=batch_size),
         train=replace(config.train, microbatches=1),
     )
-    return Blueprint.draw(plain, blueprint.info)
+    return Blueprint.draw(plain, blueprint.info, blueprint.devices[0].device)
 
 
 def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternative:
@@ -79,7 +81,8 @@ def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternati
 def _data_parallel(blueprint: Blueprint, devices: int) -> Alternative:
     """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
     part = blueprint.config.data.batch_size // devices
-    held = rehearse(_backpropagation(blueprint, part), range(1), 1)
+    whole = _backpropagation(blueprint, part)
+    held = rehearse(whole, range(1), 1, whole.device)
     gradients = held.modules[0].gradients
     traffic = 2 * gradients * (devices - 1) / devices
     return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic, None)

@@ -177,6 +177,7 @@ def _facts(plan: Plan) -> list[str]:
         "Kept: activations between acts 1 and 3. Learn: act 3 with the update and SGR, the second"
         " pass of reconciliation on average over the steps. Peak in: the act that holds most.",
         f"Imbalance: the dearest stage costs {plan.imbalance:.2f} times the mean.",
+        *_peaks(plan),
     ]
     if plan.seconds is None:
         lines.append(
@@ -191,6 +192,21 @@ def _facts(plan: Plan) -> list[str]:
             f" checkpoints); times of a step are simulated, messages included."
         )
     return lines
+
+
+def _peaks(plan: Plan) -> Iterator[str]:
+    """What they are of."""
+    for type_ in sorted({stage.device.type for stage in plan.stages}):
+        known = max(s.memory.workspaces for s in plan.stages if s.device.type == type_)
+        if type_ == "cpu":
+            yield "Peaks on cpu: of tensors (for a GPU: --device cuda)."
+        elif known:
+            yield f"Peaks on {type_}: of tensors, and {mebibytes(known)} MiB that libraries keep."
+        else:
+            yield (
+                f"Peaks on {type_}: of tensors; pipeline-local profile measures what libraries keep"
+                f" beside them (cuBLAS on Hopper: 32 MiB for each of two threads)."
+            )
 
 
 def _table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:

@@ -15,8 +15,9 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Link, ModuleCost, Unit, of_stages
+from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit, of_stages
 from pipeline_local.pipeline.description import describe
+from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
@@ -50,6 +51,7 @@ class ModulePlan:
 class StagePlan:
     """One stage: its modules, what their device must hold and do, and the bytes that it has."""
 
+    device: Device
     modules: tuple[ModulePlan, ...]
     memory: StageBytes
     room: float | None
@@ -119,19 +121,23 @@ class Plan:
     alternatives: tuple[Alternative, ...]
 
 
-def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
+def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None = None) -> Plan:
     """Plan a run.
 
+    Args:
+        config: of the run.
+        info: facts of the data.
+        num_stages: of it.
+        device: what the stages are to compute on; None: what the profile says, or this host's.
+
     Raises:
-        UserError: the configuration does not fit together, or cannot be rehearsed.
+        UserError: the configuration does not fit together, or cannot be rehearsed; or a profile is
+            of another type of device.
     """
-    blueprint = Blueprint.draw(config, info)
+    blueprint = Blueprint.draw(config, info, device)
     parts, costs = blueprint.stages(num_stages), blueprint.costs_of(num_stages)
-    room = cuts.room(blueprint, costs)
-    stages = tuple(
-        _stage(blueprint, part, modules, num_stages, space)
-        for part, modules, space in zip(parts, of_stages(blueprint, num_stages), room, strict=True)
-    )
+    _refuse_another(device, costs)
+    stages = tuple(_stage(blueprint, stage, num_stages) for stage in range(num_stages))
     totals = [stage.cost for stage in stages]
     return Plan(
         unit=costs[0].unit,
@@ -142,7 +148,7 @@ def draw(config: Config, info: DataInfo, num_stages: int) -> Plan:
         stages=stages,
         edges=tuple(
             _edge(blueprint, part[-1], below.link)
-            for part, below in zip(parts, blueprint.costs_of(num_stages)[1:], strict=False)
+            for part, below in zip(parts, costs[1:], strict=False)
         ),
         imbalance=_imbalance(totals),
         fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
@@ -162,10 +168,20 @@ def write(plan: Plan, output: Path) -> None:
     newfile.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
 
 
-def _stage(
-    blueprint: Blueprint, part: range, costs: Sequence[ModuleCost], num_stages: int, room: float
-) -> StagePlan:
-    memory = rehearse(blueprint, part, num_stages)
+def _refuse_another(device: Device | None, costs: Sequence[Costs]) -> None:
+    for measured in costs:
+        if device is not None and measured.device.type != device.type:
+            raise UserError(
+                f"--device: modules.profile was measured on {measured.device.type}, got"
+                f" {device.type}; leave one of them out"
+            )
+
+
+def _stage(blueprint: Blueprint, stage: int, num_stages: int) -> StagePlan:
+    part, devices = blueprint.stages(num_stages)[stage], blueprint.costs_of(num_stages)
+    costs, room = of_stages(blueprint, num_stages)[stage], cuts.room(blueprint, devices)[stage]
+    device = devices[stage].device
+    memory = rehearse(blueprint, part, num_stages, device)
     rows = describe(blueprint, 1)
     modules = [
         ModulePlan(
@@ -177,7 +193,7 @@ def _stage(
         )
         for index, held, cost in zip(part, memory.modules, costs, strict=True)
     ]
-    return StagePlan(tuple(modules), memory, None if room == math.inf else room)
+    return StagePlan(device, tuple(modules), memory, None if room == math.inf else room)
 
 
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:

@@ -4,6 +4,7 @@ Each block, and each head that a cut could put behind it, takes real steps as th
 module: the acts that are timed are those of training.
 """
 
+import gc
 import math
 import platform
 import time
@@ -88,13 +89,11 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
 
 def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str, Any]:
     """What `profilefile` saves of this rank; all of them call it together."""
-    device = place.device
-    bench = _Bench(config, info, runs, device)
+    bench = _Bench(config, info, runs, place.device)
     blueprint = bench.blueprint
     blocks = blueprint.backbone.blocks
-    return {
+    facts = {
         "setting": profilefile.setting(blueprint),
-        "device": _device(place),
         "runs": runs,
         "blocks": {
             block.name: profilefile.row(cost)
@@ -107,6 +106,7 @@ def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str
         "classifier": profilefile.row(bench.classifier()),
         "link": profilefile.row(_link(blueprint, runs, place)),
     }
+    return {**facts, "device": _device(place)}  # last, as it tells what has been left behind
 
 
 def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
@@ -265,11 +265,21 @@ def _device(place: Place) -> dict[str, Any]:
     own = is_gpu and place.local_world_size <= torch.accelerator.device_count()
     return {
         "name": place.device_name,
+        "type": device.type,
         "memory": _memory(device) if own else None,
+        "workspaces": _left_behind(device) if is_gpu else 0,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _left_behind(device: torch.device) -> int:
+    """Bytes that are still taken when no tensor is left: the libraries' own, such as cuBLAS's for
+    the thread of forward passes and the one of backward passes."""
+    gc.collect()
+    settle(device)
+    return int(torch.accelerator.memory_allocated(device))
 
 
 def _memory(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.rehearsal import rehearse
 
 RESNET = {"name": "resnet20", "width": 8}
@@ -140,7 +141,7 @@ def test_memory_of_the_profiled_device():
     blueprint = draw()
     costs = made(blueprint, (1,) * 8, 0)
     assert cuts.room(blueprint, [costs]) == [math.inf]
-    own = [replace(costs, memory=1000), replace(costs, memory=2000)]
+    own = [replace(costs, device=Device(memory=size)) for size in (1000, 2000)]
     assert cuts.room(blueprint, own) == [900, 1800]
     assert cuts.room(with_limit(blueprint, 2), own) == [2 * 2**30] * 2
 

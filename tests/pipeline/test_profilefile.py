@@ -11,6 +11,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, stage_times
+from pipeline_local.pipeline.device import Device
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 6},
@@ -54,6 +55,13 @@ def test_costs_are_read(tmp_path):
     assert costs.classifier == Cost(1, 2, 3, 4)
     assert costs.link.seconds(5e8) == 1
     assert "cpu" in costs.origin
+    assert costs.device == Device.here(), "where an older profile does not say"
+
+
+def test_devices_are_read(tmp_path):
+    told = {"name": "H", "threads": 1, "type": "cuda", "memory": 2**30, "workspaces": 2**26}
+    costs = profilefile.load(tmp_path / write(tmp_path / "p.json", device=told), draw())
+    assert costs.device == Device("cuda", 2**30, 2**26)
 
 
 def test_an_update_is_for_all_microbatches(tmp_path):

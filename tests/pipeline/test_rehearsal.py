@@ -1,6 +1,7 @@
 """What a rehearsal on fake tensors says is what a real step takes, byte for byte (or nearly)."""
 
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import rehearsal
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.rehearsal import pass_through, rehearse
+from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.rehearsal import rehearse
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.record.trace import Trace
@@ -162,13 +164,38 @@ def test_a_narrow_wire_halves_the_edges_and_no_queue():
     assert held.feedback == wide.feedback, "kept as it was, before it was rounded"
 
 
-def test_backpropagation_through_some_blocks():
-    blueprint = draw("mlp", modules={"count": 1})
-    whole = pass_through(blueprint, range(len(blueprint.backbone.blocks)), 16)
-    part = pass_through(blueprint, range(1, 2), 16)
-    assert part.peak < whole.peak
-    assert part.output == 16 * 64 * 4
-    assert pass_through(blueprint, range(1, 2), 4).activations == part.activations / 4
+ROOT = Path(__file__).parent.parent.parent
+H200 = Device("cuda", workspaces=2 * 32 * 2**20)
+"""cuBLAS takes 32 MiB for each thread that multiplies: that of forward and of backward passes."""
+
+
+@pytest.mark.parametrize(
+    ("network", "precision", "held"),
+    [
+        ("resnet50", "float32", [2409]),
+        ("resnet50", "float32", [2412, 2353]),
+        ("resnet50", "bfloat16", [1718]),
+        ("resnet50", "bfloat16", [1537, 1618]),
+        ("vit-s", "float32", [1806]),
+        ("vit-s", "float32", [1304, 1662]),
+        ("vit-s", "bfloat16", [1202]),
+    ],
+)
+def test_what_an_h200_held(network, precision, held):
+    """MiB by CUDA's allocator, batch 64 at 224 (docs/results/gpu.md). Needs no GPU."""
+    settings = [f"precision={precision}", "data.batch_size=64"]
+    config = configfile.load(ROOT / "configs" / f"bench-{network}.yaml", settings)
+    blueprint = Blueprint.draw(config, describe(config.data), H200)
+    stages = blueprint.stages(len(held))
+    peaks = [rehearse(blueprint, part, len(held), H200).peak / 2**20 for part in stages]
+    assert peaks == pytest.approx(held, rel=0.1)
+
+
+def test_libraries_keep_something_of_their_own():
+    blueprint = draw("mlp")
+    plain, more = (rehearse(blueprint, range(1), 1, d) for d in (Device(), Device(workspaces=999)))
+    assert (plain.workspaces, more.workspaces) == (0, 999)
+    assert more.peak == plain.peak + 999
 
 
 def test_nothing_random_is_drawn():

@@ -42,6 +42,19 @@ def test_an_existing_file_is_refused_before_anything(tmp_path, capsys):
     assert output.read_text() == "mine"
 
 
+@pytest.mark.parametrize(("device", "said"), [("cpu", "for a GPU"), ("cuda", "cuBLAS")])
+def test_a_plan_for_another_device(capsys, device, said):
+    assert main(["plan", str(ROOT / "configs" / "digits.yaml"), "--device", device]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Peaks on" in line]
+    assert line.startswith(f"Peaks on {device}: of tensors")
+    assert said in line
+
+
+def test_an_unknown_device_is_refused(capsys):
+    assert main(["plan", str(ROOT / "configs" / "digits.yaml"), "--device", "tpu9"]) == 2
+    assert capsys.readouterr().err.strip() == "error: --device: cpu or cuda, got tpu9"
+
+
 def test_the_better_cut_is_named():
     modules = draw(modules={"cuts": [4, 5]})
     (line,) = [line for line in drawing.warnings(modules) if "module costs" in line]

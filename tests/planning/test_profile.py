@@ -63,6 +63,7 @@ def test_every_part_is_measured(config, capsys):
     assert all(part["forward"] > 0 and part["update"] > 0 for part in parts)
     assert all(facts["blocks"][name]["backward"] > 0 for name in names)
     assert facts["link"]["bytes_per_second"] > 0
+    assert (facts["device"]["type"], facts["device"]["workspaces"]) == ("cpu", 0)
     json.dumps(facts)
 
 
@@ -88,6 +89,17 @@ def test_each_rank_measures_its_own_device(config, run_ranks):
     profiles = "modules.profile=[p-0.json,p-1.json]"
     assert main(["plan", config, profiles, "parallel.stages=2", "parallel.cuts=auto"]) == 0
     assert main(["profile", config, "--output", "p.json", "parallel.stages=2"]) == 2
+
+
+def test_a_plan_for_another_device_than_the_profile_is_of(config, capsys):
+    assert main(["profile", config, "--output", "p.json", "--runs", "1"]) == 0
+    arguments = ["plan", config, "modules.profile=p.json", "--device"]
+    assert main([*arguments, "cpu"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert "--device: modules.profile was measured on cpu, got cuda" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,13 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <map>
+#include <set>
+#include <thread>
+
 namespace simgpu {
+
+constexpr size_t WORKSPACE = 1 << 20;
 
 // The same memory as a tensor of the CPU.
 at::Tensor on_host(const at::Tensor& tensor) {
@@ -97,6 +103,17 @@ struct Randomness {
   }
 };
 
+// What multiplies keeps a workspace for each of its threads, as cuBLAS does.
+void keep_workspace(const std::string& name, int device) {
+  static const std::set<std::string> multiply{"aten::mm", "aten::addmm", "aten::bmm",
+                                              "aten::baddbmm"};
+  static auto* kept = new std::map<std::pair<std::thread::id, int>, c10::DataPtr>;
+  if (!multiply.count(name)) return;
+  c10::DeviceGuard guard(c10::Device(SIM, device));
+  auto& workspace = (*kept)[{std::this_thread::get_id(), device}];
+  if (!workspace) workspace = Allocator::instance().allocate(WORKSPACE);
+}
+
 // Any operation: by the CPU's kernel, at once, behind what its stream has still to do.
 void by_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::AutoDispatchBelowAutograd below;
@@ -146,6 +163,7 @@ void by_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     operation.device = wanted && wanted->index() >= 0 ? wanted->index() : current_device;
 
   Locked locked;
+  keep_workspace(operation.what, operation.device);
   operation.launch();
   {
     std::optional<Randomness> own;

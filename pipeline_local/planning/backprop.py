@@ -1,0 +1,69 @@
+"""Blocks under plain backpropagation, rehearsed on fake tensors: what 1F1B is made of."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.optimizer import build
+from pipeline_local.models import backbone as backbones
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.fakes import fakes
+from pipeline_local.pipeline.neighbours import num_bytes
+from pipeline_local.pipeline.rehearsal import PAPER, make_state, state
+from pipeline_local.pipeline.storages import LiveStorages
+from pipeline_local.pipeline.transport import Spec
+
+
+@dataclass(frozen=True)
+class PassBytes:
+    """Blocks under plain backpropagation, one microbatch, in bytes.
+
+    Attributes:
+        activations: kept between forward and backward.
+        output: of the last block, as it crosses to the next device.
+        peak: with parameters, gradients of all of them, optimizer state, and what the device's
+            libraries keep for themselves.
+    """
+
+    activations: int
+    output: int
+    peak: int
+
+
+def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
+    """Forward and backward of `size` samples through some blocks, the classifier behind the last.
+
+    Args:
+        blueprint: of a single module, on the device in question.
+        blocks: consecutive.
+        size: samples.
+    """
+    storages, device = LiveStorages(), blueprint.device
+    with fakes(device.type):
+        body = _outline(blueprint, blocks)
+        params = [p for p in body.parameters() if p.requires_grad]
+        optimizer = build(blueprint.config.optimizer, params)
+        make_state(params, optimizer)
+        storages.hold([*body.parameters(), *body.buffers(), *state(optimizer)])
+        x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
+        with storages:
+            before = storages.live
+            low = blueprint.crossing.inside == torch.bfloat16
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                y = body(x.requires_grad_(blocks.start > 0))
+            kept = storages.live - before
+            grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)
+        del grads
+    output = blueprint.output_shapes[blocks[-1]]
+    crossing = num_bytes([Spec((size, *output), blueprint.crossing.inside)])
+    return PassBytes(kept, crossing, storages.peak + device.workspaces)
+
+
+def _outline(blueprint: Blueprint, blocks: range) -> Body:
+    """In unfilled memory."""
+    paper = [blueprint.backbone.blocks[i].module for i in blocks]
+    if blocks.stop == len(blueprint.backbone.blocks):
+        paper.append(blueprint.backbone.classifier.module)
+    hollow = [backbones.hollow(part, PAPER, blueprint.dtype) for part in paper]
+    return Body(hollow, blueprint.config.modules.recompute)
