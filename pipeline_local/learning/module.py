@@ -19,6 +19,7 @@ from torch.autograd import grad
 from pipeline_local import seeds
 from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
+from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.feedback import UnderWay
 from pipeline_local.learning.guard import Guard
 from pipeline_local.learning.loss import Score, accuracy, local_loss, score, vote
@@ -126,7 +127,7 @@ class LocalModule(nn.Module):
             feedback = feedback.clone()  # the estimator overwrites it
         if now.signal is not None:
             if now.step.log:
-                self._measure(**vars(reconcile.agreement(first.input, now.signal)))
+                self._measure(**vars(compare(first.input, now.signal)))
             if now.step.reconcile:
                 total = self._reconciled(first)
         self._accumulate(total)
@@ -152,10 +153,9 @@ class LocalModule(nn.Module):
         if feedback is not None:
             with FrozenStatistics(self):  # they have seen this batch
                 first = reconcile.plain(self._head_objective, y, self._head_params)
-            self._measure(feedback_cosine=reconcile.agreement(first.input, feedback).cosine)
-            added = self._discord_gradient(
-                self._head_objective, y, feedback, self._head_params, first
-            )
+            self._measure(feedback_cosine=compare(first.input, feedback).cosine)
+            params = self._head_params
+            added = self._discord_gradient(self._head_objective, y, feedback, params, first)
             self._accumulate([*map(torch.zeros_like, self._body_params), *added])
         self._pass = None
 

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd import grad
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
@@ -40,16 +39,6 @@ class Gradients:
     params: Sequence[Tensor]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two neighbours agree about the tensor between them; scalars, means over samples."""
-
-    discord: Tensor
-    cosine: Tensor
-    input_norm: Tensor
-    signal_norm: Tensor
-
-
 def discord(g: Tensor, s: Tensor) -> Tensor:
     """D = B * sum((g - s)^2): the mean over samples of the squared per-sample distance.
 
@@ -60,19 +49,7 @@ def discord(g: Tensor, s: Tensor) -> Tensor:
         g: input gradient [B, ...].
         s: signal, of the same shape.
     """
-    return len(g) * (_wide(g) - _wide(s)).square().sum()
-
-
-def agreement(g: Tensor, s: Tensor) -> Agreement:
-    """Compare input gradient and signal, both [B, ...], sample by sample."""
-    rows_g, rows_s = _wide(g).flatten(1), _wide(s).flatten(1)
-    size = len(g)
-    return Agreement(
-        discord=discord(g, s),
-        cosine=(_directions(rows_g) * _directions(rows_s)).sum(1).mean(),
-        input_norm=size * rows_g.norm(dim=1).mean(),
-        signal_norm=size * rows_s.norm(dim=1).mean(),
-    )
+    return len(g) * (wide(g) - wide(s)).square().sum()
 
 
 def relative(g: Tensor, s: Tensor) -> Tensor:
@@ -80,7 +57,7 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
 
     From 0 to 2 whatever the scale, so that boundaries are comparable; safe when s or g vanishes.
     """
-    wide_g, wide_s = _wide(g), _wide(s)
+    wide_g, wide_s = wide(g), wide(s)
     scale = wide_g.detach().square().sum() + wide_s.square().sum()
     return (wide_g - wide_s).square().sum() / scale.clamp_min(1e-30)
 
@@ -282,19 +259,12 @@ def _slope(g: Tensor, s: Tensor, between: Distance) -> Tensor:
     return v
 
 
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: sums of squares of small numbers vanish in less."""
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in at least float32: sums of squares of small numbers vanish in less."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _directions(rows: Tensor) -> Tensor:
-    """Rows [B, n] at unit length (zeros stay zeros). The gradients of confident samples are so
-    small that their squares would vanish: the largest element is brought to one first."""
-    largest = rows.detach().abs().amax(1, keepdim=True)
-    return functional.normalize(rows / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1)
 
 
 def _norm(x: Tensor) -> Tensor:
     """Euclidean norm over everything; never zero, so that it can divide."""
-    norm: Tensor = torch.linalg.vector_norm(_wide(x))
+    norm: Tensor = torch.linalg.vector_norm(wide(x))
     return norm.clamp_min(1e-30)

@@ -26,10 +26,9 @@ from torch.nn import functional
 
 from pipeline_local import finished
 from pipeline_local.errors import UserError
-from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics
+from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.reconcile import Agreement
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
@@ -166,9 +165,9 @@ def _gradients(loss: Tensor, link: _Link) -> _Gradients:
     return _Gradients(x, y, params)
 
 
-def _agreement(g: Tensor, s: Tensor) -> Agreement:
+def _agreement(g: Tensor, s: Tensor) -> Comparison:
     """In float64: where a sample is certain, squares of its gradients vanish in float32."""
-    return reconcile.agreement(g.double(), s.double())
+    return compare(g.double(), s.double())
 
 
 def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
