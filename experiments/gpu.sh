@@ -37,14 +37,12 @@ print(platform.python_version(), torch.__version__, v.__version__, torch.version
 once wires env PIPELINE_LOCAL_TEST_GPU=1 python -m pytest -q tests/pipeline/test_wires.py \
     tests/pipeline/test_transport.py tests/record tests/learning tests/bench/test_memory.py
 
-for batch in ${BATCHES:-128 256}; do # the cuts that the configurations name are for K=4
+for batch in ${BATCHES:-128 256}; do
     for k in 4 2 8; do
-        cuts=()
-        ((k == 4)) || cuts=("modules.count=$k" modules.cuts=auto)
         for precision in float32 bfloat16; do
             suffix=k$k-b$batch-$precision
-            peers "resnet50-$suffix" $resnet "data.batch_size=$batch" "precision=$precision" "${cuts[@]}"
-            peers "vit-s-$suffix" $vit "data.batch_size=$batch" "precision=$precision" "${cuts[@]}"
+            peers "resnet50-$suffix" $resnet "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
+            peers "vit-s-$suffix" $vit "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
         done
     done
     peers "resnet50-auglocal-b$batch" $resnet "data.batch_size=$batch" head.name=auglocal precision=bfloat16
@@ -54,8 +52,7 @@ for batch in ${BATCHES:-128 256}; do # the cuts that the configurations name are
     peers "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true channels_last=true \
         precision=bfloat16
     peers "vit-s-compile-b$batch" $vit "data.batch_size=$batch" compile=true precision=bfloat16
-    peers "resnet101-b$batch" $resnet model.name=resnet101 modules.count=4 modules.cuts=auto \
-        "data.batch_size=$batch" precision=bfloat16
+    peers "resnet101-b$batch" $resnet model.name=resnet101 "data.batch_size=$batch" precision=bfloat16
     peers "vit-b-b$batch" $vit model.hidden_dim=768 model.mlp_dim=3072 model.num_heads=12 \
         "data.batch_size=$batch" precision=bfloat16
 done

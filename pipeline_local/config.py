@@ -38,9 +38,12 @@ class ModulesConfig:
     __pydantic_config__ = _STRICT
     count: Positive | None = None
     """K. One module is plain backpropagation. null: as many as `cuts` makes, else 1."""
-    cuts: Literal["uniform", "parameters", "blocks", "auto"] | tuple[str | int, ...] = "uniform"
+    cuts: Literal["uniform", "parameters", "blocks", "auto", "memory"] | tuple[str | int, ...] = (
+        "uniform"
+    )
     """uniform: equal block counts; parameters: equal parameter counts; blocks: every block is a
-    module; auto: equal costs; or the K-1 blocks (name or index) that open modules 2..K."""
+    module; auto: equal costs; memory: equal activations, for modules that share a device; or the
+    K-1 blocks (name or index) that open modules 2..K."""
     recompute: bool = False
     """Activation checkpointing: keep each block's input only, compute the rest again."""
     profile: Path | tuple[Path, ...] | None = None

@@ -265,8 +265,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"modules.cuts must name the first block of modules 2..{count}:"
             f" expected {count - 1} entries, got {len(cuts)}; or leave modules.count out"
         )
-    if cuts == "auto" and config.modules.count is None:
-        yield "modules.cuts=auto needs modules.count, got none; say how many modules to make"
+    if cuts in ("auto", "memory") and config.modules.count is None:
+        yield f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make"
     places = parallel.cuts
     if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
         yield (

@@ -133,15 +133,15 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         # members of a union make one line, not one each
         (
             "modules.cuts=5",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks' or 'auto' or a list, got 5",
+            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got 5",
         ),
         (
             "modules.cuts=[1.5, null]",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks' or 'auto' or a list, got",
+            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got",
         ),
         (
             "modules.cuts=[true]",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks' or 'auto' or a list, got",
+            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got",
         ),
         # the wrong size
         ("modules.count=0", "modules.count: should be greater than or equal to 1, got 0"),
@@ -166,6 +166,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         ),
         ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
         ("modules.cuts=auto", "modules.cuts=auto needs modules.count, got none"),
+        ("modules.cuts=memory", "modules.cuts=memory needs modules.count, got none"),
         ("parallel={stages: 1, cuts: [2]}", "parallel.cuts must name the first module of each"),
         ("parallel.stages=2", "parallel.stages must not exceed modules.count (a stage holds"),
         ("data.name=cifar10", "data.root is needed for data.name=cifar10; name the folder"),

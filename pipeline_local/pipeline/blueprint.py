@@ -39,7 +39,7 @@ class Blueprint:
     """A run on paper.
 
     Attributes:
-        config: of the run; cuts that were `auto` are the blocks that they came to.
+        config: of the run; cuts that were `auto` or `memory` are the blocks that they came to.
         backbone: blocks and classifier, on the meta device.
         input_shapes: of each block, for one sample.
         output_shapes: of each block, for one sample.
@@ -84,10 +84,8 @@ class Blueprint:
         )
         names = [block.name for block in backbone.blocks]
         sizes = [sum(p.numel() for p in b.module.parameters()) for b in backbone.blocks]
-        modules = partition.modules_of(
-            names, sizes, config.modules, lambda k: cuts.best_modules(sketch, sketch.costs_for(k))
-        )
-        if config.modules.cuts == "auto":
+        modules = partition.modules_of(names, sizes, config.modules, sketch._best_modules)
+        if config.modules.cuts in ("auto", "memory"):
             opens = tuple(names[part.start] for part in modules[1:])
             config = replace(config, modules=replace(config.modules, cuts=opens))
         blueprint = replace(sketch, config=config, modules=tuple(modules))
@@ -237,6 +235,11 @@ class Blueprint:
         if self.is_last(module.index):
             parts.append((self.backbone.classifier, module.head))
         return parts
+
+    def _best_modules(self, count: int) -> list[range]:
+        if self.config.modules.cuts == "memory":
+            return cuts.even_memory(self, count)
+        return cuts.best_modules(self, self.costs_for(count))
 
     def _head(self, index: int, device: torch.device) -> nn.Module:
         if self.is_last(index):

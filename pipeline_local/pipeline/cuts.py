@@ -15,7 +15,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.costs import Costs
-from pipeline_local.pipeline.rehearsal import rehearse
+from pipeline_local.pipeline.rehearsal import kept_by, rehearse
 
 if TYPE_CHECKING:
     from pipeline_local.pipeline.blueprint import Blueprint
@@ -58,6 +58,16 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
     grows = _grows(sketch)
     return _Search("modules", cost, peak, alike, grows, room(sketch, costs)).best(last)
+
+
+def even_memory(sketch: "Blueprint", count: int) -> list[range]:
+    """The blocks of each of so many modules, whose activations are as equal as can be.
+
+    What all of them together take is what they always hold and the activations of the largest, as
+    each is done before the next one begins. Heads, which are gone before act 3, do not count.
+    """
+    blocks = range(len(sketch.backbone.blocks))
+    return partition.balanced([kept_by(sketch, block) for block in blocks], count)
 
 
 def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:

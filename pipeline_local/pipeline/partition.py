@@ -19,7 +19,7 @@ def modules_of(
         names: of all blocks, in order.
         num_parameters: of each block.
         config: `modules.count` and `modules.cuts`.
-        best: the cheapest cut into so many modules, for `auto`.
+        best: the best cut into so many modules, for `auto` and `memory`.
 
     Raises:
         UserError: K does not fit the blocks, or a cut names no block or is out of order.
@@ -37,7 +37,7 @@ def modules_of(
         )
     if config.cuts in ("uniform", "blocks"):
         return uniform(len(names), count)
-    if config.cuts == "auto":
+    if config.cuts in ("auto", "memory"):
         return best(count)
     if config.cuts == "parameters":
         return balanced(num_parameters, count)

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline_local.errors import UserError
+from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.models.backbone import hollow
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
@@ -91,23 +93,52 @@ def rehearse(
         UserError: the network asks for the value of a tensor, which a rehearsal has not.
     """
     storages = LiveStorages()
+    with _stage_set(blueprint, device):
+        modules = [blueprint.outline(number, PAPER) for number in numbers]
+        for module in modules:
+            make_state(module.trainable, module.optimizer)
+            storages.hold(_statics(module))
+        acts = _Acts(storages)
+        with storages:
+            held = _perform(blueprint, modules, acts, num_stages)
+    return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
+
+
+def kept_by(blueprint: "Blueprint", block: int) -> int:
+    """Bytes that a block, on a CPU, keeps of a microbatch between forward and backward pass.
+
+    Raises:
+        UserError: as `rehearse`.
+    """
+    config, storages = blueprint.config, LiveStorages()
+    shape = config.data.batch_size // config.train.microbatches, *blueprint.input_shapes[block]
+    with _stage_set(blueprint, CPU):
+        module = blueprint.backbone.blocks[block].module
+        body = Body([hollow(module, PAPER, blueprint.dtype)], config.modules.recompute)
+        inside = blueprint.crossing.inside
+        x = torch.empty(shape, dtype=inside if block else blueprint.dtype, requires_grad=block > 0)
+        storages.hold([*body.parameters(), *body.buffers(), x])
+        before = storages.live
+        with storages, torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16):
+            y = body(x)
+        kept = storages.live - before
+        del y
+    return kept
+
+
+@contextmanager
+def _stage_set(blueprint: "Blueprint", device: Device) -> Iterator[None]:
+    """Tensors are fake meanwhile, and nothing random is drawn from anybody's generator."""
     with torch.random.fork_rng(devices=[]), fakes(device.type):
         try:
-            modules = [blueprint.outline(number, PAPER) for number in numbers]
-            for module in modules:
-                make_state(module.trainable, module.optimizer)
-                storages.hold(_statics(module))
-            acts = _Acts(storages)
-            with storages:
-                held = _perform(blueprint, modules, acts, num_stages)
+            yield
         except (NotImplementedError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"model.name: {blueprint.config.model.name} cannot be rehearsed without data"
-                f" ({type(error).__name__}: {reason}); plan another, or train and read"
-                f" peak_memory_bytes"
+                f" ({type(error).__name__}: {reason}); name the blocks that modules.cuts is to"
+                f" have, train, and read peak_memory_bytes"
             ) from error
-    return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
 class _Acts(Trace):

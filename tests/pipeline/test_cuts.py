@@ -59,6 +59,33 @@ def test_the_best_modules_leave_room_for_heads():
     assert cuts.best_modules(blueprint, [costs]) == [range(8)]
 
 
+@pytest.mark.parametrize(("model", "precision"), [(RESNET, "float32"), (RESNET, "bfloat16")])
+def test_even_memory(model, precision):
+    """Its blocks' activations are the largest module's best, by brute force over all cuts."""
+    image = {"name": "synthetic", "batch_size": 16}
+    blueprint = draw(model, data=image, modules={"count": 4, "cuts": "memory"}, precision=precision)
+    single = draw(model, data=image, modules={"cuts": "blocks"}, precision=precision)
+    kept = [rehearse(single, [k], 10).modules[0].activations for k in range(10)]
+
+    def largest(cut):
+        return max(sum(kept[block] for block in part) for part in cut)
+
+    assert largest(blueprint.modules) == min(map(largest, all_cuts(10, 4)))
+    names = [block.name for block in blueprint.backbone.blocks]
+    opens = tuple(names[part.start] for part in blueprint.modules[1:])
+    assert blueprint.config.modules.cuts == opens, "a run that goes on has the same modules"
+
+
+def test_modules_that_share_a_device_take_less_where_memory_is_even():
+    image = {"name": "synthetic", "image_size": 32, "batch_size": 16}
+    modules = {cuts: {"count": 4, "cuts": cuts} for cuts in ("uniform", "auto", "memory")}
+    peaks = {
+        cuts: rehearse(draw(RESNET, data=image, modules=section), range(4), 1).peak
+        for cuts, section in modules.items()
+    }
+    assert peaks["memory"] < min(peaks["uniform"], peaks["auto"])
+
+
 def test_a_slow_device_gets_less():
     blueprint = draw(modules={"count": 8})
     fast, slow = made(blueprint, (1,) * 8, head=0), made(blueprint, (3,) * 8, head=0)

@@ -168,6 +168,7 @@ ROOT = Path(__file__).parent.parent.parent
 H200 = Device("cuda", workspaces=2 * 32 * 2**20)
 """cuBLAS takes 32 MiB for each thread that multiplies: that of forward and of backward passes."""
 
+CUTS_THEN = {"resnet50": [], "vit-s": ["modules.cuts=uniform"]}
 BATCH = 73.5
 """MiB of 128 images, which a benchmark has in memory beside what it counts."""
 
@@ -187,12 +188,23 @@ BATCH = 73.5
 )
 def test_what_an_h200_held(network, precision, batch, held):
     """MiB by CUDA's allocator, at 224 pixels (docs/results/gpu.md). Needs no GPU."""
-    settings = [f"precision={precision}", f"data.batch_size={batch}"]
+    settings = [f"precision={precision}", f"data.batch_size={batch}", *CUTS_THEN[network]]
     config = configfile.load(ROOT / "configs" / f"bench-{network}.yaml", settings)
     blueprint = Blueprint.draw(config, describe(config.data), H200)
     stages = blueprint.stages(len(held))
     peaks = [rehearse(blueprint, part, len(held), H200).peak / 2**20 for part in stages]
     assert peaks == pytest.approx(held, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_what_a_block_keeps(model, recompute):
+    """Of a module that is this block alone, the same."""
+    count = len(draw(model).backbone.blocks)
+    blueprint = draw(model, modules={"count": count, "recompute": recompute})
+    for block in range(1, count - 1):
+        (module,) = rehearse(blueprint, [block], count).modules
+        assert rehearsal.kept_by(blueprint, block) == pytest.approx(module.activations, rel=0.05)
 
 
 def test_libraries_keep_something_of_their_own():
