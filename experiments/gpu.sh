@@ -56,12 +56,20 @@ for batch in ${BATCHES:-128 256}; do
     peers "vit-b-b$batch" $vit model.hidden_dim=768 model.mlp_dim=3072 model.num_heads=12 \
         "data.batch_size=$batch" precision=bfloat16
 done
-for config in $resnet $vit; do # how far what is planned is from what the allocator sees
-    once "plan-$(basename "$config" .yaml)" python -m pipeline_local plan "$config" "${more[@]}"
-    once "profile-$(basename "$config" .yaml)" python -m pipeline_local profile "$config" \
-        --output "$out/profile-$(basename "$config" .yaml).json" "${more[@]}"
-    once "reconcile-$(basename "$config" .yaml)" python -m pipeline_local bench reconcile "$config" \
-        --module 3 --runs 3 "${more[@]}"
+for config in $resnet $vit; do
+    net=$(basename "$config" .yaml)
+    for precision in float32 bfloat16; do # how far what is planned is from what the allocator sees
+        name=$net-$precision settings=(data.batch_size=64 "precision=$precision" "${more[@]}")
+        once "profile-$name" python -m pipeline_local profile "$config" "${settings[@]}" \
+            --output "$out/profile-$name.json"
+        settings+=("modules.profile=$out/profile-$name.json")
+        once "plan-$name" python -m pipeline_local plan "$config" "${settings[@]}"
+        once "train-$name" python -m pipeline_local train "$config" "${settings[@]}" train.steps=9 \
+            "run.dir=$out/run-$name"
+        once "held-$name" grep peak_memory_bytes -A 1 "$out/run-$name/summary.json"
+    done
+    once "reconcile-$net" python -m pipeline_local bench reconcile "$config" --module 3 --runs 3 \
+        "${more[@]}"
 done
 if [[ -n ${DATA:-} ]]; then # goes on where it was cut off, run by run
     python experiments/sweep.py experiments/full.yaml "$out/full" "data.root=$DATA" "${more[@]}" --jobs 2

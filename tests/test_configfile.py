@@ -100,6 +100,9 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     assert with_overrides(tmp_path, "train.steps=1e3").train.steps == 1000
 
 
+NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list"
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -133,15 +136,15 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
         # members of a union make one line, not one each
         (
             "modules.cuts=5",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got 5",
+            f"{NO_CUTS}, got 5",
         ),
         (
             "modules.cuts=[1.5, null]",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got",
+            f"{NO_CUTS}, got",
         ),
         (
             "modules.cuts=[true]",
-            "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list, got",
+            f"{NO_CUTS}, got",
         ),
         # the wrong size
         ("modules.count=0", "modules.count: should be greater than or equal to 1, got 0"),

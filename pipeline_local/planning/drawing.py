@@ -28,7 +28,7 @@ def show(plan: Plan) -> None:
 
 def warnings(plan: Plan) -> list[str]:
     """What could be balanced better, and how; one line each."""
-    lines = [*_memory_warnings(plan), *_line_warning(plan)]
+    lines = [*_memory_warnings(plan), *_uneven_memory(plan), *_line_warning(plan)]
     better = plan.stage_cut
     if better and plan.imbalance > TOLERATED and plan.imbalance / better.imbalance > 1.02:
         opens = ", ".join(str(module + 1) for module in better.edges)
@@ -39,7 +39,8 @@ def warnings(plan: Plan) -> list[str]:
     costs = [module.cost.total for stage in plan.stages for module in stage.modules]
     imbalance = max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
     other = plan.module_cut
-    if other and imbalance > TOLERATED and imbalance / other.imbalance > 1.02:
+    apart = len(plan.stages) > 1  # on one device they take turns, and only their sum counts
+    if apart and other and imbalance > TOLERATED and imbalance / other.imbalance > 1.02:
         cuts = ",".join(plan.block_names[block] for block in other.edges)
         lines.append(
             f"warning: the dearest module costs {imbalance:.2f} times the mean;"
@@ -75,6 +76,15 @@ def _memory_warnings(plan: Plan) -> Iterator[str]:
         yield (
             f"warning: stage {number} needs {mebibytes(peak)} MiB, its device has"
             f" {mebibytes(stage.room)}; {remedy}"
+        )
+
+
+def _uneven_memory(plan: Plan) -> Iterator[str]:
+    peak, even = plan.stages[0].memory.peak, plan.even_memory
+    if even is not None and TOLERATED * even < peak:
+        yield (
+            f"warning: one module keeps much more than the others: modules.cuts=memory would take"
+            f" {mebibytes(even)} MiB, these take {mebibytes(peak)} (other modules learn otherwise)"
         )
 
 

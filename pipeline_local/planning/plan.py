@@ -7,7 +7,7 @@ what backpropagation, 1F1B and data parallelism would need on the same devices.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline_local.config import Config
@@ -103,6 +103,8 @@ class Plan:
             None where none fits the devices.
         module_cut: the best modules, as many as now: first block of each but the first. It changes
             the mathematics. None where none fits the devices.
+        even_memory: bytes that the only stage would take with `modules.cuts=memory`; None where
+            there are several stages, or a single module.
         alternatives: other methods, for comparison.
     """
 
@@ -117,6 +119,7 @@ class Plan:
     fill: float
     stage_cut: Cut | None
     module_cut: Cut | None
+    even_memory: int | None
     block_names: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -154,6 +157,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
         stage_cut=_best_stages(blueprint, num_stages),
         module_cut=_best_modules(blueprint, num_stages),
+        even_memory=_even_memory(blueprint, num_stages),
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
         alternatives=alternatives(blueprint, num_stages),
     )
@@ -233,6 +237,14 @@ def _best_stages(blueprint: Blueprint, num_stages: int) -> Cut | None:
         for on_device, part in zip(costs, parts, strict=True)
     ]
     return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))
+
+
+def _even_memory(blueprint: Blueprint, num_stages: int) -> int | None:
+    count = len(blueprint.modules)
+    if num_stages > 1 or count == 1:
+        return None
+    cut = replace(blueprint, modules=tuple(cuts.even_memory(blueprint, count)))
+    return rehearse(cut, range(count), 1, blueprint.devices[0].device).peak
 
 
 def _best_modules(blueprint: Blueprint, num_stages: int) -> Cut | None:

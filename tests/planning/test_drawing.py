@@ -64,6 +64,18 @@ def test_the_better_cut_is_named():
     assert drawing.warnings(balanced) == []
 
 
+@pytest.mark.parametrize(("cuts", "num_stages"), [("uniform", 1), ("memory", 1), ("uniform", 2)])
+def test_modules_that_are_uneven_in_memory(cuts, num_stages):
+    """ResNets keep most in front, where maps are large. Of stages apart, each has its own room."""
+    sections = {
+        "model": {"name": "resnet20", "width": 8},
+        "data": {"name": "synthetic", "batch_size": 32},
+        "modules": {"count": 4, "cuts": cuts},
+    }
+    uneven, *_ = [*drawing._uneven_memory(draw(num_stages, **sections)), ""]
+    assert ("modules.cuts=memory would take" in uneven) == (cuts == "uniform" and num_stages == 1)
+
+
 def test_timeline_in_text():
     _legend, first, second, phases = drawing.lines_of(draw(), width=60)
     assert first.startswith("stage  0 |F")
