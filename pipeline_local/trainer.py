@@ -52,10 +52,10 @@ def train(config: Config, place: Place | None = None) -> Facts:
     with ExitStack() as stack:
         store = stack.enter_context(joined(place))
         board = Board(store, place.rank, place.world_size)
-        stop = Stop(board)
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it
-        stack.enter_context(stop.listening())
+        stop = stack.enter_context(Stop(board))
         watchdog = stack.enter_context(Watchdog(board, place, config.parallel.timeout))
+        stop.listen()
         at = watchdog.whereabouts
         at.enter("checking the configuration", peer=0 if place.rank else None)
         start = propose(config, place, board, stack)

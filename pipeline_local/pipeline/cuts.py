@@ -11,10 +11,12 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.costs import Costs
+from pipeline_local.pipeline.costs import Costs, head_key, possible_heads
 from pipeline_local.pipeline.rehearsal import kept_by, rehearse
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 GIBIBYTE = 2**30
 FOR_TENSORS = 0.9
-"""Part of a device's memory; the rest is for its context, its libraries, and what lies idle."""
+"""Part of a device's memory; the rest is for its context, its programs, and what lies idle."""
 
 Part = tuple[int, range]
 """Its number, from 0, and what it holds."""
@@ -61,13 +63,40 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
 
 
 def even_memory(sketch: "Blueprint", count: int) -> list[range]:
-    """The blocks of each of so many modules, whose activations are as equal as can be.
+    """The blocks of each of so many modules, of which the one that keeps most keeps least.
 
-    What all of them together take is what they always hold and the activations of the largest, as
-    each is done before the next one begins. Heads, which are gone before act 3, do not count.
+    What modules on one device take together is what they always hold, and what the largest keeps
+    in its acts, as each is done before the next one begins: activations, and its head's beside
+    them.
+
+    Raises:
+        UserError: no heads fit behind any such modules.
     """
-    blocks = range(len(sketch.backbone.blocks))
-    return partition.balanced([kept_by(sketch, block) for block in blocks], count)
+    blocks = [block.module for block in sketch.backbone.blocks]
+    first = kept_by(sketch, blocks, 0)  # from images, so maybe in another precision
+    later = [0, *kept_by(sketch, blocks[1:], 1)] if len(blocks) > 1 else first
+    heads = {key: _kept_by_head(sketch, head, key[0]) for key, head in possible_heads(sketch)}
+
+    def keeps(index: int, part: range) -> float:
+        kept = sum((later if part.start else first)[block] for block in part)
+        if index == count - 1:
+            return kept if part.stop == len(blocks) else math.inf
+        if part.stop == len(blocks):
+            return math.inf
+        key = head_key(sketch.config, part.stop, len(blocks), index, count)
+        return kept + heads.get(key, math.inf)
+
+    cut = partition.cheapest(len(blocks), count, keeps)
+    if any(keeps(*part) == math.inf for part in enumerate(cut)):
+        raise UserError(
+            f"modules.cuts=memory: no cut into {count} modules has a place for each head; choose"
+            f" another head.name, or fewer modules"
+        )
+    return cut
+
+
+def _kept_by_head(sketch: "Blueprint", head: nn.Module, end: int) -> int:
+    return sum(kept_by(sketch, [head], end))
 
 
 def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:

@@ -1,24 +1,30 @@
 """Fake tensors, of which no operation spends memory or time: as large as those of any device.
 
 They are on the CPU, whatever device they stand for: without a GPU, torch runs no backward pass of a
-GPU's fakes. What a GPU's kernels keep otherwise than a CPU's is imitated.
+GPU's fakes. Where NVIDIA's kernels are known to keep other tensors than a CPU's, they are imitated:
+autocast, attention and dropout.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.backends import cuda
 
 _aten = torch.ops.aten
+_LOCK = RLock()
+"""torch knows one kernel of an operation: no two threads may imitate at once."""
 _IN_PLACE = (_aten._fused_sgd_.default, _aten._fused_adamw_.default)
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 
 _FLOAT32_ON_A_GPU = (
     *("layer_norm", "group_norm", "native_layer_norm", "rms_norm", "cosine_similarity"),
     *("softmax.int", "log_softmax.int", "logsumexp", "softplus", "cumsum", "cumprod"),
+    "linalg_vector_norm",
     *("exp", "expm1", "log", "log2", "log10", "log1p", "reciprocal", "rsqrt", "erfinv"),
     *("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "norm.Scalar", "norm.ScalarOpt_dim"),
     *("acos", "asin", "cosh", "sinh", "tan"),
@@ -39,13 +45,14 @@ def fakes(device: str = "cpu") -> Iterator[None]:
         with _Fakes():
             yield
         return
-    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    try:
-        _imitate(library)
-        with _GpuFakes():
-            yield
-    finally:
-        library._destroy()  # type: ignore[no-untyped-call]
+    with _LOCK:
+        library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+        try:
+            _imitate(library)
+            with _GpuFakes():
+                yield
+        finally:
+            library._destroy()  # type: ignore[no-untyped-call]
 
 
 class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -71,12 +78,15 @@ class _GpuFakes(_Fakes):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Pretend to run the operation."""
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is not _ATTENTION:
-            return result
-        takes_no_flash = (
-            args[0].dtype == torch.float32 or (kwargs or {}).get("attn_mask") is not None
-        )
-        return (_by_position(result[0]), *result[1:]) if takes_no_flash else result
+        if func is _ATTENTION and not _takes_flash(args[0], (kwargs or {}).get("attn_mask")):
+            return _by_position(result[0]), *result[1:]
+        return result
+
+
+def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether it is flash attention that a GPU takes for it, rather than a memory-efficient one."""
+    allowed: bool = cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+    return allowed and query.dtype in (torch.bfloat16, torch.float16) and mask is None
 
 
 def _by_position(result: Tensor) -> Tensor:
@@ -87,7 +97,10 @@ def _by_position(result: Tensor) -> Tensor:
 
 
 def _imitate(library: torch.library.Library) -> None:
-    """As long as it lives, operations on a CPU's tensors keep what they would keep on a GPU."""
+    """As long as it lives, operations on fakes keep what they would keep on a GPU.
+
+    Those on real tensors, such as another thread's, do what they always do.
+    """
     kernels: dict[str, tuple[Callable[..., Any], str]] = {
         **{name: (_in_float32(name), "AutocastCPU") for name in _FLOAT32_ON_A_GPU},
         "dropout": (_dropout, "AutogradCPU"),
@@ -110,14 +123,21 @@ def _in_float32(name: str) -> Callable[..., Any]:
 
 
 def _wide(value: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
-    narrow = isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    narrow = isinstance(value, FakeTensor) and value.dtype == torch.bfloat16
     return value.float() if narrow else value
+
+
+def _as_ever(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
+    """What the operation is made of, on every device."""
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    result: Tensor = operation._op_dk(composite, *args, **options)
+    return result
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
     """Keeps a byte per element, where on a CPU it keeps a factor for each."""
-    if not train or p in (0.0, 1.0):
-        return x
+    if not isinstance(x, FakeTensor) or not train or p in (0.0, 1.0):
+        return _as_ever(_aten.dropout.default, x, p, train)
     dropped: Tensor = _aten.native_dropout(x, p, train)[0]
     return dropped
 
@@ -129,13 +149,30 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Any,  # noqa: ANN401 (scale, enable_gqa: change no size)
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """Flash and memory-efficient attention drop out without keeping anything."""
-    if not torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
-        # a double backward asks for this one
-        composite = _aten._scaled_dot_product_attention_math
-        result: Tensor = composite(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
-        return result
-    fused: Tensor = _ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask)[0]
-    return fused
+    if _is_fused(query, value, attn_mask, enable_gqa):
+        fused: Tensor = _ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask)[0]
+        return fused
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    if not isinstance(query, FakeTensor):
+        whole = _aten.scaled_dot_product_attention.default
+        return _as_ever(whole, query, key, value, attn_mask, dropout_p, is_causal, **options)
+    composite = _aten._scaled_dot_product_attention_math
+    result: Tensor = composite(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+    return result
+
+
+def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:
+    """Whether a GPU has a fused kernel for it: one that keeps no map [N, N]."""
+    if not (
+        isinstance(query, FakeTensor) and query.dim() == 4 and query.shape[-1] == value.shape[-1]
+    ):
+        return False
+    if mask is not None and mask.requires_grad:  # it has, but a CPU's fakes have not
+        return False
+    efficient: bool = cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+    efficient &= query.dtype != torch.float64 and not grouped
+    return efficient or _takes_flash(query, mask)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline_local.errors import UserError
@@ -76,10 +76,7 @@ class StageBytes:
 
 
 def rehearse(
-    blueprint: "Blueprint",
-    numbers: Sequence[int],
-    num_stages: int,
-    device: Device = CPU,
+    blueprint: "Blueprint", numbers: Sequence[int], num_stages: int, device: Device = CPU
 ) -> StageBytes:
     """One stage's heaviest step, and an evaluation.
 
@@ -93,7 +90,7 @@ def rehearse(
         UserError: the network asks for the value of a tensor, which a rehearsal has not.
     """
     storages = LiveStorages()
-    with _stage_set(blueprint, device):
+    with _faked(blueprint, device):
         modules = [blueprint.outline(number, PAPER) for number in numbers]
         for module in modules:
             make_state(module.trainable, module.optimizer)
@@ -104,30 +101,37 @@ def rehearse(
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
-def kept_by(blueprint: "Blueprint", block: int) -> int:
-    """Bytes that a block, on a CPU, keeps of a microbatch between forward and backward pass.
+def kept_by(blueprint: "Blueprint", parts: Sequence[nn.Module], start: int) -> list[int]:
+    """Bytes that consecutive parts, on a CPU, keep of a microbatch for their backward passes.
+
+    Args:
+        blueprint: the run.
+        parts: blocks or heads on the meta device; the first one gets what crosses to a module.
+        start: the block in whose place the first of them stands.
 
     Raises:
         UserError: as `rehearse`.
     """
-    config, storages = blueprint.config, LiveStorages()
-    shape = config.data.batch_size // config.train.microbatches, *blueprint.input_shapes[block]
-    with _stage_set(blueprint, CPU):
-        module = blueprint.backbone.blocks[block].module
-        body = Body([hollow(module, PAPER, blueprint.dtype)], config.modules.recompute)
-        inside = blueprint.crossing.inside
-        x = torch.empty(shape, dtype=inside if block else blueprint.dtype, requires_grad=block > 0)
-        storages.hold([*body.parameters(), *body.buffers(), x])
-        before = storages.live
-        with storages, torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16):
-            y = body(x)
-        kept = storages.live - before
-        del y
+    config, inside = blueprint.config, blueprint.crossing.inside
+    size = config.data.batch_size // config.train.microbatches
+    dtype = inside if start else blueprint.dtype
+    kept, storages = [], LiveStorages()
+    with _faked(blueprint, CPU):
+        shape = size, *blueprint.input_shapes[start]
+        x = given = torch.empty(shape, dtype=dtype, requires_grad=start > 0)
+        storages.hold([given])  # a module keeps it anyway
+        for part in parts:
+            body = Body([hollow(part, PAPER, blueprint.dtype)], config.modules.recompute)
+            storages.hold([*body.parameters(), *body.buffers()])
+            before = storages.live
+            with storages, torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16):
+                x = body(x)
+            kept.append(storages.live - before)
     return kept
 
 
 @contextmanager
-def _stage_set(blueprint: "Blueprint", device: Device) -> Iterator[None]:
+def _faked(blueprint: "Blueprint", device: Device) -> Iterator[None]:
     """Tensors are fake meanwhile, and nothing random is drawn from anybody's generator."""
     with torch.random.fork_rng(devices=[]), fakes(device.type):
         try:
@@ -136,8 +140,8 @@ def _stage_set(blueprint: "Blueprint", device: Device) -> Iterator[None]:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"model.name: {blueprint.config.model.name} cannot be rehearsed without data"
-                f" ({type(error).__name__}: {reason}); name the blocks that modules.cuts is to"
-                f" have, train, and read peak_memory_bytes"
+                f" ({type(error).__name__}: {reason}); choose cuts that need none, train, and"
+                f" read peak_memory_bytes"
             ) from error
 
 
@@ -168,7 +172,7 @@ def _perform(
     for module in modules:
         _fill_queues(blueprint, module, step)
     upstream = _upstream(blueprint, first, step)
-    outer = blueprint.contract(last) if not blueprint.is_last(last) and num_stages > 1 else None
+    outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
     downstream = Downstream(outer, blueprint.schedule.has_feedback)
     stage = Stage(modules, upstream, downstream, acts)
     stage.train(step)

@@ -17,9 +17,10 @@ evaluation, a checkpoint) is done as ever: going on later repeats and leaves out
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch.distributed as dist
 
@@ -31,7 +32,10 @@ from pipeline_local.pipeline.schedule import Action, Save
 
 
 class Stop:
-    """When this rank has to leave the schedule early.
+    """When this rank has to leave the schedule early. A context around all that may be stopped.
+
+    When it is left, signals mean what they meant before, but for one that was given another meaning
+    meanwhile (`Watchdog`: a rank that tells its own error must not be cut off).
 
     Args:
         board: of all ranks.
@@ -40,28 +44,27 @@ class Stop:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._look = self._decide if board.rank == 0 else self._learn
+        self._earlier: dict[int, Any] = {}
         self._signal: str | None = None
         self._last: int | None = None
         self.after: int | None = None
         """Optimizer steps done, once the schedule has been left early."""
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take `STOP_SIGNALS` as requests meanwhile. Elsewhere than in the main thread: nothing.
+    def __enter__(self) -> "Stop":
+        return self
 
-        Afterwards they mean what they meant before, but for one that was given another meaning
-        meanwhile (`Watchdog`: a rank that tells its own error must not be cut off).
+    def listen(self) -> None:
+        """Take `STOP_SIGNALS` as requests from now on. Elsewhere than in the main thread: nothing.
+
+        Until then, while it may wait for others with nobody watching, they end the process.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        earlier = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in earlier.items():
-                if signal.getsignal(number) == self._hear:
-                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            if signal.getsignal(number) == self._hear:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
         """The actions of the schedule up to its end or to the stop, which ends with a checkpoint.

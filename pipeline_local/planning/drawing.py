@@ -83,8 +83,8 @@ def _uneven_memory(plan: Plan) -> Iterator[str]:
     peak, even = plan.stages[0].memory.peak, plan.even_memory
     if even is not None and TOLERATED * even < peak:
         yield (
-            f"warning: one module keeps much more than the others: modules.cuts=memory would take"
-            f" {mebibytes(even)} MiB, these take {mebibytes(peak)} (other modules learn otherwise)"
+            f"warning: these modules take {mebibytes(peak)} MiB, modules.cuts=memory would take"
+            f" {mebibytes(even)} (other modules learn otherwise)"
         )
 
 
@@ -210,6 +210,8 @@ def _peaks(plan: Plan) -> Iterator[str]:
         known = max(s.memory.workspaces for s in plan.stages if s.device.type == type_)
         if type_ == "cpu":
             yield "Peaks on cpu: of tensors (for a GPU: --device cuda)."
+        elif type_ != "cuda":
+            yield f"Peaks on {type_}: of tensors as CUDA's kernels keep them; its own may differ."
         elif known:
             yield f"Peaks on {type_}: of tensors, and {mebibytes(known)} MiB that libraries keep."
         else:

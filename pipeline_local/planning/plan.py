@@ -104,7 +104,7 @@ class Plan:
         module_cut: the best modules, as many as now: first block of each but the first. It changes
             the mathematics. None where none fits the devices.
         even_memory: bytes that the only stage would take with `modules.cuts=memory`; None where
-            there are several stages, or a single module.
+            there are several stages, a single module, or no such cut.
         alternatives: other methods, for comparison.
     """
 
@@ -138,8 +138,9 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
             of another type of device.
     """
     blueprint = Blueprint.draw(config, info, device)
-    parts, costs = blueprint.stages(num_stages), blueprint.costs_of(num_stages)
+    costs = blueprint.costs_of(num_stages)
     _refuse_another(device, costs)
+    parts = blueprint.stages(num_stages)
     stages = tuple(_stage(blueprint, stage, num_stages) for stage in range(num_stages))
     totals = [stage.cost for stage in stages]
     return Plan(
@@ -240,11 +241,15 @@ def _best_stages(blueprint: Blueprint, num_stages: int) -> Cut | None:
 
 
 def _even_memory(blueprint: Blueprint, num_stages: int) -> int | None:
-    count = len(blueprint.modules)
+    count, config, device = len(blueprint.modules), blueprint.config, blueprint.devices[0].device
     if num_stages > 1 or count == 1:
         return None
-    cut = replace(blueprint, modules=tuple(cuts.even_memory(blueprint, count)))
-    return rehearse(cut, range(count), 1, blueprint.devices[0].device).peak
+    modules = replace(config.modules, cuts="memory", count=count)
+    try:
+        even = Blueprint.draw(replace(config, modules=modules), blueprint.info, blueprint.device)
+        return rehearse(even, range(count), 1, device).peak
+    except UserError:
+        return None
 
 
 def _best_modules(blueprint: Blueprint, num_stages: int) -> Cut | None:

@@ -59,18 +59,25 @@ def test_the_best_modules_leave_room_for_heads():
     assert cuts.best_modules(blueprint, [costs]) == [range(8)]
 
 
-@pytest.mark.parametrize(("model", "precision"), [(RESNET, "float32"), (RESNET, "bfloat16")])
-def test_even_memory(model, precision):
-    """Its blocks' activations are the largest module's best, by brute force over all cuts."""
-    image = {"name": "synthetic", "batch_size": 16}
-    blueprint = draw(model, data=image, modules={"count": 4, "cuts": "memory"}, precision=precision)
-    single = draw(model, data=image, modules={"cuts": "blocks"}, precision=precision)
-    kept = [rehearse(single, [k], 10).modules[0].activations for k in range(10)]
+SMALL_VIT = {"name": "vit", "patch_size": 8, "num_layers": 5, "num_heads": 2}
+SMALL_VIT |= {"hidden_dim": 32, "mlp_dim": 64}
 
-    def largest(cut):
-        return max(sum(kept[block] for block in part) for part in cut)
 
-    assert largest(blueprint.modules) == min(map(largest, all_cuts(10, 4)))
+@pytest.mark.parametrize("head", [{"name": "linear"}, {"name": "auglocal", "depth": 2}])
+@pytest.mark.parametrize("model", [RESNET, SMALL_VIT])
+def test_even_memory(model, head):
+    """Rehearsed by brute force, no cut into two takes much less: what is on its way between blocks
+    is not in it. Heads count."""
+    data = {"name": "synthetic", "image_size": 32, "batch_size": 64}
+    blueprint = draw(model, data=data, head=head, modules={"count": 2, "cuts": "memory"})
+    num_blocks = len(blueprint.backbone.blocks)
+    peaks = [
+        rehearse(replace(blueprint, modules=tuple(cut)), range(2), 1).peak
+        for cut in all_cuts(num_blocks, 2)
+    ]
+    found = rehearse(blueprint, range(2), 1).peak
+    assert found <= 1.1 * min(peaks)
+    assert found < sorted(peaks)[num_blocks // 2]
     names = [block.name for block in blueprint.backbone.blocks]
     opens = tuple(names[part.start] for part in blueprint.modules[1:])
     assert blueprint.config.modules.cuts == opens, "a run that goes on has the same modules"
@@ -84,6 +91,18 @@ def test_modules_that_share_a_device_take_less_where_memory_is_even():
         for cuts, section in modules.items()
     }
     assert peaks["memory"] < min(peaks["uniform"], peaks["auto"])
+
+
+def test_even_memory_has_a_place_for_each_head(monkeypatch):
+    def nowhere(*_):
+        raise UserError("does not fit")
+
+    data = {"name": "synthetic", "image_size": 32, "batch_size": 16}
+    blueprint = draw(RESNET, data=data)
+    monkeypatch.setattr(Blueprint, "auxiliary_head", nowhere)
+    assert cuts.even_memory(blueprint, 1) == [range(10)]
+    with pytest.raises(UserError, match="no cut into 3 modules has a place for each head"):
+        cuts.even_memory(blueprint, 3)
 
 
 def test_a_slow_device_gets_less():

@@ -12,7 +12,7 @@ def test_by_name():
     assert Device.named("cpu") == Device()
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda zero"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:0", "meta"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(UserError, match="--device: cpu or cuda, got"):
         Device.named(name)

@@ -1,9 +1,12 @@
 """Fake tensors spend nothing, whoever steps them, and are what a device would have."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.learning import optimizer
@@ -88,6 +91,51 @@ def test_attention_with_dropout_keeps_no_map_on_a_gpu():
                 maps[device] |= "Softmax" in node.name()
                 graph += [after for after, _ in node.next_functions if after]
     assert maps == {"cpu": True, "cuda": False}
+
+
+def test_attention_without_a_fused_kernel_keeps_its_map():
+    def names(result):
+        graph, found = [result.grad_fn], set()
+        while graph:
+            node = graph.pop()
+            found.add(node.name())
+            graph += [after for after, _ in node.next_functions if after]
+        return " ".join(found)
+
+    with fakes("cuda"):
+        q = torch.empty(2, 4, 6, 8, requires_grad=True)
+        attention = functional.scaled_dot_product_attention
+        assert "Softmax" not in names(attention(q, q, q))
+        assert "Softmax" in names(attention(q.double(), q.double(), q.double()))
+        assert "Softmax" in names(attention(q[0], q[0], q[0]))
+        assert attention(q, q, torch.empty(2, 4, 6, 16)).shape == (2, 4, 6, 16)
+        bias = torch.empty(6, 6, requires_grad=True)
+        (given,) = torch.autograd.grad(attention(q, q, q, bias).sum(), bias)
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            assert "Softmax" not in names(attention(q, q, q))
+        with sdpa_kernel(SDPBackend.MATH):
+            assert "Softmax" in names(attention(q, q, q))
+    assert given.shape == bias.shape
+
+
+def test_another_thread_computes_as_ever():
+    """On real tensors, while somebody plans."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 8)
+
+    def work():
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            norm = functional.layer_norm(x.bfloat16(), (8,))
+        dropped = functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+        return [functional.dropout(x, 0.5), dropped, norm]
+
+    expected = work()
+    with ThreadPoolExecutor(1) as other, fakes("cuda"):
+        found = other.submit(work).result()
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
 
 
 def test_nothing_stays_imitated():

@@ -4,17 +4,22 @@ Going on later gives the bytes of a run that was never stopped, whatever was on 
 stages when it was.
 """
 
+import multiprocessing
 import os
 import signal
 import time
 from random import Random
 
 import pytest
+import torch.distributed as dist
 
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
+from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.stop import Stop
+from pipeline_local.pipeline.watchdog import Watchdog
 from tests.forked import Forked
 
 MODULES = 3
@@ -193,3 +198,37 @@ def test_a_caller_gets_its_own_handlers_back(tmp_path, monkeypatch):
     with pytest.raises(StoppedError, match="stopped by a signal after step 5"):
         trainer.train(configfile.load(write_config(tmp_path), []), Place())
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_what_signals_mean():
+    """Nothing new until it listens, nothing new afterwards; what somebody else says stays."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    with Stop(Board(dist.HashStore(), 0, 1)) as stop:
+        assert signal.getsignal(signal.SIGTERM) == before[0]
+        stop.listen()
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == stop._hear
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before[0])
+    assert signal.getsignal(signal.SIGUSR1) == before[1]
+
+
+def test_who_does_not_listen_yet_has_nothing_to_put_back():
+    with pytest.raises(KeyError), Stop(Board(dist.HashStore(), 0, 1)):
+        raise KeyError
+
+
+def test_a_signal_while_the_others_are_awaited_ends_a_rank():
+    """It could not act on it: nobody watches yet, and no step is under way."""
+
+    def alone(board):
+        with Stop(board) as stop, Watchdog(board, Place(1, 2, 1, 2, launched=True), 60):
+            stop.listen()
+
+    board = Board(dist.HashStore(), 1, 2)  # the first rank never comes
+    rank = multiprocessing.get_context("fork").Process(target=alone, args=(board,))
+    rank.start()
+    time.sleep(0.5)
+    rank.terminate()
+    rank.join(20)
+    assert rank.exitcode == -signal.SIGTERM
