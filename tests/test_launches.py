@@ -62,7 +62,10 @@ def test_launches_agree(name, tmp_path, expected):
     [
         ("built-in launcher", ["modules.count=11"], "11 modules for 10 blocks"),
         ("torchrun", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
-        ("torchrun", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
+        pytest.param(
+            *("torchrun", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_mistakes_are_told_once(name, more, message, tmp_path):
