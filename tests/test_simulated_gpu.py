@@ -178,7 +178,8 @@ def test_what_a_stream_waits_for_is_told(gpus, tmp_path):
     done = gpus(
         *(2, "-m", "pipeline_local", "bench", "peers", "configs/synthetic.yaml"),
         *("parallel.stages=2", "parallel.cuts=[4]", "modules.cuts=[layer1.0,layer1.1,layer4.1]"),
-        *("--peers", "local", "--runs", "1", "--steps", "8", "--json", str(rows)),
+        *("data.image_size=32", "--peers", "local", "--runs", "1", "--steps", "8"),
+        *("--json", str(rows)),
         cwd=TESTS.parent,
     )
     assert done.returncode == 0, done.stderr
@@ -195,6 +196,7 @@ def test_channels_and_placement_hold_there(gpus, count):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.long
 def test_what_plan_predicts_is_what_the_allocator_holds(gpus, tmp_path):
     """On a device everything is allocated by it: boundaries, batches, and sizes are rounded up."""
     command = ("-m", "pipeline_local")
