@@ -11,7 +11,7 @@ from threading import RLock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.backends import cuda
 
@@ -46,13 +46,13 @@ def fakes(device: str = "cpu") -> Iterator[None]:
             yield
         return
     with _LOCK:
-        library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+        kernels = library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         try:
-            _imitate(library)
+            _imitate(kernels)
             with _GpuFakes():
                 yield
         finally:
-            library._destroy()  # type: ignore[no-untyped-call]
+            kernels._destroy()  # type: ignore[no-untyped-call]
 
 
 class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -96,18 +96,18 @@ def _by_position(result: Tensor) -> Tensor:
     return torch.empty_like(turned, memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _imitate(library: torch.library.Library) -> None:
-    """As long as it lives, operations on fakes keep what they would keep on a GPU.
+def _imitate(kernels: library.Library) -> None:
+    """As long as these live, operations on fakes keep what they would keep on a GPU.
 
     Those on real tensors, such as another thread's, do what they always do.
     """
-    kernels: dict[str, tuple[Callable[..., Any], str]] = {
+    imitations: dict[str, tuple[Callable[..., Any], str]] = {
         **{name: (_in_float32(name), "AutocastCPU") for name in _FLOAT32_ON_A_GPU},
         "dropout": (_dropout, "AutogradCPU"),
         "scaled_dot_product_attention": (_attention, "AutogradCPU"),
     }
-    for name, (kernel, key) in kernels.items():
-        library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+    for name, (kernel, key) in imitations.items():
+        kernels.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
 
 def _in_float32(name: str) -> Callable[..., Any]:
