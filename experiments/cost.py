@@ -23,7 +23,7 @@ from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.record.trace import Trace
 
@@ -57,7 +57,7 @@ class Images:
 
 def training(config: Config, info: DataInfo) -> Callable[[], None]:
     """A repetition: `STEPS` steps of all modules, at rates too small to change anything."""
-    blueprint = Blueprint.draw(config, info)
+    blueprint = draw_blueprint(config, info)
     modules = [blueprint.module(k, DEVICE) for k in range(len(blueprint.modules))]
     data = Images(config, info)
     stage = Stage(modules, data, Nowhere(), Trace())

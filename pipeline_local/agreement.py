@@ -9,15 +9,16 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import TIMEOUT, Place
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.screen import say
 
 
-def check(config: Config, place: Place) -> Blueprint:
+def check(config: Config, place: Place) -> Placement:
     """Draw the run, and refuse whatever can be refused before a rank starts to work.
 
     Args:
@@ -27,16 +28,16 @@ def check(config: Config, place: Place) -> Blueprint:
     Raises:
         UserError: what the user must mend.
     """
-    blueprint = Blueprint.draw(config, describe(config.data))
-    blueprint.stages(place.world_size)
+    blueprint = draw(config, describe(config.data))
+    placement = Placement.of(blueprint, place.world_size)
     place.wire_kind(config.parallel)
     if config.modules.profile is not None:
-        blueprint.costs_of(place.world_size)
+        _ = placement.costs  # read and compared with the run
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
     resume = config.run.resume or place.restarted
     RunFolder(config.run.dir).check(blueprint.config, blueprint.info.to_json(), resume)
-    return blueprint
+    return placement
 
 
 def propose(config: Config, place: Place, board: Board, run: ExitStack) -> Facts:
@@ -67,7 +68,8 @@ def propose(config: Config, place: Place, board: Board, run: ExitStack) -> Facts
 
 
 def _lead(config: Config, place: Place, run: ExitStack) -> Facts:
-    blueprint = check(config, place)
+    placement = check(config, place)
+    blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
@@ -81,15 +83,15 @@ def _lead(config: Config, place: Place, run: ExitStack) -> Facts:
         checkpoints.set_aside_after(step)
     return {
         "config": configfile.dump(config),
-        "stages": _openings(blueprint, place),
+        "stages": _openings(placement),
         "info": info,
         "step": step,
         "complete": complete,
     }
 
 
-def _openings(blueprint: Blueprint, place: Place) -> list[int]:
-    return [part.start for part in blueprint.stages(place.world_size)]
+def _openings(placement: Placement) -> list[int]:
+    return [part.start for part in placement.stages]
 
 
 def _hear(board: Board) -> Facts:
@@ -102,14 +104,14 @@ def _hear(board: Board) -> Facts:
     return facts
 
 
-def accept(blueprint: Blueprint, place: Place, start: Facts) -> None:
+def accept(placement: Placement, place: Place, start: Facts) -> None:
     """This rank must mean the same run as the first, and see the same folder.
 
     Raises:
         UserError: it does not.
     """
-    config = blueprint.config
-    mine = configfile.dump(config), _openings(blueprint, place)
+    config = placement.blueprint.config
+    mine = configfile.dump(config), _openings(placement)
     if (start["config"], start["stages"]) != mine:
         raise UserError("this rank's configuration differs from the first rank's; make them equal")
     if not RunFolder(config.run.dir).config.is_file():

@@ -15,7 +15,9 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
@@ -33,7 +35,7 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     """
     folder = RunFolder(run)
     config = folder.load_config()
-    blueprint = Blueprint.draw(config, DataInfo.from_json(folder.load_info()))
+    blueprint = draw(config, DataInfo.from_json(folder.load_info()))
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest()
     if step is None:
@@ -85,6 +87,6 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
     facts = {"steps": step, **summary.per_head(rows)}
-    show(describe(blueprint, 1), facts)
+    show(describe(Placement.of(blueprint, 1)), facts)
     summary.warn(skipped.warnings())
     return facts

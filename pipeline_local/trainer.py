@@ -12,12 +12,12 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board, Facts
-from pipeline_local.pipeline.costs import stage_times
 from pipeline_local.pipeline.description import describe, explain
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
+from pipeline_local.pipeline.placement import Placement, costs_by_device
 from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.stop import Stop
@@ -61,21 +61,23 @@ def train(config: Config, place: Place | None = None) -> Facts:
         start = propose(config, place, board, stack)
         at.enter("making the modules")
         with board.unanimous(TIMEOUT):
-            blueprint = Blueprint.draw(config, DataInfo.from_json(start["info"]))
-            accept(blueprint, place, start)
+            blueprint = draw(config, DataInfo.from_json(start["info"]))
+            placement = Placement.of(blueprint, place.world_size)
+            accept(placement, place, start)
             if start["complete"]:
                 return _already_complete(config, board)
-            modules = _modules(blueprint, place, start["step"])
+            modules = _modules(placement, place, start["step"])
             at.enter("meeting", peer=EVERYONE)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        return Trainer(blueprint, place, board, stop, at, modules, kind, start["step"]).run()
+        return Trainer(placement, place, board, stop, at, modules, kind, start["step"]).run()
 
 
-def _modules(blueprint: Blueprint, place: Place, step: int) -> list[LocalModule]:
+def _modules(placement: Placement, place: Place, step: int) -> list[LocalModule]:
     """This stage's modules: fresh, from a state dict, or from the checkpoint at `step`."""
+    blueprint = placement.blueprint
     config = blueprint.config
-    numbers = blueprint.stages(place.world_size)[place.rank]
+    numbers = placement.stages[place.rank]
     modules = [blueprint.module(index, place.device) for index in numbers]
     if step:
         checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
@@ -101,7 +103,7 @@ class Trainer:
     """One rank of a run: its stage, and what it does at each point of the schedule.
 
     Args:
-        blueprint: the run.
+        placement: of the run.
         place: this rank; its stage has the same number.
         board: where the ranks tell each other how far they are.
         stop: may end the schedule early.
@@ -113,7 +115,7 @@ class Trainer:
 
     def __init__(
         self,
-        blueprint: Blueprint,
+        placement: Placement,
         place: Place,
         board: Board,
         stop: Stop,
@@ -122,8 +124,10 @@ class Trainer:
         kind: Kind,
         start: int,
     ) -> None:
+        blueprint = placement.blueprint
         config = blueprint.config
         folder = RunFolder(config.run.dir)
+        self.placement = placement
         self.blueprint = blueprint
         self.place = place
         self.board = board
@@ -138,7 +142,9 @@ class Trainer:
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
         laid = lay(blueprint, place, kind, whereabouts)
-        self.upstream, self.downstream = connect(blueprint, place, laid, start, self.skipped)
+        self.upstream, self.downstream = connect(
+            blueprint, placement.stages[place.rank], place, laid, start, self.skipped
+        )
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
         self.display: Progress | Silent = (
@@ -245,9 +251,11 @@ class Trainer:
         """What has been derived, with its reasons."""
         own = self.place.explain(self.blueprint.config.parallel)
         lines = [explain(self.blueprint), self.blueprint.schedule.explain(), own]
-        if self.place.rank:  # nobody sees them, and a profile need not be on every host
+        # nobody sees those of other ranks, and a profile need not be on every host
+        if self.place.rank or self.blueprint.config.modules.profile is None:
             return lines
-        return [*lines, *profilefile.doubts(self.blueprint, self.place.device_name)]
+        measured = costs_by_device(self.blueprint)[0]
+        return [*lines, *profilefile.doubts(measured, self.place.device_name)]
 
     def _log(self, step: Step) -> None:
         facts = {
@@ -285,10 +293,10 @@ class Trainer:
 
     def _sum_up(self, results: list[Facts]) -> Facts:
         config, steps = self.blueprint.config, self.blueprint.schedule.num_steps - self.start
-        plan = stage_times(self.blueprint, self.place.world_size, steps)
+        plan = self.placement.stage_times(steps)
         facts = summary.combine(results, steps * config.data.batch_size, plan)
         self.checkpoints.prune(config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
-        summary.show(describe(self.blueprint, self.place.world_size), facts)
+        summary.show(describe(self.placement), facts)
         summary.warn(line for result in results for line in result["warnings"])
         return facts

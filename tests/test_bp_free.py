@@ -18,8 +18,8 @@ from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import explain, is_bp_free
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place
 from pipeline_local.trainer import train
 
@@ -187,7 +187,7 @@ def parse(model, **sections):
 
 def draw(model, **sections):
     config = parse(model, **sections)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 def matrices(module):
@@ -299,4 +299,4 @@ def test_one_class_has_no_simplex():
     config = parse(FAMILIES["mlp"])
     info = DataInfo(16, 16, 1, (3, 32, 32), (0.5,) * 3, (0.2,) * 3, ("all",))
     with pytest.raises(UserError, match=r"head\.name: etf does not fit.*got 1 classes"):
-        Blueprint.draw(config, info)
+        draw_blueprint(config, info)

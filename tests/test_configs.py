@@ -9,7 +9,8 @@ import yaml
 
 from pipeline_local import commands, configfile
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -28,13 +29,13 @@ def facts(config):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_loads_and_builds(path):
     config = configfile.load(path)
-    blueprint = Blueprint.draw(config, facts(config))
+    blueprint = draw_blueprint(config, facts(config))
     count = len(blueprint.modules)
     assert count == (config.modules.known_count or len(blueprint.backbone.blocks))
     assert blueprint.schedule.num_steps > 0
     for index in range(count - 1):
         assert blueprint.contract(index).activations.shape[0] > 0
-    blueprint.stages(config.parallel.stages or count)
+    Placement.of(blueprint, config.parallel.stages or count)
     assert configfile.parse(yaml.safe_load(configfile.dump(config))) == config
 
 

@@ -21,8 +21,8 @@ from pipeline_local.bench.pipelines import bubble
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.record.metrics import settle
 
@@ -96,7 +96,7 @@ def measure(config: Config, place: Place, request: Request) -> list[Measured]:
         board = Board(store, place.rank, place.world_size)
         board.pin("wire", {"kind": place.wire_kind(config.parallel)})
         kind: Kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        setting = Setting(Blueprint.draw(config, describe(config.data)), place, kind)
+        setting = Setting(draw(config, describe(config.data)), place, kind)
         found = entries(setting, request)
         slips = Turns(setting, board, request.steps).run(found, request.runs)
         board.pin("slips", {"slips": [vars(slip) for slip in slips]})

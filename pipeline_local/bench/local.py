@@ -13,6 +13,7 @@ from pipeline_local.bench.peer import Peer, Setting, Weights
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.stage import Nowhere, Stage
@@ -166,9 +167,13 @@ class Local(Peer):
         return auxiliary // 2, own // 2
 
     def _make(self) -> None:
-        place = self.setting.place
-        numbers = self.blueprint.stages(place.world_size)[place.rank]
-        self._modules = [self.blueprint.module(index, place.device) for index in numbers]
+        device = self.setting.place.device
+        self._modules = [self.blueprint.module(index, device) for index in self._numbers]
+
+    @property
+    def _numbers(self) -> range:
+        """This stage's modules."""
+        return self.setting.placement.stages[self.setting.place.rank]
 
     def _turn(self, stop: int) -> Blueprint:
         own = self.blueprint.schedule
@@ -179,7 +184,9 @@ class Local(Peer):
         return self.blueprint.schedule.step(number)
 
     def _edges(self, turn: Blueprint) -> Ends:
-        upstream, downstream = connect(turn, self.setting.place, self._wires, self._number)
+        upstream, downstream = connect(
+            turn, self._numbers, self.setting.place, self._wires, self._number
+        )
         if isinstance(upstream, Inlet):
             return upstream, downstream
         parts = self._microbatches(*self.setting.batch)
@@ -244,7 +251,7 @@ def _endless(blueprint: Blueprint, reconcile: ReconcileConfig) -> Blueprint:
     )
     optimizer = replace(config.optimizer, warmup=0.0)  # all peers keep to the highest rate
     config = replace(config, train=train, optimizer=optimizer, reconcile=reconcile)
-    return Blueprint.draw(config, blueprint.info)
+    return draw(config, blueprint.info)
 
 
 def _flops(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:

@@ -13,6 +13,7 @@ from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.loss import local_loss
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place
+from pipeline_local.pipeline.placement import Placement
 
 Weights = dict[str, Tensor]
 
@@ -49,6 +50,11 @@ class Setting:
         labels = torch.randint(info.num_classes, (size,), generator=generator)
         return x.to(self.place.device, self.blueprint.dtype), labels.to(self.place.device)
 
+    @cached_property
+    def placement(self) -> Placement:
+        """Of the modules on the ranks."""
+        return Placement.of(self.blueprint, self.place.world_size)
+
     @property
     def all_blocks(self) -> range:
         """Of the network."""
@@ -56,7 +62,7 @@ class Setting:
 
     def stage_blocks(self, stage: int) -> range:
         """Of one stage, cut as `local` is."""
-        modules = self.blueprint.stages(self.place.world_size)[stage]
+        modules = self.placement.stages[stage]
         first, last = self.blueprint.modules[modules[0]], self.blueprint.modules[modules[-1]]
         return range(first.start, last.stop)
 

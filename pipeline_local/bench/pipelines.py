@@ -55,7 +55,7 @@ def cut(setting: Setting, loops: int) -> list[range]:
     One each: those of `local`. More: from the same blocks by what they cost, where the stages of
     `local` count as equal, as whoever cut them meant them to be.
     """
-    ranks, costs = setting.place.world_size, setting.blueprint.devices[0]
+    ranks, costs = setting.place.world_size, setting.placement.costs[0]
     stages = [setting.stage_blocks(stage) for stage in range(ranks)]
     if loops == 1:
         return stages

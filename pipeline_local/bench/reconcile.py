@@ -21,6 +21,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place
 from pipeline_local.record import newfile
 
@@ -93,7 +94,7 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
         UserError: no such module, no repetition, or `output` exists already.
     """
     info = describe(config.data)
-    num_modules = len(Blueprint.draw(config, info).modules)
+    num_modules = len(draw(config, info).modules)
     first, last, why = 2, num_modules, "the first one has no discord"
     if config.reconcile.direction == "upstream":
         first, last, why = 1, num_modules - 1, "nobody corrects the last one"
@@ -131,7 +132,7 @@ def measure(
         runs: interleaved repetitions.
         device: where to run.
     """
-    blueprint = Blueprint.draw(config, info)
+    blueprint = draw(config, info)
     boundary = _meet(blueprint, index, device)
     settings = variants(config.reconcile)
     eager = replace(blueprint, config=replace(config, compile=False))

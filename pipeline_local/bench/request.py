@@ -10,7 +10,8 @@ from pipeline_local.config import Config
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.record import newfile
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
@@ -75,8 +76,8 @@ class Request:
         ]
         if problems:
             raise ConfigError(problems)
-        blueprint = Blueprint.draw(config, describe(config.data))
-        blueprint.stages(num_stages)
+        blueprint = draw(config, describe(config.data))
+        Placement.of(blueprint, num_stages)
         request._refuse_too_few(len(blueprint.backbone.blocks), num_stages)
         return request
 

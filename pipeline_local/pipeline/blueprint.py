@@ -4,9 +4,8 @@ Drawn on the meta device in milliseconds, alike on every rank: blocks and their 
 stages, contracts, schedule. Only `Blueprint.module` allocates memory, for one module.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,19 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.crossing import Crossing
-from pipeline_local.learning.heads import Head, Site
+from pipeline_local.learning.heads import Head, Site, copies
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
-from pipeline_local.models import registry, weights
+from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.pipeline import cuts, partition, profilefile
-from pipeline_local.pipeline.costs import Costs, by_flops, head_key
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Contract, Spec
 
 Shape = tuple[int, ...]
+HeadKey = tuple[int, int]
+"""Blocks in front of a head, from 1, and the later blocks that it copies (0 if it copies none)."""
 
 
 @dataclass(frozen=True)
@@ -57,41 +56,6 @@ class Blueprint:
     schedule: Schedule
     device: Device
 
-    @classmethod
-    def draw(cls, config: Config, info: DataInfo, device: Device | None = None) -> "Blueprint":
-        """Derive everything, for this host's device if for none, and refuse what does not fit.
-
-        Raises:
-            UserError: the model cannot be built, or K does not fit its blocks.
-        """
-        model = config.model
-        backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
-        if config.channels_last and backbone.layout != "NCHW":
-            raise UserError(
-                f"channels_last: model.name={model.name} has no maps whose channels come first,"
-                f" got layout {backbone.layout}; leave it out"
-            )
-        outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
-        sketch = cls(
-            config=config,
-            info=info,
-            backbone=backbone,
-            input_shapes=(info.image_shape, *outputs[:-1]),
-            output_shapes=tuple(outputs),
-            modules=(range(len(outputs)),),
-            schedule=Schedule(config, info.num_train, info.num_test),
-            device=device or Device.here(),
-        )
-        names = [block.name for block in backbone.blocks]
-        sizes = [sum(p.numel() for p in b.module.parameters()) for b in backbone.blocks]
-        modules = partition.modules_of(names, sizes, config.modules, sketch._best_modules)
-        if config.modules.cuts in ("auto", "memory"):
-            opens = tuple(names[part.start] for part in modules[1:])
-            config = replace(config, modules=replace(config.modules, cuts=opens))
-        blueprint = replace(sketch, config=config, modules=tuple(modules))
-        blueprint._check_trainable()
-        return blueprint
-
     @property
     def dtype(self) -> torch.dtype:
         """Of parameters."""
@@ -101,48 +65,6 @@ class Blueprint:
     def crossing(self) -> Crossing:
         """How activations and gradients cross between modules."""
         return Crossing.of(self.config)
-
-    def stages(self, num_stages: int) -> list[range]:
-        """The modules of each stage."""
-        if num_stages not in self._stages:
-            self._stages[num_stages] = partition.stages_of(
-                len(self.modules),
-                num_stages,
-                self.config.parallel.cuts,
-                lambda: cuts.best_stages(self, self.costs_of(num_stages)),
-            )
-        return self._stages[num_stages]
-
-    @cached_property
-    def _stages(self) -> dict[int, list[range]]:
-        return {}
-
-    @cached_property
-    def devices(self) -> tuple[Costs, ...]:
-        """What each part of the network costs: as measured on each device of `modules.profile`,
-        else in FLOPs; a single one if all devices are alike."""
-        paths = self.config.modules.profile
-        if paths is None:
-            return (by_flops(self),)
-        paths = (paths,) if isinstance(paths, Path) else paths
-        return tuple(profilefile.load(path, self) for path in paths)
-
-    def costs_of(self, num_stages: int) -> tuple[Costs, ...]:
-        """The costs on the device of each stage.
-
-        Raises:
-            UserError: there are profiles of several devices, and they are not as many.
-        """
-        if len(self.devices) not in (1, num_stages):
-            raise UserError(
-                f"modules.profile: give one file for all stages or one for each, got"
-                f" {len(self.devices)} for {num_stages}"
-            )
-        return self.devices if len(self.devices) == num_stages else self.devices * num_stages
-
-    def costs_for(self, count: int) -> tuple[Costs, ...]:
-        """The costs on the device of each of so many modules, were they spread evenly."""
-        return tuple(self.devices[k * len(self.devices) // count] for k in range(count))
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
@@ -236,26 +158,11 @@ class Blueprint:
             parts.append((self.backbone.classifier, module.head))
         return parts
 
-    def _best_modules(self, count: int) -> list[range]:
-        if self.config.modules.cuts == "memory":
-            return cuts.even_memory(self, count)
-        return cuts.best_modules(self, self.costs_for(count))
-
     def _head(self, index: int, device: torch.device) -> nn.Module:
         if self.is_last(index):
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
         return self.fresh_head(self._auxiliary_head(index), seed, device)
-
-    def _check_trainable(self) -> None:
-        for index in range(len(self.modules)):
-            parts = [*self.paper_body(index), self.paper_head(index)]
-            if not any(p.requires_grad for part in parts for p in part.parameters()):
-                names = ", ".join(block.name for block in self.blocks(index))
-                raise UserError(
-                    f"modules.cuts: module {index + 1} ({names}) and its head have nothing to"
-                    f" learn; cut elsewhere, or choose a head that learns (head.name)"
-                )
 
     def paper_body(self, index: int) -> list[nn.Module]:
         """A module's blocks on the meta device."""
@@ -296,3 +203,8 @@ class Blueprint:
                 f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
+
+
+def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:
+    """Which head module `index` (from 0) of `count` gets behind its last block."""
+    return end, copies(config.head, index, count, num_blocks - end)

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,15 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
+from pipeline_local.pipeline.blueprint import Blueprint, HeadKey, head_key
 from pipeline_local.pipeline.device import Device
-from pipeline_local.record.summary import StageTimes
-
-if TYPE_CHECKING:
-    from pipeline_local.pipeline.blueprint import Blueprint
 
 Unit = Literal["seconds", "FLOPs"]
-HeadKey = tuple[int, int]
-"""Blocks in front of a head, from 1, and the later blocks that it copies (0 if it copies none)."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +145,6 @@ class Costs:
         return added / reconcile.every
 
 
-def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:
-    """Which head module `index` of `count` gets behind its last block."""
-    return end, copies(config.head, index, count, num_blocks - end)
-
-
 def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
     """All heads that any cut could ask for."""
     most = [(end, copies(config.head, 0, 2, num_blocks - end)) for end in range(1, num_blocks)]
@@ -163,7 +153,7 @@ def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
     return [(end, depth) for end, deepest in most for depth in range(min(1, deepest), deepest + 1)]
 
 
-def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]]:
+def possible_heads(blueprint: Blueprint) -> Iterator[tuple[HeadKey, nn.Module]]:
     """All heads that any cut could ask for, where they fit."""
     for key in head_keys(blueprint.config, len(blueprint.backbone.blocks)):
         try:
@@ -172,28 +162,7 @@ def possible_heads(blueprint: "Blueprint") -> Iterator[tuple[HeadKey, nn.Module]
             continue
 
 
-def of_stages(blueprint: "Blueprint", num_stages: int) -> list[list[ModuleCost]]:
-    """What the modules of each stage cost on its device.
-
-    Raises:
-        UserError: there are profiles of another number of devices.
-    """
-    modules, costs = blueprint.modules, blueprint.costs_of(num_stages)
-    return [
-        [on_device.module(k, len(modules), modules[k]) for k in part]
-        for on_device, part in zip(costs, blueprint.stages(num_stages), strict=True)
-    ]
-
-
-def stage_times(blueprint: "Blueprint", num_stages: int, steps: int) -> StageTimes | None:
-    """How long each stage should compute per step; None without a profile of its device."""
-    if blueprint.config.modules.profile is None or len(blueprint.devices) not in (1, num_stages):
-        return None
-    stages = of_stages(blueprint, num_stages)
-    return StageTimes([sum(cost.total for cost in stage) for stage in stages], steps)
-
-
-def by_flops(blueprint: "Blueprint") -> Costs:
+def by_flops(blueprint: Blueprint) -> Costs:
     """Count floating-point operations on the meta device; what moves memory only is not seen."""
     config, blocks = blueprint.config, blueprint.backbone.blocks
     outputs = blueprint.output_shapes

@@ -9,18 +9,15 @@ ruled out, and the search begins again. The first cut that fits is the cheapest 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.costs import Costs, head_key, possible_heads
+from pipeline_local.pipeline.blueprint import Blueprint, head_key
+from pipeline_local.pipeline.costs import Costs, possible_heads
 from pipeline_local.pipeline.rehearsal import kept_by, rehearse
-
-if TYPE_CHECKING:
-    from pipeline_local.pipeline.blueprint import Blueprint
 
 GIBIBYTE = 2**30
 FOR_TENSORS = 0.9
@@ -30,7 +27,7 @@ Part = tuple[int, range]
 """Its number, from 0, and what it holds."""
 
 
-def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
+def best_modules(sketch: Blueprint, costs: Sequence[Costs]) -> list[range]:
     """The blocks of each module, were each alone on its device.
 
     Args:
@@ -62,7 +59,7 @@ def best_modules(sketch: "Blueprint", costs: Sequence[Costs]) -> list[range]:
     return _Search("modules", cost, peak, alike, grows, room(sketch, costs)).best(last)
 
 
-def even_memory(sketch: "Blueprint", count: int) -> list[range]:
+def even_memory(sketch: Blueprint, count: int) -> list[range]:
     """The blocks of each of so many modules, of which the one that keeps most keeps least.
 
     What modules on one device take together is what they always hold, and what the largest keeps
@@ -95,11 +92,11 @@ def even_memory(sketch: "Blueprint", count: int) -> list[range]:
     return cut
 
 
-def _kept_by_head(sketch: "Blueprint", head: nn.Module, end: int) -> int:
+def _kept_by_head(sketch: Blueprint, head: nn.Module, end: int) -> int:
     return sum(kept_by(sketch, [head], end))
 
 
-def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
+def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
     """The modules of each stage.
 
     Args:
@@ -140,7 +137,7 @@ def best_stages(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[range]:
     return _Search("stages", within, peak, alike, grows, space).best(count)
 
 
-def _lines(blueprint: "Blueprint") -> list[float]:
+def _lines(blueprint: Blueprint) -> list[float]:
     """Bytes that come to each module in an average step, from a device above."""
     crossing, signals = blueprint.crossing, blueprint.schedule.part_that_compares
     width = crossing.activations.itemsize + signals * crossing.gradients.itemsize
@@ -149,12 +146,12 @@ def _lines(blueprint: "Blueprint") -> list[float]:
     return [0.0, *(size * width for size in sizes)]
 
 
-def _grows(blueprint: "Blueprint") -> bool:
+def _grows(blueprint: Blueprint) -> bool:
     """With activation checkpointing a part that begins with a dearer block may hold less."""
     return not blueprint.config.modules.recompute
 
 
-def room(blueprint: "Blueprint", costs: Sequence[Costs]) -> list[float]:
+def room(blueprint: Blueprint, costs: Sequence[Costs]) -> list[float]:
     """Bytes that each device has for tensors; infinite where nobody says."""
     if (limit := blueprint.config.parallel.memory) is not None:
         return [limit * GIBIBYTE] * len(costs)

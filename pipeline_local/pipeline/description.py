@@ -3,12 +3,14 @@
 from torch import nn
 
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.record.summary import Row
 
 
-def describe(blueprint: Blueprint, num_stages: int) -> list[Row]:
+def describe(placement: Placement) -> list[Row]:
     """What each module is and where it runs."""
-    stage_of = {k: s for s, part in enumerate(blueprint.stages(num_stages)) for k in part}
+    blueprint = placement.blueprint
+    stage_of = {k: s for s, part in enumerate(placement.stages) for k in part}
     rows = []
     for index in range(len(blueprint.modules)):
         names = [block.name for block in blueprint.blocks(index)]

@@ -52,6 +52,7 @@ def lay(blueprint: Blueprint, place: Place, kind: Kind, whereabouts: Whereabouts
 
 def connect(
     blueprint: Blueprint,
+    modules: range,
     place: Place,
     laid: Wires,
     start: int,
@@ -61,12 +62,12 @@ def connect(
 
     Args:
         blueprint: the run.
+        modules: of this stage.
         place: this rank; its stage has the same number.
         laid: this stage's wires; no other edges use them any more.
         start: optimizer steps already done.
         skipped: gets the images that the data passes over.
     """
-    modules = blueprint.stages(place.world_size)[place.rank]
     return (
         _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, place.device)
         if laid.up

@@ -8,22 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pipeline_local.errors import UserError
+from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.device import Device
 from pipeline_local.record import newfile
 
-if TYPE_CHECKING:
-    from pipeline_local.pipeline.blueprint import Blueprint
-
 VERSION = 1
 
 
-def setting(blueprint: "Blueprint") -> dict[str, Any]:
+def setting(blueprint: Blueprint) -> dict[str, Any]:
     """What a profile depends on: another network, or another step of it, needs another profile."""
     config = blueprint.config
     return {
@@ -54,7 +52,7 @@ def save(facts: Mapping[str, Any], output: Path) -> None:
     newfile.write("--output", output, text)
 
 
-def load(path: Path, blueprint: "Blueprint") -> Costs:
+def load(path: Path, blueprint: Blueprint) -> Costs:
     """The costs of an optimizer step of this run.
 
     Raises:
@@ -84,12 +82,15 @@ def load(path: Path, blueprint: "Blueprint") -> Costs:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
 
 
-def doubts(blueprint: "Blueprint", device: str) -> list[str]:
-    """A line for people, if the first stage's profile is of another device than it computes on."""
-    if blueprint.config.modules.profile is None:
-        return []
+def doubts(costs: Costs, device: str) -> list[str]:
+    """A line for people, if the first stage's costs were measured on another device than its own.
+
+    Args:
+        costs: on the device of the first stage.
+        device: its name.
+    """
     threads = f"{torch.get_num_threads()} threads" if device.startswith("cpu") else ""
-    here, origin = f"{device}, {threads}", blueprint.devices[0].origin
+    here, origin = f"{device}, {threads}", costs.origin
     if origin.startswith(_measured_on(here)):
         return []
     return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: what it predicts may not hold"]
@@ -137,7 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _refuse_another(path: Path, facts: Mapping[str, Any], blueprint: "Blueprint") -> None:
+def _refuse_another(path: Path, facts: Mapping[str, Any], blueprint: Blueprint) -> None:
     wanted = json.loads(json.dumps(setting(blueprint)))
     got = facts["setting"]
     if other := [key for key, value in wanted.items() if got.get(key) != value]:

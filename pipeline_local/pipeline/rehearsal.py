@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.models.backbone import hollow
+from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
@@ -28,9 +28,6 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.pipeline.transport import Spec
 from pipeline_local.record.trace import Trace
-
-if TYPE_CHECKING:
-    from pipeline_local.pipeline.blueprint import Blueprint
 
 CPU = Device()
 PAPER = torch.device("cpu")
@@ -76,7 +73,7 @@ class StageBytes:
 
 
 def rehearse(
-    blueprint: "Blueprint", numbers: Sequence[int], num_stages: int, device: Device = CPU
+    blueprint: Blueprint, numbers: Sequence[int], num_stages: int, device: Device = CPU
 ) -> StageBytes:
     """One stage's heaviest step, and an evaluation.
 
@@ -101,7 +98,7 @@ def rehearse(
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
-def kept_by(blueprint: "Blueprint", parts: Sequence[nn.Module], start: int) -> list[int]:
+def kept_by(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:
     """Bytes that consecutive parts, on a CPU, keep of a microbatch for their backward passes.
 
     Args:
@@ -131,7 +128,7 @@ def kept_by(blueprint: "Blueprint", parts: Sequence[nn.Module], start: int) -> l
 
 
 @contextmanager
-def _faked(blueprint: "Blueprint", device: Device) -> Iterator[None]:
+def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
     """Tensors are fake meanwhile, and nothing random is drawn from anybody's generator."""
     with torch.random.fork_rng(devices=[]), fakes(device.type):
         try:
@@ -166,7 +163,7 @@ class _Acts(Trace):
 
 
 def _perform(
-    blueprint: "Blueprint", modules: list[LocalModule], acts: _Acts, num_stages: int
+    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
 ) -> StageBytes:
     first, last, step = modules[0].index, modules[-1].index, _heaviest(blueprint)
     for module in modules:
@@ -191,7 +188,7 @@ def _perform(
     )
 
 
-def _heaviest(blueprint: "Blueprint") -> Step:
+def _heaviest(blueprint: Blueprint) -> Step:
     """Everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
@@ -214,7 +211,7 @@ def _heeding(step: Step) -> Step:
     return Step(number, step.lr, step.microbatches, compare=True, heed=True, log=True)
 
 
-def _fill_queues(blueprint: "Blueprint", module: LocalModule, step: Step) -> None:
+def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     """What earlier steps have left there, when `step` begins."""
     if not step.feedback:
         return
@@ -230,14 +227,14 @@ def _fill_queues(blueprint: "Blueprint", module: LocalModule, step: Step) -> Non
                 module.under_way.unheeded.push(number, part, *made([above]))
 
 
-def _inside(blueprint: "Blueprint", index: int) -> Spec:
+def _inside(blueprint: Blueprint, index: int) -> Spec:
     """A module's activations, and their gradient, before they are rounded for the way."""
     size = blueprint.contract(index).activations.shape[0]
     shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
     return Spec((size, *shape), blueprint.crossing.inside)
 
 
-def _under_way(blueprint: "Blueprint", index: int) -> int:
+def _under_way(blueprint: Blueprint, index: int) -> int:
     """Most bytes that a module's queues hold."""
     if not blueprint.schedule.has_feedback:
         return 0
@@ -247,7 +244,7 @@ def _under_way(blueprint: "Blueprint", index: int) -> int:
     return blueprint.schedule.most_unheeded * num_bytes(held)
 
 
-def _upstream(blueprint: "Blueprint", first: int, step: Step) -> Upstream:
+def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:
     contract = blueprint.contract(max(first - 1, 0))
     if first:
         return Upstream((contract.activations, contract.labels), (contract.gradients,), step)
@@ -257,7 +254,7 @@ def _upstream(blueprint: "Blueprint", first: int, step: Step) -> Upstream:
 
 
 def _evaluate(
-    blueprint: "Blueprint", modules: list[LocalModule], acts: _Acts, downstream: Downstream
+    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, downstream: Downstream
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))

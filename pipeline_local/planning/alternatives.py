@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.pipeline import partition
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import rehearse
 from pipeline_local.planning.backprop import pass_through
 from pipeline_local.planning.simulate import step_seconds
@@ -29,10 +32,11 @@ class Alternative:
     seconds: float | None
 
 
-def alternatives(blueprint: Blueprint, devices: int) -> tuple[Alternative, ...]:
+def alternatives(placement: Placement) -> tuple[Alternative, ...]:
     """Backpropagation on one device, and on as many as there are stages."""
-    size = blueprint.config.data.batch_size
-    whole = _backpropagation(blueprint, size)
+    blueprint, devices = placement.blueprint, len(placement.stages)
+    size, device = blueprint.config.data.batch_size, placement.costs[0].device
+    whole = _backpropagation(blueprint, size, device)
     peak = rehearse(whole, range(1), 1, whole.device).peak
     seconds = step_seconds(blueprint, "ddp", 1)
     found = [Alternative("BP, 1 device", peak, 0.0, 0.0, seconds)]
@@ -43,11 +47,11 @@ def alternatives(blueprint: Blueprint, devices: int) -> tuple[Alternative, ...]:
                 found.append(replace(_one_f_one_b(whole, devices, parts), seconds=timed))
         if size >= devices:
             timed = step_seconds(blueprint, "ddp", devices)
-            found.append(replace(_data_parallel(blueprint, devices), seconds=timed))
+            found.append(replace(_data_parallel(blueprint, devices, device), seconds=timed))
     return tuple(found)
 
 
-def _backpropagation(blueprint: Blueprint, batch_size: int) -> Blueprint:
+def _backpropagation(blueprint: Blueprint, batch_size: int, device: Device) -> Blueprint:
     config = blueprint.config
     plain = replace(
         config,
@@ -57,7 +61,7 @@ def _backpropagation(blueprint: Blueprint, batch_size: int) -> Blueprint:
         data=replace(config.data, batch_size=batch_size),
         train=replace(config.train, microbatches=1),
     )
-    return Blueprint.draw(plain, blueprint.info, blueprint.devices[0].device)
+    return draw(plain, blueprint.info, device)
 
 
 def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternative:
@@ -78,10 +82,10 @@ def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternati
     return Alternative(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic, None)
 
 
-def _data_parallel(blueprint: Blueprint, devices: int) -> Alternative:
+def _data_parallel(blueprint: Blueprint, devices: int, device: Device) -> Alternative:
     """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
     part = blueprint.config.data.batch_size // devices
-    whole = _backpropagation(blueprint, part)
+    whole = _backpropagation(blueprint, part, device)
     held = rehearse(whole, range(1), 1, whole.device)
     gradients = held.modules[0].gradients
     traffic = 2 * gradients * (devices - 1) / devices

@@ -33,6 +33,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
 from pipeline_local.record import newfile
 from pipeline_local.record.screen import Screen
@@ -83,7 +84,7 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
     blueprint, modules, step = finished.load(run, device)
     place.prepare(blueprint.config.parallel)
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
-    blocks = [row.blocks for row in describe(blueprint, 1)]
+    blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
     _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}

@@ -6,7 +6,7 @@ what backpropagation, 1F1B and data parallelism would need on the same devices.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit, of_stages
+from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.neighbours import num_bytes
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.planning.simulate import step_seconds
@@ -137,11 +139,11 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         UserError: the configuration does not fit together, or cannot be rehearsed; or a profile is
             of another type of device.
     """
-    blueprint = Blueprint.draw(config, info, device)
-    costs = blueprint.costs_of(num_stages)
+    blueprint = draw_blueprint(config, info, device)
+    placement = Placement.of(blueprint, num_stages)
+    costs, parts = placement.costs, placement.stages
     _refuse_another(device, costs)
-    parts = blueprint.stages(num_stages)
-    stages = tuple(_stage(blueprint, stage, num_stages) for stage in range(num_stages))
+    stages = tuple(_stages(placement))
     totals = [stage.cost for stage in stages]
     return Plan(
         unit=costs[0].unit,
@@ -156,11 +158,11 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         ),
         imbalance=_imbalance(totals),
         fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
-        stage_cut=_best_stages(blueprint, num_stages),
-        module_cut=_best_modules(blueprint, num_stages),
-        even_memory=_even_memory(blueprint, num_stages),
+        stage_cut=_best_stages(placement),
+        module_cut=_best_modules(placement),
+        even_memory=_even_memory(placement),
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
-        alternatives=alternatives(blueprint, num_stages),
+        alternatives=alternatives(placement),
     )
 
 
@@ -182,23 +184,24 @@ def _refuse_another(device: Device | None, costs: Sequence[Costs]) -> None:
             )
 
 
-def _stage(blueprint: Blueprint, stage: int, num_stages: int) -> StagePlan:
-    part, devices = blueprint.stages(num_stages)[stage], blueprint.costs_of(num_stages)
-    costs, room = of_stages(blueprint, num_stages)[stage], cuts.room(blueprint, devices)[stage]
-    device = devices[stage].device
-    memory = rehearse(blueprint, part, num_stages, device)
-    rows = describe(blueprint, 1)
-    modules = [
-        ModulePlan(
-            number=index + 1,
-            blocks=tuple(block.name for block in blueprint.blocks(index)),
-            head=rows[index].head,
-            memory=held,
-            cost=cost,
+def _stages(placement: Placement) -> Iterator[StagePlan]:
+    blueprint, count = placement.blueprint, len(placement.stages)
+    heads = [row.head for row in describe(placement)]
+    rooms = cuts.room(blueprint, placement.costs)
+    rows = zip(placement.stages, placement.costs, placement.module_costs, rooms, strict=True)
+    for part, on_device, costs, room in rows:
+        memory = rehearse(blueprint, part, count, on_device.device)
+        modules = tuple(
+            ModulePlan(
+                number=index + 1,
+                blocks=tuple(block.name for block in blueprint.blocks(index)),
+                head=heads[index],
+                memory=held,
+                cost=cost,
+            )
+            for index, held, cost in zip(part, memory.modules, costs, strict=True)
         )
-        for index, held, cost in zip(part, memory.modules, costs, strict=True)
-    ]
-    return StagePlan(device, tuple(modules), memory, None if room == math.inf else room)
+        yield StagePlan(on_device.device, modules, memory, None if room == math.inf else room)
 
 
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
@@ -227,37 +230,35 @@ def _fill(stages: Sequence[StagePlan], microbatches: int, steps: int) -> float:
     return first / whole if whole else 0.0
 
 
-def _best_stages(blueprint: Blueprint, num_stages: int) -> Cut | None:
-    costs, modules = blueprint.costs_of(num_stages), blueprint.modules
+def _best_stages(placement: Placement) -> Cut | None:
+    blueprint, costs = placement.blueprint, placement.costs
     try:
-        parts = cuts.best_stages(blueprint, costs)
+        best = replace(placement, stages=tuple(cuts.best_stages(blueprint, costs)))
     except UserError:
         return None
-    totals = [
-        sum(on_device.module(k, len(modules), modules[k]).total for k in part)
-        for on_device, part in zip(costs, parts, strict=True)
-    ]
-    return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))
+    totals = [sum(cost.total for cost in stage) for stage in best.module_costs]
+    return Cut(tuple(part.start for part in best.stages[1:]), _imbalance(totals))
 
 
-def _even_memory(blueprint: Blueprint, num_stages: int) -> int | None:
-    count, config, device = len(blueprint.modules), blueprint.config, blueprint.devices[0].device
-    if num_stages > 1 or count == 1:
+def _even_memory(placement: Placement) -> int | None:
+    blueprint, device = placement.blueprint, placement.costs[0].device
+    count, config = len(blueprint.modules), blueprint.config
+    if len(placement.stages) > 1 or count == 1:
         return None
     modules = replace(config.modules, cuts="memory", count=count)
     try:
-        even = Blueprint.draw(replace(config, modules=modules), blueprint.info, blueprint.device)
+        even = draw_blueprint(replace(config, modules=modules), blueprint.info, blueprint.device)
         return rehearse(even, range(count), 1, device).peak
     except UserError:
         return None
 
 
-def _best_modules(blueprint: Blueprint, num_stages: int) -> Cut | None:
+def _best_modules(placement: Placement) -> Cut | None:
     """On the devices where the modules are now."""
-    devices = zip(blueprint.costs_of(num_stages), blueprint.stages(num_stages), strict=True)
+    devices = zip(placement.costs, placement.stages, strict=True)
     costs = [on_device for on_device, part in devices for _ in part]
     try:
-        parts = cuts.best_modules(blueprint, costs)
+        parts = cuts.best_modules(placement.blueprint, costs)
     except UserError:
         return None
     totals = [costs[k].module(k, len(parts), part).total for k, part in enumerate(parts)]

@@ -28,6 +28,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place, joined
 from pipeline_local.planning.line import Line
 from pipeline_local.record import newfile
@@ -169,7 +170,7 @@ class _Bench:
         reconcile = replace(reconcile, fraction=1.0)
         parallel = replace(config.parallel, cuts="uniform")
         config = replace(config, modules=modules, reconcile=reconcile, parallel=parallel)
-        self.blueprint = Blueprint.draw(config, info)
+        self.blueprint = draw(config, info)
         self._runs = runs
         self._device = device
         self._generator = torch.Generator().manual_seed(0)

@@ -15,7 +15,9 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.neighbours import num_bytes
+from pipeline_local.pipeline.placement import Placement, costs_by_device, per_stage
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulator import Worker, simulate
@@ -60,8 +62,8 @@ def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[Row]:
         UserError: there is no profile to take times from, or something does not fit together.
     """
     scenario.check(config)
-    blueprint = Blueprint.draw(config, info)
-    if blueprint.devices[0].unit != "seconds":
+    blueprint = draw(config, info)
+    if config.modules.profile is None:
         raise UserError(
             "modules.profile: a simulation needs measured times, got none; make them with"
             " pipeline-local profile"
@@ -74,8 +76,9 @@ def step_seconds(
 ) -> float | None:
     """Of an optimizer step in the steady state, over the profiled line; None without a profile of
     these devices."""
-    devices = blueprint.devices
-    if devices[0].unit != "seconds" or len(devices) not in (1, stages):
+    if blueprint.config.modules.profile is None:
+        return None
+    if len(costs_by_device(blueprint)) not in (1, stages):
         return None
     (row,) = _rows(blueprint, Scenario((method,), (stages,), microbatches), stages)
     return row.step_seconds
@@ -108,8 +111,9 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
 
 def _profiled(blueprint: Blueprint, stages: int) -> list[Link]:
     """The line above each stage but the first, or one for all."""
-    devices = blueprint.devices[1:] if len(blueprint.devices) == stages else ()
-    return [one.link for one in devices or blueprint.devices[:1] if one.link]
+    devices = costs_by_device(blueprint)
+    above = devices[1:] if len(devices) == stages else ()
+    return [one.link for one in above or devices[:1] if one.link]
 
 
 def _counted(microbatches: int, every: int) -> int:
@@ -145,11 +149,12 @@ def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[Stage
     part = samples / blueprint.config.data.batch_size
     modules = len(blueprint.modules)
     if count <= modules:
-        placed = zip(blueprint.costs_of(count), blueprint.stages(count), strict=True)
+        placement = Placement.of(blueprint, count)
+        placed = zip(placement.costs, placement.stages, strict=True)
         return tuple(_stage(blueprint, costs, numbers, part) for costs, numbers in placed)
     single = [
         _stage(blueprint, costs, range(k, k + 1), part)
-        for k, costs in enumerate(blueprint.costs_of(modules))
+        for k, costs in enumerate(per_stage(costs_by_device(blueprint), modules))
     ]
     return stretched(single, count)
 

@@ -11,7 +11,7 @@ from pipeline_local.bench.harness import Turns, entries, measure
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place
 
 TREE = {
@@ -126,7 +126,7 @@ class Told:
 
 def test_turns_are_interleaved_and_begin_with_an_untimed_step():
     config = configfile.parse(TREE)
-    setting = Setting(Blueprint.draw(config, describe(config.data)), Place(), "gloo")
+    setting = Setting(draw_blueprint(config, describe(config.data)), Place(), "gloo")
     (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
     diary = []
     found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abcd"]
@@ -142,7 +142,7 @@ def test_turns_are_interleaved_and_begin_with_an_untimed_step():
 def test_out_of_memory_in_a_peer_of_several_ranks_ends_the_comparison():
     """The others are at work, and would wait for this one."""
     config = configfile.parse(TREE)
-    setting = Setting(Blueprint.draw(config, describe(config.data)), Place(), "gloo")
+    setting = Setting(draw_blueprint(config, describe(config.data)), Place(), "gloo")
     (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
     shared = replace(entry, ranks=2, peer=Told("d", []))
     with pytest.raises(torch.OutOfMemoryError):

@@ -4,7 +4,7 @@ from pipeline_local import configfile
 from pipeline_local.bench.local import Alone, Local
 from pipeline_local.bench.peer import Setting
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place, joined
 
 TREE = {
@@ -20,7 +20,7 @@ TREE = {
 
 def setting(place, **more):
     config = configfile.parse({**TREE, **more})
-    return Setting(Blueprint.draw(config, describe(config.data)), place, "gloo")
+    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
 
 
 def trained(place, kind, turns):

@@ -9,7 +9,7 @@ from pipeline_local import configfile
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place, joined
 
 TREE = {
@@ -28,7 +28,7 @@ STEPS = 3
 
 def setting(place, **more):
     config = configfile.parse({**TREE, **more})
-    return Setting(Blueprint.draw(config, describe(config.data)), place, "gloo")
+    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
 
 
 def numbers(peer):

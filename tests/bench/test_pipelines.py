@@ -9,8 +9,8 @@ from pipeline_local import configfile
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, bubble, cut
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Link
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place
 from pipeline_local.planning.simulator import Channel, Recv, Send, Work, simulate
 
@@ -27,7 +27,7 @@ def setting(ranks=2, **more):
     }
     config = configfile.parse({**tree, **more})
     place = Place(0, ranks, 0, ranks)
-    return Setting(Blueprint.draw(config, describe(config.data)), place, "gloo")
+    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
 
 
 def order_of_torch(name, ranks, microbatches):

@@ -9,7 +9,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def draw(**sections):
         **sections,
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 def test_drawing_allocates_nothing():

@@ -5,8 +5,9 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline import costs
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.blueprint import head_key
 from pipeline_local.pipeline.costs import Cost, Costs
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 
 
 def draw(**sections):
@@ -18,7 +19,7 @@ def draw(**sections):
         **sections,
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 def test_flops_of_a_perceptron():
@@ -56,7 +57,7 @@ def test_heads_are_those_that_the_modules_get(head, taper):
         blueprint = draw(modules={"count": count}, head={"name": head, "depth": 3, "taper": taper})
         counted = costs.by_flops(blueprint)
         for index, blocks in enumerate(blueprint.modules[:-1]):
-            key = costs.head_key(blueprint.config, blocks.stop, 5, index, count)
+            key = head_key(blueprint.config, blocks.stop, 5, index, count)
             made = blueprint.outline(index, "meta").head
             planned = blueprint.auxiliary_head(*key)
             assert str(planned) == str(made)

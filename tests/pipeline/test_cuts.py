@@ -13,6 +13,8 @@ from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import rehearse
 
 RESNET = {"name": "resnet20", "width": 8}
@@ -28,7 +30,7 @@ def draw(model=MLP, **sections):
         **sections,
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 def made(blueprint, blocks, head):
@@ -159,7 +161,7 @@ def test_the_cheapest_modules_that_fit(part_of_peak):
 
 def test_stages_keep_within_memory():
     blueprint = draw(RESNET, modules={"cuts": "blocks"})
-    costs = blueprint.costs_of(2)
+    costs = Placement.of(blueprint, 2).costs
     free = cuts.best_stages(blueprint, costs)
     limit = max(rehearse(blueprint, part, 2).peak for part in free) - 1
     limited = with_limit(blueprint, limit / cuts.GIBIBYTE)
@@ -178,7 +180,7 @@ def test_stages_keep_within_memory():
 def test_where_nothing_fits(sections, message):
     sections["parallel"] = {**sections.get("parallel", {}), "memory": 1e-5}
     with pytest.raises(UserError, match=message) as error:
-        draw(**sections).stages(2)
+        Placement.of(draw(**sections), 2)
     assert "GiB of 1e-05" in str(error.value)
     assert "\n" not in str(error.value)
 

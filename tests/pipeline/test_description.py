@@ -2,8 +2,9 @@
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe as describe_data
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe, explain
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 
 
 def draw():
@@ -14,11 +15,11 @@ def draw():
         "train": {"steps": 3},
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe_data(config.data))
+    return draw_blueprint(config, describe_data(config.data))
 
 
 def test_what_each_module_is_and_where_it_runs():
-    rows = describe(draw(), 2)
+    rows = describe(Placement.of(draw(), 2))
     assert [row.stage for row in rows] == [0, 0, 1, 1]
     assert rows[0].blocks == "stem .. layer1.0"
     assert [row.head for row in rows] == ["auglocal"] * 3 + ["classifier"]

@@ -6,9 +6,10 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import joined
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere
 from pipeline_local.record.whereabouts import Whereabouts
@@ -24,16 +25,20 @@ def draw(direction, every=1, microbatches=1, image_size=8):
         "reconcile": {"weight": 1.0, "direction": direction, "every": every},
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
+
+
+def joined_edges(blueprint, place, start):
+    modules = Placement.of(blueprint, place.world_size).stages[place.rank]
+    laid = lay(blueprint, place, "gloo", Whereabouts())
+    return connect(blueprint, modules, place, laid, start)
 
 
 def talk(place, blueprint):
     """Follow the schedule as a stage would, without any mathematics; counts what came back."""
     came_back = 0
     with joined(place):
-        upstream, downstream = connect(
-            blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 0
-        )
+        upstream, downstream = joined_edges(blueprint, place, 0)
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for action in blueprint.schedule.actions():
             if not isinstance(action, Step):
@@ -83,9 +88,7 @@ def cut_short(place, blueprint, start, stop):
     kept = [n for n in range(max(0, start - 4), start) if schedule.step(n).feedback]
     under_way = [n for n in range(max(0, stop - 4), stop) if schedule.step(n).feedback]
     with joined(place):
-        upstream, downstream = connect(
-            blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), start
-        )
+        upstream, downstream = joined_edges(blueprint, place, start)
         spec = blueprint.contract(max(place.rank - 1, 0)).activations
         for number in kept if place.rank > 0 else ():
             upstream.reply(torch.full(spec.shape, float(number)))
@@ -116,9 +119,7 @@ def test_a_run_that_is_cut_short_leaves_no_transfer_hanging(every, start, steps,
 def test_ends_of_the_chain(run_ranks):
     def kinds(place, blueprint):
         with joined(place):
-            upstream, downstream = connect(
-                blueprint, place, lay(blueprint, place, "gloo", Whereabouts()), 16
-            )
+            upstream, downstream = joined_edges(blueprint, place, 16)
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]

@@ -9,9 +9,10 @@ from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.costs import Cost, Link, stage_times
+from pipeline_local.pipeline.costs import Cost, Link
 from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 6},
@@ -27,7 +28,7 @@ def draw(**sections):
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 def write(path, seconds=(8, 1, 1, 1, 1, 1), **changes):
@@ -81,7 +82,7 @@ def test_modules_follow_the_profile(tmp_path):
     again = configfile.parse(
         {**TREE, "modules": {"count": 3, "cuts": list(blueprint.config.modules.cuts)}}
     )
-    assert Blueprint.draw(again, blueprint.info).modules == blueprint.modules
+    assert draw_blueprint(again, blueprint.info).modules == blueprint.modules
     flat = write(tmp_path / "flat.json", seconds=(1,) * 6)
     assert draw(modules={"cuts": "auto", "profile": flat}).modules[0] == range(0, 2)
 
@@ -91,18 +92,26 @@ def test_without_a_profile_flops_decide():
     assert blueprint.modules[0] == range(0, 1)  # 64 pixels in, 8 units ever after
 
 
+def stages(blueprint, count):
+    return [*Placement.of(blueprint, count).stages]
+
+
+def doubts(blueprint, device):
+    return profilefile.doubts(Placement.of(blueprint, 1).costs[0], device)
+
+
 def test_stages_follow_the_profile(tmp_path):
     path = write(tmp_path / "p.json")
     blueprint = draw(modules={"profile": path}, parallel={"cuts": "auto"})
     assert blueprint.modules == (range(0, 2), range(2, 4), range(4, 6))
-    assert blueprint.stages(2) == [range(0, 1), range(1, 3)]
-    assert draw(parallel={"cuts": [3]}).stages(2) == [range(0, 2), range(2, 3)]
-    assert blueprint.stages(1) == [range(0, 3)]
+    assert stages(blueprint, 2) == [range(0, 1), range(1, 3)]
+    assert stages(draw(parallel={"cuts": [3]}), 2) == [range(0, 2), range(2, 3)]
+    assert stages(blueprint, 1) == [range(0, 3)]
 
 
 def test_a_profile_that_is_not_needed_is_not_read():
     blueprint = draw(modules={"profile": "nowhere.json"})
-    assert len(blueprint.stages(2)) == 2
+    assert len(stages(blueprint, 2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -163,15 +172,15 @@ def test_a_profile_of_each_device(tmp_path):
     slow = write(tmp_path / "slow.json", seconds=(10,) * 6)
     both = {"cuts": "blocks", "count": None, "profile": [slow, fast]}
     blueprint = draw(modules=both, parallel={"cuts": "auto"})
-    assert blueprint.stages(2) == [range(0, 1), range(1, 6)]
-    assert stage_times(blueprint, 2, 1).predicted == [10, 5 + 7]
+    assert stages(blueprint, 2) == [range(0, 1), range(1, 6)]
+    assert Placement.of(blueprint, 2).stage_times(1).predicted == [10, 5 + 7]
     alike = draw(modules={**both, "profile": [fast, fast]}, parallel={"cuts": "auto"})
     single = draw(modules={**both, "profile": fast}, parallel={"cuts": "auto"})
-    assert alike.stages(2) == single.stages(2) == [range(0, 5), range(5, 6)]
+    assert stages(alike, 2) == stages(single, 2) == [range(0, 5), range(5, 6)]
     with pytest.raises(UserError, match="one for each, got 2 for 3"):
-        blueprint.stages(3)
-    assert len(blueprint.stages(1)) == 1  # as to evaluate the run
-    assert stage_times(blueprint, 1, 1) is None
+        stages(blueprint, 3)
+    assert len(stages(blueprint, 1)) == 1  # as to evaluate the run
+    assert Placement.of(blueprint, 1).stage_times(1) is None
     first, second, last = draw(modules={"cuts": "auto", "profile": [slow, fast]}).modules
     assert (len(first), len(second)) == (1, 1)  # the first two are meant for the slow one
     assert len(last) == 4
@@ -182,16 +191,15 @@ def test_another_device_than_the_profiles_is_told(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert profilefile.doubts(blueprint, "cpu") == []
-        assert profilefile.doubts(draw(), "gpu") == [], "there is no profile"
-        (doubt,) = profilefile.doubts(blueprint, "gpu")
+        assert doubts(blueprint, "cpu") == []
+        (doubt,) = doubts(blueprint, "gpu")
         assert "measured on cpu, 1 threads, not on gpu: what it predicts" in doubt
         facts = {"device": {"name": "gpu", "threads": 16}}
         gpu = draw(modules={"profile": write(tmp_path / "gpu.json", **facts)})
-        assert profilefile.doubts(gpu, "gpu") == [], "however many threads feed it"
-        assert profilefile.doubts(gpu, "gpu 2")
+        assert doubts(gpu, "gpu") == [], "however many threads feed it"
+        assert doubts(gpu, "gpu 2")
         torch.set_num_threads(2)
-        (doubt,) = profilefile.doubts(blueprint, "cpu")
+        (doubt,) = doubts(blueprint, "cpu")
         assert "measured on cpu, 1 threads, not on cpu, 2 threads" in doubt
     finally:
         torch.set_num_threads(threads)

@@ -11,8 +11,9 @@ from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import rehearsal
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import rehearse
 from pipeline_local.pipeline.stage import Nowhere, Stage
 from pipeline_local.pipeline.storages import LiveStorages
@@ -42,7 +43,7 @@ def draw(model="cnn", **sections):
         **sections,
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data))
+    return draw_blueprint(config, describe(config.data))
 
 
 class Real:
@@ -193,8 +194,8 @@ def test_what_an_h200_held(network, precision, batch, held):
     """MiB by CUDA's allocator, at 224 pixels (docs/results/gpu.md). Needs no GPU."""
     settings = [f"precision={precision}", f"data.batch_size={batch}", *CUTS_THEN[network]]
     config = configfile.load(ROOT / "configs" / f"bench-{network}.yaml", settings)
-    blueprint = Blueprint.draw(config, describe(config.data), H200)
-    stages = blueprint.stages(len(held))
+    blueprint = draw_blueprint(config, describe(config.data), H200)
+    stages = Placement.of(blueprint, len(held)).stages
     peaks = [rehearse(blueprint, part, len(held), H200).peak / 2**20 for part in stages]
     assert peaks == pytest.approx(held, rel=0.1)
 
@@ -249,6 +250,6 @@ def test_a_network_that_asks_for_values_is_told():
             "train": {"steps": 3},
         }
     )
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     with pytest.raises(UserError, match="cannot be rehearsed without data"):
         rehearse(blueprint, range(1), 1)

@@ -8,7 +8,7 @@ from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 
@@ -20,7 +20,7 @@ def make(start=0, actions=None, **train):
         "train": {"steps": 4, "log_every": 2, "evaluate_every": 2, **train},
     }
     config = configfile.parse(tree)
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     schedule = blueprint.schedule
     actions = schedule.actions(start) if actions is None else actions
     steps = range(start, schedule.num_steps)

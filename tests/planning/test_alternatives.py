@@ -4,7 +4,8 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.placement import Placement
 from pipeline_local.planning.alternatives import alternatives
 
 
@@ -17,7 +18,8 @@ def of(devices, batch_size=32):
             "train": {"steps": 40},
         }
     )
-    return {p.name: p for p in alternatives(Blueprint.draw(config, describe(config.data)), devices)}
+    blueprint = draw_blueprint(config, describe(config.data))
+    return {p.name: p for p in alternatives(Placement.of(blueprint, devices))}
 
 
 def test_alternatives():

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.planning.backprop import pass_through
 
 
@@ -17,7 +17,7 @@ def draw():
         "train": {"steps": 100},
     }
     config = configfile.parse(tree)
-    return Blueprint.draw(config, describe(config.data), Device())
+    return draw_blueprint(config, describe(config.data), Device())
 
 
 def test_some_blocks():

@@ -13,7 +13,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place
 from pipeline_local.planning import diagnose
 from pipeline_local.trainer import train
@@ -31,7 +31,7 @@ VIT = {"patch_size": 4, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "mlp_
 
 def draw(count, **sections):
     config = configfile.parse({**TREE, "modules": {"count": count}, **sections})
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     modules = [blueprint.module(k, torch.device("cpu")) for k in range(count)]
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(8, *blueprint.info.image_shape, generator=generator) for _ in range(2)]

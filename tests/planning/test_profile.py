@@ -9,7 +9,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.place import Place
 from pipeline_local.planning import profile
 
@@ -54,7 +54,7 @@ def test_every_part_is_measured(config, capsys):
     loaded = configfile.load(Path(config))
     info = describe(loaded.data)
     facts = profile.measure(loaded, info, 1, Place())
-    blueprint = Blueprint.draw(loaded, info)
+    blueprint = draw_blueprint(loaded, info)
     names = [block.name for block in blueprint.backbone.blocks]
     assert list(facts["blocks"]) == names
     ends = {(row["end"], row["copies"]) for row in facts["heads"]}

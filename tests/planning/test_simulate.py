@@ -9,7 +9,7 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulate import rows, stage_works, step_seconds
 
@@ -28,7 +28,7 @@ COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
 def config(tmp_path):
     """Every block costs the same, heads nothing; of one microbatch."""
     config = configfile.parse(TREE)
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     from pipeline_local.pipeline import profilefile
 
     names = [block.name for block in blueprint.backbone.blocks]
@@ -55,7 +55,7 @@ def by_method(config, **more):
 
 
 def test_work_is_what_the_profile_says(config):
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     one, two = stage_works(blueprint, 2, samples=16)
     blocks = len(blueprint.backbone.blocks)
     assert one.forward + two.forward == pytest.approx(blocks * 0.01), "of one microbatch"
@@ -72,7 +72,7 @@ def test_work_is_what_the_profile_says(config):
 
 def test_replicas_sum_whatever_learns(config):
     """Backpropagation the network, its classifier included; local learning its heads, too."""
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     stages = stage_works(blueprint, 2, samples=16)
     parts = [block.module for block in blueprint.backbone.blocks]
     parts.append(blueprint.backbone.classifier.module)
@@ -86,7 +86,7 @@ def test_replicas_sum_whatever_learns(config):
 def test_a_narrow_wire_is_local_learnings(config):
     narrow = replace(config, parallel=replace(config.parallel, wire_dtype="bfloat16"))
     info = describe(config.data)
-    wide, half = (stage_works(Blueprint.draw(c, info), 2, 16)[0] for c in (config, narrow))
+    wide, half = (stage_works(draw_blueprint(c, info), 2, 16)[0] for c in (config, narrow))
     assert half.messages == wide.messages / 2 == 16 * 8 * 2
     assert half.activations == wide.activations, "peers send what they have"
     slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the line
@@ -113,11 +113,11 @@ def test_a_long_line_costs_local_learning_nothing(config):
 
 @pytest.mark.parametrize("method", ["local", "1f1b", "ddp"])
 def test_a_step_takes_as_long_in_a_plan(config, method):
-    blueprint = Blueprint.draw(config, describe(config.data))
+    blueprint = draw_blueprint(config, describe(config.data))
     wanted = by_method(config, microbatches=4)[method].step_seconds
     assert step_seconds(blueprint, method, 2, 4) == wanted
     unknown = replace(config, modules=replace(config.modules, profile=None))
-    assert step_seconds(Blueprint.draw(unknown, describe(config.data)), method, 2) is None
+    assert step_seconds(draw_blueprint(unknown, describe(config.data)), method, 2) is None
 
 
 def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):

@@ -1,0 +1,82 @@
+"""From a configuration and the facts of the data to a blueprint: here cuts are decided."""
+
+from dataclasses import replace
+
+from pipeline_local.config import Config
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError
+from pipeline_local.models import backbone as backbones
+from pipeline_local.models import registry
+from pipeline_local.models.backbone import Backbone
+from pipeline_local.pipeline import cuts, partition
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.device import Device
+from pipeline_local.pipeline.placement import costs_by_device, spread
+from pipeline_local.pipeline.schedule import Schedule
+
+
+def draw(config: Config, info: DataInfo, device: Device | None = None) -> Blueprint:
+    """Derive everything that follows, and refuse what does not fit.
+
+    Args:
+        config: of the run.
+        info: facts of the data.
+        device: what stages compute on; None: what this host has.
+
+    Raises:
+        UserError: the model cannot be built, or K does not fit its blocks.
+    """
+    model = config.model
+    backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
+    _check_layout(config, backbone)
+    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
+    uncut = Blueprint(
+        config=config,
+        info=info,
+        backbone=backbone,
+        input_shapes=(info.image_shape, *outputs[:-1]),
+        output_shapes=tuple(outputs),
+        modules=(range(len(outputs)),),
+        schedule=Schedule(config, info.num_train, info.num_test),
+        device=device or Device.here(),
+    )
+    blueprint = _cut(uncut)
+    _check_trainable(blueprint)
+    return blueprint
+
+
+def _cut(uncut: Blueprint) -> Blueprint:
+    """The same network in modules; cuts that were derived are the names of blocks from now on."""
+    config = uncut.config
+    names = [block.name for block in uncut.backbone.blocks]
+    sizes = [sum(p.numel() for p in b.module.parameters()) for b in uncut.backbone.blocks]
+    modules = partition.modules_of(names, sizes, config.modules, lambda k: _best(uncut, k))
+    if config.modules.cuts in ("auto", "memory"):
+        opens = tuple(names[part.start] for part in modules[1:])
+        config = replace(config, modules=replace(config.modules, cuts=opens))
+    return replace(uncut, config=config, modules=tuple(modules))
+
+
+def _best(uncut: Blueprint, count: int) -> list[range]:
+    if uncut.config.modules.cuts == "memory":
+        return cuts.even_memory(uncut, count)
+    return cuts.best_modules(uncut, spread(costs_by_device(uncut), count))
+
+
+def _check_layout(config: Config, backbone: Backbone) -> None:
+    if config.channels_last and backbone.layout != "NCHW":
+        raise UserError(
+            f"channels_last: model.name={config.model.name} has no maps whose channels come first,"
+            f" got layout {backbone.layout}; leave it out"
+        )
+
+
+def _check_trainable(blueprint: Blueprint) -> None:
+    for index in range(len(blueprint.modules)):
+        parts = [*blueprint.paper_body(index), blueprint.paper_head(index)]
+        if not any(p.requires_grad for part in parts for p in part.parameters()):
+            names = ", ".join(block.name for block in blueprint.blocks(index))
+            raise UserError(
+                f"modules.cuts: module {index + 1} ({names}) and its head have nothing to"
+                f" learn; cut elsewhere, or choose a head that learns (head.name)"
+            )

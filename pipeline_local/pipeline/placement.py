@@ -1,0 +1,106 @@
+"""The placement: which modules each stage holds, and what they cost on its device.
+
+Modules fix the mathematics; a placement only says where they run. It never changes a result.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline import cuts, partition, profilefile
+from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.costs import Costs, ModuleCost, by_flops
+from pipeline_local.record.summary import StageTimes
+
+
+def costs_by_device(blueprint: Blueprint) -> tuple[Costs, ...]:
+    """What each part of the network costs: as measured on each device of `modules.profile`, else in
+    FLOPs; a single entry if all devices are alike.
+
+    Raises:
+        UserError: a profile cannot be read, or is of another network or setting.
+    """
+    paths = blueprint.config.modules.profile
+    if paths is None:
+        return (by_flops(blueprint),)
+    paths = (paths,) if isinstance(paths, Path) else paths
+    return tuple(profilefile.load(path, blueprint) for path in paths)
+
+
+def spread(devices: tuple[Costs, ...], count: int) -> tuple[Costs, ...]:
+    """The costs on the device of each of `count` modules, were they spread evenly."""
+    return tuple(devices[k * len(devices) // count] for k in range(count))
+
+
+def per_stage(devices: tuple[Costs, ...], num_stages: int) -> tuple[Costs, ...]:
+    """The costs on the device of each stage.
+
+    Raises:
+        UserError: there are profiles of several devices, and not as many as stages.
+    """
+    if len(devices) not in (1, num_stages):
+        raise UserError(
+            f"modules.profile: give one file for all stages or one for each, got"
+            f" {len(devices)} for {num_stages}"
+        )
+    return devices if len(devices) == num_stages else devices * num_stages
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the modules of a blueprint run.
+
+    Attributes:
+        blueprint: the run.
+        stages: the modules of each stage, in order.
+    """
+
+    blueprint: Blueprint
+    stages: tuple[range, ...]
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, num_stages: int) -> "Placement":
+        """Place the modules on so many stages, as `parallel.cuts` says.
+
+        Raises:
+            UserError: the modules do not fit so many stages.
+        """
+        stages = partition.stages_of(
+            len(blueprint.modules),
+            num_stages,
+            blueprint.config.parallel.cuts,
+            lambda: cuts.best_stages(blueprint, per_stage(costs_by_device(blueprint), num_stages)),
+        )
+        return cls(blueprint, tuple(stages))
+
+    @cached_property
+    def costs(self) -> tuple[Costs, ...]:
+        """The costs on the device of each stage.
+
+        Raises:
+            UserError: there are profiles of another number of devices.
+        """
+        return per_stage(costs_by_device(self.blueprint), len(self.stages))
+
+    @property
+    def module_costs(self) -> list[list[ModuleCost]]:
+        """What the modules of each stage cost on its device."""
+        modules = self.blueprint.modules
+        return [
+            [on_device.module(k, len(modules), modules[k]) for k in part]
+            for on_device, part in zip(self.costs, self.stages, strict=True)
+        ]
+
+    def stage_times(self, steps: int) -> StageTimes | None:
+        """How long each stage should compute per step; None without a profile of its device.
+
+        Args:
+            steps: as many will be compared with it.
+        """
+        profile = self.blueprint.config.modules.profile
+        files = 1 if profile is None or isinstance(profile, Path) else len(profile)
+        if profile is None or files not in (1, len(self.stages)):
+            return None
+        totals = [sum(cost.total for cost in stage) for stage in self.module_costs]
+        return StageTimes(totals, steps)
