@@ -15,7 +15,7 @@ from pipeline_local.pipeline.place import TIMEOUT, Place
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.record.screen import say
+from pipeline_local.screen import say
 
 
 def check(config: Config, place: Place) -> Placement:

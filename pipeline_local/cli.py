@@ -21,7 +21,7 @@ from pipeline_local.errors import (
     UserError,
 )
 from pipeline_local.pipeline.place import Place
-from pipeline_local.record.screen import complain
+from pipeline_local.screen import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

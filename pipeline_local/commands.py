@@ -8,7 +8,7 @@ from typing import TypeAlias
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.place import Place
-from pipeline_local.record.screen import say
+from pipeline_local.screen import say
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DESCRIPTION = "Pipelined training without a global backward pass."
@@ -124,10 +124,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import newfile
     from pipeline_local.data.datasets import describe
     from pipeline_local.pipeline.device import Device
     from pipeline_local.planning import drawing, plan
-    from pipeline_local.record import newfile
 
     if options.json is not None:
         newfile.check("--json", options.json)

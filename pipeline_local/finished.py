@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline_local import newfile
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.errors import UserError
@@ -21,7 +22,7 @@ from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.record import metrics, newfile, summary
+from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace

@@ -26,10 +26,10 @@ from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
-from pipeline_local.record.screen import say
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
 from pipeline_local.record.writer import Writer
+from pipeline_local.screen import say
 
 
 def train(config: Config, place: Place | None = None) -> Facts:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline_local import newfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.config import Config, ReconcileConfig
@@ -23,7 +24,6 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place
-from pipeline_local.record import newfile
 
 
 @dataclass(frozen=True)

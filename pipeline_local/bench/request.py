@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline_local import newfile
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import LOOPS
 from pipeline_local.config import Config
@@ -12,7 +13,6 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.placement import Placement
-from pipeline_local.record import newfile
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
 """All peers, in the order of the table."""

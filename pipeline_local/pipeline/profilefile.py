@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from pipeline_local import newfile
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.device import Device
-from pipeline_local.record import newfile
 
 VERSION = 1
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn import functional
 
-from pipeline_local import finished
+from pipeline_local import finished, newfile
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.comparison import Comparison, compare
@@ -35,8 +35,7 @@ from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
-from pipeline_local.record import newfile
-from pipeline_local.record.screen import Screen
+from pipeline_local.screen import Screen
 
 Batch = tuple[Tensor, Tensor]
 """Input [B, ...] of the first module; labels [B] or soft targets [B, classes]."""

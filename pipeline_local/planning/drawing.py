@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
-from pipeline_local.record.screen import Screen
+from pipeline_local.screen import Screen
 
 STEPS_DRAWN = 5
 """Steps of the timeline: enough for the fill, some steady ones, and the drain."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pipeline_local import newfile
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -24,7 +25,6 @@ from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.planning.simulate import step_seconds
-from pipeline_local.record import newfile
 
 TOLERATED = 1.15
 """Largest cost over the mean from which on another cut is worth a word."""

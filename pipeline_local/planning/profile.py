@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline_local import newfile
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -31,7 +32,6 @@ from pipeline_local.pipeline.costs import Cost, Link, possible_heads
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place, joined
 from pipeline_local.planning.line import Line
-from pipeline_local.record import newfile
 from pipeline_local.record.metrics import settle
 
 TINY = 1e-8

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pipeline_local import newfile
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -22,7 +23,6 @@ from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulator import Worker, simulate
 from pipeline_local.planning.work import ModuleWork, StageWork, stretched
-from pipeline_local.record import newfile
 from pipeline_local.record.metrics import as_json
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64

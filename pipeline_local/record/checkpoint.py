@@ -19,8 +19,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
-from pipeline_local.record.screen import complain
 from pipeline_local.record.sealed import BrokenSealError
+from pipeline_local.screen import complain
 
 Tell = Callable[[str], None]
 

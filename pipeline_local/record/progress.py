@@ -4,7 +4,7 @@ import sys
 from shutil import get_terminal_size
 
 from pipeline_local.record.metrics import Facts
-from pipeline_local.record.screen import say
+from pipeline_local.screen import say
 
 
 class Progress:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
-from pipeline_local.record.screen import Screen, complain
+from pipeline_local.screen import Screen, complain
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipeline_local import newfile
 from pipeline_local.errors import UserError
-from pipeline_local.record import newfile
 
 
 def test_a_new_file_and_its_folders(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline_local.record.screen import WIDTH, Screen
+from pipeline_local.screen import WIDTH, Screen
 
 
 def test_a_file_is_wide(monkeypatch):
@@ -25,7 +25,7 @@ def test_a_closed_pipe_is_no_end(speak):
     """As under `| head -1`: the reader has left after one line, the process goes on to its end."""
     script = f"""
 import sys
-from pipeline_local.record.screen import Screen, say
+from pipeline_local.screen import Screen, say
 say("first")
 sys.stdin.readline()  # until the reader has left
 for _ in range(3):
@@ -45,7 +45,7 @@ sys.stderr.write("went on")
 UNHEARD = """
 import sys
 from pathlib import Path
-from pipeline_local.record.screen import Screen, complain, say
+from pipeline_local.screen import Screen, complain, say
 sys.stdin.readline()  # until nobody listens
 for speak in (say, Screen().print, complain):
     speak("unheard")
