@@ -24,9 +24,9 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
+from pipeline_local.pipeline.contract import Contract, Spec
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.schedule import Schedule
-from pipeline_local.pipeline.transport import Contract, Spec
 
 Shape = tuple[int, ...]
 HeadKey = tuple[int, int]

@@ -3,14 +3,10 @@
 All that crosses between modules passes here and nowhere else, so that it is rounded alike.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from pipeline_local.learning.crossing import Crossing
-
-if TYPE_CHECKING:
-    from pipeline_local.pipeline.stage import Downstream, Upstream
+from pipeline_local.pipeline.edge import Downstream, Upstream
 
 
 class Above:
@@ -21,7 +17,7 @@ class Above:
         crossing: says how they are rounded.
     """
 
-    def __init__(self, edge: "Upstream", crossing: Crossing) -> None:
+    def __init__(self, edge: Upstream, crossing: Crossing) -> None:
         self._edge = edge
         self._crossing = crossing
 
@@ -43,7 +39,7 @@ class Below:
         crossing: says how they are rounded.
     """
 
-    def __init__(self, edge: "Downstream", crossing: Crossing) -> None:
+    def __init__(self, edge: Downstream, crossing: Crossing) -> None:
         self._edge = edge
         self._crossing = crossing
 

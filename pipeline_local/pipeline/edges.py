@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.place import Kind, Place, wires
+from pipeline_local.pipeline.edge import Nowhere
+from pipeline_local.pipeline.place import NO_LIMIT, Kind, Place, connecting, device_backend
 from pipeline_local.pipeline.source import Source
-from pipeline_local.pipeline.stage import Nowhere
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
-from pipeline_local.pipeline.wires import Wire
+from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.record.whereabouts import Whereabouts
 
 
@@ -120,3 +121,51 @@ def _outlet(
     if back is None:
         return Outlet(messages)
     return Outlet(messages, Receiver(back, contract.feedback(schedule, start), device))
+
+
+def wires(
+    place: Place, kind: Kind, whereabouts: Whereabouts | None = None, upwards: bool = False
+) -> tuple[Wire | None, Wire | None]:
+    """This stage's wires to its upstream and downstream neighbours (None at the ends).
+
+    Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
+    its own; all ranks make them in one order, even edges first, so that no rank is in two of a
+    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each wire is then used once,
+    in its direction, so that its connection stands before the first step.
+
+    Args:
+        place: this rank.
+        kind: how the ranks talk.
+        whereabouts: of this rank; waits on the wires are noted there.
+        upwards: messages will flow from each stage to its upstream neighbour.
+    """
+    upstream: Wire | None = None
+    downstream: Wire | None = None
+    at = whereabouts or Whereabouts()
+    edges = range(place.world_size - 1)
+    for edge in [*edges[::2], *edges[1::2]]:
+        backend = device_backend(place.device) if kind == "nccl" else "gloo"
+        with connecting():
+            group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
+        if not isinstance(group, dist.ProcessGroup):
+            continue  # an edge of others
+        if place.rank == edge:
+            downstream = WatchedWire(_wire(kind, group, edge + 1, place.device), edge + 1, at)
+            _connect(downstream, place.device, sends=not upwards)
+        else:
+            upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
+            _connect(upstream, place.device, sends=upwards)
+    return upstream, downstream
+
+
+def _connect(wire: Wire, device: torch.device, sends: bool) -> None:
+    if sends:
+        wire.isend(torch.zeros(1, device=device)).wait()
+    else:
+        wire.irecv((1,), torch.float32).wait()
+
+
+def _wire(kind: Kind, group: dist.ProcessGroup, peer: int, device: torch.device) -> Wire:
+    if kind == "gloo":
+        return GlooWire(group, peer)
+    return (NcclWire if kind == "nccl" else StagedWire)(group, peer, device)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.transport import DEPTH, Contract, Spec
+from pipeline_local.pipeline.contract import Contract, Spec
+from pipeline_local.pipeline.transport import DEPTH
 
 
 class Upstream:

@@ -1,4 +1,4 @@
-"""Where this process stands: its rank, its device, its edges to the neighbouring stages."""
+"""Where this process stands: its rank and its device, and how it joins the others."""
 
 import os
 import platform
@@ -14,8 +14,6 @@ import torch.distributed as dist
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.pipeline.meeting import meet
-from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
-from pipeline_local.record.whereabouts import Whereabouts
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for the other ranks to come."""
@@ -199,7 +197,7 @@ def joined(place: Place, backend: str = "gloo") -> Iterator[dist.Store]:
         yield dist.HashStore()
         return
     store = _meeting_point()
-    with _connecting():
+    with connecting():
         store = meet(store, place.rank, place.world_size, MEETING)
         dist.init_process_group(
             backend,
@@ -215,7 +213,7 @@ def joined(place: Place, backend: str = "gloo") -> Iterator[dist.Store]:
 
 
 @contextmanager
-def _connecting() -> Iterator[None]:
+def connecting() -> Iterator[None]:
     """Who dies while the ranks connect with each other is told by a RuntimeError."""
     try:
         yield
@@ -239,54 +237,6 @@ def _meeting_point() -> dist.Store:
     return store
 
 
-def wires(
-    place: Place, kind: Kind, whereabouts: Whereabouts | None = None, upwards: bool = False
-) -> tuple[Wire | None, Wire | None]:
-    """This stage's wires to its upstream and downstream neighbours (None at the ends).
-
-    Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
-    its own; all ranks make them in one order, even edges first, so that no rank is in two of a
-    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each wire is then used once,
-    in its direction, so that its connection stands before the first step.
-
-    Args:
-        place: this rank.
-        kind: how the ranks talk.
-        whereabouts: of this rank; waits on the wires are noted there.
-        upwards: messages will flow from each stage to its upstream neighbour.
-    """
-    upstream: Wire | None = None
-    downstream: Wire | None = None
-    at = whereabouts or Whereabouts()
-    edges = range(place.world_size - 1)
-    for edge in [*edges[::2], *edges[1::2]]:
-        backend = device_backend(place.device) if kind == "nccl" else "gloo"
-        with _connecting():
-            group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
-        if not isinstance(group, dist.ProcessGroup):
-            continue  # an edge of others
-        if place.rank == edge:
-            downstream = WatchedWire(_wire(kind, group, edge + 1, place.device), edge + 1, at)
-            _connect(downstream, place.device, sends=not upwards)
-        else:
-            upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
-            _connect(upstream, place.device, sends=upwards)
-    return upstream, downstream
-
-
 def device_backend(device: torch.device) -> str:
     """What torch sends by between devices of this type: nccl between those of NVIDIA and AMD."""
     return dist.get_default_backend_for_device(device)
-
-
-def _connect(wire: Wire, device: torch.device, sends: bool) -> None:
-    if sends:
-        wire.isend(torch.zeros(1, device=device)).wait()
-    else:
-        wire.irecv((1,), torch.float32).wait()
-
-
-def _wire(kind: Kind, group: dist.ProcessGroup, peer: int, device: torch.device) -> Wire:
-    if kind == "gloo":
-        return GlooWire(group, peer)
-    return (NcclWire if kind == "nccl" else StagedWire)(group, peer, device)

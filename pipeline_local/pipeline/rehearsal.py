@@ -21,12 +21,12 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.models.backbone import hollow
 from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.pipeline.contract import Spec
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.storages import LiveStorages
-from pipeline_local.pipeline.transport import Spec
 from pipeline_local.record.trace import Trace
 
 CPU = Device()

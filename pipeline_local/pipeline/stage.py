@@ -19,57 +19,13 @@ What crosses between modules is rounded alike on all of them (boundary.py).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
-
-from torch import Tensor
 
 from pipeline_local.learning.loss import Score
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.boundary import Above, Below
-from pipeline_local.pipeline.transport import Local
+from pipeline_local.pipeline.edge import Downstream, Local, Upstream
 from pipeline_local.record.trace import Trace
-
-
-class Upstream(Protocol):
-    """Where a module's messages come from, in the order in which they were sent."""
-
-    def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels), (signal,), or () where there is no signal; in
-        evaluations (activations, labels, votes of the heads above), without votes from the data."""
-        ...
-
-    def reply(self, gradient: Tensor) -> None:
-        """Send an input gradient back, without waiting for the other end."""
-        ...
-
-
-class Downstream(Protocol):
-    """Where a module's messages go to, and feedback comes from."""
-
-    def send(self, *tensors: Tensor) -> None:
-        """Send a message without waiting for the other end."""
-        ...
-
-    def feedback(self) -> tuple[Tensor, ...]:
-        """(The oldest input gradient that was sent back,), or () where nobody answers."""
-        ...
-
-
-class Nowhere:
-    """Downstream of the last module."""
-
-    waited = 0.0
-
-    def finish(self, replies: int = 0) -> None:
-        """Nothing is under way."""
-
-    def send(self, *tensors: Tensor) -> None:
-        """Nobody listens."""
-
-    def feedback(self) -> tuple[()]:
-        """Nobody answers."""
-        return ()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""Channels between neighbouring modules: the only point-to-point communication there is.
+"""Channels between processes: the only point-to-point communication there is.
 
 A channel is one directed edge. Which messages cross it, in which order, with which shapes and
 dtypes, is a pure function of the configuration (`Contract.traffic`), known to both ends: so the
 receiver posts its next receive early, and a tensor that breaks the contract is refused before it
 is sent.
 
-    Local       between two modules of one stage: a queue
     Sender      the upstream end of an edge between two processes
     Receiver    its downstream end
     Inlet       what a stage has upstream: a receiver, and a sender for the feedback
@@ -16,89 +15,14 @@ is sent.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.schedule import Evaluate, Schedule
+from pipeline_local.pipeline.contract import Spec
+from pipeline_local.pipeline.edge import Message
 from pipeline_local.pipeline.wires import Pending, Wire
 from pipeline_local.record.stopwatch import Stopwatch
-
-Message = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Shape and dtype of one tensor of a message."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def check(self, tensor: Tensor) -> None:
-        """Raise ValueError if the tensor is not as agreed."""
-        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
-            raise ValueError(
-                f"the channel's contract expects {self.dtype} {list(self.shape)},"
-                f" got {tensor.dtype} {list(tensor.shape)}"
-            )
-
-
-@dataclass(frozen=True)
-class Contract:
-    """All that may cross one edge. Signals and input gradients (`gradients`) are shaped like the
-    training activations."""
-
-    activations: Spec
-    gradients: Spec
-    labels: Spec
-    test_activations: Spec
-    test_labels: Spec
-    test_votes: Spec
-
-    def traffic(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
-        """Every message of a run from step `start` on, in order."""
-        for action in schedule.actions(start):
-            if isinstance(action, Step):
-                for _ in range(action.microbatches):
-                    yield self.activations, self.labels
-                    if action.compare:
-                        yield (self.gradients,)
-            elif isinstance(action, Evaluate):
-                for _ in range(schedule.test_batches):
-                    yield self.test_activations, self.test_labels, self.test_votes
-
-    def feedback(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
-        """Every message in the other direction: the input gradients, as they are heeded."""
-        for action in schedule.actions(start):
-            if isinstance(action, Step) and action.heed:
-                yield from repeat((self.gradients,), action.microbatches)
-
-
-class Local:
-    """Both ends of an edge inside one stage; upstream always sends before downstream receives."""
-
-    def __init__(self) -> None:
-        self._queue: deque[Message] = deque()
-        self._feedback: deque[Message] = deque()
-
-    def send(self, *tensors: Tensor) -> None:
-        """Hand a message over."""
-        self._queue.append(tensors)
-
-    def recv(self) -> Message:
-        """The oldest message."""
-        return self._queue.popleft()
-
-    def reply(self, gradient: Tensor) -> None:
-        """Hand an input gradient back."""
-        self._feedback.append((gradient,))
-
-    def feedback(self) -> Message:
-        """The oldest input gradient that was handed back."""
-        return self._feedback.popleft()
-
 
 DEPTH = 2
 """Messages that a stage may have under way: how far it runs ahead of the next one."""

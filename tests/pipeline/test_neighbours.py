@@ -3,8 +3,8 @@
 import torch
 
 from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.contract import Contract, Spec
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
-from pipeline_local.pipeline.transport import Contract, Spec
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)

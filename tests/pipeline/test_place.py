@@ -6,7 +6,8 @@ import torch
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import place as places
-from pipeline_local.pipeline.place import Place, common_kind, joined, wires
+from pipeline_local.pipeline.edges import wires
+from pipeline_local.pipeline.place import Place, common_kind, joined
 from pipeline_local.pipeline.wires import WatchedWire
 
 

@@ -13,9 +13,10 @@ from pipeline_local.errors import UserError
 from pipeline_local.pipeline import rehearsal
 from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.rehearsal import rehearse
-from pipeline_local.pipeline.stage import Nowhere, Stage
+from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.record.trace import Trace
 

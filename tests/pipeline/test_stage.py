@@ -20,9 +20,12 @@ from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.place import joined, wires
-from pipeline_local.pipeline.stage import Nowhere, Stage
-from pipeline_local.pipeline.transport import Receiver, Sender, Spec
+from pipeline_local.pipeline.contract import Spec
+from pipeline_local.pipeline.edge import Nowhere
+from pipeline_local.pipeline.edges import wires
+from pipeline_local.pipeline.place import joined
+from pipeline_local.pipeline.stage import Stage
+from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.record.trace import Trace
 
 DEPTH = 2

@@ -8,9 +8,12 @@ import torch.distributed as dist
 
 from pipeline_local import configfile
 from pipeline_local.config import ParallelConfig
-from pipeline_local.pipeline.place import joined, wires
+from pipeline_local.pipeline.contract import Contract, Spec
+from pipeline_local.pipeline.edge import Local
+from pipeline_local.pipeline.edges import wires
+from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.schedule import Schedule
-from pipeline_local.pipeline.transport import Contract, Local, Receiver, Sender, Spec
+from pipeline_local.pipeline.transport import Receiver, Sender
 
 CPU = torch.device("cpu")
 SMALL = (Spec((2, 3), torch.float32), Spec((2,), torch.int64))

@@ -1,0 +1,58 @@
+"""What crosses an edge: shapes and dtypes of every message, known to both ends beforehand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.schedule import Evaluate, Schedule
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of one tensor of a message."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def check(self, tensor: Tensor) -> None:
+        """Raise ValueError if the tensor is not as agreed."""
+        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
+            raise ValueError(
+                f"the channel's contract expects {self.dtype} {list(self.shape)},"
+                f" got {tensor.dtype} {list(tensor.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """All that may cross one edge. Signals and input gradients (`gradients`) are shaped like the
+    training activations."""
+
+    activations: Spec
+    gradients: Spec
+    labels: Spec
+    test_activations: Spec
+    test_labels: Spec
+    test_votes: Spec
+
+    def traffic(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+        """Every message of a run from step `start` on, in order."""
+        for action in schedule.actions(start):
+            if isinstance(action, Step):
+                for _ in range(action.microbatches):
+                    yield self.activations, self.labels
+                    if action.compare:
+                        yield (self.gradients,)
+            elif isinstance(action, Evaluate):
+                for _ in range(schedule.test_batches):
+                    yield self.test_activations, self.test_labels, self.test_votes
+
+    def feedback(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+        """Every message in the other direction: the input gradients, as they are heeded."""
+        for action in schedule.actions(start):
+            if isinstance(action, Step) and action.heed:
+                yield from repeat((self.gradients,), action.microbatches)
