@@ -125,8 +125,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import newfile
+    from pipeline_local.blueprint.device import Device
     from pipeline_local.data.datasets import describe
-    from pipeline_local.pipeline.device import Device
     from pipeline_local.planning import drawing, plan
 
     if options.json is not None:

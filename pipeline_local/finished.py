@@ -9,18 +9,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline_local import newfile
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import Evaluate
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.placement import Placement
-from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record import metrics, summary

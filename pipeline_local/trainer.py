@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn
 
 from pipeline_local.agreement import accept, propose
+from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.skipping import Skipped
@@ -18,7 +19,6 @@ from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.placement import Placement, costs_by_device
-from pipeline_local.pipeline.schedule import Action, Evaluate, Save
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.stop import Stop
 from pipeline_local.pipeline.watchdog import Watchdog

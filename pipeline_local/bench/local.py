@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.bench.peer import Peer, Setting, Weights
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edge import Message, Nowhere
 from pipeline_local.pipeline.edges import connect, lay
-from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
 from pipeline_local.record.trace import Trace

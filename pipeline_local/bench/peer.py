@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.loss import local_loss
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place
 from pipeline_local.pipeline.placement import Placement
 

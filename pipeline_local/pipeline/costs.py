@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
+from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
-from pipeline_local.pipeline.blueprint import Blueprint, HeadKey, head_key
-from pipeline_local.pipeline.device import Device
 
 Unit = Literal["seconds", "FLOPs"]
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from pipeline_local.blueprint.blueprint import Blueprint, head_key
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.blueprint import Blueprint, head_key
 from pipeline_local.pipeline.costs import Costs, possible_heads
 from pipeline_local.pipeline.rehearsal import kept_by, rehearse
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pipeline_local.pipeline.blueprint import Blueprint
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.record.summary import Row
 

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.device import Device
+from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -9,10 +12,7 @@ from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.pipeline import cuts, partition
-from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.placement import costs_by_device, spread
-from pipeline_local.pipeline.schedule import Schedule
 
 
 def draw(config: Config, info: DataInfo, device: Device | None = None) -> Blueprint:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.skipping import Skipped
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.place import NO_LIMIT, Kind, Place, connecting, device_backend
 from pipeline_local.pipeline.source import Source

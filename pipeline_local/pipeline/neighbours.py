@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.contract import Contract, Spec
 from pipeline_local.pipeline.transport import DEPTH
 
 

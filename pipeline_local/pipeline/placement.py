@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts, partition, profilefile
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Costs, ModuleCost, by_flops
 from pipeline_local.record.summary import StageTimes
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from pipeline_local import newfile
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
-from pipeline_local.pipeline.device import Device
 
 VERSION = 1
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Spec
+from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.models.backbone import hollow
-from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.contract import Spec
-from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 from pipeline_local.pipeline.stage import Stage

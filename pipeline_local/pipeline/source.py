@@ -5,13 +5,13 @@ from collections.abc import Generator, Iterable
 import torch
 from torch import Tensor
 
+from pipeline_local.blueprint.run_plan import Action, Evaluate
 from pipeline_local.config import Config
 from pipeline_local.data.batches import test_batches, train_batches
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.normalize import Normalize
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.schedule import Action, Evaluate
 
 
 class Source:

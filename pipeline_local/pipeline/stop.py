@@ -24,11 +24,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline_local.blueprint.run_plan import Action, Save
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.schedule import Action, Save
 
 
 class Stop:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline_local.pipeline.contract import Spec
+from pipeline_local.blueprint.contract import Spec
 from pipeline_local.pipeline.edge import Message
 from pipeline_local.pipeline.wires import Pending, Wire
 from pipeline_local.record.stopwatch import Stopwatch

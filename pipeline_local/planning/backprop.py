@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Spec
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.optimizer import build
 from pipeline_local.models import backbone as backbones
-from pipeline_local.pipeline.blueprint import Blueprint
-from pipeline_local.pipeline.contract import Spec
 from pipeline_local.pipeline.fakes import fakes
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.rehearsal import PAPER, make_state, state

@@ -25,12 +25,12 @@ from torch.autograd import grad
 from torch.nn import functional
 
 from pipeline_local import finished, newfile
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.placement import Placement

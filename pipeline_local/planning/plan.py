@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline_local import newfile
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.pipeline.description import describe
-from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.placement import Placement

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local import newfile
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -27,7 +28,6 @@ from pipeline_local.learning.heads import Head
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.place import Place, joined

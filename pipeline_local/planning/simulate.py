@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from pipeline_local import newfile
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.neighbours import num_bytes

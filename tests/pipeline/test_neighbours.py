@@ -2,8 +2,8 @@
 
 import torch
 
+from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.contract import Contract, Spec
 from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 
 X = Spec((4, 3), torch.float32)

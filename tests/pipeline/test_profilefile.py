@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.costs import Cost, Link
-from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.placement import Placement
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import rehearsal
-from pipeline_local.pipeline.device import Device
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.placement import Placement

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.run_plan import Evaluate
 from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.schedule import Evaluate
 from pipeline_local.pipeline.source import Source
 
 

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.contract import Spec
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.edges import wires
 from pipeline_local.pipeline.place import joined

@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.contract import Contract, Spec
+from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ParallelConfig
-from pipeline_local.pipeline.contract import Contract, Spec
 from pipeline_local.pipeline.edge import Local
 from pipeline_local.pipeline.edges import wires
 from pipeline_local.pipeline.place import joined
-from pipeline_local.pipeline.schedule import Schedule
 from pipeline_local.pipeline.transport import Receiver, Sender
 
 CPU = torch.device("cpu")

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local import seeds
+from pipeline_local.blueprint.contract import Contract, Spec
+from pipeline_local.blueprint.device import Device
+from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -24,9 +27,6 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.pipeline.contract import Contract, Spec
-from pipeline_local.pipeline.device import Device
-from pipeline_local.pipeline.schedule import Schedule
 
 Shape = tuple[int, ...]
 HeadKey = tuple[int, int]

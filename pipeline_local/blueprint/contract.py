@@ -7,8 +7,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from pipeline_local.blueprint.run_plan import Evaluate, Schedule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.schedule import Evaluate, Schedule
 
 
 @dataclass(frozen=True)

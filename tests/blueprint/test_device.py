@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.device import Device
 
 
 def test_by_name():

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.run_plan import Evaluate, Save, Schedule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.schedule import Evaluate, Save, Schedule
 
 
 def schedule(num_train=100, num_test=23, **sections):
