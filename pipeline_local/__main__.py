@@ -3,7 +3,7 @@
 import os
 import sys
 
-from pipeline_local.orphan import end_with_launcher
+from pipeline_local.ranks.orphan import end_with_launcher
 
 _SPINS = "10000"
 """Turns of an OpenMP thread that waits for others, before it sleeps (GOMP_SPINCOUNT). Costs nothing

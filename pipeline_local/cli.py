@@ -20,7 +20,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.screen import complain
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.screen import say
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     num_stages = place.num_stages(config.parallel)
     if num_stages > 1 and not place.launched:
         from pipeline_local import agreement
-        from pipeline_local.pipeline.launch import start_ranks
+        from pipeline_local.ranks.launcher import start_ranks
 
         agreement.check(config, Place(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
@@ -182,7 +182,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
     if num_stages > 1 and not place.launched:
-        from pipeline_local.pipeline.launch import start_ranks
+        from pipeline_local.ranks.launcher import start_ranks
 
         Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
         return start_ranks(num_stages, arguments)
@@ -240,7 +240,7 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         output=options.json,
     )
     if num_stages > 1 and not place.launched:
-        from pipeline_local.pipeline.launch import start_ranks
+        from pipeline_local.ranks.launcher import start_ranks
 
         Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
         return start_ranks(num_stages, arguments)

@@ -19,10 +19,10 @@ from pipeline_local.models import weights
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.ranks.rank import Place
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder

@@ -17,11 +17,11 @@ from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.description import describe, explain
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
-from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.pipeline.placement import Placement, costs_by_device
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.stop import Stop
 from pipeline_local.pipeline.watchdog import Watchdog
+from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder

@@ -24,7 +24,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 
 hypothesis.settings.register_profile("calm", deadline=None)  # no wall-clock assertions
 hypothesis.settings.load_profile("calm")

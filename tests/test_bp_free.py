@@ -20,7 +20,7 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.description import explain, is_bp_free
 from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.trainer import train
 
 SIZE, INPUTS, WIDTH, CLASSES = 6, 7, 9, 5

@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from pipeline_local import configfile
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.trainer import Trainer, train
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.agreement import check
 from pipeline_local.errors import RefusedElsewhereError, UserError
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.trainer import train
 

@@ -23,7 +23,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined
+from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.record.metrics import settle
 
 RECONCILED = "local, reconciled"

@@ -23,7 +23,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline_local.bench.harness import Measured, Slip, measure
 from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 from pipeline_local.record.metrics import as_json
 
 REFERENCE = "1f1b"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.diagnosis import Sighting
-from pipeline_local.pipeline.processes import identity
+from pipeline_local.ranks.processes import identity
 from pipeline_local.record.whereabouts import Position, Whereabouts
 
 BEAT_SECONDS = 1.0

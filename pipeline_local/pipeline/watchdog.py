@@ -35,8 +35,8 @@ from pipeline_local.pipeline.board import Board, Facts, reachable
 from pipeline_local.pipeline.diagnosis import BEATS_MISSED, Verdict, find_stall, of_death
 from pipeline_local.pipeline.heartbeat import Heartbeats, Laps
 from pipeline_local.pipeline.lifeline import Lifelines, News
-from pipeline_local.pipeline.place import Place
-from pipeline_local.pipeline.processes import kill_stopped
+from pipeline_local.ranks.processes import kill_stopped
+from pipeline_local.ranks.rank import Place
 from pipeline_local.record.whereabouts import Whereabouts
 
 T = TypeVar("T")

@@ -30,8 +30,8 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.costs import Cost, Link, possible_heads
 from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.place import Place, joined
 from pipeline_local.planning.line import Line
+from pipeline_local.ranks.rank import Place, joined
 from pipeline_local.record.metrics import settle
 
 TINY = 1e-8

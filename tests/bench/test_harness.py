@@ -12,7 +12,7 @@ from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
 from pipeline_local.data.datasets import describe
 from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 
 TREE = {
     "model": {"name": "mlp", "hidden": 32, "depth": 6, "activation": "gelu"},

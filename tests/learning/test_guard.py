@@ -16,7 +16,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.rank import Place
 
 NAN, INF = float("nan"), float("inf")
 OPTIMIZERS = {

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 from pipeline_local.pipeline import board as board_module
 from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.place import joined
+from pipeline_local.ranks.rank import joined
 from tests.conftest import free_port
 
 

@@ -9,9 +9,9 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.edges import connect, lay
-from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
+from pipeline_local.ranks.rank import joined
 from pipeline_local.record.whereabouts import Whereabouts
 
 

@@ -23,9 +23,9 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.edges import wires
-from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
+from pipeline_local.ranks.rank import joined
 from pipeline_local.record.trace import Trace
 
 DEPTH = 2

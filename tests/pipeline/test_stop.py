@@ -16,10 +16,10 @@ import torch.distributed as dist
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
 from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.place import Place
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.stop import Stop
 from pipeline_local.pipeline.watchdog import Watchdog
+from pipeline_local.ranks.rank import Place
 from tests.forked import Forked
 
 MODULES = 3

@@ -12,8 +12,8 @@ from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ParallelConfig
 from pipeline_local.pipeline.edge import Local
 from pipeline_local.pipeline.edges import wires
-from pipeline_local.pipeline.place import joined
 from pipeline_local.pipeline.transport import Receiver, Sender
+from pipeline_local.ranks.rank import joined
 
 CPU = torch.device("cpu")
 SMALL = (Spec((2, 3), torch.float32), Spec((2,), torch.int64))

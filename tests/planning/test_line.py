@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline_local.pipeline.place import joined
 from pipeline_local.planning.line import Line
+from pipeline_local.ranks.rank import joined
 
 CPU = torch.device("cpu")
 

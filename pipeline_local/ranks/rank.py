@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
-from pipeline_local.pipeline.meeting import meet
+from pipeline_local.ranks.rendezvous import meet
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for the other ranks to come."""

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from pipeline_local.orphan import LAUNCHER, LAUNCHERS
+from pipeline_local.ranks.orphan import LAUNCHER, LAUNCHERS
 
 RANK = """
 import time
-from pipeline_local.orphan import end_with_launcher
+from pipeline_local.ranks.orphan import end_with_launcher
 end_with_launcher()
 print("here", flush=True)
 time.sleep(60)

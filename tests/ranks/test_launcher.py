@@ -15,8 +15,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
-from pipeline_local.pipeline.launch import cause
-from pipeline_local.pipeline.place import Place
+from pipeline_local.ranks.launcher import cause
+from pipeline_local.ranks.rank import Place
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from pipeline_local.pipeline.meeting import meet
+from pipeline_local.ranks.rendezvous import meet
 
 SOON = timedelta(seconds=60)
 

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from pipeline_local.pipeline import processes
+from pipeline_local.ranks import processes
 
 
 @pytest.fixture
 def sleeper():
     """A process and its identity, which it tells itself."""
     code = (
-        "import json, time; from pipeline_local.pipeline.processes import identity;"
+        "import json, time; from pipeline_local.ranks.processes import identity;"
         "print(json.dumps(identity()), flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:

@@ -5,10 +5,10 @@ import torch
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import place as places
 from pipeline_local.pipeline.edges import wires
-from pipeline_local.pipeline.place import Place, common_kind, joined
 from pipeline_local.pipeline.wires import WatchedWire
+from pipeline_local.ranks import rank as places
+from pipeline_local.ranks.rank import Place, common_kind, joined
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):

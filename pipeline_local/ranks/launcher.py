@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
-from pipeline_local.orphan import LAUNCHER
+from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import complain
 
 
