@@ -9,13 +9,13 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
-from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.ranks.rank import TIMEOUT, Place
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.screen import say
+from pipeline_local.watch.store import Board, Facts
 
 
 def check(config: Config, place: Place) -> Placement:

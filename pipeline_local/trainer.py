@@ -13,23 +13,23 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
 from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.board import Board, Facts
 from pipeline_local.pipeline.description import describe, explain
 from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.placement import Placement, costs_by_device
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.stop import Stop
-from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
-from pipeline_local.record.whereabouts import EVERYONE, Whereabouts
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
+from pipeline_local.watch.status import EVERYONE, Whereabouts
+from pipeline_local.watch.stop import Stop
+from pipeline_local.watch.store import Board, Facts
+from pipeline_local.watch.watchdog import Watchdog
 
 
 def train(config: Config, place: Place | None = None) -> Facts:

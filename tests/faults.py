@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from random import Random
 
-from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record import atomic
+from pipeline_local.watch.store import Board
 from tests.forked import Forked
 
 PACE = 0.02

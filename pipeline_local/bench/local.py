@@ -20,7 +20,7 @@ from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
 from pipeline_local.record.trace import Trace
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.status import Whereabouts
 
 ENDLESS = 10**9
 """Steps of a run that is measured somewhere in its middle: no end, no evaluation, no logging."""

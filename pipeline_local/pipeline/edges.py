@@ -12,7 +12,7 @@ from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
 from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.ranks.rank import NO_LIMIT, Kind, Place, connecting, device_backend
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.status import Whereabouts
 
 
 @dataclass(frozen=True)

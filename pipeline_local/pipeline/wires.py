@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.errors import NeighbourLostError
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.status import Whereabouts
 
 
 @dataclass(frozen=True)

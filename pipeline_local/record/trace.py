@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline_local.record import atomic
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.status import Whereabouts
 
 
 class Span(NamedTuple):

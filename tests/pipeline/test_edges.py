@@ -12,7 +12,7 @@ from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
 from pipeline_local.ranks.rank import joined
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.status import Whereabouts
 
 
 def draw(direction, every=1, microbatches=1, image_size=8):

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from pipeline_local.learning.feedback import UnderWay
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
-from pipeline_local.pipeline.diagnosis import Sighting, find_stall
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
-from pipeline_local.record.whereabouts import Position
+from pipeline_local.watch.stall import Sighting, find_stall
+from pipeline_local.watch.status import Position
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch.distributed as dist
 
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
-from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.stop import Stop
-from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.ranks.rank import Place
+from pipeline_local.watch.stop import Stop
+from pipeline_local.watch.store import Board
+from pipeline_local.watch.watchdog import Watchdog
 from tests.forked import Forked
 
 MODULES = 3

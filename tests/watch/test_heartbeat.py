@@ -4,9 +4,9 @@ import time
 
 import torch.distributed as dist
 
-from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.heartbeat import Heartbeats, Laps
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.heartbeat import Heartbeats, Laps
+from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.store import Board
 
 
 def hearts(count):

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline_local.record.trace import Trace
-from pipeline_local.record.whereabouts import Position, Whereabouts
+from pipeline_local.watch.status import Position, Whereabouts
 
 
 def test_the_first_phase_of_each_kind_is_marked():

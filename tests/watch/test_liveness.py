@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline_local.pipeline.lifeline import Lifelines, News
+from pipeline_local.watch.liveness import Lifelines, News
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_host_leaves_too(host):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_process_is_told_from_a_stopped_one(host, number):
     code = (
-        "import sys, time; from pipeline_local.pipeline.lifeline import Lifelines;"
+        "import sys, time; from pipeline_local.watch.liveness import Lifelines;"
         "lines = Lifelines.join('localhost', dict(port=int(sys.argv[1]), token=sys.argv[2]), 7);"
         "lines.tell(dict(here=1)); time.sleep(60)"
     )

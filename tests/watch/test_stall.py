@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
-from pipeline_local.pipeline.diagnosis import Sighting, Verdict, find_stall, of_death
-from pipeline_local.record.whereabouts import EVERYONE, Position
+from pipeline_local.watch.stall import Sighting, Verdict, find_stall, of_death
+from pipeline_local.watch.status import EVERYONE, Position
 
 TIMEOUT = 60
 

@@ -17,12 +17,12 @@ import pytest
 from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
-from pipeline_local.pipeline.board import Board
-from pipeline_local.pipeline.lifeline import Lifelines
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.watchdog import Watchdog
 from pipeline_local.ranks.rank import Place
 from pipeline_local.trainer import train
+from pipeline_local.watch.liveness import Lifelines
+from pipeline_local.watch.store import Board
+from pipeline_local.watch.watchdog import Watchdog
 from tests.conftest import free_port
 from tests.faults import once_results_are_in
 

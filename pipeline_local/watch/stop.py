@@ -28,7 +28,7 @@ from pipeline_local.blueprint.run_plan import Action, Save
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.board import Board
+from pipeline_local.watch.store import Board
 
 
 class Stop:

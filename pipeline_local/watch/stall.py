@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
-from pipeline_local.record.whereabouts import EVERYONE, Position
+from pipeline_local.watch.status import EVERYONE, Position
 
 FIRST_TIMES = 10
 """The first phase of each kind may take as many times longer: compilation, cudnn, cold files."""

@@ -9,7 +9,7 @@ exactly one of them tells it in one line: which rank, on which edge, in which st
     raised   it says so before it ends; its own message is the one line
 
 The main thread may hang anywhere, so the process ends from this thread. The training thread is
-never held up: it only notes where it is (`record/whereabouts.py`).
+never held up: it only notes where it is (`watch/status.py`).
 """
 
 import os
@@ -31,13 +31,13 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
-from pipeline_local.pipeline.board import Board, Facts, reachable
-from pipeline_local.pipeline.diagnosis import BEATS_MISSED, Verdict, find_stall, of_death
-from pipeline_local.pipeline.heartbeat import Heartbeats, Laps
-from pipeline_local.pipeline.lifeline import Lifelines, News
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import Place
-from pipeline_local.record.whereabouts import Whereabouts
+from pipeline_local.watch.heartbeat import Heartbeats, Laps
+from pipeline_local.watch.liveness import Lifelines, News
+from pipeline_local.watch.stall import BEATS_MISSED, Verdict, find_stall, of_death
+from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.store import Board, Facts, reachable
 
 T = TypeVar("T")
 

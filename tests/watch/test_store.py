@@ -6,9 +6,9 @@ import pytest
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
-from pipeline_local.pipeline import board as board_module
-from pipeline_local.pipeline.board import Board
 from pipeline_local.ranks.rank import joined
+from pipeline_local.watch import store as board_module
+from pipeline_local.watch.store import Board
 from tests.conftest import free_port
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError
-from pipeline_local.pipeline.board import Board, Facts
-from pipeline_local.pipeline.diagnosis import Sighting
 from pipeline_local.ranks.processes import identity
-from pipeline_local.record.whereabouts import Position, Whereabouts
+from pipeline_local.watch.stall import Sighting
+from pipeline_local.watch.status import Position, Whereabouts
+from pipeline_local.watch.store import Board, Facts
 
 BEAT_SECONDS = 1.0
 
