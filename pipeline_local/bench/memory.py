@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline_local.pipeline.storages import LiveStorages as LiveStorages  # public here too
+from pipeline_local.memory.live_bytes import LiveStorages as LiveStorages  # public here too
 
 
 class Footprint:

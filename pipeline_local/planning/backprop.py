@@ -8,11 +8,11 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.optimizer import build
+from pipeline_local.memory.dry_run import PAPER, make_state, state
+from pipeline_local.memory.fake_edges import num_bytes
+from pipeline_local.memory.fake_mode import fakes
+from pipeline_local.memory.live_bytes import LiveStorages
 from pipeline_local.models import backbone as backbones
-from pipeline_local.pipeline.fakes import fakes
-from pipeline_local.pipeline.neighbours import num_bytes
-from pipeline_local.pipeline.rehearsal import PAPER, make_state, state
-from pipeline_local.pipeline.storages import LiveStorages
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
+from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, rehearse
+from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.pipeline.description import describe
 from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.neighbours import num_bytes
 from pipeline_local.pipeline.placement import Placement
-from pipeline_local.pipeline.rehearsal import ModuleBytes, StageBytes, rehearse
 from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.planning.simulate import step_seconds
 

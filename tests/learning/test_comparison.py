@@ -5,7 +5,7 @@ import torch
 
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.comparison import SLICES, compare
-from pipeline_local.pipeline.storages import LiveStorages
+from pipeline_local.memory.live_bytes import LiveStorages
 
 
 @pytest.fixture(autouse=True)

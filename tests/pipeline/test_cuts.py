@@ -11,11 +11,11 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.memory.dry_run import rehearse
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.costs import Cost, Costs, Link
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.placement import Placement
-from pipeline_local.pipeline.rehearsal import rehearse
 
 RESNET = {"name": "resnet20", "width": 8}
 MLP = {"name": "mlp", "hidden": 32, "depth": 8}

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.learning import optimizer
-from pipeline_local.pipeline.fakes import fakes
+from pipeline_local.memory.fake_mode import fakes
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

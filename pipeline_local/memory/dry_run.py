@@ -22,11 +22,11 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.memory.fake_edges import Downstream, Upstream, made, num_bytes
+from pipeline_local.memory.fake_mode import fakes
+from pipeline_local.memory.live_bytes import LiveStorages
 from pipeline_local.models.backbone import hollow
-from pipeline_local.pipeline.fakes import fakes
-from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.record.trace import Trace
 
 CPU = Device()

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline_local.pipeline.storages import LiveStorages
+from pipeline_local.memory.live_bytes import LiveStorages
 
 
 def work(weight):

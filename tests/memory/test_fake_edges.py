@@ -4,7 +4,7 @@ import torch
 
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.neighbours import Downstream, Upstream, made, num_bytes
+from pipeline_local.memory.fake_edges import Downstream, Upstream, made, num_bytes
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)

@@ -11,13 +11,13 @@ from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import rehearsal
+from pipeline_local.memory import dry_run
+from pipeline_local.memory.dry_run import rehearse
+from pipeline_local.memory.live_bytes import LiveStorages
 from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.placement import Placement
-from pipeline_local.pipeline.rehearsal import rehearse
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.storages import LiveStorages
 from pipeline_local.record.trace import Trace
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ class Real:
 def measured_peak(blueprint, numbers):
     """Of the second step of a real stage (the first one makes the optimizers' state)."""
     modules = [blueprint.module(number, CPU) for number in numbers]
-    step = rehearsal._heaviest(blueprint)
+    step = dry_run._heaviest(blueprint)
     contract = blueprint.contract(numbers[0] - 1)
     messages = [(contract.activations, contract.labels), (contract.activations,)]
 
@@ -211,7 +211,7 @@ def test_what_blocks_keep(model, recompute, precision):
     blocks = [block.module for block in blueprint.backbone.blocks]
     for number, part in enumerate(blueprint.modules):
         (module,) = rehearse(blueprint, [number], 2).modules
-        kept = rehearsal.kept_by(blueprint, blocks[part.start : part.stop], part.start)
+        kept = dry_run.kept_by(blueprint, blocks[part.start : part.stop], part.start)
         as_it_crosses = recompute and precision == "bfloat16"  # narrower, and little else is kept
         rel = 0.25 if as_it_crosses else 0.05
         assert sum(kept) == pytest.approx(module.activations, rel=rel)
