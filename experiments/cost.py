@@ -23,9 +23,9 @@ from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.record.trace import Trace
 
 STEPS = 8

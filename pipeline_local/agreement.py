@@ -9,8 +9,8 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
-from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import TIMEOUT, Place
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder

@@ -16,12 +16,12 @@ from pipeline_local.data.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
-from pipeline_local.pipeline.description import describe
-from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.placement.describe import describe
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import Place
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints

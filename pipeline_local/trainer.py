@@ -12,12 +12,12 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.description import describe, explain
-from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edges import connect, lay
-from pipeline_local.pipeline.placement import Placement, costs_by_device
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.placement import profile_file
+from pipeline_local.placement.describe import describe, explain
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
@@ -255,7 +255,7 @@ class Trainer:
         if self.place.rank or self.blueprint.config.modules.profile is None:
             return lines
         measured = costs_by_device(self.blueprint)[0]
-        return [*lines, *profilefile.doubts(measured, self.place.device_name)]
+        return [*lines, *profile_file.doubts(measured, self.place.device_name)]
 
     def _log(self, step: Step) -> None:
         facts = {

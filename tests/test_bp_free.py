@@ -18,8 +18,8 @@ from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.description import explain, is_bp_free
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.describe import explain, is_bp_free
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import Place
 from pipeline_local.trainer import train
 

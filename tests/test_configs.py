@@ -9,8 +9,8 @@ import yaml
 
 from pipeline_local import commands, configfile
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

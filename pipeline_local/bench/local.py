@@ -14,11 +14,11 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.draw import draw
 from pipeline_local.pipeline.edge import Message, Nowhere
 from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
+from pipeline_local.placement.draw import draw
 from pipeline_local.record.trace import Trace
 from pipeline_local.watch.status import Whereabouts
 

@@ -12,7 +12,7 @@ from pipeline_local.config import Config
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.loss import local_loss
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import Kind, Place
 
 Weights = dict[str, Tensor]

@@ -23,7 +23,7 @@ from pipeline_local.bench.peer import (
     needs_own_devices,
     needs_ranks,
 )
-from pipeline_local.pipeline import partition
+from pipeline_local.placement import partition
 from pipeline_local.record.stopwatch import Stopwatch
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {

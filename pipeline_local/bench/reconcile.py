@@ -22,7 +22,7 @@ from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.draw import draw
+from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import Place
 
 

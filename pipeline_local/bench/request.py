@@ -11,8 +11,8 @@ from pipeline_local.config import Config
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
 """All peers, in the order of the table."""

@@ -6,9 +6,9 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.memory.dry_run import rehearse
-from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement import partition
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.backprop import pass_through
 from pipeline_local.planning.simulate import step_seconds
 

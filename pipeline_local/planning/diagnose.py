@@ -31,9 +31,9 @@ from pipeline_local.learning.body import FrozenStatistics
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.description import describe
-from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.source import Source
+from pipeline_local.placement.describe import describe
+from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import Place
 from pipeline_local.screen import Screen
 

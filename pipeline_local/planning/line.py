@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline_local.pipeline.costs import Link
+from pipeline_local.placement.costs import Link
 from pipeline_local.record.metrics import settle
 
 WARMUP = 20

@@ -18,11 +18,11 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, rehearse
 from pipeline_local.memory.fake_edges import num_bytes
-from pipeline_local.pipeline import cuts
-from pipeline_local.pipeline.costs import Costs, Link, ModuleCost, Unit
-from pipeline_local.pipeline.description import describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement import balance
+from pipeline_local.placement.costs import Costs, Link, ModuleCost, Unit
+from pipeline_local.placement.describe import describe
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.planning.simulate import step_seconds
 
@@ -187,7 +187,7 @@ def _refuse_another(device: Device | None, costs: Sequence[Costs]) -> None:
 def _stages(placement: Placement) -> Iterator[StagePlan]:
     blueprint, count = placement.blueprint, len(placement.stages)
     heads = [row.head for row in describe(placement)]
-    rooms = cuts.room(blueprint, placement.costs)
+    rooms = balance.room(blueprint, placement.costs)
     rows = zip(placement.stages, placement.costs, placement.module_costs, rooms, strict=True)
     for part, on_device, costs, room in rows:
         memory = rehearse(blueprint, part, count, on_device.device)
@@ -233,7 +233,7 @@ def _fill(stages: Sequence[StagePlan], microbatches: int, steps: int) -> float:
 def _best_stages(placement: Placement) -> Cut | None:
     blueprint, costs = placement.blueprint, placement.costs
     try:
-        best = replace(placement, stages=tuple(cuts.best_stages(blueprint, costs)))
+        best = replace(placement, stages=tuple(balance.best_stages(blueprint, costs)))
     except UserError:
         return None
     totals = [sum(cost.total for cost in stage) for stage in best.module_costs]
@@ -258,7 +258,7 @@ def _best_modules(placement: Placement) -> Cut | None:
     devices = zip(placement.costs, placement.stages, strict=True)
     costs = [on_device for on_device, part in devices for _ in part]
     try:
-        parts = cuts.best_modules(placement.blueprint, costs)
+        parts = balance.best_modules(placement.blueprint, costs)
     except UserError:
         return None
     totals = [costs[k].module(k, len(parts), part).total for k, part in enumerate(parts)]

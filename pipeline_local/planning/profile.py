@@ -27,9 +27,9 @@ from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Head
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.costs import Cost, Link, possible_heads
-from pipeline_local.pipeline.draw import draw
+from pipeline_local.placement import profile_file
+from pipeline_local.placement.costs import Cost, Link, possible_heads
+from pipeline_local.placement.draw import draw
 from pipeline_local.planning.line import Line
 from pipeline_local.ranks.rank import Place, joined
 from pipeline_local.record.metrics import settle
@@ -77,7 +77,7 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
     own = files(output, place.world_size)[place.rank]
     with joined(place, place.group_backend(config.parallel)):
         facts = measure(config, info, runs, place)
-    profilefile.save(facts, own)
+    profile_file.save(facts, own)
     if place.rank:
         return ""
     names = ",".join(map(str, files(output, place.world_size)))
@@ -94,18 +94,18 @@ def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str
     blueprint = bench.blueprint
     blocks = blueprint.backbone.blocks
     facts = {
-        "setting": profilefile.setting(blueprint),
+        "setting": profile_file.setting(blueprint),
         "runs": runs,
         "blocks": {
-            block.name: profilefile.row(cost)
+            block.name: profile_file.row(cost)
             for block, cost in zip(blocks, bench.blocks(), strict=True)
         },
         "heads": [
-            {"end": end, "copies": copies, **profilefile.row(bench.head(head, end))}
+            {"end": end, "copies": copies, **profile_file.row(bench.head(head, end))}
             for (end, copies), head in possible_heads(blueprint)
         ],
-        "classifier": profilefile.row(bench.classifier()),
-        "link": profilefile.row(_link(blueprint, runs, place)),
+        "classifier": profile_file.row(bench.classifier()),
+        "link": profile_file.row(_link(blueprint, runs, place)),
     }
     return {**facts, "device": _device(place)}  # last, as it tells what has been left behind
 

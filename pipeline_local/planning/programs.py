@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from random import Random
 
 from pipeline_local.learning.step import FEEDBACK_DELAY
-from pipeline_local.pipeline.costs import Link
 from pipeline_local.pipeline.transport import DEPTH
+from pipeline_local.placement.costs import Link
 from pipeline_local.planning.simulator import (
     Act,
     Channel,

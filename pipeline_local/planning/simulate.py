@@ -16,9 +16,9 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.fake_edges import num_bytes
-from pipeline_local.pipeline.costs import Cost, Costs, Link
-from pipeline_local.pipeline.draw import draw
-from pipeline_local.pipeline.placement import Placement, costs_by_device, per_stage
+from pipeline_local.placement.costs import Cost, Costs, Link
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement, costs_by_device, per_stage
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulator import Worker, simulate

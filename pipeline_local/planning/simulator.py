@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from pipeline_local.pipeline.costs import Link
+from pipeline_local.placement.costs import Link
 
 
 class DeadlockError(Exception):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline_local.pipeline.costs import Link
+from pipeline_local.placement.costs import Link
 from pipeline_local.planning.plan import StagePlan
 from pipeline_local.planning.programs import Setting, local
 from pipeline_local.planning.simulator import Act, Work, simulate

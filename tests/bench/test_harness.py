@@ -11,7 +11,7 @@ from pipeline_local.bench.harness import Turns, entries, measure
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import Place
 
 TREE = {

@@ -9,8 +9,8 @@ from pipeline_local import configfile
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, bubble, cut
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.costs import Link
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.costs import Link
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning.simulator import Channel, Recv, Send, Work, simulate
 from pipeline_local.ranks.rank import Place
 

@@ -9,7 +9,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.draw import draw as draw_blueprint
 
 CPU = torch.device("cpu")
 

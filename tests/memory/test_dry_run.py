@@ -14,10 +14,10 @@ from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
 from pipeline_local.memory.dry_run import rehearse
 from pipeline_local.memory.live_bytes import LiveStorages
-from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.placement import Placement
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 from pipeline_local.record.trace import Trace
 
 CPU = torch.device("cpu")

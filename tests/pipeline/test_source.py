@@ -9,8 +9,8 @@ from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.draw import draw as draw_blueprint
 from pipeline_local.pipeline.source import Source
+from pipeline_local.placement.draw import draw as draw_blueprint
 
 
 def make(start=0, actions=None, **train):

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import alternatives
 
 

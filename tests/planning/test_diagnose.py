@@ -13,7 +13,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import diagnose
 from pipeline_local.ranks.rank import Place
 from pipeline_local.trainer import train

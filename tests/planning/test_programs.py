@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline_local.pipeline.costs import Link
+from pipeline_local.placement.costs import Link
 from pipeline_local.planning.programs import METHODS, Setting
 from pipeline_local.planning.simulator import simulate
 from pipeline_local.planning.work import ModuleWork, StageWork

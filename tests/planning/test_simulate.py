@@ -9,7 +9,7 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulate import rows, stage_works, step_seconds
 
@@ -29,12 +29,12 @@ def config(tmp_path):
     """Every block costs the same, heads nothing; of one microbatch."""
     config = configfile.parse(TREE)
     blueprint = draw_blueprint(config, describe(config.data))
-    from pipeline_local.pipeline import profilefile
+    from pipeline_local.placement import profile_file
 
     names = [block.name for block in blueprint.backbone.blocks]
     free = dict.fromkeys(COST, 0.0)
     facts = {
-        "setting": profilefile.setting(blueprint),
+        "setting": profile_file.setting(blueprint),
         "device": {"name": "paper", "threads": 1},
         "blocks": dict.fromkeys(names, COST),
         "heads": [{"end": n, "copies": 0, **free} for n in range(1, len(names))],
@@ -42,7 +42,7 @@ def config(tmp_path):
         "link": {"latency_seconds": 0.0, "bytes_per_second": 1e12},
     }
     path = tmp_path / "profile.json"
-    profilefile.save(facts, path)
+    profile_file.save(facts, path)
     return configfile.parse({**TREE, "modules": {"count": 4, "profile": str(path)}})
 
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from pipeline_local.pipeline.costs import Link
+from pipeline_local.placement.costs import Link
 from pipeline_local.planning.simulator import (
     Channel,
     DeadlockError,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
-from pipeline_local.pipeline.costs import ModuleCost
+from pipeline_local.placement.costs import ModuleCost
 from pipeline_local.planning.timeline import timeline
 
 

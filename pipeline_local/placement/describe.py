@@ -3,7 +3,7 @@
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import Row
 
 

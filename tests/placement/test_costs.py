@@ -5,9 +5,9 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import head_key
 from pipeline_local.data.datasets import describe
-from pipeline_local.pipeline import costs
-from pipeline_local.pipeline.costs import Cost, Costs
-from pipeline_local.pipeline.draw import draw as draw_blueprint
+from pipeline_local.placement import costs
+from pipeline_local.placement.costs import Cost, Costs
+from pipeline_local.placement.draw import draw as draw_blueprint
 
 
 def draw(**sections):

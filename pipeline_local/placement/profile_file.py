@@ -16,7 +16,7 @@ from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.costs import Cost, Costs, Link
+from pipeline_local.placement.costs import Cost, Costs, Link
 
 VERSION = 1
 

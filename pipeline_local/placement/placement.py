@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import cuts, partition, profilefile
-from pipeline_local.pipeline.costs import Costs, ModuleCost, by_flops
+from pipeline_local.placement import balance, partition, profile_file
+from pipeline_local.placement.costs import Costs, ModuleCost, by_flops
 from pipeline_local.record.summary import StageTimes
 
 
@@ -25,7 +25,7 @@ def costs_by_device(blueprint: Blueprint) -> tuple[Costs, ...]:
     if paths is None:
         return (by_flops(blueprint),)
     paths = (paths,) if isinstance(paths, Path) else paths
-    return tuple(profilefile.load(path, blueprint) for path in paths)
+    return tuple(profile_file.load(path, blueprint) for path in paths)
 
 
 def spread(devices: tuple[Costs, ...], count: int) -> tuple[Costs, ...]:
@@ -70,7 +70,9 @@ class Placement:
             len(blueprint.modules),
             num_stages,
             blueprint.config.parallel.cuts,
-            lambda: cuts.best_stages(blueprint, per_stage(costs_by_device(blueprint), num_stages)),
+            lambda: balance.best_stages(
+                blueprint, per_stage(costs_by_device(blueprint), num_stages)
+            ),
         )
         return cls(blueprint, tuple(stages))
 

@@ -2,9 +2,9 @@
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe as describe_data
-from pipeline_local.pipeline.description import describe, explain
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement.describe import describe, explain
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 
 
 def draw():

@@ -11,8 +11,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
-from pipeline_local.pipeline import cuts, partition
-from pipeline_local.pipeline.placement import costs_by_device, spread
+from pipeline_local.placement import balance, partition
+from pipeline_local.placement.placement import costs_by_device, spread
 
 
 def draw(config: Config, info: DataInfo, device: Device | None = None) -> Blueprint:
@@ -59,8 +59,8 @@ def _cut(uncut: Blueprint) -> Blueprint:
 
 def _best(uncut: Blueprint, count: int) -> list[range]:
     if uncut.config.modules.cuts == "memory":
-        return cuts.even_memory(uncut, count)
-    return cuts.best_modules(uncut, spread(costs_by_device(uncut), count))
+        return balance.even_memory(uncut, count)
+    return balance.best_modules(uncut, spread(costs_by_device(uncut), count))
 
 
 def _check_layout(config: Config, backbone: Backbone) -> None:

@@ -9,10 +9,10 @@ from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import profilefile
-from pipeline_local.pipeline.costs import Cost, Link
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement import profile_file
+from pipeline_local.placement.costs import Cost, Link
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 6},
@@ -33,24 +33,24 @@ def draw(**sections):
 
 def write(path, seconds=(8, 1, 1, 1, 1, 1), **changes):
     facts = {
-        "setting": profilefile.setting(draw()),
+        "setting": profile_file.setting(draw()),
         "device": {"name": "cpu", "threads": 1},
         "blocks": {
-            f"layer{i + 1}": profilefile.row(Cost(s, 0, 0, 0)) for i, s in enumerate(seconds)
+            f"layer{i + 1}": profile_file.row(Cost(s, 0, 0, 0)) for i, s in enumerate(seconds)
         },
         "heads": [
-            {"end": i, "copies": 0, **profilefile.row(Cost(0, 0, 0, 0))} for i in range(1, 6)
+            {"end": i, "copies": 0, **profile_file.row(Cost(0, 0, 0, 0))} for i in range(1, 6)
         ],
-        "classifier": profilefile.row(Cost(1, 2, 3, 4)),
-        "link": profilefile.row(Link(0.5, 1e9)),
+        "classifier": profile_file.row(Cost(1, 2, 3, 4)),
+        "link": profile_file.row(Link(0.5, 1e9)),
         **changes,
     }
-    profilefile.save(facts, path)
+    profile_file.save(facts, path)
     return str(path)
 
 
 def test_costs_are_read(tmp_path):
-    costs = profilefile.load(tmp_path / write(tmp_path / "p.json"), draw())
+    costs = profile_file.load(tmp_path / write(tmp_path / "p.json"), draw())
     assert costs.unit == "seconds"
     assert [b.forward for b in costs.blocks] == [8, 1, 1, 1, 1, 1]
     assert costs.classifier == Cost(1, 2, 3, 4)
@@ -61,14 +61,14 @@ def test_costs_are_read(tmp_path):
 
 def test_devices_are_read(tmp_path):
     told = {"name": "H", "threads": 1, "type": "cuda", "memory": 2**30, "workspaces": 2**26}
-    costs = profilefile.load(tmp_path / write(tmp_path / "p.json", device=told), draw())
+    costs = profile_file.load(tmp_path / write(tmp_path / "p.json", device=told), draw())
     assert costs.device == Device("cuda", 2**30, 2**26)
 
 
 def test_an_update_is_for_all_microbatches(tmp_path):
-    setting = profilefile.setting(draw(train={"microbatches": 4}))
+    setting = profile_file.setting(draw(train={"microbatches": 4}))
     path = write(tmp_path / "p.json", setting=setting)
-    costs = profilefile.load(tmp_path / path, draw(train={"microbatches": 4}))
+    costs = profile_file.load(tmp_path / path, draw(train={"microbatches": 4}))
     assert costs.classifier == Cost(4, 8, 12, 4)
 
 
@@ -97,7 +97,7 @@ def stages(blueprint, count):
 
 
 def doubts(blueprint, device):
-    return profilefile.doubts(Placement.of(blueprint, 1).costs[0], device)
+    return profile_file.doubts(Placement.of(blueprint, 1).costs[0], device)
 
 
 def test_stages_follow_the_profile(tmp_path):
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=message):
-        profilefile.load(path, draw())
+        profile_file.load(path, draw())
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message):
 def test_damage_is_told(tmp_path, changes):
     path = write(tmp_path / "p.json", **changes)
     with pytest.raises(UserError, match="is damaged"):
-        profilefile.load(tmp_path / path, draw())
+        profile_file.load(tmp_path / path, draw())
 
 
 def test_nothing_is_overwritten(tmp_path):

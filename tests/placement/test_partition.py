@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline_local.config import ModulesConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline import partition
+from pipeline_local.placement import partition
 
 NAMES = [f"block{i}" for i in range(8)]
 

@@ -12,10 +12,10 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import rehearse
-from pipeline_local.pipeline import cuts
-from pipeline_local.pipeline.costs import Cost, Costs, Link
-from pipeline_local.pipeline.draw import draw as draw_blueprint
-from pipeline_local.pipeline.placement import Placement
+from pipeline_local.placement import balance
+from pipeline_local.placement.costs import Cost, Costs, Link
+from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.placement.placement import Placement
 
 RESNET = {"name": "resnet20", "width": 8}
 MLP = {"name": "mlp", "hidden": 32, "depth": 8}
@@ -57,8 +57,8 @@ def test_the_best_modules_leave_room_for_heads():
     """The last module has a cheap classifier only, so it can take more blocks."""
     blueprint = draw()
     costs = made(blueprint, (1,) * 8, head=4)
-    assert cuts.best_modules(blueprint, [costs] * 2) == [range(2), range(2, 8)]
-    assert cuts.best_modules(blueprint, [costs]) == [range(8)]
+    assert balance.best_modules(blueprint, [costs] * 2) == [range(2), range(2, 8)]
+    assert balance.best_modules(blueprint, [costs]) == [range(8)]
 
 
 SMALL_VIT = {"name": "vit", "patch_size": 8, "num_layers": 5, "num_heads": 2}
@@ -102,16 +102,16 @@ def test_even_memory_has_a_place_for_each_head(monkeypatch):
     data = {"name": "synthetic", "image_size": 32, "batch_size": 16}
     blueprint = draw(RESNET, data=data)
     monkeypatch.setattr(Blueprint, "auxiliary_head", nowhere)
-    assert cuts.even_memory(blueprint, 1) == [range(10)]
+    assert balance.even_memory(blueprint, 1) == [range(10)]
     with pytest.raises(UserError, match="no cut into 3 modules has a place for each head"):
-        cuts.even_memory(blueprint, 3)
+        balance.even_memory(blueprint, 3)
 
 
 def test_a_slow_device_gets_less():
     blueprint = draw(modules={"count": 8})
     fast, slow = made(blueprint, (1,) * 8, head=0), made(blueprint, (3,) * 8, head=0)
-    assert cuts.best_modules(blueprint, [fast, slow]) == [range(6), range(6, 8)]
-    assert cuts.best_stages(blueprint, [slow, fast]) == [range(2), range(2, 8)]
+    assert balance.best_modules(blueprint, [fast, slow]) == [range(6), range(6, 8)]
+    assert balance.best_stages(blueprint, [slow, fast]) == [range(2), range(2, 8)]
 
 
 def test_a_slow_line_is_crossed_where_messages_are_small():
@@ -121,20 +121,20 @@ def test_a_slow_line_is_crossed_where_messages_are_small():
     numbers = [math.prod(shape) for shape in sketch.input_shapes]
     assert numbers[4:9] == [8192, 4096, 4096, 4096, 2048]
     single = replace(sketch, modules=tuple(range(k, k + 1) for k in range(10)))
-    assert cuts.best_stages(single, [costs] * 2) == [range(5), range(5, 10)]
+    assert balance.best_stages(single, [costs] * 2) == [range(5), range(5, 10)]
     for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
         speed = 16 * numbers[5] * 4 * (1 + sketch.schedule.part_that_compares) / seconds
         slow = replace(costs, link=Link(1.0, speed))
-        assert cuts.best_stages(single, [slow] * 2) == [range(opens), range(opens, 10)]
+        assert balance.best_stages(single, [slow] * 2) == [range(opens), range(opens, 10)]
     even = [range(5), range(5, 10)]
-    assert cuts.best_modules(sketch, [slow] * 2) == even, "what is learned is no matter of lines"
+    assert balance.best_modules(sketch, [slow] * 2) == even, "what is learned is no matter of lines"
 
 
 def test_where_the_line_decides_stages_are_even_still():
     """All cuts behind block 8 are as good for it: an MLP's messages are alike everywhere."""
     blueprint = draw(modules={"count": 8})
     costs = replace(made(blueprint, (1,) * 8, head=0), link=Link(0.0, 1e-3))
-    assert cuts.best_stages(blueprint, [costs] * 4) == [range(k, k + 2) for k in (0, 2, 4, 6)]
+    assert balance.best_stages(blueprint, [costs] * 4) == [range(k, k + 2) for k in (0, 2, 4, 6)]
 
 
 @pytest.mark.parametrize("part_of_peak", [0.99, 0.8])
@@ -150,10 +150,10 @@ def test_the_cheapest_modules_that_fit(part_of_peak):
     def cost(cut):
         return max(costs[k].module(k, 3, part).total for k, part in enumerate(cut))
 
-    free = cuts.best_modules(sketch, costs)
+    free = balance.best_modules(sketch, costs)
     limit = part_of_peak * max(peaks(free))
     fitting = [cut for cut in all_cuts(8, 3) if max(peaks(cut)) <= limit]
-    found = cuts.best_modules(with_limit(sketch, limit / cuts.GIBIBYTE), costs)
+    found = balance.best_modules(with_limit(sketch, limit / balance.GIBIBYTE), costs)
     assert found != free
     assert found in fitting
     assert cost(found) == min(map(cost, fitting))
@@ -162,10 +162,10 @@ def test_the_cheapest_modules_that_fit(part_of_peak):
 def test_stages_keep_within_memory():
     blueprint = draw(RESNET, modules={"cuts": "blocks"})
     costs = Placement.of(blueprint, 2).costs
-    free = cuts.best_stages(blueprint, costs)
+    free = balance.best_stages(blueprint, costs)
     limit = max(rehearse(blueprint, part, 2).peak for part in free) - 1
-    limited = with_limit(blueprint, limit / cuts.GIBIBYTE)
-    found = cuts.best_stages(limited, costs)
+    limited = with_limit(blueprint, limit / balance.GIBIBYTE)
+    found = balance.best_stages(limited, costs)
     assert found != free
     assert max(rehearse(blueprint, part, 2).peak for part in found) <= limit
 
@@ -188,10 +188,10 @@ def test_where_nothing_fits(sections, message):
 def test_memory_of_the_profiled_device():
     blueprint = draw()
     costs = made(blueprint, (1,) * 8, 0)
-    assert cuts.room(blueprint, [costs]) == [math.inf]
+    assert balance.room(blueprint, [costs]) == [math.inf]
     own = [replace(costs, device=Device(memory=size)) for size in (1000, 2000)]
-    assert cuts.room(blueprint, own) == [900, 1800]
-    assert cuts.room(with_limit(blueprint, 2), own) == [2 * 2**30] * 2
+    assert balance.room(blueprint, own) == [900, 1800]
+    assert balance.room(with_limit(blueprint, 2), own) == [2 * 2**30] * 2
 
 
 @pytest.mark.parametrize(("grows", "best"), [(False, [range(1), range(1, 4)]), (True, None)])
@@ -205,7 +205,7 @@ def test_a_longer_part_may_hold_less(grows, best):
     def peak(part, _):
         return held[part[1]]
 
-    search = cuts._Search("modules", cost, peak, lambda number: number, grows, [5, 5])
+    search = balance._Search("modules", cost, peak, lambda number: number, grows, [5, 5])
     if best is None:
         with pytest.raises(UserError, match="no cut into 2 modules fits"):
             search.best(4)

@@ -16,8 +16,8 @@ from pipeline_local.blueprint.blueprint import Blueprint, head_key
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.memory.dry_run import kept_by, rehearse
-from pipeline_local.pipeline import partition
-from pipeline_local.pipeline.costs import Costs, possible_heads
+from pipeline_local.placement import partition
+from pipeline_local.placement.costs import Costs, possible_heads
 
 GIBIBYTE = 2**30
 FOR_TENSORS = 0.9
