@@ -12,7 +12,7 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline.edges import connect, lay
+from pipeline_local.pipeline.connect import connect, lay
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain

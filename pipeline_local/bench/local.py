@@ -14,8 +14,8 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.connect import connect, lay
 from pipeline_local.pipeline.edge import Message, Nowhere
-from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
 from pipeline_local.placement.draw import draw

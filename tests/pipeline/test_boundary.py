@@ -14,8 +14,8 @@ from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.boundary import Above, Below
 from pipeline_local.pipeline.edge import Local, Nowhere
+from pipeline_local.pipeline.p2p import GlooWire
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.pipeline.wires import GlooWire
 from pipeline_local.ranks.rank import Place
 from pipeline_local.record.trace import Trace
 

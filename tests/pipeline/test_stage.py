@@ -21,8 +21,8 @@ from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.connect import wires
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.edges import wires
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined

@@ -10,8 +10,8 @@ from pipeline_local import configfile
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.run_plan import Schedule
 from pipeline_local.config import ParallelConfig
+from pipeline_local.pipeline.connect import wires
 from pipeline_local.pipeline.edge import Local
-from pipeline_local.pipeline.edges import wires
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined
 

@@ -5,8 +5,8 @@ import torch
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.edges import wires
-from pipeline_local.pipeline.wires import WatchedWire
+from pipeline_local.pipeline.connect import wires
+from pipeline_local.pipeline.p2p import WatchedWire
 from pipeline_local.ranks import rank as places
 from pipeline_local.ranks.rank import Place, common_kind, joined
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local.pipeline.edges import wires
+from pipeline_local.pipeline.connect import wires
 from pipeline_local.ranks.rank import joined
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]

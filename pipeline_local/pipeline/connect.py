@@ -8,9 +8,9 @@ import torch.distributed as dist
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.pipeline.edge import Nowhere
+from pipeline_local.pipeline.p2p import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
-from pipeline_local.pipeline.wires import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
 from pipeline_local.ranks.rank import NO_LIMIT, Kind, Place, connecting, device_backend
 from pipeline_local.watch.status import Whereabouts
 

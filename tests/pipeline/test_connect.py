@@ -6,8 +6,8 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.step import Step
+from pipeline_local.pipeline.connect import connect, lay
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.edges import connect, lay
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
