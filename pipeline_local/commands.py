@@ -143,8 +143,8 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
-    from pipeline_local.planning import simulate
-    from pipeline_local.planning.scenario import Scenario
+    from pipeline_local.simulation import simulate
+    from pipeline_local.simulation.scenario import Scenario
 
     config = configfile.load(options.config, options.overrides)
     num_stages = Place.from_environment().num_stages(config.parallel)

@@ -10,7 +10,7 @@ from pipeline_local.placement import partition
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.backprop import pass_through
-from pipeline_local.planning.simulate import step_seconds
+from pipeline_local.simulation.simulate import step_seconds
 
 
 @dataclass(frozen=True)

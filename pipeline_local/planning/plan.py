@@ -24,7 +24,7 @@ from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import Alternative, alternatives
-from pipeline_local.planning.simulate import step_seconds
+from pipeline_local.simulation.simulate import step_seconds
 
 TOLERATED = 1.15
 """Largest cost over the mean from which on another cut is worth a word."""

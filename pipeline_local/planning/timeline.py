@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pipeline_local.placement.costs import Link
 from pipeline_local.planning.plan import StagePlan
-from pipeline_local.planning.programs import Setting, local
-from pipeline_local.planning.simulator import Act, Work, simulate
-from pipeline_local.planning.work import ModuleWork, StageWork
+from pipeline_local.simulation.programs import Setting, local
+from pipeline_local.simulation.simulator import Act, Work, simulate
+from pipeline_local.simulation.work import ModuleWork, StageWork
 
 
 @dataclass(frozen=True)

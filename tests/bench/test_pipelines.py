@@ -11,8 +11,8 @@ from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, 
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.costs import Link
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.planning.simulator import Channel, Recv, Send, Work, simulate
 from pipeline_local.ranks.rank import Place
+from pipeline_local.simulation.simulator import Channel, Recv, Send, Work, simulate
 
 WORK = {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}
 """Forward; gradients of inputs, of weights, of both."""

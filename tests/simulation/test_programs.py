@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline_local.placement.costs import Link
-from pipeline_local.planning.programs import METHODS, Setting
-from pipeline_local.planning.simulator import simulate
-from pipeline_local.planning.work import ModuleWork, StageWork
+from pipeline_local.simulation.programs import METHODS, Setting
+from pipeline_local.simulation.simulator import simulate
+from pipeline_local.simulation.work import ModuleWork, StageWork
 
 FAST = Link(0.0, 1e30)
 STAGE = StageWork(

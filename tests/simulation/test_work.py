@@ -1,6 +1,6 @@
 """Work of stages that there are not enough of."""
 
-from pipeline_local.planning.work import ModuleWork, StageWork, stretched
+from pipeline_local.simulation.work import ModuleWork, StageWork, stretched
 
 STAGE = StageWork(
     modules=(ModuleWork(1.0, 0.0, 2.0),),

@@ -8,7 +8,7 @@ from pipeline_local.config import Config
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import ConfigError
 from pipeline_local.placement.costs import Link
-from pipeline_local.planning.programs import METHODS
+from pipeline_local.simulation.programs import METHODS
 
 
 @dataclass(frozen=True)

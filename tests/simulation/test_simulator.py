@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from pipeline_local.placement.costs import Link
-from pipeline_local.planning.simulator import (
+from pipeline_local.simulation.simulator import (
     Channel,
     DeadlockError,
     Group,

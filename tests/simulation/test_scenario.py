@@ -5,7 +5,7 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.errors import ConfigError
 from pipeline_local.placement.costs import Link
-from pipeline_local.planning.scenario import Scenario
+from pipeline_local.simulation.scenario import Scenario
 
 CONFIG = configfile.parse(
     {

@@ -19,11 +19,11 @@ from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device, per_stage
-from pipeline_local.planning.programs import METHODS, Setting
-from pipeline_local.planning.scenario import Scenario
-from pipeline_local.planning.simulator import Worker, simulate
-from pipeline_local.planning.work import ModuleWork, StageWork, stretched
 from pipeline_local.record.metrics import as_json
+from pipeline_local.simulation.programs import METHODS, Setting
+from pipeline_local.simulation.scenario import Scenario
+from pipeline_local.simulation.simulator import Worker, simulate
+from pipeline_local.simulation.work import ModuleWork, StageWork, stretched
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
 """Of the part of a simulated run that counts, its second half: the pipeline is full then."""

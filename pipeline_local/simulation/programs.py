@@ -8,7 +8,7 @@ from random import Random
 from pipeline_local.learning.step import FEEDBACK_DELAY
 from pipeline_local.pipeline.transport import DEPTH
 from pipeline_local.placement.costs import Link
-from pipeline_local.planning.simulator import (
+from pipeline_local.simulation.simulator import (
     Act,
     Channel,
     Group,
@@ -21,7 +21,7 @@ from pipeline_local.planning.simulator import (
     Update,
     Work,
 )
-from pipeline_local.planning.work import StageWork
+from pipeline_local.simulation.work import StageWork
 
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
 """Gradients that DDP sums at a time: in its first bucket, and in each later one."""
