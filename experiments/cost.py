@@ -66,7 +66,7 @@ def training(config: Config, info: DataInfo) -> Callable[[], None]:
 
     def work() -> None:
         for number in islice(numbers, STEPS):
-            scheduled = blueprint.schedule.step(number)
+            scheduled = blueprint.run_plan.step(number)
             data.compares = scheduled.reconcile
             stage.train(replace(scheduled, lr=1e-9, log=False, compare=scheduled.reconcile))
 

@@ -11,42 +11,42 @@ from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import TIMEOUT, Place
+from pipeline_local.ranks.rank import TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.screen import say
-from pipeline_local.watch.store import Board, Facts
+from pipeline_local.watch.store import Facts, RankStore
 
 
-def check(config: Config, place: Place) -> Placement:
+def check(config: Config, rank_info: RankInfo) -> Placement:
     """Draw the run, and refuse whatever can be refused before a rank starts to work.
 
     Args:
         config: of the run.
-        place: any of the ranks that will run it.
+        rank_info: any of the ranks that will run it.
 
     Raises:
         UserError: what the user must mend.
     """
     blueprint = draw(config, describe(config.data))
-    placement = Placement.of(blueprint, place.world_size)
-    place.wire_kind(config.parallel)
+    placement = Placement.of(blueprint, rank_info.world_size)
+    rank_info.p2p_kind(config.parallel)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     if config.model.weights is not None:
         blueprint.check_weights(weights.load(config.model.weights))
-    resume = config.run.resume or place.restarted
+    resume = config.run.resume or rank_info.restarted
     RunFolder(config.run.dir).check(blueprint.config, blueprint.info.to_json(), resume)
     return placement
 
 
-def propose(config: Config, place: Place, board: Board, run: ExitStack) -> Facts:
+def propose(config: Config, rank_info: RankInfo, rank_store: RankStore, run: ExitStack) -> Facts:
     """What the first rank alone knows, once it has checked everything and made the run folder.
 
     Args:
         config: of the run.
-        place: this rank.
-        board: where the first rank says it.
+        rank_info: this rank.
+        rank_store: where the first rank says it.
         run: for its time, the folder is this run's alone.
 
     Returns:
@@ -56,26 +56,26 @@ def propose(config: Config, place: Place, board: Board, run: ExitStack) -> Facts
         UserError: on the first rank, what the user must mend.
         RefusedElsewhereError: on all others, if the first rank refuses.
     """
-    if place.rank > 0:
-        return _hear(board)
+    if rank_info.rank > 0:
+        return _hear(rank_store)
     try:
-        facts = _lead(config, place, run)
+        facts = _lead(config, rank_info, run)
     except BaseException:
-        board.pin("start", {"refused": True})
+        rank_store.set("start", {"refused": True})
         raise
-    board.pin("start", facts)
+    rank_store.set("start", facts)
     return facts
 
 
-def _lead(config: Config, place: Place, run: ExitStack) -> Facts:
-    placement = check(config, place)
+def _lead(config: Config, rank_info: RankInfo, run: ExitStack) -> Facts:
+    placement = check(config, rank_info)
     blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     step = checkpoints.latest() or 0  # reads and verifies all K files
-    complete = step >= blueprint.schedule.num_steps and folder.summary.is_file()
+    complete = step >= blueprint.run_plan.num_steps and folder.summary.is_file()
     if not complete:  # a complete run stays as it is
         if step or config.run.resume:
             say(folder.going_on(config, step))
@@ -94,9 +94,9 @@ def _openings(placement: Placement) -> list[int]:
     return [part.start for part in placement.stages]
 
 
-def _hear(board: Board) -> Facts:
+def _hear(rank_store: RankStore) -> Facts:
     try:
-        facts = board.wait("start", 0, TIMEOUT)
+        facts = rank_store.wait("start", 0, TIMEOUT)
     except dist.DistError:  # the first rank is gone, and has said why
         raise RefusedElsewhereError from None
     if facts.get("refused"):
@@ -104,7 +104,7 @@ def _hear(board: Board) -> Facts:
     return facts
 
 
-def accept(placement: Placement, place: Place, start: Facts) -> None:
+def accept(placement: Placement, rank_info: RankInfo, start: Facts) -> None:
     """This rank must mean the same run as the first, and see the same folder.
 
     Raises:
@@ -119,4 +119,4 @@ def accept(placement: Placement, place: Place, start: Facts) -> None:
             f"run.dir: {config.run.dir} is not what the first rank sees there; name a folder on a"
             f" file system that all hosts share"
         )
-    place.wire_kind(config.parallel)
+    rank_info.p2p_kind(config.parallel)

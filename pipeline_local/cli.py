@@ -20,7 +20,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import complain
 
 
@@ -92,11 +92,11 @@ def _memory_shortage(error: Exception) -> UserError | None:
 def _explain(error: Exception) -> None:
     """One line per problem; a host's ranks find the same in a configuration: its first speaks."""
     try:
-        place = Place.from_environment()
+        rank_info = RankInfo.from_environment()
     except UserError:
-        place = Place()
-    if isinstance(error, ConfigError) and place.local_rank > 0:
+        rank_info = RankInfo()
+    if isinstance(error, ConfigError) and rank_info.local_rank > 0:
         return
-    prefix = f"[stage {place.rank} | rank {place.rank}] " if place.rank > 0 else ""
+    prefix = f"[stage {rank_info.rank} | rank {rank_info.rank}] " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
         complain(f"{prefix}error: {line}")

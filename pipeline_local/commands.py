@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import UserError
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -111,15 +111,15 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local import trainer
 
     config = configfile.load(options.config, options.overrides)
-    place = Place.from_environment()
-    num_stages = place.num_stages(config.parallel)
-    if num_stages > 1 and not place.launched:
+    rank_info = RankInfo.from_environment()
+    num_stages = rank_info.num_stages(config.parallel)
+    if num_stages > 1 and not rank_info.launched:
         from pipeline_local import agreement
         from pipeline_local.ranks.launcher import start_ranks
 
-        agreement.check(config, Place(world_size=num_stages, local_world_size=num_stages))
+        agreement.check(config, RankInfo(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
-    trainer.train(config, place)
+    trainer.train(config, rank_info)
     return 0
 
 
@@ -132,7 +132,7 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.json is not None:
         newfile.check("--json", options.json)
     config = configfile.load(options.config, options.overrides)
-    num_stages = Place.from_environment().num_stages(config.parallel)
+    num_stages = RankInfo.from_environment().num_stages(config.parallel)
     device = None if options.device is None else Device.named(options.device)
     drawn = plan.draw(config, describe(config.data), num_stages, device)
     drawing.show(drawn)
@@ -147,7 +147,7 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.simulation.scenario import Scenario
 
     config = configfile.load(options.config, options.overrides)
-    num_stages = Place.from_environment().num_stages(config.parallel)
+    num_stages = RankInfo.from_environment().num_stages(config.parallel)
     scenario = Scenario(
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
@@ -177,17 +177,17 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.planning import profile
 
     config = configfile.load(options.config, options.overrides)
-    place = Place.from_environment()
-    num_stages = place.num_stages(config.parallel)
+    rank_info = RankInfo.from_environment()
+    num_stages = rank_info.num_stages(config.parallel)
     profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
-    if num_stages > 1 and not place.launched:
+    if num_stages > 1 and not rank_info.launched:
         from pipeline_local.ranks.launcher import start_ranks
 
-        Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
+        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
         return start_ranks(num_stages, arguments)
-    place.prepare(config.parallel)
-    if line := profile.profile(config, info, options.runs, options.output, place):
+    rank_info.prepare(config.parallel)
+    if line := profile.profile(config, info, options.runs, options.output, rank_info):
         say(line)
     return 0
 
@@ -228,8 +228,8 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.bench.request import Request
 
     config = configfile.load(options.config, options.overrides)
-    place = Place.from_environment()
-    num_stages = place.num_stages(config.parallel)
+    rank_info = RankInfo.from_environment()
+    num_stages = rank_info.num_stages(config.parallel)
     request = Request.read(
         config,
         num_stages,
@@ -239,11 +239,11 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         steps=options.steps,
         output=options.json,
     )
-    if num_stages > 1 and not place.launched:
+    if num_stages > 1 and not rank_info.launched:
         from pipeline_local.ranks.launcher import start_ranks
 
-        Place(world_size=num_stages, local_world_size=num_stages).wire_kind(config.parallel)
+        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
         return start_ranks(num_stages, arguments)
-    if shown := table.report(config, place, request):
+    if shown := table.report(config, rank_info, request):
         say(shown)
     return 0

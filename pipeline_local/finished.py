@@ -22,7 +22,7 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -75,17 +75,17 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     Raises:
         UserError: no run, or no complete checkpoint.
     """
-    place = Place()
-    device = place.device
+    rank_info = RankInfo()
+    device = rank_info.device
     blueprint, modules, step = load(run, device)
-    place.prepare(blueprint.config.parallel)
+    rank_info.prepare(blueprint.config.parallel)
     action = Evaluate(step)
     skipped = Skipped()
     source = Source(
         blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype, skipped
     )
     stage = Stage(modules, source, Nowhere(), Trace())
-    scores = metrics.of_scores(modules, stage.evaluate(blueprint.schedule.test_batches, step))
+    scores = metrics.of_scores(modules, stage.evaluate(blueprint.run_plan.test_batches, step))
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
     facts = {"steps": step, **summary.per_head(rows)}

@@ -30,7 +30,7 @@ class Predictor:
         blueprint, modules, _ = load(Path(run), device)
         self.classes = blueprint.info.classes
         self._shape = blueprint.info.image_shape
-        self._crossing = blueprint.crossing
+        self._wire_format = blueprint.wire_format
         self._modules = [module.eval() for module in modules]
         self._normalize = Normalize(blueprint.info, blueprint.dtype, device)
         self._device = device
@@ -52,7 +52,7 @@ class Predictor:
         labels = torch.full((len(x),), IGNORE, device=self._device)
         for module in self._modules:
             if module.index > 0:
-                x = self._crossing.widen(self._crossing.round_activations(x))
+                x = self._wire_format.widen(self._wire_format.round_activations(x))
             x, votes, _ = module.evaluate(x, labels, votes)
         assert votes is not None, "a run has at least one module"
         return (votes / len(self._modules)).log_softmax(1)

@@ -1,4 +1,4 @@
-"""config -> modules -> stage -> the schedule."""
+"""config -> modules -> stage -> the run plan."""
 
 from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn
@@ -18,7 +18,7 @@ from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
-from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
+from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -26,18 +26,18 @@ from pipeline_local.record.progress import Progress, Silent
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
-from pipeline_local.watch.status import EVERYONE, Whereabouts
+from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
-from pipeline_local.watch.store import Board, Facts
+from pipeline_local.watch.store import Facts, RankStore
 from pipeline_local.watch.watchdog import Watchdog
 
 
-def train(config: Config, place: Place | None = None) -> Facts:
+def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
     """Run a configuration on this rank and, together with the others, on all of them.
 
     Args:
         config: the same on every rank.
-        place: this rank; None reads it from the launcher's environment.
+        rank_info: this rank; None reads it from the launcher's environment.
 
     Returns:
         What summary.json holds; on any rank but the first, this stage's own part of it.
@@ -46,39 +46,41 @@ def train(config: Config, place: Place | None = None) -> Facts:
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
-    place = place or Place.from_environment()
-    place.num_stages(config.parallel)
-    place.prepare(config.parallel)
+    rank_info = rank_info or RankInfo.from_environment()
+    rank_info.num_stages(config.parallel)
+    rank_info.prepare(config.parallel)
     with ExitStack() as stack:
-        store = stack.enter_context(joined(place))
-        board = Board(store, place.rank, place.world_size)
+        store = stack.enter_context(joined(rank_info))
+        rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it
-        stop = stack.enter_context(Stop(board))
-        watchdog = stack.enter_context(Watchdog(board, place, config.parallel.timeout))
+        stop = stack.enter_context(Stop(rank_store))
+        watchdog = stack.enter_context(Watchdog(rank_store, rank_info, config.parallel.timeout))
         stop.listen()
-        at = watchdog.whereabouts
-        at.enter("checking the configuration", peer=0 if place.rank else None)
-        start = propose(config, place, board, stack)
+        at = watchdog.status
+        at.enter("checking the configuration", peer=0 if rank_info.rank else None)
+        start = propose(config, rank_info, rank_store, stack)
         at.enter("making the modules")
-        with board.unanimous(TIMEOUT):
+        with rank_store.unanimous(TIMEOUT):
             blueprint = draw(config, DataInfo.from_json(start["info"]))
-            placement = Placement.of(blueprint, place.world_size)
-            accept(placement, place, start)
+            placement = Placement.of(blueprint, rank_info.world_size)
+            accept(placement, rank_info, start)
             if start["complete"]:
-                return _already_complete(config, board)
-            modules = _modules(placement, place, start["step"])
+                return _already_complete(config, rank_store)
+            modules = _modules(placement, rank_info, start["step"])
             at.enter("meeting", peer=EVERYONE)
-        board.pin("wire", {"kind": place.wire_kind(config.parallel)})
-        kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        return Trainer(placement, place, board, stop, at, modules, kind, start["step"]).run()
+        rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
+        kind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
+        return Trainer(
+            placement, rank_info, rank_store, stop, at, modules, kind, start["step"]
+        ).run()
 
 
-def _modules(placement: Placement, place: Place, step: int) -> list[LocalModule]:
+def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[LocalModule]:
     """This stage's modules: fresh, from a state dict, or from the checkpoint at `step`."""
     blueprint = placement.blueprint
     config = blueprint.config
-    numbers = placement.stages[place.rank]
-    modules = [blueprint.module(index, place.device) for index in numbers]
+    numbers = placement.stages[rank_info.rank]
+    modules = [blueprint.module(index, rank_info.device) for index in numbers]
     if step:
         checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
         for module in modules:
@@ -90,24 +92,24 @@ def _modules(placement: Placement, place: Place, step: int) -> list[LocalModule]
     return modules
 
 
-def _already_complete(config: Config, board: Board) -> Facts:
+def _already_complete(config: Config, rank_store: RankStore) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
     facts: Facts = RunFolder(config.run.dir).load_summary()
-    if board.rank == 0:
+    if rank_store.rank == 0:
         steps = facts["steps"]
         say(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
     return facts
 
 
 class Trainer:
-    """One rank of a run: its stage, and what it does at each point of the schedule.
+    """One rank of a run: its stage, and what it does at each point of the run plan.
 
     Args:
         placement: of the run.
-        place: this rank; its stage has the same number.
-        board: where the ranks tell each other how far they are.
-        stop: may end the schedule early.
-        whereabouts: what this rank is doing, for the watchdog.
+        rank_info: this rank; its stage has the same number.
+        rank_store: where the ranks tell each other how far they are.
+        stop: may end the run plan early.
+        status: what this rank is doing, for the watchdog.
         modules: of this stage.
         kind: how the ranks talk.
         start: optimizer steps already done.
@@ -116,12 +118,12 @@ class Trainer:
     def __init__(
         self,
         placement: Placement,
-        place: Place,
-        board: Board,
+        rank_info: RankInfo,
+        rank_store: RankStore,
         stop: Stop,
-        whereabouts: Whereabouts,
+        status: RankStatus,
         modules: list[LocalModule],
-        kind: Kind,
+        kind: P2PKind,
         start: int,
     ) -> None:
         blueprint = placement.blueprint
@@ -129,43 +131,43 @@ class Trainer:
         folder = RunFolder(config.run.dir)
         self.placement = placement
         self.blueprint = blueprint
-        self.place = place
-        self.board = board
-        self.whereabouts = whereabouts
+        self.rank_info = rank_info
+        self.rank_store = rank_store
+        self.status = status
         self.start = start
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
         self.writer = Writer(self.checkpoints, config.checkpoint.keep)
-        self.trace = Trace(whereabouts=whereabouts)
-        self.metrics = metrics.Metrics(folder.metrics(place.rank))
+        self.trace = Trace(status=status)
+        self.metrics = metrics.Metrics(folder.metrics(rank_info.rank))
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
-        laid = lay(blueprint, place, kind, whereabouts)
+        laid = lay(blueprint, rank_info, kind, status)
         self.upstream, self.downstream = connect(
-            blueprint, placement.stages[place.rank], place, laid, start, self.skipped
+            blueprint, placement.stages[rank_info.rank], rank_info, laid, start, self.skipped
         )
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
         self.display: Progress | Silent = (
             Silent()
-            if place.rank
-            else Progress(blueprint.schedule.num_steps, len(blueprint.modules))
+            if rank_info.rank
+            else Progress(blueprint.run_plan.num_steps, len(blueprint.modules))
         )
 
     def run(self) -> Facts:
-        """Follow the schedule to its end, or until a signal asks to stop."""
+        """Follow the run plan to its end, or until a signal asks to stop."""
         self.display.announce(self._plan())
         self._follow()
-        with self.whereabouts.during("end", self._done):
+        with self.status.during("end", self._done):
             return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
 
     def _follow(self) -> None:
         try:
-            for action in self.stop.follow(self.blueprint.schedule.actions(self.start)):
+            for action in self.stop.follow(self.blueprint.run_plan.actions(self.start)):
                 with self._phase(action):
                     self._do(action)
-            last = self.whereabouts.during("checkpoint", self._done, "last", act="write")
+            last = self.status.during("checkpoint", self._done, "last", act="write")
             with last, self.clock.saving():
                 self.writer.wait()
             self.downstream.finish(len(self.stage.modules[-1].under_way.awaiting))
@@ -175,13 +177,13 @@ class Trainer:
             self.upstream.close()
             self.display.close()
             self.metrics.close()
-            self.trace.write(self.folder.trace(self.place.rank), self.place.rank)
+            self.trace.write(self.folder.trace(self.rank_info.rank), self.rank_info.rank)
 
     @property
     def _done(self) -> int:
         """Optimizer steps at the end."""
         stopped = self.stop.after
-        return self.blueprint.schedule.num_steps if stopped is None else stopped
+        return self.blueprint.run_plan.num_steps if stopped is None else stopped
 
     def _leave(self, step: int) -> NoReturn:
         self.stop.leave_together(TIMEOUT)
@@ -203,12 +205,12 @@ class Trainer:
         match action:
             case Step():
                 kind = action.compare, action.reconcile
-                return self.whereabouts.during("step", action.number + 1, kind)
+                return self.status.during("step", action.number + 1, kind)
             case Evaluate():
-                return self.whereabouts.during("evaluation", action.number)
+                return self.status.during("evaluation", action.number)
             case Save():
                 # each of a kind of its own: storage may be slow at any time
-                return self.whereabouts.during("checkpoint", action.number, action, act="write")
+                return self.status.during("checkpoint", action.number, action, act="write")
 
     def train(self, step: Step) -> None:
         """One optimizer step; on logged steps also the metrics."""
@@ -224,7 +226,7 @@ class Trainer:
         """Score every head on the test set."""
         with self.clock.training(steps=0):
             self._settle()
-        batches = self.blueprint.schedule.test_batches
+        batches = self.blueprint.run_plan.test_batches
         with self.clock.evaluating():
             scores = self.stage.evaluate(batches, action.number)
             self.scores = metrics.of_scores(self.stage.modules, scores)
@@ -243,19 +245,19 @@ class Trainer:
 
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
-        metrics.settle(self.place.device)
+        metrics.settle(self.rank_info.device)
         for module in self.stage.modules:
             module.guard.verify()
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""
-        own = self.place.explain(self.blueprint.config.parallel)
-        lines = [explain(self.blueprint), self.blueprint.schedule.explain(), own]
+        own = self.rank_info.explain(self.blueprint.config.parallel)
+        lines = [explain(self.blueprint), self.blueprint.run_plan.explain(), own]
         # nobody sees those of other ranks, and a profile need not be on every host
-        if self.place.rank or self.blueprint.config.modules.profile is None:
+        if self.rank_info.rank or self.blueprint.config.modules.profile is None:
             return lines
         measured = costs_by_device(self.blueprint)[0]
-        return [*lines, *profile_file.doubts(measured, self.place.device_name)]
+        return [*lines, *profile_file.doubts(measured, self.rank_info.device_name)]
 
     def _log(self, step: Step) -> None:
         facts = {
@@ -263,36 +265,36 @@ class Trainer:
             "lr": step.lr,
             "samples_per_second": self.clock.pace(self.blueprint.config.data.batch_size),
             "seconds": self.trace.take_seconds(),
-            **metrics.gpu(self.place.device),
+            **metrics.gpu(self.rank_info.device),
             **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
-        self.display.show(self.board.look("train"), self.board.look("test"))
+        self.display.show(self.rank_store.get_all("train"), self.rank_store.get_all("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
         self.metrics.write({"event": topic, **facts})
-        self.board.pin(topic, facts)
+        self.rank_store.set(topic, facts)
 
     def _conclude(self) -> Facts:
         """Hand in this stage's results; the first rank writes and shows the summary."""
-        self.whereabouts.enter("gathering the results", peer=EVERYONE)
+        self.status.enter("gathering the results", peer=EVERYONE)
         facts = {
             "modules": self.scores,
-            "steps": self.blueprint.schedule.num_steps,
+            "steps": self.blueprint.run_plan.num_steps,
             "resumed_after": self.start,
-            "peak_memory_bytes": metrics.peak_memory_bytes(self.place.device),
+            "peak_memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }
-        self.board.pin("result", facts)
-        if self.place.rank == 0:
-            facts = self._sum_up(self.board.gather("result", TIMEOUT))
+        self.rank_store.set("result", facts)
+        if self.rank_info.rank == 0:
+            facts = self._sum_up(self.rank_store.gather("result", TIMEOUT))
         self.stop.leave_together(TIMEOUT)  # or rank 0 would sum up without anybody watching it
         return facts
 
     def _sum_up(self, results: list[Facts]) -> Facts:
-        config, steps = self.blueprint.config, self.blueprint.schedule.num_steps - self.start
+        config, steps = self.blueprint.config, self.blueprint.run_plan.num_steps - self.start
         plan = self.placement.stage_times(steps)
         facts = summary.combine(results, steps * config.data.batch_size, plan)
         self.checkpoints.prune(config.checkpoint.keep)  # all have written their last

@@ -24,7 +24,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 
 hypothesis.settings.register_profile("calm", deadline=None)  # no wall-clock assertions
 hypothesis.settings.load_profile("calm")
@@ -85,8 +85,8 @@ def _rank_main(
     # a fork server that the parent has started is not this process's child: forget it
     multiprocessing.forkserver._forkserver.__init__()
     try:
-        place = Place(rank, world_size, rank, world_size, launched=True)
-        outbox.send((function(place, *args), None))
+        rank_info = RankInfo(rank, world_size, rank, world_size, launched=True)
+        outbox.send((function(rank_info, *args), None))
     except BaseException:
         outbox.send((None, traceback.format_exc()))
     finally:

@@ -8,7 +8,7 @@ from random import Random
 
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record import atomic
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.store import RankStore
 from tests.forked import Forked
 
 PACE = 0.02
@@ -128,11 +128,11 @@ def damage(path, random: Random) -> str:
     data = bytearray(path.read_bytes())
     if not data:  # by an earlier round
         return "emptied file"
-    place = 0 if kind == "emptied file" else random.randrange(len(data))
+    rank_info = 0 if kind == "emptied file" else random.randrange(len(data))
     if kind == "flipped bit":
-        data[place] ^= 1 << random.randrange(8)
+        data[rank_info] ^= 1 << random.randrange(8)
     else:
-        del data[place:]
+        del data[rank_info:]
     path.write_bytes(data)
     return kind
 
@@ -155,14 +155,14 @@ def at_each_step(do) -> None:
 
 def once_results_are_in(do) -> None:
     """In this process, call `do()` once everything is saved and the results are handed in."""
-    pin = Board.pin
+    pin = RankStore.set
 
-    def pinned(board, topic, facts):
-        pin(board, topic, facts)
+    def pinned(rank_store, topic, facts):
+        pin(rank_store, topic, facts)
         if topic == "result":
             do()
 
-    Board.pin = pinned
+    RankStore.set = pinned
 
 
 def in_each_write(do) -> None:

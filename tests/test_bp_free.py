@@ -13,14 +13,14 @@ from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
+from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.placement.describe import explain, is_bp_free
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
 SIZE, INPUTS, WIDTH, CLASSES = 6, 7, 9, 5
@@ -35,7 +35,7 @@ def module(head, weight=0.0, estimator="exact"):
     body = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU()).double()
     own = {"weight": weight, "estimator": estimator, "distance": "squared"}
     settings = ReconcileConfig(**own, every=1, step=1e-6)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64))
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64))
     config = OptimizerConfig(lr=0.1)
     return LocalModule(1, body, head.double(), lambda p: optimizer.build(config, p), rules)
 
@@ -244,7 +244,9 @@ def test_trains_without_head_parameters(tmp_path, family, estimator):
         "optimizer": {"lr": 0.01, "clip": 1.0},
         "checkpoint": {"every_steps": 2},
     }
-    whole = train(parse(FAMILIES[family], run={"dir": str(tmp_path / "run")}, **sections), Place())
+    whole = train(
+        parse(FAMILIES[family], run={"dir": str(tmp_path / "run")}, **sections), RankInfo()
+    )
     evaluated = finished.evaluate(tmp_path / "run", lambda *_: None)
     assert evaluated["loss"] == whole["loss"]
 
@@ -252,12 +254,12 @@ def test_trains_without_head_parameters(tmp_path, family, estimator):
     before = {path.name: path.read_bytes() for path in last.iterdir()}
     last.rename(tmp_path / "set aside")
     resumed = {"dir": str(tmp_path / "run"), "resume": True}
-    train(parse(FAMILIES[family], run=resumed, **sections), Place())
+    train(parse(FAMILIES[family], run=resumed, **sections), RankInfo())
     assert {path.name: path.read_bytes() for path in last.iterdir()} == before
 
 
-def train_stage(place, config):
-    train(config, place)
+def train_stage(rank_info, config):
+    train(config, rank_info)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,7 +32,7 @@ def test_loads_and_builds(path):
     blueprint = draw_blueprint(config, facts(config))
     count = len(blueprint.modules)
     assert count == (config.modules.known_count or len(blueprint.backbone.blocks))
-    assert blueprint.schedule.num_steps > 0
+    assert blueprint.run_plan.num_steps > 0
     for index in range(count - 1):
         assert blueprint.contract(index).activations.shape[0] > 0
     Placement.of(blueprint, config.parallel.stages or count)

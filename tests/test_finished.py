@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from pipeline_local import configfile, finished
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.trainer import train
 
@@ -23,7 +23,7 @@ TREE = {
 @pytest.fixture
 def run(tmp_path):
     config = configfile.parse({**TREE, "run": {"dir": str(tmp_path / "run")}})
-    return tmp_path / "run", train(config, Place())
+    return tmp_path / "run", train(config, RankInfo())
 
 
 def test_evaluation_repeats_the_runs_own(run):

@@ -182,8 +182,8 @@ def long_functions(package: Path) -> Iterator[str]:
     for source in sources(package):
         for function in source.functions():
             if lines(function) > MAX_FUNCTION_LINES:
-                place = f"{source.name}:{function.lineno}"
-                yield f"{place}: {function.name} has {lines(function)} lines; split it"
+                rank_info = f"{source.name}:{function.lineno}"
+                yield f"{rank_info}: {function.name} has {lines(function)} lines; split it"
 
 
 def median_function_lines(package: Path) -> float:

@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from pipeline_local import configfile
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import Trainer, train
 
 ROOT = Path(__file__).parent.parent
@@ -104,8 +104,8 @@ def parse(case, folder):
     return configfile.parse(tree)
 
 
-def run_stage(place, config):
-    train(config, place)
+def run_stage(rank_info, config):
+    train(config, rank_info)
 
 
 def checkpoint(folder):
@@ -121,7 +121,7 @@ def scores(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_placement_changes_nothing(name, tmp_path, run_ranks):
     alone = tmp_path / "1"
-    train(parse(CASES[name], alone), Place())
+    train(parse(CASES[name], alone), RankInfo())
     expected = checkpoint(alone)
     assert len(expected) == 4
     for stages in (2, 3, 4):
@@ -152,9 +152,9 @@ def test_real_cifar10(tmp_path, run_ranks):
 
 def test_the_oracle_can_fail(tmp_path):
     """Another seed, or another strength, gives other bytes."""
-    train(parse(CASES["finite difference"], tmp_path / "a"), Place())
+    train(parse(CASES["finite difference"], tmp_path / "a"), RankInfo())
     other = {**RESNET, "reconcile": {**FINITE, "weight": 0.21}}
-    train(parse(other, tmp_path / "b"), Place())
+    train(parse(other, tmp_path / "b"), RankInfo())
     first, second = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
     assert first["module-001.safetensors"] == second["module-001.safetensors"]
     assert all(
@@ -171,7 +171,7 @@ def test_zero_weight_equals_plain_local_learning(tmp_path):
     ]
     results = []
     for number, case in enumerate(runs):
-        train(parse(case, tmp_path / str(number)), Place())
+        train(parse(case, tmp_path / str(number)), RankInfo())
         results.append(checkpoint(tmp_path / str(number)))
     assert results[0] == results[1] == results[2]
 
@@ -180,7 +180,7 @@ class StoppedError(Exception):
     """The run was cut off."""
 
 
-def run_until(place, config, step):
+def run_until(rank_info, config, step):
     """Train, and fall over before this step; the watchdog ends whoever has not done so itself."""
 
     def stumble(self, action):
@@ -190,7 +190,7 @@ def run_until(place, config, step):
 
     train_step, Trainer.train = Trainer.train, stumble
     with pytest.raises(StoppedError):
-        train(config, place)
+        train(config, rank_info)
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
@@ -198,9 +198,9 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
     names = ("both directions, microbatches, dropout", "feedback, exact", "dropout, exact, AdamW")
     for number, case in enumerate(CASES[name] for name in names):
         plain, again = tmp_path / f"{number}", tmp_path / f"{number} recomputed"
-        train(parse(case, plain), Place())
+        train(parse(case, plain), RankInfo())
         config = parse(case, again)
-        train(replace(config, modules=replace(config.modules, recompute=True)), Place())
+        train(replace(config, modules=replace(config.modules, recompute=True)), RankInfo())
         assert checkpoint(plain) == checkpoint(again)
 
 
@@ -217,7 +217,7 @@ def test_resuming_changes_nothing(direction, channels_last, tmp_path, run_ranks)
         "checkpoint": {"every_steps": 5, "keep": 9},
     }
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(parse(case, whole), Place())
+    train(parse(case, whole), RankInfo())
     with pytest.raises(AssertionError, match="the process died"):
         run_ranks(run_until, 2, parse(case, cut), 13)
     assert not list(cut.glob("checkpoints/step-*20/*"))

@@ -6,22 +6,22 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe, open_split
 from pipeline_local.predictor import Predictor
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
 
-@pytest.mark.parametrize("wire", [None, "bfloat16"])
-def test_a_run_classifies(tmp_path, wire):
+@pytest.mark.parametrize("narrow", [None, "bfloat16"])
+def test_a_run_classifies(tmp_path, narrow):
     tree = {
         "model": {"name": "resnet20", "width": 4},
         "data": {"name": "digits", "batch_size": 32},
         "modules": {"count": 3},
         "train": {"steps": 20},
-        "parallel": {"threads": 1, "wire_dtype": wire},
+        "parallel": {"threads": 1, "wire_dtype": narrow},
         "run": {"dir": str(tmp_path / "run")},
     }
     config = configfile.parse(tree)
-    summary = train(config, Place())
+    summary = train(config, RankInfo())
     predict = Predictor(tmp_path / "run")
     assert predict.classes == describe(config.data).classes
     test = open_split(config.data, "test")

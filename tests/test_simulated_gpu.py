@@ -125,11 +125,11 @@ def test_a_run_leaves_the_bytes_that_it_leaves_on_a_cpu(gpus, settings, tmp_path
     """On one device or several, by pinned memory or by a device's own messages."""
     on_cpu, said = train(lambda *a, **b: gpus(0, *a, **b), tmp_path / "cpu", *settings)
     assert "1 stage on cpu" in said
-    for devices, stages, wire in ((1, 1, ""), (1, 2, " over staged"), (3, 3, " over nccl")):
+    for devices, stages, over in ((1, 1, ""), (1, 2, " over staged"), (3, 3, " over nccl")):
         folder = tmp_path / f"{stages} on {devices}"
         run = lambda *a, n=devices, **b: gpus(n, *a, **b)  # noqa: E731
         files, said = train(run, folder, f"parallel.stages={stages}", *settings)
-        assert f"on simgpu{wire};" in said
+        assert f"on simgpu{over};" in said
         assert files == on_cpu
 
 

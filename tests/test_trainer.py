@@ -8,7 +8,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.agreement import check
 from pipeline_local.errors import RefusedElsewhereError, UserError
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.trainer import train
 
@@ -25,10 +25,10 @@ def parse(folder, **sections):
     return configfile.parse({**tree, **sections})
 
 
-def refused(place, config):
+def refused(rank_info, config):
     """How this rank ends."""
     try:
-        train(config, place)
+        train(config, rank_info)
     except (UserError, RefusedElsewhereError) as error:
         return str(error)
     return "trained"
@@ -41,9 +41,9 @@ def test_a_refusal_is_explained_by_the_first_rank_alone(tmp_path, run_ranks):
     assert others == ["", ""]
 
 
-def differing(place, folder):
-    seed = {"steps": 4, "seed": place.rank // 2}
-    return refused(place, parse(folder, train=seed))
+def differing(rank_info, folder):
+    seed = {"steps": 4, "seed": rank_info.rank // 2}
+    return refused(rank_info, parse(folder, train=seed))
 
 
 def test_ranks_with_different_configurations_do_not_train(tmp_path, run_ranks):
@@ -65,46 +65,46 @@ def test_what_is_derived_is_announced_with_its_reason(tmp_path, run_ranks, capfd
 
 def test_checkpoints_are_kept_as_asked(tmp_path):
     checkpoint = {"every_steps": 1, "keep": 2}
-    train(parse(tmp_path / "run", checkpoint=checkpoint), Place())
+    train(parse(tmp_path / "run", checkpoint=checkpoint), RankInfo())
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000003", "step-00000004"]
 
 
 def test_check_spends_nothing(tmp_path):
     before = torch.get_rng_state()
-    check(parse(tmp_path / "run"), Place(0, 4, 0, 4))
+    check(parse(tmp_path / "run"), RankInfo(0, 4, 0, 4))
     assert not list(tmp_path.iterdir())
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(UserError, match="5 stages for 4 modules"):
-        check(parse(tmp_path / "run"), Place(0, 5, 0, 5))
+        check(parse(tmp_path / "run"), RankInfo(0, 5, 0, 5))
 
 
 def test_a_run_folder_that_is_not_shared_is_refused(tmp_path, run_ranks):
     """The configurations would differ too, but for relative folders on different hosts."""
 
-    def on_its_own_host(place, folder):
+    def on_its_own_host(rank_info, folder):
         import os
 
-        (folder / str(place.rank)).mkdir()
-        os.chdir(folder / str(place.rank))
-        return refused(place, parse("run"))
+        (folder / str(rank_info.rank)).mkdir()
+        os.chdir(folder / str(rank_info.rank))
+        return refused(rank_info, parse("run"))
 
     first, second = run_ranks(on_its_own_host, 2, tmp_path)
     assert first == ""
     assert "all hosts share" in second
 
 
-def crashing(place, config):
+def crashing(rank_info, config):
     """The second rank cannot build its modules."""
     import pipeline_local.trainer as trainer
 
     def broken(*_):
         raise MemoryError("no room")
 
-    if place.rank == 1:
+    if rank_info.rank == 1:
         trainer._modules = broken
     try:
-        return refused(place, config)
+        return refused(rank_info, config)
     except MemoryError as error:
         return str(error)
 
@@ -118,52 +118,52 @@ def resume(folder, **sections):
 
 
 def test_a_run_is_not_resumed_as_another(tmp_path):
-    train(parse(tmp_path / "run"), Place())
+    train(parse(tmp_path / "run"), RankInfo())
     with pytest.raises(UserError, match="a run with another modules and head; resume it as it was"):
-        train(resume(tmp_path / "run", modules={"count": 5}, head={"name": "linear"}), Place())
+        train(resume(tmp_path / "run", modules={"count": 5}, head={"name": "linear"}), RankInfo())
 
 
 def test_a_run_cut_off_before_its_summary_is_concluded(tmp_path):
-    before = train(parse(tmp_path / "run"), Place())
+    before = train(parse(tmp_path / "run"), RankInfo())
     (tmp_path / "run" / "summary.json").unlink()
-    after = train(resume(tmp_path / "run"), Place())
+    after = train(resume(tmp_path / "run"), RankInfo())
     assert (tmp_path / "run" / "summary.json").is_file()
     assert after["accuracy"] == before["accuracy"]
     assert after["steps"] == before["steps"]
 
 
 def test_torchruns_restart_resumes(tmp_path):
-    train(parse(tmp_path / "run"), Place())
+    train(parse(tmp_path / "run"), RankInfo())
     longer = parse(tmp_path / "run", train={"steps": 6, "log_every": 2})
-    assert train(longer, Place(restarted=True))["steps"] == 6
+    assert train(longer, RankInfo(restarted=True))["steps"] == 6
 
 
 def test_divergence_is_named(tmp_path):
     with pytest.raises(UserError, match=r"module \d: .* not finite (at|after) step \d; lower"):
-        train(parse(tmp_path / "run", optimizer={"lr": 1e30}), Place())
+        train(parse(tmp_path / "run", optimizer={"lr": 1e30}), RankInfo())
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_what_was_begun_beyond_the_checkpoint_is_dropped(tmp_path):
-    train(parse(tmp_path / "run"), Place())
+    train(parse(tmp_path / "run"), RankInfo())
     left = tmp_path / "run" / "checkpoints" / "step-00000005"
     left.mkdir()
     (left / "module-001.safetensors").write_bytes(b"of another life")
     longer = {"steps": 6, "log_every": 2}
-    train(resume(tmp_path / "run", train=longer), Place())
+    train(resume(tmp_path / "run", train=longer), RankInfo())
     assert not left.exists()
 
 
-def beside_another_run(place, folder):
+def beside_another_run(rank_info, folder):
     """Rank 0 is at work in the folder until rank 1 has tried to resume it."""
     here, tried = folder / "here", folder / "tried"
-    if place.rank == 0:
+    if rank_info.rank == 0:
         with RunFolder(folder).claimed():
             here.touch()
             wait_for(tried)
         return ""
     wait_for(here)
-    message = refused(Place(), resume(folder))
+    message = refused(RankInfo(), resume(folder))
     tried.touch()
     return message
 
@@ -174,7 +174,7 @@ def wait_for(file):
 
 
 def test_a_run_that_is_at_work_is_not_resumed(tmp_path, run_ranks):
-    train(parse(tmp_path / "run"), Place())
+    train(parse(tmp_path / "run"), RankInfo())
     (tmp_path / "run" / "summary.json").unlink()
     before = (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text()
     _, message = run_ranks(beside_another_run, 2, tmp_path / "run")

@@ -22,9 +22,9 @@ from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.rank import TIMEOUT, Kind, Place, common_kind, joined
+from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record.metrics import settle
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.store import RankStore
 
 RECONCILED = "local, reconciled"
 """The row with the configuration's own reconciliation."""
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass
-class Slip:
+class RankResult:
     """What one rank has measured of one peer.
 
     Attributes:
@@ -82,27 +82,29 @@ class Measured:
     """One peer and what all ranks have measured of it."""
 
     entry: Entry
-    slips: list[Slip]
+    results: list[RankResult]
 
 
-def measure(config: Config, place: Place, request: Request) -> list[Measured]:
-    """Let all peers take turns; all ranks call it together, and all get every rank's slips.
+def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measured]:
+    """Let all peers take turns; all ranks call it together, and all get every rank's results.
 
     Raises:
         UserError: the configuration and the ranks do not fit together.
     """
-    place.prepare(config.parallel)
-    with joined(place, place.group_backend(config.parallel)) as store:
-        board = Board(store, place.rank, place.world_size)
-        board.pin("wire", {"kind": place.wire_kind(config.parallel)})
-        kind: Kind = common_kind([facts["kind"] for facts in board.gather("wire", TIMEOUT)])
-        setting = Setting(draw(config, describe(config.data)), place, kind)
+    rank_info.prepare(config.parallel)
+    with joined(rank_info, rank_info.group_backend(config.parallel)) as store:
+        rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
+        rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
+        kind: P2PKind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
+        setting = Setting(draw(config, describe(config.data)), rank_info, kind)
         found = entries(setting, request)
-        slips = Turns(setting, board, request.steps).run(found, request.runs)
-        board.pin("slips", {"slips": [vars(slip) for slip in slips]})
-        gathered = board.gather("slips", TIMEOUT)
-        _meet(place)  # the board lives as long as the first rank
-    columns = zip(*[[Slip(**slip) for slip in facts["slips"]] for facts in gathered], strict=True)
+        results = Turns(setting, rank_store, request.steps).run(found, request.runs)
+        rank_store.set("results", {"results": [vars(result) for result in results]})
+        gathered = rank_store.gather("results", TIMEOUT)
+        _meet(rank_info)  # the store lives as long as the first rank
+    columns = zip(
+        *[[RankResult(**result) for result in facts["results"]] for facts in gathered], strict=True
+    )
     return [Measured(e, list(column)) for e, column in zip(found, columns, strict=True)]
 
 
@@ -112,10 +114,10 @@ def entries(setting: Setting, request: Request) -> list[Entry]:
 
 
 def _entries(setting: Setting, request: Request, name: str) -> Iterator[Entry]:
-    ranks = setting.place.world_size
-    threads = setting.place.threads(setting.config.parallel)
+    ranks = setting.rank_info.world_size
+    threads = setting.rank_info.threads(setting.config.parallel)
     if name in WHOLE:
-        whole = threads * setting.place.local_world_size
+        whole = threads * setting.rank_info.local_world_size
         yield Entry(name, 1, 1, WHOLE[name](setting, 1), whole)
     elif name in REPLICATED:
         yield Entry(name, ranks, 1, REPLICATED[name](setting, 1), threads)
@@ -127,7 +129,7 @@ def _entries(setting: Setting, request: Request, name: str) -> Iterator[Entry]:
 
 
 def _local(setting: Setting, threads: int) -> Iterator[Entry]:
-    ranks, count = setting.place.world_size, setting.config.train.microbatches
+    ranks, count = setting.rank_info.world_size, setting.config.train.microbatches
     own = setting.config.reconcile
     for name, reconcile in (("local", replace(own, weight=0.0)), (RECONCILED, own)):
         if name == RECONCILED and own.weight == 0:
@@ -144,44 +146,44 @@ class Turns:
 
     Args:
         setting: of the comparison.
-        board: where the ranks agree on what can run.
+        rank_store: where the ranks agree on what can run.
         steps: timed ones of a turn.
     """
 
-    def __init__(self, setting: Setting, board: Board, steps: int) -> None:
+    def __init__(self, setting: Setting, rank_store: RankStore, steps: int) -> None:
         self._setting = setting
-        self._board = board
+        self._rank_store = rank_store
         self._steps = steps
 
-    def run(self, found: Sequence[Entry], runs: int) -> list[Slip]:
+    def run(self, found: Sequence[Entry], runs: int) -> list[RankResult]:
         """A B C, A B C, ...: after one untimed turn of each, in which memory is counted."""
-        slips = [self._prepare(entry, number) for number, entry in enumerate(found)]
+        results = [self._prepare(entry, number) for number, entry in enumerate(found)]
         for _ in range(runs):
-            for entry, slip in zip(found, slips, strict=True):
-                if not slip.reason:
+            for entry, result in zip(found, results, strict=True):
+                if not result.reason:
                     seconds, spent = self._turn(entry)
-                    slip.seconds.append(seconds)
-                    slip.spent.append(spent)
-        return slips
+                    result.seconds.append(seconds)
+                    result.spent.append(spent)
+        return results
 
-    def _prepare(self, entry: Entry, number: int) -> Slip:
-        slip = Slip()
+    def _prepare(self, entry: Entry, number: int) -> RankResult:
+        result = RankResult()
         _ = self._setting.batch  # everybody's: there before anything is counted
         torch.set_num_threads(entry.threads)
-        with Footprint(self._setting.place.device) as footprint:
-            slip.reason = self._attempt(entry, entry.peer.setup, f"ready/{number}")
-            if slip.reason:
-                return slip
+        with Footprint(self._setting.rank_info.device) as footprint:
+            result.reason = self._attempt(entry, entry.peer.setup, f"ready/{number}")
+            if result.reason:
+                return result
             footprint.made()
-            slip.reason = self._attempt(entry, partial(self._turn, entry), f"tried/{number}")
-            if slip.reason:
-                return slip
+            result.reason = self._attempt(entry, partial(self._turn, entry), f"tried/{number}")
+            if result.reason:
+                return result
         if self._setting.config.compile:  # other code than while a CPU's tensors were counted
             self._turn(entry)
-        slip.peak, slip.resident = footprint.peak, footprint.resident
+        result.peak, result.resident = footprint.peak, footprint.resident
         if isinstance(entry.peer, Local):
-            slip.flops = entry.peer.flops()
-        return slip
+            result.flops = entry.peer.flops()
+        return result
 
     def _attempt(self, entry: Entry, work: Callable[[], object], topic: str) -> str:
         """Why the peer cannot run, on whichever rank; "" if it can."""
@@ -194,18 +196,18 @@ class Turns:
             if entry.ranks > 1:  # the others are at work, and wait for this one
                 raise
             reason = f"out of memory: {str(error).splitlines()[0]}"
-        if reason and self._setting.place.device.type != "cpu":
+        if reason and self._setting.rank_info.device.type != "cpu":
             torch.accelerator.empty_cache()  # for those who come after it
-        self._board.pin(topic, {"reason": reason})
-        answers = self._board.gather(topic, TIMEOUT)
+        self._rank_store.set(topic, {"reason": reason})
+        answers = self._rank_store.gather(topic, TIMEOUT)
         return next((answer["reason"] for answer in answers if answer["reason"]), "")
 
     def _turn(self, entry: Entry) -> tuple[float, dict[str, float]]:
         """Seconds of the timed steps, and what the peer knows of them."""
-        peer, device = entry.peer, self._setting.place.device
+        peer, device = entry.peer, self._setting.rank_info.device
         torch.set_num_threads(entry.threads)
         peer.begin(self._steps + 1)
-        _meet(self._setting.place)
+        _meet(self._setting.rank_info)
         peer.step()
         settle(device)
         before, begin = peer.seconds(), time.perf_counter()
@@ -218,7 +220,7 @@ class Turns:
         return seconds, spent
 
 
-def _meet(place: Place) -> None:
+def _meet(rank_info: RankInfo) -> None:
     """A barrier over CPUs, whatever else the ranks talk by."""
-    if place.world_size > 1:
+    if rank_info.world_size > 1:
         dist.all_reduce(torch.zeros(1))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.bench.peer import Peer, Setting, Weights
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.run_plan import Schedule
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.connect import connect, lay
@@ -20,14 +20,14 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
 from pipeline_local.placement.draw import draw
 from pipeline_local.record.trace import Trace
-from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.status import RankStatus
 
 ENDLESS = 10**9
 """Steps of a run that is measured somewhere in its middle: no end, no evaluation, no logging."""
 
 
 @dataclass(frozen=True)
-class Turn(Schedule):
+class Turn(RunPlan):
     """A part of an endless run: as if it were resumed, and ended before step `stop`."""
 
     stop: int = 0
@@ -120,7 +120,9 @@ class Local(Peer):
     def setup(self) -> None:
         """This stage's modules, and its wires."""
         self._make()
-        self._wires = lay(self.blueprint, self.setting.place, self.setting.kind, Whereabouts())
+        self._p2p_ends = lay(
+            self.blueprint, self.setting.rank_info, self.setting.kind, RankStatus()
+        )
 
     def begin(self, steps: int) -> None:
         """Go on as a resumed run does."""
@@ -168,25 +170,25 @@ class Local(Peer):
         return auxiliary // 2, own // 2
 
     def _make(self) -> None:
-        device = self.setting.place.device
+        device = self.setting.rank_info.device
         self._modules = [self.blueprint.module(index, device) for index in self._numbers]
 
     @property
     def _numbers(self) -> range:
         """This stage's modules."""
-        return self.setting.placement.stages[self.setting.place.rank]
+        return self.setting.placement.stages[self.setting.rank_info.rank]
 
     def _turn(self, stop: int) -> Blueprint:
-        own = self.blueprint.schedule
+        own = self.blueprint.run_plan
         turn = Turn(own.config, own.num_train, own.num_test, stop)
-        return replace(self.blueprint, schedule=turn)
+        return replace(self.blueprint, run_plan=turn)
 
     def _step(self, number: int) -> Step:
-        return self.blueprint.schedule.step(number)
+        return self.blueprint.run_plan.step(number)
 
     def _edges(self, turn: Blueprint) -> Ends:
         upstream, downstream = connect(
-            turn, self._numbers, self.setting.place, self._wires, self._number
+            turn, self._numbers, self.setting.rank_info, self._p2p_ends, self._number
         )
         if isinstance(upstream, Inlet):
             return upstream, downstream
@@ -230,14 +232,14 @@ class Alone(Local):
 
     def _gradient(self, index: int) -> Tensor:
         """Something shaped like the gradient at a module's activations."""
-        return (self._like(index) / 1000).to(self.blueprint.crossing.gradients)
+        return (self._like(index) / 1000).to(self.blueprint.wire_format.gradients)
 
     def _like(self, index: int) -> Tensor:
         """Random activations of a module."""
         spec = self.blueprint.contract(index).activations
         generator = torch.Generator().manual_seed(index)
         return torch.randn(spec.shape, generator=generator).to(
-            self.setting.place.device, spec.dtype
+            self.setting.rank_info.device, spec.dtype
         )
 
 

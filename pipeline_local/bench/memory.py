@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline_local.memory.live_bytes import LiveStorages as LiveStorages  # public here too
+from pipeline_local.memory.live_bytes import LiveBytes as LiveBytes  # public here too
 
 
 class Footprint:
@@ -28,7 +28,7 @@ class Footprint:
         self.peak = 0
         self.resident: int | None = None
         self._device = device
-        self._storages = LiveStorages()
+        self._live_bytes = LiveBytes()
         self._before = 0
 
     def __enter__(self) -> "Footprint":
@@ -37,7 +37,7 @@ class Footprint:
             torch.accelerator.synchronize(self._device)
             self._before = torch.accelerator.memory_allocated(self._device)
         else:
-            self._storages.__enter__()  # type: ignore[no-untyped-call]
+            self._live_bytes.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def made(self) -> None:
@@ -45,7 +45,7 @@ class Footprint:
         if self._device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats(self._device)
             return
-        self._storages.peak = self._storages.live
+        self._live_bytes.peak = self._live_bytes.live
         _forget_resident_peak()
 
     def __exit__(self, *error: Any) -> None:  # noqa: ANN401 (as every context)
@@ -53,8 +53,8 @@ class Footprint:
             torch.accelerator.synchronize(self._device)
             self.peak = torch.accelerator.max_memory_allocated(self._device) - self._before
             return
-        self._storages.__exit__(*error)  # type: ignore[no-untyped-call]
-        self.peak = self._storages.peak
+        self._live_bytes.__exit__(*error)  # type: ignore[no-untyped-call]
+        self.peak = self._live_bytes.peak
         top = _status("VmHWM")
         self.resident = None if top is None else max(0, top - self._before)
 
@@ -84,7 +84,7 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
         torch.accelerator.synchronize(device)
         peak: int = torch.accelerator.max_memory_allocated(device)
         return peak - before
-    storages = LiveStorages()
-    with storages:
+    live_bytes = LiveBytes()
+    with live_bytes:
         work()
-    return storages.peak
+    return live_bytes.peak

@@ -13,7 +13,7 @@ from pipeline_local.learning import optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.loss import local_loss
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import Kind, Place
+from pipeline_local.ranks.rank import P2PKind, RankInfo
 
 Weights = dict[str, Tensor]
 
@@ -28,13 +28,13 @@ class Setting:
 
     Attributes:
         blueprint: network, cuts, batch size, optimizer.
-        place: this rank.
+        rank_info: this rank.
         kind: how the ranks talk.
     """
 
     blueprint: Blueprint
-    place: Place
-    kind: Kind
+    rank_info: RankInfo
+    kind: P2PKind
 
     @property
     def config(self) -> Config:
@@ -48,12 +48,12 @@ class Setting:
         generator = torch.Generator().manual_seed(self.config.train.seed)
         x = torch.randn(size, *info.image_shape, generator=generator)
         labels = torch.randint(info.num_classes, (size,), generator=generator)
-        return x.to(self.place.device, self.blueprint.dtype), labels.to(self.place.device)
+        return x.to(self.rank_info.device, self.blueprint.dtype), labels.to(self.rank_info.device)
 
     @cached_property
     def placement(self) -> Placement:
         """Of the modules on the ranks."""
-        return Placement.of(self.blueprint, self.place.world_size)
+        return Placement.of(self.blueprint, self.rank_info.world_size)
 
     @property
     def all_blocks(self) -> range:
@@ -143,8 +143,8 @@ class Part(nn.Module):
 
     def __init__(self, setting: Setting, numbers: range, recompute: bool = False) -> None:
         super().__init__()
-        blueprint, device = setting.blueprint, setting.place.device
-        self._boundary = blueprint.crossing.inside
+        blueprint, device = setting.blueprint, setting.rank_info.device
+        self._boundary = blueprint.wire_format.inside
         self._blocks = [blueprint.backbone.blocks[i] for i in numbers]
         self.body = Body([blueprint.fresh(block, device) for block in self._blocks], recompute)
         self.classifier: nn.Module = nn.Identity()
@@ -199,13 +199,13 @@ class Trained(Peer):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def needs_ranks(place: Place) -> None:
+def needs_ranks(rank_info: RankInfo) -> None:
     """Refuse to run in one process.
 
     Raises:
         UnavailableError: there is only one.
     """
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         raise UnavailableError("needs at least 2 ranks; pass parallel.stages=2")
 
 

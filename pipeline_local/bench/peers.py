@@ -60,17 +60,17 @@ class Replicated(Trained):
 
     def setup(self) -> None:
         """The whole network, its gradients in the buckets that are reduced."""
-        place = self.setting.place
-        needs_ranks(place)
+        rank_info = self.setting.rank_info
+        needs_ranks(rank_info)
         needs_own_devices(self.setting)
         (network,) = self.make(self.setting.all_blocks)
-        devices = [place.device] if place.device.type != "cpu" else None
+        devices = [rank_info.device] if rank_info.device.type != "cpu" else None
         self._replica = DistributedDataParallel(
             network, devices, gradient_as_bucket_view=True, **_without_buffers()
         )
         x, labels = self.setting.batch
-        self._x = x.chunk(place.world_size)[place.rank]
-        self._labels = labels.chunk(place.world_size)[place.rank]
+        self._x = x.chunk(rank_info.world_size)[rank_info.rank]
+        self._labels = labels.chunk(rank_info.world_size)[rank_info.rank]
 
     def step(self) -> None:
         """Forward, backward with the reduction overlapping it, update."""
@@ -87,7 +87,7 @@ class DeepSpeed(Trained):
 
     def setup(self) -> None:
         """Let DeepSpeed make its engine, its prints on stderr."""
-        needs_ranks(self.setting.place)
+        needs_ranks(self.setting.rank_info)
         needs_own_devices(self.setting)
         if importlib.util.find_spec("deepspeed") is None:
             raise UnavailableError("not installed (pip install deepspeed)")
@@ -106,7 +106,7 @@ class DeepSpeed(Trained):
         import deepspeed
         from deepspeed.pipe import LayerSpec, PipelineModule
 
-        setting, stages = self.setting, range(self.setting.place.world_size)
+        setting, stages = self.setting, range(self.setting.rank_info.world_size)
         deepspeed.init_distributed()  # takes the group that is there
         layers = [LayerSpec(Part, setting, setting.stage_blocks(stage)) for stage in stages]
         model = PipelineModule(
@@ -162,4 +162,4 @@ PIPELINED: dict[str, Make] = {
 
 
 def _one_process(setting: Setting, recompute: bool) -> Peer:
-    return Idle() if setting.place.rank else Backprop(setting, recompute)
+    return Idle() if setting.rank_info.rank else Backprop(setting, recompute)

@@ -55,7 +55,7 @@ def cut(setting: Setting, loops: int) -> list[range]:
     One each: those of `local`. More: from the same blocks by what they cost, where the stages of
     `local` count as equal, as whoever cut them meant them to be.
     """
-    ranks, costs = setting.place.world_size, setting.placement.costs[0]
+    ranks, costs = setting.rank_info.world_size, setting.placement.costs[0]
     stages = [setting.stage_blocks(stage) for stage in range(ranks)]
     if loops == 1:
         return stages
@@ -123,20 +123,20 @@ class Pipelined(Trained):
         super().__init__(setting)
         self._name = name
         self._microbatches = microbatches
-        self._updating = Stopwatch(setting.place.device)
+        self._updating = Stopwatch(setting.rank_info.device)
 
     def setup(self) -> None:
         """This rank's stages."""
-        place, loops = self.setting.place, LOOPS.get(self._name, 1)
-        needs_ranks(place)
+        rank_info, loops = self.setting.rank_info, LOOPS.get(self._name, 1)
+        needs_ranks(rank_info)
         needs_own_devices(self.setting)
         every = cut(self.setting, loops)
         if self._name == "zerobubble":
             _needs_splitting(self.setting, every)
-        numbers = range(place.rank, len(every), place.world_size)
+        numbers = range(rank_info.rank, len(every), rank_info.world_size)
         parts = self.make(*(every[number] for number in numbers))
         self._stages = [
-            TimedStage(part, number, len(every), place.device)
+            TimedStage(part, number, len(every), rank_info.device)
             for part, number in zip(parts, numbers, strict=True)
         ]
         kind: Any = SCHEDULES[self._name]  # one stage or a list of them, as the schedule takes it
@@ -167,7 +167,7 @@ def _needs_splitting(setting: Setting, stages: Sequence[range]) -> None:
     for end in (part[-1] for part in stages[:-1]):
         block = blueprint.backbone.blocks[end]
         x = torch.empty(2, *blueprint.input_shapes[end], device="meta")
-        y = copy.deepcopy(block.module).eval()(x).to(blueprint.crossing.inside).contiguous()
+        y = copy.deepcopy(block.module).eval()(x).to(blueprint.wire_format.inside).contiguous()
         if y._is_view():
             raise UnavailableError(
                 f"torch detaches what stages put out, and block {block.name} puts out a view"

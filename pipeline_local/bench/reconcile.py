@@ -23,7 +23,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,15 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
         raise UserError(f"--runs: at least 1, got {runs}")
     if output is not None:
         newfile.check("--json", output)
-    place = Place()
-    place.prepare(config.parallel)
-    rows = measure(config, info, number - 1, runs, place.device)
+    rank_info = RankInfo()
+    rank_info.prepare(config.parallel)
+    rows = measure(config, info, number - 1, runs, rank_info.device)
     if output is not None:
         newfile.write("--json", output, json.dumps([*map(asdict, rows)], indent=2) + "\n")
     setting = (
         f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"
-        f" {place.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" {rank_info.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
         f" {runs} runs"
     )
     return f"{setting}\n\n{markdown(rows)}"

@@ -8,11 +8,11 @@ from statistics import mean, median
 import torch
 
 from pipeline_local import newfile
-from pipeline_local.bench.harness import Measured, Slip, measure
+from pipeline_local.bench.harness import Measured, RankResult, measure
 from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import as_json
 
 REFERENCE = "1f1b"
@@ -59,7 +59,7 @@ class Row:
     reason: str = ""
 
 
-def report(config: Config, place: Place, request: Request) -> str:
+def report(config: Config, rank_info: RankInfo, request: Request) -> str:
     """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
 
     Returns:
@@ -68,18 +68,18 @@ def report(config: Config, place: Place, request: Request) -> str:
     Raises:
         UserError: the configuration and the ranks do not fit together.
     """
-    measured = measure(config, place, request)
-    if place.rank > 0:
+    measured = measure(config, rank_info, request)
+    if rank_info.rank > 0:
         return ""
     found = rows(measured, config.data.batch_size, request.steps)
-    facts = setting(config, place, request)
+    facts = setting(config, rank_info, request)
     if request.output is not None:
         text = as_json({**facts, "rows": list(map(asdict, found))}, indent=2) + "\n"
         newfile.write("--json", request.output, text)
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 
-def setting(config: Config, place: Place, request: Request) -> dict[str, str | int]:
+def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, str | int]:
     """What the numbers belong to."""
     reconcile = config.reconcile
     return {
@@ -90,9 +90,9 @@ def setting(config: Config, place: Place, request: Request) -> dict[str, str | i
         "reconcile": f"{reconcile.estimator} every {reconcile.every}, {reconcile.direction}",
         "precision": config.precision,
         "wire": config.parallel.wire_dtype or config.precision,
-        "ranks": place.world_size,
-        "device": "cpu" if place.device.type == "cpu" else place.device_name,
-        "threads": place.threads(config.parallel),
+        "ranks": rank_info.world_size,
+        "device": "cpu" if rank_info.device.type == "cpu" else rank_info.device_name,
+        "threads": rank_info.threads(config.parallel),
         "torch": torch.__version__,
         "deepspeed": _version("deepspeed"),
         "runs": request.runs,
@@ -124,58 +124,59 @@ def _row(
     one: Measured, batch_size: int, steps: int, reference: float | None, alone: Times | None
 ) -> Row:
     entry = one.entry
-    plain = Row(entry.name, entry.ranks, entry.microbatches, reason=one.slips[0].reason)
+    plain = Row(entry.name, entry.ranks, entry.microbatches, reason=one.results[0].reason)
     if not _ran(one) or reference is None:
         return plain
-    times, slips = _times(one), one.slips[: entry.ranks]
-    resident = [slip.resident for slip in slips if slip.resident is not None]
+    times, results = _times(one), one.results[: entry.ranks]
+    resident = [result.resident for result in results if result.resident is not None]
     return Row(
         peer=entry.name,
         ranks=entry.ranks,
         microbatches=entry.microbatches,
-        overhead=_overhead(slips),
+        overhead=_overhead(results),
         step_seconds=times.median / steps,
         spread=times.spread,
         samples_per_second=batch_size * steps / times.median,
         ratio=reference / times.median,
-        peak_memory_bytes=[slip.peak or 0 for slip in slips],
+        peak_memory_bytes=[result.peak or 0 for result in results],
         resident_peak_bytes=resident or None,
         efficiency=None if alone is None else alone.median / times.median,
-        waited=_shares(slips, times, "waited"),
+        waited=_shares(results, times, "waited"),
         bubble_in_theory=entry.bubble_in_theory,
-        bubble=_bubble(slips, times),
+        bubble=_bubble(results, times),
     )
 
 
 def _ran(one: Measured) -> bool:
-    return bool(one.slips[0].seconds)
+    return bool(one.results[0].seconds)
 
 
 def _times(one: Measured) -> Times:
     """Of each turn, the slowest rank's."""
-    return Times(tuple(map(max, zip(*(slip.seconds for slip in one.slips), strict=True))))
+    return Times(tuple(map(max, zip(*(result.seconds for result in one.results), strict=True))))
 
 
-def _overhead(slips: Sequence[Slip]) -> float | None:
-    counted = [slip.flops for slip in slips if slip.flops is not None]
+def _overhead(results: Sequence[RankResult]) -> float | None:
+    counted = [result.flops for result in results if result.flops is not None]
     network = sum(own for _, own in counted)
     return sum(auxiliary for auxiliary, _ in counted) / network if network else None
 
 
-def _shares(slips: Sequence[Slip], times: Times, what: str) -> list[float] | None:
+def _shares(results: Sequence[RankResult], times: Times, what: str) -> list[float] | None:
     """Of each rank, the part of a turn that went there (median)."""
-    if any(what not in spent for slip in slips for spent in slip.spent):
+    if any(what not in spent for result in results for spent in result.spent):
         return None
     return [
         median(
-            spent[what] / seconds for spent, seconds in zip(slip.spent, times.seconds, strict=True)
+            spent[what] / seconds
+            for spent, seconds in zip(result.spent, times.seconds, strict=True)
         )
-        for slip in slips
+        for result in results
     ]
 
 
-def _bubble(slips: Sequence[Slip], times: Times) -> float | None:
-    busy = _shares(slips, times, "busy")
+def _bubble(results: Sequence[RankResult], times: Times) -> float | None:
+    busy = _shares(results, times, "busy")
     return None if busy is None else 1 - mean(busy)
 
 

@@ -14,16 +14,16 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.device import Device
-from pipeline_local.blueprint.run_plan import Schedule
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.heads import Head, Site, copies
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
@@ -43,7 +43,7 @@ class Blueprint:
         input_shapes: of each block, for one sample.
         output_shapes: of each block, for one sample.
         modules: the blocks of each module.
-        schedule: what happens when.
+        run_plan: what happens when.
         device: what stages compute on, unless a profile says so.
     """
 
@@ -53,7 +53,7 @@ class Blueprint:
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
     modules: tuple[range, ...]
-    schedule: Schedule
+    run_plan: RunPlan
     device: Device
 
     @property
@@ -62,21 +62,21 @@ class Blueprint:
         return torch.float64 if self.config.precision == "float64" else torch.float32
 
     @property
-    def crossing(self) -> Crossing:
+    def wire_format(self) -> WireFormat:
         """How activations and gradients cross between modules."""
-        return Crossing.of(self.config)
+        return WireFormat.of(self.config)
 
     def contract(self, index: int) -> Contract:
         """What crosses the edge between module `index` (from 0) and the next one."""
-        data, train, crossing = self.config.data, self.config.train, self.crossing
-        _, *shape = crossing.shape((1, *self.output_shapes[self.modules[index][-1]]))
+        data, train, wire_format = self.config.data, self.config.train, self.wire_format
+        _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
         classes, soft = self.info.num_classes, data.mixup > 0
         return Contract(
-            activations=Spec((micro, *shape), crossing.activations),
-            gradients=Spec((micro, *shape), crossing.gradients),
+            activations=Spec((micro, *shape), wire_format.activations),
+            gradients=Spec((micro, *shape), wire_format.gradients),
             labels=Spec((micro, classes), torch.float32) if soft else Spec((micro,), torch.int64),
-            test_activations=Spec((data.batch_size, *shape), crossing.activations),
+            test_activations=Spec((data.batch_size, *shape), wire_format.activations),
             test_labels=Spec((data.batch_size,), torch.int64),
             test_votes=Spec((data.batch_size, classes), torch.float32),
         )
@@ -98,11 +98,11 @@ class Blueprint:
             compile_part(head)
         return self.assembled(index, body, head)
 
-    def outline(self, index: int, device: torch.device) -> LocalModule:
+    def fake_module(self, index: int, device: torch.device) -> LocalModule:
         """The same module in unfilled memory, not compiled, for a FakeTensorMode."""
         with unset_fake_temporarily():  # paper is of another kind than what is drawn on it
-            paper = [*self.paper_body(index), self.paper_head(index)]
-        *blocks, head = [backbones.hollow(part, device, self.dtype) for part in paper]
+            paper = [*self.meta_body(index), self.meta_head(index)]
+        *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in paper]
         return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
 
     def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
@@ -115,7 +115,7 @@ class Blueprint:
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
             layout=self.backbone.layout,
-            crossing=self.crossing,
+            wire_format=self.wire_format,
         )
         make = partial(optimizer.build, config.optimizer)
         return LocalModule(index, body, head, make, rules)
@@ -164,11 +164,11 @@ class Blueprint:
         seed = seeds.derive(self.config.train.seed, "head", index)
         return self.fresh_head(self._auxiliary_head(index), seed, device)
 
-    def paper_body(self, index: int) -> list[nn.Module]:
+    def meta_body(self, index: int) -> list[nn.Module]:
         """A module's blocks on the meta device."""
         return [block.module for block in self.blocks(index)]
 
-    def paper_head(self, index: int) -> nn.Module:
+    def meta_head(self, index: int) -> nn.Module:
         """A module's head on the meta device."""
         if self.is_last(index):
             return self.backbone.classifier.module

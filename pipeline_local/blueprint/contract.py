@@ -7,7 +7,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from pipeline_local.blueprint.run_plan import Evaluate, Schedule
+from pipeline_local.blueprint.run_plan import Evaluate, RunPlan
 from pipeline_local.learning.step import Step
 
 
@@ -39,20 +39,20 @@ class Contract:
     test_labels: Spec
     test_votes: Spec
 
-    def traffic(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+    def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message of a run from step `start` on, in order."""
-        for action in schedule.actions(start):
+        for action in run_plan.actions(start):
             if isinstance(action, Step):
                 for _ in range(action.microbatches):
                     yield self.activations, self.labels
                     if action.compare:
                         yield (self.gradients,)
             elif isinstance(action, Evaluate):
-                for _ in range(schedule.test_batches):
+                for _ in range(run_plan.test_batches):
                     yield self.test_activations, self.test_labels, self.test_votes
 
-    def feedback(self, schedule: Schedule, start: int) -> Iterator[tuple[Spec, ...]]:
+    def feedback(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message in the other direction: the input gradients, as they are heeded."""
-        for action in schedule.actions(start):
+        for action in run_plan.actions(start):
             if isinstance(action, Step) and action.heed:
                 yield from repeat((self.gradients,), action.microbatches)

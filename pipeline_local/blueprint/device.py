@@ -12,7 +12,7 @@ class Device:
     """What a stage computes on.
 
     Attributes:
-        type: torch's name of it: cpu, cuda, ...; a GPU's kernels keep other tensors (`fakes.py`).
+        type: torch's name of it: cpu, cuda, ...; a GPU's kernels keep other tensors (fake_mode.py).
         memory: bytes that it has, where its ranks share it with nobody; None where nobody says.
         workspaces: bytes that its libraries keep for themselves once they have worked, such as
             cuBLAS for each thread that has asked it for something; 0 where nobody says.

@@ -1,6 +1,6 @@
 """What happens when: steps, evaluations and checkpoints as a pure function of the configuration.
 
-Every rank derives the same schedule alone, so no control message is ever sent.
+Every rank derives the same run plan alone, so no control message is ever sent.
 """
 
 import math
@@ -30,7 +30,7 @@ Action = Step | Evaluate | Save
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RunPlan:
     """The whole run, known before it starts.
 
     Args:

@@ -1,6 +1,6 @@
 """Loader processes: where they come from, what they ignore and when they end.
 
-They come from a fork server: a rank has threads (gloo, NCCL, its board) and perhaps a CUDA context,
+They come from a fork server: a rank has threads (gloo, NCCL, its store) and perhaps a CUDA context,
 which a plain fork would copy in a broken state, while a spawned process would import torch again
 for every evaluation.
 """

@@ -70,7 +70,7 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.optimizer = optimizer(self.trainable)
-        self.guard = Guard(self, index + 1, rules.on_nan, rules.crossing.remedy if index else "")
+        self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self.under_way = UnderWay()
@@ -99,7 +99,7 @@ class LocalModule(nn.Module):
         loss = self._loss(logits, now.labels)
         params = [] if self._shifts else self._head_params
         now.output_grad, *now.head_grads = grad(loss, [y, *params], materialize_grads=True)
-        now.output_grad = self.rules.crossing.laid_out(now.output_grad)  # as the body's output
+        now.output_grad = self.rules.wire_format.laid_out(now.output_grad)  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.feedback:
             self.under_way.awaiting.push(
@@ -148,7 +148,7 @@ class LocalModule(nn.Module):
                 None for the last module, which nobody corrects.
         """
         number, microbatch, (y, labels) = self.under_way.awaiting.pop()
-        y = self.rules.crossing.laid_out(y)  # a checkpoint has not kept its strides
+        y = self.rules.wire_format.laid_out(y)  # a checkpoint has not kept its strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
             with FrozenStatistics(self):  # they have seen this batch
@@ -261,8 +261,8 @@ class LocalModule(nn.Module):
 
     def _laid_out(self, y: Tensor) -> Tensor:
         """What a body gives, as it crosses: the same on every placement, strides included."""
-        crossing = self.rules.crossing
-        return crossing.laid_out(y.to(crossing.inside))
+        wire_format = self.rules.wire_format
+        return wire_format.laid_out(y.to(wire_format.inside))
 
     def _run_head(self, y: Tensor) -> Tensor:
         seeds.reseed(y.device, *self._draw("head"))
@@ -296,5 +296,5 @@ class LocalModule(nn.Module):
         return self._pass
 
     def _autocast(self, x: Tensor) -> torch.autocast:
-        low = self.rules.crossing.inside == torch.bfloat16
+        low = self.rules.wire_format.inside == torch.bfloat16
         return torch.autocast(x.device.type, torch.bfloat16, enabled=low)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.layout import Layout
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.guard import OnNan
+from pipeline_local.learning.wire_format import WireFormat
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,6 @@ class Rules:
     on_nan: OnNan = "fail"
     layout: Layout = "NCHW"
     """Of activations between modules."""
-    crossing: Crossing = field(default_factory=Crossing)
+    wire_format: WireFormat = field(default_factory=WireFormat)
     """Dtypes of activations and signals, in the modules (bfloat16 also turns on autocast) and on
     their way."""

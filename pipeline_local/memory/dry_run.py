@@ -1,6 +1,6 @@
-"""A rehearsal: a stage's heaviest step on fake tensors, with every byte counted and none spent.
+"""A dry run: a stage's heaviest step on fake tensors, with every byte counted and none spent.
 
-The stage, its modules, optimizers and schedule are the real ones; only the tensors are fake. So
+The stage, its modules, optimizers and run plan are the real ones; only the tensors are fake. So
 nobody has to model by hand what is alive when: activations after act 1, the head's graph in act 2,
 gradients in act 3, the second pass of reconciliation, gradients of all modules before the update.
 What kernels allocate inside themselves is not seen; what libraries keep, a profile measures.
@@ -23,14 +23,14 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
 from pipeline_local.memory.fake_edges import Downstream, Upstream, made, num_bytes
-from pipeline_local.memory.fake_mode import fakes
-from pipeline_local.memory.live_bytes import LiveStorages
-from pipeline_local.models.backbone import hollow
+from pipeline_local.memory.fake_mode import fake_mode
+from pipeline_local.memory.live_bytes import LiveBytes
+from pipeline_local.models.backbone import fake_copy
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
 
 CPU = Device()
-PAPER = torch.device("cpu")
+FAKE_DEVICE = torch.device("cpu")
 """Where fakes are, whatever device they stand for."""
 
 
@@ -72,7 +72,7 @@ class StageBytes:
     act: str
 
 
-def rehearse(
+def stage_bytes(
     blueprint: Blueprint, numbers: Sequence[int], num_stages: int, device: Device = CPU
 ) -> StageBytes:
     """One stage's heaviest step, and an evaluation.
@@ -84,16 +84,16 @@ def rehearse(
         device: what the stage is to compute on.
 
     Raises:
-        UserError: the network asks for the value of a tensor, which a rehearsal has not.
+        UserError: the network asks for the value of a tensor, which a dry run has not.
     """
-    storages = LiveStorages()
+    live_bytes = LiveBytes()
     with _faked(blueprint, device):
-        modules = [blueprint.outline(number, PAPER) for number in numbers]
+        modules = [blueprint.fake_module(number, FAKE_DEVICE) for number in numbers]
         for module in modules:
             make_state(module.trainable, module.optimizer)
-            storages.hold(_statics(module))
-        acts = _Acts(storages)
-        with storages:
+            live_bytes.hold(_statics(module))
+        acts = _Acts(live_bytes)
+        with live_bytes:
             held = _perform(blueprint, modules, acts, num_stages)
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
@@ -107,30 +107,33 @@ def kept_by(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> lis
         start: the block in whose place the first of them stands.
 
     Raises:
-        UserError: as `rehearse`.
+        UserError: as `dry_run`.
     """
-    config, inside = blueprint.config, blueprint.crossing.inside
+    config, inside = blueprint.config, blueprint.wire_format.inside
     size = config.data.batch_size // config.train.microbatches
     dtype = inside if start else blueprint.dtype
-    kept, storages = [], LiveStorages()
+    kept, live_bytes = [], LiveBytes()
     with _faked(blueprint, CPU):
         shape = size, *blueprint.input_shapes[start]
         x = given = torch.empty(shape, dtype=dtype, requires_grad=start > 0)
-        storages.hold([given])  # a module keeps it anyway
+        live_bytes.hold([given])  # a module keeps it anyway
         for part in parts:
-            body = Body([hollow(part, PAPER, blueprint.dtype)], config.modules.recompute)
-            storages.hold([*body.parameters(), *body.buffers()])
-            before = storages.live
-            with storages, torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16):
+            body = Body([fake_copy(part, FAKE_DEVICE, blueprint.dtype)], config.modules.recompute)
+            live_bytes.hold([*body.parameters(), *body.buffers()])
+            before = live_bytes.live
+            with (
+                live_bytes,
+                torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16),
+            ):
                 x = body(x)
-            kept.append(storages.live - before)
+            kept.append(live_bytes.live - before)
     return kept
 
 
 @contextmanager
 def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
     """Tensors are fake meanwhile, and nothing random is drawn from anybody's generator."""
-    with torch.random.fork_rng(devices=[]), fakes(device.type):
+    with torch.random.fork_rng(devices=[]), fake_mode(device.type):
         try:
             yield
         except (NotImplementedError, RuntimeError) as error:
@@ -145,21 +148,21 @@ def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
 class _Acts(Trace):
     """Notes the most bytes alive in each act."""
 
-    def __init__(self, storages: LiveStorages) -> None:
+    def __init__(self, live_bytes: LiveBytes) -> None:
         super().__init__()
-        self._storages = storages
+        self._live_bytes = live_bytes
         self.peaks: dict[str, int] = defaultdict(int)
         self.kept: dict[int, int] = defaultdict(int)
 
     @contextmanager
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Record the enclosed work."""
-        before = self._storages.peak = self._storages.live
+        before = self._live_bytes.peak = self._live_bytes.live
         yield
         name = f"{act}, module {module + 1}"
-        self.peaks[name] = max(self.peaks[name], self._storages.peak)
+        self.peaks[name] = max(self.peaks[name], self._live_bytes.peak)
         if act == "forward":
-            self.kept[module] = max(self.kept[module], self._storages.live - before)
+            self.kept[module] = max(self.kept[module], self._live_bytes.live - before)
 
 
 def _perform(
@@ -170,7 +173,7 @@ def _perform(
         _fill_queues(blueprint, module, step)
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
-    downstream = Downstream(outer, blueprint.schedule.has_feedback)
+    downstream = Downstream(outer, blueprint.run_plan.has_feedback)
     stage = Stage(modules, upstream, downstream, acts)
     stage.train(step)
     if step.feedback and not step.heed:
@@ -199,8 +202,8 @@ def _heaviest(blueprint: Blueprint) -> Step:
         microbatches=blueprint.config.train.microbatches,
         reconcile=on and direction != "upstream",
         compare=True,
-        feedback=blueprint.schedule.has_feedback,
-        heed=blueprint.schedule.has_feedback and FEEDBACK_DELAY % reconcile.every == 0,
+        feedback=blueprint.run_plan.has_feedback,
+        heed=blueprint.run_plan.has_feedback and FEEDBACK_DELAY % reconcile.every == 0,
         log=True,
     )
 
@@ -231,17 +234,17 @@ def _inside(blueprint: Blueprint, index: int) -> Spec:
     """A module's activations, and their gradient, before they are rounded for the way."""
     size = blueprint.contract(index).activations.shape[0]
     shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
-    return Spec((size, *shape), blueprint.crossing.inside)
+    return Spec((size, *shape), blueprint.wire_format.inside)
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Most bytes that a module's queues hold."""
-    if not blueprint.schedule.has_feedback:
+    if not blueprint.run_plan.has_feedback:
         return 0
     held = [_inside(blueprint, index), blueprint.contract(index).labels]
     if index:
         held.append(_inside(blueprint, index - 1))
-    return blueprint.schedule.most_unheeded * num_bytes(held)
+    return blueprint.run_plan.most_unheeded * num_bytes(held)
 
 
 def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:

@@ -34,7 +34,7 @@ Reference"). A layer norm of bfloat16 so keeps a copy of its input that is twice
 
 
 @contextmanager
-def fakes(device: str = "cpu") -> Iterator[None]:
+def fake_mode(device: str = "cpu") -> Iterator[None]:
     """All tensors that are made meanwhile are fake.
 
     Args:

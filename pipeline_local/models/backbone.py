@@ -94,7 +94,7 @@ def materialize(
     return module.to(device=device, dtype=dtype)
 
 
-def hollow(module: M, device: torch.device, dtype: torch.dtype) -> M:
+def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
     """A copy of a meta module in unfilled memory: under a FakeTensorMode it takes none.
 
     `Module.to_empty` cannot make fake parameters.

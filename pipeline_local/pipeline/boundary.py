@@ -5,51 +5,51 @@ All that crosses between modules passes here and nowhere else, so that it is rou
 
 from torch import Tensor
 
-from pipeline_local.learning.crossing import Crossing
+from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.pipeline.edge import Downstream, Upstream
 
 
-class Above:
+class RoundedUpstream:
     """What the lower module sees: activations and signals come in wide, its gradients go narrow.
 
     Args:
         edge: carries the messages.
-        crossing: says how they are rounded.
+        wire_format: says how they are rounded.
     """
 
-    def __init__(self, edge: Upstream, crossing: Crossing) -> None:
+    def __init__(self, edge: Upstream, wire_format: WireFormat) -> None:
         self._edge = edge
-        self._crossing = crossing
+        self._wire_format = wire_format
 
     def recv(self) -> tuple[Tensor, ...]:
         """The next message: (activations, labels[, votes]) or (signal,)."""
         first, *others = self._edge.recv()
-        return self._crossing.widen(first), *others
+        return self._wire_format.widen(first), *others
 
     def reply(self, gradient: Tensor) -> None:
         """Send an input gradient back."""
-        self._edge.reply(self._crossing.round_gradient(gradient))
+        self._edge.reply(self._wire_format.round_gradient(gradient))
 
 
-class Below:
+class RoundedDownstream:
     """What the upper module sees: its activations and signals go narrow, feedback comes in wide.
 
     Args:
         edge: carries the messages.
-        crossing: says how they are rounded.
+        wire_format: says how they are rounded.
     """
 
-    def __init__(self, edge: Downstream, crossing: Crossing) -> None:
+    def __init__(self, edge: Downstream, wire_format: WireFormat) -> None:
         self._edge = edge
-        self._crossing = crossing
+        self._wire_format = wire_format
 
     def send(self, *tensors: Tensor) -> None:
         """Send a message: (activations, labels[, votes]) or (signal,)."""
         first, *others = tensors
-        crossing = self._crossing
-        narrow = crossing.round_activations if others else crossing.round_gradient
+        wire_format = self._wire_format
+        narrow = wire_format.round_activations if others else wire_format.round_gradient
         self._edge.send(narrow(first), *others)
 
     def feedback(self) -> tuple[Tensor, ...]:
         """(The oldest input gradient that was sent back,), or () where nobody answers."""
-        return tuple(map(self._crossing.widen, self._edge.feedback()))
+        return tuple(map(self._wire_format.widen, self._edge.feedback()))

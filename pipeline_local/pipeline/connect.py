@@ -8,15 +8,15 @@ import torch.distributed as dist
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.skipping import Skipped
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.p2p import GlooWire, NcclWire, StagedWire, WatchedWire, Wire
+from pipeline_local.pipeline.p2p import P2P, GlooP2P, NcclP2P, StagedP2P, WatchedP2P
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
-from pipeline_local.ranks.rank import NO_LIMIT, Kind, Place, connecting, device_backend
-from pipeline_local.watch.status import Whereabouts
+from pipeline_local.ranks.rank import NO_LIMIT, P2PKind, RankInfo, connecting, device_backend
+from pipeline_local.watch.status import RankStatus
 
 
 @dataclass(frozen=True)
-class Wires:
+class P2PEnds:
     """A stage's ends of the wires to its neighbours; None where it has none.
 
     Attributes:
@@ -26,36 +26,36 @@ class Wires:
         back_down: input gradients come back.
     """
 
-    up: Wire | None
-    down: Wire | None
-    back_up: Wire | None = None
-    back_down: Wire | None = None
+    up: P2P | None
+    down: P2P | None
+    back_up: P2P | None = None
+    back_down: P2P | None = None
 
 
-def lay(blueprint: Blueprint, place: Place, kind: Kind, whereabouts: Whereabouts) -> Wires:
+def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus) -> P2PEnds:
     """Make this stage's wires; all ranks call it together.
 
     Args:
         blueprint: the run.
-        place: this rank; its stage has the same number.
+        rank_info: this rank; its stage has the same number.
         kind: how the ranks talk.
-        whereabouts: of this rank; waits on the wires are noted there.
+        status: of this rank; waits on the wires are noted there.
     """
-    up, down = wires(place, kind, whereabouts)
-    if not blueprint.schedule.has_feedback:
-        return Wires(up, down)
+    up, down = open_p2p(rank_info, kind, status)
+    if not blueprint.run_plan.has_feedback:
+        return P2PEnds(up, down)
     # A receive that nccl has posted keeps its device busy until the message is there, and whatever
     # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
     # the chain that ends; with a message from below it would be a cycle (seen on an H200).
-    backward: Kind = "staged" if kind == "nccl" else kind
-    return Wires(up, down, *wires(place, backward, whereabouts, upwards=True))
+    backward: P2PKind = "staged" if kind == "nccl" else kind
+    return P2PEnds(up, down, *open_p2p(rank_info, backward, status, upwards=True))
 
 
 def connect(
     blueprint: Blueprint,
     modules: range,
-    place: Place,
-    laid: Wires,
+    rank_info: RankInfo,
+    laid: P2PEnds,
     start: int,
     skipped: Skipped | None = None,
 ) -> tuple[Source | Inlet, Nowhere | Outlet]:
@@ -64,29 +64,29 @@ def connect(
     Args:
         blueprint: the run.
         modules: of this stage.
-        place: this rank; its stage has the same number.
+        rank_info: this rank; its stage has the same number.
         laid: this stage's wires; no other edges use them any more.
         start: optimizer steps already done.
         skipped: gets the images that the data passes over.
     """
     return (
-        _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, place.device)
+        _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, rank_info.device)
         if laid.up
-        else _data(blueprint, place, start, skipped),
-        _outlet(blueprint, modules[-1], laid.down, laid.back_down, start, place.device)
+        else _data(blueprint, rank_info, start, skipped),
+        _outlet(blueprint, modules[-1], laid.down, laid.back_down, start, rank_info.device)
         if laid.down
         else Nowhere(),
     )
 
 
-def _data(blueprint: Blueprint, place: Place, start: int, skipped: Skipped | None) -> Source:
-    schedule = blueprint.schedule
+def _data(blueprint: Blueprint, rank_info: RankInfo, start: int, skipped: Skipped | None) -> Source:
+    run_plan = blueprint.run_plan
     return Source(
         blueprint.config,
         blueprint.info,
-        schedule.actions(start),
-        range(start, schedule.num_steps),
-        place.device,
+        run_plan.actions(start),
+        range(start, run_plan.num_steps),
+        rank_info.device,
         blueprint.dtype,
         skipped,
     )
@@ -95,37 +95,37 @@ def _data(blueprint: Blueprint, place: Place, start: int, skipped: Skipped | Non
 def _inlet(
     blueprint: Blueprint,
     index: int,
-    wire: Wire,
-    back: Wire | None,
+    p2p: P2P,
+    back: P2P | None,
     start: int,
     device: torch.device,
 ) -> Inlet:
-    contract, schedule = blueprint.contract(index), blueprint.schedule
-    messages = Receiver(wire, contract.traffic(schedule, start), device)
+    contract, run_plan = blueprint.contract(index), blueprint.run_plan
+    messages = Receiver(p2p, contract.traffic(run_plan, start), device)
     if back is None:
         return Inlet(messages)
-    replies = contract.feedback(schedule, start)
-    return Inlet(messages, Sender(back, replies, device, schedule.most_unheeded))
+    replies = contract.feedback(run_plan, start)
+    return Inlet(messages, Sender(back, replies, device, run_plan.most_unheeded))
 
 
 def _outlet(
     blueprint: Blueprint,
     index: int,
-    wire: Wire,
-    back: Wire | None,
+    p2p: P2P,
+    back: P2P | None,
     start: int,
     device: torch.device,
 ) -> Outlet:
-    contract, schedule = blueprint.contract(index), blueprint.schedule
-    messages = Sender(wire, contract.traffic(schedule, start), device)
+    contract, run_plan = blueprint.contract(index), blueprint.run_plan
+    messages = Sender(p2p, contract.traffic(run_plan, start), device)
     if back is None:
         return Outlet(messages)
-    return Outlet(messages, Receiver(back, contract.feedback(schedule, start), device))
+    return Outlet(messages, Receiver(back, contract.feedback(run_plan, start), device))
 
 
-def wires(
-    place: Place, kind: Kind, whereabouts: Whereabouts | None = None, upwards: bool = False
-) -> tuple[Wire | None, Wire | None]:
+def open_p2p(
+    rank_info: RankInfo, kind: P2PKind, status: RankStatus | None = None, upwards: bool = False
+) -> tuple[P2P | None, P2P | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
 
     Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
@@ -134,38 +134,38 @@ def wires(
     in its direction, so that its connection stands before the first step.
 
     Args:
-        place: this rank.
+        rank_info: this rank.
         kind: how the ranks talk.
-        whereabouts: of this rank; waits on the wires are noted there.
+        status: of this rank; waits on the wires are noted there.
         upwards: messages will flow from each stage to its upstream neighbour.
     """
-    upstream: Wire | None = None
-    downstream: Wire | None = None
-    at = whereabouts or Whereabouts()
-    edges = range(place.world_size - 1)
+    upstream: P2P | None = None
+    downstream: P2P | None = None
+    at = status or RankStatus()
+    edges = range(rank_info.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
-        backend = device_backend(place.device) if kind == "nccl" else "gloo"
+        backend = device_backend(rank_info.device) if kind == "nccl" else "gloo"
         with connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others
-        if place.rank == edge:
-            downstream = WatchedWire(_wire(kind, group, edge + 1, place.device), edge + 1, at)
-            _connect(downstream, place.device, sends=not upwards)
+        if rank_info.rank == edge:
+            downstream = WatchedP2P(_p2p(kind, group, edge + 1, rank_info.device), edge + 1, at)
+            _connect(downstream, rank_info.device, sends=not upwards)
         else:
-            upstream = WatchedWire(_wire(kind, group, edge, place.device), edge, at)
-            _connect(upstream, place.device, sends=upwards)
+            upstream = WatchedP2P(_p2p(kind, group, edge, rank_info.device), edge, at)
+            _connect(upstream, rank_info.device, sends=upwards)
     return upstream, downstream
 
 
-def _connect(wire: Wire, device: torch.device, sends: bool) -> None:
+def _connect(p2p: P2P, device: torch.device, sends: bool) -> None:
     if sends:
-        wire.isend(torch.zeros(1, device=device)).wait()
+        p2p.isend(torch.zeros(1, device=device)).wait()
     else:
-        wire.irecv((1,), torch.float32).wait()
+        p2p.irecv((1,), torch.float32).wait()
 
 
-def _wire(kind: Kind, group: dist.ProcessGroup, peer: int, device: torch.device) -> Wire:
+def _p2p(kind: P2PKind, group: dist.ProcessGroup, peer: int, device: torch.device) -> P2P:
     if kind == "gloo":
-        return GlooWire(group, peer)
-    return (NcclWire if kind == "nccl" else StagedWire)(group, peer, device)
+        return GlooP2P(group, peer)
+    return (NcclP2P if kind == "nccl" else StagedP2P)(group, peer, device)

@@ -53,7 +53,7 @@ class Nowhere:
         return ()
 
 
-class Local:
+class InProcessQueue:
     """Both ends of an edge inside one stage; upstream always sends before downstream receives."""
 
     def __init__(self) -> None:

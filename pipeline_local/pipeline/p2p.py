@@ -1,9 +1,9 @@
 """How one tensor crosses between two processes: one class per real difference.
 
-    GlooWire     CPU tensors over gloo
-    StagedWire   GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
-    NcclWire     GPU tensors over nccl
-    WatchedWire  any of them, known to the watchdog while it waits
+    GlooP2P      CPU tensors over gloo
+    StagedP2P    GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
+    NcclP2P      GPU tensors over nccl
+    WatchedP2P   any of them, known to the watchdog while it waits
 
 Every edge has a two-rank process group of its own, so nothing on it can be reordered or blocked
 by another edge.
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.errors import NeighbourLostError
-from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.status import RankStatus
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Pending:
     wait: Callable[[], Tensor]
 
 
-class Wire(Protocol):
+class P2P(Protocol):
     """One end of an edge; tensors arrive in the order they were sent."""
 
     def isend(self, tensor: Tensor) -> Pending:
@@ -48,7 +48,7 @@ class Wire(Protocol):
         ...
 
 
-class GlooWire:
+class GlooP2P:
     """CPU tensors over gloo.
 
     Args:
@@ -94,7 +94,7 @@ def _neighbour(peer: int) -> Iterator[None]:
         raise NeighbourLostError(peer, reason) from error
 
 
-class StagedWire:
+class StagedP2P:
     """GPU tensors over gloo, through pinned host memory.
 
     The copy to the host has a stream of its own and the wait for it a thread of its own, so that
@@ -102,7 +102,7 @@ class StagedWire:
     """
 
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
-        self._gloo = GlooWire(group, peer, pinned=True)
+        self._gloo = GlooP2P(group, peer, pinned=True)
         self._device = device
         self._stream = torch.Stream(device)
         self._thread = ThreadPoolExecutor(1, "staged-wire")
@@ -128,7 +128,7 @@ class StagedWire:
         return Pending(arriving.tensor, lambda: arriving.wait().to(self._device, non_blocking=True))
 
 
-class NcclWire:
+class NcclP2P:
     """GPU tensors over nccl. Waiting for a receive orders streams only; the host goes on.
 
     Receives are posted on a side stream: on the compute stream they would queue behind all the
@@ -171,31 +171,31 @@ class NcclWire:
         return Pending(tensor, wait)
 
 
-class WatchedWire:
+class WatchedP2P:
     """Any wire; while the host waits on it, the rank's whereabouts name the peer.
 
     Args:
-        wire: does the work.
+        p2p: does the work.
         peer: global rank of the other end.
-        whereabouts: of this rank.
+        status: of this rank.
     """
 
-    def __init__(self, wire: Wire, peer: int, whereabouts: Whereabouts) -> None:
-        self._wire = wire
+    def __init__(self, p2p: P2P, peer: int, status: RankStatus) -> None:
+        self._p2p = p2p
         self._peer = peer
-        self._whereabouts = whereabouts
+        self._status = status
 
     def isend(self, tensor: Tensor) -> Pending:
         """Start sending."""
-        return self._watched(self._wire.isend(tensor))
+        return self._watched(self._p2p.isend(tensor))
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
         """Post a receive."""
-        return self._watched(self._wire.irecv(shape, dtype))
+        return self._watched(self._p2p.irecv(shape, dtype))
 
     def _watched(self, pending: Pending) -> Pending:
         def wait() -> Tensor:
-            with self._whereabouts.waiting(self._peer):
+            with self._status.waiting(self._peer):
                 return pending.wait()
 
         return Pending(pending.tensor, wait)

@@ -1,4 +1,4 @@
-"""The first module's upstream: batches of the data, in the order the schedule asks for them."""
+"""The first module's upstream: batches of the data, in the order the run plan asks for them."""
 
 from collections.abc import Generator, Iterable
 

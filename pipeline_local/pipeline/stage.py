@@ -23,8 +23,8 @@ from functools import partial
 from pipeline_local.learning.loss import Score
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.boundary import Above, Below
-from pipeline_local.pipeline.edge import Downstream, Local, Upstream
+from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
+from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
 from pipeline_local.record.trace import Trace
 
 
@@ -39,9 +39,9 @@ class Link:
 
 def _link(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Link:
     """A module between boundaries; data is none."""
-    crossing = module.rules.crossing
-    above = Above(upstream, crossing) if module.index else upstream
-    return Link(above, module, Below(downstream, crossing))
+    wire_format = module.rules.wire_format
+    above = RoundedUpstream(upstream, wire_format) if module.index else upstream
+    return Link(above, module, RoundedDownstream(downstream, wire_format))
 
 
 class Stage:
@@ -61,7 +61,7 @@ class Stage:
         downstream: Downstream,
         trace: Trace,
     ) -> None:
-        inner = [Local() for _ in modules[1:]]
+        inner = [InProcessQueue() for _ in modules[1:]]
         sources: list[Upstream] = [upstream, *inner]
         targets: list[Downstream] = [*inner, downstream]
         self.modules = list(modules)

@@ -9,7 +9,7 @@ is sent.
     Receiver    its downstream end
     Inlet       what a stage has upstream: a receiver, and a sender for the feedback
     Outlet      what a stage has downstream: a sender, and a receiver for the feedback
-    wires.py    how one tensor gets across: gloo, staged through pinned memory, nccl
+    p2p.py      how one tensor gets across: gloo, staged through pinned memory, nccl
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.pipeline.edge import Message
-from pipeline_local.pipeline.p2p import Pending, Wire
+from pipeline_local.pipeline.p2p import P2P, Pending
 from pipeline_local.record.stopwatch import Stopwatch
 
 DEPTH = 2
@@ -32,7 +32,7 @@ class Sender:
     """The upstream end of an edge between processes.
 
     Args:
-        wire: carries single tensors.
+        p2p: carries single tensors.
         traffic: what will be sent, in order.
         device: where the tensors are.
         depth: most messages that may be unfinished; the next send waits for the oldest. That is
@@ -41,12 +41,12 @@ class Sender:
 
     def __init__(
         self,
-        wire: Wire,
+        p2p: P2P,
         traffic: Iterator[tuple[Spec, ...]],
         device: torch.device,
         depth: int = DEPTH,
     ) -> None:
-        self._wire = wire
+        self._p2p = p2p
         self._device = device
         self._traffic = traffic
         self._next = next(traffic, None)
@@ -78,7 +78,7 @@ class Sender:
         self._next = next(self._traffic, None)
         while len(self._unfinished) >= self._depth:
             self._finish_oldest()
-        self._unfinished.append([self._wire.isend(tensor) for tensor in tensors])
+        self._unfinished.append([self._p2p.isend(tensor) for tensor in tensors])
 
     def finish(self) -> None:
         """Wait until everything has been taken over by the other end, which is to do no more.
@@ -88,7 +88,7 @@ class Sender:
         """
         specs, self._next = self._next or (), None
         zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=self._device) for spec in specs]
-        self._unfinished.append([self._wire.isend(tensor) for tensor in zeros])
+        self._unfinished.append([self._p2p.isend(tensor) for tensor in zeros])
         while self._unfinished:
             self._finish_oldest()
 
@@ -104,15 +104,13 @@ class Receiver:
     Never more than one: a posted NCCL receive occupies the communicator (pytorch#165664).
 
     Args:
-        wire: carries single tensors.
+        p2p: carries single tensors.
         traffic: what will come, in order.
         device: where the tensors will be.
     """
 
-    def __init__(
-        self, wire: Wire, traffic: Iterator[tuple[Spec, ...]], device: torch.device
-    ) -> None:
-        self._wire = wire
+    def __init__(self, p2p: P2P, traffic: Iterator[tuple[Spec, ...]], device: torch.device) -> None:
+        self._p2p = p2p
         self._traffic = traffic
         self._posted = self._post()
         self._arrival = Stopwatch(device)
@@ -140,7 +138,7 @@ class Receiver:
                 self.recv()
 
     def _post(self) -> list[Pending]:
-        return [self._wire.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]
+        return [self._p2p.irecv(spec.shape, spec.dtype) for spec in next(self._traffic, ())]
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Inlet:
 
     def reply(self, gradient: Tensor) -> None:
         """Start sending an input gradient back, unless the run ends before it would be heeded."""
-        assert self.replies is not None, "the schedule has feedback, and so has the edge"
+        assert self.replies is not None, "the run plan has feedback, and so has the edge"
         if not self.replies.done:
             self.replies.send(gradient)
 
@@ -202,7 +200,7 @@ class Outlet:
 
     def feedback(self) -> Message:
         """The oldest input gradient that came back; it has been on its way for several steps."""
-        assert self.replies is not None, "the schedule has feedback, and so has the edge"
+        assert self.replies is not None, "the run plan has feedback, and so has the edge"
         return self.replies.recv()
 
     def finish(self, replies: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from pipeline_local.blueprint.blueprint import Blueprint, head_key
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
-from pipeline_local.memory.dry_run import kept_by, rehearse
+from pipeline_local.memory.dry_run import kept_by, stage_bytes
 from pipeline_local.placement import partition
 from pipeline_local.placement.costs import Costs, possible_heads
 
@@ -27,17 +27,17 @@ Part = tuple[int, range]
 """Its number, from 0, and what it holds."""
 
 
-def best_modules(sketch: Blueprint, costs: Sequence[Costs]) -> list[range]:
+def best_modules(uncut: Blueprint, costs: Sequence[Costs]) -> list[range]:
     """The blocks of each module, were each alone on its device.
 
     Args:
-        sketch: may have other modules.
+        uncut: may have other modules.
         costs: on the device of each module.
 
     Raises:
         UserError: no such modules fit.
     """
-    count, last = len(costs), len(sketch.backbone.blocks)
+    count, last = len(costs), len(uncut.backbone.blocks)
 
     def cost(part: Part) -> float:
         index, blocks = part
@@ -47,19 +47,19 @@ def best_modules(sketch: Blueprint, costs: Sequence[Costs]) -> list[range]:
 
     def peak(part: Part, cut: Sequence[range]) -> int:
         index, _ = part
-        drawn = replace(sketch, modules=tuple(cut))
-        return rehearse(drawn, [index], count, costs[index].device).peak
+        drawn = replace(uncut, modules=tuple(cut))
+        return stage_bytes(drawn, [index], count, costs[index].device).peak
 
     def alike(index: int) -> Hashable:
         if index == count - 1:
             return index == 0, None
-        return index == 0, copies(sketch.config.head, index, count, last)
+        return index == 0, copies(uncut.config.head, index, count, last)
 
-    grows = _grows(sketch)
-    return _Search("modules", cost, peak, alike, grows, room(sketch, costs)).best(last)
+    grows = _grows(uncut)
+    return _Search("modules", cost, peak, alike, grows, room(uncut, costs)).best(last)
 
 
-def even_memory(sketch: Blueprint, count: int) -> list[range]:
+def even_memory(uncut: Blueprint, count: int) -> list[range]:
     """The blocks of each of so many modules, of which the one that keeps most keeps least.
 
     What modules on one device take together is what they always hold, and what the largest keeps
@@ -69,10 +69,10 @@ def even_memory(sketch: Blueprint, count: int) -> list[range]:
     Raises:
         UserError: no heads fit behind any such modules.
     """
-    blocks = [block.module for block in sketch.backbone.blocks]
-    first = kept_by(sketch, blocks, 0)  # from images, so maybe in another precision
-    later = [0, *kept_by(sketch, blocks[1:], 1)] if len(blocks) > 1 else first
-    heads = {key: _kept_by_head(sketch, head, key[0]) for key, head in possible_heads(sketch)}
+    blocks = [block.module for block in uncut.backbone.blocks]
+    first = kept_by(uncut, blocks, 0)  # from images, so maybe in another precision
+    later = [0, *kept_by(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
+    heads = {key: _kept_by_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
 
     def keeps(index: int, part: range) -> float:
         kept = sum((later if part.start else first)[block] for block in part)
@@ -80,7 +80,7 @@ def even_memory(sketch: Blueprint, count: int) -> list[range]:
             return kept if part.stop == len(blocks) else math.inf
         if part.stop == len(blocks):
             return math.inf
-        key = head_key(sketch.config, part.stop, len(blocks), index, count)
+        key = head_key(uncut.config, part.stop, len(blocks), index, count)
         return kept + heads.get(key, math.inf)
 
     cut = partition.cheapest(len(blocks), count, keeps)
@@ -92,8 +92,8 @@ def even_memory(sketch: Blueprint, count: int) -> list[range]:
     return cut
 
 
-def _kept_by_head(sketch: Blueprint, head: nn.Module, end: int) -> int:
-    return sum(kept_by(sketch, [head], end))
+def _kept_by_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
+    return sum(kept_by(uncut, [head], end))
 
 
 def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
@@ -119,7 +119,7 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
         return max(computing(part), above / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
-        return rehearse(blueprint, part[1], len(costs), costs[part[0]].device).peak
+        return stage_bytes(blueprint, part[1], len(costs), costs[part[0]].device).peak
 
     def alike(_: int) -> Hashable:
         return None
@@ -139,8 +139,8 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
 
 def _lines(blueprint: Blueprint) -> list[float]:
     """Bytes that come to each module in an average step, from a device above."""
-    crossing, signals = blueprint.crossing, blueprint.schedule.part_that_compares
-    width = crossing.activations.itemsize + signals * crossing.gradients.itemsize
+    wire_format, signals = blueprint.wire_format, blueprint.run_plan.part_that_compares
+    width = wire_format.activations.itemsize + signals * wire_format.gradients.itemsize
     shapes = [blueprint.input_shapes[blocks.start] for blocks in blueprint.modules[1:]]
     sizes = [blueprint.config.data.batch_size * math.prod(shape) for shape in shapes]
     return [0.0, *(size * width for size in sizes)]

@@ -38,8 +38,8 @@ def is_bp_free(blueprint: Blueprint) -> bool:
     So no error is chained through two trainable layers of the network.
     """
     numbers = range(len(blueprint.modules))
-    bodies = [sum(map(_num_matrices, blueprint.paper_body(k))) for k in numbers]
-    heads = [_num_matrices(blueprint.paper_head(k)) for k in numbers]
+    bodies = [sum(map(_num_matrices, blueprint.meta_body(k))) for k in numbers]
+    heads = [_num_matrices(blueprint.meta_head(k)) for k in numbers]
     return len(numbers) > 1 and max(*bodies, *heads) <= 1
 
 

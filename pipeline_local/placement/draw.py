@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
-from pipeline_local.blueprint.run_plan import Schedule
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -37,7 +37,7 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
         input_shapes=(info.image_shape, *outputs[:-1]),
         output_shapes=tuple(outputs),
         modules=(range(len(outputs)),),
-        schedule=Schedule(config, info.num_train, info.num_test),
+        run_plan=RunPlan(config, info.num_train, info.num_test),
         device=device or Device.here(),
     )
     blueprint = _cut(uncut)
@@ -73,7 +73,7 @@ def _check_layout(config: Config, backbone: Backbone) -> None:
 
 def _check_trainable(blueprint: Blueprint) -> None:
     for index in range(len(blueprint.modules)):
-        parts = [*blueprint.paper_body(index), blueprint.paper_head(index)]
+        parts = [*blueprint.meta_body(index), blueprint.meta_head(index)]
         if not any(p.requires_grad for part in parts for p in part.parameters()):
             names = ", ".join(block.name for block in blueprint.blocks(index))
             raise UserError(

@@ -96,9 +96,9 @@ def doubts(costs: Costs, device: str) -> list[str]:
     return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: what it predicts may not hold"]
 
 
-def _measured_on(place: str) -> str:
+def _measured_on(where: str) -> str:
     """Where costs come from."""
-    return f"measured on {place}"
+    return f"measured on {where}"
 
 
 def row(cost: Cost | Link) -> dict[str, float]:

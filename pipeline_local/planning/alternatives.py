@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
-from pipeline_local.memory.dry_run import rehearse
+from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import partition
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
@@ -37,7 +37,7 @@ def alternatives(placement: Placement) -> tuple[Alternative, ...]:
     blueprint, devices = placement.blueprint, len(placement.stages)
     size, device = blueprint.config.data.batch_size, placement.costs[0].device
     whole = _backpropagation(blueprint, size, device)
-    peak = rehearse(whole, range(1), 1, whole.device).peak
+    peak = stage_bytes(whole, range(1), 1, whole.device).peak
     seconds = step_seconds(blueprint, "ddp", 1)
     found = [Alternative("BP, 1 device", peak, 0.0, 0.0, seconds)]
     if devices > 1:
@@ -86,7 +86,7 @@ def _data_parallel(blueprint: Blueprint, devices: int, device: Device) -> Altern
     """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
     part = blueprint.config.data.batch_size // devices
     whole = _backpropagation(blueprint, part, device)
-    held = rehearse(whole, range(1), 1, whole.device)
+    held = stage_bytes(whole, range(1), 1, whole.device)
     gradients = held.modules[0].gradients
     traffic = 2 * gradients * (devices - 1) / devices
     return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic, None)

@@ -34,7 +34,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
 
 Batch = tuple[Tensor, Tensor]
@@ -78,10 +78,10 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
         raise UserError(f"--batches: at least 1, got {num_batches}")
     if output is not None:
         newfile.check("--json", output)
-    place = Place()
-    device = place.device
+    rank_info = RankInfo()
+    device = rank_info.device
     blueprint, modules, step = finished.load(run, device)
-    place.prepare(blueprint.config.parallel)
+    rank_info.prepare(blueprint.config.parallel)
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
     _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")

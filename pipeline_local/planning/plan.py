@@ -16,7 +16,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
-from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, rehearse
+from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, stage_bytes
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement import balance
 from pipeline_local.placement.costs import Costs, Link, ModuleCost, Unit
@@ -149,7 +149,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         unit=costs[0].unit,
         origin="; ".join(dict.fromkeys(each.origin for each in costs)),
         batch_size=config.data.batch_size,
-        steps=blueprint.schedule.num_steps,
+        steps=blueprint.run_plan.num_steps,
         seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
         edges=tuple(
@@ -157,7 +157,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
             for part, below in zip(parts, costs[1:], strict=False)
         ),
         imbalance=_imbalance(totals),
-        fill=_fill(stages, config.train.microbatches, blueprint.schedule.num_steps),
+        fill=_fill(stages, config.train.microbatches, blueprint.run_plan.num_steps),
         stage_cut=_best_stages(placement),
         module_cut=_best_modules(placement),
         even_memory=_even_memory(placement),
@@ -190,7 +190,7 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
     rooms = balance.room(blueprint, placement.costs)
     rows = zip(placement.stages, placement.costs, placement.module_costs, rooms, strict=True)
     for part, on_device, costs, room in rows:
-        memory = rehearse(blueprint, part, count, on_device.device)
+        memory = stage_bytes(blueprint, part, count, on_device.device)
         modules = tuple(
             ModulePlan(
                 number=index + 1,
@@ -207,8 +207,8 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
     micro = blueprint.config.train.microbatches
-    signals = blueprint.schedule.part_that_compares * micro
-    feedback = micro / reconcile.every if blueprint.schedule.has_feedback else 0.0
+    signals = blueprint.run_plan.part_that_compares * micro
+    feedback = micro / reconcile.every if blueprint.run_plan.has_feedback else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(
@@ -248,7 +248,7 @@ def _even_memory(placement: Placement) -> int | None:
     modules = replace(config.modules, cuts="memory", count=count)
     try:
         even = draw_blueprint(replace(config, modules=modules), blueprint.info, blueprint.device)
-        return rehearse(even, range(count), 1, device).peak
+        return stage_bytes(even, range(count), 1, device).peak
     except UserError:
         return None
 

@@ -31,7 +31,7 @@ from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Cost, Link, possible_heads
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning.line import Line
-from pipeline_local.ranks.rank import Place, joined
+from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record.metrics import settle
 
 TINY = 1e-8
@@ -57,7 +57,7 @@ def check(runs: int, output: Path, num_ranks: int) -> None:
         newfile.check("--output", path)
 
 
-def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Place) -> str:
+def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: RankInfo) -> str:
     """Measure everything and save it; several ranks do so at once, each on its own device.
 
     Args:
@@ -65,7 +65,7 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
         info: facts of the data; images are drawn at random.
         runs: repetitions of each part; medians are kept.
         output: a new file.
-        place: of this rank; it computes with as many threads as torch is set to.
+        rank_info: of this rank; it computes with as many threads as torch is set to.
 
     Returns:
         A line for people on the first rank; "" on all others.
@@ -73,24 +73,24 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, place: Plac
     Raises:
         UserError: no repetition, or the file exists already or cannot be written.
     """
-    check(runs, output, place.world_size)
-    own = files(output, place.world_size)[place.rank]
-    with joined(place, place.group_backend(config.parallel)):
-        facts = measure(config, info, runs, place)
+    check(runs, output, rank_info.world_size)
+    own = files(output, rank_info.world_size)[rank_info.rank]
+    with joined(rank_info, rank_info.group_backend(config.parallel)):
+        facts = measure(config, info, runs, rank_info)
     profile_file.save(facts, own)
-    if place.rank:
+    if rank_info.rank:
         return ""
-    names = ",".join(map(str, files(output, place.world_size)))
+    names = ",".join(map(str, files(output, rank_info.world_size)))
     return (
         f"{len(facts['blocks'])} blocks, {len(facts['heads'])} heads measured on"
         f" {facts['device']['name']}; use it with modules.profile="
-        + (names if place.world_size == 1 else f"[{names}]")
+        + (names if rank_info.world_size == 1 else f"[{names}]")
     )
 
 
-def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str, Any]:
+def measure(config: Config, info: DataInfo, runs: int, rank_info: RankInfo) -> dict[str, Any]:
     """What `profilefile` saves of this rank; all of them call it together."""
-    bench = _Bench(config, info, runs, place.device)
+    bench = _Bench(config, info, runs, rank_info.device)
     blueprint = bench.blueprint
     blocks = blueprint.backbone.blocks
     facts = {
@@ -105,22 +105,22 @@ def measure(config: Config, info: DataInfo, runs: int, place: Place) -> dict[str
             for (end, copies), head in possible_heads(blueprint)
         ],
         "classifier": profile_file.row(bench.classifier()),
-        "link": profile_file.row(_link(blueprint, runs, place)),
+        "link": profile_file.row(_link(blueprint, runs, rank_info)),
     }
-    return {**facts, "device": _device(place)}  # last, as it tells what has been left behind
+    return {**facts, "device": _device(rank_info)}  # last, as it tells what has been left behind
 
 
-def _link(blueprint: Blueprint, runs: int, place: Place) -> Link:
+def _link(blueprint: Blueprint, runs: int, rank_info: RankInfo) -> Link:
     """By messages as large as a microbatch's activations between two blocks are at most."""
     config = blueprint.config
     samples = config.data.batch_size // config.train.microbatches
-    size = samples * blueprint.crossing.activations.itemsize
+    size = samples * blueprint.wire_format.activations.itemsize
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         return Line(num_bytes, runs, torch.device("cpu")).between_threads()
-    by_device = place.wire_kind(config.parallel) == "nccl"
-    device = place.device if by_device else torch.device("cpu")
-    return Line(num_bytes, runs, device).between_ranks(place.rank, place.world_size)
+    by_device = rank_info.p2p_kind(config.parallel) == "nccl"
+    device = rank_info.device if by_device else torch.device("cpu")
+    return Line(num_bytes, runs, device).between_ranks(rank_info.rank, rank_info.world_size)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class _Bench:
             compile_part(head)
         module = self.blueprint.assembled(index, whole, head)
         size = config.data.batch_size // config.train.microbatches
-        dtype = self.blueprint.crossing.inside if index else self.blueprint.dtype
-        x = self.blueprint.crossing.laid_out(self._random(size, *shape).to(self._device, dtype))
+        dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
+        x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))
         labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())
 
@@ -260,12 +260,12 @@ class _Bench:
         return time.perf_counter() - begin
 
 
-def _device(place: Place) -> dict[str, Any]:
-    device = place.device
+def _device(rank_info: RankInfo) -> dict[str, Any]:
+    device = rank_info.device
     is_gpu = device.type != "cpu"
-    own = is_gpu and place.local_world_size <= torch.accelerator.device_count()
+    own = is_gpu and rank_info.local_world_size <= torch.accelerator.device_count()
     return {
-        "name": place.device_name,
+        "name": rank_info.device_name,
         "type": device.type,
         "memory": _memory(device) if own else None,
         "workspaces": _left_behind(device) if is_gpu else 0,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
-from pipeline_local.ranks.rendezvous import meet
+from pipeline_local.ranks.rendezvous import rendezvous
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for the other ranks to come."""
@@ -24,11 +24,11 @@ NO_LIMIT = timedelta(days=1)
 MEETING = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
 
-Kind = Literal["gloo", "staged", "nccl"]
+P2PKind = Literal["gloo", "staged", "nccl"]
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One rank among all, as the launcher (torchrun, deepspeed, ours) set it up."""
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Place:
     """Not for the first time: torchrun has restarted the ranks after a failure."""
 
     @classmethod
-    def from_environment(cls) -> "Place":
+    def from_environment(cls) -> "RankInfo":
         """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
         Raises:
@@ -116,7 +116,7 @@ class Place:
             # TF32 would drown the small differences that reconciliation is about
             torch.backends.cudnn.allow_tf32 = False
 
-    def wire_kind(self, config: ParallelConfig) -> Kind:
+    def p2p_kind(self, config: ParallelConfig) -> P2PKind:
         """How this rank can talk to its neighbours.
 
         Raises:
@@ -135,7 +135,7 @@ class Place:
 
     def group_backend(self, config: ParallelConfig) -> str:
         """Of a group that carries the CPU's tensors, and between devices theirs (collectives)."""
-        if self.world_size == 1 or self.wire_kind(config) != "nccl":
+        if self.world_size == 1 or self.p2p_kind(config) != "nccl":
             return "gloo"
         return f"cpu:gloo,{self.device.type}:{device_backend(self.device)}"
 
@@ -152,8 +152,8 @@ class Place:
         threads = self.threads(config)
         reason = "parallel.threads" if config.threads else f"{cores} cores / ranks of this host"
         stages = f"{self.world_size} stage{'s' if self.world_size > 1 else ''}"
-        wire = f" over {self.wire_kind(config)}" if self.world_size > 1 else ""
-        return f"{stages} on {self.device.type}{wire}; {threads} CPU threads each ({reason})"
+        over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
+        return f"{stages} on {self.device.type}{over}; {threads} CPU threads each ({reason})"
 
 
 def _refuse_bare_srun() -> None:
@@ -166,7 +166,7 @@ def _refuse_bare_srun() -> None:
         )
 
 
-def common_kind(kinds: Sequence[Kind]) -> Kind:
+def common_kind(kinds: Sequence[P2PKind]) -> P2PKind:
     """How all ranks of a run talk, given how each of them could.
 
     Raises:
@@ -182,28 +182,28 @@ def common_kind(kinds: Sequence[Kind]) -> Kind:
 
 
 @contextmanager
-def joined(place: Place, backend: str = "gloo") -> Iterator[dist.Store]:
+def joined(rank_info: RankInfo, backend: str = "gloo") -> Iterator[dist.Store]:
     """Meet all other ranks; gives the store that all of them share.
 
     Args:
-        place: this rank.
+        rank_info: this rank.
         backend: of the group of all ranks.
 
     Raises:
         UserError: no such meeting point, its port is taken, or not all came in time.
         NeighbourLostError: another rank has come, and is gone again.
     """
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         yield dist.HashStore()
         return
     store = _meeting_point()
     with connecting():
-        store = meet(store, place.rank, place.world_size, MEETING)
+        store = rendezvous(store, rank_info.rank, rank_info.world_size, MEETING)
         dist.init_process_group(
             backend,
             store=dist.PrefixStore("group", store),
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=rank_info.rank,
+            world_size=rank_info.world_size,
             timeout=TIMEOUT,
         )
     try:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 POLL_SECONDS = 0.01
 
 
-def meet(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     """The part of the store that belongs to this start alone, the same for all of its ranks.
 
     Every rank calls with a name that nobody has had before; the first rank answers each name that

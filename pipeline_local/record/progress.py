@@ -1,4 +1,4 @@
-"""The progress display: one line per logged step, from what every stage has pinned to the board."""
+"""The progress display: one line per logged step, from what every stage has set in the store."""
 
 import sys
 from shutil import get_terminal_size

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline_local.record import atomic
-from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.status import RankStatus
 
 
 class Span(NamedTuple):
@@ -31,18 +31,18 @@ class Trace:
 
     Args:
         capacity: spans that are kept.
-        whereabouts: follow the spans, for the watchdog.
+        status: follow the spans, for the watchdog.
     """
 
-    def __init__(self, capacity: int = 20_000, whereabouts: Whereabouts | None = None) -> None:
-        self._whereabouts = whereabouts or Whereabouts()
+    def __init__(self, capacity: int = 20_000, status: RankStatus | None = None) -> None:
+        self._status = status or RankStatus()
         self.spans: deque[Span] = deque(maxlen=capacity)
         self._nanoseconds: dict[str, int] = defaultdict(int)
 
     @contextmanager
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Record the enclosed work."""
-        self._whereabouts.enter(act, module + 1, microbatch)
+        self._status.enter(act, module + 1, microbatch)
         begin = time.monotonic_ns()
         try:
             yield
@@ -50,7 +50,7 @@ class Trace:
             end = time.monotonic_ns()
             self.spans.append(Span(act, module, step, microbatch, begin, end))
             self._nanoseconds[act] += end - begin
-            self._whereabouts.enter("between acts")
+            self._status.enter("between acts")
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds per act since this was last asked."""

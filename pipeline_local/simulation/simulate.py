@@ -97,7 +97,7 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
             steps=2 * _counted(parts, config.reconcile.every),
             links=links,
             every=config.reconcile.every if config.reconcile.weight else 0,
-            feedback=blueprint.schedule.has_feedback,
+            feedback=blueprint.run_plan.has_feedback,
             replicas=scenario.replicas,
             jitter=scenario.jitter,
         )
@@ -167,10 +167,10 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         own += costs.classifier
     last = blueprint.is_last(numbers[-1])
     micro = blueprint.config.train.microbatches
-    crossing = blueprint.contract(numbers[-1]).activations
+    wire_format = blueprint.contract(numbers[-1]).activations
     messages, activations = (
-        0.0 if last else num_bytes([replace(crossing, dtype=dtype)]) * micro * part
-        for dtype in (crossing.dtype, blueprint.crossing.inside)
+        0.0 if last else num_bytes([replace(wire_format, dtype=dtype)]) * micro * part
+        for dtype in (wire_format.dtype, blueprint.wire_format.inside)
     )
     paper = [blueprint.backbone.blocks[i].module for i in blocks]
     if last:
@@ -195,9 +195,7 @@ def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> Modu
         learn=(cost.learn - cost.added - cost.update) * part,
         added=cost.added * every * part,
         update=cost.update,
-        gradients=_gradients(
-            blueprint, [*blueprint.paper_body(index), blueprint.paper_head(index)]
-        ),
+        gradients=_gradients(blueprint, [*blueprint.meta_body(index), blueprint.meta_head(index)]),
     )
 
 

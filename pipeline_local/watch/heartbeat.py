@@ -1,4 +1,4 @@
-"""Heartbeats: every rank pins where it is to the board, once a second, and reads where all are.
+"""Heartbeats: every rank sets where it is in the store, once a second, and reads where all are.
 
 Times are never compared between hosts: a rank tells for how long it has been where it is, and
 whoever reads measures for how long it has heard nothing new. A process that was stopped does not
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.ranks.processes import identity
 from pipeline_local.watch.stall import Sighting
-from pipeline_local.watch.status import Position, Whereabouts
-from pipeline_local.watch.store import Board, Facts
+from pipeline_local.watch.status import Position, RankStatus
+from pipeline_local.watch.store import Facts, RankStore
 
 BEAT_SECONDS = 1.0
 
@@ -38,24 +38,24 @@ class Heartbeats:
     """The beating thread of one rank.
 
     Args:
-        board: over a connection that nobody else uses.
-        whereabouts: of this rank.
+        rank_store: over a connection that nobody else uses.
+        status: of this rank.
 
     Attributes:
         sightings: where all ranks were in the last round; replaced as a whole.
-        rounds: completed so far. No more come while the board does not answer.
-        broken: the board is gone.
-        verdict: pinned by some rank.
+        rounds: completed so far. No more come while the store does not answer.
+        broken: the store is gone.
+        verdict: set by some rank.
     """
 
-    def __init__(self, board: Board, whereabouts: Whereabouts) -> None:
-        self._board = board
-        self._whereabouts = whereabouts
-        self._here = whereabouts.now
+    def __init__(self, rank_store: RankStore, status: RankStatus) -> None:
+        self._rank_store = rank_store
+        self._status = status
+        self._here = status.now
         self._age = 0.0
         self._laps = Laps()
         self._identity = identity()
-        self._slips: dict[int, Facts] = {}
+        self._beats: dict[int, Facts] = {}
         self._ending = threading.Event()
         self._in_peace = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -68,7 +68,7 @@ class Heartbeats:
         """The first beat, from the calling thread: whoever meets this rank can tell its process.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         self._pin(left=False)
 
@@ -84,7 +84,7 @@ class Heartbeats:
         """The last beat says that this rank has ended in peace.
 
         Args:
-            patience: seconds to wait for a board that does not answer.
+            patience: seconds to wait for a store that does not answer.
         """
         self._in_peace = True
         self.stop()
@@ -92,7 +92,7 @@ class Heartbeats:
 
     def identity(self, rank: int) -> Facts:
         """Host and process of a rank, as far as it is known."""
-        return self._slips.get(rank, {})
+        return self._beats.get(rank, {})
 
     def _run(self) -> None:
         try:
@@ -106,31 +106,31 @@ class Heartbeats:
 
     def _round(self) -> None:
         passed = self._laps.lap()
-        here = self._whereabouts.now
+        here = self._status.now
         self._age = self._age + passed if here is self._here else 0.0
         self._here = here
         self._pin(left=False)
         self._read(passed)
-        self.verdict = self._board.claimed("verdict")
+        self.verdict = self._rank_store.get_shared("verdict")
         self.rounds += 1
 
     def _pin(self, left: bool) -> None:
-        slip = {"rank": self._board.rank, "beat": self.rounds, "left": left, "age": self._age}
-        self._board.pin("beat", {**slip, **self._identity, "position": self._here})
+        value = {"rank": self._rank_store.rank, "beat": self.rounds, "left": left, "age": self._age}
+        self._rank_store.set("beat", {**value, **self._identity, "position": self._here})
 
     def _read(self, passed: float) -> None:
-        earlier, self._slips = self._slips, {s["rank"]: s for s in self._board.look("beat")}
+        earlier, self._beats = self._beats, {s["rank"]: s for s in self._rank_store.get_all("beat")}
         self.sightings = {
             rank: Sighting(
-                position=Position(*slip["position"]),
-                age=slip["age"],
-                silent=self._silence(rank, earlier.get(rank), slip, passed),
-                left=slip["left"],
+                position=Position(*value["position"]),
+                age=value["age"],
+                silent=self._silence(rank, earlier.get(rank), value, passed),
+                left=value["left"],
             )
-            for rank, slip in self._slips.items()
+            for rank, value in self._beats.items()
         }
 
-    def _silence(self, rank: int, earlier: Facts | None, slip: Facts, passed: float) -> float:
-        if earlier is None or earlier["beat"] != slip["beat"]:
+    def _silence(self, rank: int, earlier: Facts | None, value: Facts, passed: float) -> float:
+        if earlier is None or earlier["beat"] != value["beat"]:
             return 0.0
         return self.sightings[rank].silent + passed

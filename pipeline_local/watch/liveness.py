@@ -21,7 +21,7 @@ _PROBES = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TI
 
 
 @dataclass(frozen=True)
-class News:
+class LivenessEvent:
     """What came over a lifeline.
 
     Attributes:
@@ -66,7 +66,7 @@ class _Line:
             return
 
 
-class Lifelines:
+class LivenessLinks:
     """This rank's ends: the first rank has one with everybody, everybody else one with the first.
 
     Made by `host` or `join`. `news` belongs to one thread; `tell` and `wake` to any.
@@ -84,7 +84,7 @@ class Lifelines:
             self._selector.register(server, selectors.EVENT_READ, server)
 
     @classmethod
-    def host(cls, count: int) -> "Lifelines":
+    def host(cls, count: int) -> "LivenessLinks":
         """Open the first rank's port for `count` others."""
         if socket.has_dualstack_ipv6():
             family, dualstack = socket.AF_INET6, True
@@ -102,7 +102,7 @@ class Lifelines:
         return {"port": self._server.getsockname()[1], "token": self._token}
 
     @classmethod
-    def join(cls, host: str, address: Facts, rank: int) -> "Lifelines":
+    def join(cls, host: str, address: Facts, rank: int) -> "LivenessLinks":
         """Connect this rank with the first; without a way through, there simply is no lifeline."""
         lines = cls()
         try:
@@ -113,9 +113,9 @@ class Lifelines:
         line.write({"rank": rank, "token": address["token"]})
         return lines
 
-    def news(self, seconds: float) -> list[News]:
+    def news(self, seconds: float) -> list[LivenessEvent]:
         """What has happened, waiting up to `seconds` for something to happen."""
-        found: list[News] = []
+        found: list[LivenessEvent] = []
         for key, _ in self._selector.select(seconds):
             if key.data is self._woken:
                 self._woken.recv(64)
@@ -166,11 +166,11 @@ class Lifelines:
         line.socket.close()
         self._lines = self._lines - {line}
 
-    def _read(self, line: _Line) -> list[News]:
+    def _read(self, line: _Line) -> list[LivenessEvent]:
         messages = line.read()
         if messages is None:
             self._drop(line)
-            return [] if line.rank is None else [News(line.rank, None)]
+            return [] if line.rank is None else [LivenessEvent(line.rank, None)]
         if line.rank is None and messages:
             hello = messages.pop(0)
             if hello.get("token") != self._token:
@@ -182,7 +182,7 @@ class Lifelines:
             return []
         if any("left" in facts for facts in messages):
             self._drop(line)
-        return [News(rank, facts) for facts in messages]
+        return [LivenessEvent(rank, facts) for facts in messages]
 
 
 def _probe(connection: socket.socket) -> None:

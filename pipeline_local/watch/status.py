@@ -34,7 +34,7 @@ class Position(NamedTuple):
     peer: int | None = None
 
 
-class Whereabouts:
+class RankStatus:
     """The position of one rank."""
 
     def __init__(self) -> None:

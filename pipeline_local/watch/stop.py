@@ -1,16 +1,16 @@
 """The stop: a signal to any rank lets all of them finish the same step, save it, and leave.
 
-No barrier, no acknowledgement, no race; one look at the board per step:
+No barrier, no acknowledgement, no race; one look at the store per step:
 
 1.  A signalled rank only notes the signal. At its next step boundary it posts a request.
 2.  The first rank looks at each of its boundaries. Before it sends anything of step T, it posts
-    "T is the last one", waits until the board has it, and does step T.
+    "T is the last one", waits until the store has it, and does step T.
 3.  Every other rank looks at its own boundaries, too. It cannot be about to start T + 1 before it
     has received what the first rank sent, directly or from stage to stage, in step T, which was
     sent after the post: so it is certain to see the post by then. Earlier looks may miss it, and
     need not see it.
 
-So every rank does step T, and none starts T + 1. What the schedule wants between the two (an
+So every rank does step T, and none starts T + 1. What the run plan wants between the two (an
 evaluation, a checkpoint) is done as ever: going on later repeats and leaves out nothing.
 """
 
@@ -28,27 +28,27 @@ from pipeline_local.blueprint.run_plan import Action, Save
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.store import RankStore
 
 
 class Stop:
-    """When this rank has to leave the schedule early. A context around all that may be stopped.
+    """When this rank has to leave the run plan early. A context around all that may be stopped.
 
     When it is left, signals mean what they meant before, but for one that was given another meaning
     meanwhile (`Watchdog`: a rank that tells its own error must not be cut off).
 
     Args:
-        board: of all ranks.
+        rank_store: of all ranks.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._look = self._decide if board.rank == 0 else self._learn
+    def __init__(self, rank_store: RankStore) -> None:
+        self._rank_store = rank_store
+        self._look = self._decide if rank_store.rank == 0 else self._learn
         self._earlier: dict[int, Any] = {}
         self._signal: str | None = None
         self._last: int | None = None
         self.after: int | None = None
-        """Optimizer steps done, once the schedule has been left early."""
+        """Optimizer steps done, once the run plan has been left early."""
 
     def __enter__(self) -> "Stop":
         return self
@@ -67,10 +67,10 @@ class Stop:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
-        """The actions of the schedule up to its end or to the stop, which ends with a checkpoint.
+        """The actions of the run plan up to its end or to the stop, which ends with a checkpoint.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         saved = -1
         for action in actions:
@@ -87,17 +87,16 @@ class Stop:
         """Wait until all ranks have written their part.
 
         A launcher kills all ranks soon after the first one has ended, the first rank may hold the
-        board, and a rank that is stopped can only be ended by one that is still there.
+        store, and a rank that is stopped can only be ended by one that is still there.
         """
-        self._board.pin("done", {})
-        if self._board.rank == 0:
-            self._board.gather("done", timeout)
-            self._board.pin("released", {})
+        self._rank_store.set("done", {})
+        if self._rank_store.rank == 0:
+            self._rank_store.gather("done", timeout)
+            self._rank_store.set("released", {})
             return
-        with suppress(
-            dist.DistError, NeighbourLostError
-        ):  # the first rank has gone: it saw everybody's slip
-            self._board.wait("released", 0, timeout)
+        # where the first rank has gone, it has seen everybody's value
+        with suppress(dist.DistError, NeighbourLostError):
+            self._rank_store.wait("released", 0, timeout)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
@@ -109,13 +108,16 @@ class Stop:
         return self._last is not None and step > self._last
 
     def _decide(self, step: int) -> int | None:
-        if self._signal is None and self._board.posted("stop asked") is None:
+        if self._signal is None and self._rank_store.get_shared("stop asked") is None:
             return None
-        self._board.claim("stop", {"last": step})  # waits for the answer, as `post` does not
+        # it waits for the store's answer, which `set_shared` does not
+        self._rank_store.compare_set("stop", {"last": step})
         return step
 
     def _learn(self, _: int) -> int | None:
         if self._signal is not None:
-            self._board.post("stop asked", {"signal": self._signal, "rank": self._board.rank})
-        slip = self._board.posted("stop")
-        return None if slip is None else int(slip["last"])
+            self._rank_store.set_shared(
+                "stop asked", {"signal": self._signal, "rank": self._rank_store.rank}
+            )
+        value = self._rank_store.get_shared("stop")
+        return None if value is None else int(value["last"])

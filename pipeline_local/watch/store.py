@@ -1,6 +1,6 @@
-"""The board: who is where. Every rank pins its latest facts to the c10d store; anyone may look.
+"""What the ranks know of each other: every rank sets its latest facts in the c10d store.
 
-Training looks at it on logged steps only, and never waits for another rank's slip.
+Anyone may read them. Training does so on logged steps only, and never waits for another rank's.
 """
 
 import json
@@ -16,11 +16,11 @@ from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 
 Facts = dict[str, Any]
 RECONNECTING = timedelta(seconds=5)
-"""For another connection to a board that was there a moment ago."""
+"""For another connection to a store that was there a moment ago."""
 
 
-class Board:
-    """One slip of JSON per rank and topic.
+class RankStore:
+    """One value of JSON per rank and topic, and one per topic that all ranks share.
 
     Args:
         store: shared by all ranks (a TCPStore), or a HashStore for one process.
@@ -33,62 +33,55 @@ class Board:
         self.rank = rank
         self._world_size = world_size
 
-    def pin(self, topic: str, facts: Facts) -> None:
-        """Replace this rank's slip.
+    def set(self, topic: str, facts: Facts) -> None:
+        """Replace this rank's value.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
-        self.post(f"{topic}/{self.rank}", facts)
+        self.set_shared(f"{topic}/{self.rank}", facts)
 
-    def look(self, topic: str) -> list[Facts]:
-        """The slips that are there, in rank order."""
+    def get_all(self, topic: str) -> list[Facts]:
+        """The values that are there, in rank order."""
         keys = [f"{topic}/{rank}" for rank in range(self._world_size)]
         if not self._store.check(keys):
             keys = [key for key in keys if self._store.check([key])]
-        return [json.loads(slip) for slip in self._store.multi_get(keys)]
+        return [json.loads(value) for value in self._store.multi_get(keys)]
 
-    def claim(self, topic: str, facts: Facts) -> Facts:
-        """Pin a slip of which there is only one for all ranks; gives the first one's.
+    def compare_set(self, topic: str, facts: Facts) -> Facts:
+        """Set the value that all ranks share, unless it is set; gives the one that counts.
 
-        Unlike a slip that is only posted, this one is there when the call returns.
+        Unlike after `set_shared`, it is there when the call returns.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         with reachable():
-            slip: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
-            return slip
+            value: Facts = json.loads(self._store.compare_set(topic, "", json.dumps(facts)))
+            return value
 
-    def claimed(self, topic: str) -> Facts | None:
-        """What has been claimed, if anything."""
-        if not self._store.check([topic]):
-            return None
-        slip: Facts = json.loads(self._store.get(topic))
-        return slip
-
-    def again(self) -> "Board":
-        """The same board over a connection of its own: one that waits holds up all who share it.
+    def clone(self) -> "RankStore":
+        """The same store over a connection of its own: one that waits holds up all who share it.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         patience = self._store.timeout  # type: ignore[attr-defined]  # not in its stub
-        self._store.set_timeout(RECONNECTING)  # torch would knock at a dead board's door for that
+        self._store.set_timeout(RECONNECTING)  # torch would knock at a dead store's door for that
         try:
             with reachable():
                 store = self._store.clone()
         finally:
             self._store.set_timeout(patience)
         store.set_timeout(patience)
-        return Board(store, self.rank, self._world_size)
+        return RankStore(store, self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
-        """One rank's slip, once it is there.
+        """One rank's value, once it is there.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank, without that slip.
-            torch.distributed.DistError: not within `timeout`, or the board is gone after all.
+            NeighbourLostError: the store is gone with the first rank, without that value.
+            torch.distributed.DistError: not within `timeout`, or the store is gone after all.
         """
         key = f"{topic}/{rank}"
         with reachable(dist.DistNetworkError):
@@ -97,23 +90,23 @@ class Board:
         return facts
 
     def gather(self, topic: str, timeout: timedelta) -> list[Facts]:
-        """The slips of all ranks, once they are there."""
+        """The values of all ranks, once they are there."""
         return [self.wait(topic, rank, timeout) for rank in range(self._world_size)]
 
-    def post(self, topic: str, facts: Facts) -> None:
-        """Replace the one slip that all ranks share.
+    def set_shared(self, topic: str, facts: Facts) -> None:
+        """Replace the value that all ranks share.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         with reachable():
             self._store.set(topic, json.dumps(facts))
 
-    def posted(self, topic: str) -> Facts | None:
-        """The slip that all ranks share; None if there is none yet.
+    def get_shared(self, topic: str) -> Facts | None:
+        """The value that all ranks share; None if there is none yet.
 
         Raises:
-            NeighbourLostError: the board is gone with the first rank.
+            NeighbourLostError: the store is gone with the first rank.
         """
         with reachable():
             if not self._store.check([topic]):
@@ -133,14 +126,14 @@ class Board:
         try:
             yield
         except BaseException:
-            self.pin("ready", {"refused": True})
+            self.set("ready", {"refused": True})
             if self.rank == 0:
-                self.pin("go", {"refused": True})
+                self.set("go", {"refused": True})
             raise
-        self.pin("ready", {"refused": False})
+        self.set("ready", {"refused": False})
         if self.rank == 0:
             answers = self.gather("ready", timeout)
-            self.pin("go", {"refused": any(answer["refused"] for answer in answers)})
+            self.set("go", {"refused": any(answer["refused"] for answer in answers)})
         try:
             verdict = self.wait("go", 0, timeout)
         except dist.DistError:  # the first rank is gone, and has said why
@@ -149,21 +142,21 @@ class Board:
             raise RefusedElsewhereError
 
     @property
-    def kept_by_rank_0(self) -> bool:
-        """Whether the board ends with the first rank, rather than with its launcher."""
+    def served_by_rank_0(self) -> bool:
+        """Whether the store ends with the first rank, rather than with its launcher."""
         return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
 
     @property
-    def keeper(self) -> str:
-        """Who keeps the board, for a message."""
-        return "kept by rank 0" if self.kept_by_rank_0 else "kept by the launcher"
+    def server(self) -> str:
+        """Who serves the store, for a message."""
+        return "served by rank 0" if self.served_by_rank_0 else "served by the launcher"
 
 
 @contextmanager
 def reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
-    """Raise NeighbourLostError where the board does not answer."""
+    """Raise NeighbourLostError where the store does not answer."""
     try:
         yield
     except lost as error:
         reason = str(error).splitlines()[0]
-        raise NeighbourLostError(0, f"its board does not answer: {reason}") from error
+        raise NeighbourLostError(0, f"its store does not answer: {reason}") from error

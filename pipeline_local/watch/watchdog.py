@@ -32,12 +32,12 @@ from pipeline_local.errors import (
     StoppedError,
 )
 from pipeline_local.ranks.processes import kill_stopped
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.heartbeat import Heartbeats, Laps
-from pipeline_local.watch.liveness import Lifelines, News
+from pipeline_local.watch.liveness import LivenessEvent, LivenessLinks
 from pipeline_local.watch.stall import BEATS_MISSED, Verdict, find_stall, of_death
-from pipeline_local.watch.status import Whereabouts
-from pipeline_local.watch.store import Board, Facts, reachable
+from pipeline_local.watch.status import RankStatus
+from pipeline_local.watch.store import Facts, RankStore, reachable
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ LOOK_SECONDS = 0.5
 GRACE_SECONDS = 1.0
 """A rank that tells its own error is given this long before the others end."""
 PATIENCE_SECONDS = 2.0
-"""Longest wait for a board that does not answer."""
+"""Longest wait for a store that does not answer."""
 UNWIND_SECONDS = 10.0
 """An interrupted main thread may take this long to end."""
 PEACEFUL = (RefusedElsewhereError, StoppedError, SystemExit)
@@ -57,8 +57,8 @@ class Watchdog:
     """Watches all ranks while its context lasts. Entered by all of them, as the first thing.
 
     Args:
-        board: of this rank, shared with all others.
-        place: this rank.
+        rank_store: of this rank, shared with all others.
+        rank_info: this rank.
         timeout: seconds that a rank may stay in one act.
 
     Raises:
@@ -66,13 +66,13 @@ class Watchdog:
             had not gone on, could be interrupted.
     """
 
-    def __init__(self, board: Board, place: Place, timeout: float) -> None:
-        self.whereabouts = Whereabouts()
-        self._place = place
+    def __init__(self, rank_store: RankStore, rank_info: RankInfo, timeout: float) -> None:
+        self.status = RankStatus()
+        self._rank_info = rank_info
         self._timeout = timeout
-        self._board = board
-        self._ballot = board.again()
-        self._heart = Heartbeats(board.again(), self.whereabouts)
+        self._rank_store = rank_store
+        self._ballot_store = rank_store.clone()
+        self._heart = Heartbeats(rank_store.clone(), self.status)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._closing = threading.Event()
         self._suspect: int | None = None
@@ -83,7 +83,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._heart.introduce()
-        self._lines: Lifelines = self._connect()
+        self._lines: LivenessLinks = self._connect()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._heart.start()
         self._thread.start()
@@ -105,17 +105,19 @@ class Watchdog:
             self._tell_of_own_error()
         self._leave()
 
-    def _connect(self) -> Lifelines:
-        place = self._place
-        if place.world_size == 1:
-            return Lifelines()
-        if place.rank == 0:
-            lines = Lifelines.host(place.world_size)
-            self._board.pin("lifeline", lines.address)
+    def _connect(self) -> LivenessLinks:
+        rank_info = self._rank_info
+        if rank_info.world_size == 1:
+            return LivenessLinks()
+        if rank_info.rank == 0:
+            lines = LivenessLinks.host(rank_info.world_size)
+            self._rank_store.set("lifeline", lines.address)
             return lines
         with reachable():  # nobody watches yet
-            address = self._board.wait("lifeline", 0, MEETING)
-        return Lifelines.join(os.environ.get("MASTER_ADDR", "localhost"), address, place.rank)
+            address = self._rank_store.wait("lifeline", 0, MEETING)
+        return LivenessLinks.join(
+            os.environ.get("MASTER_ADDR", "localhost"), address, rank_info.rank
+        )
 
     # -- the main thread's way out -----------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Watchdog:
 
     def _tell_of_own_error(self) -> None:
         """Nobody else needs to look for a reason. If there is another one already, it counts."""
-        if self._place.world_size == 1:
+        if self._rank_info.world_size == 1:
             return
         if self._in_main_thread:  # the launcher must not cut the message off
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -168,13 +170,13 @@ class Watchdog:
         for news in self._lines.news(seconds):
             self._hear(news)
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, news: LivenessEvent) -> None:
         if news.facts is None:
             self._suspect = news.rank
         elif "left" in news.facts:
             self._left.add(news.rank)
-            if news.rank == 0 and self._board.kept_by_rank_0:
-                self._heart.stop()  # its board ends with it
+            if news.rank == 0 and self._rank_store.served_by_rank_0:
+                self._heart.stop()  # its store ends with it
         elif "verdict" in news.facts:
             self._accept(Verdict(**news.facts["verdict"]))
 
@@ -197,23 +199,23 @@ class Watchdog:
         if self._suspect is not None and self._suspect not in self._left:
             return of_death(self._suspect, self._heart.sightings)
         if 0 in self._left:
-            return None  # and its board with it: the run is over
+            return None  # and its store with it: the run is over
         if self._heart.broken and self._stuck > PATIENCE_SECONDS:
             return of_death(0, self._heart.sightings)
         if self._stuck > max(self._timeout, BEATS_MISSED):
-            return Verdict("stalled", 0, f"the board, {self._board.keeper}, does not answer")
+            return Verdict("stalled", 0, f"the store, {self._rank_store.server}, does not answer")
         return find_stall(self._heart.sightings, self._timeout)
 
     @property
     def _own(self) -> Verdict:
-        return Verdict("raised", self._place.rank)
+        return Verdict("raised", self._rank_info.rank)
 
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self, verdict: Verdict) -> None:
         """Agree on one verdict, let one rank tell it, and end this process."""
         self._heart.stop()
-        if self._place.world_size == 1:
+        if self._rank_info.world_size == 1:
             self._interrupt(verdict)
             return
         # now: a launcher may end this rank right after the line
@@ -233,25 +235,25 @@ class Watchdog:
         os._exit(self._verdict.exit_code)
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
-        """The verdict that counts for all, the first one pinned; and whether it is this rank's.
+        """The verdict that counts for all, the first one set; and whether it is this rank's.
 
-        Without a board to pin it to, the ranks cannot agree: one of them is fixed beforehand.
+        Without a store to set it in, the ranks cannot agree: one of them is fixed beforehand.
         """
-        if verdict.kind == "lost" and verdict.rank == 0 and self._board.kept_by_rank_0:
-            return verdict, self._place.rank == self._deputy(verdict.rank)
-        claim = {"by": self._place.rank, **verdict.facts()}
-        slip = _within(PATIENCE_SECONDS, lambda: self._ballot.claim("verdict", claim))
-        if slip is None:
+        if verdict.kind == "lost" and verdict.rank == 0 and self._rank_store.served_by_rank_0:
+            return verdict, self._rank_info.rank == self._deputy(verdict.rank)
+        claim = {"by": self._rank_info.rank, **verdict.facts()}
+        value = _within(PATIENCE_SECONDS, lambda: self._ballot_store.compare_set("verdict", claim))
+        if value is None:
             if threading.current_thread() is self._thread:
-                self._catch_up(0.0)  # its keeper may have told, and be gone since
+                self._catch_up(0.0)  # its server may have told, and be gone since
             if self._verdict is not None:
                 return self._verdict, False
-            return verdict, self._place.rank in (verdict.rank, self._deputy(verdict.rank))
-        return _verdict(slip), slip["by"] == self._place.rank
+            return verdict, self._rank_info.rank in (verdict.rank, self._deputy(verdict.rank))
+        return _verdict(value), value["by"] == self._rank_info.rank
 
     def _deputy(self, rank: int) -> int:
         """Who speaks about a rank: one on another host if possible; its whole host may be gone."""
-        others = [other for other in range(self._place.world_size) if other != rank]
+        others = [other for other in range(self._rank_info.world_size) if other != rank]
         host = self._heart.identity(rank).get("host")
         far = [other for other in others if self._heart.identity(other).get("host", host) != host]
         return (far or others)[0]
@@ -275,8 +277,8 @@ class Watchdog:
             os._exit(verdict.exit_code)
 
 
-def _verdict(slip: Facts) -> Verdict:
-    return Verdict(slip["kind"], slip["rank"], slip["text"])
+def _verdict(value: Facts) -> Verdict:
+    return Verdict(value["kind"], value["rank"], value["text"])
 
 
 def _write(line: str) -> None:

@@ -12,7 +12,7 @@ from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 
 TREE = {
     "model": {"name": "mlp", "hidden": 32, "depth": 6, "activation": "gelu"},
@@ -27,10 +27,10 @@ PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble")
 ALL = ("bp", "checkpoint", "ddp", *PIPELINES, "local")
 
 
-def rows(place, peers, microbatches, more):
+def rows(rank_info, peers, microbatches, more):
     config = configfile.parse({**TREE, **more})
     request = Request(peers, microbatches, runs=2, steps=2, output=None)
-    measured = measure(config, place, request)
+    measured = measure(config, rank_info, request)
     return table.rows(measured, config.data.batch_size, request.steps)
 
 
@@ -89,7 +89,7 @@ def test_who_cannot_run_says_why(run_ranks):
     assert "needs at least 2 ranks" in shown
 
 
-class Board:
+class RankStore:
     """Of a single rank."""
 
     def pin(self, topic, facts):
@@ -126,24 +126,24 @@ class Told:
 
 def test_turns_are_interleaved_and_begin_with_an_untimed_step():
     config = configfile.parse(TREE)
-    setting = Setting(draw_blueprint(config, describe(config.data)), Place(), "gloo")
+    setting = Setting(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
     (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
     diary = []
     found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abcd"]
-    slips = Turns(setting, Board(), steps=2).run(found, runs=2)
+    results = Turns(setting, RankStore(), steps=2).run(found, runs=2)
     turns = [[f"{name}3", "step", "step", "step", "end"] for name in "ab"]
     assert diary == [*turns[0], *turns[1]] * 3
-    assert [len(slip.seconds) for slip in slips] == [2, 2, 0, 0]
+    assert [len(result.seconds) for result in results] == [2, 2, 0, 0]
     reasons = ["", "", "no c today", "out of memory: no room"]
-    assert [slip.reason for slip in slips] == reasons
-    assert slips[0].spent == [{"waited": 2.0}] * 2  # of the timed steps alone
+    assert [result.reason for result in results] == reasons
+    assert results[0].spent == [{"waited": 2.0}] * 2  # of the timed steps alone
 
 
 def test_out_of_memory_in_a_peer_of_several_ranks_ends_the_comparison():
     """The others are at work, and would wait for this one."""
     config = configfile.parse(TREE)
-    setting = Setting(draw_blueprint(config, describe(config.data)), Place(), "gloo")
+    setting = Setting(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
     (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
     shared = replace(entry, ranks=2, peer=Told("d", []))
     with pytest.raises(torch.OutOfMemoryError):
-        Turns(setting, Board(), steps=2).run([shared], runs=1)
+        Turns(setting, RankStore(), steps=2).run([shared], runs=1)

@@ -5,7 +5,7 @@ from pipeline_local.bench.local import Alone, Local
 from pipeline_local.bench.peer import Setting
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import Place, joined
+from pipeline_local.ranks.rank import RankInfo, joined
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 3},
@@ -18,15 +18,15 @@ TREE = {
 }
 
 
-def setting(place, **more):
+def setting(rank_info, **more):
     config = configfile.parse({**TREE, **more})
-    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
+    return Setting(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
-def trained(place, kind, turns):
+def trained(rank_info, kind, turns):
     """Weights after turns of so many steps, and the seconds that were waited."""
-    with joined(place):
-        own = setting(place)
+    with joined(rank_info):
+        own = setting(rank_info)
         peer = kind(own, own.config.reconcile)
         peer.setup()
         for steps in turns:
@@ -59,7 +59,7 @@ def test_stages_alone_do_the_same_work_and_learn_nothing(run_ranks):
 
 def test_overhead_is_counted_on_paper():
     """Two auxiliary heads of 16 x 10, beside 64 x 16, twice 16 x 16 and a classifier of 16 x 10."""
-    own = setting(Place())
+    own = setting(RankInfo())
     peer = Local(own, own.config.reconcile)
     peer.setup()
     auxiliary, network = peer.flops()

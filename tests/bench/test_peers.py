@@ -10,7 +10,7 @@ from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import Place, joined
+from pipeline_local.ranks.rank import RankInfo, joined
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 8, "activation": "gelu"},
@@ -26,9 +26,9 @@ PEERS = {**WHOLE, **REPLICATED, **PIPELINED}
 STEPS = 3
 
 
-def setting(place, **more):
+def setting(rank_info, **more):
     config = configfile.parse({**TREE, **more})
-    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
+    return Setting(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
 def numbers(peer):
@@ -36,11 +36,11 @@ def numbers(peer):
     return {name: tensor.numpy().copy() for name, tensor in peer.weights().items()}
 
 
-def trained(place, name, microbatches, more):
+def trained(rank_info, name, microbatches, more):
     """This rank's weights after some steps; before them, too."""
-    with joined(place), warnings.catch_warnings():
+    with joined(rank_info), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeepSpeed's
-        peer = PEERS[name](setting(place, **more), microbatches)
+        peer = PEERS[name](setting(rank_info, **more), microbatches)
         peer.setup()
         before = numbers(peer)
         peer.begin(STEPS)
@@ -55,7 +55,7 @@ def merged(parts):
 
 
 def backprop(**more):
-    before, after = trained(Place(), "bp", 1, more)
+    before, after = trained(RankInfo(), "bp", 1, more)
     assert len(after) == 18  # weights and biases of eight layers and of the classifier
     assert all((before[name] != after[name]).any() for name in after)
     return after
@@ -138,9 +138,9 @@ def test_only_the_first_rank_works_for_one_process(run_ranks):
 
 @pytest.mark.parametrize("name", ["1f1b", "interleaved"])
 def test_pipelines_know_how_long_they_compute(run_ranks, name):
-    def busy(place):
-        with joined(place):
-            peer = PEERS[name](setting(place), 2)
+    def busy(rank_info):
+        with joined(rank_info):
+            peer = PEERS[name](setting(rank_info), 2)
             peer.setup()
             peer.step()
             return peer.seconds()["busy"]
@@ -151,16 +151,16 @@ def test_pipelines_know_how_long_they_compute(run_ranks, name):
 @pytest.mark.parametrize("name", [*REPLICATED, *PIPELINED])
 def test_one_rank_is_too_few(name):
     with pytest.raises(UnavailableError, match="at least 2 ranks"):
-        PEERS[name](setting(Place()), 1).setup()
+        PEERS[name](setting(RankInfo()), 1).setup()
 
 
 def test_what_deepspeed_cannot_do_is_said(run_ranks):
-    def refused(place):
+    def refused(rank_info):
         reasons = []
         maps = {"model": {"name": "resnet20", "width": 4}, "channels_last": True}
         for more in ({}, {"precision": "float32", **maps}):
             with pytest.raises(UnavailableError) as caught:
-                PEERS["deepspeed"](setting(place, **more), 2).setup()
+                PEERS["deepspeed"](setting(rank_info, **more), 2).setup()
             reasons.append(str(caught.value))
         return reasons
 

@@ -11,7 +11,7 @@ from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, 
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.costs import Link
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.simulation.simulator import Channel, Recv, Send, Work, simulate
 
 WORK = {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}
@@ -26,8 +26,8 @@ def setting(ranks=2, **more):
         "train": {"steps": 1},
     }
     config = configfile.parse({**tree, **more})
-    place = Place(0, ranks, 0, ranks)
-    return Setting(draw_blueprint(config, describe(config.data)), place, "gloo")
+    rank_info = RankInfo(0, ranks, 0, ranks)
+    return Setting(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
 def order_of_torch(name, ranks, microbatches):

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.bench import table
-from pipeline_local.bench.harness import Entry, Measured, Slip
+from pipeline_local.bench.harness import Entry, Measured, RankResult
 from pipeline_local.bench.peer import Idle
 from pipeline_local.cli import main
 
@@ -18,27 +18,27 @@ def entry(name, ranks=2, microbatches=1, alone=""):
     return Entry(name, ranks, microbatches, PEER, 1, alone)
 
 
-def slip(*seconds, waited=None, busy=None, **more):
+def result(*seconds, waited=None, busy=None, **more):
     spent = {"waited": waited, "busy": busy}
     known = {name: value for name, value in spent.items() if value is not None}
-    return Slip(list(seconds), [known for _ in seconds], peak=100, resident=None, **more)
+    return RankResult(list(seconds), [known for _ in seconds], peak=100, resident=None, **more)
 
 
 MEASURED = [
-    Measured(entry("bp", ranks=1), [slip(4.0, 8.0, 6.0), slip(0.0, 0.0, 0.0)]),
+    Measured(entry("bp", ranks=1), [result(4.0, 8.0, 6.0), result(0.0, 0.0, 0.0)]),
     Measured(
         entry("1f1b", microbatches=2),
-        [slip(3.0, 2.0, 3.0, busy=2.0), slip(1.0, 3.0, 3.0, busy=1.0)],
+        [result(3.0, 2.0, 3.0, busy=2.0), result(1.0, 3.0, 3.0, busy=1.0)],
     ),
     Measured(
         entry("local"),
         [
-            slip(2.0, 2.0, 2.0, waited=0.1, flops=(3, 20)),
-            slip(2.0, 1.0, 1.0, waited=1.0, flops=(0, 10)),
+            result(2.0, 2.0, 2.0, waited=0.1, flops=(3, 20)),
+            result(2.0, 1.0, 1.0, waited=1.0, flops=(0, 10)),
         ],
     ),
-    Measured(entry("local alone", alone="local"), [slip(1.9, 1.9, 1.9), slip(1.0, 1.0, 1.0)]),
-    Measured(entry("deepspeed", microbatches=2), [Slip(reason="not today")] * 2),
+    Measured(entry("local alone", alone="local"), [result(1.9, 1.9, 1.9), result(1.0, 1.0, 1.0)]),
+    Measured(entry("deepspeed", microbatches=2), [RankResult(reason="not today")] * 2),
 ]
 
 

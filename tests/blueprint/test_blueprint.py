@@ -79,10 +79,10 @@ def test_contract_is_what_modules_really_give(precision, channels_last):
     contract = blueprint.contract(1)
     x = torch.randn(8, *blueprint.input_shapes[blueprint.modules[1].start])
     module = blueprint.module(1, CPU)
-    crossing = blueprint.crossing
-    y = module(x.to(crossing.inside), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
-    contract.activations.check(crossing.round_activations(y))
-    contract.gradients.check(crossing.round_gradient(module.signal()))
+    wire_format = blueprint.wire_format
+    y = module(x.to(wire_format.inside), torch.zeros(8, dtype=torch.int64), Step(0, 0.1))
+    contract.activations.check(wire_format.round_activations(y))
+    contract.gradients.check(wire_format.round_gradient(module.signal()))
     assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
     contract.labels.check(torch.zeros(8, dtype=torch.int64))
 

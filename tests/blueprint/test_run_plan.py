@@ -5,24 +5,24 @@ import math
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.blueprint.run_plan import Evaluate, Save, Schedule
+from pipeline_local.blueprint.run_plan import Evaluate, RunPlan, Save
 from pipeline_local.learning.step import Step
 
 
-def schedule(num_train=100, num_test=23, **sections):
+def run_plan(num_train=100, num_test=23, **sections):
     tree = {"model": {"name": "resnet20"}, "data": {"name": "digits", "batch_size": 10}}
     tree.update({"train": {"epochs": 2}, **sections})
-    return Schedule(configfile.parse(tree), num_train, num_test)
+    return RunPlan(configfile.parse(tree), num_train, num_test)
 
 
 def test_epochs_drop_the_ragged_batch():
-    assert schedule(num_train=109).num_steps == 20
-    assert schedule(num_test=23).test_batches == 3
-    assert schedule(train={"steps": 7}).num_steps == 7
+    assert run_plan(num_train=109).num_steps == 20
+    assert run_plan(num_test=23).test_batches == 3
+    assert run_plan(train={"steps": 7}).num_steps == 7
 
 
 def test_actions_in_order():
-    plan = schedule(
+    plan = run_plan(
         train={"steps": 5, "evaluate_every": 2}, checkpoint={"every_steps": 3}
     ).actions()
     names = [a.number if isinstance(a, Step) else f"{type(a).__name__} {a.number}" for a in plan]
@@ -31,7 +31,7 @@ def test_actions_in_order():
 
 @pytest.mark.parametrize("start", [0, 1, 7, 19])
 def test_resuming_follows_the_same_schedule(start):
-    plan = schedule(
+    plan = run_plan(
         reconcile={"weight": 1.0, "every": 3}, checkpoint={"every_steps": 4}, train={"epochs": 2}
     )
     whole = list(plan.actions())
@@ -41,17 +41,17 @@ def test_resuming_follows_the_same_schedule(start):
 
 
 def test_after_the_last_step_only_an_evaluation_is_left():
-    assert list(schedule().actions(20)) == [Evaluate(20)]
+    assert list(run_plan().actions(20)) == [Evaluate(20)]
 
 
 def test_default_evaluates_every_epoch_and_saves_at_the_end():
-    actions = list(schedule().actions())
+    actions = list(run_plan().actions())
     assert [a.number for a in actions if isinstance(a, Evaluate)] == [10, 20]
     assert [a.number for a in actions if isinstance(a, Save)] == [20]
 
 
 def test_reconciling_and_comparing():
-    plan = schedule(reconcile={"weight": 1.0, "every": 3}, train={"steps": 8, "log_every": 4})
+    plan = run_plan(reconcile={"weight": 1.0, "every": 3}, train={"steps": 8, "log_every": 4})
     steps = [a for a in plan.actions() if isinstance(a, Step)]
     assert [s.reconcile for s in steps] == [True, False, False, True, False, False, True, False]
     assert [s.log for s in steps] == [False, False, False, True, False, False, False, True]
@@ -59,20 +59,20 @@ def test_reconciling_and_comparing():
 
 
 def test_plain_local_learning_sends_signals_on_logged_steps_only():
-    steps = schedule(train={"steps": 8, "log_every": 4})
+    steps = run_plan(train={"steps": 8, "log_every": 4})
     assert [steps.step(n).compare for n in range(8)] == [n % 4 == 3 for n in range(8)]
 
 
 def test_the_part_of_steps_that_compare():
     every = {"weight": 0.1, "every": 4}
-    plan = schedule(reconcile=every, train={"steps": 100000, "log_every": 100000})
+    plan = run_plan(reconcile=every, train={"steps": 100000, "log_every": 100000})
     assert plan.part_that_compares == pytest.approx(1 / 4, abs=0.01)
-    short = schedule(train={"steps": 3, "log_every": 2})
+    short = run_plan(train={"steps": 3, "log_every": 2})
     assert short.part_that_compares == sum(short.step(n).compare for n in range(3)) / 3
 
 
 def test_learning_rate():
-    plan = schedule(train={"steps": 100}, optimizer={"lr": 0.5, "warmup": 0.1})
+    plan = run_plan(train={"steps": 100}, optimizer={"lr": 0.5, "warmup": 0.1})
     rates = [plan.lr(n) for n in range(100)]
     assert rates[0] == pytest.approx(0.05)
     assert rates[9] == pytest.approx(0.5) == pytest.approx(max(rates))
@@ -83,7 +83,7 @@ def test_learning_rate():
 
 def test_feedback_is_heeded_a_fixed_number_of_steps_later():
     own = {"weight": 1.0, "every": 3, "direction": "both"}
-    steps = [schedule(reconcile=own, train={"steps": 12}).step(n) for n in range(12)]
+    steps = [run_plan(reconcile=own, train={"steps": 12}).step(n) for n in range(12)]
     assert [s.number for s in steps if s.feedback] == [0, 3, 6, 9]
     assert [s.number for s in steps if s.heed] == [4, 7, 10]
     assert [s.reconcile for s in steps] == [s.feedback for s in steps]
@@ -91,6 +91,6 @@ def test_feedback_is_heeded_a_fixed_number_of_steps_later():
 
 def test_upstream_reconciliation_needs_no_signals():
     own = {"weight": 1.0, "every": 3, "direction": "upstream"}
-    steps = [schedule(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
+    steps = [run_plan(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
     assert not any(s.reconcile or s.compare for s in steps)
-    assert not any(schedule().step(n).feedback or schedule().step(n).heed for n in range(20))
+    assert not any(run_plan().step(n).feedback or run_plan().step(n).heed for n in range(20))

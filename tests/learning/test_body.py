@@ -8,10 +8,10 @@ from torch._dynamo.utils import counters
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body, FrozenStatistics, compile_part
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
+from pipeline_local.learning.wire_format import WireFormat
 
 
 def blocks():
@@ -31,7 +31,7 @@ def make(estimator, recompute, compile_with=None):
         body.compile_blocks(backend=compile_with)
         compile_part(head, backend=compile_with)
     settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64), clip=1.0)
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), clip=1.0)
     return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.comparison import SLICES, compare
-from pipeline_local.memory.live_bytes import LiveStorages
+from pipeline_local.memory.live_bytes import LiveBytes
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,9 @@ def test_slices_make_no_difference(size):
 def test_little_memory_is_taken():
     """Not two gradients more: what is told must not decide what a step takes."""
     g, s = (torch.randn(64, 4096).bfloat16() for _ in range(2))
-    storages = LiveStorages()
-    storages.hold([g, s])
-    with storages:
+    live_bytes = LiveBytes()
+    live_bytes.hold([g, s])
+    with live_bytes:
         compare(g, s)
     gradient = g.numel() * g.element_size()
-    assert storages.peak < (2 + 1.5) * gradient
+    assert live_bytes.peak < (2 + 1.5) * gradient

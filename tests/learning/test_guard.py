@@ -16,7 +16,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 
 NAN, INF = float("nan"), float("inf")
 OPTIMIZERS = {
@@ -186,7 +186,7 @@ def build(num_classes, image_shape):
 """
 
 
-def train(folder, place, policy, threshold=0.8, **changes):
+def train(folder, rank_info, policy, threshold=0.8, **changes):
     (folder / "trap.py").write_text(TRAP.format(threshold=threshold))
     tree = {
         "model": {"name": "python:trap:build"},
@@ -196,16 +196,16 @@ def train(folder, place, policy, threshold=0.8, **changes):
         "data": {"name": "digits", "batch_size": 32},
         "train": {"steps": 20, "log_every": 7, "evaluate_every": 50, "on_nan": policy},
         "parallel": {"threads": 1},
-        "run": {"dir": str(folder / f"{place.world_size}-{policy}-{threshold}")},
+        "run": {"dir": str(folder / f"{rank_info.world_size}-{policy}-{threshold}")},
     }
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value
-    trainer.train(configfile.parse(tree), place)
+    trainer.train(configfile.parse(tree), rank_info)
     return Path(tree["run"]["dir"])
 
 
-def stage(place, *arguments):
-    return train(arguments[0], place, *arguments[1:])
+def stage(rank_info, *arguments):
+    return train(arguments[0], rank_info, *arguments[1:])
 
 
 def tensors(run):
@@ -227,7 +227,7 @@ def last_skipped(run):
 
 
 def test_each_module_decides_for_itself_on_any_number_of_stages(trap, run_ranks, capsys):
-    single = train(trap, Place(), "skip")
+    single = train(trap, RankInfo(), "skip")
     skipped = last_skipped(single)
     assert skipped[1] == 0, "upstream of the trap, nothing is wrong"
     assert 0 < skipped[2] < 20
@@ -241,7 +241,7 @@ def test_each_module_decides_for_itself_on_any_number_of_stages(trap, run_ranks,
 
 
 def test_without_nan_a_run_is_the_same_with_either_policy(trap):
-    runs = [train(trap, Place(), policy, threshold=1e9) for policy in ("fail", "skip")]
+    runs = [train(trap, RankInfo(), policy, threshold=1e9) for policy in ("fail", "skip")]
     assert tensors(runs[0]) == tensors(runs[1])
 
 
@@ -269,18 +269,18 @@ def loud(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def run(policy, wire, when=(True, False)):
+    def run(policy, narrow, when=(True, False)):
         (tmp_path / "loud.py").write_text(LOUD.format(when=when))
         return train(
             tmp_path,
-            Place(),
+            RankInfo(),
             policy,
             model={"name": "python:loud:build"},
             modules={"count": 2},
-            parallel={"threads": 1, "wire_dtype": wire},
+            parallel={"threads": 1, "wire_dtype": narrow},
             optimizer={"lr": 1e-9},
             reconcile={"weight": 0.0},
-            run={"dir": f"{policy}-{wire}"},
+            run={"dir": f"{policy}-{narrow}"},
         )
 
     yield run
@@ -306,7 +306,7 @@ def test_overflow_in_an_evaluation_is_named(loud):
 def test_fail_stops_before_a_checkpoint_is_written(trap):
     """The trap snaps between two logged steps; the checkpoints before it stay."""
     with pytest.raises(UserError, match=r"^module [234]: .* not finite at step \d+; "):
-        train(trap, Place(), "fail", checkpoint={"every_steps": 1, "keep": 99})
+        train(trap, RankInfo(), "fail", checkpoint={"every_steps": 1, "keep": 99})
     (run,) = trap.glob("1-fail-*")
     assert not (run / "summary.json").exists()
     assert not tensors(run)

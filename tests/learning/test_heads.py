@@ -90,9 +90,9 @@ def test_auglocal_copies_so_many(depth):
 
 
 def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
-    place = site("NTC", 3)
-    head = heads.build(HeadConfig(name="auglocal"), place, 5)
-    originals = {id(p) for block in place.later for p in block.parameters()}
+    rank_info = site("NTC", 3)
+    head = heads.build(HeadConfig(name="auglocal"), rank_info, 5)
+    originals = {id(p) for block in rank_info.later for p in block.parameters()}
     assert not originals & {id(p) for p in head.parameters()}
     head = materialized(head)
     assert all(

@@ -8,11 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.learning.wire_format import WireFormat
 
 
 def conv_module(norm, shortcut=False):
@@ -53,7 +53,7 @@ def make(architecture, weight=0.0, index=1, **rules):
     body, head, shape = ARCHITECTURES[architecture]()
     own = {"every": 1, "distance": "squared", **rules.pop("reconcile", {"estimator": "exact"})}
     settings = ReconcileConfig(weight=weight, **own)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64), **rules)
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), **rules)
     return LocalModule(index, body.double(), head.double(), plain_sgd, rules), shape
 
 
@@ -287,7 +287,7 @@ def test_dropout_is_a_function_of_seed_module_step_and_microbatch():
     labels = torch.zeros(4, dtype=torch.int64)
 
     def output(seed=0, index=1, number=0, microbatch=0):
-        rules = Rules(seed=seed, crossing=Crossing(torch.float64))
+        rules = Rules(seed=seed, wire_format=WireFormat(torch.float64))
         body, head = nn.Dropout(0.5), nn.Linear(50, 5).double()
         module = LocalModule(index, body, head, plain_sgd, rules)
         torch.manual_seed(torch.seed())
@@ -335,7 +335,7 @@ def test_evaluation_ignores_padding():
 
 def test_heads_vote_together():
     """The product of their probabilities decides."""
-    rules, votes, scores = Rules(crossing=Crossing(torch.float64)), None, []
+    rules, votes, scores = Rules(wire_format=WireFormat(torch.float64)), None, []
     labels = torch.tensor([0, 1])
     for logits in ([[9.0, 8.0], [3.0, 1.0]], [[0.0, 0.5], [-1.0, 5.0]], [[7.0, 2.0], [0.0, 0.0]]):
         weight = torch.tensor(logits, dtype=torch.float64).T
@@ -361,7 +361,7 @@ def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
     target = {"body": body, "part of the body": body[0], "head": head}[frozen]
     target.requires_grad_(False)
     settings = ReconcileConfig(weight=0.5, estimator=estimator, every=1)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64))
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64))
     module = LocalModule(index, body, head, plain_sgd, rules)
     fixed = [p.clone() for p in target.parameters()]
     free = [p for p in module.parameters() if p.requires_grad]
@@ -377,7 +377,7 @@ def test_a_sent_signal_is_never_written(body):
     """Where the body only reshapes, the input gradient is the signal's own memory."""
     head = nn.Sequential(nn.Flatten(), nn.Linear(7, 5)).double()
     settings = ReconcileConfig(weight=0.5, every=1)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.float64))
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64))
     module = LocalModule(1, body, head, plain_sgd, rules)
     x, labels, s = batch((7,))
     step = Step(0, lr=0.1, reconcile=True, compare=True)
@@ -418,7 +418,7 @@ def test_gradients_meet_the_optimizer_in_the_layout_of_their_parameters(name):
     torch.manual_seed(0)
     body, head = nn.Sequential(OddStrides()), nn.Linear(9, 5).double()
     config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.0)
-    rules = Rules(crossing=Crossing(torch.float64))
+    rules = Rules(wire_format=WireFormat(torch.float64))
     module = LocalModule(0, body, head, lambda p: optimizer.build(config, p), rules)
     reference = body[0].weight.detach().clone().requires_grad_()
     x, labels, _ = batch((7,))
@@ -444,7 +444,7 @@ class Transposed(nn.Module):
 
 def test_what_crosses_a_boundary_is_contiguous():
     """Strides would differ between a queue and a wire, and with them the order of sums."""
-    rules = Rules(crossing=Crossing(torch.float64))
+    rules = Rules(wire_format=WireFormat(torch.float64))
     body = nn.Sequential(nn.Linear(8, 8), Transposed())
     head = nn.Sequential(Transposed(), nn.Flatten(), nn.Linear(40, 5))
     module = LocalModule(1, body.double(), head.double(), plain_sgd, rules)
@@ -457,7 +457,7 @@ def test_what_crosses_a_boundary_is_contiguous():
 
 def test_bfloat16_crosses_the_boundary():
     settings = ReconcileConfig(weight=0.1, every=1)
-    rules = Rules(reconcile=settings, crossing=Crossing(torch.bfloat16))
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.bfloat16))
     body, head = nn.Sequential(nn.Linear(7, 9), nn.GELU()), nn.Linear(9, 5)
     module = LocalModule(1, body, head, plain_sgd, rules)
     before = weights(module)

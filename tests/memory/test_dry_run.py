@@ -12,8 +12,8 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
-from pipeline_local.memory.dry_run import rehearse
-from pipeline_local.memory.live_bytes import LiveStorages
+from pipeline_local.memory.dry_run import stage_bytes
+from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -77,13 +77,13 @@ def measured_peak(blueprint, numbers):
         Stage(modules, Real(messages), Nowhere(), Trace()).train(step)
 
     train()
-    storages = LiveStorages()
+    live_bytes = LiveBytes()
     for module in modules:
         state = [v for held in module.optimizer.state.values() for v in held.values()]
-        storages.hold([*module.parameters(), *module.buffers(), *state])
-    with storages:
+        live_bytes.hold([*module.parameters(), *module.buffers(), *state])
+    with live_bytes:
         train()
-    return storages.peak
+    return live_bytes.peak
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -95,7 +95,7 @@ def test_peak_of_a_reconciling_stage(model, recompute):
         reconcile={"weight": 0.1},
         optimizer={"name": "adamw"},
     )
-    held = rehearse(blueprint, range(2, 4), 2)
+    held = stage_bytes(blueprint, range(2, 4), 2)
     assert held.peak == pytest.approx(measured_peak(blueprint, range(2, 4)), rel=0.02)
     assert held.act.startswith("learn")
 
@@ -115,7 +115,7 @@ def test_peak_of_a_reconciling_stage(model, recompute):
 )
 def test_peak_under_other_settings(sections):
     blueprint = draw(**sections)
-    held = rehearse(blueprint, range(1, 4), 2)
+    held = stage_bytes(blueprint, range(1, 4), 2)
     micro = blueprint.config.train.microbatches
     real = measured_peak(blueprint, range(1, 4))
     if micro > 1 and held.act.startswith("evaluate"):  # the whole batch at once is no training
@@ -126,14 +126,14 @@ def test_peak_under_other_settings(sections):
 
 def test_recomputation_saves_activations():
     plain, again = draw(), draw(modules={"count": 4, "recompute": True})
-    kept = [rehearse(b, range(1, 2), 4).modules[0].activations for b in (plain, again)]
+    kept = [stage_bytes(b, range(1, 2), 4).modules[0].activations for b in (plain, again)]
     assert kept[1] < kept[0] / 2
 
 
 def test_what_a_module_holds():
     blueprint = draw("mlp", optimizer={"name": "adamw"})
     module = blueprint.module(1, CPU)
-    held = rehearse(blueprint, range(1, 2), 4).modules[0]
+    held = stage_bytes(blueprint, range(1, 2), 4).modules[0]
     size = sum(p.numel() * 4 for p in module.parameters())
     assert held.parameters == held.gradients == size
     assert 2 * size <= held.optimizer <= 2 * size + 4 * len(module.trainable)
@@ -142,25 +142,25 @@ def test_what_a_module_holds():
 def test_feedback_waits_in_queues():
     every = {"weight": 0.1, "direction": "both", "every": 1}
     blueprint = draw("mlp", reconcile=every)
-    held = rehearse(blueprint, range(1, 2), 4)
+    held = stage_bytes(blueprint, range(1, 2), 4)
     x = 16 * 64 * 4
     assert held.feedback == 5 * (x + 16 * 8 + x)  # five steps: activations, labels, gradients
-    assert held.peak > rehearse(draw("mlp"), range(1, 2), 4).peak + held.feedback / 2
+    assert held.peak > stage_bytes(draw("mlp"), range(1, 2), 4).peak + held.feedback / 2
     seldom = draw("mlp", reconcile={**every, "every": 8})
-    assert rehearse(seldom, range(1, 2), 4).feedback == held.feedback / 5
+    assert stage_bytes(seldom, range(1, 2), 4).feedback == held.feedback / 5
 
 
 def test_edges_hold_what_is_under_way():
-    held = rehearse(draw("mlp"), range(1, 2), 4)
+    held = stage_bytes(draw("mlp"), range(1, 2), 4)
     message = 16 * 64 * 4 + 16 * 8
     assert held.boundary == 3 * message  # one received ahead, two unfinished
-    assert rehearse(draw("mlp"), range(3, 4), 4).boundary == message
+    assert stage_bytes(draw("mlp"), range(3, 4), 4).boundary == message
 
 
 def test_a_narrow_wire_halves_the_edges_and_no_queue():
     sections = {"reconcile": {"weight": 0.1, "direction": "both", "every": 1}}
     narrow = draw("mlp", parallel={"wire_dtype": "bfloat16"}, **sections)
-    wide, held = (rehearse(b, range(1, 2), 4) for b in (draw("mlp", **sections), narrow))
+    wide, held = (stage_bytes(b, range(1, 2), 4) for b in (draw("mlp", **sections), narrow))
     labels = 16 * 8
     assert held.boundary - 3 * labels == (wide.boundary - 3 * labels) / 2
     assert held.feedback == wide.feedback, "kept as it was, before it was rounded"
@@ -197,7 +197,7 @@ def test_what_an_h200_held(network, precision, batch, held):
     config = configfile.load(ROOT / "configs" / f"bench-{network}.yaml", settings)
     blueprint = draw_blueprint(config, describe(config.data), H200)
     stages = Placement.of(blueprint, len(held)).stages
-    peaks = [rehearse(blueprint, part, len(held), H200).peak / 2**20 for part in stages]
+    peaks = [stage_bytes(blueprint, part, len(held), H200).peak / 2**20 for part in stages]
     assert peaks == pytest.approx(held, rel=0.1)
 
 
@@ -210,7 +210,7 @@ def test_what_blocks_keep(model, recompute, precision):
     blueprint = draw(model, modules=modules, precision=precision)
     blocks = [block.module for block in blueprint.backbone.blocks]
     for number, part in enumerate(blueprint.modules):
-        (module,) = rehearse(blueprint, [number], 2).modules
+        (module,) = stage_bytes(blueprint, [number], 2).modules
         kept = dry_run.kept_by(blueprint, blocks[part.start : part.stop], part.start)
         as_it_crosses = recompute and precision == "bfloat16"  # narrower, and little else is kept
         rel = 0.25 if as_it_crosses else 0.05
@@ -219,14 +219,16 @@ def test_what_blocks_keep(model, recompute, precision):
 
 def test_libraries_keep_something_of_their_own():
     blueprint = draw("mlp")
-    plain, more = (rehearse(blueprint, range(1), 1, d) for d in (Device(), Device(workspaces=999)))
+    plain, more = (
+        stage_bytes(blueprint, range(1), 1, d) for d in (Device(), Device(workspaces=999))
+    )
     assert (plain.workspaces, more.workspaces) == (0, 999)
     assert more.peak == plain.peak + 999
 
 
 def test_nothing_random_is_drawn():
     before = torch.get_rng_state()
-    rehearse(draw("vit"), range(0, 1), 4)
+    stage_bytes(draw("vit"), range(0, 1), 4)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -253,4 +255,4 @@ def test_a_network_that_asks_for_values_is_told():
     )
     blueprint = draw_blueprint(config, describe(config.data))
     with pytest.raises(UserError, match="cannot be rehearsed without data"):
-        rehearse(blueprint, range(1), 1)
+        stage_bytes(blueprint, range(1), 1)

@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.learning import optimizer
-from pipeline_local.memory.fake_mode import fakes
+from pipeline_local.memory.fake_mode import fake_mode
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_fused_step_of_more_than_any_machine_has(name):
-    with fakes():
+    with fake_mode():
         weight = nn.Parameter(torch.empty(2**44))
         stepper = optimizer.build(OptimizerConfig(name), [weight])
         assert stepper.param_groups[0]["fused"]
@@ -36,7 +36,7 @@ def kept(result):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_autocast_widens_layer_norms_on_a_gpu(device):
-    with fakes(device), torch.autocast("cpu", torch.bfloat16):
+    with fake_mode(device), torch.autocast("cpu", torch.bfloat16):
         x = torch.empty(4, 8, dtype=torch.bfloat16, requires_grad=True)
         y = functional.layer_norm(x, (8,), torch.empty(8), torch.empty(8))
         product = y @ torch.empty(8, 8)
@@ -48,7 +48,7 @@ def test_autocast_widens_layer_norms_on_a_gpu(device):
 
 @pytest.mark.parametrize(("device", "size"), [("cpu", 4), ("cuda", 1)])
 def test_dropout_keeps_a_byte_on_a_gpu(device, size):
-    with fakes(device):
+    with fake_mode(device):
         x = torch.empty(1000, requires_grad=True)
         assert kept(functional.dropout(x, 0.1)) == 1000 * size
         assert functional.dropout(x, 0.1, training=False) is x or not kept(
@@ -74,7 +74,7 @@ def attend(dtype, mask=None, dropout=0.0):
 )
 def test_how_attention_lies_in_memory(device, dtype, masked, lies):
     """The kernels that an H200 chose (docs/results/gpu.md): a block copies what lies otherwise."""
-    with fakes(device):
+    with fake_mode(device):
         result = attend(dtype, torch.empty(6, 6, dtype=dtype) if masked else None)
     order = {"as the query": (2, 0, 1, 3), "by position": (0, 2, 1, 3)}[lies]
     assert result.shape == (2, 4, 6, 8)
@@ -84,7 +84,7 @@ def test_how_attention_lies_in_memory(device, dtype, masked, lies):
 def test_attention_with_dropout_keeps_no_map_on_a_gpu():
     maps = {}
     for device in ("cpu", "cuda"):
-        with fakes(device):
+        with fake_mode(device):
             graph, maps[device] = [attend(torch.float32, dropout=0.1).grad_fn], False
             while graph:
                 node = graph.pop()
@@ -102,7 +102,7 @@ def test_attention_without_a_fused_kernel_keeps_its_map():
             graph += [after for after, _ in node.next_functions if after]
         return " ".join(found)
 
-    with fakes("cuda"):
+    with fake_mode("cuda"):
         q = torch.empty(2, 4, 6, 8, requires_grad=True)
         attention = functional.scaled_dot_product_attention
         assert "Softmax" not in names(attention(q, q, q))
@@ -131,7 +131,7 @@ def test_another_thread_computes_as_ever():
         return [functional.dropout(x, 0.5), dropped, norm]
 
     expected = work()
-    with ThreadPoolExecutor(1) as other, fakes("cuda"):
+    with ThreadPoolExecutor(1) as other, fake_mode("cuda"):
         found = other.submit(work).result()
     for one, two in zip(found, expected, strict=True):
         assert one.dtype == two.dtype
@@ -139,7 +139,7 @@ def test_another_thread_computes_as_ever():
 
 
 def test_nothing_stays_imitated():
-    with pytest.raises(KeyError), fakes("cuda"):
+    with pytest.raises(KeyError), fake_mode("cuda"):
         raise KeyError
     with torch.autocast("cpu", torch.bfloat16):
         y = functional.layer_norm(torch.ones(4, 8, dtype=torch.bfloat16), (8,))

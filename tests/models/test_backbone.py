@@ -9,7 +9,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.models.backbone import (
     Backbone,
     Block,
-    hollow,
+    fake_copy,
     materialize,
     reset_parameters,
     shapes,
@@ -146,7 +146,7 @@ def test_a_hollow_copy_keeps_kinds_and_ties():
     with torch.device("meta"):
         paper = Tied()
     paper.first.weight.requires_grad_(False)
-    copied = hollow(paper, CPU, torch.float64)
+    copied = fake_copy(paper, CPU, torch.float64)
     assert copied.first.weight is copied.second.weight
     assert copied.first.weight.dtype == torch.float64
     assert not copied.first.weight.requires_grad

@@ -8,38 +8,38 @@ from torch import nn
 
 from pipeline_local import configfile, trainer
 from pipeline_local.config import ReconcileConfig
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.boundary import Above, Below
-from pipeline_local.pipeline.edge import Local, Nowhere
-from pipeline_local.pipeline.p2p import GlooWire
+from pipeline_local.learning.wire_format import WireFormat
+from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
+from pipeline_local.pipeline.edge import InProcessQueue, Nowhere
+from pipeline_local.pipeline.p2p import GlooP2P
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.trace import Trace
 
 THIRD = torch.full((2, 3), 1 / 3)
 NEAR = {None: 1 / 3, torch.bfloat16: 0.333984375, torch.float16: 0.333251953125}
 
 
-@pytest.mark.parametrize("wire", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("labels", [torch.tensor([1, 0]), THIRD])
-def test_messages_are_rounded_and_labels_are_not(wire, labels):
-    queue, crossing = Local(), Crossing(wire=wire)
-    above, below = Above(queue, crossing), Below(queue, crossing)
+def test_messages_are_rounded_and_labels_are_not(narrow, labels):
+    queue, wire_format = InProcessQueue(), WireFormat(narrow=narrow)
+    above, below = RoundedUpstream(queue, wire_format), RoundedDownstream(queue, wire_format)
     below.send(THIRD, labels)
     below.send(THIRD)
-    assert [message[0].dtype for message in queue._queue] == [wire, torch.bfloat16]
+    assert [message[0].dtype for message in queue._queue] == [narrow, torch.bfloat16]
     x, same = above.recv()
     assert same is labels
     (signal,) = above.recv()
     above.reply(THIRD)
     (feedback,) = below.feedback()
-    assert torch.equal(x, torch.full((2, 3), NEAR[wire]))
+    assert torch.equal(x, torch.full((2, 3), NEAR[narrow]))
     for gradient in (signal, feedback):
         assert torch.equal(gradient, torch.full((2, 3), NEAR[torch.bfloat16]))
-    assert Below(Nowhere(), crossing).feedback() == ()
+    assert RoundedDownstream(Nowhere(), wire_format).feedback() == ()
 
 
 class Data:
@@ -57,9 +57,10 @@ class Seen(nn.Identity):
         return super().forward(x)
 
 
-def two_modules(wire):
+def two_modules(narrow):
     rules = Rules(
-        reconcile=ReconcileConfig(weight=1.0, direction="upstream"), crossing=Crossing(wire=wire)
+        reconcile=ReconcileConfig(weight=1.0, direction="upstream"),
+        wire_format=WireFormat(narrow=narrow),
     )
     return [
         LocalModule(k, Seen(), nn.Linear(3, 2), lambda p: torch.optim.SGD(p, lr=0.1), rules)
@@ -67,10 +68,10 @@ def two_modules(wire):
     ]
 
 
-@pytest.mark.parametrize("wire", NEAR)
-def test_a_queue_rounds_as_a_wire_does(wire):
+@pytest.mark.parametrize("narrow", NEAR)
+def test_a_queue_rounds_as_a_wire_does(narrow):
     """In training and in evaluation."""
-    modules = two_modules(wire)
+    modules = two_modules(narrow)
     stage = Stage(modules, Data(), Nowhere(), Trace())
     stage.train(Step(0, lr=0.1))
     trained = [module.body.x for module in modules]
@@ -78,7 +79,7 @@ def test_a_queue_rounds_as_a_wire_does(wire):
     evaluated = [module.body.x for module in modules]
     for first, second in (trained, evaluated):
         assert torch.equal(first, THIRD), "data crosses no boundary"
-        assert torch.equal(second, torch.full((2, 3), NEAR[wire]))
+        assert torch.equal(second, torch.full((2, 3), NEAR[narrow]))
     assert evaluated[1] is not trained[1]
 
 
@@ -93,7 +94,7 @@ def test_feedback_of_a_resumed_run_is_rounded_again():
 # -- two processes: what really leaves them ----------------------------------------------------
 
 
-def parse(wire, folder="."):
+def parse(narrow, folder="."):
     tree = {
         "model": {"name": "mlp", "hidden": 12, "depth": 4},
         "data": {"name": "synthetic", "image_size": 8, "batch_size": 8, "limit": 16},
@@ -101,13 +102,13 @@ def parse(wire, folder="."):
         "head": {"name": "linear"},
         "reconcile": {"weight": 0.1, "every": 2, "direction": "both"},
         "train": {"steps": 12, "microbatches": 2, "log_every": 4, "evaluate_every": 5},
-        "parallel": {"threads": 1, "stages": 2, "wire_dtype": wire},
+        "parallel": {"threads": 1, "stages": 2, "wire_dtype": narrow},
         "run": {"dir": str(folder)},
     }
     return configfile.parse(tree)
 
 
-def bytes_sent(place, config):
+def bytes_sent(rank_info, config):
     """By dtype, while training; the wires' own hello aside."""
     sent = {}
 
@@ -116,16 +117,16 @@ def bytes_sent(place, config):
             sent[tensor.dtype] = sent.get(tensor.dtype, 0) + tensor.nbytes
         return send(self, tensor)
 
-    send, GlooWire.isend = GlooWire.isend, isend
-    trainer.train(config, place)
+    send, GlooP2P.isend = GlooP2P.isend, isend
+    trainer.train(config, rank_info)
     return sent
 
 
 def test_half_of_the_bytes_cross(tmp_path, run_ranks):
-    def run(wire):
-        return run_ranks(bytes_sent, 2, parse(wire, tmp_path / str(wire)))
+    def run(narrow):
+        return run_ranks(bytes_sent, 2, parse(narrow, tmp_path / str(narrow)))
 
-    wide, bfloat16, float16 = (run(wire) for wire in (None, "bfloat16", "float16"))
+    wide, bfloat16, float16 = (run(narrow) for narrow in (None, "bfloat16", "float16"))
     assert set(wide[0]) == {torch.float32, torch.int64}
     labels = wide[0][torch.int64]
     for down, up in (bfloat16, float16):
@@ -141,8 +142,8 @@ def test_half_of_the_bytes_cross(tmp_path, run_ranks):
 def test_another_wire_is_another_run(tmp_path):
     """In every module, the first included: its head learns from feedback."""
     found = []
-    for wire in (None, "bfloat16", "float16"):
-        config = parse(wire, tmp_path / str(wire))
-        trainer.train(replace(config, parallel=replace(config.parallel, stages=1)), Place())
-        found.append([p.read_bytes() for p in sorted((tmp_path / str(wire)).rglob("module-*"))])
+    for narrow in (None, "bfloat16", "float16"):
+        config = parse(narrow, tmp_path / str(narrow))
+        trainer.train(replace(config, parallel=replace(config.parallel, stages=1)), RankInfo())
+        found.append([p.read_bytes() for p in sorted((tmp_path / str(narrow)).rglob("module-*"))])
     assert all(len({run[k] for run in found}) == 3 for k in range(4))

@@ -12,7 +12,7 @@ from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import joined
-from pipeline_local.watch.status import Whereabouts
+from pipeline_local.watch.status import RankStatus
 
 
 def draw(direction, every=1, microbatches=1, image_size=8):
@@ -28,39 +28,39 @@ def draw(direction, every=1, microbatches=1, image_size=8):
     return draw_blueprint(config, describe(config.data))
 
 
-def joined_edges(blueprint, place, start):
-    modules = Placement.of(blueprint, place.world_size).stages[place.rank]
-    laid = lay(blueprint, place, "gloo", Whereabouts())
-    return connect(blueprint, modules, place, laid, start)
+def joined_edges(blueprint, rank_info, start):
+    modules = Placement.of(blueprint, rank_info.world_size).stages[rank_info.rank]
+    laid = lay(blueprint, rank_info, "gloo", RankStatus())
+    return connect(blueprint, modules, rank_info, laid, start)
 
 
-def talk(place, blueprint):
+def talk(rank_info, blueprint):
     """Follow the schedule as a stage would, without any mathematics; counts what came back."""
     came_back = 0
-    with joined(place):
-        upstream, downstream = joined_edges(blueprint, place, 0)
-        spec = blueprint.contract(max(place.rank - 1, 0)).activations
-        for action in blueprint.schedule.actions():
+    with joined(rank_info):
+        upstream, downstream = joined_edges(blueprint, rank_info, 0)
+        spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
+        for action in blueprint.run_plan.actions():
             if not isinstance(action, Step):
                 continue
             for _ in range(action.microbatches):
-                came_back += talk_once(action, upstream, downstream, blueprint, place, spec)
+                came_back += talk_once(action, upstream, downstream, blueprint, rank_info, spec)
         downstream.finish(0)
         upstream.finish()
         upstream.close()
     return came_back
 
 
-def talk_once(step, upstream, downstream, blueprint, place, spec):
+def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
     _, labels = upstream.recv()
-    if place.rank < 2:
-        activations = torch.zeros(blueprint.contract(place.rank).activations.shape)
+    if rank_info.rank < 2:
+        activations = torch.zeros(blueprint.contract(rank_info.rank).activations.shape)
         downstream.send(activations, labels)
         if step.compare:
             downstream.send(activations)
     if step.compare:
         upstream.recv()
-    if step.feedback and place.rank > 0:
+    if step.feedback and rank_info.rank > 0:
         upstream.reply(torch.full(spec.shape, float(step.number)))
     if not step.heed:
         return 0
@@ -76,24 +76,24 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
     direction, every, microbatches, run_ranks
 ):
     blueprint = draw(direction, every, microbatches)
-    schedule = blueprint.schedule
+    run_plan = blueprint.run_plan
     found = run_ranks(talk, 3, blueprint, timeout=30)
-    heeds = sum(schedule.step(n).heed for n in range(schedule.num_steps)) * microbatches
+    heeds = sum(run_plan.step(n).heed for n in range(run_plan.num_steps)) * microbatches
     assert found == [heeds, heeds, 0]
 
 
-def cut_short(place, blueprint, start, stop):
+def cut_short(rank_info, blueprint, start, stop):
     """Leave the schedule before step `stop`; what the receives that were posted then have got."""
-    schedule = blueprint.schedule
-    kept = [n for n in range(max(0, start - 4), start) if schedule.step(n).feedback]
-    under_way = [n for n in range(max(0, stop - 4), stop) if schedule.step(n).feedback]
-    with joined(place):
-        upstream, downstream = joined_edges(blueprint, place, start)
-        spec = blueprint.contract(max(place.rank - 1, 0)).activations
-        for number in kept if place.rank > 0 else ():
+    run_plan = blueprint.run_plan
+    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).feedback]
+    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).feedback]
+    with joined(rank_info):
+        upstream, downstream = joined_edges(blueprint, rank_info, start)
+        spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
+        for number in kept if rank_info.rank > 0 else ():
             upstream.reply(torch.full(spec.shape, float(number)))
         for number in range(start, stop):
-            talk_once(schedule.step(number), upstream, downstream, blueprint, place, spec)
+            talk_once(run_plan.step(number), upstream, downstream, blueprint, rank_info, spec)
         downstream.finish(len(under_way))
         upstream.finish()
         receivers = [getattr(upstream, "messages", None), getattr(downstream, "replies", None)]
@@ -117,9 +117,9 @@ def test_a_run_that_is_cut_short_leaves_no_transfer_hanging(every, start, steps,
 
 
 def test_ends_of_the_chain(run_ranks):
-    def kinds(place, blueprint):
-        with joined(place):
-            upstream, downstream = joined_edges(blueprint, place, 16)
+    def kinds(rank_info, blueprint):
+        with joined(rank_info):
+            upstream, downstream = joined_edges(blueprint, rank_info, 16)
         return type(upstream), type(downstream)
 
     assert run_ranks(kinds, 1, draw("downstream")) == [(Source, Nowhere)]

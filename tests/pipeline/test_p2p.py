@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local.pipeline.connect import wires
+from pipeline_local.pipeline.connect import open_p2p
 from pipeline_local.ranks.rank import joined
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
@@ -14,12 +14,12 @@ def tensor(dtype, number):
     return torch.arange(6).reshape(2, 3).add(number).to(dtype)
 
 
-def exchange(place, kind, dtypes, transposed):
+def exchange(rank_info, kind, dtypes, transposed):
     """The second rank gives what it received, as CPU tensors."""
-    with joined(place):
-        up, down = wires(place, kind)
+    with joined(rank_info):
+        up, down = open_p2p(rank_info, kind)
         if down:
-            sent = [tensor(dtype, n).to(place.device) for n, dtype in enumerate(dtypes)]
+            sent = [tensor(dtype, n).to(rank_info.device) for n, dtype in enumerate(dtypes)]
             sent = [t.t().contiguous().t() if transposed else t for t in sent]
             for pending in [down.isend(t) for t in sent]:
                 pending.wait()
@@ -27,7 +27,7 @@ def exchange(place, kind, dtypes, transposed):
             return None
         arriving = [up.irecv((2, 3), dtype) for dtype in dtypes]
         received = [pending.wait() for pending in arriving]
-        assert all(t.device == place.device for t in received)
+        assert all(t.device == rank_info.device for t in received)
         received = [t.cpu().clone() for t in received]
         dist.barrier()
         return [t.float().tolist() for t in received]

@@ -21,11 +21,11 @@ def make(start=0, actions=None, **train):
     }
     config = configfile.parse(tree)
     blueprint = draw_blueprint(config, describe(config.data))
-    schedule = blueprint.schedule
-    actions = schedule.actions(start) if actions is None else actions
-    steps = range(start, schedule.num_steps)
+    run_plan = blueprint.run_plan
+    actions = run_plan.actions(start) if actions is None else actions
+    steps = range(start, run_plan.num_steps)
     info, cpu = blueprint.info, torch.device("cpu")
-    return schedule, Source(config, info, actions, steps, cpu, torch.float32)
+    return run_plan, Source(config, info, actions, steps, cpu, torch.float32)
 
 
 def drain(source):
@@ -40,14 +40,14 @@ def drain(source):
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_messages_follow_the_schedule(microbatches):
     """As many as any channel would carry, a signal being empty."""
-    schedule, source = make(microbatches=microbatches)
+    run_plan, source = make(microbatches=microbatches)
     expected = []
-    for action in schedule.actions():
+    for action in run_plan.actions():
         if isinstance(action, Step):
             one = [16 // microbatches, 0] if action.compare else [16 // microbatches]
             expected += one * microbatches
         elif isinstance(action, Evaluate):
-            expected += [16] * schedule.test_batches
+            expected += [16] * run_plan.test_batches
     assert [len(message[0]) if message else 0 for message in drain(source)] == expected
 
 

@@ -21,7 +21,7 @@ from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import wires
+from pipeline_local.pipeline.connect import open_p2p
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
@@ -109,15 +109,15 @@ class LateStage(Stage):
                 link.downstream.send(*message)
 
 
-def run_stage(place, stage_class, seconds, count):
+def run_stage(rank_info, stage_class, seconds, count):
     """One rank of a chain of sleeping stages; gives its spans."""
-    with joined(place):
-        up, down = wires(place, "gloo")
+    with joined(rank_info):
+        up, down = open_p2p(rank_info, "gloo")
         traffic = [BATCH, BATCH[:1]] * count
-        upstream = Receiver(up, iter(traffic), place.device) if up else Data()
-        downstream = Sender(down, iter(traffic), place.device, DEPTH) if down else Nowhere()
+        upstream = Receiver(up, iter(traffic), rank_info.device) if up else Data()
+        downstream = Sender(down, iter(traffic), rank_info.device, DEPTH) if down else Nowhere()
         trace = Trace()
-        module = make_module(place.rank, seconds[place.rank])
+        module = make_module(rank_info.rank, seconds[rank_info.rank])
         stage = stage_class([module], upstream, downstream, trace)
         for step in steps(count):
             stage.train(step)

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.contract import Contract, Spec
-from pipeline_local.blueprint.run_plan import Schedule
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ParallelConfig
-from pipeline_local.pipeline.connect import wires
-from pipeline_local.pipeline.edge import Local
+from pipeline_local.pipeline.connect import open_p2p
+from pipeline_local.pipeline.edge import InProcessQueue
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined
 
@@ -31,13 +31,13 @@ def contract(micro=4):
     )
 
 
-def schedule(**sections):
+def run_plan(**sections):
     tree = {"model": {"name": "resnet20"}, "data": {"name": "digits", "batch_size": 8}}
-    return Schedule(configfile.parse({**tree, **sections}), num_train=80, num_test=20)
+    return RunPlan(configfile.parse({**tree, **sections}), num_train=80, num_test=20)
 
 
 def test_traffic_follows_the_schedule():
-    plan = schedule(
+    plan = run_plan(
         train={"steps": 2, "microbatches": 2, "log_every": 2, "evaluate_every": 1},
         checkpoint={"every_steps": 1},
     )
@@ -50,28 +50,28 @@ def test_traffic_follows_the_schedule():
 
 
 def test_local_is_a_queue():
-    channel = Local()
+    channel = InProcessQueue()
     channel.send(torch.zeros(1), torch.ones(1))
     channel.send(torch.full((1,), 2.0))
     assert [t.item() for t in channel.recv()] == [0, 1]
     assert [t.item() for t in channel.recv()] == [2]
 
 
-def lay(place):
+def lay(rank_info):
     """Wires of the kind that this machine takes."""
-    return wires(place, place.wire_kind(ParallelConfig()))
+    return open_p2p(rank_info, rank_info.p2p_kind(ParallelConfig()))
 
 
-def fill(spec, number, place):
-    return torch.full(spec.shape, number, dtype=spec.dtype, device=place.device)
+def fill(spec, number, rank_info):
+    return torch.full(spec.shape, number, dtype=spec.dtype, device=rank_info.device)
 
 
-def relay(place, messages, pauses):
+def relay(rank_info, messages, pauses):
     """Every rank passes on what it gets; the first one makes it up. Gives what was received."""
-    with joined(place):
-        up, down = lay(place)
-        receiver = Receiver(up, iter(messages), place.device) if up else None
-        sender = Sender(down, iter(messages), place.device) if down else None
+    with joined(rank_info):
+        up, down = lay(rank_info)
+        receiver = Receiver(up, iter(messages), rank_info.device) if up else None
+        sender = Sender(down, iter(messages), rank_info.device) if down else None
         seen = []
         for number, specs in enumerate(messages):
             if receiver:
@@ -80,13 +80,13 @@ def relay(place, messages, pauses):
                 assert all((t == t.flatten()[0]).all() for t in message)
                 seen.append(message[0].flatten()[0].item())
             else:
-                message = tuple(fill(spec, number, place) for spec in specs)
-            time.sleep(pauses[place.rank])
+                message = tuple(fill(spec, number, rank_info) for spec in specs)
+            time.sleep(pauses[rank_info.rank])
             if sender:
                 sender.send(*message)
         if sender:
             sender.finish()
-        if place.world_size > 1:
+        if rank_info.world_size > 1:
             dist.barrier()
     return seen
 
@@ -112,15 +112,15 @@ def test_uneven_stages(run_ranks, pauses):
     assert results[2] == list(range(12))
 
 
-def first_blocks(place, depth):
-    with joined(place) as store:
-        up, down = lay(place)
+def first_blocks(rank_info, depth):
+    with joined(rank_info) as store:
+        up, down = lay(rank_info)
         if down:
-            sender = Sender(down, iter([LARGE] * (depth + 1)), place.device, depth)
+            sender = Sender(down, iter([LARGE] * (depth + 1)), rank_info.device, depth)
             for number in range(depth):
-                sender.send(*(fill(spec, number, place) for spec in LARGE))
+                sender.send(*(fill(spec, number, rank_info) for spec in LARGE))
             store.set("ahead", "1")
-            sender.send(*(fill(spec, depth, place) for spec in LARGE))
+            sender.send(*(fill(spec, depth, rank_info) for spec in LARGE))
             released = store.check(["receiving"])
             sender.finish()
             dist.barrier()
@@ -128,7 +128,7 @@ def first_blocks(place, depth):
         store.wait(["ahead"])
         time.sleep(0.2)
         store.set("receiving", "1")
-        receiver = Receiver(up, iter([LARGE] * (depth + 1)), place.device)
+        receiver = Receiver(up, iter([LARGE] * (depth + 1)), rank_info.device)
         numbers = [receiver.recv()[0][0].item() for _ in range(depth + 1)]
         dist.barrier()
         return numbers

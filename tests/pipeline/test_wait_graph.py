@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def feedback_depth(self):
-        """As `Schedule.most_unheeded`."""
+        """As `RunPlan.most_unheeded`."""
         steps = (self.delay or 0) // self.every + 1
         return 1 if self.narrow else steps * self.microbatches
 
@@ -239,10 +239,10 @@ def sighting(run, stage):
 @settings(max_examples=400)
 @given(PLANS, SPEEDS, SEEDS, POINTS)
 def test_the_diagnosis_names_the_stage_that_hangs(plan, speeds, seed, point):
-    stage, place = within(plan, point)
-    if place == len(program(plan, stage)):
+    stage, rank_info = within(plan, point)
+    if rank_info == len(program(plan, stage)):
         return  # it is done
-    run = start(plan, hangs=(stage, place)).follow(Random(seed), speeds)
+    run = start(plan, hangs=(stage, rank_info)).follow(Random(seed), speeds)
     assert stage in run.stuck()
     verdict = find_stall({s: sighting(run, s) for s in range(plan.stages)}, timeout=60)
     assert verdict is not None

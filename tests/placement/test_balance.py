@@ -11,7 +11,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.memory.dry_run import rehearse
+from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import balance
 from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -74,10 +74,10 @@ def test_even_memory(model, head):
     blueprint = draw(model, data=data, head=head, modules={"count": 2, "cuts": "memory"})
     num_blocks = len(blueprint.backbone.blocks)
     peaks = [
-        rehearse(replace(blueprint, modules=tuple(cut)), range(2), 1).peak
+        stage_bytes(replace(blueprint, modules=tuple(cut)), range(2), 1).peak
         for cut in all_cuts(num_blocks, 2)
     ]
-    found = rehearse(blueprint, range(2), 1).peak
+    found = stage_bytes(blueprint, range(2), 1).peak
     assert found <= 1.1 * min(peaks)
     assert found < sorted(peaks)[num_blocks // 2]
     names = [block.name for block in blueprint.backbone.blocks]
@@ -89,7 +89,7 @@ def test_modules_that_share_a_device_take_less_where_memory_is_even():
     image = {"name": "synthetic", "image_size": 32, "batch_size": 16}
     modules = {cuts: {"count": 4, "cuts": cuts} for cuts in ("uniform", "auto", "memory")}
     peaks = {
-        cuts: rehearse(draw(RESNET, data=image, modules=section), range(4), 1).peak
+        cuts: stage_bytes(draw(RESNET, data=image, modules=section), range(4), 1).peak
         for cuts, section in modules.items()
     }
     assert peaks["memory"] < min(peaks["uniform"], peaks["auto"])
@@ -116,18 +116,18 @@ def test_a_slow_device_gets_less():
 
 def test_a_slow_line_is_crossed_where_messages_are_small():
     """Half of the bytes behind each block that halves both sides and doubles the channels."""
-    sketch = draw(RESNET, modules={"count": 9}, data={"name": "synthetic", "batch_size": 16})
-    costs = made(sketch, (1,) * 10, head=0)
-    numbers = [math.prod(shape) for shape in sketch.input_shapes]
+    uncut = draw(RESNET, modules={"count": 9}, data={"name": "synthetic", "batch_size": 16})
+    costs = made(uncut, (1,) * 10, head=0)
+    numbers = [math.prod(shape) for shape in uncut.input_shapes]
     assert numbers[4:9] == [8192, 4096, 4096, 4096, 2048]
-    single = replace(sketch, modules=tuple(range(k, k + 1) for k in range(10)))
+    single = replace(uncut, modules=tuple(range(k, k + 1) for k in range(10)))
     assert balance.best_stages(single, [costs] * 2) == [range(5), range(5, 10)]
     for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
-        speed = 16 * numbers[5] * 4 * (1 + sketch.schedule.part_that_compares) / seconds
+        speed = 16 * numbers[5] * 4 * (1 + uncut.run_plan.part_that_compares) / seconds
         slow = replace(costs, link=Link(1.0, speed))
         assert balance.best_stages(single, [slow] * 2) == [range(opens), range(opens, 10)]
     even = [range(5), range(5, 10)]
-    assert balance.best_modules(sketch, [slow] * 2) == even, "what is learned is no matter of lines"
+    assert balance.best_modules(uncut, [slow] * 2) == even, "what is learned is no matter of lines"
 
 
 def test_where_the_line_decides_stages_are_even_still():
@@ -140,20 +140,20 @@ def test_where_the_line_decides_stages_are_even_still():
 @pytest.mark.parametrize("part_of_peak", [0.99, 0.8])
 def test_the_cheapest_modules_that_fit(part_of_peak):
     """Cheap blocks keep as much as dear ones."""
-    sketch = draw(data={"name": "digits", "batch_size": 512})
-    costs = [made(sketch, (9, 5, 1, 1, 1, 1, 1, 2), head=0)] * 3
+    uncut = draw(data={"name": "digits", "batch_size": 512})
+    costs = [made(uncut, (9, 5, 1, 1, 1, 1, 1, 2), head=0)] * 3
 
     def peaks(cut):
-        whole = replace(sketch, modules=tuple(cut))
-        return [rehearse(whole, [k], 3).peak for k in range(3)]
+        whole = replace(uncut, modules=tuple(cut))
+        return [stage_bytes(whole, [k], 3).peak for k in range(3)]
 
     def cost(cut):
         return max(costs[k].module(k, 3, part).total for k, part in enumerate(cut))
 
-    free = balance.best_modules(sketch, costs)
+    free = balance.best_modules(uncut, costs)
     limit = part_of_peak * max(peaks(free))
     fitting = [cut for cut in all_cuts(8, 3) if max(peaks(cut)) <= limit]
-    found = balance.best_modules(with_limit(sketch, limit / balance.GIBIBYTE), costs)
+    found = balance.best_modules(with_limit(uncut, limit / balance.GIBIBYTE), costs)
     assert found != free
     assert found in fitting
     assert cost(found) == min(map(cost, fitting))
@@ -163,11 +163,11 @@ def test_stages_keep_within_memory():
     blueprint = draw(RESNET, modules={"cuts": "blocks"})
     costs = Placement.of(blueprint, 2).costs
     free = balance.best_stages(blueprint, costs)
-    limit = max(rehearse(blueprint, part, 2).peak for part in free) - 1
+    limit = max(stage_bytes(blueprint, part, 2).peak for part in free) - 1
     limited = with_limit(blueprint, limit / balance.GIBIBYTE)
     found = balance.best_stages(limited, costs)
     assert found != free
-    assert max(rehearse(blueprint, part, 2).peak for part in found) <= limit
+    assert max(stage_bytes(blueprint, part, 2).peak for part in found) <= limit
 
 
 @pytest.mark.parametrize(

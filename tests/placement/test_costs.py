@@ -58,7 +58,7 @@ def test_heads_are_those_that_the_modules_get(head, taper):
         counted = costs.by_flops(blueprint)
         for index, blocks in enumerate(blueprint.modules[:-1]):
             key = head_key(blueprint.config, blocks.stop, 5, index, count)
-            made = blueprint.outline(index, "meta").head
+            made = blueprint.fake_module(index, "meta").head
             planned = blueprint.auxiliary_head(*key)
             assert str(planned) == str(made)
             assert key in counted.heads

@@ -10,12 +10,12 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.crossing import Crossing
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import diagnose
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
 TREE = {
@@ -60,7 +60,7 @@ def plain(index, body, head):
     def optimizer(params):
         return torch.optim.SGD(params, lr=1.0)
 
-    rules = Rules(label_smoothing=0.1, crossing=Crossing(torch.float64))
+    rules = Rules(label_smoothing=0.1, wire_format=WireFormat(torch.float64))
     return LocalModule(index, body, head, optimizer, rules)
 
 
@@ -212,7 +212,7 @@ def test_batch_norm_uses_the_batch_and_dropout_nothing():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     tree = {**TREE, "modules": {"count": 3}, "run": {"dir": str(folder)}}
-    train(configfile.parse(tree), Place())
+    train(configfile.parse(tree), RankInfo())
     return folder
 
 

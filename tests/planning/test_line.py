@@ -25,9 +25,9 @@ def test_all_messages_share_one_buffer():
 def test_between_ranks(run_ranks, ranks):
     """Each learns of the line above it, the first one of that below."""
 
-    def measured(place):
-        with joined(place):
-            return Line(2**20, 3, CPU).between_ranks(place.rank, ranks)
+    def measured(rank_info):
+        with joined(rank_info):
+            return Line(2**20, 3, CPU).between_ranks(rank_info.rank, ranks)
 
     first, *others = run_ranks(measured, ranks)
     assert all(link.bytes_per_second > 2**20 for link in others)

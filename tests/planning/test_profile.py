@@ -11,7 +11,7 @@ from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import profile
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 
 CPU = torch.device("cpu")
 CONFIG = """
@@ -53,7 +53,7 @@ def test_profile_then_plan_then_train(config, capsys):
 def test_every_part_is_measured(config, capsys):
     loaded = configfile.load(Path(config))
     info = describe(loaded.data)
-    facts = profile.measure(loaded, info, 1, Place())
+    facts = profile.measure(loaded, info, 1, RankInfo())
     blueprint = draw_blueprint(loaded, info)
     names = [block.name for block in blueprint.backbone.blocks]
     assert list(facts["blocks"]) == names
@@ -79,9 +79,9 @@ def test_reconciliation_adds_to_two_acts():
 
 
 def test_each_rank_measures_its_own_device(config, run_ranks):
-    def measured(place, path):
+    def measured(rank_info, path):
         loaded = configfile.load(Path(path))
-        return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), place)
+        return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), rank_info)
 
     assert "modules.profile=[p-0.json,p-1.json]" in run_ranks(measured, 2, config)[0]
     links = [json.loads(Path(f"p-{rank}.json").read_text())["link"] for rank in range(2)]

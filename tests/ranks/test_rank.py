@@ -5,28 +5,28 @@ import torch
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.connect import wires
-from pipeline_local.pipeline.p2p import WatchedWire
+from pipeline_local.pipeline.connect import open_p2p
+from pipeline_local.pipeline.p2p import WatchedP2P
 from pipeline_local.ranks import rank as places
-from pipeline_local.ranks.rank import Place, common_kind, joined
+from pipeline_local.ranks.rank import RankInfo, common_kind, joined
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert Place.from_environment() == Place()
-    assert Place().num_stages(ParallelConfig(stages=3)) == 3
+    assert RankInfo.from_environment() == RankInfo()
+    assert RankInfo().num_stages(ParallelConfig(stages=3)) == 3
 
 
 def test_torchruns_environment(monkeypatch):
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    place = Place.from_environment()
-    assert place == Place(5, 8, 1, 4, launched=True)
-    assert place.num_stages(ParallelConfig()) == 8
-    assert place.num_stages(ParallelConfig(stages=8)) == 8
+    rank_info = RankInfo.from_environment()
+    assert rank_info == RankInfo(5, 8, 1, 4, launched=True)
+    assert rank_info.num_stages(ParallelConfig()) == 8
+    assert rank_info.num_stages(ParallelConfig(stages=8)) == 8
     with pytest.raises(UserError, match=r"needs 4 ranks, but the launcher started 8; start 4 or"):
-        place.num_stages(ParallelConfig(stages=4))
+        rank_info.num_stages(ParallelConfig(stages=4))
 
 
 def test_deepspeeds_environment(monkeypatch):
@@ -34,13 +34,13 @@ def test_deepspeeds_environment(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for name, value in {"RANK": 9, "WORLD_SIZE": 16, "LOCAL_RANK": 1, "LOCAL_SIZE": 8}.items():
         monkeypatch.setenv(name, str(value))
-    assert Place.from_environment() == Place(9, 16, 1, 8, launched=True)
+    assert RankInfo.from_environment() == RankInfo(9, 16, 1, 8, launched=True)
 
 
 def test_torchrun_tells_of_restarts(monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 1}.items():
         monkeypatch.setenv(name, str(value))
-    assert Place.from_environment().restarted
+    assert RankInfo.from_environment().restarted
 
 
 def test_srun_without_a_launcher_is_refused(monkeypatch):
@@ -48,7 +48,7 @@ def test_srun_without_a_launcher_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="4 tasks without a launcher; run torchrun under srun"):
-        Place.from_environment()
+        RankInfo.from_environment()
 
 
 def test_all_ranks_use_one_kind_of_wire():
@@ -65,15 +65,15 @@ def test_a_broken_environment_is_refused(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="RANK and WORLD_SIZE"):
-        Place.from_environment()
+        RankInfo.from_environment()
 
 
 def test_threads_share_the_cores(monkeypatch):
     monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert Place(0, 3, 0, 3).threads(ParallelConfig()) == 2
-    assert Place(0, 99, 0, 99).threads(ParallelConfig()) == 1
-    assert Place(0, 3, 0, 3).threads(ParallelConfig(threads=5)) == 5
-    assert "2 CPU threads each (8 cores" in Place(0, 4, 0, 4).explain(ParallelConfig())
+    assert RankInfo(0, 3, 0, 3).threads(ParallelConfig()) == 2
+    assert RankInfo(0, 99, 0, 99).threads(ParallelConfig()) == 1
+    assert RankInfo(0, 3, 0, 3).threads(ParallelConfig(threads=5)) == 5
+    assert "2 CPU threads each (8 cores" in RankInfo(0, 4, 0, 4).explain(ParallelConfig())
 
 
 def pretend(monkeypatch, gpus):
@@ -97,23 +97,23 @@ def pretend(monkeypatch, gpus):
 )
 def test_wire_kind(monkeypatch, gpus, ranks, backend, kind):
     pretend(monkeypatch, gpus)
-    place = Place(ranks - 1, ranks, ranks - 1, ranks)
-    assert place.wire_kind(ParallelConfig(backend=backend)) == kind
-    assert place.device.type == ("cuda" if gpus else "cpu")
+    rank_info = RankInfo(ranks - 1, ranks, ranks - 1, ranks)
+    assert rank_info.p2p_kind(ParallelConfig(backend=backend)) == kind
+    assert rank_info.device.type == ("cuda" if gpus else "cpu")
     if gpus:
-        assert place.device.index == (ranks - 1) % gpus
+        assert rank_info.device.index == (ranks - 1) % gpus
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_nccl_needs_a_gpu_per_rank(monkeypatch, gpus):
     pretend(monkeypatch, gpus)
     with pytest.raises(UserError, match=f"each of the 2 ranks of this host, got {gpus}"):
-        Place(0, 2, 0, 2).wire_kind(ParallelConfig(backend="nccl"))
+        RankInfo(0, 2, 0, 2).p2p_kind(ParallelConfig(backend="nccl"))
 
 
-def ends(place):
-    with joined(place):
-        up, down = wires(place, "gloo")
+def ends(rank_info):
+    with joined(rank_info):
+        up, down = open_p2p(rank_info, "gloo")
         return up is not None, down is not None
 
 
@@ -123,16 +123,16 @@ def test_every_edge_gets_a_wire(run_ranks, world_size):
     assert run_ranks(ends, world_size) == expected
 
 
-def neighbour_dies(place):
+def neighbour_dies(rank_info):
     import os
 
     from pipeline_local.errors import NeighbourLostError
 
-    with joined(place):
-        up, _ = wires(place, "gloo")
+    with joined(rank_info):
+        up, _ = open_p2p(rank_info, "gloo")
         if up is None:
             os._exit(0)
-        assert isinstance(up, WatchedWire)
+        assert isinstance(up, WatchedP2P)
         with pytest.raises(NeighbourLostError, match="the connection to rank 0 broke"):
             up.irecv((4,), torch.float32).wait()
         return "told"

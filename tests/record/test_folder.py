@@ -29,10 +29,10 @@ def test_an_existing_run_is_only_resumed(tmp_path):
     assert folder.load_config() == configfile.parse(CONFIG)
 
 
-@pytest.mark.parametrize("wire", ["bfloat16", "float16"])
-def test_a_run_keeps_its_wire(wire, tmp_path):
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_a_run_keeps_its_wire(narrow, tmp_path):
     """Its modules have learned from what was rounded so."""
-    folder, narrow = RunFolder(tmp_path), {**CONFIG, "parallel": {"wire_dtype": wire}}
+    folder, narrow = RunFolder(tmp_path), {**CONFIG, "parallel": {"wire_dtype": narrow}}
     folder.create(configfile.parse(CONFIG), "{}")
     with pytest.raises(UserError, match=r"with another parallel\.wire_dtype; resume it as it was"):
         folder.check(configfile.parse(narrow), "{}", resume=True)

@@ -77,7 +77,7 @@ def test_replicas_sum_whatever_learns(config):
     parts = [block.module for block in blueprint.backbone.blocks]
     parts.append(blueprint.backbone.classifier.module)
     network = 4 * sum(p.numel() for part in parts for p in part.parameters())
-    heads = 4 * sum(p.numel() for k in range(3) for p in blueprint.paper_head(k).parameters())
+    heads = 4 * sum(p.numel() for k in range(3) for p in blueprint.meta_head(k).parameters())
     assert sum(stage.gradients for stage in stages) == network
     summed = sum(module.gradients for stage in stages for module in stage.modules)
     assert summed == network + heads > network

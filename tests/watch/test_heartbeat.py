@@ -5,15 +5,15 @@ import time
 import torch.distributed as dist
 
 from pipeline_local.watch.heartbeat import Heartbeats, Laps
-from pipeline_local.watch.status import Whereabouts
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.status import RankStatus
+from pipeline_local.watch.store import RankStore
 
 
 def hearts(count):
     store = dist.HashStore()
-    places = [Whereabouts() for _ in range(count)]
-    boards = [Board(store, rank, count) for rank in range(count)]
-    made = [Heartbeats(board, at) for board, at in zip(boards, places, strict=True)]
+    places = [RankStatus() for _ in range(count)]
+    stores = [RankStore(store, rank, count) for rank in range(count)]
+    made = [Heartbeats(rank_store, at) for rank_store, at in zip(stores, places, strict=True)]
     for heart in made:
         heart._laps = Ticking()
     return made, places

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from pipeline_local.watch.liveness import Lifelines, News
+from pipeline_local.watch.liveness import LivenessEvent, LivenessLinks
 
 
 @pytest.fixture
 def host():
-    lines = Lifelines.host(2)
+    lines = LivenessLinks.host(2)
     yield lines
     lines.close()
 
@@ -29,7 +29,7 @@ def news(lines, count):
 
 
 def join(host, rank):
-    lines = Lifelines.join("localhost", host.address, rank)
+    lines = LivenessLinks.join("localhost", host.address, rank)
     host.news(0.2)  # takes the newcomer in
     host.news(0.2)
     return lines
@@ -39,9 +39,12 @@ def test_messages_reach_the_other_end(host):
     one, two = join(host, 1), join(host, 2)
     one.tell({"a": 1})
     two.tell({"b": 2})
-    assert sorted(news(host, 2), key=lambda n: n.rank) == [News(1, {"a": 1}), News(2, {"b": 2})]
+    assert sorted(news(host, 2), key=lambda n: n.rank) == [
+        LivenessEvent(1, {"a": 1}),
+        LivenessEvent(2, {"b": 2}),
+    ]
     host.tell({"c": 3})
-    assert news(one, 1) == news(two, 1) == [News(0, {"c": 3})]
+    assert news(one, 1) == news(two, 1) == [LivenessEvent(0, {"c": 3})]
     one.close()
     two.close()
 
@@ -49,7 +52,7 @@ def test_messages_reach_the_other_end(host):
 def test_a_farewell_is_no_death(host):
     one = join(host, 1)
     one.close()
-    assert news(host, 1) == [News(1, {"left": True})]
+    assert news(host, 1) == [LivenessEvent(1, {"left": True})]
     assert host.news(0.2) == []
     host.tell({"to": "nobody"})
 
@@ -57,7 +60,7 @@ def test_a_farewell_is_no_death(host):
 def test_the_host_leaves_too(host):
     one = join(host, 1)
     host.tell({"left": True})
-    assert news(one, 1) == [News(0, {"left": True})]
+    assert news(one, 1) == [LivenessEvent(0, {"left": True})]
     one.close()
 
 
@@ -72,9 +75,9 @@ def test_a_killed_process_is_told_from_a_stopped_one(host, number):
     arguments = [sys.executable, "-c", code, str(address["port"]), address["token"]]
     with subprocess.Popen(arguments) as process:
         try:
-            assert news(host, 1) == [News(7, {"here": 1})]
+            assert news(host, 1) == [LivenessEvent(7, {"here": 1})]
             os.kill(process.pid, number)
-            expected = [News(7, None)] if number == signal.SIGKILL else []
+            expected = [LivenessEvent(7, None)] if number == signal.SIGKILL else []
             assert host.news(2) == expected
         finally:
             process.kill()
@@ -101,7 +104,7 @@ def test_strangers_are_nobody(host, greeting):
 def test_without_a_way_through_there_is_no_lifeline():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-    lines = Lifelines.join("localhost", {"port": port, "token": ""}, 1)
+    lines = LivenessLinks.join("localhost", {"port": port, "token": ""}, 1)
     lines.tell({"a": 1})
     assert lines.news(0.01) == []
     lines.close()

@@ -3,11 +3,11 @@
 import pytest
 
 from pipeline_local.record.trace import Trace
-from pipeline_local.watch.status import Position, Whereabouts
+from pipeline_local.watch.status import Position, RankStatus
 
 
 def test_the_first_phase_of_each_kind_is_marked():
-    at, marks = Whereabouts(), []
+    at, marks = RankStatus(), []
     assert at.now.first
     for number, kind in enumerate(["plain", "compared", "plain", "compared"]):
         with at.during("step", number, kind):
@@ -18,7 +18,7 @@ def test_the_first_phase_of_each_kind_is_marked():
 
 
 def test_a_phase_that_failed_was_not_done():
-    at = Whereabouts()
+    at = RankStatus()
     with pytest.raises(KeyError), at.during("step", 0):
         raise KeyError
     with at.during("step", 0):
@@ -26,7 +26,7 @@ def test_a_phase_that_failed_was_not_done():
 
 
 def test_acts_and_waits():
-    at = Whereabouts()
+    at = RankStatus()
     with at.during("step", 7):
         at.enter("recv", 2, 1)
         here = at.now
@@ -39,15 +39,15 @@ def test_acts_and_waits():
 
 
 def test_a_wait_that_fails_stays_on_record():
-    at = Whereabouts()
+    at = RankStatus()
     with pytest.raises(KeyError), at.waiting(3):
         raise KeyError
     assert at.now.peer == 3
 
 
 def test_spans_are_acts():
-    at = Whereabouts()
-    trace = Trace(whereabouts=at)
+    at = RankStatus()
+    trace = Trace(status=at)
     with at.during("step", 3), trace.span("learn", module=1, step=2, microbatch=4):
         assert at.now == Position("step", 3, True, "learn", 2, 4)
     assert at.now.act == "between acts"

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.stop import Stop
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
 from tests.forked import Forked
 
@@ -196,14 +196,14 @@ def test_a_caller_gets_its_own_handlers_back(tmp_path, monkeypatch):
     signal_oneself(0, 3, signal.SIGTERM)(0)
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(StoppedError, match="stopped by a signal after step 5"):
-        trainer.train(configfile.load(write_config(tmp_path), []), Place())
+        trainer.train(configfile.load(write_config(tmp_path), []), RankInfo())
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_what_signals_mean():
     """Nothing new until it listens, nothing new afterwards; what somebody else says stays."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
-    with Stop(Board(dist.HashStore(), 0, 1)) as stop:
+    with Stop(RankStore(dist.HashStore(), 0, 1)) as stop:
         assert signal.getsignal(signal.SIGTERM) == before[0]
         stop.listen()
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == stop._hear
@@ -214,19 +214,22 @@ def test_what_signals_mean():
 
 
 def test_who_does_not_listen_yet_has_nothing_to_put_back():
-    with pytest.raises(KeyError), Stop(Board(dist.HashStore(), 0, 1)):
+    with pytest.raises(KeyError), Stop(RankStore(dist.HashStore(), 0, 1)):
         raise KeyError
 
 
 def test_a_signal_while_the_others_are_awaited_ends_a_rank():
     """It could not act on it: nobody watches yet, and no step is under way."""
 
-    def alone(board):
-        with Stop(board) as stop, Watchdog(board, Place(1, 2, 1, 2, launched=True), 60):
+    def alone(rank_store):
+        with (
+            Stop(rank_store) as stop,
+            Watchdog(rank_store, RankInfo(1, 2, 1, 2, launched=True), 60),
+        ):
             stop.listen()
 
-    board = Board(dist.HashStore(), 1, 2)  # the first rank never comes
-    rank = multiprocessing.get_context("fork").Process(target=alone, args=(board,))
+    rank_store = RankStore(dist.HashStore(), 1, 2)  # the first rank never comes
+    rank = multiprocessing.get_context("fork").Process(target=alone, args=(rank_store,))
     rank.start()
     time.sleep(0.5)
     rank.terminate()

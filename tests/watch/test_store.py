@@ -1,4 +1,4 @@
-"""The board: what is pinned can be seen, by anyone, without waiting."""
+"""The store: what is pinned can be seen, by anyone, without waiting."""
 
 from datetime import timedelta
 
@@ -7,38 +7,38 @@ import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 from pipeline_local.ranks.rank import joined
-from pipeline_local.watch import store as board_module
-from pipeline_local.watch.store import Board
+from pipeline_local.watch import store as store_module
+from pipeline_local.watch.store import RankStore
 from tests.conftest import free_port
 
 
 def test_look_shows_only_what_is_there():
     store = dist.HashStore()
-    boards = [Board(store, rank, 3) for rank in range(3)]
-    assert boards[0].look("train") == []
-    boards[2].pin("train", {"step": 1})
-    boards[0].pin("train", {"step": 5})
-    boards[2].pin("train", {"step": 2})
-    assert boards[1].look("train") == [{"step": 5}, {"step": 2}]
-    assert boards[1].look("test") == []
+    stores = [RankStore(store, rank, 3) for rank in range(3)]
+    assert stores[0].get_all("train") == []
+    stores[2].set("train", {"step": 1})
+    stores[0].set("train", {"step": 5})
+    stores[2].set("train", {"step": 2})
+    assert stores[1].get_all("train") == [{"step": 5}, {"step": 2}]
+    assert stores[1].get_all("test") == []
 
 
 def test_what_is_claimed_is_the_first_ones():
     store = dist.HashStore()
-    one, two = Board(store, 0, 2), Board(store, 1, 2).again()
+    one, two = RankStore(store, 0, 2), RankStore(store, 1, 2).again()
     assert one.claimed("verdict") is None
     assert two.claim("verdict", {"by": 1}) == {"by": 1}
     assert one.claim("verdict", {"by": 0}) == {"by": 1}
     assert one.claimed("verdict") == two.claimed("verdict") == {"by": 1}
 
 
-def elect(place):
+def elect(rank_info):
     """All ranks claim at once, over connections of their own."""
-    with joined(place) as store:
-        board = Board(store, place.rank, place.world_size)
-        winner = board.again().claim("verdict", {"by": place.rank})
+    with joined(rank_info) as store:
+        rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
+        winner = rank_store.clone().claim("verdict", {"by": rank_info.rank})
         dist.barrier()
-        return winner, board.claimed("verdict")
+        return winner, rank_store.get_shared("verdict")
 
 
 def test_all_ranks_hear_of_one_claim(run_ranks):
@@ -50,14 +50,14 @@ def test_all_ranks_hear_of_one_claim(run_ranks):
 
 def test_waiting_has_an_end():
     with pytest.raises(dist.DistError):
-        Board(dist.HashStore(), 0, 2).wait("result", 1, timedelta(milliseconds=20))
+        RankStore(dist.HashStore(), 0, 2).wait("result", 1, timedelta(milliseconds=20))
 
 
-def gather(place):
-    with joined(place) as store:
-        board = Board(store, place.rank, place.world_size)
-        board.pin("result", {"rank": place.rank})
-        facts = board.gather("result", timedelta(seconds=30))
+def gather(rank_info):
+    with joined(rank_info) as store:
+        rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
+        rank_store.set("result", {"rank": rank_info.rank})
+        facts = rank_store.gather("result", timedelta(seconds=30))
         dist.barrier()
         return facts
 
@@ -66,13 +66,13 @@ def test_gather_over_processes(run_ranks):
     assert run_ranks(gather, 3) == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3
 
 
-def vote(place, refusing):
+def vote(rank_info, refusing):
     """How each rank leaves a piece of work that one of them refuses."""
-    with joined(place) as store:
-        board = Board(store, place.rank, place.world_size)
+    with joined(rank_info) as store:
+        rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         try:
-            with board.unanimous(timedelta(seconds=30)):
-                if place.rank == refusing:
+            with rank_store.unanimous(timedelta(seconds=30)):
+                if rank_info.rank == refusing:
                     raise KeyError("mine")
             outcome = "done"
         except (KeyError, RefusedElsewhereError) as error:
@@ -92,23 +92,23 @@ def test_all_or_none(run_ranks, refusing):
 @pytest.mark.parametrize(
     ("agent", "keeper"), [("True", "the launcher"), ("False", "rank 0"), (None, "rank 0")]
 )
-def test_who_keeps_the_board(monkeypatch, agent, keeper):
+def test_who_keeps_the_board(monkeypatch, agent, server):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     if agent is not None:
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
-    board = Board(dist.HashStore(), 0, 1)
-    assert board.keeper == f"kept by {keeper}"
-    assert board.kept_by_rank_0 == (keeper == "rank 0")
+    rank_store = RankStore(dist.HashStore(), 0, 1)
+    assert rank_store.server == f"kept by {server}"
+    assert rank_store.served_by_rank_0 == (server == "rank 0")
 
 
 def test_no_further_connection_to_a_board_that_is_gone(monkeypatch):
-    monkeypatch.setattr(board_module, "RECONNECTING", timedelta(seconds=1))
+    monkeypatch.setattr(store_module, "RECONNECTING", timedelta(seconds=1))
     port, half_an_hour = free_port(), timedelta(minutes=30)
     server = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)
     store = dist.TCPStore("localhost", port, None, False, half_an_hour)
-    board = Board(store, 1, 2)
-    assert board.again()._store.timeout == half_an_hour
+    rank_store = RankStore(store, 1, 2)
+    assert rank_store.clone()._store.timeout == half_an_hour
     del server
-    with pytest.raises(NeighbourLostError, match="rank 0 broke: its board does not answer"):
-        board.again()
+    with pytest.raises(NeighbourLostError, match="rank 0 broke: its store does not answer"):
+        rank_store.clone()
     assert store.timeout == half_an_hour

@@ -18,10 +18,10 @@ from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.ranks.rank import Place
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
-from pipeline_local.watch.liveness import Lifelines
-from pipeline_local.watch.store import Board
+from pipeline_local.watch.liveness import LivenessLinks
+from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
 from tests.conftest import free_port
 from tests.faults import once_results_are_in
@@ -69,23 +69,23 @@ class Ranks:
         # what pytest has put there belongs to its own process
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        place = Place(rank, RANKS, rank, RANKS, launched=True)
-        self._count_steps(place, fault)
+        rank_info = RankInfo(rank, RANKS, rank, RANKS, launched=True)
+        self._count_steps(rank_info, fault)
         from pipeline_local import cli, commands
 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
-        commands._train = lambda *_: train(config, place) and 0
+        commands._train = lambda *_: train(config, rank_info) and 0
         os._exit(cli.main(["train", "unused.yaml"]))
 
-    def _count_steps(self, place, fault):
+    def _count_steps(self, rank_info, fault):
         """The fault, if it is this rank's, strikes in step 8; the last stage tells of step 5."""
         learn = Stage.train
 
         def counting(stage, step):
-            if step.number == 5 and place.rank == place.world_size - 1:
+            if step.number == 5 and rank_info.rank == rank_info.world_size - 1:
                 self.reached.set()
             if step.number == 8:
-                fault(place.rank)
+                fault(rank_info.rank)
             learn(stage, step)
 
         Stage.train = counting
@@ -180,15 +180,15 @@ def test_a_rank_stopped_for_a_moment_goes_on(start):
 
 
 def test_a_rank_killed_before_the_first_step(start, monkeypatch):
-    """The others wait for it at the board, not on an edge."""
+    """The others wait for it at the store, not on an edge."""
     make = trainer._modules
     making = multiprocessing.get_context("fork").Event()
 
-    def slowly(blueprint, place, step):
-        if place.rank == 1:
+    def slowly(blueprint, rank_info, step):
+        if rank_info.rank == 1:
             making.set()
             time.sleep(LONGEST * 2)
-        return make(blueprint, place, step)
+        return make(blueprint, rank_info, step)
 
     monkeypatch.setattr(trainer, "_modules", slowly)
     ranks = start()
@@ -230,7 +230,7 @@ def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatc
 
 def test_a_first_rank_killed_before_there_are_lifelines(start, monkeypatch):
     """Nobody watches yet: each of the others tells what it knows, without a traceback."""
-    monkeypatch.setattr(Lifelines, "host", die)
+    monkeypatch.setattr(LivenessLinks, "host", die)
     ranks = start()
     assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
     assert all("error: the connection to rank 0 broke: " in line for line in ranks.errors())
@@ -288,15 +288,15 @@ def test_a_loader_that_sleeps_for_ever(start, monkeypatch):
 
 
 def test_a_stalled_rank_that_keeps_the_board_is_told_of_once(start, monkeypatch):
-    """It is gone, and the board with it, before the others can ask there who speaks."""
+    """It is gone, and the store with it, before the others can ask there who speaks."""
     sleeping_loader(monkeypatch)
-    claim = Board.claim
+    claim = RankStore.compare_set
 
     def late(self, topic, facts):
         time.sleep(1 if self.rank else 0)
         return claim(self, topic, facts)
 
-    monkeypatch.setattr(Board, "claim", late)
+    monkeypatch.setattr(RankStore, "compare_set", late)
     ranks = start(timeout=3)
     assert ranks.ends() == [EXIT_STALLED] * RANKS
     assert len(ranks.errors()) == 1
@@ -307,7 +307,7 @@ def test_one_process_raises_where_it_hangs(tmp_path, monkeypatch):
     sleeping_loader(monkeypatch)
     begin = time.monotonic()
     with pytest.raises(StalledError, match="waiting for the data, module 1"):
-        train(config(tmp_path, timeout=2), Place())
+        train(config(tmp_path, timeout=2), RankInfo())
     assert time.monotonic() - begin < LONGEST
     assert not [t for t in threading.enumerate() if t.name in ("watchdog", "heartbeat")]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from pipeline_local import configfile
-from pipeline_local.learning.crossing import Crossing
+from pipeline_local.learning.wire_format import WireFormat
 
-BFLOAT16 = Crossing(wire=torch.bfloat16)
-FLOAT16 = Crossing(wire=torch.float16)
+BFLOAT16 = WireFormat(narrow=torch.bfloat16)
+FLOAT16 = WireFormat(narrow=torch.float16)
 
 
 def numbers(low=-30, high=9):
@@ -63,50 +63,50 @@ def test_what_overflows_is_no_number():
 
 @pytest.mark.parametrize("inside", [torch.float32, torch.float64, torch.bfloat16])
 def test_without_a_wire_nothing_is_copied(inside):
-    crossing = Crossing(inside)
+    wire_format = WireFormat(inside)
     x = torch.ones(3, dtype=inside)
-    for same in (crossing.round_activations, crossing.round_gradient, crossing.widen):
+    for same in (wire_format.round_activations, wire_format.round_gradient, wire_format.widen):
         assert same(x) is x
 
 
 def test_channels_last_cross_without_a_copy():
     """As the last axis of a contiguous tensor, which every wire takes."""
-    crossing = Crossing(channels_last=True)
-    maps = crossing.laid_out(torch.randn(2, 3, 4, 5))
-    for away in (crossing.round_activations(maps), crossing.round_gradient(maps)):
+    wire_format = WireFormat(channels_last=True)
+    maps = wire_format.laid_out(torch.randn(2, 3, 4, 5))
+    for away in (wire_format.round_activations(maps), wire_format.round_gradient(maps)):
         assert away.is_contiguous()
-        assert away.shape == crossing.shape(maps.shape) == (2, 4, 5, 3)
+        assert away.shape == wire_format.shape(maps.shape) == (2, 4, 5, 3)
         assert away.data_ptr() == maps.data_ptr()
-        back = crossing.widen(away)
+        back = wire_format.widen(away)
         assert torch.equal(back, maps)
         assert back.stride() == maps.stride()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_what_comes_has_the_same_strides_whatever_left(channels_last):
-    crossing = Crossing(channels_last=channels_last)
+    wire_format = WireFormat(channels_last=channels_last)
     maps = torch.randn(2, 3, 4, 5)
     strides = {
-        crossing.widen(crossing.round_gradient(one)).stride()
+        wire_format.widen(wire_format.round_gradient(one)).stride()
         for one in (maps, maps.to(memory_format=torch.channels_last), maps.transpose(2, 3).mT)
     }
-    assert strides == {crossing.laid_out(maps).stride()}
+    assert strides == {wire_format.laid_out(maps).stride()}
 
 
 def test_tokens_have_no_channels_to_turn():
-    crossing, tokens = Crossing(channels_last=True), torch.randn(2, 3, 4)
-    assert crossing.widen(crossing.round_activations(tokens)) is tokens
-    assert crossing.shape(tokens.shape) == tokens.shape
+    wire_format, tokens = WireFormat(channels_last=True), torch.randn(2, 3, 4)
+    assert wire_format.widen(wire_format.round_activations(tokens)) is tokens
+    assert wire_format.shape(tokens.shape) == tokens.shape
 
 
 def test_of_a_configuration():
-    def of(precision, wire):
+    def of(precision, narrow):
         tree = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"steps": 1}}
-        tree |= {"precision": precision, "parallel": {"wire_dtype": wire}}
-        return Crossing.of(configfile.parse(tree))
+        tree |= {"precision": precision, "parallel": {"wire_dtype": narrow}}
+        return WireFormat.of(configfile.parse(tree))
 
-    assert of("float32", None) == Crossing()
+    assert of("float32", None) == WireFormat()
     assert of("float32", "float16") == FLOAT16
-    assert of("float64", "bfloat16") == Crossing(torch.float64, torch.bfloat16)
+    assert of("float64", "bfloat16") == WireFormat(torch.float64, torch.bfloat16)
     low = of("bfloat16", "bfloat16")
     assert (low.inside, low.activations, low.gradients) == (torch.bfloat16,) * 3

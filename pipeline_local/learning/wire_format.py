@@ -15,33 +15,33 @@ from torch import Tensor
 from pipeline_local.config import Config
 
 _INSIDE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-_WIRE = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NARROW = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Crossing:
+class WireFormat:
     """Dtypes on both sides of a boundary and on the way. Labels cross as they are.
 
     Attributes:
         inside: of activations and gradients in the modules.
-        wire: of activations on the way; None: as inside.
+        narrow: of activations on the way; None: as inside.
         channels_last: maps [B, C, H, W] lie in memory as [B, H, W, C], inside and on the way.
     """
 
     inside: torch.dtype = torch.float32
-    wire: torch.dtype | None = None
+    narrow: torch.dtype | None = None
     channels_last: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> "Crossing":
+    def of(cls, config: Config) -> "WireFormat":
         """As configured by `precision`, `parallel.wire_dtype` and `channels_last`."""
-        wire = _WIRE[config.parallel.wire_dtype]
-        return cls(_INSIDE[config.precision], wire, config.channels_last)
+        narrow = _NARROW[config.parallel.wire_dtype]
+        return cls(_INSIDE[config.precision], narrow, config.channels_last)
 
     @property
     def activations(self) -> torch.dtype:
         """Of activations on the way."""
-        return self.wire or self.inside
+        return self.narrow or self.inside
 
     @property
     def gradients(self) -> torch.dtype:
@@ -49,12 +49,12 @@ class Crossing:
 
         bfloat16 for either wire: they are mean-reduced over the batch, and float16 ends at 6e-8.
         """
-        return torch.bfloat16 if self.wire else self.inside
+        return torch.bfloat16 if self.narrow else self.inside
 
     @property
     def remedy(self) -> str:
         """What to do first about numbers that are not finite, for a message; "" if nothing."""
-        if self.wire != torch.float16:
+        if self.narrow != torch.float16:
             return ""
         return "set parallel.wire_dtype=bfloat16 (activations beyond 65504 overflow float16), "
 
@@ -77,7 +77,7 @@ class Crossing:
         infinity for an input like any other, and train on it.
         """
         narrow = y.to(self.activations)
-        if self.wire == torch.float16:
+        if self.narrow == torch.float16:
             narrow = narrow.masked_fill(narrow.isinf(), float("nan"))
         return self._on_the_way(narrow)
 
