@@ -170,7 +170,7 @@ class Trainer:
             last = self.status.during("checkpoint", self._done, "last", act="write")
             with last, self.clock.saving():
                 self.writer.wait()
-            self.downstream.finish(len(self.stage.modules[-1].under_way.awaiting))
+            self.downstream.finish(len(self.stage.modules[-1].lagged.awaiting))
             self.upstream.finish()
         finally:
             self.writer.close()

@@ -222,7 +222,7 @@ def test_resuming_changes_nothing(direction, channels_last, tmp_path, run_ranks)
         run_ranks(run_until, 2, parse(case, cut), 13)
     assert not list(cut.glob("checkpoints/step-*20/*"))
     with safe_open(sorted(cut.glob("checkpoints/*/module-002*"))[-1], "pt") as file:
-        assert any(name.startswith("feedback.") for name in file.keys()) == (direction == "both")  # noqa: SIM118
+        assert any(name.startswith("lagged.") for name in file.keys()) == (direction == "both")  # noqa: SIM118
     config = parse(case, cut)
     run_ranks(run_stage, 3, replace(config, run=replace(config.run, resume=True)))
     assert checkpoint(cut) == checkpoint(whole)

@@ -58,8 +58,8 @@ class Resident:
         """The next message, at once."""
         return next(self._messages)
 
-    def reply(self, gradient: Tensor) -> None:
-        """Nobody heeds it."""
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Nobody applies it."""
 
     def finish(self) -> None:
         """Nothing is under way."""
@@ -79,7 +79,7 @@ class Deaf:
     """Downstream of a stage whose neighbour is cut off.
 
     Args:
-        answer: what comes back as feedback, again and again.
+        answer: the lagged message, again and again.
     """
 
     waited = 0.0
@@ -90,11 +90,11 @@ class Deaf:
     def send(self, *tensors: Tensor) -> None:
         """Nobody listens."""
 
-    def feedback(self) -> Message:
+    def recv_lagged(self) -> Message:
         """Always the same."""
         return self._answer
 
-    def finish(self, replies: int = 0) -> None:
+    def finish(self, pending: int = 0) -> None:
         """Nothing is under way."""
 
 
@@ -138,7 +138,7 @@ class Local(Peer):
         """Let the neighbours take what is still under way."""
         assert self._open is not None, "a turn begins before it ends"
         upstream, downstream = self._open
-        downstream.finish(len(self._modules[-1].under_way.awaiting))
+        downstream.finish(len(self._modules[-1].lagged.awaiting))
         upstream.finish()
         self._waited, self._open = self._waited + _waited(self._open), None
 

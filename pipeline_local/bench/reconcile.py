@@ -56,13 +56,13 @@ class Boundary:
         x: activations [B, ...].
         labels: [B].
         signal: of the upstream neighbour, shaped like x.
-        feedback: input gradient of the downstream neighbour; () behind the last module.
+        lagged: message of the downstream neighbour; () behind the last module.
     """
 
     x: Tensor
     labels: Tensor
     signal: Tensor
-    feedback: tuple[Tensor, ...]
+    lagged: tuple[Tensor, ...]
 
 
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
@@ -184,14 +184,14 @@ def _meet(blueprint: Blueprint, index: int, device: torch.device) -> Boundary:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
     labels = torch.randint(info.num_classes, (size,), generator=generator).to(device)
-    inputs, signals, feedback = [x], [x], []
+    inputs, signals, lagged = [x], [x], []
     for number in range(min(index + 2, len(blueprint.modules))):
         module = blueprint.module(number, device)
-        inputs.append(module(inputs[-1], labels, Step(0, 0.0, feedback=True)))
+        inputs.append(module(inputs[-1], labels, Step(0, 0.0, send_lagged=True)))
         signals.append(module.signal())
-        feedback.append(module.learn())
-    below = feedback[index + 1] if index + 1 < len(feedback) else None
-    return Boundary(inputs[index], labels, signals[index], () if below is None else (below,))
+        lagged.append(module.learn())
+    below = lagged[index + 1] if index + 1 < len(lagged) else ()
+    return Boundary(inputs[index], labels, signals[index], below)
 
 
 def _module(
@@ -205,14 +205,14 @@ def _acts(module: LocalModule, boundary: Boundary, number: int, lr: float) -> St
     own = module.rules.reconcile
     due = own.weight > 0 and number % own.every == 0
     down, up = due and own.direction != "upstream", due and own.direction != "downstream"
-    step = Step(number, lr, reconcile=down, compare=down, feedback=up, heed=up)
+    step = Step(number, lr, reconcile=down, compare=down, send_lagged=up, apply_lagged=up)
     module(boundary.x, boundary.labels, step)
     module.signal()
     if down:
         module.receive(boundary.signal)
     module.learn()
     if up:
-        module.heed(step, *boundary.feedback)
+        module.apply_lagged(step, *boundary.lagged)
     return step
 
 

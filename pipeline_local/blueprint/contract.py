@@ -51,8 +51,13 @@ class Contract:
                 for _ in range(run_plan.test_batches):
                     yield self.test_activations, self.test_labels, self.test_votes
 
-    def feedback(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
-        """Every message in the other direction: the input gradients, as they are heeded."""
+    @property
+    def lagged(self) -> tuple[Spec, ...]:
+        """One lagged message: an input gradient."""
+        return (self.gradients,)
+
+    def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
+        """Every message in the other direction, in the order in which they are applied."""
         for action in run_plan.actions(start):
-            if isinstance(action, Step) and action.heed:
-                yield from repeat((self.gradients,), action.microbatches)
+            if isinstance(action, Step) and action.apply_lagged:
+                yield from repeat(self.lagged, action.microbatches)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
-from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.step import Step
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class RunPlan:
         reconcile = self.config.reconcile
         due = reconcile.weight > 0 and number % reconcile.every == 0
         log = self._due(number, self.config.train.log_every)
+        lag = self.lag
         return Step(
             number=number,
             lr=self.lr(number),
@@ -82,14 +84,14 @@ class RunPlan:
             reconcile=due and reconcile.direction != "upstream",
             compare=(due and reconcile.direction != "upstream") or log,
             log=log,
-            feedback=self._feeds_back(number),
-            heed=self._feeds_back(number - FEEDBACK_DELAY),
+            send_lagged=lag is not None and lag.is_sent(number),
+            apply_lagged=lag is not None and lag.is_applied(number),
         )
 
     @property
-    def has_feedback(self) -> bool:
-        """Whether anything flows upstream."""
-        return self.config.reconcile.feeds_back
+    def lag(self) -> LagPlan | None:
+        """When lagged messages flow upstream; None: never."""
+        return LagPlan.of(self.config.reconcile)
 
     @property
     def part_that_compares(self) -> float:
@@ -98,18 +100,9 @@ class RunPlan:
         return sum(self.step(number).compare for number in numbers) / len(numbers)
 
     @property
-    def most_unheeded(self) -> int:
-        """Input gradients that may be on their way back at once.
-
-        A channel for feedback holds as many: a stage whose replies had to wait until they are
-        heeded would keep its upstream neighbour from the step that heeds them.
-        """
-        steps = FEEDBACK_DELAY // self.config.reconcile.every + 1
-        return steps * self.config.train.microbatches
-
-    def _feeds_back(self, number: int) -> bool:
-        """Whether the input gradients of this step are to be heeded upstream."""
-        return self.has_feedback and number >= 0 and number % self.config.reconcile.every == 0
+    def most_pending(self) -> int:
+        """Lagged messages that may be on their way upstream at once; 0 if none ever are."""
+        return self.lag.most_pending * self.config.train.microbatches if self.lag else 0
 
     def lr(self, number: int) -> float:
         """Linear warm-up, then half a cosine that would reach zero at the step after the last."""

@@ -20,12 +20,12 @@ from pipeline_local import seeds
 from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.comparison import compare
-from pipeline_local.learning.feedback import UnderWay
 from pipeline_local.learning.guard import Guard
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.loss import Score, accuracy, local_loss, score, vote
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.learning.step import LAG, Step
 
 
 @dataclass
@@ -40,6 +40,9 @@ class _Pass:
     signal: Tensor | None = None
     output_grad: Tensor | None = None
     head_grads: Sequence[Tensor] = ()
+
+
+Message = tuple[Tensor, ...]
 
 
 class LocalModule(nn.Module):
@@ -73,14 +76,14 @@ class LocalModule(nn.Module):
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
-        self.under_way = UnderWay()
+        self.lagged = LaggedMessages()
         self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
 
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
-        compares = (step.compare or step.feedback) and self.index > 0
+        compares = (step.compare or step.send_lagged) and self.index > 0
         if microbatch == 0:
             self.guard.begin()
         x = x.detach().requires_grad_(compares)
@@ -101,10 +104,8 @@ class LocalModule(nn.Module):
         now.output_grad, *now.head_grads = grad(loss, [y, *params], materialize_grads=True)
         now.output_grad = self.rules.wire_format.laid_out(now.output_grad)  # as the body's output
         self._measure(loss=loss.detach())
-        if now.step.feedback:
-            self.under_way.awaiting.push(
-                now.step.number, now.microbatch, now.y.detach(), now.labels
-            )
+        if now.step.send_lagged:
+            self.lagged.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
         if now.step.log:
             self._measure(accuracy=accuracy(logits.detach(), now.labels))
         return now.output_grad
@@ -116,15 +117,19 @@ class LocalModule(nn.Module):
         """
         self._now().signal = signal
 
-    def learn(self) -> Tensor | None:
-        """Act 3. Backward through the body; compare and reconcile with what was received. Gives the
-        input gradient, where upstream is to heed it."""
+    def learn(self) -> Message:
+        """Act 3. Backward through the body; compare and reconcile with what was received.
+
+        Returns:
+            The lagged message for the upstream neighbour: the input gradient where upstream
+            reconciles with it; () where nothing is sent.
+        """
         now = self._now()
         first = self._body_backward()
         total = first.params
-        feedback = first.input if now.step.feedback and self.index > 0 else None
-        if feedback is not None and now.step.reconcile:
-            feedback = feedback.clone()  # the estimator overwrites it
+        lagged: Message = (first.input,) if now.step.send_lagged and self.index > 0 else ()
+        if now.step.reconcile:
+            lagged = tuple(tensor.clone() for tensor in lagged)  # the estimator overwrites it
         if now.signal is not None:
             if now.step.log:
                 self._measure(**vars(compare(first.input, now.signal)))
@@ -132,22 +137,23 @@ class LocalModule(nn.Module):
                 total = self._reconciled(first)
         self._accumulate(total)
         self._pass = None
-        if feedback is not None:
-            self.under_way.unheeded.push(now.step.number, now.microbatch, feedback)
-        return feedback
+        if lagged:
+            self.lagged.pending.push(now.step.number, now.microbatch, *lagged)
+        return lagged
 
-    def heed(self, step: Step, feedback: Tensor | None = None) -> None:
-        """Train the head towards a signal that is the downstream neighbour's input gradient.
+    def apply_lagged(self, step: Step, feedback: Tensor | None = None) -> None:
+        """Apply the oldest lagged message from downstream: train the head towards a signal that is
+        the downstream neighbour's input gradient.
 
         The distance of the two is differentiated through the head alone, at the batch and the
-        dropout masks of `FEEDBACK_DELAY` steps ago.
+        dropout masks of `LAG` steps ago.
 
         Args:
             step: the current one.
             feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
                 None for the last module, which nobody corrects.
         """
-        number, microbatch, (y, labels) = self.under_way.awaiting.pop()
+        number, microbatch, (y, labels) = self.lagged.awaiting.pop()
         y = self.rules.wire_format.laid_out(y)  # a checkpoint has not kept its strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
@@ -171,7 +177,7 @@ class LocalModule(nn.Module):
             group["lr"] = step.lr
         self.guard.step(self.optimizer, self.metrics["loss"], step.number)
         self.optimizer.zero_grad(set_to_none=True)
-        self.under_way.unheeded.drop(step.number - FEEDBACK_DELAY)
+        self.lagged.pending.drop(step.number - LAG)
         if self.rules.on_nan == "skip":
             self.metrics["skipped_updates"] = self.guard.skipped
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-FEEDBACK_DELAY = 4
-"""Steps between an input gradient and the head that heeds it: part of the mathematics, and long
-enough for it to have arrived, as a stage runs at most about two steps ahead of the next one."""
+LAG = 4
+"""Steps between a message that flows upstream and its use: part of the mathematics, and long enough
+for it to have arrived, as a stage runs at most about two steps ahead of the next one."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Step:
     compare: bool = False
     """Signals are sent, so that input gradients can be compared with them. Implied by
     `reconcile`; also so on logged steps, for the metrics."""
-    feedback: bool = False
-    """Input gradients go back upstream, to be heeded `FEEDBACK_DELAY` steps later."""
-    heed: bool = False
-    """Heads learn from the input gradients that went back `FEEDBACK_DELAY` steps ago."""
+    send_lagged: bool = False
+    """Modules send lagged messages upstream, to be applied `LAG` steps later."""
+    apply_lagged: bool = False
+    """The lagged messages that were sent `LAG` steps ago are applied."""
     log: bool = False
     """The step's metrics are recorded."""

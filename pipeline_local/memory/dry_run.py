@@ -21,8 +21,8 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.step import FEEDBACK_DELAY, Step
-from pipeline_local.memory.fake_edges import Downstream, Upstream, made, num_bytes
+from pipeline_local.learning.step import LAG, Step
+from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
 from pipeline_local.memory.fake_mode import fake_mode
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
@@ -173,11 +173,11 @@ def _perform(
         _fill_queues(blueprint, module, step)
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
-    downstream = Downstream(outer, blueprint.run_plan.has_feedback)
+    downstream = FakeDownstream(outer, blueprint.run_plan.lag is not None)
     stage = Stage(modules, upstream, downstream, acts)
     stage.train(step)
-    if step.feedback and not step.heed:
-        stage.train(_heeding(step))
+    if step.send_lagged and not step.apply_lagged:
+        stage.train(_applying(step))
     del stage, upstream
     _evaluate(blueprint, modules, acts, downstream)
     act = max(acts.peaks, key=lambda name: acts.peaks[name])
@@ -195,39 +195,40 @@ def _heaviest(blueprint: Blueprint) -> Step:
     """Everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
-    number = -(-FEEDBACK_DELAY // reconcile.every) * reconcile.every
+    lag = blueprint.run_plan.lag
+    number = -(-LAG // reconcile.every) * reconcile.every
     return Step(
         number=number,
         lr=blueprint.config.optimizer.lr,
         microbatches=blueprint.config.train.microbatches,
         reconcile=on and direction != "upstream",
         compare=True,
-        feedback=blueprint.run_plan.has_feedback,
-        heed=blueprint.run_plan.has_feedback and FEEDBACK_DELAY % reconcile.every == 0,
+        send_lagged=lag is not None,
+        apply_lagged=lag is not None and lag.is_applied(number),
         log=True,
     )
 
 
-def _heeding(step: Step) -> Step:
-    """The later step at which the feedback of `step` is heeded."""
-    number = step.number + FEEDBACK_DELAY
-    return Step(number, step.lr, step.microbatches, compare=True, heed=True, log=True)
+def _applying(step: Step) -> Step:
+    """The later step at which the lagged messages of `step` are applied."""
+    number = step.number + LAG
+    return Step(number, step.lr, step.microbatches, compare=True, apply_lagged=True, log=True)
 
 
 def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     """What earlier steps have left there, when `step` begins."""
-    if not step.feedback:
+    if not step.send_lagged:
         return
     every = blueprint.config.reconcile.every
-    earlier = [n for n in range(step.number - FEEDBACK_DELAY, step.number) if n % every == 0]
+    earlier = [n for n in range(step.number - LAG, step.number) if n % every == 0]
     contract = blueprint.contract(module.index)
     for number in earlier:
         for part in range(step.microbatches):
             message = made((_inside(blueprint, module.index), contract.labels))
-            module.under_way.awaiting.push(number, part, *message)
+            module.lagged.awaiting.push(number, part, *message)
             if module.index:
                 above = _inside(blueprint, module.index - 1)
-                module.under_way.unheeded.push(number, part, *made([above]))
+                module.lagged.pending.push(number, part, *made([above]))
 
 
 def _inside(blueprint: Blueprint, index: int) -> Spec:
@@ -239,32 +240,32 @@ def _inside(blueprint: Blueprint, index: int) -> Spec:
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Most bytes that a module's queues hold."""
-    if not blueprint.run_plan.has_feedback:
+    if blueprint.run_plan.lag is None:
         return 0
     held = [_inside(blueprint, index), blueprint.contract(index).labels]
     if index:
         held.append(_inside(blueprint, index - 1))
-    return blueprint.run_plan.most_unheeded * num_bytes(held)
+    return blueprint.run_plan.most_pending * num_bytes(held)
 
 
-def _upstream(blueprint: Blueprint, first: int, step: Step) -> Upstream:
+def _upstream(blueprint: Blueprint, first: int, step: Step) -> FakeUpstream:
     contract = blueprint.contract(max(first - 1, 0))
     if first:
-        return Upstream((contract.activations, contract.labels), (contract.gradients,), step)
+        return FakeUpstream((contract.activations, contract.labels), (contract.gradients,), step)
     batch = contract.labels.shape[0]
     images = Spec((batch, *blueprint.info.image_shape), blueprint.dtype)
-    return Upstream((images, contract.labels), (), step)
+    return FakeUpstream((images, contract.labels), (), step)
 
 
 def _evaluate(
-    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, downstream: Downstream
+    blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, downstream: FakeDownstream
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
     images = Spec((blueprint.config.data.batch_size, *blueprint.info.image_shape), blueprint.dtype)
     from_above = (contract.test_activations, contract.test_labels, contract.test_votes)
     message = from_above if first else (images, contract.test_labels)
-    upstream = Upstream(message, (), Step(0, 0.0))
+    upstream = FakeUpstream(message, (), Step(0, 0.0))
     Stage(modules, upstream, downstream, acts).evaluate(1, 0)
 
 

@@ -1,4 +1,4 @@
-"""The neighbours of a stage that is rehearsed: they hold what real ones would have under way."""
+"""Fake edges of a stage whose step is a dry run: they hold what real ones would have under way."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.transport import DEPTH
 
 
-class Upstream:
+class FakeUpstream:
     """Sends fake messages as the contract has them, one of them ahead."""
 
     def __init__(self, first: tuple[Spec, ...], signal: tuple[Spec, ...], step: Step) -> None:
@@ -31,18 +31,18 @@ class Upstream:
         self._ahead = made(self._order[0])
         return message
 
-    def reply(self, gradient: Tensor) -> None:
-        """The module's queue of unheeded gradients holds it, too."""
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """The module's queue of pending messages holds it, too."""
 
 
-class Downstream:
-    """Has not yet taken over the newest messages, and answers at once."""
+class FakeDownstream:
+    """Has not yet taken over the newest messages, and has lagged ones at once."""
 
-    def __init__(self, contract: Contract | None, has_feedback: bool) -> None:
-        self._reply = [contract.gradients] if contract and has_feedback else []
-        self._ahead = made(self._reply)
+    def __init__(self, contract: Contract | None, lagged: bool) -> None:
+        self._lagged = contract.lagged if contract and lagged else ()
+        self._ahead = made(self._lagged)
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=DEPTH if contract else 0)
-        self.num_bytes = num_bytes(self._reply)
+        self.num_bytes = num_bytes(self._lagged)
         if contract:  # a message of activations, and its signal or another one
             self.num_bytes += 2 * num_bytes([contract.activations, contract.labels])
 
@@ -50,9 +50,9 @@ class Downstream:
         """Hold on to it."""
         self._held.append(tensors)
 
-    def feedback(self) -> tuple[Tensor, ...]:
-        """An input gradient, where somebody answers."""
-        message, self._ahead = self._ahead, made(self._reply)
+    def recv_lagged(self) -> tuple[Tensor, ...]:
+        """A lagged message, where somebody is downstream."""
+        message, self._ahead = self._ahead, made(self._lagged)
         return message
 
 

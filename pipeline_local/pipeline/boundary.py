@@ -10,7 +10,7 @@ from pipeline_local.pipeline.edge import Downstream, Upstream
 
 
 class RoundedUpstream:
-    """What the lower module sees: activations and signals come in wide, its gradients go narrow.
+    """What the lower module sees: activations and signals come in wide, lagged messages go narrow.
 
     Args:
         edge: carries the messages.
@@ -26,13 +26,13 @@ class RoundedUpstream:
         first, *others = self._edge.recv()
         return self._wire_format.widen(first), *others
 
-    def reply(self, gradient: Tensor) -> None:
-        """Send an input gradient back."""
-        self._edge.reply(self._wire_format.round_gradient(gradient))
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Send a lagged message, rounded as gradients are."""
+        self._edge.send_lagged(*map(self._wire_format.round_gradient, tensors))
 
 
 class RoundedDownstream:
-    """What the upper module sees: its activations and signals go narrow, feedback comes in wide.
+    """What the upper module sees: activations and signals go narrow, lagged messages come in wide.
 
     Args:
         edge: carries the messages.
@@ -50,6 +50,6 @@ class RoundedDownstream:
         narrow = wire_format.round_activations if others else wire_format.round_gradient
         self._edge.send(narrow(first), *others)
 
-    def feedback(self) -> tuple[Tensor, ...]:
-        """(The oldest input gradient that was sent back,), or () where nobody answers."""
-        return tuple(map(self._wire_format.widen, self._edge.feedback()))
+    def recv_lagged(self) -> tuple[Tensor, ...]:
+        """The oldest lagged message, widened; () where nobody is downstream."""
+        return tuple(map(self._wire_format.widen, self._edge.recv_lagged()))

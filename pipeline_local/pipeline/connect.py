@@ -42,7 +42,7 @@ def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankSt
         status: of this rank; waits on the wires are noted there.
     """
     up, down = open_p2p(rank_info, kind, status)
-    if not blueprint.run_plan.has_feedback:
+    if blueprint.run_plan.lag is None:
         return P2PEnds(up, down)
     # A receive that nccl has posted keeps its device busy until the message is there, and whatever
     # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
@@ -104,8 +104,8 @@ def _inlet(
     messages = Receiver(p2p, contract.traffic(run_plan, start), device)
     if back is None:
         return Inlet(messages)
-    replies = contract.feedback(run_plan, start)
-    return Inlet(messages, Sender(back, replies, device, run_plan.most_unheeded))
+    lagged = contract.lagged_traffic(run_plan, start)
+    return Inlet(messages, Sender(back, lagged, device, run_plan.most_pending))
 
 
 def _outlet(
@@ -120,7 +120,7 @@ def _outlet(
     messages = Sender(p2p, contract.traffic(run_plan, start), device)
     if back is None:
         return Outlet(messages)
-    return Outlet(messages, Receiver(back, contract.feedback(run_plan, start), device))
+    return Outlet(messages, Receiver(back, contract.lagged_traffic(run_plan, start), device))
 
 
 def open_p2p(

@@ -20,20 +20,20 @@ class Upstream(Protocol):
         evaluations (activations, labels, votes of the heads above), without votes from the data."""
         ...
 
-    def reply(self, gradient: Tensor) -> None:
-        """Send an input gradient back, without waiting for the other end."""
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Send a lagged message, without waiting for the other end."""
         ...
 
 
 class Downstream(Protocol):
-    """Where a module's messages go to, and feedback comes from."""
+    """Where a module's messages go to, and lagged messages come from."""
 
     def send(self, *tensors: Tensor) -> None:
         """Send a message without waiting for the other end."""
         ...
 
-    def feedback(self) -> tuple[Tensor, ...]:
-        """(The oldest input gradient that was sent back,), or () where nobody answers."""
+    def recv_lagged(self) -> tuple[Tensor, ...]:
+        """The oldest lagged message; () where nobody is downstream."""
         ...
 
 
@@ -42,14 +42,14 @@ class Nowhere:
 
     waited = 0.0
 
-    def finish(self, replies: int = 0) -> None:
+    def finish(self, pending: int = 0) -> None:
         """Nothing is under way."""
 
     def send(self, *tensors: Tensor) -> None:
         """Nobody listens."""
 
-    def feedback(self) -> tuple[()]:
-        """Nobody answers."""
+    def recv_lagged(self) -> tuple[()]:
+        """Nobody sends anything upstream."""
         return ()
 
 
@@ -58,7 +58,7 @@ class InProcessQueue:
 
     def __init__(self) -> None:
         self._queue: deque[Message] = deque()
-        self._feedback: deque[Message] = deque()
+        self._lagged: deque[Message] = deque()
 
     def send(self, *tensors: Tensor) -> None:
         """Hand a message over."""
@@ -68,10 +68,10 @@ class InProcessQueue:
         """The oldest message."""
         return self._queue.popleft()
 
-    def reply(self, gradient: Tensor) -> None:
-        """Hand an input gradient back."""
-        self._feedback.append((gradient,))
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Hand a lagged message over."""
+        self._lagged.append(tensors)
 
-    def feedback(self) -> Message:
-        """The oldest input gradient that was handed back."""
-        return self._feedback.popleft()
+    def recv_lagged(self) -> Message:
+        """The oldest lagged message."""
+        return self._lagged.popleft()

@@ -51,9 +51,9 @@ class Source:
         """Images [B, C, H, W] with labels, or an empty signal."""
         return next(self._messages)
 
-    def reply(self, gradient: Tensor) -> None:
-        """Data learns nothing; no first module replies."""
-        raise AssertionError("the first module has no input gradient")
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Data learns nothing; the first module sends it nothing."""
+        raise AssertionError("nobody is upstream of the first module")
 
     def finish(self) -> None:
         """Nothing is under way."""

@@ -1,15 +1,15 @@
 """What one rank runs. READ THIS FIRST.
 
 A stage is a chain of gradient-isolated modules. Each receives from upstream, learns in three acts,
-and sends downstream; nobody ever waits for a backward pass of somebody further down in the same
-step. What flows upstream (with `reconcile.direction` upstream or both) is heeded a fixed number of
-steps later, so every wait is for something of an earlier step or of a stage further up in the same
-one, and no wait can be part of a cycle:
+and sends downstream. Nobody ever waits for a backward pass of somebody further down in the same
+step: what flows upstream, a lagged message, is applied a fixed number of steps later. So every wait
+is for something of an earlier step, or of a stage further up in the same one, and no wait can be
+part of a cycle:
 
     upstream ──x,y──▶ act 1 forward ──x,y──▶ downstream
                       act 2 signal  ───s───▶ downstream
     upstream ───s───▶ act 3 learn            (overlaps the downstream neighbour's act 1)
-    upstream ◀──g────                        (feedback: heeded a fixed number of steps later)
+    upstream ◀──────                         (lagged message, where the mathematics has one)
 
 A stage does not know where its neighbours run. Its outer edges are channels between processes, its
 inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
@@ -71,8 +71,8 @@ class Stage:
             for source, module, target in zip(sources, modules, targets, strict=True)
         ]
         for link in self._chain:  # of a run that is resumed: it was on its way then
-            for kept in link.module.under_way.unheeded:
-                link.upstream.reply(*kept.tensors)
+            for kept in link.module.lagged.pending:
+                link.upstream.send_lagged(*kept.tensors)
 
     def train(self, step: Step) -> None:
         """One optimizer step of every module."""
@@ -103,15 +103,15 @@ class Stage:
             with span("recv"):
                 module.receive(*upstream.recv())
         with span("learn"):
-            feedback = module.learn()
-        if feedback is not None:
+            lagged = module.learn()
+        if lagged:
             with span("send"):
-                upstream.reply(feedback)
-        if step.heed:
+                upstream.send_lagged(*lagged)
+        if step.apply_lagged:
             with span("recv"):
-                earlier = downstream.feedback()
-            with span("heed"):
-                module.heed(step, *earlier)
+                earlier = downstream.recv_lagged()
+            with span("apply"):
+                module.apply_lagged(step, *earlier)
 
     def evaluate(self, batches: int, number: int) -> list[list[Score]]:
         """Score every module's head, alone and with those above, on `batches` test batches.

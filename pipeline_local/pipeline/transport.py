@@ -7,8 +7,8 @@ is sent.
 
     Sender      the upstream end of an edge between two processes
     Receiver    its downstream end
-    Inlet       what a stage has upstream: a receiver, and a sender for the feedback
-    Outlet      what a stage has downstream: a sender, and a receiver for the feedback
+    Inlet       what a stage has upstream: a receiver, and a sender of lagged messages
+    Outlet      what a stage has downstream: a sender, and a receiver of lagged messages
     p2p.py      how one tensor gets across: gloo, staged through pinned memory, nccl
 """
 
@@ -147,31 +147,31 @@ class Inlet:
 
     Attributes:
         messages: activations and signals come in.
-        replies: input gradients go back; None where nobody heeds them.
+        lagged: lagged messages go out; None where there are none.
     """
 
     messages: Receiver
-    replies: Sender | None = None
+    lagged: Sender | None = None
 
     @property
     def waited(self) -> float:
         """Seconds spent waiting for the neighbour."""
-        return self.messages.waited + (self.replies.waited if self.replies else 0.0)
+        return self.messages.waited + (self.lagged.waited if self.lagged else 0.0)
 
     def recv(self) -> Message:
         """The next message; waits for it."""
         return self.messages.recv()
 
-    def reply(self, gradient: Tensor) -> None:
-        """Start sending an input gradient back, unless the run ends before it would be heeded."""
-        assert self.replies is not None, "the run plan has feedback, and so has the edge"
-        if not self.replies.done:
-            self.replies.send(gradient)
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Start sending a lagged message, unless the run ends before it would be applied."""
+        assert self.lagged is not None, "the run plan has lagged messages, and so has the edge"
+        if not self.lagged.done:
+            self.lagged.send(*tensors)
 
     def finish(self) -> None:
-        """Wait until every reply has been taken over, once both ends have done the same step."""
-        if self.replies is not None:
-            self.replies.finish()
+        """Wait until the neighbour has taken every lagged message, once both have done one step."""
+        if self.lagged is not None:
+            self.lagged.finish()
 
     def close(self) -> None:
         """Nothing runs at this end. After an error nobody may be waited for."""
@@ -183,32 +183,32 @@ class Outlet:
 
     Attributes:
         messages: activations and signals go out.
-        replies: input gradients come back; None where nobody heeds them.
+        lagged: lagged messages come in; None where there are none.
     """
 
     messages: Sender
-    replies: Receiver | None = None
+    lagged: Receiver | None = None
 
     @property
     def waited(self) -> float:
         """Seconds spent waiting for the neighbour."""
-        return self.messages.waited + (self.replies.waited if self.replies else 0.0)
+        return self.messages.waited + (self.lagged.waited if self.lagged else 0.0)
 
     def send(self, *tensors: Tensor) -> None:
         """Start sending a message."""
         self.messages.send(*tensors)
 
-    def feedback(self) -> Message:
-        """The oldest input gradient that came back; it has been on its way for several steps."""
-        assert self.replies is not None, "the run plan has feedback, and so has the edge"
-        return self.replies.recv()
+    def recv_lagged(self) -> Message:
+        """The oldest lagged message; it has been on its way for several steps."""
+        assert self.lagged is not None, "the run plan has lagged messages, and so has the edge"
+        return self.lagged.recv()
 
-    def finish(self, replies: int) -> None:
+    def finish(self, pending: int) -> None:
         """Wait until every message has been taken over, once both ends have done the same step.
 
         Args:
-            replies: input gradients that are on their way and will not be heeded any more.
+            pending: lagged messages that are on their way and will not be applied any more.
         """
-        if self.replies is not None:
-            self.replies.drain(replies)
+        if self.lagged is not None:
+            self.lagged.drain(pending)
         self.messages.finish()

@@ -208,7 +208,7 @@ def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
     micro = blueprint.config.train.microbatches
     signals = blueprint.run_plan.part_that_compares * micro
-    feedback = micro / reconcile.every if blueprint.run_plan.has_feedback else 0.0
+    feedback = micro / reconcile.every if blueprint.run_plan.lag else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(

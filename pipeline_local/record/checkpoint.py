@@ -106,8 +106,8 @@ class Checkpoints:
             ) from None
         optimizer.load(module.optimizer, _below("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
-        feedback = _below("feedback.", named)
-        module.under_way.load({name: tensor.to(device) for name, tensor in feedback.items()})
+        lagged = _below("lagged.", _renamed(named))
+        module.lagged.load({name: tensor.to(device) for name, tensor in lagged.items()})
 
     def set_aside_after(self, step: int, tell: Tell = warn) -> None:
         """Rename what lies beyond `step`, lest it mix with what follows. Nothing is deleted.
@@ -163,11 +163,11 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
     """Everything that a module's future depends on, by name; not copied.
 
     Weights and buffers under their own names, the optimizer's state behind `optimizer.`, what is
-    under way between the module and its neighbours behind `feedback.`.
+    under way between the module and its neighbours behind `lagged.`.
     """
     parts = {
         "optimizer.": optimizer.tensors(module.optimizer),
-        "feedback.": module.under_way.tensors(),
+        "lagged.": module.lagged.tensors(),
         "": module.state_dict(),
     }
     return {
@@ -177,9 +177,19 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
     }
 
 
+def _renamed(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Earlier checkpoints say `feedback.` and, of what is pending, `unheeded`."""
+    return {
+        name.replace("feedback.unheeded.", "lagged.pending.", 1).replace(
+            "feedback.awaiting.", "lagged.awaiting.", 1
+        ): tensor
+        for name, tensor in named.items()
+    }
+
+
 def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, for one part."""
-    others = tuple({"optimizer.", "feedback."} - {prefix})
+    others = tuple({"optimizer.", "lagged.", "feedback."} - {prefix})
     return {
         name.removeprefix(prefix): value
         for name, value in named.items()

@@ -233,7 +233,7 @@ def _identity(config: Config) -> dict[str, object]:
     They hold the feedback that is under way, microbatch by microbatch, for steps that are to come.
     """
     feedback = config.reconcile.feeds_back
-    under_way = {
+    lagged = {
         "reconcile.every": config.reconcile.every,
         "data.batch_size": config.data.batch_size,
         "train.microbatches": config.train.microbatches,
@@ -246,7 +246,7 @@ def _identity(config: Config) -> dict[str, object]:
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
         "feedback (reconcile.direction, reconcile.weight)": feedback,
-        **(under_way if feedback else {}),
+        **(lagged if feedback else {}),
     }
 
 

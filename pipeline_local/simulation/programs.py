@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from pipeline_local.learning.step import FEEDBACK_DELAY
+from pipeline_local.learning.step import LAG
 from pipeline_local.pipeline.transport import DEPTH
 from pipeline_local.placement.costs import Link
 from pipeline_local.simulation.simulator import (
@@ -167,15 +167,15 @@ def _local(setting: Setting, ends: _Ends) -> Iterator[Act]:
     stage = setting.stages[ends.number]
     for step in range(setting.steps):
         compares = setting.every > 0 and step % setting.every == 0
-        heeds = setting.feedback and setting.every > 0
-        heeds = heeds and step >= FEEDBACK_DELAY and (step - FEEDBACK_DELAY) % setting.every == 0
+        applies = setting.feedback and setting.every > 0
+        applies = applies and step >= LAG and (step - LAG) % setting.every == 0
         for _ in range(setting.microbatches):
             if ends.recv:
                 yield Recv(ends.recv)
             yield from _three_acts(stage, ends, compares)
             if compares and setting.feedback and ends.back_send:
                 yield Send(ends.back_send, setting.stages[ends.number - 1].messages)
-            if heeds and ends.back_recv:
+            if applies and ends.back_recv:
                 yield Recv(ends.back_recv)
         yield Update(sum(module.update for module in stage.modules))
 

@@ -97,7 +97,7 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
             steps=2 * _counted(parts, config.reconcile.every),
             links=links,
             every=config.reconcile.every if config.reconcile.weight else 0,
-            feedback=blueprint.run_plan.has_feedback,
+            feedback=blueprint.run_plan.lag is not None,
             replicas=scenario.replicas,
             jitter=scenario.jitter,
         )

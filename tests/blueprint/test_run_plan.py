@@ -84,13 +84,15 @@ def test_learning_rate():
 def test_feedback_is_heeded_a_fixed_number_of_steps_later():
     own = {"weight": 1.0, "every": 3, "direction": "both"}
     steps = [run_plan(reconcile=own, train={"steps": 12}).step(n) for n in range(12)]
-    assert [s.number for s in steps if s.feedback] == [0, 3, 6, 9]
-    assert [s.number for s in steps if s.heed] == [4, 7, 10]
-    assert [s.reconcile for s in steps] == [s.feedback for s in steps]
+    assert [s.number for s in steps if s.send_lagged] == [0, 3, 6, 9]
+    assert [s.number for s in steps if s.apply_lagged] == [4, 7, 10]
+    assert [s.reconcile for s in steps] == [s.send_lagged for s in steps]
 
 
 def test_upstream_reconciliation_needs_no_signals():
     own = {"weight": 1.0, "every": 3, "direction": "upstream"}
     steps = [run_plan(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
     assert not any(s.reconcile or s.compare for s in steps)
-    assert not any(run_plan().step(n).feedback or run_plan().step(n).heed for n in range(20))
+    assert not any(
+        run_plan().step(n).send_lagged or run_plan().step(n).apply_lagged for n in range(20)
+    )

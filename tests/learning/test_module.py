@@ -11,7 +11,7 @@ from pipeline_local.learning import optimizer
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.wire_format import WireFormat
 
 
@@ -475,18 +475,18 @@ def test_acts_out_of_order_are_refused():
         module.signal()
 
 
-def heeded(module, x, labels, target, **step):
+def applied(module, x, labels, target, **step):
     """Feedback for step 0 is heeded with step 4, which has another batch."""
     later, later_labels, _ = batch(x.shape[1:], seed=9)
-    module(x, labels, Step(0, lr=0.0, feedback=True))
+    module(x, labels, Step(0, lr=0.0, send_lagged=True))
     module.signal()
     sent = module.learn()
     module.update(Step(0, lr=0.0))
-    now = Step(FEEDBACK_DELAY, lr=1.0, heed=True, **step)
+    now = Step(LAG, lr=1.0, apply_lagged=True, **step)
     module(later, later_labels, now)
     module.signal()
     module.learn()
-    module.heed(now, target)
+    module.apply_lagged(now, target)
     module.update(now)
     return sent, later, later_labels
 
@@ -502,7 +502,7 @@ def test_heeding_trains_the_head_alone(architecture):
     with torch.no_grad():
         y = make(architecture)[0].body(x)
     target = torch.randn_like(y) / len(y)
-    sent, later, later_labels = heeded(module, x, labels, target)
+    sent, later, later_labels = applied(module, x, labels, target)
 
     leaf = x.clone().requires_grad_()
     loss = functional.cross_entropy(reference.head(reference.body(leaf)), labels)
@@ -526,7 +526,7 @@ def test_heeding_leaves_batch_norm_statistics_alone():
     module, shape = make("head with batch norm", 0.7)
     del ARCHITECTURES["head with batch norm"]
     x, labels, _ = batch(shape)
-    heeded(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
+    applied(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
     assert head[1].num_batches_tracked == 2, "the batch of step 0, and that of step 4"
 
 
@@ -536,7 +536,7 @@ def test_heeding_by_finite_differences_agrees_with_exact():
         own = {"estimator": estimator, "distance": "relative", "step": 1e-5}
         module, shape = make("residual with batch norm", 0.7, reconcile=own)
         x, labels, _ = batch(shape)
-        heeded(module, x, labels, torch.ones(6, *shape, dtype=torch.float64))
+        applied(module, x, labels, torch.ones(6, *shape, dtype=torch.float64))
         vectors.append(torch.cat([p.flatten() for p in module.parameters()]))
     torch.testing.assert_close(*vectors, rtol=1e-4, atol=1e-7)
 
@@ -545,7 +545,7 @@ def test_nobody_corrects_the_last_head():
     module, shape = make("mlp", 0.7)
     plain, _ = make("mlp", 0.0)
     x, labels, _ = batch(shape)
-    _, later, later_labels = heeded(module, x, labels, None)
+    _, later, later_labels = applied(module, x, labels, None)
     one_step(plain, later, later_labels, None, reconcile=False)
     for a, b in zip(module.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -555,13 +555,15 @@ def test_what_is_under_way_is_let_go_once_it_is_heeded():
     module, shape = make("mlp", 0.7)
     x, labels, _ = batch(shape)
     for number in range(12):
-        step = Step(number, 0.1, feedback=number % 3 == 0, heed=number % 3 == 1 and number >= 4)
+        step = Step(
+            number, 0.1, send_lagged=number % 3 == 0, apply_lagged=number % 3 == 1 and number >= 4
+        )
         module(x, labels, step)
         y = module.signal()
         module.learn()
-        if step.heed:
-            module.heed(step, y)
+        if step.apply_lagged:
+            module.apply_lagged(step, y)
         module.update(step)
-        due = [n for n in (0, 3, 6, 9) if n <= number < n + FEEDBACK_DELAY]
-        assert [kept.step for kept in module.under_way.awaiting] == due
-        assert [kept.step for kept in module.under_way.unheeded] == due
+        due = [n for n in (0, 3, 6, 9) if n <= number < n + LAG]
+        assert [kept.step for kept in module.lagged.awaiting] == due
+        assert [kept.step for kept in module.lagged.pending] == due

@@ -4,7 +4,7 @@ import torch
 
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.learning.step import Step
-from pipeline_local.memory.fake_edges import Downstream, Upstream, made, num_bytes
+from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)
@@ -16,28 +16,28 @@ def shapes(message):
 
 
 def test_messages_come_as_the_contract_has_them():
-    upstream = Upstream((X, LABELS), (X,), Step(0, 0.1, microbatches=2, compare=True))
+    upstream = FakeUpstream((X, LABELS), (X,), Step(0, 0.1, microbatches=2, compare=True))
     messages = [shapes(upstream.recv()) for _ in range(5)]
     assert messages == [[(4, 3), (4,)], [(4, 3)]] * 2 + [[(4, 3), (4,)]]
-    quiet = Upstream((X, LABELS), (X,), Step(0, 0.1))
+    quiet = FakeUpstream((X, LABELS), (X,), Step(0, 0.1))
     assert [shapes(quiet.recv()) for _ in range(2)] == [[(4, 3), (4,)]] * 2
     assert upstream.num_bytes == 4 * 3 * 4 + 4 * 8
 
 
 def test_the_newest_messages_are_unfinished():
-    downstream = Downstream(CONTRACT, has_feedback=True)
+    downstream = FakeDownstream(CONTRACT, lagged=True)
     sent = [made([X]) for _ in range(3)]
     for message in sent:
         downstream.send(*message)
     held = [message[0] for message in downstream._held]
     assert [id(x) for x in held] == [id(message[0]) for message in sent[1:]]
-    assert shapes(downstream.feedback()) == [(4, 3)]
+    assert shapes(downstream.recv_lagged()) == [(4, 3)]
     assert downstream.num_bytes == num_bytes([X]) + 2 * num_bytes([X, LABELS])
 
 
 def test_nobody_is_downstream():
-    nobody = Downstream(None, has_feedback=True)
+    nobody = FakeDownstream(None, lagged=True)
     nobody.send(*made([X]))
     assert not nobody._held
-    assert nobody.feedback() == ()
+    assert nobody.recv_lagged() == ()
     assert nobody.num_bytes == 0

@@ -34,12 +34,12 @@ def test_messages_are_rounded_and_labels_are_not(narrow, labels):
     x, same = above.recv()
     assert same is labels
     (signal,) = above.recv()
-    above.reply(THIRD)
-    (feedback,) = below.feedback()
+    above.send_lagged(THIRD)
+    (recv_lagged,) = below.recv_lagged()
     assert torch.equal(x, torch.full((2, 3), NEAR[narrow]))
-    for gradient in (signal, feedback):
+    for gradient in (signal, recv_lagged):
         assert torch.equal(gradient, torch.full((2, 3), NEAR[torch.bfloat16]))
-    assert RoundedDownstream(Nowhere(), wire_format).feedback() == ()
+    assert RoundedDownstream(Nowhere(), wire_format).recv_lagged() == ()
 
 
 class Data:
@@ -85,10 +85,10 @@ def test_a_queue_rounds_as_a_wire_does(narrow):
 
 def test_feedback_of_a_resumed_run_is_rounded_again():
     modules = two_modules(torch.float16)
-    modules[1].under_way.unheeded.push(0, 0, THIRD)
+    modules[1].lagged.pending.push(0, 0, THIRD)
     stage = Stage(modules, Data(), Nowhere(), Trace())
-    (feedback,) = stage._chain[0].downstream.feedback()
-    assert torch.equal(feedback, torch.full((2, 3), NEAR[torch.bfloat16]))
+    (recv_lagged,) = stage._chain[0].downstream.recv_lagged()
+    assert torch.equal(recv_lagged, torch.full((2, 3), NEAR[torch.bfloat16]))
 
 
 # -- two processes: what really leaves them ----------------------------------------------------

@@ -60,13 +60,13 @@ def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
             downstream.send(activations)
     if step.compare:
         upstream.recv()
-    if step.feedback and rank_info.rank > 0:
-        upstream.reply(torch.full(spec.shape, float(step.number)))
-    if not step.heed:
+    if step.recv_lagged and rank_info.rank > 0:
+        upstream.send_lagged(torch.full(spec.shape, float(step.number)))
+    if not step.apply_lagged:
         return 0
-    feedback = downstream.feedback()
-    assert all((t == step.number - 4).all() for t in feedback)
-    return len(feedback)
+    recv_lagged = downstream.recv_lagged()
+    assert all((t == step.number - 4).all() for t in recv_lagged)
+    return len(recv_lagged)
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
@@ -78,20 +78,20 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
     blueprint = draw(direction, every, microbatches)
     run_plan = blueprint.run_plan
     found = run_ranks(talk, 3, blueprint, timeout=30)
-    heeds = sum(run_plan.step(n).heed for n in range(run_plan.num_steps)) * microbatches
-    assert found == [heeds, heeds, 0]
+    applies = sum(run_plan.step(n).apply_lagged for n in range(run_plan.num_steps)) * microbatches
+    assert found == [applies, applies, 0]
 
 
 def cut_short(rank_info, blueprint, start, stop):
     """Leave the schedule before step `stop`; what the receives that were posted then have got."""
     run_plan = blueprint.run_plan
-    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).feedback]
-    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).feedback]
+    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).recv_lagged]
+    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).recv_lagged]
     with joined(rank_info):
         upstream, downstream = joined_edges(blueprint, rank_info, start)
         spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
         for number in kept if rank_info.rank > 0 else ():
-            upstream.reply(torch.full(spec.shape, float(number)))
+            upstream.send_lagged(torch.full(spec.shape, float(number)))
         for number in range(start, stop):
             talk_once(run_plan.step(number), upstream, downstream, blueprint, rank_info, spec)
         downstream.finish(len(under_way))

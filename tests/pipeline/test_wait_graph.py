@@ -22,9 +22,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_local.learning.feedback import UnderWay
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.step import FEEDBACK_DELAY, Step
+from pipeline_local.learning.step import LAG, Step
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
 from pipeline_local.watch.stall import Sighting, find_stall
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def feedback_depth(self):
-        """As `RunPlan.most_unheeded`."""
+        """As `RunPlan.most_pending`."""
         steps = (self.delay or 0) // self.every + 1
         return 1 if self.narrow else steps * self.microbatches
 
@@ -322,22 +322,22 @@ class Recorder:
 @pytest.mark.parametrize("compare", [True, False])
 @pytest.mark.parametrize("microbatches", [1, 3])
 def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
-    plan = Plan(3, microbatches, (compare,) * 6, delay=FEEDBACK_DELAY, every=every)
+    plan = Plan(3, microbatches, (compare,) * 6, delay=LAG, every=every)
     edges = Recorder(compare)
     module = SimpleNamespace(
         index=1,
         rules=Rules(),
-        under_way=UnderWay(),
+        lagged=LaggedMessages(),
         forward=lambda *_: NUMBER,
         signal=lambda: NUMBER,
         receive=lambda *_: None,
         update=lambda _: None,
-        heed=lambda *_: None,
+        apply_lagged=lambda *_: None,
     )
     stage = Stage([module], edges, edges, Trace())
     for number in range(6):
-        feedback = plan.feeds_back(number) and number + FEEDBACK_DELAY < 6
+        feedback = plan.feeds_back(number) and number + LAG < 6
         module.learn = lambda feedback=feedback: NUMBER if feedback else None
-        heed = plan.feeds_back(number - FEEDBACK_DELAY)
-        stage.train(Step(number, 0.1, microbatches, compare=compare, heed=heed))
+        apply_lagged = plan.feeds_back(number - LAG)
+        stage.train(Step(number, 0.1, microbatches, compare=compare, apply_lagged=apply_lagged))
     assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]

@@ -216,3 +216,20 @@ def test_without_any_sound_checkpoint_there_is_none(tmp_path, capsys):
     assert [line[:9] for line in told] == ["warning: "] * 2
     assert "step-00000020" in told[0]
     assert "step-00000010" in told[1]
+
+
+def test_an_earlier_versions_names_of_lagged_messages_are_read(tmp_path):
+    """They were `feedback.awaiting` and `feedback.unheeded`."""
+    checkpoints, module = Checkpoints(tmp_path, 1), make(0)
+    module.lagged.awaiting.push(0, 0, torch.ones(2))
+    module.lagged.pending.push(0, 0, torch.zeros(3))
+    old = {
+        name.replace("lagged.pending", "feedback.unheeded").replace("lagged.", "feedback."): value
+        for name, value in tensors(module).items()
+    }
+    assert "feedback.unheeded.0.0.0" in old
+    checkpoints.write(0, old, 1)
+    restored = make(0, seed=9)
+    checkpoints.load(restored, 1)
+    assert restored.lagged.tensors().keys() == module.lagged.tensors().keys()
+    assert torch.equal(next(iter(restored.lagged.pending)).tensors[0], torch.zeros(3))

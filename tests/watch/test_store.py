@@ -90,14 +90,14 @@ def test_all_or_none(run_ranks, refusing):
 
 
 @pytest.mark.parametrize(
-    ("agent", "keeper"), [("True", "the launcher"), ("False", "rank 0"), (None, "rank 0")]
+    ("agent", "server"), [("True", "the launcher"), ("False", "rank 0"), (None, "rank 0")]
 )
 def test_who_keeps_the_board(monkeypatch, agent, server):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     if agent is not None:
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
     rank_store = RankStore(dist.HashStore(), 0, 1)
-    assert rank_store.server == f"kept by {server}"
+    assert rank_store.server == f"served by {server}"
     assert rank_store.served_by_rank_0 == (server == "rank 0")
 
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from pipeline_local.learning.feedback import FeedbackQueue
+from pipeline_local.learning.lagged import LaggedQueue
 
 
 def filled(name="awaiting"):
-    queue = FeedbackQueue(name)
+    queue = LaggedQueue(name)
     for step in (2, 10):  # numbers, not texts, are in order
         for microbatch in range(2):
             queue.push(step, microbatch, torch.full((2,), step), torch.tensor([microbatch]))
@@ -20,8 +20,8 @@ def test_first_in_first_out():
 
 
 def test_restored_it_is_the_same():
-    queue, other = filled(), filled("unheeded")
-    restored = FeedbackQueue("awaiting")
+    queue, other = filled(), filled("pending")
+    restored = LaggedQueue("awaiting")
     restored.load({**other.tensors(), **queue.tensors()})
     assert len(restored) == len(queue) == 4
     for a, b in zip(queue, restored, strict=True):

@@ -1,15 +1,58 @@
-"""What upstream reconciliation leaves behind for a fixed number of steps.
+"""Lagged messages: what flows upstream is used a fixed number of steps after it was made.
 
-A module keeps each microbatch whose feedback it awaits, and each input gradient that it has sent
-back and that its upstream neighbour has not heeded yet. Both are part of a checkpoint: a step that
+So nobody waits for it within a step, and no placement changes what it does. The mathematics chooses
+the content: today the input gradients of upstream reconciliation (feedback). Stages, edges and
+checkpoints carry it without knowing.
+
+A module keeps what it needs until the message from downstream has come (`awaiting`), and what it
+has sent that upstream has not applied yet (`pending`). Both are part of a checkpoint: a step that
 is resumed finds what was on its way.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.step import LAG
+
+
+@dataclass(frozen=True)
+class LagPlan:
+    """When lagged messages are sent and applied.
+
+    Attributes:
+        every: they are sent on every n-th step.
+        lag: steps from sending to applying.
+    """
+
+    every: int
+    lag: int = LAG
+
+    @classmethod
+    def of(cls, reconcile: ReconcileConfig) -> "LagPlan | None":
+        """What the configured mathematics sends upstream; None: nothing."""
+        return cls(reconcile.every) if reconcile.feeds_back else None
+
+    def is_sent(self, step: int) -> bool:
+        """Whether a message of this step (counted from 0) is sent."""
+        return step >= 0 and step % self.every == 0
+
+    def is_applied(self, step: int) -> bool:
+        """Whether an earlier message is applied in this step."""
+        return self.is_sent(step - self.lag)
+
+    @property
+    def most_pending(self) -> int:
+        """Steps whose messages may be on their way at once.
+
+        A channel holds as many: a stage that had to wait until its message is applied would keep
+        its upstream neighbour from the very step that applies it.
+        """
+        return self.lag // self.every + 1
 
 
 class Kept(NamedTuple):
@@ -20,7 +63,7 @@ class Kept(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
-class FeedbackQueue:
+class LaggedQueue:
     """First in, first out; can be saved and restored at any step.
 
     Args:
@@ -72,20 +115,20 @@ class FeedbackQueue:
         return iter(self._kept)
 
 
-class UnderWay:
+class LaggedMessages:
     """What is under way between a module and its neighbours: a part of its checkpoint."""
 
     def __init__(self) -> None:
-        self.awaiting = FeedbackQueue("awaiting")
-        """Activations and labels for which the downstream neighbour's input gradient will come."""
-        self.unheeded = FeedbackQueue("unheeded")
-        """Input gradients on their way upstream."""
+        self.awaiting = LaggedQueue("awaiting")
+        """What is needed once the downstream neighbour's messages have come."""
+        self.pending = LaggedQueue("pending")
+        """Messages on their way upstream, not applied yet."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""
-        return {**self.awaiting.tensors(), **self.unheeded.tensors()}
+        return {**self.awaiting.tensors(), **self.pending.tensors()}
 
     def load(self, named: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         self.awaiting.load(named)
-        self.unheeded.load(named)
+        self.pending.load(named)
