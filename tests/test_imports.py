@@ -17,8 +17,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    ("errors", "seeds", "layout", "yamltext"),
-    ("config", "screen", "newfile"),
+    ("errors", "seeds", "layout", "yamltext", "values"),
+    ("config", "screen", "newfile", "registry"),
     ("configfile",),
     ("learning", "models", "data"),
     ("blueprint",),
@@ -229,7 +229,7 @@ NEVER = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full
 NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
-IMPORTER = "models/custom.py"
+IMPORTER = "registry.py"
 
 
 def _unsafe_argument(call: ast.Call) -> str:
@@ -346,7 +346,7 @@ def test_a_circle_of_three_is_found(tmp_path: Path) -> None:
         ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
         ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
         ("learning/a.py", "import torch\nimport pipeline_local_extras"),
-        ("models/custom.py", "x = importlib.import_module(name)"),
+        ("registry.py", "x = importlib.import_module(name)"),
         ("cli.py", "import pickle\nx = torch.load(f, weights_only=True), pickle.UnpicklingError"),
         ("cli.py", "block.module.eval(), module.compile(), re.compile('x')"),
         ("commands.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),
