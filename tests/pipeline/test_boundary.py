@@ -35,9 +35,9 @@ def test_messages_are_rounded_and_labels_are_not(narrow, labels):
     assert same is labels
     (signal,) = above.recv()
     above.send_lagged(THIRD)
-    (recv_lagged,) = below.recv_lagged()
+    (feedback,) = below.recv_lagged()
     assert torch.equal(x, torch.full((2, 3), NEAR[narrow]))
-    for gradient in (signal, recv_lagged):
+    for gradient in (signal, feedback):
         assert torch.equal(gradient, torch.full((2, 3), NEAR[torch.bfloat16]))
     assert RoundedDownstream(Nowhere(), wire_format).recv_lagged() == ()
 
@@ -87,8 +87,8 @@ def test_feedback_of_a_resumed_run_is_rounded_again():
     modules = two_modules(torch.float16)
     modules[1].lagged.pending.push(0, 0, THIRD)
     stage = Stage(modules, Data(), Nowhere(), Trace())
-    (recv_lagged,) = stage._chain[0].downstream.recv_lagged()
-    assert torch.equal(recv_lagged, torch.full((2, 3), NEAR[torch.bfloat16]))
+    (feedback,) = stage._chain[0].downstream.recv_lagged()
+    assert torch.equal(feedback, torch.full((2, 3), NEAR[torch.bfloat16]))
 
 
 # -- two processes: what really leaves them ----------------------------------------------------

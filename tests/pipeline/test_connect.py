@@ -60,13 +60,13 @@ def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
             downstream.send(activations)
     if step.compare:
         upstream.recv()
-    if step.recv_lagged and rank_info.rank > 0:
+    if step.send_lagged and rank_info.rank > 0:
         upstream.send_lagged(torch.full(spec.shape, float(step.number)))
     if not step.apply_lagged:
         return 0
-    recv_lagged = downstream.recv_lagged()
-    assert all((t == step.number - 4).all() for t in recv_lagged)
-    return len(recv_lagged)
+    feedback = downstream.recv_lagged()
+    assert all((t == step.number - 4).all() for t in feedback)
+    return len(feedback)
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
@@ -85,8 +85,8 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
 def cut_short(rank_info, blueprint, start, stop):
     """Leave the schedule before step `stop`; what the receives that were posted then have got."""
     run_plan = blueprint.run_plan
-    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).recv_lagged]
-    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).recv_lagged]
+    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).send_lagged]
+    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).send_lagged]
     with joined(rank_info):
         upstream, downstream = joined_edges(blueprint, rank_info, start)
         spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
@@ -96,7 +96,7 @@ def cut_short(rank_info, blueprint, start, stop):
             talk_once(run_plan.step(number), upstream, downstream, blueprint, rank_info, spec)
         downstream.finish(len(under_way))
         upstream.finish()
-        receivers = [getattr(upstream, "messages", None), getattr(downstream, "replies", None)]
+        receivers = [getattr(upstream, "messages", None), getattr(downstream, "lagged", None)]
         posted = [p for receiver in receivers if receiver for p in receiver._posted]
         found = [bool(pending.wait().any()) for pending in posted]
         upstream.close()

@@ -310,10 +310,10 @@ class Recorder:
     def send(self, *tensors):
         self.ops.append(Op("send", 2))
 
-    def reply(self, gradient):
+    def send_lagged(self, *tensors):
         self.ops.append(Op("send", 0, feedback=True))
 
-    def feedback(self):
+    def recv_lagged(self):
         self.ops.append(Op("recv", 2, feedback=True))
         return (NUMBER,)
 
@@ -337,7 +337,7 @@ def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
     stage = Stage([module], edges, edges, Trace())
     for number in range(6):
         feedback = plan.feeds_back(number) and number + LAG < 6
-        module.learn = lambda feedback=feedback: NUMBER if feedback else None
+        module.learn = lambda feedback=feedback: (NUMBER,) if feedback else ()
         apply_lagged = plan.feeds_back(number - LAG)
         stage.train(Step(number, 0.1, microbatches, compare=compare, apply_lagged=apply_lagged))
     assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]
