@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline_local import yamltext
 from pipeline_local.config import Config
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, did_you_mean
 from pipeline_local.registry import Registry
 from pipeline_local.values import Strict, by_key, shorten, should_be
 
@@ -71,8 +71,8 @@ def parse(tree: Mapping[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
     tree = asdict(config)
-    for section in filter(lambda value: isinstance(value, dict), tree.values()):
-        section |= section.pop("args", {})
+    for name in _sections():
+        tree[name] |= tree[name].pop("args", {})
     return yamltext.write(tree)
 
 
@@ -125,7 +125,7 @@ def _adapter() -> TypeAdapter[Config]:
 
 @functools.cache
 def _schema() -> dict[_KeyPath, Any]:
-    """Every key with its default, in file order; MISSING where there is none."""
+    """Every key with its default, dataclasses.MISSING where there is none, in file order."""
     schema: dict[_KeyPath, Any] = {}
     for name, kind in get_type_hints(Config).items():
         if is_dataclass(kind):
@@ -162,19 +162,19 @@ def _nest(leaves: _Leaves) -> dict[str, Any]:
 
 
 def _is_option(path: _KeyPath) -> bool:
-    """Whether an unknown key is one that an entry may take."""
-    return len(path) == 2 and path[0] in ("model", *REGISTRIES) and isinstance(path[1], str)
+    """Whether it is none of the section's own keys, but one that an entry may take."""
+    is_key = len(path) == 2 and path[0] in ("model", *REGISTRIES) and isinstance(path[1], str)
+    return is_key and path not in _schema()
 
 
 def _mistake(path: _KeyPath, value: object) -> str | None:
     """What is wrong with a key that nobody knows, or with a name that no registry checks."""
     key = ".".join(map(str, path))
-    names = _NAMES.get(path, ()) if path[0] not in REGISTRIES else ()
-    if names and isinstance(value, str) and value not in names:
-        *first, last = map(repr, names)
-        return (
-            f"{key}: should be {', '.join(first)}{' or ' * bool(first)}{last}, got {shorten(value)}"
-        )
+    if path[0] not in REGISTRIES and path in _NAMES and isinstance(value, str):
+        names = _NAMES[path]
+        hint = did_you_mean(value, names) or ";"
+        what = f"{key}: got {shorten(value)}{hint} choose one of {', '.join(names)}"
+        return None if value in names else what
     if path in _schema() or _is_option(path):
         return None
     if key in _sections():
@@ -184,21 +184,16 @@ def _mistake(path: _KeyPath, value: object) -> str | None:
 
 def _entry_problems(section: str, leaves: _Leaves) -> list[str]:
     """What is wrong with the entry that a section names, and with its options."""
-    registry, given = REGISTRIES[section], {**leaves}
+    registry = REGISTRIES[section]
+    here = {path: value for path, value in leaves.items() if path[0] == section}
+    args = {path[1]: value for path, value in here.items() if _is_option(path)}
     own = {
-        path[1]: given.pop(path, default)
-        for path, default in _schema().items()
-        if path[0] == section
+        path[1]: here.get(path, value) for path, value in _schema().items() if path[0] == section
     }
     name = own.pop(registry.key.partition(".")[2])
     if not isinstance(name, str):  # to be derived; or wrong, and pydantic says so
         return []
-    args = {
-        path[1]: value for path, value in given.items() if path[0] == section and _is_option(path)
-    }
-    return registry.problems(
-        name, args, own, lambda key, options: _suggest((section, key), options)
-    )
+    return registry.problems(name, args, own, lambda key, keys: _suggest((section, key), keys))
 
 
 def _explain(error: ValidationError, leaves: _Leaves) -> Iterator[str]:

@@ -303,8 +303,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_all_problems_at_once(tmp_path: Path) -> None:
     text = "data: {name: nodata, batchsize: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
-        "data.name: should be 'digits', 'cifar10', 'cifar100', 'imagefolder' or 'synthetic',"
-        " got 'nodata'",
+        "data.name: got 'nodata'; choose one of digits, cifar10, cifar100, imagefolder, synthetic",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
         "train.steps: should be a whole number, got '5'",
