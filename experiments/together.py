@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline_local import configfile
 from pipeline_local.data.batches import test_batches
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.loss import IGNORE
+from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.predictor import Predictor
 
 
@@ -22,7 +22,7 @@ def votes(run: Path) -> tuple[Tensor, Tensor]:
     data, predict = configfile.load(run / "config.yaml").data, Predictor(run)
     found = [(predict(images), labels) for images, labels in test_batches(data, describe(data))]
     guesses, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return guesses[labels != IGNORE], labels[labels != IGNORE]
+    return guesses[labels != IGNORE_LABEL], labels[labels != IGNORE_LABEL]
 
 
 def main() -> None:

@@ -12,6 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline_local import yamltext
 from pipeline_local.config import Config
 from pipeline_local.errors import ConfigError, did_you_mean
+from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.optimizer import OPTIMIZERS
+from pipeline_local.learning.reconcile import ESTIMATORS, estimator
+from pipeline_local.learning.tasks import TASKS
 from pipeline_local.registry import Registry
 from pipeline_local.values import Strict, by_key, shorten, should_be
 
@@ -19,16 +23,17 @@ _KeyPath = tuple[Any, ...]
 """A key as it stands in the file: (section, key) or (key,). Anything hashable can be a YAML key."""
 _Leaves = Mapping[_KeyPath, Any]
 
-REGISTRIES: dict[str, Registry[Any]] = {}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "task": TASKS,
+    "head": HEADS,
+    "reconcile": ESTIMATORS,
+    "optimizer": OPTIMIZERS,
+}
 """Who checks, in a section, the name of an entry and the further keys, its options. The further
 keys of `model` are checked where it is built."""
 
 _NAMES = {
     ("data", "name"): ("digits", "cifar10", "cifar100", "imagefolder", "synthetic"),
-    ("task", "name"): ("classification",),
-    ("head", "name"): ("linear", "etf", "mlp", "conv", "auglocal"),
-    ("reconcile", "estimator"): ("exact", "finite_difference", "shift"),
-    ("optimizer", "name"): ("sgd", "adamw"),
 }
 """The entries without options, of sections without a registry."""
 
@@ -259,15 +264,16 @@ def _contradictions(config: Config) -> Iterator[str]:
             f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
         )
     reconcile = config.reconcile
-    if config.compile and reconcile.weight and reconcile.estimator == "exact":
+    if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
         yield (
-            "reconcile.estimator=exact differentiates twice, which compile=true cannot;"
-            " use reconcile.estimator=shift or compile=false"
+            f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
+            f" cannot; use reconcile.estimator=shift or compile=false"
         )
-    if config.head.name == "etf" and reconcile.weight and reconcile.direction != "downstream":
+    if reconcile.feeds_back and not getattr(HEADS.find(config.head.name), "learns", True):
         yield (
-            f"reconcile.direction={reconcile.direction} trains heads, and head.name=etf has nothing"
-            f" to train; use reconcile.direction=downstream or another head"
+            f"reconcile.direction={reconcile.direction} trains heads, and head.name="
+            f"{config.head.name} has nothing to train; use reconcile.direction=downstream or"
+            f" another head"
         )
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pipeline_local.data.normalize import Normalize
 from pipeline_local.finished import load
-from pipeline_local.learning.loss import IGNORE
 
 CPU = torch.device("cpu")
 
@@ -31,12 +30,15 @@ class Predictor:
         self.classes = blueprint.info.classes
         self._shape = blueprint.info.image_shape
         self._wire_format = blueprint.wire_format
+        self._task = blueprint.task
         self._modules = [module.eval() for module in modules]
         self._normalize = Normalize(blueprint.info, blueprint.dtype, device)
         self._device = device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Log-probabilities [B, classes], the mean over all heads, of images [B, C, H, W].
+        """The outputs of all heads together, of images [B, C, H, W].
+
+        For classification log-probabilities [B, classes] of the heads' geometric mean.
 
         Args:
             images: as the data has them, of its size, with values in [0, 255]; any dtype.
@@ -48,11 +50,10 @@ class Predictor:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, self._shape))}], got {list(images.shape)}"
             )
-        x, votes = self._normalize(images.to(self._device)), None
-        labels = torch.full((len(x),), IGNORE, device=self._device)
+        x, summed = self._normalize(images.to(self._device)), None
         for module in self._modules:
             if module.index > 0:
                 x = self._wire_format.widen(self._wire_format.round_activations(x))
-            x, votes, _ = module.evaluate(x, labels, votes)
-        assert votes is not None, "a run has at least one module"
-        return (votes / len(self._modules)).log_softmax(1)
+            x, summed = module.predict(x, summed)
+        assert summed is not None, "a run has at least one module"
+        return self._task.together(summed, len(self._modules))

@@ -13,7 +13,7 @@ from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
+from pipeline_local.learning.heads.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step

@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values"),
     ("config", "screen", "newfile", "registry"),
-    ("configfile",),
     ("learning", "models", "data"),
+    ("configfile",),
     ("blueprint",),
     ("ranks",),
     ("watch",),

@@ -11,7 +11,6 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.loss import local_loss
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import P2PKind, RankInfo
 
@@ -47,7 +46,7 @@ class Setting:
         info, size = self.blueprint.info, self.config.data.batch_size
         generator = torch.Generator().manual_seed(self.config.train.seed)
         x = torch.randn(size, *info.image_shape, generator=generator)
-        labels = torch.randint(info.num_classes, (size,), generator=generator)
+        labels = self.blueprint.task.example_labels(size, generator)
         return x.to(self.rank_info.device, self.blueprint.dtype), labels.to(self.rank_info.device)
 
     @cached_property
@@ -68,7 +67,7 @@ class Setting:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The network's own loss."""
-        return local_loss(logits, labels, self.config.train.label_smoothing)
+        return self.blueprint.task.loss(logits, labels)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """As each local module has one, at the highest learning rate."""

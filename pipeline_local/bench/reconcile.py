@@ -68,8 +68,8 @@ class Boundary:
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
     """The plain step, the estimators at full strength, and the configuration's own choice."""
     full = replace(own, weight=own.weight or 0.01, every=1, fraction=1.0)
-    exact = replace(full, estimator="exact")
-    finite = replace(full, estimator="finite_difference")
+    exact = replace(full, estimator="exact", args={})
+    finite = replace(full, estimator="finite_difference", args={})
     found = {
         "plain": replace(exact, weight=0.0),
         "exact": exact,
@@ -78,7 +78,7 @@ def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
         "finite_difference": finite,
         "finite_difference, every 4": replace(finite, every=4),
         "finite_difference, every 8": replace(finite, every=8),
-        "shift, every 8": replace(full, estimator="shift", every=8),
+        "shift, every 8": replace(full, estimator="shift", args={}, every=8),
     }
     if own.direction == "upstream":  # heads are cheap: always the whole batch, and never moved
         del found["exact, a quarter, every 4"], found["shift, every 8"]
@@ -183,7 +183,7 @@ def _meet(blueprint: Blueprint, index: int, device: torch.device) -> Boundary:
     size = config.data.batch_size // config.train.microbatches
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
-    labels = torch.randint(info.num_classes, (size,), generator=generator).to(device)
+    labels = blueprint.task.example_labels(size, generator).to(device)
     inputs, signals, lagged = [x], [x], []
     for number in range(min(index + 2, len(blueprint.modules))):
         module = blueprint.module(number, device)

@@ -20,9 +20,10 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.heads import Head, Site, copies
+from pipeline_local.learning.heads import Site, copies
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.tasks import Task
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
@@ -39,6 +40,8 @@ class Blueprint:
 
     Attributes:
         config: of the run; cuts that were `auto` or `memory` are the blocks that they came to.
+        info: facts of the data.
+        task: what is learned.
         backbone: blocks and classifier, on the meta device.
         input_shapes: of each block, for one sample.
         output_shapes: of each block, for one sample.
@@ -49,6 +52,7 @@ class Blueprint:
 
     config: Config
     info: DataInfo
+    task: Task
     backbone: Backbone
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
@@ -71,14 +75,16 @@ class Blueprint:
         data, train, wire_format = self.config.data, self.config.train, self.wire_format
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
-        classes, soft = self.info.num_classes, data.mixup > 0
+        task, soft = self.task, data.mixup > 0
+        labels = Spec((micro, *task.label_shape), task.label_dtype)
+        soft_labels = Spec((micro, *task.output_shape), torch.float32)
         return Contract(
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),
-            labels=Spec((micro, classes), torch.float32) if soft else Spec((micro,), torch.int64),
+            labels=soft_labels if soft else labels,
             test_activations=Spec((data.batch_size, *shape), wire_format.activations),
-            test_labels=Spec((data.batch_size,), torch.int64),
-            test_votes=Spec((data.batch_size, classes), torch.float32),
+            test_labels=Spec((data.batch_size, *task.label_shape), task.label_dtype),
+            test_ensemble=Spec((data.batch_size, *task.output_shape), torch.float32),
         )
 
     def blocks(self, index: int) -> list[Block]:
@@ -111,7 +117,7 @@ class Blueprint:
         rules = Rules(
             seed=config.train.seed,
             reconcile=config.reconcile,
-            label_smoothing=config.train.label_smoothing,
+            task=self.task,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
             layout=self.backbone.layout,
@@ -126,9 +132,9 @@ class Blueprint:
         rule = self.backbone.initialize
         return self._laid_out(backbones.materialize(block.module, rule, seed, device, self.dtype))
 
-    def fresh_head(self, head: Head, seed: int, device: torch.device) -> nn.Module:
+    def fresh_head(self, head: nn.Module, seed: int, device: torch.device) -> nn.Module:
         """Allocate and initialise an auxiliary head."""
-        fresh = backbones.materialize(head, lambda h: h.initialize(), seed, device, self.dtype)
+        fresh = backbones.materialize(head, heads.initialize, seed, device, self.dtype)
         return self._laid_out(fresh)
 
     def _laid_out(self, part: nn.Module) -> nn.Module:
@@ -174,11 +180,11 @@ class Blueprint:
             return self.backbone.classifier.module
         return self._auxiliary_head(index)
 
-    def _auxiliary_head(self, index: int) -> Head:
+    def _auxiliary_head(self, index: int) -> nn.Module:
         blocks, end, count = self.backbone.blocks, self.modules[index].stop, len(self.modules)
         return self.auxiliary_head(*head_key(self.config, end, len(blocks), index, count))
 
-    def auxiliary_head(self, end: int, copies: int) -> Head:
+    def auxiliary_head(self, end: int, copies: int) -> nn.Module:
         """The head behind the first `end` blocks, on the meta device.
 
         Args:
@@ -194,9 +200,10 @@ class Blueprint:
             later_shapes=self.input_shapes[end:],
             copies=copies,
             initialize=self.backbone.initialize,
+            output_shape=self.task.output_shape,
         )
         try:
-            return heads.build(self.config.head, site, self.info.num_classes)
+            return heads.build(self.config.head, site)
         except ValueError as error:
             raise UserError(
                 f"head.name: {self.config.head.name} does not fit behind block"

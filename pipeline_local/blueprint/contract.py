@@ -37,7 +37,7 @@ class Contract:
     labels: Spec
     test_activations: Spec
     test_labels: Spec
-    test_votes: Spec
+    test_ensemble: Spec
 
     def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message of a run from step `start` on, in order."""
@@ -48,8 +48,8 @@ class Contract:
                     if action.compare:
                         yield (self.gradients,)
             elif isinstance(action, Evaluate):
-                for _ in range(run_plan.test_batches):
-                    yield self.test_activations, self.test_labels, self.test_votes
+                for _ in run_plan.test_batches:
+                    yield self.test_activations, self.test_labels, self.test_ensemble
 
     @property
     def lagged(self) -> tuple[Spec, ...]:

@@ -56,9 +56,10 @@ class RunPlan:
         return train.steps or (train.epochs or 0) * self.steps_per_epoch
 
     @property
-    def test_batches(self) -> int:
-        """Batches of one evaluation."""
-        return math.ceil(self.num_test / self.config.data.batch_size)
+    def test_batches(self) -> list[int]:
+        """Samples in each batch of one evaluation; the last batch is filled up with padding."""
+        size = self.config.data.batch_size
+        return [min(size, self.num_test - start) for start in range(0, self.num_test, size)]
 
     def actions(self, start: int = 0) -> Iterator[Action]:
         """Everything from step `start` on, in order; after the last step, an evaluation."""

@@ -31,6 +31,8 @@ class DataInfo:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     """The name of each label."""
+    label_shape: tuple[int, ...] = ()
+    """Of one sample's label; () is a number."""
 
     def to_json(self) -> str:
         """One line, read back by `from_json`."""

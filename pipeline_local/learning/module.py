@@ -22,10 +22,10 @@ from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.guard import Guard
 from pipeline_local.learning.lagged import LaggedMessages
-from pipeline_local.learning.loss import Score, accuracy, local_loss, score, vote
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.tasks import Score
 
 
 @dataclass
@@ -51,7 +51,7 @@ class LocalModule(nn.Module):
     Args:
         index: k, counted from 0.
         body: activations [B, ...] -> activations [B, ...].
-        head: activations [B, ...] -> logits [B, classes]; for the last module the classifier.
+        head: activations [B, ...] -> outputs [B, ...]; for the last module the classifier.
         optimizer: makes the module's optimizer from its parameters.
         rules: what all modules of the run share.
     """
@@ -98,8 +98,8 @@ class LocalModule(nn.Module):
         """
         now = self._now()
         y = now.y.detach().requires_grad_()
-        logits = self._run_head(y)
-        loss = self._loss(logits, now.labels)
+        outputs = self._run_head(y)
+        loss = self._loss(outputs, now.labels)
         params = [] if self._shifts else self._head_params
         now.output_grad, *now.head_grads = grad(loss, [y, *params], materialize_grads=True)
         now.output_grad = self.rules.wire_format.laid_out(now.output_grad)  # as the body's output
@@ -107,7 +107,8 @@ class LocalModule(nn.Module):
         if now.step.send_lagged:
             self.lagged.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
         if now.step.log:
-            self._measure(accuracy=accuracy(logits.detach(), now.labels))
+            task = self.rules.task
+            self._measure(**{task.metric: task.score(outputs.detach(), now.labels)})
         return now.output_grad
 
     def receive(self, signal: Tensor | None = None) -> None:
@@ -188,17 +189,38 @@ class LocalModule(nn.Module):
 
     @torch.no_grad()
     def evaluate(
-        self, x: Tensor, labels: Tensor, votes: Tensor | None = None
+        self, x: Tensor, labels: Tensor, summed: Tensor | None = None, samples: int | None = None
     ) -> tuple[Tensor, Tensor, Score]:
-        """Input [B, ...], labels [B], votes of the heads above (None: there are none)
-        -> activations [B, ...], votes [B, classes] with this head's, and the score of both."""
-        with self._autocast(x):
-            y = self._laid_out(self.body(x))
-            logits = self.head(y)
-        votes = vote(logits) if votes is None else votes + vote(logits)
-        return y, votes, score(logits, votes, labels)
+        """Score the head on a test batch, alone and together with those above.
+
+        Args:
+            x: input [B, ...].
+            labels: [B, ...].
+            summed: what the heads above add to the heads together; None: there are none.
+            samples: the first so many are no padding; None: all.
+
+        Returns:
+            Activations [B, ...], the sum with this head's part, and the score of both.
+        """
+        y, outputs, summed = self._predict(x, summed)
+        count = len(x) if samples is None else samples
+        score = self.rules.task.evaluate(outputs, summed, labels, self.index + 1, count)
+        return y, summed, score
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `evaluate`, without labels: activations, and the sum with this head's part."""
+        y, _, summed = self._predict(x, summed)
+        return y, summed
 
     # ---- inside ---------------------------------------------------------------------------
+
+    def _predict(self, x: Tensor, summed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with self._autocast(x):
+            y = self._laid_out(self.body(x))
+            outputs = self.head(y)
+        part = self.rules.task.part(outputs)
+        return y, outputs, part if summed is None else summed + part
 
     def _body_backward(self) -> Gradients:
         """The plain gradients, at the input only where it is to be compared."""
@@ -258,7 +280,7 @@ class LocalModule(nn.Module):
     def _shifts(self) -> bool:
         """Whether this step takes its gradients at a moved input, and needs none at x."""
         step, settings = self._now().step, self.rules.reconcile
-        return step.reconcile and self.index > 0 and settings.estimator == "shift"
+        return step.reconcile and self.index > 0 and reconcile.estimator(settings).moves
 
     def _run_body(self, x: Tensor) -> Tensor:
         seeds.reseed(x.device, *self._draw("body"))
@@ -279,8 +301,8 @@ class LocalModule(nn.Module):
         now = self._now()
         return self.rules.seed, use, self.index, now.step.number, now.microbatch
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return local_loss(logits, labels, self.rules.label_smoothing)
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.rules.task.loss(outputs, labels)
 
     def _accumulate(self, grads: Sequence[Tensor]) -> None:
         now = self._now()

@@ -1,36 +1,69 @@
-"""Optimizers: one per module, made from the same settings."""
+"""Optimizers: one per module, made from the same settings. A registry entry owns its options."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.registry import Registry
+
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
+    "optimizer.name", kind="optimizer", given=("params",)
+)
+"""All optimizers, by name (`optimizer.name`); `python:torch.optim:Adagrad` names one of torch's.
+
+An entry gets a module's parameters, and of the section's keys those that its signature names.
+"""
+
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@OPTIMIZERS.add("sgd")
+def sgd(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: NonNegative,
+    momentum: Fraction = 0.9,
+    weight_decay: NonNegative = 1e-4,
+) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; fused, so that a step is one kernel."""
+    params = list(params)
+    made = torch.optim.SGD(
+        params,
+        lr=lr,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+    if momentum > 0:  # torch's own buffers hold garbage if the first update is refused
+        for parameter in params:
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
+
+
+@OPTIMIZERS.add("adamw")
+def adamw(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: NonNegative,
+    momentum: Fraction = 0.9,
+    weight_decay: NonNegative = 1e-4,
+) -> torch.optim.AdamW:
+    """AdamW with momentum as its beta1; fused, so that a step is one kernel."""
+    betas = (momentum, 0.999)
+    return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; fused, so that a step is one kernel."""
-    if config.name == "adamw":
-        return torch.optim.AdamW(
-            params,
-            lr=config.lr,
-            betas=(config.momentum, 0.999),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-    params = list(params)
-    sgd = torch.optim.SGD(
-        params,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    if config.momentum > 0:  # torch's own buffers hold garbage if the first update is refused
-        for parameter in params:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return sgd
+    """The configured optimizer over these parameters."""
+    own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
+    make = OPTIMIZERS.find(config.name)
+    return make(params=params, **OPTIMIZERS.options(config.name, config.args, own))
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,11 +6,14 @@ The paper's abstract names the mismatch of g and s; the distance and its scale a
 (docs/mathematics.md).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.errors import UserError
 from pipeline_local.layout import POSITIONS, Layout
+from pipeline_local.registry import Registry
 
 Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
@@ -92,9 +96,6 @@ def gradient(
 ) -> list[Tensor]:
     """The gradient of the distance between g and s, by the configured estimator.
 
-    Where only what is added counts, a finite difference stands in for `shift`, which gives the sum
-    with the plain gradient.
-
     Args:
         settings: estimator, distance, and step of the finite difference.
         objective: must draw the same dropout masks whenever it is called.
@@ -108,10 +109,7 @@ def gradient(
         UserError: `exact`, and an operation of the network has no second derivative.
     """
     between = distance(settings.distance, layout)
-    if settings.estimator == "exact":
-        return exact(objective, x, s, params, between)
-    first = first or plain(objective, x, params)
-    return finite_difference(objective, x, s, params, settings.step, first, between)
+    return estimator(settings).added(objective, x, s, params, first, between)
 
 
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
@@ -268,3 +266,127 @@ def _norm(x: Tensor) -> Tensor:
     """Euclidean norm over everything; never zero, so that it can divide."""
     norm: Tensor = torch.linalg.vector_norm(wide(x))
     return norm.clamp_min(1e-30)
+
+
+class Estimator(ABC):
+    """How the gradient of the discord is had. An entry of `ESTIMATORS` makes one from its options.
+
+    Attributes:
+        moves: it takes the whole gradient at a moved input (`shift`), and none at the input itself.
+        differentiates_twice: it cannot have compiled modules.
+    """
+
+    moves = False
+    differentiates_twice = False
+
+    @abstractmethod
+    def added(
+        self,
+        objective: Objective,
+        x: Tensor,
+        s: Tensor,
+        params: Sequence[Tensor],
+        first: Gradients | None,
+        between: Distance,
+    ) -> list[Tensor]:
+        """dD/d(params); the arguments are those of `gradient`."""
+
+    @abstractmethod
+    def cost(self, forward: float, backward: float, again: float) -> float:
+        """What it adds to a step that reconciles, given what a plain step costs.
+
+        Args:
+            forward: of a forward pass.
+            backward: of a backward pass, with what it computes again.
+            again: the part of it that is computed again (activation checkpointing).
+        """
+
+    def of_part(self, cost: float, fraction: float) -> float:
+        """What is left of that cost if a part of the batch is reconciled."""
+        return cost * fraction
+
+
+ESTIMATORS: Registry[Callable[..., Estimator]] = Registry("reconcile.estimator", kind="estimator")
+"""All estimators, by name (`reconcile.estimator`)."""
+
+
+@ESTIMATORS.add("exact")
+class Exact(Estimator):
+    """Double backward."""
+
+    differentiates_twice = True
+
+    def added(
+        self,
+        objective: Objective,
+        x: Tensor,
+        s: Tensor,
+        params: Sequence[Tensor],
+        first: Gradients | None,
+        between: Distance,
+    ) -> list[Tensor]:
+        """As `exact`."""
+        return exact(objective, x, s, params, between)
+
+    def cost(self, forward: float, backward: float, again: float) -> float:
+        """A step of its own, and one more for the double backward."""
+        return 2 * (forward + backward)
+
+
+@ESTIMATORS.add("finite_difference")
+class FiniteDifference(Estimator):
+    """One more forward and backward at a perturbed input.
+
+    Args:
+        step: norm of the perturbation over the norm of the input.
+    """
+
+    def __init__(self, *, step: Annotated[float, Field(gt=0)] = 0.03) -> None:
+        self._step = step
+
+    def added(
+        self,
+        objective: Objective,
+        x: Tensor,
+        s: Tensor,
+        params: Sequence[Tensor],
+        first: Gradients | None,
+        between: Distance,
+    ) -> list[Tensor]:
+        """As `finite_difference`."""
+        first = first or plain(objective, x, params)
+        return finite_difference(objective, x, s, params, self._step, first, between)
+
+    def cost(self, forward: float, backward: float, again: float) -> float:
+        """One more pass."""
+        return forward + backward
+
+    def of_part(self, cost: float, fraction: float) -> float:
+        """Twice, as the plain gradient is taken on that part anew."""
+        return cost * fraction * (2 if fraction < 1 else 1)
+
+
+@ESTIMATORS.add("shift")
+class Shift(FiniteDifference):
+    """The plain gradient, at an input moved by lambda times the discord's gradient (`shift`).
+
+    Where only what is added counts, a finite difference stands in for it.
+    """
+
+    moves = True
+
+    def cost(self, forward: float, backward: float, again: float) -> float:
+        """One more pass, less the gradients of weights at x, which are not taken."""
+        return forward + (backward + again) / 2
+
+    def of_part(self, cost: float, fraction: float) -> float:
+        """All of it: the whole batch passes, whichever part of it is moved."""
+        return cost
+
+
+@lru_cache(maxsize=64)
+def estimator(settings: ReconcileConfig) -> Estimator:
+    """The configured estimator."""
+    name = settings.estimator
+    options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
+    return ESTIMATORS.find(name)(**options)

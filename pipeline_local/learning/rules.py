@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.layout import Layout
 from pipeline_local.learning.guard import OnNan
+from pipeline_local.learning.tasks import Classification, Task
 from pipeline_local.learning.wire_format import WireFormat
 
 
@@ -14,7 +15,8 @@ class Rules:
 
     seed: int = 0
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
-    label_smoothing: float = 0.0
+    task: Task = field(default_factory=lambda: Classification(1))
+    """Loss and score of the heads. The default one does not need to know how many classes."""
     clip: float | None = None
     on_nan: OnNan = "fail"
     layout: Layout = "NCHW"

@@ -263,10 +263,10 @@ def _evaluate(
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
     images = Spec((blueprint.config.data.batch_size, *blueprint.info.image_shape), blueprint.dtype)
-    from_above = (contract.test_activations, contract.test_labels, contract.test_votes)
+    from_above = (contract.test_activations, contract.test_labels, contract.test_ensemble)
     message = from_above if first else (images, contract.test_labels)
     upstream = FakeUpstream(message, (), Step(0, 0.0))
-    Stage(modules, upstream, downstream, acts).evaluate(1, 0)
+    Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
 
 
 def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:

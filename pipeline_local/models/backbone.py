@@ -137,17 +137,19 @@ def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
     return result
 
 
-def check_classifier(backbone: Backbone, input_shape: Sequence[int], num_classes: int) -> None:
-    """The classifier must give one number per class: [B, num_classes].
+def check_classifier(
+    backbone: Backbone, input_shape: Sequence[int], output_shape: Sequence[int]
+) -> None:
+    """The classifier must give what the task learns: [B, *output_shape].
 
     Raises:
         ValueError: it does not.
     """
     logits = _through(backbone.classifier, torch.empty(*input_shape, device="meta"))
-    if logits.shape != (input_shape[0], num_classes):
+    if logits.shape != (input_shape[0], *output_shape):
         raise ValueError(
-            f"the classifier gives {list(logits.shape)} for a batch of {input_shape[0]} in"
-            f" {num_classes} classes"
+            f"the classifier gives {list(logits.shape)} for a batch of {input_shape[0]}, and the"
+            f" task learns {list(output_shape)} per sample"
         )
 
 

@@ -30,14 +30,14 @@ def names() -> list[str]:
 
 
 def build(
-    name: str, args: Mapping[str, Any], num_classes: int, image_shape: ImageShape
+    name: str, args: Mapping[str, Any], output_shape: tuple[int, ...], image_shape: ImageShape
 ) -> Backbone:
     """Build a backbone on the meta device: no memory, milliseconds.
 
     Args:
         name: one of `names()`, or "python:package.module:function".
         args: the further `model.*` keys, for that model's builder.
-        num_classes: outputs of the classifier.
+        output_shape: of the classifier, for one sample; its first axis is `num_classes`.
         image_shape: channels, height, width.
 
     Raises:
@@ -48,12 +48,12 @@ def build(
         builder = custom.builder(name, builder)
     try:
         with torch.device("meta"):
-            backbone = builder(num_classes=num_classes, image_shape=image_shape, **options)
+            backbone = builder(num_classes=output_shape[0], image_shape=image_shape, **options)
     except _REFUSALS as error:
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
-    _check_images(name, backbone, image_shape, num_classes)
+    _check_images(name, backbone, image_shape, output_shape)
     return backbone
 
 
@@ -75,11 +75,13 @@ MODELS = _models()
 """What `model.name` may name."""
 
 
-def _check_images(name: str, backbone: Backbone, image_shape: ImageShape, num_classes: int) -> None:
+def _check_images(
+    name: str, backbone: Backbone, image_shape: ImageShape, output_shape: tuple[int, ...]
+) -> None:
     """Images too small for the network show here, before anything is spent."""
     try:
         *_, features = shapes(backbone, (2, *image_shape))
-        check_classifier(backbone, features, num_classes)
+        check_classifier(backbone, features, output_shape)
     except Exception as error:  # a model of the user's may raise anything
         size = "x".join(map(str, image_shape))
         raise UserError(

@@ -22,7 +22,7 @@ class RoundedUpstream:
         self._wire_format = wire_format
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels[, votes]) or (signal,)."""
+        """The next message: (activations, labels[, sum of heads]) or (signal,)."""
         first, *others = self._edge.recv()
         return self._wire_format.widen(first), *others
 
@@ -44,7 +44,7 @@ class RoundedDownstream:
         self._wire_format = wire_format
 
     def send(self, *tensors: Tensor) -> None:
-        """Send a message: (activations, labels[, votes]) or (signal,)."""
+        """Send a message: (activations, labels[, sum of heads]) or (signal,)."""
         first, *others = tensors
         wire_format = self._wire_format
         narrow = wire_format.round_activations if others else wire_format.round_gradient

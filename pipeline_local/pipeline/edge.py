@@ -17,7 +17,7 @@ class Upstream(Protocol):
 
     def recv(self) -> tuple[Tensor, ...]:
         """The next message: (activations, labels), (signal,), or () where there is no signal; in
-        evaluations (activations, labels, votes of the heads above), without votes from the data."""
+        evaluations (activations, labels, sum of the heads above), without a sum from the data."""
         ...
 
     def send_lagged(self, *tensors: Tensor) -> None:

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline_local.learning.loss import Score
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
+from pipeline_local.learning.tasks import Score
 from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
 from pipeline_local.record.trace import Trace
@@ -113,11 +113,11 @@ class Stage:
             with span("apply"):
                 module.apply_lagged(step, *earlier)
 
-    def evaluate(self, batches: int, number: int) -> list[list[Score]]:
-        """Score every module's head, alone and with those above, on `batches` test batches.
+    def evaluate(self, batches: Sequence[int], number: int) -> list[list[Score]]:
+        """Score every module's head, alone and with those above, on the test set.
 
         Args:
-            batches: as many will be received.
+            batches: samples in each test batch, padding apart.
             number: optimizer steps done so far, for the trace.
 
         Returns:
@@ -126,13 +126,14 @@ class Stage:
         scores: list[list[Score]] = [[] for _ in self.modules]
         for module in self.modules:
             module.eval()
-        for batch in range(batches):
+        for batch, samples in enumerate(batches):
             for link, row in zip(self._chain, scores, strict=True):
                 module = link.module
                 with self.trace.span("recv", module.index, number, batch):
-                    x, labels, *votes = link.upstream.recv()
+                    x, labels, *above = link.upstream.recv()
                 with self.trace.span("evaluate", module.index, number, batch):
-                    activations, summed, score = module.evaluate(x, labels, *votes)
+                    summed = above[0] if above else None
+                    activations, summed, score = module.evaluate(x, labels, summed, samples)
                 with self.trace.span("send", module.index, number, batch):
                     link.downstream.send(activations, labels, summed)
                 row.append(score)

@@ -18,6 +18,7 @@ from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
+from pipeline_local.learning import reconcile as reconciliation
 from pipeline_local.learning.heads import copies
 
 Unit = Literal["seconds", "FLOPs"]
@@ -132,25 +133,28 @@ class Costs:
 
     def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:
         reconcile, added = self.config.reconcile, 0.0
+        estimator = reconciliation.estimator(reconcile)
         plain = head.forward + head.backward
         if reconcile.weight > 0 and reconcile.direction != "upstream" and index > 0:
-            second = body.second + head.second
-            if reconcile.estimator != "shift":
-                second *= reconcile.fraction
-            if reconcile.estimator == "finite_difference" and reconcile.fraction < 1:
-                second *= 2  # the plain gradient is taken on that part anew
-            added += second
+            added += estimator.of_part(body.second + head.second, reconcile.fraction)
         if reconcile.weight > 0 and reconcile.direction != "downstream" and index < count - 1:
-            added += plain + (head.second if reconcile.estimator == "exact" else plain)
+            added += plain + (head.second if estimator.differentiates_twice else plain)
         return added / reconcile.every
 
 
 def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
     """All heads that any cut could ask for."""
-    most = [(end, copies(config.head, 0, 2, num_blocks - end)) for end in range(1, num_blocks)]
-    if not config.head.taper:
-        return most
-    return [(end, depth) for end, deepest in most for depth in range(min(1, deepest), deepest + 1)]
+    return [
+        (end, depth)
+        for end in range(1, num_blocks)
+        for depth in sorted(
+            {
+                copies(config.head, index, index + 1 + later, num_blocks - end)
+                for index in range(end)
+                for later in range(1, num_blocks - end + 1)
+            }
+        )
+    ]
 
 
 def possible_heads(blueprint: Blueprint) -> Iterator[tuple[HeadKey, nn.Module]]:
@@ -190,9 +194,5 @@ def _counted(
     forward = float(counter.get_total_flops() * config.data.batch_size)
     again = forward if is_body and config.modules.recompute else 0.0
     backward = 2 * forward + again
-    added = {
-        "exact": 2 * (forward + backward),  # one more for the double backward
-        "finite_difference": forward + backward,
-        "shift": forward + (backward + again) / 2,  # the pass at x gives no gradients of weights
-    }
-    return Cost(forward, backward, added[config.reconcile.estimator])
+    estimator = reconciliation.estimator(config.reconcile)
+    return Cost(forward, backward, estimator.cost(forward, backward, again))

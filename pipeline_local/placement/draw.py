@@ -8,6 +8,7 @@ from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
+from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
@@ -27,12 +28,14 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
         UserError: the model cannot be built, or K does not fit its blocks.
     """
     model = config.model
-    backbone = registry.build(model.name, model.args, info.num_classes, info.image_shape)
+    task = _task(config, info)
+    backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape)
     _check_layout(config, backbone)
     outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
     uncut = Blueprint(
         config=config,
         info=info,
+        task=task,
         backbone=backbone,
         input_shapes=(info.image_shape, *outputs[:-1]),
         output_shapes=tuple(outputs),
@@ -43,6 +46,19 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     return blueprint
+
+
+def _task(config: Config, info: DataInfo) -> Task:
+    own = {"label_smoothing": config.train.label_smoothing}
+    options = TASKS.options(config.task.name, config.task.args, own)
+    try:
+        make = TASKS.find(config.task.name)
+        return make(num_classes=info.num_classes, label_shape=info.label_shape, **options)
+    except ValueError as error:
+        raise UserError(
+            f"task.name: {config.task.name} does not fit data.name={config.data.name} ({error});"
+            f" choose another task or other data"
+        ) from None
 
 
 def _cut(uncut: Blueprint) -> Blueprint:

@@ -19,6 +19,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.placement.costs import Cost, Costs, Link
 
 VERSION = 1
+_NEW = {"head": {}, "task.name": "classification", "reconcile": {}, "optimizer": {}}
+"""Of profiles that do not say it yet."""
 
 
 def setting(blueprint: Blueprint) -> dict[str, Any]:
@@ -34,8 +36,12 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "number of classes": blueprint.info.num_classes,
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,
         "modules.recompute": config.modules.recompute,
+        "head": config.head.args,
+        "task.name": config.task.name,
         "reconcile.estimator": config.reconcile.estimator,
+        "reconcile": config.reconcile.args,
         "optimizer.name": config.optimizer.name,
+        "optimizer": config.optimizer.args,
         "compile": config.compile,
         "channels_last": config.channels_last,
         "precision": config.precision,
@@ -140,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _refuse_another(path: Path, facts: Mapping[str, Any], blueprint: Blueprint) -> None:
     wanted = json.loads(json.dumps(setting(blueprint)))
-    got = facts["setting"]
+    got = {**_NEW, **facts["setting"]}
     if other := [key for key, value in wanted.items() if got.get(key) != value]:
         key = other[0]
         raise UserError(

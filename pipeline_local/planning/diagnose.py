@@ -22,7 +22,6 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn import functional
 
 from pipeline_local import finished, newfile
 from pipeline_local.blueprint.blueprint import Blueprint
@@ -38,7 +37,7 @@ from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
 
 Batch = tuple[Tensor, Tensor]
-"""Input [B, ...] of the first module; labels [B] or soft targets [B, classes]."""
+"""Input [B, ...] of the first module; labels [B, ...] or soft targets [B, classes]."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
     x = x.detach().requires_grad_()
     for module in modules:
         y = module.body(x)
-        smoothing = module.rules.label_smoothing
-        loss = functional.cross_entropy(module.head(y), labels, label_smoothing=smoothing)
+        loss = module.rules.task.loss(module.head(y), labels)
         yield _Link([p for p in module.body.parameters() if p.requires_grad], x, y, loss)
         x = y
 

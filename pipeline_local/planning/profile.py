@@ -24,7 +24,6 @@ from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.heads import Head
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement import profile_file
@@ -193,7 +192,6 @@ class _Bench:
 
     def head(self, head: nn.Module, end: int) -> Cost:
         """A head behind the first `end` blocks."""
-        assert isinstance(head, Head)
         return self._alone(self.blueprint.fresh_head(head, 0, self._device), end)
 
     def classifier(self) -> Cost:
@@ -219,7 +217,7 @@ class _Bench:
         size = config.data.batch_size // config.train.microbatches
         dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
         x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))
-        labels = torch.randint(self.blueprint.info.num_classes, (size,), generator=self._generator)
+        labels = self.blueprint.task.example_labels(size, self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())
 
     def _random(self, *shape: int) -> Tensor:

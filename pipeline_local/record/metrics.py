@@ -12,8 +12,8 @@ from typing import IO, Any
 import torch
 
 from pipeline_local.errors import UserError
-from pipeline_local.learning.loss import Score
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.tasks import Score
 
 Facts = dict[str, Any]
 
@@ -156,12 +156,15 @@ def warnings(modules: list[LocalModule]) -> list[str]:
 
 
 def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
-    """Each head's loss and accuracy on the whole test set, alone and together with all heads above
-    it (`ensemble_accuracy`), under its number (from 1)."""
-    return {str(module.index + 1): _total(row) for module, row in zip(modules, scores, strict=True)}
+    """Each head's loss and score on the whole test set, alone and together with all heads above it
+    (`ensemble_...`), under its number (from 1)."""
+    return {
+        str(module.index + 1): _total(row, module.rules.task.metric)
+        for module, row in zip(modules, scores, strict=True)
+    }
 
 
-def _total(scores: list[Score]) -> dict[str, float]:
+def _total(scores: list[Score], metric: str) -> dict[str, float]:
     def total(name: str) -> float:
         # one wait for the device, however many batches
         return float(sum(torch.stack([getattr(score, name) for score in scores]).tolist()))
@@ -169,8 +172,8 @@ def _total(scores: list[Score]) -> dict[str, float]:
     # without a readable image, the first stage ends the run
     count = max(1, total("count"))
     return {
-        "accuracy": total("correct") / count,
-        "ensemble_accuracy": total("ensemble") / count,
+        metric: total("score") / count,
+        f"ensemble_{metric}": total("ensemble") / count,
         "loss": total("loss") / count,
     }
 

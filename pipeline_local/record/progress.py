@@ -53,15 +53,23 @@ class Progress:
         """
         behind, tested = min(facts["step"] for facts in stages), [facts["step"] for facts in tests]
         loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
-        accuracy = f"accuracy (step {min(tested, default=0)})"
+        metric = self._metric(tests)
+        score, form = f"{metric} (step {min(tested, default=0)})", "{:.3f}"
+        form = "{:.1%}" if metric == "accuracy" else form
         columns = [
             f"step {stages[0]['step']}/{self._num_steps}",
             f"{stages[0]['samples_per_second']:.0f} samples/s",
             self._per_module(stages, "loss", "{:.3f}", loss),
             self._per_module(stages, "cosine", "{:+.2f}", "cosine"),
-            self._per_module(tests, "accuracy", "{:.1%}", accuracy),
+            self._per_module(tests, metric, form, score),
         ]
         return "  ".join(column for column in columns if column)
+
+    @staticmethod
+    def _metric(tests: list[Facts]) -> str:
+        """The name of the task's score."""
+        names = [name for facts in tests for row in facts["modules"].values() for name in row]
+        return next((n.removeprefix("ensemble_") for n in names if n.startswith("ensemble_")), "")
 
     def _per_module(self, stages: list[Facts], name: str, form: str, title: str) -> str:
         rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}

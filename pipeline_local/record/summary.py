@@ -64,9 +64,9 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
 
 
 def per_head(rows: Sequence[Facts]) -> Facts:
-    """What was scored, in the order of the modules; `ensemble_accuracy` is that of the heads up to
-    each, together: the sum of their log-probabilities decides."""
-    return {name: [row[name] for row in rows] for name in ("accuracy", "ensemble_accuracy", "loss")}
+    """What was scored, in the order of the modules: `loss`, the task's metric (`accuracy`), and the
+    metric of the heads up to each, together (`ensemble_accuracy`)."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
@@ -89,16 +89,23 @@ def warn(warnings: Iterable[str]) -> None:
         complain(f"warning: {warning}")
 
 
+def score_text(metric: str, value: float) -> str:
+    """A score for people: accuracies in percent."""
+    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+
+
 def show(rows: list[Row], facts: Facts) -> None:
     """Print a table of accuracy per head, and what the run took if `facts` holds it."""
     table = Table(title="Test set, per head", title_justify="left")
-    for column in ("module", "stage", "blocks", "head", "accuracy", "with those above", "loss"):
+    metric = next(name.removeprefix("ensemble_") for name in facts if name.startswith("ensemble_"))
+    title = metric.replace("_", " ")
+    for column in ("module", "stage", "blocks", "head", title, "with those above", "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
-    results = zip(rows, facts["accuracy"], facts["ensemble_accuracy"], facts["loss"], strict=True)
-    for number, (row, *accuracies, loss) in enumerate(results, start=1):
-        percent = [f"{100 * accuracy:.2f} %" for accuracy in accuracies]
-        table.add_row(str(number), str(row.stage), row.blocks, row.head, *percent, f"{loss:.4f}")
+    results = zip(rows, facts[metric], facts[f"ensemble_{metric}"], facts["loss"], strict=True)
+    for number, (row, *values, loss) in enumerate(results, start=1):
+        shown = [score_text(metric, value) for value in values]
+        table.add_row(str(number), str(row.stage), row.blocks, row.head, *shown, f"{loss:.4f}")
     console = Screen()
     console.print(table)
     if "seconds" in facts:

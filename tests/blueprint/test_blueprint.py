@@ -92,7 +92,7 @@ def test_soft_targets_cross_as_floats():
     assert contract.labels.shape == (16, 10)
     assert contract.labels.dtype == torch.float32
     assert contract.test_labels.shape == (16,)
-    assert contract.test_votes.shape == (16, 10)
+    assert contract.test_ensemble.shape == (16, 10)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def run_plan(num_train=100, num_test=23, **sections):
 
 def test_epochs_drop_the_ragged_batch():
     assert run_plan(num_train=109).num_steps == 20
-    assert run_plan(num_test=23).test_batches == 3
+    assert run_plan(num_test=23).test_batches == [10, 10, 3]
     assert run_plan(train={"steps": 7}).num_steps == 7
 
 

@@ -38,7 +38,7 @@ def make(estimator, recompute, compile_with=None):
 def train(module, microbatches=1, steps=2):
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
-        both = {"reconcile": True, "compare": True, "send_lagged": True, "heed": True}
+        both = {"reconcile": True, "compare": True, "send_lagged": True, "apply_lagged": True}
         step = Step(number, 0.1, microbatches, **both)
         for part in range(microbatches):
             x = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64)

@@ -8,10 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.learning import optimizer
-from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.tasks import Classification
+from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.learning.wire_format import WireFormat
 
 
@@ -301,7 +302,7 @@ def test_dropout_is_a_function_of_seed_module_step_and_microbatch():
 
 def test_soft_targets_and_label_smoothing():
     x, labels, s = batch((7,))
-    hard, _ = make("mlp", 0.5, label_smoothing=0.1)
+    hard, _ = make("mlp", 0.5, task=Classification(5, label_smoothing=0.1))
     soft, _ = make("mlp", 0.5)
     targets = functional.one_hot(labels, 5).double() * 0.9 + 0.1 / 5
     one_step(hard, x, labels, s)
@@ -325,30 +326,30 @@ def test_evaluation_ignores_padding():
     module, shape = make("batch norm")
     module.eval()
     x, labels, _ = batch(shape, size=6)
-    labels[4:] = IGNORE
+    labels[4:] = IGNORE_LABEL
     _, _, padded = module.evaluate(x, labels)
     _, _, cut = module.evaluate(x[:4], labels[:4])
     assert int(padded.count) == 4
     torch.testing.assert_close(padded.loss, cut.loss)
-    assert padded.correct == cut.correct
+    assert padded.score == cut.score
 
 
-def test_heads_vote_together():
+def test_heads_together():
     """The product of their probabilities decides."""
-    rules, votes, scores = Rules(wire_format=WireFormat(torch.float64)), None, []
+    rules, summed, scores = Rules(wire_format=WireFormat(torch.float64)), None, []
     labels = torch.tensor([0, 1])
     for logits in ([[9.0, 8.0], [3.0, 1.0]], [[0.0, 0.5], [-1.0, 5.0]], [[7.0, 2.0], [0.0, 0.0]]):
         weight = torch.tensor(logits, dtype=torch.float64).T
         head = nn.Linear(2, 2, bias=False)
         module = LocalModule(len(scores), nn.Identity(), head, plain_sgd, rules)
         module.head.weight.data = weight.contiguous()
-        _, votes, score = module.evaluate(torch.eye(2, dtype=torch.float64), labels, votes)
+        _, summed, score = module.evaluate(torch.eye(2, dtype=torch.float64), labels, summed)
         scores.append(score)
-    assert [int(score.correct) for score in scores] == [1, 1, 1]
+    assert [int(score.score) for score in scores] == [1, 1, 1]
     assert [int(score.ensemble) for score in scores] == [1, 2, 2]
     product = torch.tensor([0.731 * 0.378 * 0.993, 0.269 * 0.622 * 0.007])
     expected = product / product.sum()
-    torch.testing.assert_close(votes[0].softmax(0), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(summed[0].softmax(0), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])

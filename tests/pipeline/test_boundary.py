@@ -75,7 +75,7 @@ def test_a_queue_rounds_as_a_wire_does(narrow):
     stage = Stage(modules, Data(), Nowhere(), Trace())
     stage.train(Step(0, lr=0.1))
     trained = [module.body.x for module in modules]
-    stage.evaluate(1, 0)
+    stage.evaluate([2], 0)
     evaluated = [module.body.x for module in modules]
     for first, second in (trained, evaluated):
         assert torch.equal(first, THIRD), "data crosses no boundary"

@@ -7,8 +7,8 @@ from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate
 from pipeline_local.data.batches import PADDING_LABEL
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
+from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 
@@ -47,7 +47,7 @@ def test_messages_follow_the_schedule(microbatches):
             one = [16 // microbatches, 0] if action.compare else [16 // microbatches]
             expected += one * microbatches
         elif isinstance(action, Evaluate):
-            expected += [16] * run_plan.test_batches
+            expected += [16] * len(run_plan.test_batches)
     assert [len(message[0]) if message else 0 for message in drain(source)] == expected
 
 
@@ -68,10 +68,10 @@ def test_microbatches_are_parts_of_the_batch():
 
 def test_padding_counts_nowhere():
     """Data and modules mean the same label by it: 40 of 48 samples are left."""
-    assert PADDING_LABEL == IGNORE
+    assert PADDING_LABEL == IGNORE_LABEL
     _, source = make(start=4, actions=[Evaluate(4)])
     labels = torch.cat([labels for _, labels in drain(source)])
-    assert (labels != IGNORE).sum() == 40
+    assert (labels != IGNORE_LABEL).sum() == 40
 
 
 def test_evaluation_alone():

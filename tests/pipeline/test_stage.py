@@ -247,7 +247,7 @@ def test_evaluation_runs_through_the_chain_and_changes_nothing():
     modules = [make_module(k) for k in range(3)]
     before = [p.clone() for m in modules for p in m.parameters()]
     stage = Stage(modules, Data(compare=False), Nowhere(), Trace())
-    scores = stage.evaluate(4, number=0)
+    scores = stage.evaluate([8] * 4, number=0)
     assert [len(row) for row in scores] == [4, 4, 4]
     assert all(int(score.count) == 4 for row in scores for score in row)
     after = [p for m in modules for p in m.parameters()]

@@ -27,7 +27,7 @@ def contract(micro=4):
         labels=Spec((micro,), torch.int64),
         test_activations=Spec((8, 3), torch.float32),
         test_labels=Spec((8,), torch.int64),
-        test_votes=Spec((8, 5), torch.float32),
+        test_ensemble=Spec((8, 5), torch.float32),
     )
 
 
@@ -42,7 +42,7 @@ def test_traffic_follows_the_schedule():
         checkpoint={"every_steps": 1},
     )
     c = contract()
-    data, test = (c.activations, c.labels), (c.test_activations, c.test_labels, c.test_votes)
+    data, test = (c.activations, c.labels), (c.test_activations, c.test_labels, c.test_ensemble)
     signal = (c.gradients,)
     plain, compared = [data, data], [data, signal, data, signal]
     assert list(c.traffic(plan, 0)) == [*plain, test, test, test, *compared, test, test, test]

@@ -12,6 +12,7 @@ from pipeline_local.cli import main
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.tasks import Classification
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import diagnose
@@ -60,7 +61,9 @@ def plain(index, body, head):
     def optimizer(params):
         return torch.optim.SGD(params, lr=1.0)
 
-    rules = Rules(label_smoothing=0.1, wire_format=WireFormat(torch.float64))
+    rules = Rules(
+        task=Classification(3, label_smoothing=0.1), wire_format=WireFormat(torch.float64)
+    )
     return LocalModule(index, body, head, optimizer, rules)
 
 

@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from pipeline_local.learning.loss import Score
+from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.tasks import Score
 from pipeline_local.record import metrics
 
 
@@ -44,7 +45,7 @@ def test_scores_add_up_over_batches():
         return Score(*map(torch.tensor, numbers))
 
     class Module:
-        index = 4
+        index, rules = 4, Rules()
 
     facts = metrics.of_scores([Module()], [[score(2.0, 3, 5, 8), score(1.0, 1, 0, 2)]])
     assert facts == {"5": {"accuracy": 0.4, "ensemble_accuracy": 0.5, "loss": pytest.approx(0.3)}}

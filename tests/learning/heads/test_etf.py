@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline_local.learning.etf import EPSILON, SCALE, SimplexETF
+from pipeline_local.learning.heads.etf import EPSILON, SCALE, SimplexETF
 
 
 def drawn(width, num_classes, seed=0):

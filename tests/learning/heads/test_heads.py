@@ -29,7 +29,7 @@ def later_blocks(layout):
 def site(layout, copies=2, shape=None):
     with torch.device("meta"):
         blocks, shapes = later_blocks(layout)
-    return Site(layout, shape or SHAPES[layout], blocks, shapes, copies, mark)
+    return Site(layout, shape or SHAPES[layout], blocks, shapes, copies, mark, (5,))
 
 
 def materialized(head):
@@ -44,7 +44,7 @@ def materialized(head):
 @pytest.mark.parametrize("layout", SHAPES)
 @pytest.mark.parametrize("name", ["linear", "etf", "mlp", "conv", "auglocal"])
 def test_every_head_on_every_layout(name, layout):
-    head = heads.build(HeadConfig(name=name), site(layout), num_classes=5)
+    head = heads.build(HeadConfig(name=name), site(layout))
     assert all(p.is_meta for p in head.parameters())
     head = materialized(head)
     assert all(torch.isfinite(t).all() for t in [*head.parameters(), *head.buffers()])
@@ -58,7 +58,7 @@ def test_every_head_on_every_layout(name, layout):
 
 @pytest.mark.parametrize("layout", SHAPES)
 def test_etf_has_no_parameter_and_classifies_by_direction(layout):
-    head = materialized(heads.build(HeadConfig(name="etf"), site(layout), 5))
+    head = materialized(heads.build(HeadConfig(name="etf"), site(layout)))
     assert not list(head.parameters())
     x = torch.randn(4, *SHAPES[layout])
     torch.testing.assert_close(head(x), head(7 * x), rtol=0.01, atol=0.01)
@@ -85,14 +85,14 @@ def test_other_heads_copy_nothing(name):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_auglocal_copies_so_many(depth):
-    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", depth), 5)
+    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", depth))
     assert len(copied(head)) == depth
 
 
 def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
-    rank_info = site("NTC", 3)
-    head = heads.build(HeadConfig(name="auglocal"), rank_info, 5)
-    originals = {id(p) for block in rank_info.later for p in block.parameters()}
+    place = site("NTC", 3)
+    head = heads.build(HeadConfig(name="auglocal"), place)
+    originals = {id(p) for block in place.later for p in block.parameters()}
     assert not originals & {id(p) for p in head.parameters()}
     head = materialized(head)
     assert all(
@@ -104,14 +104,14 @@ def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
 
 
 def test_auglocal_adapts_to_a_later_resolution():
-    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", 1), 5)
+    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", 1))
     assert "adapter0" in dict(head.layers.named_children())
     assert materialized(head)(torch.randn(2, *SHAPES["NCHW"])).shape == (2, 5)
 
 
 def test_auglocal_refuses_what_it_cannot_adapt():
     with pytest.raises(ValueError, match="no adapter"):
-        heads.build(HeadConfig(name="auglocal"), site("NTC", shape=(5, 8)), 5)
+        heads.build(HeadConfig(name="auglocal"), site("NTC", shape=(5, 8)))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_tokens_lie_on_their_grid_without_the_class_token():
 
 def test_heads_differ_in_cost():
     sizes = [
-        sum(p.numel() for p in heads.build(HeadConfig(name=n), site("NCHW"), 5).parameters())
+        sum(p.numel() for p in heads.build(HeadConfig(name=n), site("NCHW")).parameters())
         for n in ("etf", "linear", "mlp", "conv")
     ]
     assert sizes == sorted(sizes)
-    assert isinstance(heads.build(HeadConfig(name="linear"), site("NC"), 5), Head)
+    assert isinstance(heads.build(HeadConfig(name="linear"), site("NC")), Head)

@@ -1,0 +1,91 @@
+"""AugLocal: a head made of fresh copies of later blocks (Ma et al., ICLR 2024)."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from pipeline_local.layout import Layout
+from pipeline_local.learning.heads.head import HEADS, Head, Site
+from pipeline_local.learning.heads.layers import (
+    ToChannelsLast,
+    ToMap,
+    output_shape,
+    readout,
+    reset,
+)
+
+
+class AugLocalHead(Head):
+    """Fresh copies of later blocks, then a linear classifier (Ma et al., 2024)."""
+
+    def __init__(self, layers: nn.Sequential, rule: Callable[[nn.Module], object]) -> None:
+        super().__init__(layers)
+        self.rule = rule
+
+    def initialize(self) -> None:
+        """Copies follow the backbone's own rule, adapters and classifier the library's."""
+        for name, layer in self.layers.named_children():
+            (self.rule if name.startswith("copy") else reset)(layer)
+
+
+class AugLocal:
+    """The entry of `HEADS`: copies later blocks, as many as `copies` says."""
+
+    def __call__(
+        self, site: Site, *, depth: Annotated[int, Field(ge=1)] = 2, taper: bool = True
+    ) -> AugLocalHead:
+        """Later blocks at even distances, always ending with the last; adapters where neighbours do
+        not fit.
+
+        Args:
+            site: where it is attached.
+            depth: copied blocks in the first module's head.
+            taper: linearly fewer of them towards the output; else equally many, while there are.
+        """
+        chosen = [(i + 1) * len(site.later) // site.copies - 1 for i in range(site.copies)]
+        layers = nn.Sequential()
+        shape = site.shape
+        for i, index in enumerate(chosen):
+            wanted = site.later_shapes[index]
+            if shape != wanted:
+                layers.add_module(f"adapter{i}", _adapter(site.layout, shape, wanted))
+            block = copy.deepcopy(site.later[index])
+            layers.add_module(f"copy{i}", block)
+            shape = output_shape(block, wanted)
+        layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
+        return AugLocalHead(layers, site.initialize)
+
+    @staticmethod
+    def copies(index: int, count: int, later: int, *, depth: int = 2, taper: bool = True) -> int:
+        """How many of the `later` blocks behind module `index` (from 0) of `count` are copied.
+
+        Linearly fewer towards the output (Ma et al., 2024), or equally many
+        (docs/results/reconciliation.md).
+        """
+        shrinks = 1 - index / (count - 1) if taper else 1.0
+        return min(max(1, math.ceil(depth * shrinks)), later)
+
+
+HEADS.add("auglocal", AugLocal())
+
+
+def _adapter(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+    """Pool and project activations to the shape that a later block expects."""
+    if layout == "NCHW":
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(wanted[1:]),
+            nn.Conv2d(shape[0], wanted[0], 1, bias=False),
+            nn.BatchNorm2d(wanted[0]),
+            nn.ReLU(),
+        )
+    if layout == "NHWC":
+        to_map = ToMap("NHWC", shape)
+        pool = nn.AdaptiveAvgPool2d(wanted[:-1])
+        return nn.Sequential(to_map, pool, ToChannelsLast(), nn.Linear(shape[-1], wanted[-1]))
+    if shape[:-1] != wanted[:-1]:
+        raise ValueError(f"no adapter from {layout} activations {shape} to {wanted}")
+    return nn.Linear(shape[-1], wanted[-1])

@@ -1,0 +1,112 @@
+"""Layers that several heads use: from any activations to maps or vectors, and to outputs."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local.layout import POSITIONS, Layout
+
+
+class ToMap(nn.Module):
+    """Any activations [B, ...] -> feature maps [B, C, H, W]."""
+
+    def __init__(self, layout: Layout, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layout = layout
+        self.norm = nn.LayerNorm(shape[-1]) if layout == "NTC" else nn.Identity()
+        self.map_shape = self._map_shape(shape)
+
+    def _map_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        if self.layout == "NCHW":
+            return shape[0], shape[1], shape[2]
+        if self.layout == "NHWC":
+            return shape[2], shape[0], shape[1]
+        if self.layout == "NC":
+            return shape[0], 1, 1
+        tokens, channels = shape
+        for grid in (tokens - 1, tokens):  # a class token stands apart from the grid
+            side = math.isqrt(grid)
+            if side > 0 and side * side == grid:
+                return channels, side, side
+        return channels, tokens, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers, on their grid (a class token is left out)."""
+        if self.layout == "NHWC":
+            return x.permute(0, 3, 1, 2)
+        if self.layout == "NTC":
+            _, height, width = self.map_shape
+            x = self.norm(x)[:, -height * width :].transpose(1, 2)
+        return x.reshape(len(x), *self.map_shape) if self.layout != "NCHW" else x
+
+
+class MeanPool(nn.Module):
+    """Mean over all positions: [B, ...] -> [B, C]."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.axes = POSITIONS[layout]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over the axes of the layout."""
+        return x.mean(self.axes) if self.axes else x
+
+
+class ToChannelsLast(nn.Module):
+    """[B, C, H, W] -> [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers, channels last."""
+        return x.permute(0, 2, 3, 1)
+
+
+class Resize(nn.Module):
+    """Maps [B, D, h, w] -> maps [B, D, H, W], bilinear."""
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The resized maps."""
+        return nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
+
+
+def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Sequential:
+    """The smallest head: global average pool and one linear layer; for outputs at each position, a
+    1x1 convolution, whose maps are resized to the outputs' size.
+
+    Args:
+        layout: of the activations.
+        shape: one sample's activations.
+        output_shape: one sample's outputs: (D,) or (D, H, W).
+    """
+    num_outputs, *size = output_shape
+    if size:
+        to_map = ToMap(layout, shape)
+        project = nn.Conv2d(to_map.map_shape[0], num_outputs, 1)
+        return nn.Sequential(to_map, project, Resize(tuple(size)))
+    width = channels(layout, shape)
+    norm = [nn.LayerNorm(width)] if layout == "NTC" else []
+    return nn.Sequential(*norm, MeanPool(layout), nn.Linear(width, num_outputs))
+
+
+def channels(layout: Layout, shape: tuple[int, ...]) -> int:
+    """How many channels one sample's activations have."""
+    return shape[0] if layout in ("NCHW", "NC") else shape[-1]
+
+
+def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One sample's output shape of a meta module, from one sample's input shape."""
+    probe = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        return tuple(probe(torch.empty(1, *shape, device="meta")).shape[1:])
+
+
+def reset(module: nn.Module) -> None:
+    """Draw all weights afresh, as torch initialises each layer."""
+    for layer in module.modules():
+        if own := getattr(layer, "reset_parameters", None):
+            own()

@@ -1,0 +1,66 @@
+"""Heads of a few layers: linear, fixed vertices, and the small networks of DGL and InfoPro."""
+
+import math
+
+from torch import nn
+
+from pipeline_local.learning.heads.etf import SimplexETF
+from pipeline_local.learning.heads.head import HEADS, Head, Site
+from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, readout
+
+
+@HEADS.add("linear")
+def linear(site: Site) -> Head:
+    """Global average pool and one linear layer; at each position, for dense outputs."""
+    return Head(readout(site.layout, site.shape, site.output_shape))
+
+
+class Etf:
+    """The entry of `HEADS` for heads that have nothing to learn."""
+
+    learns = False
+
+    def __call__(self, site: Site) -> Head:
+        """Global average pool and fixed vertices of a simplex: no parameter, not even a norm's."""
+        width = channels(site.layout, site.shape)
+        norm = [nn.LayerNorm(width, elementwise_affine=False)] if site.layout == "NTC" else []
+        vertices = SimplexETF(width, site.num_outputs)
+        return Head(nn.Sequential(*norm, MeanPool(site.layout), vertices))
+
+
+HEADS.add("etf", Etf())
+
+
+@HEADS.add("mlp")
+def mlp(site: Site) -> Head:
+    """DGL's mlp-sr (Belilovsky et al., 2020): three 1x1 convolutions on a map of a quarter of the
+    side, a 2x2 pool, three linear layers (here of the map's width)."""
+    to_map = ToMap(site.layout, site.shape)
+    maps, height, width = to_map.map_shape
+    small = (math.ceil(height / 4), math.ceil(width / 4))
+    pool = (min(2, small[0]), min(2, small[1]))
+    layers: list[nn.Module] = [to_map, nn.AdaptiveAvgPool2d(small)]
+    for _ in range(3):
+        layers += [nn.Conv2d(maps, maps, 1, bias=False), nn.BatchNorm2d(maps), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(pool), nn.Flatten()]
+    for wide in (maps * pool[0] * pool[1], maps):
+        layers += [nn.Linear(wide, maps, bias=False), nn.BatchNorm1d(maps), nn.ReLU()]
+    return Head(nn.Sequential(*layers, nn.Linear(maps, site.num_outputs)))
+
+
+@HEADS.add("conv")
+def conv(site: Site) -> Head:
+    """InfoPro's 1c2f (Wang et al., ICLR 2021): one 3x3 convolution, pool, two linear layers."""
+    to_map = ToMap(site.layout, site.shape)
+    return Head(
+        nn.Sequential(
+            to_map,
+            nn.Conv2d(to_map.map_shape[0], 128, 3, padding=1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            MeanPool("NCHW"),
+            nn.Linear(128, 128),
+            nn.ReLU(),
+            nn.Linear(128, site.num_outputs),
+        )
+    )

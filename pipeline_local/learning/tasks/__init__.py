@@ -1,0 +1,9 @@
+"""What is learned: one file per kind of task. A registry entry owns its loss, score and labels."""
+
+from pipeline_local.learning.tasks.classification import Classification
+from pipeline_local.learning.tasks.dense import Dense
+from pipeline_local.learning.tasks.multi_label import MultiLabel
+from pipeline_local.learning.tasks.regression import Regression
+from pipeline_local.learning.tasks.task import TASKS, Score, Task
+
+__all__ = ["TASKS", "Classification", "Dense", "MultiLabel", "Regression", "Score", "Task"]

@@ -1,0 +1,43 @@
+"""Dense classification: one class per position, such as segmentation."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline_local.learning.tasks.task import IGNORE_LABEL, TASKS, Task, wide
+
+
+@TASKS.add("dense")
+class Dense(Task):
+    """One class per position: logits [B, classes, H, W], labels [B, H, W].
+
+    The loss is cross-entropy, the score the part of positions that is right. Positions of the
+    label `ignore` count nowhere. Heads together sum up their log-probabilities.
+
+    Args:
+        num_classes: of the data.
+        label_shape: (H, W).
+        ignore: label of positions without a class (255 in Pascal VOC and Cityscapes).
+    """
+
+    def __init__(
+        self, num_classes: int, label_shape: tuple[int, ...], *, ignore: int = IGNORE_LABEL
+    ) -> None:
+        if len(label_shape) != 2:
+            raise ValueError(f"labels are maps [H, W], got labels of shape {label_shape}")
+        super().__init__((num_classes, *label_shape), label_shape)
+        self.ignore = ignore
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over all positions that count; 0 where none does."""
+        logits = wide(outputs)
+        summed = functional.cross_entropy(logits, labels, ignore_index=self.ignore, reduction="sum")
+        return summed / (labels != self.ignore).sum().clamp_min(1)
+
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Part of the positions that are classified as their label says."""
+        right = (outputs.argmax(1) == labels).sum()
+        return right / (labels != self.ignore).sum().clamp_min(1)
+
+    def part(self, outputs: Tensor) -> Tensor:
+        """A head's log-probabilities [B, classes, H, W]."""
+        return functional.log_softmax(outputs.float(), dim=1)

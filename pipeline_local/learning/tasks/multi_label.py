@@ -1,0 +1,34 @@
+"""Multi-label classification: any number of classes per sample."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline_local.learning.tasks.task import TASKS, Task, wide
+
+
+@TASKS.add("multi_label")
+class MultiLabel(Task):
+    """Any number of classes per sample: logits [B, classes], labels [B, classes] of 0 and 1.
+
+    The loss is binary cross-entropy, the score the part of all labels that is right. Heads together
+    give the mean of their logits.
+
+    Args:
+        num_classes: of the data.
+        label_shape: (classes,).
+    """
+
+    def __init__(self, num_classes: int, label_shape: tuple[int, ...]) -> None:
+        if len(label_shape) != 1:
+            raise ValueError(f"labels are vectors of 0 and 1, got labels of shape {label_shape}")
+        super().__init__(label_shape, label_shape, torch.float32)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean binary cross-entropy over all labels."""
+        logits = wide(outputs)
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Part of all labels on whose side of zero the logit is."""
+        return ((outputs > 0) == (labels > 0.5)).float().mean()
