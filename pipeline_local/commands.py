@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.data.datasets import describe
+    from pipeline_local.data.images.datasets import describe
     from pipeline_local.pipeline.device import Device
     from pipeline_local.planning import drawing, plan
     from pipeline_local.record import newfile
@@ -142,7 +142,7 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.data.datasets import describe
+    from pipeline_local.data.images.datasets import describe
     from pipeline_local.planning import simulate
     from pipeline_local.planning.scenario import Scenario
 
@@ -173,7 +173,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from pipeline_local.data.datasets import describe
+    from pipeline_local.data.images.datasets import describe
     from pipeline_local.planning import profile
 
     config = configfile.load(options.config, options.overrides)

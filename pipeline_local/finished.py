@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline_local.data.datasets import DataInfo
-from pipeline_local.data.skipping import Skipped
+from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline_local import commands, configfile
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.data.images.datasets import DataInfo, describe
 from pipeline_local.pipeline.blueprint import Blueprint
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import bubble
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.board import Board
 from pipeline_local.pipeline.place import TIMEOUT, Kind, Place, common_kind, joined

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local import seeds
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part

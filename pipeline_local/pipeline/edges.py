@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline_local.data.skipping import Skipped
+from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.place import Kind, Place, wires
 from pipeline_local.pipeline.source import Source

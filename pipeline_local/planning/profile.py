@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import Config, HeadConfig
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Head

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.costs import Cost, Costs, Link

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import cuts
 from pipeline_local.pipeline.blueprint import Blueprint

@@ -1,7 +1,7 @@
 """A blueprint in words."""
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe as describe_data
+from pipeline_local.data.images.datasets import describe as describe_data
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.pipeline.description import describe, explain
 

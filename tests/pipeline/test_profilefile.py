@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import profilefile
 from pipeline_local.pipeline.blueprint import Blueprint

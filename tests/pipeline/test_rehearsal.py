@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline import rehearsal
 from pipeline_local.pipeline.blueprint import Blueprint

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline_local import configfile
-from pipeline_local.data.batches import PADDING_LABEL
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.batches import PADDING_LABEL
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.loss import IGNORE
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.blueprint import Blueprint

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.planning.alternatives import alternatives
 

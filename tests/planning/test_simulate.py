@@ -8,7 +8,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.planning.scenario import Scenario
 from pipeline_local.planning.simulate import rows, stage_works, step_seconds

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline_local.data.imagefolder import open_imagefolder, read_image
+from pipeline_local.data.images.imagefolder import open_imagefolder, read_image
 from pipeline_local.errors import UserError
 
 

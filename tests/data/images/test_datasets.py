@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.datasets import DataInfo, describe, open_split
+from pipeline_local.data.images.datasets import DataInfo, describe, open_split
 from pipeline_local.errors import UserError
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.augment import augment, fit
-from pipeline_local.data.datasets import DataInfo, open_split
+from pipeline_local.data.images.augment import augment, fit
+from pipeline_local.data.images.datasets import DataInfo, open_split
+from pipeline_local.data.images.mixup import mixup
+from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none
+from pipeline_local.data.images.subset import Dataset
 from pipeline_local.data.loaders import obey_rank_only, start_server
-from pipeline_local.data.mixup import mixup
 from pipeline_local.data.sampler import train_indices
-from pipeline_local.data.skipping import Skipped, read_or_next, read_or_none
-from pipeline_local.data.subset import Dataset
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import derive
 

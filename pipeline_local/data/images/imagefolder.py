@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline_local.data.skipping import UnreadableImageError
+from pipeline_local.data.images.skipping import UnreadableImageError
 from pipeline_local.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

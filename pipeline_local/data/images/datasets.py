@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.arrays import open_cifar, open_digits
-from pipeline_local.data.imagefolder import open_imagefolder
-from pipeline_local.data.subset import Dataset as Dataset  # public here too
-from pipeline_local.data.subset import balanced_subset
-from pipeline_local.data.synthetic import SyntheticDataset
+from pipeline_local.data.images.arrays import open_cifar, open_digits
+from pipeline_local.data.images.imagefolder import open_imagefolder
+from pipeline_local.data.images.subset import Dataset as Dataset  # public here too
+from pipeline_local.data.images.subset import balanced_subset
+from pipeline_local.data.images.synthetic import SyntheticDataset
 from pipeline_local.errors import UserError
 
 Split = Literal["train", "test"]
