@@ -36,6 +36,7 @@ def split_files(root: Path, split: str, suffix: str, test_split: str | None = No
             for folder, is_split in ((root / name, True), (root, False), (root / "data", False)):
                 files = _files(folder, suffix)
                 if found := [path for path in files if is_split or name in _words(path)]:
+                    sum(path.stat().st_size for path in found)  # fails for a link to nowhere
                     return found
     except OSError as error:
         raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
@@ -78,10 +79,9 @@ def class_names(
 
 
 def _check_gaps(labels: Tensor, highest: int, source: str) -> None:
-    kinds = labels.unique()
+    kinds = set(labels.tolist())
     if len(kinds) <= highest:
-        present = set(kinds.tolist())
-        absent = next(label for label in range(highest) if label not in present)
+        absent = next(label for label in range(highest) if label not in kinds)
         raise UserError(
             f"labels must be 0 to {len(kinds) - 1} for {len(kinds)} classes: got up to {highest},"
             f" but no sample of {absent}, in {source}; number the classes without gaps"
