@@ -76,12 +76,6 @@ def keys() -> list[str]:
     return [".".join(path) for path in _schema()]
 
 
-def did_you_mean(word: str, candidates: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for a near miss, else an empty string."""
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _read(path: Path) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,5 +1,8 @@
 """What can go wrong and how it is told: one line each, and an exit code of its own."""
 
+import difflib
+from collections.abc import Sequence
+
 EXIT_USER_ERROR = 2
 EXIT_NEIGHBOUR_LOST = 3
 EXIT_STALLED = 4
@@ -61,3 +64,9 @@ class StoppedError(Exception):
             f"stopped by a signal after step {step}, of which there is a complete checkpoint;"
             f" go on with run.resume=true"
         )
+
+
+def did_you_mean(word: str, candidates: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for a near miss, else an empty string."""
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

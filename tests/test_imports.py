@@ -13,7 +13,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
-LEAVES = {"errors", "seeds", "config", "layout", "yamltext", "configfile", "orphan"}
+LEAVES = {
+    "errors",
+    "seeds",
+    "config",
+    "layout",
+    "yamltext",
+    "configfile",
+    "orphan",
+    "registry",
+    "values",
+}
 MATHEMATICS = {"learning", "models", "data"}
 PIPELINE = LEAVES | MATHEMATICS | {"record"}
 TRAINER = PIPELINE | {"pipeline"}
@@ -26,7 +36,9 @@ MAY_IMPORT = {
     "config": set(),
     "layout": set(),
     "yamltext": set(),
-    "configfile": {"config", "errors", "yamltext"},
+    "values": set(),
+    "registry": {"errors", "values"},
+    "configfile": {"config", "errors", "registry", "values", "yamltext"},
     "learning": LEAVES,
     "models": LEAVES,
     "data": LEAVES,
@@ -196,7 +208,7 @@ NEVER = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full
 NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
-IMPORTER = "models/custom.py"
+IMPORTER = "registry.py"
 
 
 def _unsafe_argument(call: ast.Call) -> str:
@@ -300,7 +312,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, rule, path: str, text: str
         ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
         ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
         ("learning/a.py", "import torch\nimport pipeline_local_extras"),
-        ("models/custom.py", "x = importlib.import_module(name)"),
+        ("registry.py", "x = importlib.import_module(name)"),
         ("cli.py", "import pickle\nx = torch.load(f, weights_only=True), pickle.UnpicklingError"),
         ("cli.py", "block.module.eval(), module.compile(), re.compile('x')"),
         ("commands.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),

@@ -7,9 +7,8 @@ from pathlib import Path
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import LOOPS
 from pipeline_local.config import Config
-from pipeline_local.configfile import did_you_mean
 from pipeline_local.data.images.datasets import describe
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.pipeline.blueprint import Blueprint
 from pipeline_local.record import newfile
 

@@ -6,18 +6,13 @@ classifier last.
 """
 
 import functools
-import importlib
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
 from pipeline_local.models.backbone import (
@@ -27,18 +22,19 @@ from pipeline_local.models.backbone import (
     reset_parameters,
     shapes,
 )
+from pipeline_local.registry import reason
 
 ImageShape = tuple[int, int, int]
 _LAYOUTS: dict[int, Layout] = {2: "NC", 3: "NTC", 4: "NCHW"}
 
 
-def builder(name: str) -> Callable[..., Backbone]:
+def builder(name: str, function: Callable[..., Any]) -> Callable[..., Backbone]:
     """The user's function, with its own signature, giving a `Backbone`.
 
-    Raises:
-        UserError: not of the form python:package.module:function, or nothing is found there.
+    Args:
+        name: `python:package.module:function`, for messages.
+        function: what stands there.
     """
-    function = _find(name)
 
     @functools.wraps(function)
     def build(*, num_classes: int, image_shape: ImageShape, **args: Any) -> Backbone:  # noqa: ANN401
@@ -49,44 +45,11 @@ def builder(name: str) -> Callable[..., Backbone]:
             raise
         except Exception as error:  # the user's own code
             raise UserError(
-                f"model.name: {name} cannot be built with {args} ({_reason(error)}); mend it or"
+                f"model.name: {name} cannot be built with {args} ({reason(error)}); fix it or"
                 f" change model.*"
             ) from error
 
     return build
-
-
-def _find(name: str) -> Callable[..., Any]:
-    """Import the function, from the current folder too, as `python -m` would."""
-    _, module, function = (*name.split(":"), "", "")[:3]
-    if not module or module.startswith(".") or not function or name.count(":") != 2:
-        raise UserError(f"model.name: got {name!r}; write python:package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise UserError(
-            f"model.name: module {module!r} cannot be imported ({error}); start from the folder"
-            f" that holds it, or install it"
-        ) from None
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise UserError(
-            f"model.name: module {module!r} cannot be imported ({_reason(error)}); mend it"
-        ) from error
-    if not callable(found):
-        functions = [key for key, value in vars(sys.modules[module]).items() if callable(value)]
-        hint = did_you_mean(function, functions) or "; name a function of it"
-        raise UserError(f"model.name: module {module!r} has no function {function!r}{hint}")
-    return found  # type: ignore[no-any-return]
-
-
-def _reason(error: BaseException) -> str:
-    """What was raised, and the line of code that raised it."""
-    text = next(iter(str(error).splitlines()), "")
-    origin = traceback.extract_tb(error.__traceback__)[-1]
-    where = f", {Path(origin.filename).name} line {origin.lineno}"
-    return f"{type(error).__name__}: {text}{'' if isinstance(error, SyntaxError) else where}"
 
 
 def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:

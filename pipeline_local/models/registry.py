@@ -1,18 +1,16 @@
 """From `model.name` and its arguments to a backbone."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 import torchvision
-from pydantic import ValidationError, validate_call
 
-from pipeline_local.configfile import did_you_mean
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import UserError
 from pipeline_local.models import cifar_resnet, custom, mlp, resnet, swin, vgg, vit
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
+from pipeline_local.registry import Registry
 
 ImageShape = tuple[int, int, int]
 Builder = Callable[..., Backbone]
@@ -23,13 +21,12 @@ _TORCHVISION: dict[tuple[str, ...], Builder] = {
     ("swin_t", "swin_s", "swin_b"): swin.build,
     ("vgg",): vgg.build,
 }
-_GIVEN = ("num_classes", "image_shape")
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
 def names() -> list[str]:
     """Every `model.name` but the custom ones."""
-    return list(_builders())
+    return MODELS.names()
 
 
 def build(
@@ -46,16 +43,12 @@ def build(
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
-    builder = _find(name)
-    if problems := list(_wrong_keys(name, builder, args)):
-        raise ConfigError(problems)
-    if not name.startswith("python:"):
-        builder = validate_call(builder)
+    builder, options = MODELS.find(name), MODELS.options(name, args)
+    if name.startswith("python:"):
+        builder = custom.builder(name, builder)
     try:
         with torch.device("meta"):
-            backbone = builder(num_classes=num_classes, image_shape=image_shape, **args)
-    except ValidationError as error:
-        raise ConfigError(list(_wrong_values(error))) from None
+            backbone = builder(num_classes=num_classes, image_shape=image_shape, **options)
     except _REFUSALS as error:
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
@@ -64,48 +57,22 @@ def build(
     return backbone
 
 
-def _builders() -> dict[str, Builder]:
-    found: dict[str, Builder] = {"mlp": mlp.build}
-    found |= {f"resnet{depth}": partial(cifar_resnet.build, depth) for depth in cifar_resnet.DEPTHS}
-    found |= {"vit": vit.build_any, "vgg": vgg.build_small}
+def _models() -> Registry[Builder]:
+    models: Registry[Builder] = Registry("model.name", "model", ("num_classes", "image_shape"))
+    models.add("mlp", mlp.build)
+    for depth in cifar_resnet.DEPTHS:
+        models.add(f"resnet{depth}", partial(cifar_resnet.build, depth))
+    models.add("vit", vit.build_any)
+    models.add("vgg", vgg.build_small)
     for name in torchvision.models.list_models(module=torchvision.models):
         for prefixes, builder in _TORCHVISION.items():
             if name.startswith(prefixes):
-                found[name] = partial(builder, name)
-    return found
+                models.add(name, partial(builder, name))
+    return models
 
 
-def _find(name: str) -> Builder:
-    if name.startswith("python:"):
-        return custom.builder(name)
-    builders = _builders()
-    if name not in builders:
-        raise UserError(
-            f"model.name: got {name!r}{did_you_mean(name, list(builders)) or ';'} choose one of"
-            f" {', '.join(builders)}, or python:package.module:function"
-        )
-    return builders[name]
-
-
-def _wrong_keys(name: str, builder: Builder, args: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that the builder does not take, and keys that it needs."""
-    known = {k: p for k, p in inspect.signature(builder).parameters.items() if k not in _GIVEN}
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return
-    for key in args:
-        if key not in known:
-            hint = did_you_mean(key, list(known)).replace("'", "'model.", 1)
-            takes = f"; it takes {', '.join(known) or 'none'}"
-            yield f"unknown key 'model.{key}' for model.name={name}{hint or takes}"
-    for key, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and key not in args:
-            yield f"missing key 'model.{key}': model.name={name} needs it; add model.{key}=VALUE"
-
-
-def _wrong_values(error: ValidationError) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        problem = item["msg"].replace("Input should be", "should be")
-        yield f"model.{'.'.join(map(str, item['loc']))}: {problem}, got {item['input']!r}"
+MODELS = _models()
+"""What `model.name` may name."""
 
 
 def _check_images(name: str, backbone: Backbone, image_shape: ImageShape, num_classes: int) -> None:

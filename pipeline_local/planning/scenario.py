@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline_local.config import Config
-from pipeline_local.configfile import did_you_mean
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, did_you_mean
 from pipeline_local.pipeline.costs import Link
 from pipeline_local.planning.programs import METHODS
 

@@ -155,12 +155,12 @@ def test_blocks_never_modify_their_input(training):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("python:nowhere", "write python:package.module:function"),
-        ("python:a:b:c", "write python:package.module:function"),
-        ("python::f", "write python:package.module:function"),
+        ("python:nowhere", "write python:package.module:name"),
+        ("python:a:b:c", "write python:package.module:name"),
+        ("python::f", "write python:package.module:name"),
         ("python:no.such.module:f", "cannot be imported"),
-        ("python:my_models:block", "no function 'block'; did you mean 'blocks'"),
-        ("python:my_models:constant", "no function 'constant'"),
+        ("python:my_models:block", "no callable 'block'; did you mean 'blocks'"),
+        ("python:my_models:constant", "no callable 'constant'"),
         ("python:my_models:nothing", "classifier last; got int"),
         ("python:my_models:alone", r"classifier last; got list of \['Linear'\]"),
         ("python:my_models:mixed", r"classifier last; got list of \['Identity', 'str'\]"),

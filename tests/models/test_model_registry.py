@@ -23,7 +23,9 @@ def test_keys_reach_the_builder():
 
 
 def test_values_are_converted_as_the_configuration_does():
-    assert len(registry.build("mlp", {"depth": "3"}, 5, RGB).blocks) == 3
+    assert len(registry.build("mlp", {"depth": 3.0}, 5, RGB).blocks) == 3
+    with pytest.raises(UserError, match=r"model\.depth: should be a whole number, got '3'"):
+        registry.build("mlp", {"depth": "3"}, 5, RGB)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +36,9 @@ def test_values_are_converted_as_the_configuration_does():
         ("resnet20", {"widht": 8}, RGB, r"unknown key 'model\.widht'.*did you mean 'model\.width'"),
         ("resnet20", {"n": 8}, RGB, r"unknown key 'model\.n'.*takes width, shortcut"),
         ("resnet20", {"shortcut": "C"}, RGB, r"model\.shortcut: should be 'A' or 'B', got 'C'"),
-        ("resnet20", {"width": "wide"}, RGB, r"model\.width: .*integer.*got 'wide'"),
+        ("resnet20", {"width": "wide"}, RGB, r"model\.width: .*whole number.*got 'wide'"),
         ("resnet50", {"num_classes": 3}, RGB, r"unknown key 'model\.num_classes'"),
-        ("resnet50", {"zero_init_residual": "so"}, RGB, "should be a valid boolean.*got 'so'"),
+        ("resnet50", {"zero_init_residual": "so"}, RGB, "should be true or false.*got 'so'"),
         ("resnet18", {"groups": 2}, RGB, "cannot be built with.*BasicBlock only supports"),
         ("vit", {k: v for k, v in VIT.items() if k != "patch_size"}, RGB, "missing key.*patch_si"),
         ("vit", VIT | {"num_heads": 3}, RGB, "cannot be built.*divisible"),

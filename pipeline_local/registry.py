@@ -1,0 +1,233 @@
+"""What a configuration may name: entries of a registry, or `python:package.module:name`.
+
+An entry is a callable. Its keyword parameters are its options, further keys of the section that
+names it: their names, types and defaults are read off its signature.
+"""
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, cast, overload
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from pipeline_local.errors import ConfigError, UserError, did_you_mean
+from pipeline_local.values import Strict, shorten, should_be
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+_CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+_NOTHING: Mapping[str, Any] = {}
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+
+
+class Registry(Generic[Entry]):
+    """All entries that a key may name, and what options each takes.
+
+    Example:
+        >>> HEADS: Registry[Callable[..., Head]] = Registry("head.name", "head", given=["site"])
+        >>> @HEADS.add("linear")
+        ... def linear(site: Site, *, width: Annotated[int, Field(ge=1)] = 8) -> Head: ...
+        >>> HEADS.find("linear")(site=site, **HEADS.options("linear", {"width": 16}))
+
+    Args:
+        key: what names an entry, such as `head.name`; options are keys of the same section.
+        kind: an entry in one word, such as "head".
+        given: parameters that the caller of an entry passes itself, by their names.
+    """
+
+    def __init__(self, key: str, kind: str, given: Collection[str] = ()) -> None:
+        self.key = key
+        self.kind = kind
+        self.given = tuple(given)
+        self._section = key.rpartition(".")[0]
+        self._entries: dict[str, Entry] = {}
+
+    @overload
+    def add(self, name: str) -> Callable[[Entry], Entry]: ...
+
+    @overload
+    def add(self, name: str, entry: Entry) -> Entry: ...
+
+    def add(self, name: str, entry: Entry | None = None) -> Entry | Callable[[Entry], Entry]:
+        """Register an entry; without one, a decorator that does.
+
+        Raises:
+            ValueError: another module has an entry of this name. The same one may replace its own,
+                as a notebook does whose cell runs again.
+        """
+        if entry is None:
+            return lambda entry: self.add(name, entry)
+        old = self._entries.get(name)
+        if old is not None and old.__module__ != entry.__module__:
+            raise ValueError(f"{self.kind} {name!r} exists already, in {old.__module__}; rename it")
+        self._entries[name] = entry
+        return entry
+
+    def names(self) -> list[str]:
+        """All registered names, in order of registration."""
+        return list(self._entries)
+
+    def find(self, name: str) -> Entry:
+        """The entry of a name, or what `python:package.module:name` stands for.
+
+        Raises:
+            UserError: there is none; one line with the nearest name.
+        """
+        if name.startswith("python:"):
+            return cast(Entry, import_named(self.key, name))
+        if name not in self._entries:
+            hint = did_you_mean(name, self.names()) or ";"
+            names = ", ".join(self.names())
+            raise UserError(
+                f"{self.key}: got {shorten(name)}{hint} choose one of {names}, or"
+                f" python:package.module:name"
+            )
+        return self._entries[name]
+
+    def problems(
+        self, name: str, args: Mapping[str, Any], optional: Mapping[str, Any] = _NOTHING
+    ) -> list[str]:
+        """What is wrong with a name and its options, one line each; empty if nothing.
+
+        Args:
+            name: a registered one, or `python:package.module:name`.
+            args: options that the user has given; each must be one of the entry's.
+            optional: options that are there for every entry, such as a section's own keys with
+                their defaults; those that the entry does not name are left out.
+        """
+        try:
+            self.options(name, args, optional)
+        except ConfigError as error:
+            return error.problems
+        except UserError as error:
+            return [str(error)]
+        return []
+
+    def options(
+        self, name: str, args: Mapping[str, Any], optional: Mapping[str, Any] = _NOTHING
+    ) -> dict[str, Any]:
+        """The checked keyword arguments of an entry, its defaults included.
+
+        Args:
+            name, args, optional: as for `problems`.
+
+        Raises:
+            ConfigError: with every problem of the options, one line each.
+            UserError: there is no such entry, or it cannot be called as this kind is.
+        """
+        parameters = self._parameters(name)
+        taken = {key: value for key, value in optional.items() if key in parameters} | {**args}
+        if own := [self._unknown(name, key, parameters) for key in taken if key in self.given]:
+            raise ConfigError(own)
+        try:
+            return cast(dict[str, Any], _collector(parameters)(**taken))
+        except ValidationError as error:
+            raise ConfigError(list(self._explain(name, parameters, taken, error))) from None
+
+    def _parameters(self, name: str) -> dict[str, inspect.Parameter]:
+        """Of an entry's options."""
+        try:
+            every = inspect.signature(self.find(name), eval_str=True).parameters
+        except (NameError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"{self.key}: the parameters of {name} cannot be read ({error}); use annotations"
+                f" that stand for types when the program runs"
+            ) from None
+        named = {key: each for key, each in every.items() if each.kind not in _UNNAMED}
+        lacks = [key for key in self.given if key not in named]
+        if lacks and not any(each.kind is each.VAR_KEYWORD for each in named.values()):
+            raise UserError(
+                f"{self.key}: {name} is called with {', '.join(self.given)} by name, and does not"
+                f" take {', '.join(lacks)}; add what it lacks to its parameters"
+            )
+        return {key: each for key, each in named.items() if key not in self.given}
+
+    def _explain(
+        self,
+        name: str,
+        parameters: Collection[str],
+        args: Mapping[str, Any],
+        error: ValidationError,
+    ) -> Iterator[str]:
+        """One line per option; the errors of one stand together."""
+        of: dict[str, list[Any]] = {}
+        for item in error.errors(include_url=False):
+            of.setdefault(str(item["loc"][0]), []).append({**item, "loc": item["loc"][1:]})
+        for option, items in of.items():
+            key = f"{self._section}.{option}"
+            if items[0]["type"] == "unexpected_keyword_argument":
+                yield self._unknown(name, option, parameters)
+            elif option not in args:
+                yield f"missing key {key!r}: {self.key}={name} needs it; add {key}=VALUE"
+            else:
+                yield should_be(key, items, args[option])
+
+    def _unknown(self, name: str, option: str, parameters: Collection[str]) -> str:
+        hint = did_you_mean(option, list(parameters)).replace("'", f"'{self._section}.", 1)
+        takes = f"; it takes {', '.join(parameters) or 'none'}"
+        key = shorten(f"{self._section}.{option}")
+        return f"unknown key {key} for {self.key}={name}{hint or takes}"
+
+
+def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., object]:
+    """A function of these parameters, by name only, that checks and gives back what it gets."""
+
+    def collect(**args: object) -> dict[str, object]:
+        return args
+
+    by_name = [
+        each if each.kind is each.VAR_KEYWORD else each.replace(kind=each.KEYWORD_ONLY)
+        for each in parameters.values()
+    ]
+    hints = {
+        each.name: Any if each.annotation is each.empty else each.annotation for each in by_name
+    }
+    collect.__annotations__ = {name: Annotated[hint, Strict()] for name, hint in hints.items()}
+    collect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        sorted(by_name, key=lambda each: each.kind)
+    )
+    return validate_call(config=_CONFIG)(collect)
+
+
+def import_named(key: str, name: str) -> Callable[..., Any]:
+    """Import `python:package.module:name`, from the current folder too, as `python -m` would.
+
+    Args:
+        key: of the configuration, for messages.
+        name: as the user wrote it.
+
+    Raises:
+        UserError: not of that form, the import fails, or nothing callable is found there.
+    """
+    _, module, attribute = (*name.split(":"), "", "")[:3]
+    if not module or module.startswith(".") or not attribute or name.count(":") != 2:
+        raise UserError(f"{key}: got {name!r}; write python:package.module:name")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UserError(
+            f"{key}: module {module!r} cannot be imported ({error}); start from the folder that"
+            f" holds it, or install it"
+        ) from None
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise UserError(
+            f"{key}: module {module!r} cannot be imported ({reason(error)}); fix it"
+        ) from error
+    if not callable(found):
+        callables = [key for key, value in vars(sys.modules[module]).items() if callable(value)]
+        hint = did_you_mean(attribute, callables) or "; name a function or class of it"
+        raise UserError(f"{key}: module {module!r} has no callable {attribute!r}{hint}")
+    return cast(Callable[..., Any], found)
+
+
+def reason(error: BaseException) -> str:
+    """What a user's code raised, and the line of code that raised it."""
+    text = next(iter(str(error).splitlines()), "")
+    origin = traceback.extract_tb(error.__traceback__)[-1]
+    where = f", {Path(origin.filename).name} line {origin.lineno}"
+    return f"{type(error).__name__}: {text}{'' if isinstance(error, SyntaxError) else where}"
