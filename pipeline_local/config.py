@@ -114,13 +114,15 @@ class ReconcileConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data. Only the first stage reads it."""
+    """The data. Only the first stage reads it. Any further `data.KEY` is an option of `name`."""
 
     __pydantic_config__ = _STRICT
-    name: Literal["digits", "cifar10", "cifar100", "imagefolder", "synthetic"]
-    """digits: scikit-learn's; synthetic: made on the fly; the others read `data.root`."""
+    name: str
+    """digits: scikit-learn's; synthetic: made on the fly; cifar10, cifar100, imagefolder,
+    webdataset, parquet: read `data.root`; or "python:package.module:function"."""
     root: Path | None = None
-    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`, `test/<class>/*`)."""
+    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`), webdataset (`train/*.tar`) or
+    parquet (`train/*.parquet`), with `test` or `val` beside `train`."""
     batch_size: Positive = 128
     """Samples per optimizer step, over all microbatches and replicas."""
     image_size: Positive | None = None
@@ -136,6 +138,8 @@ class DataConfig:
     on_error: Literal["fail", "skip"] = "fail"
     """An image cannot be read. fail: stop and name it; skip: the next readable one of its class
     takes its place, a test image is left out; they are counted (`skipped_images`)."""
+    args: dict[str, Any] = field(default_factory=dict, hash=False)
+    """The further `data.KEY` entries; checked against the parameters of what opens the data."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def parse(tree: Mapping[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
     tree = asdict(config)
-    tree["model"].update(tree["model"].pop("args"))
+    for name in _open_sections():
+        tree[name].update(tree[name].pop("args"))
     return yamltext.write(tree)
 
 
@@ -125,11 +126,17 @@ def _schema() -> dict[_KeyPath, Any]:
     for name, kind in get_type_hints(Config).items():
         if is_dataclass(kind):
             hints = get_type_hints(kind)
-            schema |= {(name, f.name): hints[f.name] for f in fields(kind)}
+            schema |= {(name, f.name): hints[f.name] for f in fields(kind) if f.name != "args"}
         else:
             schema[name,] = kind
-    del schema["model", "args"]  # these are written as further keys of `model`
     return schema
+
+
+@functools.cache
+def _open_sections() -> list[str]:
+    """Those with options of what they name, written as further keys beside the known ones."""
+    kinds = get_type_hints(Config).items()
+    return [n for n, kind in kinds if is_dataclass(kind) and "args" in get_type_hints(kind)]
 
 
 def _sections() -> list[str]:
@@ -148,19 +155,20 @@ def _leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[_KeyPath, Any]]:
 
 
 def _nest(leaves: Mapping[_KeyPath, Any]) -> dict[str, Any]:
-    """What pydantic checks: the known keys in their sections, the builder's under `model.args`."""
+    """What pydantic checks: the known keys in their sections, all others under their `args`."""
     tree: dict[str, Any] = {name: {} for name in _sections()}
-    args = tree["model"]["args"] = {}
+    for name in _open_sections():
+        tree[name]["args"] = {}
     for path, value in leaves.items():
         if path in _schema():
             (tree if len(path) == 1 else tree[path[0]])[path[-1]] = value
-        elif _is_model_argument(path):
-            args[path[1]] = value
+        elif _is_option(path):
+            tree[path[0]]["args"][path[1]] = value
     return tree
 
 
-def _is_model_argument(path: _KeyPath) -> bool:
-    return len(path) == 2 and path[0] == "model" and isinstance(path[1], str)
+def _is_option(path: _KeyPath) -> bool:
+    return len(path) == 2 and path[0] in _open_sections() and isinstance(path[1], str)
 
 
 def _check(path: _KeyPath, value: object) -> str | None:
@@ -169,7 +177,7 @@ def _check(path: _KeyPath, value: object) -> str | None:
     if path in _schema():
         hint = _schema()[path]
         return _should_be(key, _wanted(hint), value) if _is_converted(hint, value) else None
-    if _is_model_argument(path):
+    if _is_option(path):
         return None
     if key in _sections():
         return _should_be(key, "a section of `key: value` lines", value)
@@ -283,8 +291,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
             " less range; leave it null, or use precision=float32"
         )
-    if data.name in ("cifar10", "cifar100", "imagefolder") and data.root is None:
-        yield f"data.root is needed for data.name={data.name}; name the folder"
 
 
 def _shorten(value: object, length: int = 60) -> str:

@@ -3,18 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.images.arrays import open_cifar, open_digits
-from pipeline_local.data.images.imagefolder import open_imagefolder
-from pipeline_local.data.images.subset import Dataset as Dataset  # public here too
-from pipeline_local.data.images.subset import balanced_subset
-from pipeline_local.data.images.synthetic import SyntheticDataset
-from pipeline_local.errors import UserError
-
-Split = Literal["train", "test"]
+from pipeline_local.data.images.entries import DATA, ImageData, Split, guess_pixels
+from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.registry import reason
 
 
 @dataclass(frozen=True)
@@ -54,27 +49,11 @@ class DataInfo:
             ) from None
 
 
-class _Pixels(NamedTuple):
-    """The size of the stored images and the statistics by which they are normalised."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-_PIXELS = {
-    "digits": _Pixels(8, (0.305,), (0.376,)),
-    "cifar10": _Pixels(32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _Pixels(32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagefolder": _Pixels(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
-    "synthetic": _Pixels(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
-}
-
-
 def describe(data: DataConfig) -> DataInfo:
     """Open both splits, without reading the images of a folder, and tell what they hold.
 
     Raises:
+        ConfigError: no such data set, or wrong options of it, one line each.
         UserError: the data is missing, inconsistent, or too small for one batch.
     """
     train, test = open_split(data, "train"), open_split(data, "test")
@@ -84,11 +63,25 @@ def describe(data: DataConfig) -> DataInfo:
             f"data.batch_size must not exceed the {len(train)} training samples: "
             f"got {data.batch_size}; {remedy}"
         )
-    size, mean, std = _PIXELS[data.name]
+    _check_classes(train.classes, test.classes)
+    entry = DATA.find(data.name)
+    known = entry.pixels if isinstance(entry, ImageData) else None
+    size, mean, std = known or guess_pixels(data.name, train, data.image_size)
     side = data.image_size or size
     shape = (len(mean), side, side)
     num_classes = len(train.classes)
     return DataInfo(len(train), len(test), num_classes, shape, mean, std, train.classes)
+
+
+def problems(data: DataConfig) -> list[str]:
+    """What is wrong with the name of the data set and its options, before anything is opened."""
+    lines = DATA.problems(data.name, data.args, {"image_size": data.image_size})
+    if lines:
+        return lines
+    entry = DATA.find(data.name)
+    if data.root is None and isinstance(entry, ImageData) and entry.needs_root:
+        return [f"data.root is needed for data.name={data.name}; name the folder"]
+    return []
 
 
 # Every evaluation opens the test split again: it stays in memory.
@@ -97,23 +90,36 @@ def open_split(data: DataConfig, split: Split) -> Dataset:
     """One split with `data.limit` applied, its images as stored.
 
     Raises:
+        ConfigError: no such data set, or wrong options of it, one line each.
         UserError: the data is missing or inconsistent.
     """
-    whole = _open_whole(data, split)
+    if lines := problems(data):
+        raise ConfigError(lines)
+    options = DATA.options(data.name, data.args, {"image_size": data.image_size})
+    try:
+        whole = DATA.find(data.name)(root=data.root, split=split, **options)
+        if data.name.startswith("python:"):
+            check_dataset(f"data.name: what {data.name} gives for split={split!r}", whole)
+    except UserError:
+        raise
+    except Exception as error:
+        if not data.name.startswith("python:"):
+            raise
+        raise UserError(
+            f"data.name: {data.name} cannot open split={split!r} ({reason(error)}); fix it or"
+            f" change data.*"
+        ) from error
     return whole if data.limit is None else balanced_subset(whole, data.limit)
 
 
-def _open_whole(data: DataConfig, split: Split) -> Dataset:
-    if data.name == "digits":
-        return open_digits(split)
-    if data.name == "synthetic":
-        return SyntheticDataset(split, data.image_size or _PIXELS[data.name].size)
-    if data.name == "imagefolder":
-        return open_imagefolder(_root(data), split)
-    return open_cifar(data.name, _root(data), split)
-
-
-def _root(data: DataConfig) -> Path:
-    if data.root is None:
-        raise UserError(f"data.name={data.name} needs data.root: got none; name the data's folder")
-    return data.root
+def _check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
+    """Classes that are numbers only may lack the last ones in a small test split."""
+    if train[: len(test)] == test:
+        return
+    pairs = zip(test, (*train, *[None] * len(test)), strict=False)
+    number, name = next((i, a) for i, (a, b) in enumerate(pairs) if a != b)
+    known = repr(train[number]) if number < len(train) else "no such class"
+    raise UserError(
+        f"both splits must have the same classes: got {name!r} for label {number} of the test"
+        f" split, and {known} in the training split; correct either"
+    )
