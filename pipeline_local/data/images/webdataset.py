@@ -69,7 +69,7 @@ def open_webdataset(
     """Note where all samples of one split are, in one pass over the headers of its shards.
 
     That takes some 50 microseconds per member on one core, two to three minutes for ImageNet. The
-    result is kept in `~/.cache/pipeline_local`, or what XDG_CACHE_HOME names, until a shard changes.
+    result stays in `~/.cache/pipeline_local`, or what XDG_CACHE_HOME names, until a shard changes.
 
     Args:
         root: holds `train/*.tar` or `train-*.tar`, and `test` or `val` likewise; if it holds a
