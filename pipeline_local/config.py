@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -19,23 +18,34 @@ _MOST_OF_A_HOST = 1024
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class Section:
+    """What all parts of the configuration share: no unknown key, no infinite number."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class NamingSection(Section):
+    """A section that names an entry of a registry, or "python:package.module:name"."""
+
+    args: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
+    """The further `SECTION.KEY` entries: options of the entry, checked against its signature."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(NamingSection):
     """The backbone. Any further `model.KEY` is passed to the builder of that model."""
 
-    __pydantic_config__ = _STRICT
     name: str
     """resnet20, resnet50, vit_b_16, swin_t, vgg11_bn, ... or "python:package.module:function"."""
     weights: Path | None = None
     """State dict (.safetensors or .pt) to start from; null: fresh weights from the seed."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """The further `model.KEY` entries; checked against the builder's signature."""
 
 
 @dataclass(frozen=True)
-class ModulesConfig:
+class ModulesConfig(Section):
     """How blocks are grouped into gradient-isolated modules: this fixes the mathematics."""
 
-    __pydantic_config__ = _STRICT
     count: Positive | None = None
     """K. One module is plain backpropagation. null: as many as `cuts` makes, else 1."""
     cuts: Literal["uniform", "parameters", "blocks", "auto", "memory"] | tuple[str | int, ...] = (
@@ -59,11 +69,10 @@ class ModulesConfig:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(NamingSection):
     """The auxiliary heads. The last module's head is always the network's own classifier."""
 
-    __pydantic_config__ = _STRICT
-    name: Literal["linear", "etf", "mlp", "conv", "auglocal"] = "auglocal"
+    name: str = "auglocal"
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
     1c2f; auglocal: fresh copies of later blocks."""
     depth: Positive = 2
@@ -79,10 +88,9 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class ReconcileConfig:
+class ReconcileConfig(NamingSection):
     """Successive gradient reconciliation: `weight * discord` is added to each local loss."""
 
-    __pydantic_config__ = _STRICT
     weight: NonNegative = 0.0
     """lambda. 0 is plain non-greedy local learning."""
     direction: Literal["downstream", "upstream", "both"] = "downstream"
@@ -91,7 +99,7 @@ class ReconcileConfig:
     distance: Literal["relative", "pooled", "squared"] = "relative"
     """What is made small: squared |g - s|; relative: the same over |g| and |s| squared; pooled:
     relative, of the sums over all positions."""
-    estimator: Literal["exact", "finite_difference", "shift"] = "shift"
+    estimator: str = "shift"
     """shift: the plain gradient, at an input moved by lambda times the discord's gradient;
     finite_difference: a third dearer, for any lambda; exact: double backward."""
     every: Positive = 8
@@ -113,10 +121,9 @@ class ReconcileConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(NamingSection):
     """The data. Only the first stage reads it. Any further `data.KEY` is an option of `name`."""
 
-    __pydantic_config__ = _STRICT
     name: str
     """digits: scikit-learn's; synthetic: made on the fly; cifar10, cifar100, imagefolder,
     webdataset, parquet: read `data.root`; or "python:package.module:function"."""
@@ -138,15 +145,20 @@ class DataConfig:
     on_error: Literal["fail", "skip"] = "fail"
     """An image cannot be read. fail: stop and name it; skip: the next readable one of its class
     takes its place, a test image is left out; they are counted (`skipped_images`)."""
-    args: dict[str, Any] = field(default_factory=dict, hash=False)
-    """The further `data.KEY` entries; checked against the parameters of what opens the data."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TaskConfig(NamingSection):
+    """What is learned: the local loss, the score, and what labels look like."""
+
+    name: str = "classification"
+    """classification: cross-entropy over classes."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
     """How long, how often, from which seed."""
 
-    __pydantic_config__ = _STRICT
     epochs: Positive | None = None
     """Passes over the data. Give this or `steps`."""
     steps: Positive | None = None
@@ -167,11 +179,10 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(NamingSection):
     """One optimizer per module; warm-up, then cosine to zero."""
 
-    __pydantic_config__ = _STRICT
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: str = "sgd"
     """sgd or adamw."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate."""
@@ -186,11 +197,10 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(NamingSection):
     """Where the modules run: this never changes a result, but for `wire_dtype`, and `memory` where
     `modules.cuts` is auto."""
 
-    __pydantic_config__ = _STRICT
     stages: Positive | None = None
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
     replicas: Positive = 1
@@ -214,10 +224,9 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """One file per module, written without draining the pipeline."""
 
-    __pydantic_config__ = _STRICT
     every_steps: Positive | None = None
     """null: only at the end."""
     keep: Positive = 2
@@ -225,10 +234,9 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """Where a run leaves what it made."""
 
-    __pydantic_config__ = _STRICT
     dir: Path = Path("runs/default")
     """Never overwritten: resume it or name another."""
     resume: bool = False
@@ -236,12 +244,12 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """The whole configuration of a run."""
 
-    __pydantic_config__ = _STRICT
     model: ModelConfig
     data: DataConfig
+    task: TaskConfig = TaskConfig()
     modules: ModulesConfig = ModulesConfig()
     head: HeadConfig = HeadConfig()
     reconcile: ReconcileConfig = ReconcileConfig()

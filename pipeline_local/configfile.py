@@ -2,31 +2,35 @@
 
 import difflib
 import functools
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline_local import yamltext
 from pipeline_local.config import Config
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, did_you_mean
+from pipeline_local.registry import Registry
+from pipeline_local.values import Strict, by_key, shorten, should_be
 
 _KeyPath = tuple[Any, ...]
 """A key as it stands in the file: (section, key) or (key,). Anything hashable can be a YAML key."""
+_Leaves = Mapping[_KeyPath, Any]
 
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    type(None): "null",
+REGISTRIES: dict[str, Registry[Any]] = {}
+"""Who checks, in a section, the name of an entry and the further keys, its options. The further
+keys of `model` are checked where it is built."""
+
+_NAMES = {
+    ("data", "name"): ("digits", "cifar10", "cifar100", "imagefolder", "synthetic"),
+    ("task", "name"): ("classification",),
+    ("head", "name"): ("linear", "etf", "mlp", "conv", "auglocal"),
+    ("reconcile", "estimator"): ("exact", "finite_difference", "shift"),
+    ("optimizer", "name"): ("sgd", "adamw"),
 }
-_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
-"""pydantic's errors about a value of the right type."""
+"""The entries without options, of sections without a registry."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -53,13 +57,13 @@ def parse(tree: Mapping[str, Any]) -> Config:
         ConfigError: with every problem found, one line each.
     """
     leaves = dict(_leaves(tree))
-    problems = {path: line for path, value in leaves.items() if (line := _check(path, value))}
+    problems = [line for path, value in leaves.items() if (line := _mistake(path, value))]
+    problems += [line for section in REGISTRIES for line in _entry_problems(section, leaves)]
     try:
         config = _adapter().validate_python(_nest(leaves))
     except ValidationError as error:
-        problems = dict(_explain(error, leaves)) | problems
-        raise ConfigError(list(problems.values())) from None
-    if lines := list(problems.values()) or list(_contradictions(config)):
+        raise ConfigError(list(dict.fromkeys([*problems, *_explain(error, leaves)]))) from None
+    if lines := problems or list(_contradictions(config)):
         raise ConfigError(lines)
     return config
 
@@ -67,8 +71,8 @@ def parse(tree: Mapping[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
     tree = asdict(config)
-    for name in _open_sections():
-        tree[name].update(tree[name].pop("args"))
+    for name in _sections():
+        tree[name] |= tree[name].pop("args", {})
     return yamltext.write(tree)
 
 
@@ -89,7 +93,7 @@ def _read(path: Path) -> dict[Any, Any]:
     except ValueError as error:
         raise ConfigError([f"config file {path} is not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
-        got = _shorten(tree)
+        got = shorten(tree)
         raise ConfigError([f"config file {path} must hold sections of `key: value`, got {got}"])
     return tree
 
@@ -116,27 +120,19 @@ def _override(tree: dict[Any, Any], text: str) -> str | None:
 
 @functools.cache
 def _adapter() -> TypeAdapter[Config]:
-    return TypeAdapter(Config)
+    return TypeAdapter(Annotated[Config, Strict()])
 
 
 @functools.cache
 def _schema() -> dict[_KeyPath, Any]:
-    """The type of every key, in file order."""
+    """Every key with its default, dataclasses.MISSING where there is none, in file order."""
     schema: dict[_KeyPath, Any] = {}
     for name, kind in get_type_hints(Config).items():
         if is_dataclass(kind):
-            hints = get_type_hints(kind)
-            schema |= {(name, f.name): hints[f.name] for f in fields(kind) if f.name != "args"}
+            schema |= {(name, f.name): f.default for f in fields(kind) if f.name != "args"}
         else:
-            schema[name,] = kind
+            schema[name,] = getattr(Config, name)
     return schema
-
-
-@functools.cache
-def _open_sections() -> list[str]:
-    """Those with options of what they name, written as further keys beside the known ones."""
-    kinds = get_type_hints(Config).items()
-    return [n for n, kind in kinds if is_dataclass(kind) and "args" in get_type_hints(kind)]
 
 
 def _sections() -> list[str]:
@@ -154,82 +150,69 @@ def _leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[_KeyPath, Any]]:
             yield (name,), value
 
 
-def _nest(leaves: Mapping[_KeyPath, Any]) -> dict[str, Any]:
-    """What pydantic checks: the known keys in their sections, all others under their `args`."""
+def _nest(leaves: _Leaves) -> dict[str, Any]:
+    """What pydantic checks: the known keys in their sections, options under `args`."""
     tree: dict[str, Any] = {name: {} for name in _sections()}
-    for name in _open_sections():
-        tree[name]["args"] = {}
     for path, value in leaves.items():
         if path in _schema():
             (tree if len(path) == 1 else tree[path[0]])[path[-1]] = value
         elif _is_option(path):
-            tree[path[0]]["args"][path[1]] = value
+            tree[path[0]].setdefault("args", {})[path[1]] = value
     return tree
 
 
 def _is_option(path: _KeyPath) -> bool:
-    return len(path) == 2 and path[0] in _open_sections() and isinstance(path[1], str)
+    """Whether it is none of the section's own keys, but one that an entry may take."""
+    is_key = len(path) == 2 and path[0] in ("model", *REGISTRIES) and isinstance(path[1], str)
+    return is_key and path not in _schema()
 
 
-def _check(path: _KeyPath, value: object) -> str | None:
-    """What is wrong with a key, or with a value that pydantic would quietly convert."""
+def _mistake(path: _KeyPath, value: object) -> str | None:
+    """What is wrong with a key that nobody knows, or with a name that no registry checks."""
     key = ".".join(map(str, path))
-    if path in _schema():
-        hint = _schema()[path]
-        return _should_be(key, _wanted(hint), value) if _is_converted(hint, value) else None
-    if _is_option(path):
+    if path[0] not in REGISTRIES and path in _NAMES and isinstance(value, str):
+        names = _NAMES[path]
+        hint = did_you_mean(value, names) or ";"
+        what = f"{key}: got {shorten(value)}{hint} choose one of {', '.join(names)}"
+        return None if value in names else what
+    if path in _schema() or _is_option(path):
         return None
     if key in _sections():
-        return _should_be(key, "a section of `key: value` lines", value)
-    return f"unknown key {_shorten(key)}{_suggest(path)}"
+        return f"{key}: should be a section of `key: value` lines, got {shorten(value)}"
+    return f"unknown key {shorten(key)}{_suggest(path)}"
 
 
-def _should_be(key: str, wanted: str, value: object) -> str:
-    return f"{key}: should be {wanted}, got {_shorten(value)}"
+def _entry_problems(section: str, leaves: _Leaves) -> list[str]:
+    """What is wrong with the entry that a section names, and with its options."""
+    registry = REGISTRIES[section]
+    here = {path: value for path, value in leaves.items() if path[0] == section}
+    args = {path[1]: value for path, value in here.items() if _is_option(path)}
+    own = {
+        path[1]: here.get(path, value) for path, value in _schema().items() if path[0] == section
+    }
+    name = own.pop(registry.key.partition(".")[2])
+    if not isinstance(name, str):  # to be derived; or wrong, and pydantic says so
+        return []
+    return registry.problems(name, args, own, lambda key, keys: _suggest((section, key), keys))
 
 
-def _is_converted(hint: Any, value: object) -> bool:  # noqa: ANN401 (any type hint)
-    """Whether pydantic would make another type of the value, such as 1 of true or of "1"."""
-    kinds = (hint, *get_args(hint))
-    if isinstance(value, (bool, bytes)):
-        return type(value) not in kinds
-    if isinstance(value, list):
-        return any(isinstance(item, bool) for item in value)
-    return bool in kinds or (isinstance(value, str) and int in kinds)
-
-
-def _wanted(hint: Any) -> str:  # noqa: ANN401 (any type hint)
-    """A type in a user's words."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_wanted, get_args(hint)))
-    if get_origin(hint) is Literal:
-        *first, last = map(repr, get_args(hint))
-        return f"{', '.join(first)} or {last}" if first else last
-    return "a list" if get_origin(hint) is tuple else _WORDS[hint]
-
-
-def _explain(
-    error: ValidationError, leaves: Mapping[_KeyPath, Any]
-) -> Iterator[tuple[_KeyPath, str]]:
+def _explain(error: ValidationError, leaves: _Leaves) -> Iterator[str]:
     """One line per key: what, what was got, what to do."""
-    for item in error.errors(include_url=False):
-        path = next((p for p in (item["loc"][:2], item["loc"][:1]) if p in _schema()), item["loc"])
+    for path, items in by_key(error, lambda loc: 2 if loc[:2] in _schema() else 1).items():
         key = ".".join(map(str, path))
-        if item["type"] == "missing":
-            yield path, f"missing key {key!r}; add it to the file or pass {key}=VALUE"
-            continue
-        wanted = item["msg"].removeprefix("Input should be ")
-        if path in _schema() and item["type"] not in _LIMITS:
-            wanted = _wanted(_schema()[path])
-        yield path, _should_be(key, wanted, leaves.get(path, item["input"]))
+        if path not in leaves:
+            yield f"missing key {key!r}; add it to the file or pass {key}=VALUE"
+        else:
+            yield should_be(key, items, leaves[path])
 
 
-def _suggest(path: _KeyPath) -> str:
-    """The nearest key, wherever it stands; else what stands in this section."""
+def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
+    """The nearest key, wherever it stands; else what stands in this section, and its options."""
     section, name = path[:-1], str(path[-1])
     if not section and tuple(name.split(".")) in _schema():
         return f"; in a file, write {name.replace('.', ': {')}: ...}}"
     candidates = [*_schema(), *((name,) for name in _sections())]
+    candidates += [known for key in options if (known := (*section, key)) not in _schema()]
 
     def nearness(known: _KeyPath) -> float:
         ratio = difflib.SequenceMatcher(None, name[:80], known[-1]).ratio()
@@ -291,8 +274,5 @@ def _contradictions(config: Config) -> Iterator[str]:
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
             " less range; leave it null, or use precision=float32"
         )
-
-
-def _shorten(value: object, length: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
+    if data.name in ("cifar10", "cifar100", "imagefolder") and data.root is None:
+        yield f"data.root is needed for data.name={data.name}; name the folder"

@@ -8,18 +8,20 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, overload
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
-from pipeline_local.values import Strict, shorten, should_be
+from pipeline_local.values import Strict, by_key, shorten, should_be
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 _CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 _NOTHING: Mapping[str, Any] = {}
+Hint = Callable[[str, Sequence[str]], str]
+"""(An option that an entry does not take, those that it does) -> what to do, in the same line."""
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -88,7 +90,11 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def problems(
-        self, name: str, args: Mapping[str, Any], optional: Mapping[str, Any] = _NOTHING
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        optional: Mapping[str, Any] = _NOTHING,
+        hint: Hint | None = None,
     ) -> list[str]:
         """What is wrong with a name and its options, one line each; empty if nothing.
 
@@ -99,12 +105,9 @@ class Registry(Generic[Entry]):
                 their defaults; those that the entry does not name are left out.
         """
         try:
-            self.options(name, args, optional)
-        except ConfigError as error:
-            return error.problems
+            return self._check(name, args, optional, hint)[1]
         except UserError as error:
             return [str(error)]
-        return []
 
     def options(
         self, name: str, args: Mapping[str, Any], optional: Mapping[str, Any] = _NOTHING
@@ -118,17 +121,33 @@ class Registry(Generic[Entry]):
             ConfigError: with every problem of the options, one line each.
             UserError: there is no such entry, or it cannot be called as this kind is.
         """
+        options, problems = self._check(name, args, optional)
+        if problems:
+            raise ConfigError(problems)
+        return options
+
+    def _check(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        optional: Mapping[str, Any],
+        hint: Hint | None = None,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The options of an entry, and what is wrong with them."""
         parameters = self._parameters(name)
-        taken = {key: value for key, value in optional.items() if key in parameters} | {**args}
-        if own := [self._unknown(name, key, parameters) for key in taken if key in self.given]:
-            raise ConfigError(own)
+        named = [key for key, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
+        takes_any = len(named) < len(parameters)
+        taken = {key: value for key, value in optional.items() if key in named} | {**args}
+        unknown = [key for key in args if key in self.given or not (takes_any or key in named)]
+        problems = [self._unknown(name, key, named, hint) for key in unknown]
+        known = {key: value for key, value in taken.items() if key not in unknown}
         try:
-            return cast(dict[str, Any], _collector(parameters)(**taken))
+            return _collector(parameters)(**known), problems
         except ValidationError as error:
-            raise ConfigError(list(self._explain(name, parameters, taken, error))) from None
+            return {}, [*problems, *self._explain(name, known, error)]
 
     def _parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """Of an entry's options."""
+        """The parameters of an entry that are options."""
         try:
             every = inspect.signature(self.find(name), eval_str=True).parameters
         except (NameError, AttributeError, TypeError, ValueError, SyntaxError) as error:
@@ -145,37 +164,29 @@ class Registry(Generic[Entry]):
             )
         return {key: each for key, each in named.items() if key not in self.given}
 
-    def _explain(
-        self,
-        name: str,
-        parameters: Collection[str],
-        args: Mapping[str, Any],
-        error: ValidationError,
-    ) -> Iterator[str]:
-        """One line per option; the errors of one stand together."""
-        of: dict[str, list[Any]] = {}
-        for item in error.errors(include_url=False):
-            of.setdefault(str(item["loc"][0]), []).append({**item, "loc": item["loc"][1:]})
-        for option, items in of.items():
-            key = f"{self._section}.{option}"
-            if items[0]["type"] == "unexpected_keyword_argument":
-                yield self._unknown(name, option, parameters)
-            elif option not in args:
-                yield f"missing key {key!r}: {self.key}={name} needs it; add {key}=VALUE"
-            else:
-                yield should_be(key, items, args[option])
-
-    def _unknown(self, name: str, option: str, parameters: Collection[str]) -> str:
-        hint = did_you_mean(option, list(parameters)).replace("'", f"'{self._section}.", 1)
-        takes = f"; it takes {', '.join(parameters) or 'none'}"
+    def _unknown(self, name: str, option: str, named: Sequence[str], hint: Hint | None) -> str:
         key = shorten(f"{self._section}.{option}")
-        return f"unknown key {key} for {self.key}={name}{hint or takes}"
+        near = did_you_mean(option, named).replace("'", f"'{self._section}.", 1)
+        what_to_do = (
+            hint(option, named) if hint else near or f"; it takes {', '.join(named) or 'none'}"
+        )
+        return f"unknown key {key} for {self.key}={name}{what_to_do}"
+
+    def _explain(self, name: str, args: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
+        """One line per option that is missing or has a wrong value."""
+        for (location,), items in by_key(error, lambda _: 1).items():
+            option = str(location)
+            key = f"{self._section}.{option}"
+            if option in args:
+                yield should_be(key, items, args[option])
+            else:
+                yield f"missing key {key!r}: {self.key}={name} needs it; add {key}=VALUE"
 
 
-def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., object]:
+def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., dict[str, Any]]:
     """A function of these parameters, by name only, that checks and gives back what it gets."""
 
-    def collect(**args: object) -> dict[str, object]:
+    def collect(**args: Any) -> dict[str, Any]:  # noqa: ANN401 (any option)
         return args
 
     by_name = [

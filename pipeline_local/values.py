@@ -1,11 +1,12 @@
 """How the values of a configuration are checked: strictly, and told in a user's words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
+_Location = tuple[int | str, ...]
 _WORDS = {
     "bool_type": "true or false",
     "int_type": "a whole number",
@@ -17,6 +18,8 @@ _WORDS = {
     "dict_type": "keys with values",
     "dataclass_type": "keys with values",
     "none_required": "null",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
 }
 """pydantic's types of errors; its own words stand for all others, such as limits."""
 
@@ -31,15 +34,21 @@ class Strict:
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return cast(CoreSchema, _strict(handler(source)))
+        return cast(CoreSchema, _strict(handler(source), handler, ()))
 
 
-def _strict(node: Any) -> Any:  # noqa: ANN401 (a part of any schema)
+def _strict(node: Any, handler: GetCoreSchemaHandler, inside: tuple[str, ...]) -> Any:  # noqa: ANN401
+    """The same part of a schema, with dataclasses in place, but for one inside itself."""
     if isinstance(node, list):
-        return [_strict(part) for part in node]
+        return [_strict(part, handler, inside) for part in node]
     if not isinstance(node, dict):
         return node
-    kind, node = node.get("type"), {key: _strict(part) for key, part in node.items()}
+    if node.get("type") == "definition-ref" and node["schema_ref"] not in inside:
+        inside = (*inside, node["schema_ref"])
+        node = {**handler.resolve_ref_schema(cast(CoreSchema, node))}
+        del node["ref"]
+    kind = node.get("type")
+    node = {key: _strict(part, handler, inside) for key, part in node.items()}
     if kind in ("bool", "int", "float", "str"):
         node["strict"] = True
     convert = _FROM_YAML.get(kind)
@@ -58,6 +67,23 @@ def _number(value: object) -> object:
 
 
 _FROM_YAML: dict[object, Any] = {"int": _whole, "float": _number}
+
+
+def by_key(
+    error: ValidationError, length: Callable[[_Location], int]
+) -> dict[_Location, list[ErrorDetails]]:
+    """pydantic's errors, together by the key that they are about; locations are below that key.
+
+    Args:
+        error: what pydantic raised.
+        length: of the key, the beginning of an error's location.
+    """
+    of: dict[_Location, list[ErrorDetails]] = {}
+    for item in error.errors(include_url=False):
+        location = item["loc"]
+        end = length(location)
+        of.setdefault(location[:end], []).append({**item, "loc": location[end:]})
+    return of
 
 
 def should_be(key: str, errors: Sequence[ErrorDetails], value: object) -> str:

@@ -1,14 +1,17 @@
 """Every mistake is told in one line; test_configfile_fuzz.py tries anything at all."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from pipeline_local import configfile
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.errors import ConfigError
+from pipeline_local.registry import Registry
 
 MINIMAL: dict[str, Any] = {
     "model": {"name": "resnet20"},
@@ -18,7 +21,7 @@ MINIMAL: dict[str, Any] = {
 TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
-    "model", "data", "modules", "head", "reconcile", "train",
+    "model", "data", "task", "modules", "head", "reconcile", "train",
     "optimizer", "parallel", "checkpoint", "run",
 ]  # fmt: skip
 
@@ -122,15 +125,15 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("head=5", "head: should be a section of `key: value` lines, got 5"),
         ("train.seed=true", "train.seed: should be a whole number, got True"),
         ("train.seed='3'", "train.seed: should be a whole number, got '3'"),
-        ("train.steps=1.5", "train.steps: should be a whole number or null, got 1.5"),
-        ("train.steps={a: 1}", "train.steps: should be a whole number or null, got {'a': 1}"),
+        ("train.steps=1.5", "train.steps: should be a whole number, got 1.5"),
+        ("train.steps={a: 1}", "train.steps: should be a whole number, got {'a': 1}"),
         ("train.seed=null", "train.seed: should be a whole number, got None"),
         ("optimizer.lr=true", "optimizer.lr: should be a number, got True"),
         ("optimizer.lr=fast", "optimizer.lr: should be a number, got 'fast'"),
         ("run.resume=1", "run.resume: should be true or false, got 1"),
         ("run.resume='yes'", "run.resume: should be true or false, got 'yes'"),
         ("run.dir=5", "run.dir: should be a path, got 5"),
-        ("data.root=[a]", "data.root: should be a path or null, got ['a']"),
+        ("data.root=[a]", "data.root: should be a path, got ['a']"),
         ("model.name=!!binary aGk=", "model.name: should be text, got b'hi'"),
         ("engine=torhc", "engine: should be 'torch', got 'torhc'"),
         # members of a union make one line, not one each
@@ -165,7 +168,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
         (
             "parallel.wire_dtype=int8",
-            "parallel.wire_dtype: should be 'bfloat16' or 'float16' or null, got 'int8'",
+            "parallel.wire_dtype: should be 'bfloat16' or 'float16', got 'int8'",
         ),
         ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
         ("modules.cuts=auto", "modules.cuts=auto needs modules.count, got none"),
@@ -238,6 +241,54 @@ def test_a_model_argument_needs_a_name() -> None:
         configfile.parse({**MINIMAL, "model": {"name": "x", 1: 2}})
 
 
+def wide(*, width: Annotated[int, Field(ge=1)] = 1, depth: int, note: Path | None = None) -> None:
+    """An entry with options of its own, and one of the section's."""
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[Callable[..., None]] = Registry("head.name", "head")
+    registry.add("wide", wide)
+    registry.add("auglocal", lambda: None)
+    monkeypatch.setitem(configfile.REGISTRIES, "head", registry)
+
+
+@pytest.mark.usefixtures("heads")
+def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
+    config = with_overrides(tmp_path, "head={name: wide, width: 3, note: a, depth: 4}")
+    assert config.head == HeadConfig("wide", depth=4, args={"width": 3, "note": "a"})
+    path = tmp_path / "again.yaml"
+    path.write_text(configfile.dump(config))
+    assert configfile.load(path) == config
+    assert with_overrides(tmp_path, "head.name=wide").head.args == {}
+
+
+@pytest.mark.usefixtures("heads")
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("head.name=wied", "head.name: got 'wied'; did you mean 'wide'? choose one of wide, augl"),
+        ("head.name=3", "head.name: should be text, got 3"),
+        ("head={name: wide, width: 0}", "head.width: should be greater than or equal to 1, got 0"),
+        (
+            "head={name: wide, widht: 1}",
+            "unknown key 'head.widht' for head.name=wide; did you mean",
+        ),
+        ("head={name: wide, lr: 1}", "unknown key 'head.lr' for head.name=wide; did you mean 'opt"),
+        ("head={name: wide, zzz: 1}", "unknown key 'head.zzz' for head.name=wide; the keys here"),
+        ("head={name: wide, depth: 0}", "head.depth: should be greater than or equal to 1, got 0"),
+        ("head.width=1", "unknown key 'head.width' for head.name=auglocal; did you mean 'head.dep"),
+        ("head={1: 2}", "unknown key 'head.1'; the keys here are name, depth, taper"),
+        ("head=5", "head: should be a section of `key: value` lines, got 5"),
+        ("head.name=python:no.such:f", "head.name: module 'no.such' cannot be imported"),
+        ("data.width=1", "unknown key 'data.width'; the keys here are name"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
+    (line,) = problems(tmp_path, TEXT, override)
+    assert line.startswith(problem)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
     for name, problem in [
@@ -252,11 +303,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_all_problems_at_once(tmp_path: Path) -> None:
     text = "data: {name: nodata, batchsize: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
-        "data.name: should be 'digits', 'cifar10', 'cifar100', 'imagefolder' or 'synthetic',"
-        " got 'nodata'",
+        "data.name: got 'nodata'; choose one of digits, cifar10, cifar100, imagefolder, synthetic",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
-        "train.steps: should be a whole number or null, got '5'",
+        "train.steps: should be a whole number, got '5'",
         "unknown key 'data.batchsize'; did you mean 'data.batch_size'?",
         "unknown key 'haed'; did you mean 'head'?",
     ]
@@ -283,6 +333,14 @@ def test_dump_loads_back(tmp_path: Path) -> None:
     assert configfile.load(path) == config
     assert config.data.root == Path("1e5")
     assert config.model.args["note"] == "1e-3"
+
+
+def test_a_run_from_before_there_were_tasks_loads(tmp_path: Path) -> None:
+    config = configfile.parse(MINIMAL)
+    tree = yaml.safe_load(configfile.dump(config))
+    assert tree.pop("task") == {"name": "classification"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert configfile.load(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(

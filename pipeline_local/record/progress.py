@@ -3,8 +3,14 @@
 import sys
 from shutil import get_terminal_size
 
+from rich.control import Control
+from rich.segment import ControlType
+
 from pipeline_local.record.metrics import Facts
 from pipeline_local.record.screen import say
+
+_ANEW = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 0))
+"""Back to the beginning of an emptied row."""
 
 
 class Progress:
@@ -30,7 +36,7 @@ class Progress:
             return
         line = self.line(stages, tests)
         if self._live:  # on one row, which the next one replaces
-            say(f"\r\x1b[K{line[: get_terminal_size().columns - 1]}", end="")
+            say(f"{_ANEW}{line[: get_terminal_size().columns - 1]}", end="")
         else:
             say(line)
 

@@ -30,7 +30,7 @@ def test_a_line_fits_its_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "20")
     Progress(100, 1).show([facts(1, {"1": {"loss": 2.0}})], [])
-    assert capsys.readouterr().out == "\r\x1b[Kstep 1/100  123 sam"
+    assert capsys.readouterr().out == "\r\x1b[0Kstep 1/100  123 sam"
 
 
 def test_show(capsys):
