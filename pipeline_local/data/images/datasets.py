@@ -1,7 +1,7 @@
 """Which data a run uses: facts that every rank needs, and the splits that the first one reads."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -75,13 +75,18 @@ def describe(data: DataConfig) -> DataInfo:
 
 def problems(data: DataConfig) -> list[str]:
     """What is wrong with the name of the data set and its options, before anything is opened."""
-    lines = DATA.problems(data.name, data.args, {"image_size": data.image_size})
+    lines = DATA.problems(data.name, data.args, _own_keys(data))
     if lines:
         return lines
     entry = DATA.find(data.name)
     if data.root is None and isinstance(entry, ImageData) and entry.needs_root:
         return [f"data.root is needed for data.name={data.name}; name the folder"]
     return []
+
+
+def _own_keys(data: DataConfig) -> dict[str, Any]:
+    """Of the section, as an entry may want to know them: `image_size` above all."""
+    return {f.name: getattr(data, f.name) for f in fields(data) if f.name not in ("name", "args")}
 
 
 # Every evaluation opens the test split again: it stays in memory.
@@ -95,7 +100,7 @@ def open_split(data: DataConfig, split: Split) -> Dataset:
     """
     if lines := problems(data):
         raise ConfigError(lines)
-    options = DATA.options(data.name, data.args, {"image_size": data.image_size})
+    options = DATA.options(data.name, data.args, _own_keys(data))
     try:
         whole = DATA.find(data.name)(root=data.root, split=split, **options)
         if data.name.startswith("python:"):

@@ -57,7 +57,8 @@ class ImageData:
 DATA: Registry[Callable[..., Dataset]] = Registry("data.name", "data set", ["root", "split"])
 """What `data.name` may name: an `ImageData`, or simply a function that opens a split.
 
-A parameter `image_size` gets `data.image_size`; all others are options of the data set.
+A parameter with the name of a key, such as `image_size`, gets the value of `data.image_size`; all
+others are options of the data set.
 """
 
 IMAGENET = Pixels(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
