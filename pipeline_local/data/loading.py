@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
         workers: loader processes; 0: batches are computed here.
 
     Raises:
-        UserError: what the source raises, without a loader's traceback.
+        UserError: what the source raises, without a loader's traceback; or a loader process cannot
+            get the source.
         RuntimeError: a loader process was killed.
     """
     workers = min(workers, len(steps))
@@ -55,7 +56,7 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
         generator=torch.Generator(),  # or the loader draws from the caller's
     )
     try:
-        for item in loader:
+        for item in _started(loader):
             if isinstance(item, UserError):
                 raise item
             batch, skipped = item
@@ -63,6 +64,19 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
     except (ConnectionError, EOFError) as error:
         # torch says so itself, except where the kernel has not reaped the process yet.
         raise RuntimeError(f"a DataLoader worker has ended while a batch came: {error}") from error
+
+
+def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except Exception as error:  # pickling a user's object may raise anything
+        if loader.num_workers == 0:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the data cannot be handed to loader processes: got {reason}; define its classes and"
+            f" functions at the top of a module, or use no loader processes (workers=0)"
+        ) from error
 
 
 @dataclass(frozen=True)

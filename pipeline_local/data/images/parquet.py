@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline_local.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
 from pipeline_local.data.images.splits import class_names, split_files
@@ -29,10 +30,6 @@ from pipeline_local.errors import UserError
 
 CACHE_BYTES = 256 * 2**20
 """Row groups that a process keeps in memory; the latest one stays, however large it is."""
-
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "image_bytes")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
-"""The names that are looked for, the first one that is there is taken."""
 
 
 @dataclass(frozen=True)
