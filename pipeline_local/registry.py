@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, overload
 
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, PydanticUserError, ValidationError, validate_call
 
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.values import Strict, by_key, shorten, should_be
@@ -22,6 +22,8 @@ _CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 _NOTHING: Mapping[str, Any] = {}
 Hint = Callable[[str, Sequence[str]], str]
 """(An option that an entry does not take, those that it does) -> what to do, in the same line."""
+_UNREADABLE = (NameError, AttributeError, TypeError, ValueError, SyntaxError, PydanticUserError)
+"""Raised for annotations that stand for no type."""
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -103,6 +105,7 @@ class Registry(Generic[Entry]):
             args: options that the user has given; each must be one of the entry's.
             optional: options that are there for every entry, such as a section's own keys with
                 their defaults; those that the entry does not name are left out.
+            hint: what to say of an option that it does not take; None: the nearest that it does.
         """
         try:
             return self._check(name, args, optional, hint)[1]
@@ -142,7 +145,11 @@ class Registry(Generic[Entry]):
         problems = [self._unknown(name, key, named, hint) for key in unknown]
         known = {key: value for key, value in taken.items() if key not in unknown}
         try:
-            return _collector(parameters)(**known), problems
+            collect = _collector(parameters)
+        except _UNREADABLE as error:
+            raise self._unreadable(name, error) from None
+        try:
+            return collect(**known), problems
         except ValidationError as error:
             return {}, [*problems, *self._explain(name, known, error)]
 
@@ -150,11 +157,8 @@ class Registry(Generic[Entry]):
         """The parameters of an entry that are options."""
         try:
             every = inspect.signature(self.find(name), eval_str=True).parameters
-        except (NameError, AttributeError, TypeError, ValueError, SyntaxError) as error:
-            raise UserError(
-                f"{self.key}: the parameters of {name} cannot be read ({error}); use annotations"
-                f" that stand for types when the program runs"
-            ) from None
+        except _UNREADABLE as error:
+            raise self._unreadable(name, error) from None
         named = {key: each for key, each in every.items() if each.kind not in _UNNAMED}
         lacks = [key for key in self.given if key not in named]
         if lacks and not any(each.kind is each.VAR_KEYWORD for each in named.values()):
@@ -163,6 +167,13 @@ class Registry(Generic[Entry]):
                 f" take {', '.join(lacks)}; add what it lacks to its parameters"
             )
         return {key: each for key, each in named.items() if key not in self.given}
+
+    def _unreadable(self, name: str, error: Exception) -> UserError:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        return UserError(
+            f"{self.key}: the parameters of {name} cannot be read ({why}); use annotations that"
+            f" stand for types when the program runs"
+        )
 
     def _unknown(self, name: str, option: str, named: Sequence[str], hint: Hint | None) -> str:
         key = shorten(f"{self._section}.{option}")
@@ -198,7 +209,7 @@ def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., dic
     }
     collect.__annotations__ = {name: Annotated[hint, Strict()] for name, hint in hints.items()}
     collect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        sorted(by_name, key=lambda each: each.kind)
+        sorted(by_name, key=lambda each: (each.kind, each.default is not each.empty))
     )
     return validate_call(config=_CONFIG)(collect)
 

@@ -39,10 +39,18 @@ called = Called()
 
 def unread(site: Site): pass
 
+def odd(site, width: 5 = 5): pass
+
+@dataclass
+class Node:
+    size: int
+    inner: Node | None = None
+
+def tree(site, root: Node): return root
+
 def nothing(): pass
 
 number = 5
-raises = None
 """
 
 
@@ -160,6 +168,16 @@ def test_values_that_yaml_cannot_tell_apart(heads, args, key, value):
         ("python:own:called", {"rate": "a"}, "head.rate: should be a number, got 'a'"),
         ("python:own:free", {"site": 1}, "unknown key 'head.site' for head.name=python:own:free"),
         ("python:own:unread", {}, "head.name: the parameters of python:own:unread cannot be read"),
+        (
+            "python:own:odd",
+            {},
+            "head.name: the parameters of python:own:odd cannot be read ('int",
+        ),
+        (
+            "python:own:tree",
+            {"root": {"size": True}},
+            "head.root.size: should be a whole number, got True",
+        ),
         ("python:own:nothing", {}, "head.name: python:own:nothing is called with site by name"),
         ("python:own:deep", {}, "head.name: module 'own' has no callable 'deep'; did you mean 'De"),
         ("python:own:number", {}, "head.name: module 'own' has no callable 'number'; name a"),
@@ -196,11 +214,17 @@ def test_what_is_right_has_no_problem(heads):
         ("wide", {"width": 3, "names": ["a"]}, ("here", 3, ("a",))),
         ("free", {"any": [1]}, ("here", {"any": [1]})),
         ("called", {"rate": 1}, ("here", 1.0)),
+        ("called", {}, ("here", 0.5)),
     ],
 )
 def test_an_entry_of_the_users_own(heads, name, args, built):
     entry = heads.find(f"python:own:{name}")
     assert entry(site="here", **heads.options(f"python:own:{name}", args)) == built
+
+
+def test_a_type_may_hold_itself(heads):
+    root = heads.options("python:own:tree", {"root": {"size": 1, "inner": {"size": 2}}})["root"]
+    assert (root.size, root.inner.size) == (1, 2)
 
 
 def test_optional_keys_reach_the_entries_that_name_them(heads):
