@@ -72,7 +72,8 @@ def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     except Exception as error:  # pickling a user's object may raise anything
         if loader.num_workers == 0:
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        cause = error.__cause__ or error  # torch's own words name no object
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise UserError(
             f"the data cannot be handed to loader processes: got {reason}; define its classes and"
             f" functions at the top of a module, or use no loader processes (workers=0)"

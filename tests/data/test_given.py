@@ -252,7 +252,7 @@ def test_what_a_loader_process_cannot_get_is_said():
     class Local(Noisy):
         """Nobody can import it."""
 
-    with pytest.raises(UserError, match="cannot be handed to loader processes: got .*Local"):
+    with pytest.raises(UserError, match=r"cannot be handed to loader processes: got .*Local"):
         next(train_batches(given(Local()), 5, 0, 0, 2, workers=1))
     assert len(load(Local(), count=2)) == 2
 
