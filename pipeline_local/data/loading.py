@@ -1,5 +1,6 @@
 """Batches by loader processes: they only share out the steps, whatever computes a batch."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,12 +69,13 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
 
 def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     try:
-        return iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # it is told below
+            return iter(loader)
     except Exception as error:  # pickling a user's object may raise anything
         if loader.num_workers == 0:
             raise
-        cause = error.__cause__ or error  # torch's own words name no object
-        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the data cannot be handed to loader processes: got {reason}; define its classes and"
             f" functions at the top of a module, or use no loader processes (workers=0)"
