@@ -1,11 +1,15 @@
 import dataclasses
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline_local import configfile
+from pipeline_local.cli import main
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images.arrays import ArrayDataset
 from pipeline_local.data.images.batches import train_batches
@@ -144,6 +148,22 @@ def test_an_own_function_opens_the_data(mine):
         for (images, labels), (x, y) in zip(part, whole[start:], strict=True):
             assert torch.equal(images, x)
             assert torch.equal(labels, y)
+
+
+def test_a_run_with_own_data_resumes(mine, tmp_path, monkeypatch):
+    """From the configuration to the end; stopped between epochs, it ends with the same loss."""
+    monkeypatch.setitem(configfile.REGISTRIES, "data", DATA)
+    (tmp_path / "c.yaml").write_text("{}")
+    keys = [f"data.name={mine}:open_grey", "data.count=12", "data.batch_size=4", "model.name=mlp"]
+    keys += ["parallel.threads=1", "checkpoint.every_steps=2", "train.steps=8", "data.workers=1"]
+    assert main(["train", "c.yaml", *keys, "run.dir=whole"]) == 0
+    shutil.copytree("whole", "half")
+    for path in [*Path("half/checkpoints").glob("*8")]:
+        shutil.rmtree(path)
+    Path("half/summary.json").unlink()
+    assert main(["train", "c.yaml", *keys, "run.dir=half", "run.resume=true"]) == 0
+    whole, half = (json.loads(Path(n, "summary.json").read_text()) for n in ("whole", "half"))
+    assert half["loss"] == whole["loss"]
 
 
 def test_an_own_entry_knows_its_images(mine):
