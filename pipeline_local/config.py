@@ -122,12 +122,14 @@ class ReconcileConfig(NamingSection):
 
 @dataclass(frozen=True)
 class DataConfig(NamingSection):
-    """The data. Only the first stage reads it."""
+    """The data. Only the first stage reads it. Any further `data.KEY` is an option of `name`."""
 
     name: str
-    """digits: scikit-learn's; synthetic: made on the fly; the others read `data.root`."""
+    """digits: scikit-learn's; synthetic: made on the fly; cifar10, cifar100, imagefolder,
+    webdataset, parquet: read `data.root`; or "python:package.module:function"."""
     root: Path | None = None
-    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`, `test/<class>/*`)."""
+    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`), webdataset (`train/*.tar`) or
+    parquet (`train/*.parquet`), with `test` or `val` beside `train`."""
     batch_size: Positive = 128
     """Samples per optimizer step, over all microbatches and replicas."""
     image_size: Positive | None = None

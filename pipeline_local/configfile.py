@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline_local import yamltext
 from pipeline_local.config import Config
-from pipeline_local.errors import ConfigError, did_you_mean
+from pipeline_local.data.images.entries import DATA
+from pipeline_local.errors import ConfigError
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.optimizer import OPTIMIZERS
 from pipeline_local.learning.reconcile import ESTIMATORS, estimator
@@ -24,6 +25,7 @@ _KeyPath = tuple[Any, ...]
 _Leaves = Mapping[_KeyPath, Any]
 
 REGISTRIES: dict[str, Registry[Any]] = {
+    "data": DATA,
     "task": TASKS,
     "head": HEADS,
     "reconcile": ESTIMATORS,
@@ -31,11 +33,6 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 """Who checks, in a section, the name of an entry and the further keys, its options. The further
 keys of `model` are checked where it is built."""
-
-_NAMES = {
-    ("data", "name"): ("digits", "cifar10", "cifar100", "imagefolder", "synthetic"),
-}
-"""The entries without options, of sections without a registry."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -173,13 +170,8 @@ def _is_option(path: _KeyPath) -> bool:
 
 
 def _mistake(path: _KeyPath, value: object) -> str | None:
-    """What is wrong with a key that nobody knows, or with a name that no registry checks."""
+    """What is wrong with a key that nobody knows."""
     key = ".".join(map(str, path))
-    if path[0] not in REGISTRIES and path in _NAMES and isinstance(value, str):
-        names = _NAMES[path]
-        hint = did_you_mean(value, names) or ";"
-        what = f"{key}: got {shorten(value)}{hint} choose one of {', '.join(names)}"
-        return None if value in names else what
     if path in _schema() or _is_option(path):
         return None
     if key in _sections():
@@ -280,5 +272,5 @@ def _contradictions(config: Config) -> Iterator[str]:
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
             " less range; leave it null, or use precision=float32"
         )
-    if data.name in ("cifar10", "cifar100", "imagefolder") and data.root is None:
+    if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
         yield f"data.root is needed for data.name={data.name}; name the folder"

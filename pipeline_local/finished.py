@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Evaluate
-from pipeline_local.data.datasets import DataInfo
-from pipeline_local.data.skipping import Skipped
+from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights

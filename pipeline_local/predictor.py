@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline_local.data.normalize import Normalize
+from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.finished import load
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import open_split
+from pipeline_local.data.images.datasets import open_split
 
 CONFIG = """
 model: {name: resnet20, width: 4}

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline_local import configfile, finished
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.data.images.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import optimizer
 from pipeline_local.learning.heads.etf import EPSILON, SCALE, SimplexETF

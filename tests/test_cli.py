@@ -83,9 +83,9 @@ def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatc
     import torchvision
 
     from pipeline_local.config import DataConfig
-    from pipeline_local.data.batches import test_batches
-    from pipeline_local.data.datasets import describe
-    from pipeline_local.data.normalize import Normalize
+    from pipeline_local.data.images.batches import test_batches
+    from pipeline_local.data.images.datasets import describe
+    from pipeline_local.data.images.normalize import Normalize
 
     monkeypatch.chdir(tmp_path)
     data = {"name": "synthetic", "image_size": 32, "limit": 64, "batch_size": 32}

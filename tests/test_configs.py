@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline_local import commands, configfile
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.data.images.datasets import DataInfo, describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline_local import configfile, finished
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe, open_split
+from pipeline_local.data.images.datasets import describe, open_split
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train

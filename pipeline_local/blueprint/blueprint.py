@@ -16,7 +16,7 @@ from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part

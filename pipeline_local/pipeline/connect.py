@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.data.skipping import Skipped
+from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.p2p import P2P, GlooP2P, NcclP2P, StagedP2P, WatchedP2P
 from pipeline_local.pipeline.source import Source

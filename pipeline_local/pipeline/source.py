@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate
 from pipeline_local.config import Config
-from pipeline_local.data.batches import test_batches, train_batches
-from pipeline_local.data.datasets import DataInfo
-from pipeline_local.data.normalize import Normalize
-from pipeline_local.data.skipping import Skipped
+from pipeline_local.data.images.batches import test_batches, train_batches
+from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.images.normalize import Normalize
+from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.learning.step import Step
 
 

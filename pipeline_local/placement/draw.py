@@ -6,7 +6,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import backbone as backbones

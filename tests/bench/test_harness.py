@@ -10,7 +10,7 @@ from pipeline_local.bench import table
 from pipeline_local.bench.harness import Turns, entries, measure
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo
 

@@ -3,7 +3,7 @@
 from pipeline_local import configfile
 from pipeline_local.bench.local import Alone, Local
 from pipeline_local.bench.peer import Setting
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined
 

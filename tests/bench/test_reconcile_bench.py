@@ -8,7 +8,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.bench import reconcile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "activation": "gelu"},

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights

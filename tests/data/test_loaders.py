@@ -11,8 +11,8 @@ import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline_local import configfile
-from pipeline_local.data.batches import train_batches
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.batches import train_batches
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.data.loaders import STOP_SIGNALS
 
 LONGEST = 60
@@ -101,8 +101,8 @@ def test_a_loader_that_dies_while_it_hands_over_a_batch_is_named(monkeypatch, lo
 RANK = """
 import multiprocessing, time
 from pipeline_local.config import DataConfig
-from pipeline_local.data import batches
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images import batches
+from pipeline_local.data.images.datasets import describe
 
 if __name__ == "__main__":
     data = DataConfig("synthetic", image_size=8, workers=1)

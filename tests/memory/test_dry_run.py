@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
 from pipeline_local.memory.dry_run import stage_bytes

@@ -5,8 +5,8 @@ import torch
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate
-from pipeline_local.data.batches import PADDING_LABEL
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.batches import PADDING_LABEL
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.pipeline.source import Source

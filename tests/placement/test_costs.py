@@ -4,7 +4,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import head_key
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement import costs
 from pipeline_local.placement.costs import Cost, Costs
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -1,7 +1,7 @@
 """A blueprint in words."""
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe as describe_data
+from pipeline_local.data.images.datasets import describe as describe_data
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement

@@ -7,7 +7,7 @@ import torch
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Cost, Link

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import alternatives

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Classification

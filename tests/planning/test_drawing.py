@@ -6,7 +6,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.planning import drawing, plan
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ import torch
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import profile
 from pipeline_local.ranks.rank import RankInfo

@@ -12,7 +12,9 @@ def test_line():
         facts(40, {"1": {"loss": 1.5}, "2": {"loss": 1.25, "cosine": 0.5}}),
         facts(38, {"3": {"loss": 1.0, "cosine": -0.25}}),
     ]
-    tests = [{"step": 30, "modules": {"3": {"accuracy": 0.75, "loss": 1.0}}}]
+    tests = [
+        {"step": 30, "modules": {"3": {"accuracy": 0.75, "ensemble_accuracy": 0.8, "loss": 1.0}}}
+    ]
     assert Progress(100, 3).line(stages, tests) == (
         "step 40/100  123 samples/s  loss (from step 38 on) 1.500 1.250 1.000"
         "  cosine - +0.50 -0.25  accuracy (step 30) - - 75.0%"

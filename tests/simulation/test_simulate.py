@@ -8,7 +8,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulate import rows, stage_works, step_seconds

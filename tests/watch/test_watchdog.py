@@ -15,7 +15,7 @@ import time
 import pytest
 
 from pipeline_local import agreement, configfile, trainer
-from pipeline_local.data import batches
+from pipeline_local.data.images import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.rank import RankInfo

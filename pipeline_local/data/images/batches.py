@@ -1,32 +1,26 @@
 """Batches: every one is a pure function of its step, so loading may start at any step.
 
-Loader processes (`loaders.py`) only share out the steps.
+Loader processes (`loading.py`) only share out the steps.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.augment import augment, fit
-from pipeline_local.data.datasets import DataInfo, open_split
-from pipeline_local.data.loaders import obey_rank_only, start_server
-from pipeline_local.data.mixup import mixup
+from pipeline_local.data.images.augment import augment, fit
+from pipeline_local.data.images.datasets import DataInfo, open_split
+from pipeline_local.data.images.mixup import mixup
+from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none
+from pipeline_local.data.images.subset import Dataset
+from pipeline_local.data.loading import PADDING_LABEL as PADDING_LABEL  # public here too
+from pipeline_local.data.loading import Batch, BatchSource, load
 from pipeline_local.data.sampler import train_indices
-from pipeline_local.data.skipping import Skipped, read_or_next, read_or_none
-from pipeline_local.data.subset import Dataset
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import derive
-
-Batch = tuple[Tensor, Tensor]
-
-PADDING_LABEL = -100
-"""Marks the samples that fill up the last test batch; torch's losses ignore it by default."""
 
 
 def train_batches(
@@ -77,16 +71,6 @@ def test_batches(
         if number == num_batches and not readable:
             raise UserError("not one test image can be read: got only broken ones; repair them")
         yield images, labels
-
-
-class BatchSource(Protocol):
-    """Computes batch number `step`, whichever were computed before."""
-
-    @property
-    def skipped(self) -> list[str]:
-        """Gets the paths of images that are passed over."""
-
-    def batch(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -148,49 +132,7 @@ def _stack(samples: list[tuple[Tensor, int]]) -> Batch:
     return torch.stack(images), torch.tensor(labels)
 
 
-@dataclass(frozen=True)
-class _Steps(torch.utils.data.Dataset[tuple[Batch, list[str]] | UserError]):
-    """A source as a torch data set whose items are whole batches, with what was skipped in each.
-
-    A loader process would wrap an exception into its traceback, so a user's mistake is a value.
-    """
-
-    source: BatchSource
-
-    def __getitem__(self, step: int) -> tuple[Batch, list[str]] | UserError:
-        self.source.skipped.clear()
-        try:
-            return self.source.batch(step), list(self.source.skipped)
-        except UserError as error:
-            return error
-
-
 def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> Iterator[Batch]:
-    """The loader processes end with the iterator, also when it is dropped or closed early.
-
-    Raises:
-        RuntimeError: a loader process was killed.
-    """
-    workers = min(workers, len(steps))
-    if workers:
-        start_server(preload=__name__)
-    loader = DataLoader(
-        _Steps(source),
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=obey_rank_only,
-        pin_memory=torch.accelerator.is_available(),
-        generator=torch.Generator(),  # or the loader draws from the caller's
-    )
-    try:
-        for item in loader:
-            if isinstance(item, UserError):
-                raise item
-            (images, labels), paths = item
-            skipped.add(paths)
-            yield images, labels
-    except (ConnectionError, EOFError) as error:
-        # torch says so itself, except where the kernel has not reaped the process yet.
-        raise RuntimeError(f"a DataLoader worker has ended while a batch came: {error}") from error
+    for batch, paths in load(source, steps, workers):
+        skipped.add(paths)
+        yield batch

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pipeline_local.data.subset import Dataset
+from pipeline_local.data.images.subset import Dataset
 from pipeline_local.errors import UserError
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.datasets import describe, open_split
-from pipeline_local.data.mixup import mixup
-from pipeline_local.data.normalize import Normalize
+from pipeline_local.data.images.datasets import describe, open_split
+from pipeline_local.data.images.mixup import mixup
+from pipeline_local.data.images.normalize import Normalize
 
 INFO = describe(DataConfig("synthetic", batch_size=8, image_size=8))
 

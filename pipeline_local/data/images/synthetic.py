@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pipeline_local.seeds import generator
 
+SIZE = 32
+"""Side in pixels, unless another one is asked for."""
 NUM_CLASSES = 10
 NUM_SAMPLES = {"train": 4096, "test": 1024}
 _CHANNELS = 3

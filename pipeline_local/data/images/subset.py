@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline_local.errors import UserError
+
 
 class Dataset(Protocol):
     """Images as they are stored, found by index.
@@ -25,6 +27,40 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+def check_dataset(source: str, dataset: Dataset) -> None:
+    """Refuse what is no `Dataset`, as far as that shows without reading an image.
+
+    Args:
+        source: what gave it, for messages.
+        dataset: any object.
+
+    Raises:
+        UserError: it lacks something, or its labels do not fit.
+    """
+    wanted = ("__len__", "__getitem__", "labels", "classes")
+    if lacks := [name for name in wanted if not hasattr(dataset, name)]:
+        raise UserError(
+            f"{source} must be a data set with {', '.join(wanted)}: got {type(dataset).__name__}"
+            f" without {', '.join(lacks)}; add what it lacks"
+        )
+    labels, classes = dataset.labels, dataset.classes
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+        raise UserError(f"{source} must have int64 labels [N], got {got}; convert them")
+    if len(labels) != len(dataset) or not len(labels):
+        raise UserError(
+            f"{source} must have one label per sample, and samples: got {len(labels)} labels of"
+            f" {len(dataset)} samples; correct it"
+        )
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{source} must have a tuple of class names, got {type(classes).__name__}")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        raise UserError(
+            f"{source} must have labels in 0 to {len(classes) - 1}, one per class: got"
+            f" {int(labels.min())} to {int(labels.max())}; correct either"
+        )
 
 
 @dataclass(frozen=True)

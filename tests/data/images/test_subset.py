@@ -2,8 +2,8 @@ from itertools import pairwise
 
 import torch
 
-from pipeline_local.data.arrays import ArrayDataset
-from pipeline_local.data.subset import balanced_subset, rank_in_class
+from pipeline_local.data.images.arrays import ArrayDataset
+from pipeline_local.data.images.subset import balanced_subset, rank_in_class
 
 LABELS = torch.tensor([2, 0, 0, 1, 0, 2, 0, 1])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline_local.data.mixup import mixup
+from pipeline_local.data.images.mixup import mixup
 from pipeline_local.seeds import generator
 
 IMAGES = torch.randint(0, 256, (6, 1, 2, 2), dtype=torch.uint8, generator=generator(0, "images"))

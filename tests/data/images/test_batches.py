@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data import batches
-from pipeline_local.data.datasets import describe, open_split
-from pipeline_local.data.normalize import Normalize
+from pipeline_local.data.images import batches
+from pipeline_local.data.images.datasets import describe, open_split
+from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.errors import UserError
 
 # On a machine with one core.

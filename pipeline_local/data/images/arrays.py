@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from pipeline_local.data.subset import rank_in_class
+from pipeline_local.data.images.subset import rank_in_class
 from pipeline_local.errors import UserError
 
 _CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}

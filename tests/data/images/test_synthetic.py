@@ -1,6 +1,6 @@
 import torch
 
-from pipeline_local.data.synthetic import SyntheticDataset
+from pipeline_local.data.images.synthetic import SyntheticDataset
 
 
 def test_images_depend_on_split_and_index_alone():

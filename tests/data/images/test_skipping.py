@@ -9,9 +9,9 @@ import torch
 
 from pipeline_local.cli import main
 from pipeline_local.config import DataConfig
-from pipeline_local.data import batches
-from pipeline_local.data.datasets import describe, open_split
-from pipeline_local.data.skipping import Skipped, UnreadableImageError, read_or_next
+from pipeline_local.data.images import batches
+from pipeline_local.data.images.datasets import describe, open_split
+from pipeline_local.data.images.skipping import Skipped, UnreadableImageError, read_or_next
 from pipeline_local.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

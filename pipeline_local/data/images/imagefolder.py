@@ -3,14 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipeline_local.data.skipping import UnreadableImageError
+from pipeline_local.data.images.decode import read_image
 from pipeline_local.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -60,30 +57,6 @@ def _scan(root: Path, split: str) -> ImageFolder:
     counts = torch.tensor([len(inside) for inside in files])
     labels = torch.arange(len(classes)).repeat_interleave(counts)
     return ImageFolder(str(folder), names, labels, classes)
-
-
-def read_image(path: str) -> Tensor:
-    """Decode a file into RGB: uint8 [3, H, W].
-
-    By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
-
-    Raises:
-        UnreadableImageError: the file is missing, corrupt or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()  # fails here: an older NumPy would swallow it
-            return torch.from_numpy(_to_rgb(image).transpose(2, 0, 1).copy())
-    except Exception as error:  # a broken file makes Pillow raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnreadableImageError(path, reason) from error
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pixels [H, W, 3]."""
-    if image.mode.startswith("I;16"):  # Pillow clips 16 bits of grey instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _split_folder(root: Path, *names: str) -> Path:

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from pipeline_local.data.arrays import open_cifar, open_digits
+from pipeline_local.data.images.arrays import open_cifar, open_digits
 from pipeline_local.errors import UserError
 
 

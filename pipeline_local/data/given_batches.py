@@ -1,0 +1,102 @@
+"""Batches of a program's own data: every one is a pure function of its step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline_local.data.given import Given
+from pipeline_local.data.loading import PADDING_LABEL, Batch, load
+from pipeline_local.data.sampler import steps_per_epoch, train_indices
+from pipeline_local.data.samples import Form
+from pipeline_local.errors import UserError
+from pipeline_local.seeds import derive
+
+
+def train_batches(
+    given: Given, batch_size: int, seed: int, start_step: int, num_steps: int, workers: int = 0
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `start_step + num_steps - 1`, counted from 0.
+
+    Yields:
+        x [B, ...] and y [B, ...] as `given.form` says.
+
+    Raises:
+        UserError: fewer samples than one batch, a sample of another shape or dtype than the first.
+    """
+    if batch_size > len(given.samples):
+        raise UserError(
+            f"the batch size must not exceed the {len(given.samples)} training samples: got"
+            f" {batch_size}; lower it"
+        )
+    source = GivenTrainSource(given, batch_size, seed)
+    for batch, _ in load(source, range(start_step, start_step + num_steps), workers):
+        yield batch
+
+
+def test_batches(
+    given: Given,
+    batch_size: int,
+    workers: int = 0,  # noqa: PT028 (no test)
+) -> Iterator[Batch]:
+    """All samples in order.
+
+    Yields:
+        x [B, ...] and y [B, ...] as `given.form` says. The last batch is filled up with zeros for
+        x, and for y with `PADDING_LABEL`, or NaN where targets are floating point.
+
+    Raises:
+        UserError: a sample of another shape or dtype than the first.
+    """
+    num_batches = -(-len(given.samples) // batch_size)
+    for batch, _ in load(GivenTestSource(given, batch_size), range(num_batches), workers):
+        yield batch
+
+
+@dataclass(frozen=True)
+class GivenTrainSource:
+    """The training batches of a run."""
+
+    given: Given
+    batch_size: int
+    seed: int
+    skipped: list[str] = field(default_factory=list)
+
+    def batch(self, step: int) -> Batch:
+        """What is random in a sample is a function of (seed, epoch, sample)."""
+        keys = [(i, derive(self.seed, "given", epoch, i)) for epoch, i in self._order(step)]
+        return self.given.samples.gather(keys, self.given.form)
+
+    def _order(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, sample) pairs of a step."""
+        num_samples, size = len(self.given.samples), self.batch_size
+        if self.given.shuffled:
+            return train_indices(num_samples, size, self.seed, step)
+        epoch, position = divmod(step, steps_per_epoch(num_samples, size))
+        return [(epoch, position * size + i) for i in range(size)]
+
+
+@dataclass(frozen=True)
+class GivenTestSource:
+    """The test batches, the last one filled up; what is random in a sample is always the same."""
+
+    given: Given
+    batch_size: int
+    skipped: list[str] = field(default_factory=list)
+
+    def batch(self, step: int) -> Batch:
+        """Samples `step * batch_size` and after."""
+        first = step * self.batch_size
+        last = min(first + self.batch_size, len(self.given.samples))
+        keys = [(i, derive(0, "given", "test", i)) for i in range(first, last)]
+        x, y = self.given.samples.gather(keys, self.given.form)
+        missing = self.batch_size - (last - first)
+        return (x, y) if missing == 0 else _padded(x, y, missing, self.given.form)
+
+
+def _padded(x: Tensor, y: Tensor, missing: int, form: Form) -> Batch:
+    nothing = torch.zeros(missing, *form.x_shape, dtype=form.x_dtype)
+    fill = float("nan") if form.y_dtype.is_floating_point else PADDING_LABEL
+    label = torch.full((missing, *form.y_shape), fill, dtype=form.y_dtype)
+    return torch.cat([x, nothing]), torch.cat([y, label])

@@ -1,0 +1,132 @@
+"""Which data a run uses: facts that every rank needs, and the splits that the first one reads."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from pipeline_local.config import DataConfig
+from pipeline_local.data.images.entries import DATA, ImageData, Split, guess_pixels
+from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.registry import reason
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What every rank must know of the data; only the first stage ever reads the data itself."""
+
+    num_train: int
+    num_test: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    """C, H, W of the images in a batch."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    """The name of each label."""
+    label_shape: tuple[int, ...] = ()
+    """Of one sample's label; () is a number."""
+
+    def to_json(self) -> str:
+        """One line, read back by `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "DataInfo":
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: it was not written by that.
+        """
+        try:
+            items = json.loads(text).items()
+            facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+            return cls(**facts)
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"the facts of the data are damaged: got {text[:60]!r}; restore data.json, or"
+                f" resume the run, which writes it again"
+            ) from None
+
+
+def describe(data: DataConfig) -> DataInfo:
+    """Open both splits, without reading the images of a folder, and tell what they hold.
+
+    Raises:
+        ConfigError: no such data set, or wrong options of it, one line each.
+        UserError: the data is missing, inconsistent, or too small for one batch.
+    """
+    train, test = open_split(data, "train"), open_split(data, "test")
+    if data.batch_size > len(train):
+        remedy = "lower it" if data.limit is None else "lower it or raise data.limit"
+        raise UserError(
+            f"data.batch_size must not exceed the {len(train)} training samples: "
+            f"got {data.batch_size}; {remedy}"
+        )
+    _check_classes(train.classes, test.classes)
+    entry = DATA.find(data.name)
+    known = entry.pixels if isinstance(entry, ImageData) else None
+    size, mean, std = known or guess_pixels(data.name, train, data.image_size)
+    side = data.image_size or size
+    shape = (len(mean), side, side)
+    num_classes = len(train.classes)
+    return DataInfo(len(train), len(test), num_classes, shape, mean, std, train.classes)
+
+
+def problems(data: DataConfig) -> list[str]:
+    """What is wrong with the name of the data set and its options, before anything is opened."""
+    lines = DATA.problems(data.name, data.args, _own_keys(data))
+    if lines:
+        return lines
+    entry = DATA.find(data.name)
+    if data.root is None and isinstance(entry, ImageData) and entry.needs_root:
+        return [f"data.root is needed for data.name={data.name}; name the folder"]
+    return []
+
+
+def _own_keys(data: DataConfig) -> dict[str, Any]:
+    """Of the section, as an entry may want to know them: `image_size` above all."""
+    return {f.name: getattr(data, f.name) for f in fields(data) if f.name not in ("name", "args")}
+
+
+# Every evaluation opens the test split again: it stays in memory.
+@lru_cache(maxsize=2)
+def open_split(data: DataConfig, split: Split) -> Dataset:
+    """One split with `data.limit` applied, its images as stored.
+
+    Raises:
+        ConfigError: no such data set, or wrong options of it, one line each.
+        UserError: the data is missing or inconsistent.
+    """
+    if lines := problems(data):
+        raise ConfigError(lines)
+    options = DATA.options(data.name, data.args, _own_keys(data))
+    try:
+        whole = DATA.find(data.name)(root=data.root, split=split, **options)
+        if data.name.startswith("python:"):
+            check_dataset(f"data.name: what {data.name} gives for split={split!r}", whole)
+    except UserError:
+        raise
+    except Exception as error:
+        if not data.name.startswith("python:"):
+            raise
+        raise UserError(
+            f"data.name: {data.name} cannot open split={split!r} ({reason(error)}); fix it or"
+            f" change data.*"
+        ) from error
+    return whole if data.limit is None else balanced_subset(whole, data.limit)
+
+
+def _check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
+    """Classes that are numbers only may lack the last ones in a small test split."""
+    if train[: len(test)] == test:
+        return
+    pairs = zip(test, (*train, *[None] * len(test)), strict=False)
+    number, name = next((i, a) for i, (a, b) in enumerate(pairs) if a != b)
+    known = repr(train[number]) if number < len(train) else "no such class"
+    raise UserError(
+        f"both splits must have the same classes: got {name!r} for label {number} of the test"
+        f" split, and {known} in the training split; correct either"
+    )

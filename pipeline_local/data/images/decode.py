@@ -1,0 +1,38 @@
+"""From an encoded image to its pixels."""
+
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline_local.data.images.skipping import UnreadableImageError
+
+
+def read_image(path: str, file: IO[bytes] | None = None) -> Tensor:
+    """Decode an image into RGB: uint8 [3, H, W].
+
+    By Pillow, since torchvision is going to drop its decoders (deprecated in 0.29).
+
+    Args:
+        path: of the image, for messages; it is opened if no `file` is given.
+        file: what holds the encoded image.
+
+    Raises:
+        UnreadableImageError: the image is missing, corrupt or no image.
+    """
+    try:
+        with Image.open(file or path) as image:
+            image.load()  # fails here: an older NumPy would swallow it
+            return torch.from_numpy(to_rgb(image).transpose(2, 0, 1).copy())
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableImageError(path, reason) from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels [H, W, 3] of an image of any mode."""
+    if image.mode.startswith("I;16"):  # Pillow clips 16 bits of grey instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

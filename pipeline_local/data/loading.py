@@ -1,0 +1,99 @@
+"""Batches by loader processes: they only share out the steps, whatever computes a batch."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline_local.data.loaders import obey_rank_only, start_server
+from pipeline_local.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+PADDING_LABEL = -100
+"""Marks the samples that fill up the last test batch; torch's losses ignore it by default."""
+
+
+class BatchSource(Protocol):
+    """Computes batch number `step`, whichever were computed before."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Gets the names of samples that are passed over in a batch."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
+def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batch, list[str]]]:
+    """The batches of some steps, each with what was skipped in it.
+
+    The loader processes end with the iterator, also when it is dropped or closed early.
+
+    Args:
+        source: pickled for each loader process.
+        steps: numbers of the batches, in order.
+        workers: loader processes; 0: batches are computed here.
+
+    Raises:
+        UserError: what the source raises, without a loader's traceback; or a loader process cannot
+            get the source.
+        RuntimeError: a loader process was killed.
+    """
+    workers = min(workers, len(steps))
+    if workers:
+        start_server(preload="pipeline_local.data.images.batches")
+    loader = DataLoader(
+        _Steps(source),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=obey_rank_only,
+        pin_memory=torch.accelerator.is_available(),
+        generator=torch.Generator(),  # or the loader draws from the caller's
+    )
+    try:
+        for item in _started(loader):
+            if isinstance(item, UserError):
+                raise item
+            batch, skipped = item
+            yield tuple(batch), skipped
+    except (ConnectionError, EOFError) as error:
+        # torch says so itself, except where the kernel has not reaped the process yet.
+        raise RuntimeError(f"a DataLoader worker has ended while a batch came: {error}") from error
+
+
+def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # it is told below
+            return iter(loader)
+    except Exception as error:  # pickling a user's object may raise anything
+        if loader.num_workers == 0:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the data cannot be handed to loader processes: got {reason}; define its classes and"
+            f" functions at the top of a module, or use no loader processes (workers=0)"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Steps(Dataset[tuple[Batch, list[str]] | UserError]):
+    """A source as a torch data set whose items are whole batches, with what was skipped in each.
+
+    A loader process would wrap an exception into its traceback, so a user's mistake is a value.
+    """
+
+    source: BatchSource
+
+    def __getitem__(self, step: int) -> tuple[Batch, list[str]] | UserError:
+        self.source.skipped.clear()
+        try:
+            return self.source.batch(step), list(self.source.skipped)
+        except UserError as error:
+            return error
