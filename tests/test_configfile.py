@@ -110,17 +110,26 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
     ("override", "problem"),
     [
         # unknown keys: the full key, and where it belongs
-        ("data.batchsize=3", "unknown key 'data.batchsize'; did you mean 'data.batch_size'?"),
+        (
+            "data.batchsize=3",
+            "unknown key 'data.batchsize' for data.name=digits; did you mean 'data.batch_size'?",
+        ),
         ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
         ("batch_size=3", "unknown key 'batch_size'; did you mean 'data.batch_size'?"),
-        ("data.epochs=3", "unknown key 'data.epochs'; did you mean 'train.epochs'?"),
-        ("head.lr=3", "unknown key 'head.lr'; did you mean 'optimizer.lr'?"),
+        (
+            "data.epochs=3",
+            "unknown key 'data.epochs' for data.name=digits; did you mean 'train.epochs'?",
+        ),
+        ("head.lr=3", "unknown key 'head.lr' for head.name=auglocal; did you mean 'optimizer.lr'?"),
         (
             "reconcile.weights=3",
-            "unknown key 'reconcile.weights'; did you mean 'reconcile.weight'?",
+            "unknown key 'reconcile.weights' for reconcile.estimator=shift; did you mean 'reconcile.weight'?",
         ),
         ("presicion=float32", "unknown key 'presicion'; did you mean 'precision'?"),
-        ("head.zzz=3", "unknown key 'head.zzz'; the keys here are name, depth"),
+        (
+            "head.zzz=3",
+            "unknown key 'head.zzz' for head.name=auglocal; the keys here are name, depth",
+        ),
         # the wrong type
         ("head=5", "head: should be a section of `key: value` lines, got 5"),
         ("train.seed=true", "train.seed: should be a whole number, got True"),
@@ -224,10 +233,16 @@ def test_a_file_that_cannot_be_one(tmp_path: Path, text: str, problem: str) -> N
     [
         ("3: 4", "unknown key '3'; the keys here are engine, compile, channels_last,"),
         ("on: 4", "unknown key 'True'; the keys here are "),
-        ("data.name: digits", "unknown key 'data.name'; in a file, write data: {name: ...}"),
+        (
+            "data.name: digits",
+            "unknown key 'data.name'; in a file, write data: {name: ...}",
+        ),
         ("trian: {steps: 3}", "unknown key 'trian'; did you mean 'train'?"),
         ("name: x", "unknown key 'name'; did you mean 'model.name' or 'data.name' or "),
-        ("head: {1: 2}", "unknown key 'head.1'; the keys here are name, depth"),
+        (
+            "head: {1: 2}",
+            "unknown key 'head.1'; the keys here are name, depth",
+        ),
         ("head: [1]", "head: should be a section of `key: value` lines, got [1]"),
     ],
 )
@@ -278,10 +293,13 @@ def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
         ("head={name: wide, zzz: 1}", "unknown key 'head.zzz' for head.name=wide; the keys here"),
         ("head={name: wide, depth: 0}", "head.depth: should be greater than or equal to 1, got 0"),
         ("head.width=1", "unknown key 'head.width' for head.name=auglocal; did you mean 'head.dep"),
-        ("head={1: 2}", "unknown key 'head.1'; the keys here are name, depth, taper"),
+        (
+            "head={1: 2}",
+            "unknown key 'head.1'; the keys here are name, depth, taper",
+        ),
         ("head=5", "head: should be a section of `key: value` lines, got 5"),
         ("head.name=python:no.such:f", "head.name: module 'no.such' cannot be imported"),
-        ("data.width=1", "unknown key 'data.width'; the keys here are name"),
+        ("data.width=1", "unknown key 'data.width' for data.name=digits; the keys here are name"),
     ],
 )
 def test_a_wrong_option_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
@@ -301,14 +319,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
-    text = "data: {name: nodata, batchsize: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
+    text = "data: {name: nodata}\nhead: {dpth: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
-        "data.name: got 'nodata'; choose one of digits, cifar10, cifar100, imagefolder, synthetic",
+        "data.name: got 'nodata'; choose one of digits, synthetic, cifar10, cifar100, imagefolder,"
+        " webdataset, parquet, or python:package.module:name",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
         "train.steps: should be a whole number, got '5'",
-        "unknown key 'data.batchsize'; did you mean 'data.batch_size'?",
         "unknown key 'haed'; did you mean 'head'?",
+        "unknown key 'head.dpth' for head.name=auglocal; did you mean 'head.depth'?",
     ]
 
 
