@@ -1,5 +1,6 @@
 """The pages of docs/ agree with the code and with each other, and their sentences are short."""
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -102,27 +103,27 @@ def all_parsers(whole):
 
 
 def flags():
-    """Every option of every command."""
+    """Every option of every command, but for old spellings, which `--help` does not show."""
     return {
         option
         for part in all_parsers(parser())
         for action in part._actions
         for option in action.option_strings
+        if action.help != argparse.SUPPRESS
     }
 
 
 def test_commands_lists_every_flag():
     listed = re.findall(r"^\| `(--[a-z]+)", (ROOT / "docs" / "commands.md").read_text(), re.M)
-    assert set(listed) == flags() - {"-h", "--help", "--version"} - {"--peers"} | (
-        {"--peers"} & set(listed)
-    )
+    assert set(listed) == flags() - {"-h", "--help", "--version"}
 
 
 @every_page
 def test_keys_exist(page):
     """`section.key` in code; anything goes behind `model.`."""
     sections = "data|modules|head|reconcile|train|optimizer|parallel|checkpoint|run"
-    for found in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)\b(?!\(|/)", page.read_text()):
+    text = re.sub(r"^```python\n.*?^```$", "", page.read_text(), flags=re.S | re.M)
+    for found in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)\b(?!\(|/)", text):
         if not found.endswith((".json", ".py", ".yaml", ".sbatch")):
             assert found in configfile.keys(), found
 
@@ -156,7 +157,7 @@ def filled(word):
 
 
 def is_whole(words):
-    """Not a fragment, nor with shell variables, nor with files that the page makes."""
+    """Neither a fragment nor with shell variables."""
     return not any("$" in word or word in ("...", "CONFIG", "SETTING") for word in words)
 
 
@@ -218,6 +219,16 @@ def test_a_long_sentence_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n- Short one. " + "word " * 20 + "\n  " + "word " * 21 + "end.\n")
     assert max(len(s.split()) for s in sentences(page)) == 42
+
+
+@every_page
+def test_files_exist(page):
+    """Files of this repository that are named in code, wherever they are."""
+    text = re.sub(r"^```(?:python|yaml)\n.*?^```$", "", page.read_text(), flags=re.S | re.M)
+    mine = ("make_images.py", "mynet.py", "mine.yaml")  # the reader's own
+    for found in re.findall(r"(?<![\w/.*<-])((?:[\w-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))\b", text):
+        if found not in (*mine, "config.yaml") and not found.startswith("runs/"):
+            assert any(ROOT.glob(f"**/{found}")), found
 
 
 def test_every_page_is_on_the_site():
