@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline_local import config
+from pipeline_local import config, configfile
 from pipeline_local.commands import parser
 
 DOCS = Path(__file__).parent
@@ -45,47 +45,51 @@ commands.
 
 def configuration() -> str:
     """The text of configuration.md."""
-    sections = [
-        _section(name, kind)
-        for name, kind in get_type_hints(config.Config).items()
-        if is_dataclass(kind)
-    ]
-    alone = [field for field in fields(config.Config) if not is_dataclass(_hint(field))]
+    hints = get_type_hints(config.Config)
+    kinds = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    sections = [_section(name, kind) for name, kind in kinds.items() if isinstance(kind, type)]
+    alone = [field for field in fields(config.Config) if not is_dataclass(hints[field.name])]
     rest = "## Keys without a section\n\n" + _table("", config.Config, alone)
     return "\n".join([NOTE + CONFIGURATION, *sections, rest])
-
-
-def _hint(field: "Field[Any]") -> Any:  # noqa: ANN401
-    return get_type_hints(config.Config)[field.name]
 
 
 def _section(name: str, kind: type) -> str:
     """A heading, what the class says of itself, and a table of its fields."""
     about = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
-    table = _table(f"{name}.", kind, list(fields(kind)))
-    return f"## {name}\n\n{about}\n\n{table}"
+    rows = sorted(fields(kind), key=lambda field: field.name == "args")  # further keys come last
+    return f"## {name}\n\n{about}\n\n{_table(f'{name}.', kind, rows)}"
 
 
 def _table(prefix: str, kind: type, rows: "list[Field[Any]]") -> str:
     meanings, hints = _docstrings(kind), get_type_hints(kind, include_extras=True)
     lines = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for field in rows:
-        key = "model.KEY" if (prefix, field.name) == ("model.", "args") else prefix + field.name
-        values = "any" if key == "model.KEY" else _values(hints[field.name])
-        cells = (f"`{key}`", _default(field), values, meanings[field.name])
+        further = field.name == "args"
+        key = prefix + ("KEY" if further else field.name)
+        values = "any" if further else _names(key) or _values(hints[field.name])
+        meaning = meanings[field.name].replace("SECTION.", prefix)
+        cells = (f"`{key}`", _default(field), values, meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _names(key: str) -> str:
+    """The entries of the registry behind a key; nothing where there is none."""
+    registries = getattr(configfile, "REGISTRIES", {}).values()
+    names = [name for registry in registries if registry.key == key for name in registry.names()]
+    return ", ".join(f"`{name}`" for name in [*names, "python:package.module:name"] if names)
+
+
 def _docstrings(kind: type) -> dict[str, str]:
-    """The string that stands under each field, on one line."""
-    (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for statement, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            found[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
+    """The string that stands under each field, also of the classes above, on one line."""
+    found: dict[str, str] = {}
+    for part in reversed([part for part in kind.__mro__ if is_dataclass(part)]):
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(part))).body
+        assert isinstance(tree, ast.ClassDef)
+        for statement, below in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+                assert isinstance(statement.target, ast.Name)
+                found[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
     return found
 
 

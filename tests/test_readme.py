@@ -1,4 +1,4 @@
-"""What the README says is what runs: its Python example, its commands, its tree. test_docs.py has more."""
+"""What the README says is what runs: its Python example, its commands, its tree."""
 
 import re
 import shlex
