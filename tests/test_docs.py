@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.cli import _parse
@@ -222,6 +224,22 @@ def test_a_long_sentence_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n- Short one. " + "word " * 20 + "\n  " + "word " * 21 + "end.\n")
     assert max(len(s.split()) for s in sentences(page)) == 42
+
+
+@every_page
+def test_python_compiles(page):
+    for text in code_blocks(page, "python"):
+        compile(text, page.name, "exec")
+
+
+@pytest.mark.parametrize("name", ["tutorial.md", "how-to/own-model.md"])
+def test_own_model_runs(name):
+    """The network that the reader is to copy: its blocks fit each other."""
+    (text,) = (t for t in code_blocks(ROOT / "docs" / name, "python") if "def layers" in t)
+    namespace = {}
+    exec(compile(text, name, "exec"), namespace)
+    blocks = namespace["layers"](num_classes=10, image_shape=(3, 32, 32), width=4)
+    assert nn.Sequential(*dict(blocks).values())(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 @every_page
