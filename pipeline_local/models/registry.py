@@ -11,7 +11,16 @@ from pydantic import ValidationError, validate_call
 
 from pipeline_local.configfile import did_you_mean
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.models import cifar_resnet, custom, mlp, resnet, swin, vgg, vit
+from pipeline_local.models import (
+    cifar_resnet,
+    custom,
+    mlp,
+    resnet,
+    swin,
+    torchvision_families,
+    vgg,
+    vit,
+)
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 
 ImageShape = tuple[int, int, int]
@@ -20,8 +29,9 @@ Builder = Callable[..., Backbone]
 _TORCHVISION: dict[tuple[str, ...], Builder] = {
     ("resnet", "resnext", "wide_resnet"): resnet.build,
     ("vit_",): vit.build,
-    ("swin_t", "swin_s", "swin_b"): swin.build,
+    ("swin_",): swin.build,
     ("vgg",): vgg.build,
+    **torchvision_families.BUILDERS,
 }
 _GIVEN = ("num_classes", "image_shape")
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
