@@ -1,6 +1,9 @@
 """torchvision's other image classifiers: each a chain of units under a classifier.
 
 Every builder takes torchvision's own further arguments; None keeps the default of the name.
+
+MNASNet is not among them: torchvision's refuses any state dict that does not carry its version,
+which no weights file does, so what is trained here could not be loaded there.
 """
 
 import math
@@ -16,7 +19,6 @@ from torchvision.models import convnext as tv_convnext
 from torchvision.models import densenet as tv_densenet
 from torchvision.models import efficientnet as tv_efficientnet
 from torchvision.models import maxvit as tv_maxvit
-from torchvision.models import mnasnet as tv_mnasnet
 from torchvision.models import mobilenetv2, mobilenetv3, shufflenetv2
 from torchvision.models import regnet as tv_regnet
 from torchvision.models import squeezenet as tv_squeezenet
@@ -172,23 +174,6 @@ def _initialize_maxvit(module: nn.Module) -> None:
             layer.relative_position_index.copy_(index)
 
 
-def mnasnet(
-    name: str, num_classes: int, image_shape: ImageShape, dropout: Probability = 0.2
-) -> Backbone:
-    """MNASNet: every inverted residual and every other convolution are blocks."""
-    model = whole(name, num_classes, image_shape, dropout=dropout)
-    units = (tv_mnasnet._InvertedResidual, nn.Conv2d)
-    return cut(model, units, ("mean", "classifier"), _initialize_mnasnet)
-
-
-_initialize_mnasnet = initializer(
-    {
-        nn.Conv2d: kaiming_fan_out,
-        nn.Linear: partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="sigmoid"),
-    }
-)
-
-
 def mobilenet_v2(
     name: str,
     num_classes: int,
@@ -234,8 +219,8 @@ class _SizesOnTheCpu(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever torch gives)
-        on = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
-        return func(*args, **(kwargs or {}), **on)
+        counts = func is torch.arange or (func is torch.tensor and isinstance(args[0], list))
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if counts else {}))
 
 
 def _initialize_regnet(module: nn.Module) -> None:
@@ -283,7 +268,6 @@ BUILDERS: dict[tuple[str, ...], Callable[..., Backbone]] = {
     ("efficientnet_",): efficientnet,
     ("googlenet", "inception_v3"): inception,
     ("maxvit_",): maxvit,
-    ("mnasnet",): mnasnet,
     ("mobilenet_v2",): mobilenet_v2,
     ("mobilenet_v3_",): mobilenet_v3,
     ("regnet_",): regnet,

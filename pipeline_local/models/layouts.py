@@ -1,0 +1,92 @@
+"""Which axis of a network's activations holds the channels: found by watching its layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, instancenorm, pooling
+
+from pipeline_local.layout import POSITIONS, Layout
+
+_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm)
+_POOLS: tuple[type[nn.Module], ...] = (pooling._MaxPoolNd, pooling._AvgPoolNd)
+_POOLS += (pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd)
+_LAST = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
+_ONE_DIMENSIONAL = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+
+
+@torch.no_grad()
+def find(blocks: Sequence[nn.Module], x: Tensor, said: Layout | None = None) -> Layout:
+    """The layout of the outputs of a network's blocks.
+
+    Convolutions, batch norms and pools take channels first, linear layers and layer norms last:
+    the layer that an activation meets first decides. Where none tells, maps are NCHW, and 3-D
+    activations NCT if the blocks hold 1-D convolutions, norms or pools, else NTC.
+
+    Args:
+        blocks: in evaluation mode, the classifier last.
+        x: a batch for the first one.
+        said: by the user, instead of what is found.
+
+    Raises:
+        ValueError: the blocks' outputs have different layouts, or none that there is a name for.
+    """
+    shapes, takers = [], []
+    for block in blocks[:-1]:
+        x = block(x)
+        shapes.append(tuple(x.shape))
+        with _watched(blocks[len(shapes)], x) as found:
+            blocks[len(shapes)](x)
+        takers += found
+    axes = {len(shape) for shape in shapes}
+    named = [layout for layout in get_args(Layout) if axes == {len(layout)}]
+    if not named or said not in (None, *named):
+        raise ValueError(f"the blocks give {_few(shapes)}{f' and not {said}' if said else ''}")
+    return said or _chosen(named, takers, blocks)
+
+
+def _chosen(named: list[Layout], takers: list[nn.Module], blocks: Sequence[nn.Module]) -> Layout:
+    """Of layouts with the same number of axes, channels first before channels last."""
+    first, last = named[0], named[-1]
+    if first == last:
+        return first
+    says_first = any(isinstance(layer, (*_FIRST, *_POOLS)) for layer in takers)
+    says_last = any(isinstance(layer, _LAST) or _normalizes_last(layer) for layer in takers)
+    if says_first and says_last:
+        names = ", ".join(dict.fromkeys(type(layer).__name__ for layer in takers))
+        raise ValueError(f"some blocks take channels first, others last ({names})")
+    if says_first or says_last:
+        return first if says_first else last
+    held = (layer for block in blocks for layer in block.modules())
+    return first if POSITIONS[first] != (2,) or _any_1d(held) else last
+
+
+def _any_1d(layers: Iterator[nn.Module]) -> bool:
+    return any(isinstance(layer, _ONE_DIMENSIONAL) for layer in layers)
+
+
+def _normalizes_last(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1
+
+
+@contextmanager
+def _watched(block: nn.Module, x: Tensor) -> Iterator[list[nn.Module]]:
+    """The layers of a block that are called with this very tensor."""
+    found: list[nn.Module] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0] is x:
+            found.append(layer)
+
+    with ExitStack() as stack:
+        for layer in block.modules():
+            if isinstance(layer, _LAST) or next(layer.children(), None) is None:
+                stack.callback(layer.register_forward_pre_hook(note).remove)
+        yield found
+
+
+def _few(shapes: list[tuple[int, ...]]) -> str:
+    """Each shape once, in order."""
+    return ", ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
