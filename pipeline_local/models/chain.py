@@ -129,8 +129,8 @@ def chain(network: nn.Module, example: Tensor, opened: bool = True) -> Chain:
     Raises:
         UntraceableError: torch.fx cannot follow it.
     """
-    whole = _Hierarchy(network).stays_whole if opened else lambda module: True
-    graph, held = _traced(network, whole)
+    kinds = _opened(network) if opened else set()
+    graph, held = _traced(network, lambda module: type(module) not in kinds)
     shapes = _Shapes(fx.GraphModule(held, graph))
     with kept(network), torch.no_grad():
         shapes.module.eval()
@@ -165,34 +165,35 @@ def kept(network: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-class _Hierarchy:
-    """Which modules stay whole."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.decided: dict[type[nn.Module], bool] = {}
-
-    def stays_whole(self, module: nn.Module) -> bool:
-        """Sequentials are opened; other classes if every module of the class is a chain."""
-        kind = type(module)
-        if kind is nn.Sequential:
-            return next(module.children(), None) is None
-        if kind.__module__.startswith(("torch.nn.", "torchvision.ops.")):
-            return True
-        if kind not in self.decided:
-            alike = [m for m in self.network.modules() if type(m) is kind]
-            self.decided[kind] = not all(map(_is_chain, alike))
-        return self.decided[kind]
+def _opened(network: nn.Module) -> set[type[nn.Module]]:
+    """Classes whose modules are opened: all of them are chains, and one has two heavy links, or
+    one that is opened in turn."""
+    alike: dict[type[nn.Module], list[nn.Module]] = {}
+    for module in network.modules():
+        if not type(module).__module__.startswith(("torch.nn.", "torchvision.ops.")):
+            alike.setdefault(type(module), []).append(module)
+    heavy = {kind: [_heavy(module) for module in modules] for kind, modules in alike.items()}
+    opened: set[type[nn.Module]] = {nn.Sequential}
+    for _ in heavy:  # inner classes first, however deep they are
+        for kind, chains in heavy.items():
+            if [] not in chains and any(len(c) > 1 or opened & {*c} for c in chains):
+                opened.add(kind)
+    return opened
 
 
-def _is_chain(module: nn.Module) -> bool:
-    """Whether a module's children run one after the other, two or more of them with weights."""
+def _heavy(module: nn.Module) -> list[type[nn.Module]]:
+    """Classes of the heavy links of a module whose children run one after the other; else none."""
+    if next(module.children(), None) is None:
+        return []
     try:
         graph, held = _traced(module, lambda child: True)
+        links = [_link(*piece, held, ()) for piece in _pieces(graph, lambda node: True)]
     except UntraceableError:
-        return False
-    links = [_link(*piece, held, ()) for piece in _pieces(graph, lambda node: True)]
-    return sum(link.weighs and not link.light for link in links) > 1
+        return []
+    heavy = [link for link in links if link.weighs and not link.light]
+    if any(len(link.nodes) > 1 or link.name not in held for link in heavy):
+        return []  # a residual, for instance
+    return [type(held[link.name]) for link in heavy]
 
 
 class _Tracer(fx.Tracer):
@@ -218,7 +219,7 @@ def _traced(network: nn.Module, whole: Parts) -> tuple[fx.Graph, dict[str, Any]]
     """The graph that serves training and evaluation, and what it names.
 
     Raises:
-        UntraceableError: control flow, several outputs, or the two modes differ in more than a flag.
+        UntraceableError: control flow, several outputs, or modes that differ in more than a flag.
     """
     graph, other = (_traced_in(mode, network, whole) for mode in (True, False))
     if [(n.op, n.target) for n in graph.nodes] != [(n.op, n.target) for n in other.nodes]:
@@ -307,8 +308,7 @@ def _pieces(
 def _link(
     nodes: tuple[fx.Node, ...], value: fx.Node, held: dict[str, Any], shape: tuple[int, ...]
 ) -> Link:
-    modules = [str(node.target) for node in nodes if node.op == "call_module"]
-    modules = [path for path in modules if next(held[path].parameters(), None) is not None]
+    modules = _with_parameters(nodes, held)
     own = [n for node in nodes for n in node.all_input_nodes if n.op == "get_attr"]
     own = [n for n in own if isinstance(held[str(n.target)], nn.Parameter)]
     heavy = not all(_is_norm(held[path]) for path in modules)
@@ -324,6 +324,12 @@ def _link(
         weighs=bool(modules or own),
         light=not heavy,
     )
+
+
+def _with_parameters(nodes: Sequence[fx.Node], held: dict[str, Any]) -> list[str]:
+    """Paths of the modules with parameters that are called."""
+    paths = [str(node.target) for node in nodes if node.op == "call_module"]
+    return [path for path in paths if next(held[path].parameters(), None) is not None]
 
 
 def _is_norm(module: nn.Module) -> bool:

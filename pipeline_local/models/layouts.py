@@ -68,7 +68,9 @@ def _any_1d(layers: Iterator[nn.Module]) -> bool:
 
 
 def _normalizes_last(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1
+    """Not a subclass, which may permute its input, as ConvNeXt's does."""
+    shape = getattr(layer, "normalized_shape", ())
+    return type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(shape) == 1
 
 
 @contextmanager
