@@ -1,7 +1,8 @@
 """Auxiliary heads: what turns a module's activations into a local loss.
 
-Built on the meta device, like the backbone's blocks, so that a rank pays only for its own. Images
-and token sequences meet the same heads: tokens are layer-normalised and laid out on their grid.
+Built on the meta device, like the backbone's blocks, so that a rank pays only for its own. Images,
+token sequences and series meet the same heads: tokens are layer-normalised and laid out on their
+grid, series in one row.
 """
 
 import copy
@@ -114,6 +115,8 @@ class ToMap(nn.Module):
             return shape[2], shape[0], shape[1]
         if self.layout == "NC":
             return shape[0], 1, 1
+        if self.layout == "NCT":
+            return shape[0], 1, shape[1]
         tokens, channels = shape
         for grid in (tokens - 1, tokens):  # a class token stands apart from the grid
             side = math.isqrt(grid)
@@ -144,7 +147,7 @@ class MeanPool(nn.Module):
 
 
 def _channels(layout: Layout, shape: tuple[int, ...]) -> int:
-    return shape[0] if layout in ("NCHW", "NC") else shape[-1]
+    return shape[0] if layout in ("NCHW", "NCT", "NC") else shape[-1]
 
 
 def _linear(layout: Layout, shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
@@ -213,6 +216,13 @@ def _adapter(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) ->
             nn.AdaptiveAvgPool2d(wanted[1:]),
             nn.Conv2d(shape[0], wanted[0], 1, bias=False),
             nn.BatchNorm2d(wanted[0]),
+            nn.ReLU(),
+        )
+    if layout == "NCT":
+        return nn.Sequential(
+            nn.AdaptiveAvgPool1d(wanted[1]),
+            nn.Conv1d(shape[0], wanted[0], 1, bias=False),
+            nn.BatchNorm1d(wanted[0]),
             nn.ReLU(),
         )
     if layout == "NHWC":

@@ -123,7 +123,7 @@ def _assembled(
     try:
         with kept(network):
             layout = layouts.find([module.eval() for module in modules], example.clone(), layout)
-    except ValueError as reason:
+    except layouts.LayoutError as reason:
         raise UserError(
             f"model: {type(network).__name__}: {reason}; reshape in the classifier, or say layout="
         ) from None

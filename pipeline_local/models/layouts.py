@@ -17,6 +17,10 @@ _LAST = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
 _ONE_DIMENSIONAL = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 
 
+class LayoutError(ValueError):
+    """The blocks' outputs have different layouts, or one that has no name."""
+
+
 @torch.no_grad()
 def find(blocks: Sequence[nn.Module], x: Tensor, said: Layout | None = None) -> Layout:
     """The layout of the outputs of a network's blocks.
@@ -31,7 +35,7 @@ def find(blocks: Sequence[nn.Module], x: Tensor, said: Layout | None = None) -> 
         said: by the user, instead of what is found.
 
     Raises:
-        ValueError: the blocks' outputs have different layouts, or none that there is a name for.
+        LayoutError: the blocks' outputs have different layouts, or one that has no name.
     """
     shapes, takers = [], []
     for block in blocks[:-1]:
@@ -43,7 +47,7 @@ def find(blocks: Sequence[nn.Module], x: Tensor, said: Layout | None = None) -> 
     axes = {len(shape) for shape in shapes}
     named = [layout for layout in get_args(Layout) if axes == {len(layout)}]
     if not named or said not in (None, *named):
-        raise ValueError(f"the blocks give {_few(shapes)}{f' and not {said}' if said else ''}")
+        raise LayoutError(f"the blocks give {_few(shapes)}{f' and not {said}' if said else ''}")
     return said or _chosen(named, takers, blocks)
 
 
@@ -56,7 +60,7 @@ def _chosen(named: list[Layout], takers: list[nn.Module], blocks: Sequence[nn.Mo
     says_last = any(isinstance(layer, _LAST) or _normalizes_last(layer) for layer in takers)
     if says_first and says_last:
         names = ", ".join(dict.fromkeys(type(layer).__name__ for layer in takers))
-        raise ValueError(f"some blocks take channels first, others last ({names})")
+        raise LayoutError(f"some blocks take channels first, others last ({names})")
     if says_first or says_last:
         return first if says_first else last
     held = (layer for block in blocks for layer in block.modules())
