@@ -140,6 +140,8 @@ def chain(network: nn.Module, example: Tensor, opened: bool = True) -> Chain:
         except Exception as error:
             raise UntraceableError(_line(error)) from error
 
+    _ask_near(graph, shapes.found, len(example))
+
     def cuts(node: fx.Node) -> bool:
         shape = shapes.found.get(node.name)
         return shape is not None and len(shape) > 1 and shape[0] == len(example)
@@ -284,6 +286,26 @@ class _Shapes(fx.Interpreter):
         numbers = isinstance(value, Tensor) and value.is_floating_point()
         self.found[n.name] = tuple(value.shape) if numbers else None
         return value
+
+
+def _ask_near(graph: fx.Graph, shapes: dict[str, tuple[int, ...] | None], batch: int) -> None:
+    """Ask the tensor at hand for the size of the batch, as in `y.view(x.size(0), -1)`: an earlier
+    one would stay alive for it."""
+    for node in filter(_is_batch_size, list(graph.nodes)):
+        for user in list(node.users):
+            near = [n for n in user.all_input_nodes if (shapes.get(n.name) or (0,))[0] == batch]
+            if near:
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.call_method("size", (near[0], 0)))
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size" and node.args[1:] == (0,)
+    if node.target is not operator.getitem or node.args[1] != 0:
+        return False
+    of = node.args[0]
+    return isinstance(of, fx.Node) and (of.target == "size" or of.args[1:] == ("shape",))
 
 
 def _pieces(

@@ -178,14 +178,15 @@ def _named(blocks: list[Block]) -> Iterator[Block]:
 
 def _check_owners(blocks: list[Block], modules: Sequence[nn.Module], network: nn.Module) -> None:
     """Blocks train apart from each other: every parameter belongs to one, and to one only."""
-    owners: dict[int, tuple[str, str]] = {}
-    for block, module in zip(blocks, modules, strict=True):
+    owners: dict[int, tuple[int, str]] = {}
+    for k, module in enumerate(modules):
         for name, parameter in module.named_parameters():
-            owner, first = owners.setdefault(id(parameter), (block.name, name))
-            if owner != block.name:
+            owner, first = owners.setdefault(id(parameter), (k, name))
+            if owner != k:
                 raise UserError(
-                    f"model: blocks {owner} and {block.name} share a parameter ({first}, {name}),"
-                    f" but train apart from each other; give each its own, or make them one block"
+                    f"model: {blocks[owner].name} and a later block share a parameter ({first},"
+                    f" {name}), but train apart from each other; give each its own, or make them"
+                    f" one block"
                 )
     names = {b.prefix + name for b in blocks for name in b.module.state_dict()}
     if unused := [name for name in network.state_dict() if name not in names]:

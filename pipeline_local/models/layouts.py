@@ -37,13 +37,14 @@ def find(blocks: Sequence[nn.Module], x: Tensor, said: Layout | None = None) -> 
     Raises:
         LayoutError: the blocks' outputs have different layouts, or one that has no name.
     """
-    shapes, takers = [], []
-    for block in blocks[:-1]:
-        x = block(x)
+    shapes: list[tuple[int, ...]] = []
+    takers: list[nn.Module] = []
+    for block in blocks:
+        with _watched(block, x) as found:
+            x = block(x)
+        takers += found if shapes else []
         shapes.append(tuple(x.shape))
-        with _watched(blocks[len(shapes)], x) as found:
-            blocks[len(shapes)](x)
-        takers += found
+    del shapes[-1]
     axes = {len(shape) for shape in shapes}
     named = [layout for layout in get_args(Layout) if axes == {len(layout)}]
     if not named or said not in (None, *named):
@@ -56,10 +57,10 @@ def _chosen(named: list[Layout], takers: list[nn.Module], blocks: Sequence[nn.Mo
     first, last = named[0], named[-1]
     if first == last:
         return first
-    says_first = any(isinstance(layer, (*_FIRST, *_POOLS)) for layer in takers)
-    says_last = any(isinstance(layer, _LAST) or _normalizes_last(layer) for layer in takers)
+    says_first = [layer for layer in takers if isinstance(layer, (*_FIRST, *_POOLS))]
+    says_last = [layer for layer in takers if isinstance(layer, _LAST) or _normalizes_last(layer)]
     if says_first and says_last:
-        names = ", ".join(dict.fromkeys(type(layer).__name__ for layer in takers))
+        names = ", ".join(type(layers[0]).__name__ for layers in (says_first, says_last))
         raise LayoutError(f"some blocks take channels first, others last ({names})")
     if says_first or says_last:
         return first if says_first else last
