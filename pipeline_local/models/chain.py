@@ -6,7 +6,6 @@ stays whole, and so do all others of its class.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm
 
+from pipeline_local.models.tracing import Seen, UntraceableError, kept, traced, watched
+
 NORMS: tuple[type[nn.Module], ...] = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _LIGHT: tuple[Any, ...] = (operator.add, operator.iadd, operator.mul, operator.imul)
 _LIGHT += (torch.add, torch.mul, torch.cat)
-Parts = Callable[[nn.Module], bool]
-
-
-class UntraceableError(Exception):
-    """A module is no chain of calls that torch.fx can follow; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +98,6 @@ class Piece(fx.GraphModule):
         return self
 
 
-class ByMode(nn.Module):
-    """A function with a flag that says whether its module trains, e.g. functional.dropout."""
-
-    def __init__(self, function: Callable[..., Any], flag: int | str) -> None:
-        super().__init__()
-        self.function = function
-        self.flag = flag
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (the function's own)
-        """The function, told this module's own mode."""
-        if isinstance(self.flag, str):
-            return self.function(*args, **kwargs | {self.flag: self.training})
-        args = (*args[: self.flag], self.training, *args[self.flag + 1 :])
-        return self.function(*args, **kwargs)
-
-
 def chain(network: nn.Module, example: Tensor, opened: bool = True) -> Chain:
     """Trace a network and cut it wherever one tensor of activations is all that is alive.
 
@@ -130,41 +110,18 @@ def chain(network: nn.Module, example: Tensor, opened: bool = True) -> Chain:
         UntraceableError: torch.fx cannot follow it.
     """
     kinds = _opened(network) if opened else set()
-    graph, held = _traced(network, lambda module: type(module) not in kinds)
-    shapes = _Shapes(fx.GraphModule(held, graph))
+    graph, held = traced(network, lambda module: type(module) not in kinds)
     with kept(network), torch.no_grad():
-        shapes.module.eval()
-        network.eval()
-        try:
-            shapes.run(example.clone())
-        except Exception as error:
-            raise UntraceableError(_line(error)) from error
-
-    _ask_near(graph, shapes.found, len(example))
+        seen = watched(graph, held, example)
 
     def cuts(node: fx.Node) -> bool:
-        shape = shapes.found.get(node.name)
-        return shape is not None and len(shape) > 1 and shape[0] == len(example)
+        tensor = seen.get(node.name, Seen((), False))
+        return tensor.numbers and len(tensor.shape) > 1 and tensor.shape[0] == len(example)
 
     pieces = _pieces(graph, cuts)
-    links = [_link(nodes, value, held, shapes.found[value.name] or ()) for nodes, value in pieces]
+    links = [_link(nodes, value, held, seen[value.name].shape) for nodes, value in pieces]
     transient = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
     return Chain(next(iter(graph.nodes)), tuple(links), held, frozenset(transient))
-
-
-@contextmanager
-def kept(network: nn.Module) -> Iterator[None]:
-    """Modes and buffers are afterwards as they were: running statistics, too."""
-    modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def _opened(network: nn.Module) -> set[type[nn.Module]]:
@@ -188,7 +145,7 @@ def _heavy(module: nn.Module) -> list[type[nn.Module]]:
     if next(module.children(), None) is None:
         return []
     try:
-        graph, held = _traced(module, lambda child: True)
+        graph, held = traced(module, lambda child: True)
         links = [_link(*piece, held, ()) for piece in _pieces(graph, lambda node: True)]
     except UntraceableError:
         return []
@@ -196,116 +153,6 @@ def _heavy(module: nn.Module) -> list[type[nn.Module]]:
     if any(len(link.nodes) > 1 or link.name not in held for link in heavy):
         return []  # a residual, for instance
     return [type(held[link.name]) for link in heavy]
-
-
-class _Tracer(fx.Tracer):
-    """Calls the root with one tensor; its other arguments have their defaults."""
-
-    def __init__(self, whole: Parts) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.whole(m)
-
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: object = None,
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
-
-
-def _traced(network: nn.Module, whole: Parts) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph that serves training and evaluation, and what it names.
-
-    Raises:
-        UntraceableError: control flow, several outputs, or modes that differ in more than a flag.
-    """
-    graph, other = (_traced_in(mode, network, whole) for mode in (True, False))
-    if [(n.op, n.target) for n in graph.nodes] != [(n.op, n.target) for n in other.nodes]:
-        raise UntraceableError("it does different things in training and in evaluation mode")
-    held: dict[str, Any] = {}
-    for node, twin in zip(list(graph.nodes), other.nodes, strict=True):
-        if (flag := _difference(node, twin)) is not None:
-            name = f"functional_{node.name}"
-            held[name] = ByMode(node.target, flag)
-            node.op, node.target = "call_module", name
-        elif node.op in ("call_module", "get_attr"):
-            held[str(node.target)] = _attribute(network, str(node.target))
-    if not isinstance(next(reversed(graph.nodes)).args[0], fx.Node):
-        raise UntraceableError("it gives more than one tensor")
-    return graph, held
-
-
-def _traced_in(training: bool, network: nn.Module, whole: Parts) -> fx.Graph:
-    tracer, before = _Tracer(whole), set(vars(network))
-    with kept(network):
-        network.train(training)
-        try:
-            return tracer.trace(network)
-        except Exception as error:  # torch.fx raises whatever the traced code does
-            raise UntraceableError(_line(error)) from error
-        finally:
-            constants = set(vars(network)) - before  # left there by torch.fx
-            for name in constants:
-                delattr(network, name)
-
-
-def _difference(node: fx.Node, twin: fx.Node) -> int | str | None:
-    """The one flag that training sets and evaluation does not."""
-    one, two = ({**dict(enumerate(n.args)), **n.kwargs} for n in (node, twin))
-    differ: list[int | str] = [
-        key for key in one.keys() | two.keys() if str(one.get(key)) != str(two.get(key))
-    ]
-    if not differ:
-        return None
-    if node.op != "call_function" or len(differ) > 1 or one[differ[0]] is not True:
-        raise UntraceableError("it does different things in training and in evaluation mode")
-    return differ[0]
-
-
-def _attribute(network: nn.Module, path: str) -> Any:  # noqa: ANN401 (a module or a tensor)
-    owner, _, name = path.rpartition(".")
-    found = getattr(network.get_submodule(owner), name, None)
-    if found is None:
-        raise UntraceableError("it makes a constant tensor as it runs; register it as a buffer")
-    return found
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shapes of all tensors of numbers."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, tuple[int, ...] | None] = {}
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 (whatever the node gives)
-        value = super().run_node(n)
-        numbers = isinstance(value, Tensor) and value.is_floating_point()
-        self.found[n.name] = tuple(value.shape) if numbers else None
-        return value
-
-
-def _ask_near(graph: fx.Graph, shapes: dict[str, tuple[int, ...] | None], batch: int) -> None:
-    """Ask the tensor at hand for the size of the batch, as in `y.view(x.size(0), -1)`: an earlier
-    one would stay alive for it."""
-    for node in filter(_is_batch_size, list(graph.nodes)):
-        for user in list(node.users):
-            near = [n for n in user.all_input_nodes if (shapes.get(n.name) or (0,))[0] == batch]
-            if near:
-                with graph.inserting_before(user):
-                    user.replace_input_with(node, graph.call_method("size", (near[0], 0)))
-
-
-def _is_batch_size(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target == "size" and node.args[1:] == (0,)
-    if node.target is not operator.getitem or node.args[1] != 0:
-        return False
-    of = node.args[0]
-    return isinstance(of, fx.Node) and (of.target == "size" or of.args[1:] == ("shape",))
 
 
 def _pieces(
@@ -361,10 +208,6 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def spans(links: Sequence[Link]) -> list[int] | None:

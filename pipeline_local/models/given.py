@@ -17,7 +17,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
 from pipeline_local.models import layouts
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
-from pipeline_local.models.chain import Chain, UntraceableError, chain, kept, spans
+from pipeline_local.models.chain import Chain, chain, spans
+from pipeline_local.models.tracing import UntraceableError, kept
 
 Given = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
 _ADVICE = "pass an nn.Sequential, or a list of blocks with the classifier last"
