@@ -1,7 +1,6 @@
 """torchvision's Swin Transformer: patches, transformer blocks and patch mergings are blocks."""
 
 import math
-from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -13,12 +12,11 @@ from torchvision.models.swin_transformer import (
 )
 from torchvision.ops import StochasticDepth
 
-from pipeline_local.models.backbone import Backbone
+from pipeline_local.models.backbone import Backbone, reset_parameters
 from pipeline_local.models.torchvision_models import (
     ImageShape,
     Probability,
     cut,
-    initializer,
     whole,
 )
 
@@ -60,15 +58,20 @@ def _set_stochastic_depth(model: nn.Module, last: float) -> None:
 
 def initialize(module: nn.Module) -> None:
     """torchvision's rule for Swins of both versions."""
-    _initialize_linear(module)
+    reset_parameters(module)
     for layer in module.modules():
-        if isinstance(layer, ShiftedWindowAttention):
-            layer.define_relative_position_index()
-        if isinstance(layer, ShiftedWindowAttentionV2):
-            layer.define_relative_position_bias_table()  # a constant table of coordinates
-            nn.init.constant_(layer.logit_scale, math.log(10))
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, ShiftedWindowAttention):
-            nn.init.trunc_normal_(layer.relative_position_bias_table, std=0.02)
+            _initialize_positions(layer)
 
 
-_initialize_linear = initializer({nn.Linear: partial(nn.init.trunc_normal_, std=0.02)})
+def _initialize_positions(attention: ShiftedWindowAttention) -> None:
+    if isinstance(attention, ShiftedWindowAttentionV2):
+        attention.define_relative_position_bias_table()  # constant: the table of coordinates
+        nn.init.constant_(attention.logit_scale, math.log(10))
+    else:
+        nn.init.trunc_normal_(attention.relative_position_bias_table, std=0.02)
+    attention.define_relative_position_index()
