@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline_local.models.chain import Link, chain, spans
-from pipeline_local.models.tracing import ByMode, UntraceableError
 
 X = torch.randn(3, 4)
 
@@ -55,74 +54,6 @@ def test_links_run_as_the_network_does():
     assert torch.equal(pieces(X), network(X))
 
 
-class Dropping(Two):
-    def forward(self, x):
-        return self.b(functional.dropout(self.a(x), 0.5, self.training, inplace=False))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_flags_that_training_sets_are_kept(training):
-    network = Dropping()
-    found = chain(network, X)
-    piece = found.module(0, len(found.links), "whole").train(training)
-    network.train(training)
-    torch.manual_seed(1)
-    wanted = network(X)
-    torch.manual_seed(1)
-    assert torch.equal(piece(X), wanted)
-    assert any(isinstance(module, ByMode) for module in piece.modules())
-
-
-class Noisy(Two):
-    def forward(self, x):
-        return self.b(x) if self.training else self.b(self.a(x))
-
-
-class Deciding(Two):
-    def forward(self, x):
-        return self.b(x) if x.sum() > 0 else self.a(x)
-
-
-class Pair(Two):
-    def forward(self, x):
-        return self.a(x), self.b(x)
-
-
-class Constant(Two):
-    def forward(self, x):
-        return self.b(self.a(x) + torch.arange(4.0) * x)
-
-
-class Scaled(Two):
-    def forward(self, x):
-        return self.b(self.a(x) * (2.0 if self.training else 1.0))
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        (Noisy(), "different things in training and in evaluation"),
-        (Scaled(), "different things in training and in evaluation"),
-        (Deciding(), "control flow"),
-        (Pair(), "more than one tensor"),
-    ],
-)
-def test_what_a_graph_cannot_hold_is_refused(network, message):
-    with pytest.raises(UntraceableError, match=message):
-        chain(network, X)
-
-
-def test_networks_are_left_as_they_are():
-    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Constant())
-    network[1].eval()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    attributes = set(vars(network)) | set(vars(network[2]))
-    chain(network, X)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert [module.training for module in network.children()] == [True, False, True]
-    assert set(vars(network)) | set(vars(network[2])) == attributes
-
-
 class Tokens(nn.Module):
     """Parameters that are only put beside or added are light."""
 
@@ -143,25 +74,6 @@ def test_light_links_are_told_from_heavy_ones():
         (True, False), (True, True), (True, False), (True, False)
     ]  # fmt: skip
     assert spans(found.links) == [0, 2, 3]
-
-
-class Reshaping(Two):
-    def __init__(self, size):
-        super().__init__()
-        self.size = size
-
-    def forward(self, x):
-        size = self.size(x)
-        return self.b(self.a(x).view(size, -1)).view(size, -1)
-
-
-@pytest.mark.parametrize("size", [lambda x: x.size(0), lambda x: x.shape[0], lambda x: x.size()[0]])
-def test_the_size_of_the_batch_is_asked_of_the_tensor_at_hand(size):
-    network = Reshaping(size)
-    found = chain(network, X)
-    assert len(found.links) == 4
-    pieces = nn.Sequential(*(found.module(i, i + 1, "piece") for i in range(4)))
-    assert torch.equal(pieces(X[:2]), network(X[:2]))
 
 
 def link(kind, shape):
