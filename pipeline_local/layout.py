@@ -2,8 +2,14 @@
 
 from typing import Literal
 
-Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
+Layout = Literal["NCHW", "NHWC", "NCT", "NTC", "NC"]
 """N samples, C channels, H x W or T positions."""
 
-POSITIONS: dict[Layout, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NTC": (1,), "NC": ()}
+POSITIONS: dict[Layout, tuple[int, ...]] = {
+    "NCHW": (2, 3),
+    "NHWC": (1, 2),
+    "NCT": (2,),
+    "NTC": (1,),
+    "NC": (),
+}
 """The axes of the positions."""

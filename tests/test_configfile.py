@@ -123,7 +123,8 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("head.lr=3", "unknown key 'head.lr' for head.name=auglocal; did you mean 'optimizer.lr'?"),
         (
             "reconcile.weights=3",
-            "unknown key 'reconcile.weights' for reconcile.estimator=shift; did you mean 'reconcile.weight'?",
+            "unknown key 'reconcile.weights' for reconcile.estimator=shift;"
+            " did you mean 'reconcile.weight'?",
         ),
         ("presicion=float32", "unknown key 'presicion'; did you mean 'precision'?"),
         (

@@ -127,10 +127,11 @@ class Blueprint:
         return LocalModule(index, body, head, make, rules)
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
-        """Allocate and initialise one block: weights are a function of (seed, block) alone."""
+        """Allocate and fill one block: with the values that it carries, else with fresh weights, which
+        are a function of (seed, block) alone."""
         seed = seeds.derive(self.config.train.seed, "block", block.name)
         rule = self.backbone.initialize
-        return self._laid_out(backbones.materialize(block.module, rule, seed, device, self.dtype))
+        return self._laid_out(backbones.made(block, rule, seed, device, self.dtype))
 
     def fresh_head(self, head: nn.Module, seed: int, device: torch.device) -> nn.Module:
         """Allocate and initialise an auxiliary head."""

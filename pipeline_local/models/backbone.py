@@ -6,8 +6,8 @@ a block's weights are a function of (seed, block): they do not depend on who els
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -29,11 +29,14 @@ class Block:
         module: on the meta device. It never modifies its input, which may be a leaf that requires
             a gradient or a tensor on its way to another rank.
         prefix: put before its tensors' names, it gives their names in the model's state dict.
+        values: of its parameters and buffers, by their names in `module`, where the user made the
+            weights; None: the backbone's own rule draws them.
     """
 
     name: str
     module: nn.Module
     prefix: str = ""
+    values: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,32 @@ def materialize(
     return module.to(device=device, dtype=dtype)
 
 
+def made(
+    block: Block,
+    initialize: Callable[[nn.Module], None],
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Give a block memory, with a copy of the values that it carries, or with fresh weights.
+
+    Raises:
+        UserError: it carries none, and `initialize` leaves tensors unfilled.
+    """
+    if block.values is None:
+        return materialize(block.module, initialize, seed, device, dtype)
+    module = copy.deepcopy(block.module)
+    values, names = block.values, {tensor: name for name, tensor in _tensors(module)}
+
+    def value(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return values[names[tensor]].detach().to(device, kind, copy=True)
+
+    with torch.no_grad():
+        refill(module, value)
+    return module
+
+
 def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
     """A copy of a meta module in unfilled memory: under a FakeTensorMode it takes none.
 
@@ -101,20 +130,27 @@ def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
     """
     with unset_fake_temporarily():
         copied = copy.deepcopy(module)
-    made: dict[Tensor, Tensor] = {}
 
     def empty(tensor: Tensor) -> Tensor:
         kind = dtype if tensor.is_floating_point() else tensor.dtype
-        fresh = torch.empty(tensor.shape, dtype=kind, device=device)
-        return nn.Parameter(fresh, tensor.requires_grad) if _is_parameter(tensor) else fresh
+        return torch.empty(tensor.shape, dtype=kind, device=device)
 
-    for layer in copied.modules():
-        for owned in (layer._parameters, layer._buffers):
-            for name, tensor in owned.items():
-                if tensor is not None:  # tied weights stay tied
-                    made[tensor] = made[tensor] if tensor in made else empty(tensor)
-                    owned[name] = made[tensor]  # type: ignore[assignment]
+    refill(copied, empty)
     return copied
+
+
+def refill(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Put another tensor in the place of each; tied ones stay tied, frozen ones frozen."""
+    made: dict[Tensor, Tensor] = {}
+    for layer in module.modules():
+        for owned in (layer._parameters, layer._buffers):
+            for name, old in owned.items():
+                if old is None:
+                    continue
+                if old not in made:
+                    new = make(old)
+                    made[old] = nn.Parameter(new, old.requires_grad) if _is_parameter(old) else new
+                owned[name] = made[old]  # type: ignore[assignment]
 
 
 def _is_parameter(tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ The function is called on the meta device with `num_classes`, `image_shape` and 
 classifier last.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -15,17 +16,11 @@ from torch import Tensor, nn
 
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.models.backbone import (
-    Backbone,
-    Block,
-    reset_method,
-    reset_parameters,
-    shapes,
-)
+from pipeline_local.models import layouts
+from pipeline_local.models.backbone import Backbone, Block, reset_method, reset_parameters
 from pipeline_local.registry import reason
 
 ImageShape = tuple[int, int, int]
-_LAYOUTS: dict[int, Layout] = {2: "NC", 3: "NTC", 4: "NCHW"}
 
 
 def builder(name: str, function: Callable[..., Any]) -> Callable[..., Backbone]:
@@ -59,8 +54,7 @@ def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:
         _check_initialization(name, block)
         _keep_input(block.module)
     _check_unshared(name, (*blocks, classifier))
-    draft = Backbone(tuple(blocks), classifier, reset_parameters, "NC")
-    layout = _layout(name, shapes(draft, (1, *image_shape)))
+    layout = _layout(name, (*blocks, classifier), image_shape)
     return Backbone(tuple(blocks), classifier, reset_parameters, layout)
 
 
@@ -133,12 +127,14 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     return (layer for layer in module.modules() if next(layer.children(), None) is None)
 
 
-def _layout(name: str, outputs: Sequence[torch.Size]) -> Layout:
-    axes = sorted({len(shape) for shape in outputs})
-    if len(axes) != 1 or axes[0] not in _LAYOUTS:
+def _layout(name: str, blocks: Sequence[Block], image_shape: ImageShape) -> Layout:
+    """Found on the meta device, on copies: lazy layers would change what they run in."""
+    modules = [copy.deepcopy(block.module).eval() for block in blocks]
+    try:
+        return layouts.find(modules, torch.empty(1, *image_shape, device="meta"))
+    except layouts.LayoutError as error:
         raise UserError(
-            f"model.name: the blocks of {name} must all give [B, C], all [B, T, C] or all"
-            f" [B, C, H, W], got {[tuple(shape) for shape in outputs]}; flatten in the classifier,"
-            f" or return a Backbone with its own layout"
-        )
-    return _LAYOUTS[axes[0]]
+            f"model.name: the blocks of {name} must all give [B, C], all [B, T, C], all [B, C, T],"
+            f" all [B, C, H, W] or all [B, H, W, C], but {error}; flatten in the classifier, or"
+            f" return a Backbone with its own layout"
+        ) from None

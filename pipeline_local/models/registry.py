@@ -8,7 +8,16 @@ import torch
 import torchvision
 
 from pipeline_local.errors import UserError
-from pipeline_local.models import cifar_resnet, custom, mlp, resnet, swin, vgg, vit
+from pipeline_local.models import (
+    cifar_resnet,
+    custom,
+    mlp,
+    resnet,
+    swin,
+    torchvision_families,
+    vgg,
+    vit,
+)
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import Registry
 
@@ -18,8 +27,9 @@ Builder = Callable[..., Backbone]
 _TORCHVISION: dict[tuple[str, ...], Builder] = {
     ("resnet", "resnext", "wide_resnet"): resnet.build,
     ("vit_",): vit.build,
-    ("swin_t", "swin_s", "swin_b"): swin.build,
+    ("swin_",): swin.build,
     ("vgg",): vgg.build,
+    **torchvision_families.BUILDERS,
 }
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 

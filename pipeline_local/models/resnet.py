@@ -1,12 +1,14 @@
 """torchvision's ResNet, ResNeXt and Wide ResNet: the stem and every residual block are blocks."""
 
+from dataclasses import replace
+
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pipeline_local.models.backbone import Backbone, Block, reset_parameters
+from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.torchvision_models import (
     ImageShape,
-    Steps,
+    cut,
     initialize_convolutions,
     whole,
 )
@@ -30,25 +32,16 @@ def build(
         width_per_group=width_per_group,
         replace_stride_with_dilation=replace_stride_with_dilation,
     )
-    stem = Steps(conv1=model.conv1, bn1=model.bn1, relu=model.relu, maxpool=model.maxpool)
-    blocks = [Block("stem", stem)]
-    for group in ("layer1", "layer2", "layer3", "layer4"):
-        for i, block in enumerate(getattr(model, group)):
-            blocks.append(Block(f"{group}.{i}", block, f"{group}.{i}."))
-    head = Steps(avgpool=model.avgpool, flatten=nn.Flatten(), fc=model.fc)
-    rule = initialize_with_zero_residual if zero_init_residual else initialize
-    return Backbone(tuple(blocks), Block("classifier", head), rule, "NCHW")
-
-
-def initialize(module: nn.Module) -> None:
-    """torchvision's rule for ResNets."""
-    reset_parameters(module)
-    initialize_convolutions(module)
+    rule = initialize_with_zero_residual if zero_init_residual else initialize_convolutions
+    backbone = cut(model, (BasicBlock, Bottleneck), ("avgpool", "flatten", "fc"), rule)
+    stem, *others = backbone.blocks
+    return replace(backbone, blocks=(replace(stem, name="stem"), *others))
 
 
 def initialize_with_zero_residual(module: nn.Module) -> None:
-    """The same, but every residual branch starts as zero (Goyal et al., 2017)."""
-    initialize(module)
+    """torchvision's rule for ResNets, but every residual branch starts as zero (Goyal et al.,
+    2017)."""
+    initialize_convolutions(module)
     for layer in module.modules():
         if isinstance(layer, Bottleneck):
             nn.init.zeros_(layer.bn3.weight)

@@ -1,17 +1,24 @@
 """torchvision's Swin Transformer: patches, transformer blocks and patch mergings are blocks."""
 
-from collections.abc import Iterator
+import math
 from typing import Annotated
 
 from pydantic import Field
 from torch import nn
-from torchvision.models.swin_transformer import ShiftedWindowAttention
+from torchvision.models.swin_transformer import (
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformerBlock,
+)
 from torchvision.ops import StochasticDepth
 
-from pipeline_local.models.backbone import Backbone, Block, reset_parameters
-from pipeline_local.models.torchvision_models import ImageShape, Steps, whole
-
-Probability = Annotated[float, Field(ge=0, le=1)]
+from pipeline_local.models.backbone import Backbone, reset_parameters
+from pipeline_local.models.torchvision_models import (
+    ImageShape,
+    Probability,
+    cut,
+    whole,
+)
 
 
 def build(
@@ -38,26 +45,8 @@ def build(
     )
     if stochastic_depth_prob is not None:
         _set_stochastic_depth(model, stochastic_depth_prob)
-    head = Steps(
-        norm=model.norm,
-        permute=model.permute,
-        avgpool=model.avgpool,
-        flatten=model.flatten,
-        head=model.head,
-    )
-    classifier = Block("classifier", head)
-    return Backbone(tuple(_blocks(model.features)), classifier, initialize, "NHWC")
-
-
-def _blocks(features: nn.Sequential) -> Iterator[Block]:
-    """Patches or a patch merging at even places, a group of transformer blocks at odd ones."""
-    for i, part in enumerate(features):
-        name = f"features.{i}"
-        if i % 2 == 0:
-            yield Block(name, part, f"{name}.")
-        else:
-            for k, block in part.named_children():
-                yield Block(f"{name}.{k}", block, f"{name}.{k}.")
+    head = ("norm", "permute", "avgpool", "flatten", "head")
+    return cut(model, (SwinTransformerBlock,), head, initialize, "NHWC")
 
 
 def _set_stochastic_depth(model: nn.Module, last: float) -> None:
@@ -68,7 +57,7 @@ def _set_stochastic_depth(model: nn.Module, last: float) -> None:
 
 
 def initialize(module: nn.Module) -> None:
-    """torchvision's rule for Swins."""
+    """torchvision's rule for Swins of both versions."""
     reset_parameters(module)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -76,5 +65,13 @@ def initialize(module: nn.Module) -> None:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, ShiftedWindowAttention):
-            nn.init.trunc_normal_(layer.relative_position_bias_table, std=0.02)
-            layer.define_relative_position_index()
+            _initialize_positions(layer)
+
+
+def _initialize_positions(attention: ShiftedWindowAttention) -> None:
+    if isinstance(attention, ShiftedWindowAttentionV2):
+        attention.define_relative_position_bias_table()  # constant: the table of coordinates
+        nn.init.constant_(attention.logit_scale, math.log(10))
+    else:
+        nn.init.trunc_normal_(attention.relative_position_bias_table, std=0.02)
+    attention.define_relative_position_index()

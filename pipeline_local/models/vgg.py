@@ -1,18 +1,20 @@
 """torchvision's VGG: a convolution with all that follows it, up to the next one, is a block."""
 
-from itertools import pairwise
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
+from torch import Tensor, nn
+from torchvision.models.vgg import VGG, cfgs, make_layers
 
-from pipeline_local.models.backbone import Backbone, Block, reset_parameters
+from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.torchvision_models import (
     ImageShape,
-    Steps,
+    Probability,
     check_channels,
-    initialize_convolutions,
+    cut,
+    initializer,
+    kaiming_fan_out,
     whole,
 )
 
@@ -21,12 +23,10 @@ def build(
     name: str,
     num_classes: int,
     image_shape: ImageShape,
-    dropout: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    dropout: Probability = 0.5,
 ) -> Backbone:
     """torchvision's VGG of this name; `dropout` is in the classifier, which has three layers."""
-    model = whole(name, num_classes, image_shape, dropout=dropout)
-    head = Steps(avgpool=model.avgpool, flatten=nn.Flatten(), classifier=model.classifier)
-    return _cut(list(model.features), head)
+    return _cut(whole(name, num_classes, image_shape, dropout=dropout))
 
 
 def build_small(
@@ -48,25 +48,22 @@ def build_small(
     check_channels("vgg", image_shape)
     plan = cfgs[{11: "A", 13: "B", 16: "D", 19: "E"}[depth]]
     channels = [item if isinstance(item, str) else item * width // 64 for item in plan]
-    layers: Any = make_layers(channels, batch_norm)
-    pool, fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512 * width // 64, num_classes)
-    return _cut(list(layers), Steps(avgpool=pool, flatten=nn.Flatten(), classifier=fc))
+    model = VGG(make_layers(channels, batch_norm), num_classes, init_weights=False)
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Linear(512 * width // 64, num_classes)
+    return _cut(model)
 
 
-def _cut(layers: list[nn.Module], head: nn.Module) -> Backbone:
-    starts = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    blocks = []
-    for number, (start, end) in enumerate(pairwise([*starts, len(layers)]), start=1):
-        part = Steps(**{str(i): layers[i] for i in range(start, end)})
-        blocks.append(Block(f"conv{number}", part, "features."))
-    return Backbone(tuple(blocks), Block("classifier", head), initialize, "NCHW")
+def _cut(model: nn.Module) -> Backbone:
+    head = ("avgpool", "flatten", "classifier")
+    backbone = cut(model, (nn.Conv2d,), head, initialize)
+    named = enumerate(backbone.blocks, start=1)
+    return replace(backbone, blocks=tuple(replace(b, name=f"conv{i}") for i, b in named))
 
 
-def initialize(module: nn.Module) -> None:
-    """torchvision's rule for VGGs."""
-    reset_parameters(module)
-    initialize_convolutions(module)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+def _small_normal(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.01)
+
+
+initialize = initializer({nn.Conv2d: kaiming_fan_out, nn.Linear: _small_normal})
+"""torchvision's rule for VGGs."""

@@ -10,10 +10,15 @@ from torchvision.models.vision_transformer import EncoderBlock, MLPBlock, Vision
 
 from pipeline_local.errors import UserError
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
-from pipeline_local.models.torchvision_models import ImageShape, Steps, check_channels, whole
+from pipeline_local.models.torchvision_models import (
+    ImageShape,
+    Probability,
+    Steps,
+    check_channels,
+    whole,
+)
 
 Positive = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Positions(nn.Module):

@@ -10,6 +10,7 @@ from pipeline_local.models.backbone import (
     Backbone,
     Block,
     fake_copy,
+    made,
     materialize,
     reset_parameters,
     shapes,
@@ -131,6 +132,35 @@ def test_seeds_are_stable():
     """A changed derivation would silently change every run: these numbers are for ever."""
     assert seeds.derive(0, "block", "stem") == 7855313550345816856
     assert seeds.derive(0, "order", 3) != seeds.derive(0, "order", 4) != seeds.derive(1, "order", 4)
+
+
+def test_a_block_that_carries_values_gets_a_copy_of_them():
+    linear = nn.Linear(2, 3)
+    values = dict(linear.named_parameters())
+    block = Block("a", on_paper(lambda: nn.Linear(2, 3)).requires_grad_(False), values=values)
+    module = made(block, reset_parameters, 1, CPU, torch.float64)
+    assert torch.equal(module.weight, linear.weight.double())
+    assert not module.weight.requires_grad
+    module.weight.zero_()
+    assert linear.weight.any()
+    assert block.module.weight.is_meta
+
+
+def test_a_block_without_values_is_drawn():
+    linear = on_paper(lambda: nn.Linear(2, 3))
+    module = made(Block("a", linear), reset_parameters, 1, CPU, torch.float32)
+    assert torch.equal(module.weight, fresh(linear).weight)
+
+
+def test_tied_values_stay_tied():
+    tied = Tied()
+    block = Block(
+        "a", on_paper(Tied), values=dict(tied.named_parameters()) | dict(tied.named_buffers())
+    )
+    module = made(block, reset_parameters, 1, CPU, torch.float64)
+    assert module.first.weight is module.second.weight
+    assert torch.equal(module.first.weight, tied.first.weight.double())
+    assert module.count.dtype == torch.int64
 
 
 class Tied(nn.Module):

@@ -12,6 +12,7 @@ from pipeline_local.models.backbone import Backbone, materialize, shapes
 
 RGB = (3, 32, 32)
 CUSTOM = """
+from dataclasses import replace
 import torch
 from torch import nn
 from pipeline_local.models import mlp
@@ -37,6 +38,23 @@ def flat(num_classes, image_shape):
 def tokens(num_classes, image_shape):
     layer = nn.TransformerEncoderLayer(32, 2, 16, batch_first=True)
     return [nn.Flatten(1, 2), layer, nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))]
+
+def series(num_classes, image_shape):
+    first = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 8, 3))
+    head = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    return [first, nn.Conv1d(8, 8, 3), head]
+
+class Last(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+def channels_last(num_classes, image_shape):
+    head = nn.Sequential(nn.LayerNorm(8), nn.Flatten(), nn.Linear(8192, num_classes))
+    return [nn.Sequential(nn.Conv2d(3, 8, 1), Last()), nn.Linear(8, 8), head]
+
+def said(num_classes, image_shape):
+    backbone = mlp.build(num_classes, image_shape, hidden=4)
+    return replace(backbone, layout="NTC")
 
 def inplace(num_classes, image_shape):
     act = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Sequential(nn.ReLU(inplace=True)))
@@ -132,7 +150,15 @@ def test_a_function_may_take_any_key():
 
 
 @pytest.mark.parametrize(
-    ("function", "layout"), [("blocks", "NCHW"), ("flat", "NC"), ("tokens", "NTC")]
+    ("function", "layout"),
+    [
+        ("blocks", "NCHW"),
+        ("flat", "NC"),
+        ("tokens", "NTC"),
+        ("series", "NCT"),
+        ("channels_last", "NHWC"),
+        ("said", "NTC"),
+    ],
 )
 def test_layout_is_read_off_the_outputs(function, layout):
     assert build(function).layout == layout
@@ -167,7 +193,7 @@ def test_blocks_never_modify_their_input(training):
         ("python:my_models:unresettable", r"body\.1 \(Scale\).*reset_parameters"),
         ("python:my_models:shared", r"a\.weight and b\.0\.weight share"),
         ("python:my_models:twice", "several blocks are named a"),
-        ("python:my_models:shrinking", r"\(1, 3, 32, 32\), \(1, 3072\).*flatten in the classifier"),
+        ("python:my_models:shrinking", r"\[1, 3, 32, 32\], \[1, 3072\].*flatten in the classifier"),
         ("python:my_models:impossible", "impossible cannot be built with"),
         ("python:my_models:broken", "no luck"),
     ],

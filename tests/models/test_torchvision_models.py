@@ -11,6 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from pipeline_local.errors import UserError
 from pipeline_local.models import registry, weights
 from pipeline_local.models.backbone import materialize, shapes
+from pipeline_local.models.torchvision_families import _SizesOnTheCpu
 from pipeline_local.models.torchvision_models import Steps
 
 CPU = torch.device("cpu")
@@ -24,8 +25,22 @@ CASES = {
     "vit-representation": ("vit", TINY | {"representation_size": 48}),
     "vit-split": ("vit", VIT | {"split_attention": True}),
     "swin_t": ("swin_t", {"dropout": 0.1, "mlp_ratio": 2.0}),
+    "swin_v2_t": ("swin_v2_t", {"attention_dropout": 0.1}),
     "vgg11_bn": ("vgg11_bn", {"dropout": 0.3}),
+    "alexnet": ("alexnet", {"dropout": 0.3}),
+    "convnext": ("convnext_tiny", {"layer_scale": 0.5, "stochastic_depth_prob": 0.3}),
+    "densenet": ("densenet121", {"drop_rate": 0.1}),
+    "efficientnet": ("efficientnet_b0", {"dropout": 0.3}),
+    "googlenet": ("googlenet", {"dropout": 0.3}),
+    "inception_v3": ("inception_v3", {}),
+    "maxvit": ("maxvit_t", {"mlp_dropout": 0.1}),
+    "mobilenet_v2": ("mobilenet_v2", {"width_mult": 0.5}),
+    "mobilenet_v3": ("mobilenet_v3_small", {"reduced_tail": True, "dilated": True}),
+    "regnet": ("regnet_y_400mf", {}),
+    "shufflenet": ("shufflenet_v2_x0_5", {}),
+    "squeezenet": ("squeezenet1_1", {"dropout": 0.3}),
 }
+SIDES = {"alexnet": 64, "inception_v3": 75, "maxvit_t": 224}
 
 
 def torchvisions_own(name, args):
@@ -35,6 +50,8 @@ def torchvisions_own(name, args):
         return VisionTransformer(image_size=32, num_classes=7, **args)
     if name.startswith("vit"):
         args["image_size"] = 32
+    if name in ("googlenet", "inception_v3"):
+        args |= {"aux_logits": False, "init_weights": True}
     return torchvision.models.get_model(name, num_classes=7, **args)
 
 
@@ -43,7 +60,9 @@ class Case:
 
     def __init__(self, name, args):
         self.model = torchvisions_own(name, args)
-        self.backbone = registry.build(name, args, 7, (3, 32, 32))
+        side = SIDES.get(name, 32)
+        self.backbone = registry.build(name, args, 7, (3, side, side))
+        self.batch = torch.randn(2 if side == 224 else 4, 3, side, side)
         self.blocks = (*self.backbone.blocks, self.backbone.classifier)
 
     def fresh(self, block, seed=1):
@@ -113,7 +132,7 @@ def test_initialisation_fills_every_tensor(case):
 
 
 def test_same_outputs_statistics_and_names(case):
-    parts, x = case.loaded(), torch.randn(4, 3, 32, 32)
+    parts, x = case.loaded(), case.batch
     for training in (True, False):
         outputs = []
         case.model.train(training)
@@ -130,7 +149,8 @@ def test_same_outputs_statistics_and_names(case):
 
 
 def test_gradients_flow_and_inputs_stay(case):
-    x = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(0)
+    x = case.batch
     for block, module in case.loaded():
         x = x.detach().requires_grad_()
         before = x.detach().clone()
@@ -154,13 +174,22 @@ def test_gradients_flow_and_inputs_stay(case):
         ("vit_l_16", 25),
         ("swin_b", 28),
         ("vgg19", 16),
+        ("swin_v2_b", 28),
+        ("convnext_large", 40),
+        ("densenet201", 102),
+        ("efficientnet_v2_s", 42),
+        ("mobilenet_v3_large", 17),
+        ("regnet_x_16gf", 23),
+        ("regnet_y_128gf", 28),
+        ("shufflenet_v2_x2_0", 18),
+        ("squeezenet1_0", 9),
     ],
 )
 def test_large_models_on_paper_have_torchvisions_names_and_shapes(name, count):
     backbone = registry.build(name, {}, 7, (3, 224, 224))
     parts = [(b, b.module) for b in (*backbone.blocks, backbone.classifier)]
     got = {b.prefix + n: t for b, m in parts for n, t in m.state_dict().items()}
-    with torch.device("meta"):
+    with torch.device("meta"), _SizesOnTheCpu():
         wanted = torchvision.models.get_model(name, num_classes=7).state_dict()
     assert len(backbone.blocks) == count
     assert [(n, t.shape) for n, t in got.items()] == [(n, t.shape) for n, t in wanted.items()]

@@ -82,6 +82,13 @@ def _adapter(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) ->
             nn.BatchNorm2d(wanted[0]),
             nn.ReLU(),
         )
+    if layout == "NCT":
+        return nn.Sequential(
+            nn.AdaptiveAvgPool1d(wanted[1]),
+            nn.Conv1d(shape[0], wanted[0], 1, bias=False),
+            nn.BatchNorm1d(wanted[0]),
+            nn.ReLU(),
+        )
     if layout == "NHWC":
         to_map = ToMap("NHWC", shape)
         pool = nn.AdaptiveAvgPool2d(wanted[:-1])

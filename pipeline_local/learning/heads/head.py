@@ -1,7 +1,8 @@
 """The seam for auxiliary heads: what turns a module's activations into outputs for its local loss.
 
-Built on the meta device, like the backbone's blocks, so that a rank pays only for its own. Images
-and token sequences meet the same heads: tokens are layer-normalised and laid out on their grid.
+Built on the meta device, like the backbone's blocks, so that a rank pays only for its own. Images,
+token sequences and series meet the same heads: tokens are layer-normalised and laid out on their
+grid, series in one row.
 """
 
 from collections.abc import Callable, Sequence

@@ -25,6 +25,8 @@ class ToMap(nn.Module):
             return shape[2], shape[0], shape[1]
         if self.layout == "NC":
             return shape[0], 1, 1
+        if self.layout == "NCT":
+            return shape[0], 1, shape[1]
         tokens, channels = shape
         for grid in (tokens - 1, tokens):  # a class token stands apart from the grid
             side = math.isqrt(grid)
@@ -95,7 +97,7 @@ def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...
 
 def channels(layout: Layout, shape: tuple[int, ...]) -> int:
     """How many channels one sample's activations have."""
-    return shape[0] if layout in ("NCHW", "NC") else shape[-1]
+    return shape[0] if layout in ("NCHW", "NCT", "NC") else shape[-1]
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pipeline_local.config import HeadConfig
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import Head, Site, ToMap
 
-SHAPES = {"NCHW": (8, 6, 6), "NHWC": (6, 6, 8), "NTC": (10, 8), "NC": (8,)}
+SHAPES = {"NCHW": (8, 6, 6), "NHWC": (6, 6, 8), "NCT": (8, 12), "NTC": (10, 8), "NC": (8,)}
 
 
 def mark(module):
@@ -22,6 +22,9 @@ def later_blocks(layout):
     if layout == "NCHW":
         blocks = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)]
         return [*blocks, nn.Conv2d(16, 16, 3, padding=1)], [(8, 6, 6), (8, 6, 6), (16, 3, 3)]
+    if layout == "NCT":
+        blocks = [nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 16, 3, 2, 1)]
+        return [*blocks, nn.Conv1d(16, 16, 3, padding=1)], [(8, 12), (8, 12), (16, 6)]
     shape = SHAPES[layout]
     return [nn.Linear(8, 8) for _ in range(3)], [shape] * 3
 
@@ -103,10 +106,11 @@ def test_auglocal_copies_are_fresh_and_follow_the_backbones_rule():
     assert not any(p.eq(0.125).all() for p in head.layers.classifier.parameters() if p.dim() > 1)
 
 
-def test_auglocal_adapts_to_a_later_resolution():
-    head = heads.build(HeadConfig(name="auglocal"), site("NCHW", 1))
+@pytest.mark.parametrize("layout", ["NCHW", "NCT"])
+def test_auglocal_adapts_to_a_later_resolution(layout):
+    head = heads.build(HeadConfig(name="auglocal"), site(layout, 1))
     assert "adapter0" in dict(head.layers.named_children())
-    assert materialized(head)(torch.randn(2, *SHAPES["NCHW"])).shape == (2, 5)
+    assert materialized(head)(torch.randn(2, *SHAPES[layout])).shape == (2, 5)
 
 
 def test_auglocal_refuses_what_it_cannot_adapt():
@@ -122,6 +126,7 @@ def test_auglocal_refuses_what_it_cannot_adapt():
         ("NTC", (17, 8), (8, 4, 4)),
         ("NTC", (16, 8), (8, 4, 4)),
         ("NTC", (7, 8), (8, 7, 1)),
+        ("NCT", (8, 7), (8, 1, 7)),
         ("NC", (8,), (8, 1, 1)),
     ],
 )
@@ -138,6 +143,11 @@ def test_tokens_lie_on_their_grid_without_the_class_token():
     grid = to_map(x)
     assert torch.equal(grid[0, :, 0, 1], x[0, 2])
     assert torch.equal(grid[0, :, 1, 0], x[0, 3])
+
+
+def test_series_lie_in_one_row_in_order():
+    x = torch.arange(6.0).reshape(1, 2, 3)
+    assert torch.equal(ToMap("NCT", (2, 3))(x)[0, :, 0], x[0])
 
 
 def test_heads_differ_in_cost():
