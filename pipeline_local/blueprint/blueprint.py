@@ -127,8 +127,9 @@ class Blueprint:
         return LocalModule(index, body, head, make, rules)
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
-        """Allocate and fill one block: with the values that it carries, else with fresh weights, which
-        are a function of (seed, block) alone."""
+        """Allocate and fill one block, with the values that it carries or with fresh weights.
+
+        Fresh weights are a function of (seed, block) alone."""
         seed = seeds.derive(self.config.train.seed, "block", block.name)
         rule = self.backbone.initialize
         return self._laid_out(backbones.made(block, rule, seed, device, self.dtype))

@@ -40,14 +40,15 @@ def names() -> list[str]:
 
 
 def build(
-    name: str, args: Mapping[str, Any], output_shape: tuple[int, ...], image_shape: ImageShape
+    name: str, args: Mapping[str, Any], outputs: int | tuple[int, ...], image_shape: ImageShape
 ) -> Backbone:
     """Build a backbone on the meta device: no memory, milliseconds.
 
     Args:
         name: one of `names()`, or "python:package.module:function".
         args: the further `model.*` keys, for that model's builder.
-        output_shape: of the classifier, for one sample; its first axis is `num_classes`.
+        outputs: the classifier's output shape for one sample, or its only axis; the first axis is
+            `num_classes`.
         image_shape: channels, height, width.
 
     Raises:
@@ -56,6 +57,7 @@ def build(
     builder, options = MODELS.find(name), MODELS.options(name, args)
     if name.startswith("python:"):
         builder = custom.builder(name, builder)
+    output_shape = (outputs,) if isinstance(outputs, int) else outputs
     try:
         with torch.device("meta"):
             backbone = builder(num_classes=output_shape[0], image_shape=image_shape, **options)
