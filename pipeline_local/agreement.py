@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
 from pipeline_local.placement.draw import draw

@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import newfile
     from pipeline_local.blueprint.device import Device
-    from pipeline_local.data.images.datasets import describe
+    from pipeline_local.data.datasets import describe
     from pipeline_local.planning import drawing, plan
 
     if options.json is not None:
@@ -142,7 +142,7 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.data.images.datasets import describe
+    from pipeline_local.data.datasets import describe
     from pipeline_local.simulation import simulate
     from pipeline_local.simulation.scenario import Scenario
 
@@ -173,7 +173,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from pipeline_local.data.images.datasets import describe
+    from pipeline_local.data.datasets import describe
     from pipeline_local.planning import profile
 
     config = configfile.load(options.config, options.overrides)

@@ -180,7 +180,7 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class OptimizerConfig(NamingSection):
-    """One optimizer per module; warm-up, then cosine to zero."""
+    """One optimizer per module, all of the same settings."""
 
     name: str = "sgd"
     """sgd or adamw."""
@@ -192,6 +192,9 @@ class OptimizerConfig(NamingSection):
     """Of every parameter."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
+    schedule: str = "cosine"
+    """After the warm-up. cosine: to zero; linear: to zero; constant; or
+    "python:package.module:function" of (step, num_steps), a factor of the rate."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm of a module; null: off. Local to the module, never a global vote."""
 

@@ -9,13 +9,17 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline_local import yamltext
+from pipeline_local import (
+    given,  # noqa: F401 (its entries are names, too)
+    yamltext,
+)
 from pipeline_local.config import Config
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.errors import ConfigError
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.optimizer import OPTIMIZERS
 from pipeline_local.learning.reconcile import ESTIMATORS, estimator
+from pipeline_local.learning.schedule import SCHEDULES
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.registry import Registry
 from pipeline_local.values import Strict, by_key, shorten, should_be
@@ -255,6 +259,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"parallel.cuts must name the first module of each stage but the first: expected"
             f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
         )
+    yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile
     if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
         yield (

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Evaluate
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule

@@ -19,6 +19,8 @@ from pipeline_local.values import Strict, by_key, shorten, should_be
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 _CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+GIVEN = "given"
+"""The name of what a program hands in: an entry that no user writes into a file."""
 _NOTHING: Mapping[str, Any] = {}
 Hint = Callable[[str, Sequence[str]], str]
 """(An option that an entry does not take, those that it does) -> what to do, in the same line."""
@@ -71,8 +73,8 @@ class Registry(Generic[Entry]):
         return entry
 
     def names(self) -> list[str]:
-        """All registered names, in order of registration."""
-        return list(self._entries)
+        """All names that a user may write, in order of registration."""
+        return [name for name in self._entries if name != GIVEN]
 
     def find(self, name: str) -> Entry:
         """The entry of a name, or what `python:package.module:name` stands for.

@@ -6,7 +6,7 @@ from typing import NoReturn
 from pipeline_local.agreement import accept, propose
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule

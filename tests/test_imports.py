@@ -20,6 +20,7 @@ FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values"),
     ("config", "screen", "newfile", "registry"),
     ("learning", "models", "data"),
+    ("given",),
     ("configfile",),
     ("blueprint",),
     ("ranks",),

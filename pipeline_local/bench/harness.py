@@ -20,7 +20,7 @@ from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import bubble
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record.metrics import settle

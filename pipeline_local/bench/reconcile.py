@@ -18,7 +18,7 @@ from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, ReconcileConfig
-from pipeline_local.data.images.datasets import DataInfo, describe
+from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step

@@ -8,7 +8,7 @@ from pipeline_local import newfile
 from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import LOOPS
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement

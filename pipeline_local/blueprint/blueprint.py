@@ -16,7 +16,7 @@ from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads, optimizer
 from pipeline_local.learning.body import Body, compile_part
@@ -64,6 +64,12 @@ class Blueprint:
     def dtype(self) -> torch.dtype:
         """Of parameters."""
         return torch.float64 if self.config.precision == "float64" else torch.float32
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype of the first module's input: that of parameters, or an integer."""
+        given = input_dtype(self.info)
+        return self.dtype if given.is_floating_point else given
 
     @property
     def wire_format(self) -> WireFormat:
@@ -212,6 +218,12 @@ class Blueprint:
                 f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
             ) from None
+
+
+def input_dtype(info: DataInfo) -> torch.dtype:
+    """The dtype of the data's inputs; a meta tensor of floating point stands for any precision."""
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    return torch.float32 if dtype.is_floating_point else dtype
 
 
 def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:

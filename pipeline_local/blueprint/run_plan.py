@@ -3,13 +3,13 @@
 Every rank derives the same run plan alone, so no control message is ever sent.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.schedule import learning_rate
 from pipeline_local.learning.step import Step
 
 
@@ -106,13 +106,8 @@ class RunPlan:
         return self.lag.most_pending * self.config.train.microbatches if self.lag else 0
 
     def lr(self, number: int) -> float:
-        """Linear warm-up, then half a cosine that would reach zero at the step after the last."""
-        optimizer = self.config.optimizer
-        warmup = round(optimizer.warmup * self.num_steps)
-        if number < warmup:
-            return optimizer.lr * (number + 1) / warmup
-        progress = (number - warmup) / (self.num_steps - warmup)
-        return optimizer.lr * (1 + math.cos(math.pi * progress)) / 2
+        """The learning rate of a step: warm-up, then `optimizer.schedule`."""
+        return learning_rate(self.config.optimizer, number, self.num_steps)
 
     def explain(self) -> str:
         """One line for people: how long the run is, and why."""

@@ -253,7 +253,7 @@ def _upstream(blueprint: Blueprint, first: int, step: Step) -> FakeUpstream:
     if first:
         return FakeUpstream((contract.activations, contract.labels), (contract.gradients,), step)
     batch = contract.labels.shape[0]
-    images = Spec((batch, *blueprint.info.image_shape), blueprint.dtype)
+    images = Spec((batch, *blueprint.info.image_shape), blueprint.input_dtype)
     return FakeUpstream((images, contract.labels), (), step)
 
 
@@ -262,7 +262,8 @@ def _evaluate(
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
-    images = Spec((blueprint.config.data.batch_size, *blueprint.info.image_shape), blueprint.dtype)
+    size = blueprint.config.data.batch_size
+    images = Spec((size, *blueprint.info.image_shape), blueprint.input_dtype)
     from_above = (contract.test_activations, contract.test_labels, contract.test_ensemble)
     message = from_above if first else (images, contract.test_labels)
     upstream = FakeUpstream(message, (), Step(0, 0.0))

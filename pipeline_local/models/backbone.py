@@ -157,7 +157,9 @@ def _is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter)
 
 
-def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
+def shapes(
+    backbone: Backbone, input_shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[torch.Size]:
     """The output shape of every block, for an input of `input_shape` (batch axis included).
 
     In evaluation mode: batch normalisation refuses to train on one value per channel.
@@ -165,7 +167,7 @@ def shapes(backbone: Backbone, input_shape: Sequence[int]) -> list[torch.Size]:
     Raises:
         ValueError: a block gives no batch of numbers.
     """
-    x = torch.empty(*input_shape, device="meta")
+    x = torch.empty(*input_shape, device="meta", dtype=dtype)
     result = []
     for block in backbone.blocks:
         x = _through(block, x)

@@ -21,7 +21,7 @@ from pipeline_local.models import (
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import Registry
 
-ImageShape = tuple[int, int, int]
+ImageShape = tuple[int, ...]
 Builder = Callable[..., Backbone]
 
 _TORCHVISION: dict[tuple[str, ...], Builder] = {
@@ -40,7 +40,11 @@ def names() -> list[str]:
 
 
 def build(
-    name: str, args: Mapping[str, Any], outputs: int | tuple[int, ...], image_shape: ImageShape
+    name: str,
+    args: Mapping[str, Any],
+    outputs: int | tuple[int, ...],
+    image_shape: ImageShape,
+    dtype: torch.dtype = torch.float32,
 ) -> Backbone:
     """Build a backbone on the meta device: no memory, milliseconds.
 
@@ -49,7 +53,8 @@ def build(
         args: the further `model.*` keys, for that model's builder.
         outputs: the classifier's output shape for one sample, or its only axis; the first axis is
             `num_classes`.
-        image_shape: channels, height, width.
+        image_shape: of one sample's input: channels, height, width of an image.
+        dtype: of the input.
 
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
@@ -65,7 +70,7 @@ def build(
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
-    _check_images(name, backbone, image_shape, output_shape)
+    _check_images(name, backbone, image_shape, output_shape, dtype)
     return backbone
 
 
@@ -88,11 +93,15 @@ MODELS = _models()
 
 
 def _check_images(
-    name: str, backbone: Backbone, image_shape: ImageShape, output_shape: tuple[int, ...]
+    name: str,
+    backbone: Backbone,
+    image_shape: ImageShape,
+    output_shape: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> None:
     """Images too small for the network show here, before anything is spent."""
     try:
-        *_, features = shapes(backbone, (2, *image_shape))
+        *_, features = shapes(backbone, (2, *image_shape), dtype)
         check_classifier(backbone, features, output_shape)
     except Exception as error:  # a model of the user's may raise anything
         size = "x".join(map(str, image_shape))

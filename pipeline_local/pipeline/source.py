@@ -7,9 +7,7 @@ from torch import Tensor
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate
 from pipeline_local.config import Config
-from pipeline_local.data.images.batches import test_batches, train_batches
-from pipeline_local.data.images.datasets import DataInfo
-from pipeline_local.data.images.normalize import Normalize
+from pipeline_local.data.datasets import DataInfo, open_data
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.learning.step import Step
 
@@ -44,7 +42,8 @@ class Source:
         self._config = config
         self._info = info
         self._device = device
-        self._normalize = Normalize(info, dtype, device)
+        self._data = open_data(config.data)
+        self._ready_input = self._data.ready(info, dtype, device)
         self._messages = self._run(actions, steps)
 
     def recv(self) -> tuple[Tensor, ...]:
@@ -63,15 +62,15 @@ class Source:
         self._messages.close()
 
     def _run(self, actions: Iterable[Action], steps: range) -> Generator[tuple[Tensor, ...]]:
-        data, seed = self._config.data, self._config.train.seed
-        span = steps.start, len(steps)
-        batches = train_batches(data, self._info, seed, *span, self._skipped)
+        data, info, skipped = self._data, self._info, self._skipped
+        seed = self._config.train.seed
+        batches = data.train_batches(info, seed, steps.start, len(steps), skipped)
         for action in actions:
             if isinstance(action, Step):
                 images, labels = next(batches)
                 yield from self._parts(images, labels, action)
             elif isinstance(action, Evaluate):
-                for images, labels in test_batches(data, self._info, self._skipped):
+                for images, labels in data.test_batches(info, skipped):
                     yield self._ready(images, labels)
 
     def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:
@@ -83,4 +82,4 @@ class Source:
 
     def _ready(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self._device, non_blocking=True)
-        return self._normalize(images), labels.to(self._device, non_blocking=True)
+        return self._ready_input(images), labels.to(self._device, non_blocking=True)

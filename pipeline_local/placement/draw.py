@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.blueprint import Blueprint, input_dtype
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import backbone as backbones
@@ -29,9 +29,10 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     """
     model = config.model
     task = _task(config, info)
-    backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape)
+    dtype = input_dtype(info)
+    backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape, dtype)
     _check_layout(config, backbone)
-    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape))]
+    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape), dtype)]
     uncut = Blueprint(
         config=config,
         info=info,

@@ -14,7 +14,7 @@ from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, stage_bytes
 from pipeline_local.memory.fake_edges import num_bytes

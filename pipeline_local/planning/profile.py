@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, HeadConfig
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.module import LocalModule

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link

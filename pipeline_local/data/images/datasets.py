@@ -19,8 +19,8 @@ class DataInfo:
     num_train: int
     num_test: int
     num_classes: int
-    image_shape: tuple[int, int, int]
-    """C, H, W of the images in a batch."""
+    image_shape: tuple[int, ...]
+    """Of one sample's input: C, H, W of images."""
     mean: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
@@ -28,6 +28,8 @@ class DataInfo:
     """The name of each label."""
     label_shape: tuple[int, ...] = ()
     """Of one sample's label; () is a number."""
+    dtype: str = "float32"
+    """Of the network's input, as torch names it: floating point gets the run's precision."""
 
     def to_json(self) -> str:
         """One line, read back by `from_json`."""

@@ -1,0 +1,145 @@
+"""The data of a run: images that the configuration names, or what a program hands in.
+
+Every rank knows its facts (`DataInfo`); only the first stage reads it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline_local.config import DataConfig
+from pipeline_local.data import given_batches
+from pipeline_local.data.given import Given
+from pipeline_local.data.images import batches
+from pipeline_local.data.images import datasets as images
+from pipeline_local.data.images.datasets import DataInfo as DataInfo  # public here
+from pipeline_local.data.images.entries import DATA as DATA  # public here
+from pipeline_local.data.images.normalize import Normalize
+from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.loading import Batch
+
+
+class RunData(Protocol):
+    """What a run reads, whatever it is made of."""
+
+    def describe(self) -> DataInfo:
+        """The facts of both splits; the samples themselves are not read."""
+        ...
+
+    def train_batches(
+        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+    ) -> Iterator[Batch]:
+        """The batches of `steps` optimizer steps from step `start` on."""
+        ...
+
+    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+        """The whole test split, the last batch filled up with padding."""
+        ...
+
+    def ready(
+        self, info: DataInfo, dtype: torch.dtype, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """What makes the network's input of a batch that is on the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that the configuration names; normalised by the data's mean and deviation."""
+
+    config: DataConfig
+
+    def describe(self) -> DataInfo:
+        """As `RunData.describe`."""
+        return images.describe(self.config)
+
+    def train_batches(
+        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+    ) -> Iterator[Batch]:
+        """As `RunData.train_batches`."""
+        return batches.train_batches(self.config, info, seed, start, steps, skipped)
+
+    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+        """As `RunData.test_batches`."""
+        return batches.test_batches(self.config, info, skipped)
+
+    def ready(
+        self, info: DataInfo, dtype: torch.dtype, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """As `RunData.ready`."""
+        return Normalize(info, dtype, device)
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Samples of a program's own; floating-point inputs get the precision of the run.
+
+    Args:
+        train: training samples.
+        test: samples to evaluate on.
+        num_classes: of the labels, or outputs of the network.
+        batch_size: samples per optimizer step.
+        workers: loader processes.
+    """
+
+    train: Given
+    test: Given
+    num_classes: int
+    batch_size: int
+    workers: int = 0
+
+    def describe(self) -> DataInfo:
+        """As `RunData.describe`."""
+        form = self.train.form
+        return DataInfo(
+            num_train=len(self.train.samples),
+            num_test=len(self.test.samples),
+            num_classes=self.num_classes,
+            image_shape=form.x_shape,
+            mean=(),
+            std=(),
+            classes=(),
+            label_shape=form.y_shape,
+            dtype=str(form.x_dtype).removeprefix("torch."),
+        )
+
+    def train_batches(
+        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+    ) -> Iterator[Batch]:
+        """As `RunData.train_batches`."""
+        size, workers = self.batch_size, self.workers
+        return _narrow(given_batches.train_batches(self.train, size, seed, start, steps, workers))
+
+    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+        """As `RunData.test_batches`."""
+        return _narrow(given_batches.test_batches(self.test, self.batch_size, self.workers))
+
+    def ready(
+        self, info: DataInfo, dtype: torch.dtype, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """As `RunData.ready`."""
+        return lambda x: x.to(dtype) if x.is_floating_point() else x
+
+
+def _narrow(loaded: Iterator[Batch]) -> Iterator[Batch]:
+    """Floating-point targets as float32, which is what tasks take."""
+    return ((x, y.float() if y.is_floating_point() else y) for x, y in loaded)
+
+
+def describe(data: DataConfig) -> DataInfo:
+    """The facts of the configured data.
+
+    Raises:
+        UserError: it is missing, inconsistent, or too small for one batch.
+    """
+    return open_data(data).describe()
+
+
+def open_data(data: DataConfig) -> RunData:
+    """The configured data."""
+    entry = DATA.find(data.name)
+    own = getattr(entry, "run_data", None)  # of what a program hands in
+    return own() if own else Images(data)
