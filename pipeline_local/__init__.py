@@ -1,3 +1,62 @@
-"""Pipelined multi-GPU training without a global backward pass."""
+"""Pipelined multi-GPU training without a global backward pass.
+
+The names that a program needs; `docs/how-to/python.md` and `examples/` show them at work. They are
+imported when they are first asked for, so that the command line can prepare the process before
+torch is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline_local.callbacks import BestCheckpoint as BestCheckpoint
+    from pipeline_local.callbacks import Callback as Callback
+    from pipeline_local.callbacks import EarlyStopping as EarlyStopping
+    from pipeline_local.config import Config as Config
+    from pipeline_local.configfile import load as load_config  # noqa: F401 (by another name)
+    from pipeline_local.errors import UserError as UserError
+    from pipeline_local.fitting import fit as fit
+    from pipeline_local.fitting import load as load
+    from pipeline_local.learning.module import LocalModule as LocalModule
+    from pipeline_local.learning.rules import Rules as Rules
+    from pipeline_local.learning.step import Step as Step
+    from pipeline_local.learning.tasks import Task as Task
+    from pipeline_local.pipeline.stage import Stage as Stage
+    from pipeline_local.predictor import Predictor as Predictor
+    from pipeline_local.trainer import train as train
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "BestCheckpoint": "callbacks",
+    "Callback": "callbacks",
+    "Config": "config",
+    "EarlyStopping": "callbacks",
+    "LocalModule": "learning.module",
+    "Predictor": "predictor",
+    "Rules": "learning.rules",
+    "Stage": "pipeline.stage",
+    "Step": "learning.step",
+    "Task": "learning.tasks",
+    "UserError": "errors",
+    "fit": "fitting",
+    "load": "fitting",
+    "load_config": "configfile",
+    "train": "trainer",
+}
+"""Where each name is defined, below the package."""
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any of the names)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    value = getattr(home, "load" if name == "load_config" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+import torch
 import torch.distributed as dist
 
 from pipeline_local import configfile
@@ -9,6 +10,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.models import weights
+from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import TIMEOUT, RankInfo
@@ -120,3 +122,18 @@ def accept(placement: Placement, rank_info: RankInfo, start: Facts) -> None:
             f" file system that all hosts share"
         )
     rank_info.p2p_kind(config.parallel)
+
+
+def share_values(backbone: Backbone, rank_info: RankInfo) -> None:
+    """Give all ranks the weights that the first one's model came with; all of them call it.
+
+    Each rank of a launched program makes the model itself, perhaps from another random state.
+    """
+    if rank_info.world_size == 1:
+        return
+    for block in (*backbone.blocks, backbone.classifier):
+        for value in (block.values or {}).values():
+            shared = value.detach().cpu().contiguous()
+            dist.broadcast(shared, src=0)
+            with torch.no_grad():
+                value.copy_(shared)

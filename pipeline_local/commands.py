@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
 from pipeline_local.errors import UserError
+from pipeline_local.ranks.call import COMMAND, run_here
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
 
@@ -23,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
     _add_planning(commands)
     _add_finished(commands)
     _add_bench(commands)
+    call = commands.add_parser(COMMAND)  # without help: not for people
+    call.add_argument("file", type=Path)
+    call.set_defaults(run=_call)
     return whole
 
 
@@ -120,6 +124,11 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         agreement.check(config, RankInfo(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
     trainer.train(config, rank_info)
+    return 0
+
+
+def _call(options: argparse.Namespace, _: Sequence[str]) -> int:
+    run_here(options.file)
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
@@ -16,6 +16,7 @@ from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
+from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
@@ -28,9 +29,18 @@ from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
 
+CPU = torch.device("cpu")
 
-def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule], int]:
-    """The modules of a run as its newest complete checkpoint has them, and its step.
+
+def load(
+    run: Path, device: torch.device = CPU, step: int | str = "newest"
+) -> tuple[Blueprint, list[LocalModule], int]:
+    """The modules of a run as a complete checkpoint has them, and its step.
+
+    Args:
+        run: its folder.
+        device: where the modules are to be.
+        step: of the checkpoint: "newest", a number of optimizer steps, or a name such as "best".
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -39,13 +49,34 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
     config = folder.load_config()
     blueprint = draw(config, DataInfo.from_json(folder.load_info()))
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"{run} has no complete checkpoint yet; let the run reach one")
+    found = _found(checkpoints, step)
     modules = [blueprint.module(k, device) for k in range(len(blueprint.modules))]
     for module in modules:
-        checkpoints.load(module, step)
-    return blueprint, modules, step
+        checkpoints.load(module, found)
+    return blueprint, modules, found
+
+
+def load_parts(run: Path, step: int | str = "newest") -> list[tuple[Block, nn.Module]]:
+    """The blocks of a network, each with its trained weights, on the CPU; the classifier last.
+
+    Raises:
+        UserError: as `load`.
+    """
+    blueprint, modules, _ = load(run, CPU, step)
+    return [part for module in modules for part in blueprint.parts(module)]
+
+
+def _found(checkpoints: Checkpoints, step: int | str) -> int:
+    if isinstance(step, str) and step != "newest":
+        return checkpoints.named(step)
+    found = checkpoints.latest() if isinstance(step, str) else step
+    if found is None:
+        raise UserError(
+            f"{checkpoints.folder} has no complete checkpoint yet; let the run reach one"
+        )
+    if problems := checkpoints.problems(found):
+        raise UserError(f"step: {checkpoints.at(found)}: {next(iter(problems.values()))}")
+    return found
 
 
 def export(run: Path, output: Path) -> dict[str, Tensor]:
@@ -59,8 +90,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     newfile.check("--output", output)
     if output.suffix != ".safetensors":
         raise UserError(f"--output: a file.safetensors is written, got {output}; name one")
-    blueprint, modules, _ = load(run, torch.device("cpu"))
-    state = weights.model_state(part for module in modules for part in blueprint.parts(module))
+    state = weights.model_state(load_parts(run))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in state.items()}, output)

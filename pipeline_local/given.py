@@ -40,7 +40,6 @@ class Given:
         data: both splits; None where nothing is read.
         loss: in place of the task's own.
         metric: in place of the task's own; any number that is a mean over the batch.
-        task: what labels are, and how heads are put together.
         optimizer: makes an optimizer from a module's parameters.
         schedule: (step, num_steps) -> factor of the learning rate.
     """
@@ -51,7 +50,6 @@ class Given:
     data: GivenData | None = None
     loss: Loss | None = None
     metric: Callable[[Tensor, Tensor], Any] | None = None
-    task: Callable[..., Task] | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Callable[[int, int], float] | None = None
 
@@ -143,12 +141,20 @@ class GivenTask(Task):
 
 
 @TASKS.add(GIVEN)
-def _task(*, num_classes: int, label_shape: tuple[int, ...]) -> Task:
-    base = _given("task.name", "task")(num_classes=num_classes, label_shape=label_shape)
+def _task(
+    *,
+    num_classes: int,
+    label_shape: tuple[int, ...],
+    base: str = "classification",
+    options: dict[str, Any] | None = None,
+) -> Task:
+    """Another task with a program's own loss or metric, where that is at hand."""
+    known = TASKS.options(base, options or {})
+    task = TASKS.find(base)(num_classes=num_classes, label_shape=label_shape, **known)
     objects = _GIVEN.get()
-    assert objects is not None, "who has a task has been handed in"
-    loss, metric = objects.loss or base.loss, objects.metric
-    return base if loss == base.loss and metric is None else GivenTask(base, loss, metric)
+    if objects is None or (objects.loss is None and objects.metric is None):
+        return task
+    return GivenTask(task, objects.loss or task.loss, objects.metric)
 
 
 @OPTIMIZERS.add(GIVEN)

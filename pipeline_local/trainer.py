@@ -1,10 +1,15 @@
 """config -> modules -> stage -> the run plan."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import NoReturn
 
-from pipeline_local.agreement import accept, propose
+import torch
+
+from pipeline_local.agreement import accept, check, propose, share_values
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
+from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
@@ -18,6 +23,7 @@ from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
+from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
@@ -32,12 +38,16 @@ from pipeline_local.watch.store import Facts, RankStore
 from pipeline_local.watch.watchdog import Watchdog
 
 
-def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
+def train(
+    config: Config, rank_info: RankInfo | None = None, callbacks: Sequence[Callback] = ()
+) -> Facts:
     """Run a configuration on this rank and, together with the others, on all of them.
 
     Args:
         config: the same on every rank.
-        rank_info: this rank; None reads it from the launcher's environment.
+        rank_info: this rank; None reads it from the launcher's environment. Without a launcher,
+            `parallel.stages` ranks are started, and this process waits for them.
+        callbacks: are called at the points of the run plan, on every rank.
 
     Returns:
         What summary.json holds; on any rank but the first, this stage's own part of it.
@@ -46,10 +56,14 @@ def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
-    rank_info = rank_info or RankInfo.from_environment()
+    if rank_info is None:
+        rank_info = RankInfo.from_environment()
+        if (count := rank_info.num_stages(config.parallel)) > rank_info.world_size:
+            return _on_new_ranks(config, count, callbacks)
     rank_info.num_stages(config.parallel)
     rank_info.prepare(config.parallel)
     with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # the caller's generator goes on
         store = stack.enter_context(joined(rank_info))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it
@@ -66,13 +80,23 @@ def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
             accept(placement, rank_info, start)
             if start["complete"]:
                 return _already_complete(config, rank_store)
+            share_values(blueprint.backbone, rank_info)
             modules = _modules(placement, rank_info, start["step"])
             at.enter("meeting", peer=EVERYONE)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
         kind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
-        return Trainer(
-            placement, rank_info, rank_store, stop, at, modules, kind, start["step"]
-        ).run()
+        first = start["step"]
+        trainer = Trainer(
+            placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
+        )
+        return trainer.run()
+
+
+def _on_new_ranks(config: Config, count: int, callbacks: Sequence[Callback]) -> Facts:
+    """Train on so many ranks of this host; the summary of the run."""
+    check(config, RankInfo(world_size=count, local_world_size=count))
+    on_ranks(count, partial(train, config, callbacks=callbacks))
+    return RunFolder(config.run.dir).load_summary()
 
 
 def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[LocalModule]:
@@ -113,6 +137,7 @@ class Trainer:
         modules: of this stage.
         kind: how the ranks talk.
         start: optimizer steps already done.
+        callbacks: are called at the points of the run plan.
     """
 
     def __init__(
@@ -125,6 +150,7 @@ class Trainer:
         modules: list[LocalModule],
         kind: P2PKind,
         start: int,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         blueprint = placement.blueprint
         config = blueprint.config
@@ -147,6 +173,8 @@ class Trainer:
         self.upstream, self.downstream = connect(
             blueprint, placement.stages[rank_info.rank], rank_info, laid, start, self.skipped
         )
+        self.callbacks = callbacks
+        self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
         self.display: Progress | Silent = (
@@ -155,12 +183,26 @@ class Trainer:
             else Progress(blueprint.run_plan.num_steps, len(blueprint.modules))
         )
 
+    def _run_facts(self, modules: list[LocalModule]) -> Run:
+        task = self.blueprint.task
+        return Run(
+            config=self.blueprint.config,
+            folder=self.folder.path,
+            modules=modules,
+            rank=self.rank_info.rank,
+            is_last=self.blueprint.is_last(modules[-1].index),
+            metric=task.metric,
+            better=task.better,
+            stop=self.stop.request,
+            keep=self.checkpoints.keep,
+        )
+
     def run(self) -> Facts:
         """Follow the run plan to its end, or until a signal asks to stop."""
         self.display.announce(self._plan())
         self._follow()
         with self.status.during("end", self._done):
-            return self._conclude() if self.stop.after is None else self._leave(self.stop.after)
+            return self._leave(self._done) if self.stop.by_signal else self._conclude()
 
     def _follow(self) -> None:
         try:
@@ -221,6 +263,8 @@ class Trainer:
                 self._settle()
         if step.log:
             self._log(step)
+        for callback in self.callbacks:
+            callback.on_step(self.run_facts, step.number + 1)
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
@@ -233,6 +277,8 @@ class Trainer:
         if self.blueprint.config.train.on_nan == "fail":
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
+        for callback in self.callbacks:
+            callback.on_evaluation(self.run_facts, action.number, self.scores)
 
     def save(self, action: Save) -> None:
         """Begin to write this stage's modules."""
@@ -242,6 +288,8 @@ class Trainer:
             for module in self.stage.modules:
                 module.guard.verify_weights(action.number)
             self.writer.save(self.stage.modules, action.number)
+        for callback in self.callbacks:
+            callback.on_checkpoint(self.run_facts, action.number)
 
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
@@ -270,6 +318,8 @@ class Trainer:
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
+        for callback in self.callbacks:
+            callback.on_log(self.run_facts, facts)
         self.display.show(self.rank_store.get_all("train"), self.rank_store.get_all("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
@@ -281,7 +331,7 @@ class Trainer:
         self.status.enter("gathering the results", peer=EVERYONE)
         facts = {
             "modules": self.scores,
-            "steps": self.blueprint.run_plan.num_steps,
+            "steps": self._done,
             "resumed_after": self.start,
             "peak_memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
@@ -291,10 +341,12 @@ class Trainer:
         if self.rank_info.rank == 0:
             facts = self._sum_up(self.rank_store.gather("result", TIMEOUT))
         self.stop.leave_together(TIMEOUT)  # or rank 0 would sum up without anybody watching it
+        for callback in self.callbacks:
+            callback.on_end(self.run_facts, facts)
         return facts
 
     def _sum_up(self, results: list[Facts]) -> Facts:
-        config, steps = self.blueprint.config, self.blueprint.run_plan.num_steps - self.start
+        config, steps = self.blueprint.config, self._done - self.start
         plan = self.placement.stage_times(steps)
         facts = summary.combine(results, steps * config.data.batch_size, plan)
         self.checkpoints.prune(config.checkpoint.keep)  # all have written their last

@@ -170,7 +170,7 @@ def shapes(
     x = torch.empty(*input_shape, device="meta", dtype=dtype)
     result = []
     for block in backbone.blocks:
-        x = _through(block, x)
+        x = through(block, x)
         result.append(x.shape)
     return result
 
@@ -183,7 +183,7 @@ def check_classifier(
     Raises:
         ValueError: it does not.
     """
-    logits = _through(backbone.classifier, torch.empty(*input_shape, device="meta"))
+    logits = through(backbone.classifier, torch.empty(*input_shape, device="meta"))
     if logits.shape != (input_shape[0], *output_shape):
         raise ValueError(
             f"the classifier gives {list(logits.shape)} for a batch of {input_shape[0]}, and the"
@@ -192,7 +192,12 @@ def check_classifier(
 
 
 @torch.no_grad()
-def _through(block: Block, x: Tensor) -> Tensor:
+def through(block: Block, x: Tensor) -> Tensor:
+    """The output of a block on the meta device, in evaluation mode.
+
+    Raises:
+        ValueError: it gives no batch of numbers.
+    """
     y: object = copy.deepcopy(block.module).eval()(x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         kind = y.dtype if isinstance(y, Tensor) else type(y).__name__

@@ -6,7 +6,7 @@ one tensor is alive. Either way, the blocks one after another are compared with 
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
 from pipeline_local.models import layouts
-from pipeline_local.models.backbone import Backbone, Block, reset_parameters
+from pipeline_local.models.backbone import Backbone, Block, reset_parameters, shapes, through
 from pipeline_local.models.chain import Chain, chain, spans
 from pipeline_local.models.tracing import UntraceableError, kept
 
@@ -55,6 +55,31 @@ def backbone(model: Given, example: Tensor, layout: Layout | None = None) -> Bac
             reasons.append(str(reason))
     why = "; its children in order: ".join(reasons)
     raise UserError(f"model: {type(network).__name__} cannot be cut ({why}); {_ADVICE}")
+
+
+def output_shape(made: Backbone, example: Tensor) -> tuple[int, ...]:
+    """One sample's output of a backbone, for inputs like the example [B, ...]."""
+    *_, features = shapes(made, example.shape, example.dtype)
+    return tuple(through(made.classifier, torch.empty(features, device="meta")).shape[1:])
+
+
+@torch.no_grad()
+def receive(model: Given, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module:
+    """Copy trained values into a model that `backbone` has cut.
+
+    Args:
+        model: the same one, or one like it.
+        parts: its blocks, each with the module that holds its values.
+
+    Returns:
+        The model; of a list of blocks, an `nn.Sequential` of them.
+    """
+    network, _ = _network(model)
+    own = network.state_dict()
+    for block, part in parts:
+        for name, value in part.state_dict().items():
+            own[block.prefix + name].copy_(value)
+    return network
 
 
 def _network(model: Given) -> tuple[nn.Module, bool]:

@@ -23,6 +23,8 @@ from pipeline_local.record.sealed import BrokenSealError
 from pipeline_local.screen import complain
 
 Tell = Callable[[str], None]
+_NAMED = ".step"
+"""Ending of a file that names a checkpoint."""
 
 
 def warn(line: str) -> None:
@@ -122,18 +124,44 @@ class Checkpoints:
                 self.at(later).rename(aside)
                 tell(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
 
+    def keep(self, name: str, step: int) -> None:
+        """Give the checkpoint of a step a name, under which it stays for good."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.folder / f"{name}{_NAMED}", f"{step}\n")
+
+    def named(self, name: str) -> int:
+        """The step of the checkpoint with this name.
+
+        Raises:
+            UserError: there is none, or it is not complete.
+        """
+        step = self._named().get(name)
+        if step is None or self.problems(step):
+            names = ", ".join(self._named()) or "none"
+            raise UserError(
+                f"{self.folder} has no complete checkpoint {name!r}; the named ones are {names}"
+            )
+        return step
+
+    def _named(self) -> dict[str, int]:
+        files = sorted(self.folder.glob(f"*{_NAMED}"))
+        return {path.name.removesuffix(_NAMED): int(path.read_text()) for path in files}
+
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` sound checkpoints, and what is older than those.
+
+        Those that have a name stay.
 
         Damaged ones that were set aside stay; unfinished ones go with the others of their age.
         """
         sound = [step for step in self._steps() if self._is_sound(step)]
+        named = self._named().values()
         if len(sound) < keep:
             return
         for path in self.folder.glob("step-*"):
             name = re.fullmatch(r"step-(\d+)(\.unfinished(-\d+)?)?", path.name)
-            if name and int(name[1]) < sound[-keep]:  # another rank may be at it
-                shutil.rmtree(path, ignore_errors=True)
+            if name and int(name[1]) < sound[-keep] and int(name[1]) not in named:
+                shutil.rmtree(path, ignore_errors=True)  # another rank may be at it
 
     def at(self, step: int) -> Path:
         """The folder of a checkpoint."""

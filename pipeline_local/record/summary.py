@@ -66,7 +66,7 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
 def per_head(rows: Sequence[Facts]) -> Facts:
     """What was scored, in the order of the modules: `loss`, the task's metric (`accuracy`), and the
     metric of the heads up to each, together (`ensemble_accuracy`)."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _beside(stages: list[Facts], plan: StageTimes) -> Facts:

@@ -28,7 +28,10 @@ from pipeline_local.blueprint.run_plan import Action, Save
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
-from pipeline_local.watch.store import RankStore
+from pipeline_local.watch.store import Facts, RankStore
+
+CALLBACK = "callback"
+"""In place of a signal's name."""
 
 
 class Stop:
@@ -47,6 +50,8 @@ class Stop:
         self._earlier: dict[int, Any] = {}
         self._signal: str | None = None
         self._last: int | None = None
+        self.by_signal = False
+        """Whether a signal, and no callback, is the reason to leave early."""
         self.after: int | None = None
         """Optimizer steps done, once the run plan has been left early."""
 
@@ -65,6 +70,10 @@ class Stop:
         for number, handler in self._earlier.items():
             if signal.getsignal(number) == self._hear:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def request(self) -> None:
+        """Ask all ranks to end after the same step, as a callback does on any of them."""
+        self._signal = self._signal or CALLBACK
 
     def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
         """The actions of the run plan up to its end or to the stop, which ends with a checkpoint.
@@ -108,11 +117,13 @@ class Stop:
         return self._last is not None and step > self._last
 
     def _decide(self, step: int) -> int | None:
-        if self._signal is None and self._rank_store.get_shared("stop asked") is None:
+        asked = self._rank_store.get_shared("stop asked") or {"signal": self._signal}
+        if asked["signal"] is None:
             return None
         # it waits for the store's answer, which `set_shared` does not
-        self._rank_store.compare_set("stop", {"last": step})
-        return step
+        return self._followed(
+            self._rank_store.compare_set("stop", {"last": step, "signal": asked["signal"]})
+        )
 
     def _learn(self, _: int) -> int | None:
         if self._signal is not None:
@@ -120,4 +131,8 @@ class Stop:
                 "stop asked", {"signal": self._signal, "rank": self._rank_store.rank}
             )
         value = self._rank_store.get_shared("stop")
-        return None if value is None else int(value["last"])
+        return None if value is None else self._followed(value)
+
+    def _followed(self, value: Facts) -> int:
+        self.by_signal = value["signal"] != CALLBACK
+        return int(value["last"])
