@@ -216,8 +216,9 @@ class ParallelConfig(NamingSection):
     tenths of the profiled GPU's, else no limit."""
     threads: Annotated[int, Field(ge=1, le=_MOST_OF_A_HOST)] | None = None
     """CPU threads per rank; null: cores / ranks of this host."""
-    backend: Literal["gloo", "nccl"] | None = None
-    """null: nccl where every rank has a GPU of its own, else gloo."""
+    backend: str | None = None
+    """gloo, nccl, or "python:package.module:name"; null: nccl where every rank has a GPU of its
+    own, else gloo."""
     wire_dtype: Literal["bfloat16", "float16"] | None = None
     """What crosses between modules is rounded to it, on any placement: half of float32's bytes.
     float16: activations only, gradients as bfloat16, which has their range. null: not rounded."""

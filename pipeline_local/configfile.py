@@ -21,6 +21,7 @@ from pipeline_local.learning.optimizer import OPTIMIZERS
 from pipeline_local.learning.reconcile import ESTIMATORS, estimator
 from pipeline_local.learning.schedule import SCHEDULES
 from pipeline_local.learning.tasks import TASKS
+from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.registry import Registry
 from pipeline_local.values import Strict, by_key, shorten, should_be
 
@@ -34,6 +35,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "head": HEADS,
     "reconcile": ESTIMATORS,
     "optimizer": OPTIMIZERS,
+    "parallel": P2PS,
 }
 """Who checks, in a section, the name of an entry and the further keys, its options. The further
 keys of `model` are checked where it is built."""
@@ -253,6 +255,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if cuts in ("auto", "memory") and config.modules.count is None:
         yield f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make"
+    if parallel.backend == "staged":
+        yield "parallel.backend: got 'staged', which GPUs without nccl get by themselves; use gloo"
     places = parallel.cuts
     if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
         yield (

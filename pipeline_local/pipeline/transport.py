@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.pipeline.edge import Message
-from pipeline_local.pipeline.p2p import P2P, Pending
+from pipeline_local.ranks.p2p import P2P, Pending
 from pipeline_local.record.stopwatch import Stopwatch
 
 DEPTH = 2

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,8 @@ NO_LIMIT = timedelta(days=1)
 MEETING = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
 
-P2PKind = Literal["gloo", "staged", "nccl"]
+P2PKind = str
+"""Name of a transport: gloo, staged, nccl, or a program's own."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ class RankInfo:
         Raises:
             UserError: nccl was asked for without a GPU for every rank.
         """
+        if config.backend is not None and config.backend.startswith("python:"):
+            return config.backend
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         own_gpu = gpus >= self.local_world_size
         if config.backend == "nccl" and not own_gpu:

@@ -14,8 +14,8 @@ from pipeline_local.learning.step import Step
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import InProcessQueue, Nowhere
-from pipeline_local.pipeline.p2p import GlooP2P
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.ranks.p2p import GlooP2P
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.trace import Trace
 

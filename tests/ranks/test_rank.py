@@ -5,8 +5,7 @@ import torch
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.connect import open_p2p
-from pipeline_local.pipeline.p2p import WatchedP2P
+from pipeline_local.pipeline.connect import WatchedP2P, open_p2p
 from pipeline_local.ranks import rank as places
 from pipeline_local.ranks.rank import RankInfo, common_kind, joined
 

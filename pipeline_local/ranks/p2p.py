@@ -3,7 +3,6 @@
     GlooP2P      CPU tensors over gloo
     StagedP2P    GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
     NcclP2P      GPU tensors over nccl
-    WatchedP2P   any of them, known to the watchdog while it waits
 
 Every edge has a two-rank process group of its own, so nothing on it can be reordered or blocked
 by another edge.
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.errors import NeighbourLostError
-from pipeline_local.watch.status import RankStatus
+from pipeline_local.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,17 @@ class P2P(Protocol):
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
         """Post a receive."""
         ...
+
+
+P2PS: Registry[Callable[..., P2P]] = Registry(
+    "parallel.backend", kind="transport", given=("group", "peer", "device")
+)
+"""All ways in which a tensor crosses, by name (`parallel.backend`; `staged` is derived).
+
+An entry makes one end of an edge: from the process group of its two ranks, the global rank of the
+other end, and this rank's device. Where its attribute `by_device` is true, the group is of the
+device's own backend, and lagged messages go another way (`pipeline/connect.py`).
+"""
 
 
 class GlooP2P:
@@ -84,6 +94,12 @@ class GlooP2P:
         return Pending(tensor, wait)
 
 
+@P2PS.add("gloo")
+def gloo(group: dist.ProcessGroup, peer: int, device: torch.device) -> GlooP2P:
+    """CPU tensors over gloo."""
+    return GlooP2P(group, peer)
+
+
 @contextmanager
 def _neighbour(peer: int) -> Iterator[None]:
     """Gloo tells of a closed connection by a RuntimeError with a page of advice."""
@@ -94,6 +110,7 @@ def _neighbour(peer: int) -> Iterator[None]:
         raise NeighbourLostError(peer, reason) from error
 
 
+@P2PS.add("staged")
 class StagedP2P:
     """GPU tensors over gloo, through pinned host memory.
 
@@ -128,12 +145,15 @@ class StagedP2P:
         return Pending(arriving.tensor, lambda: arriving.wait().to(self._device, non_blocking=True))
 
 
+@P2PS.add("nccl")
 class NcclP2P:
     """GPU tensors over nccl. Waiting for a receive orders streams only; the host goes on.
 
     Receives are posted on a side stream: on the compute stream they would queue behind all the
     work that is already there, and the transfer could not overlap it.
     """
+
+    by_device = True
 
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
         self._group = group
@@ -169,33 +189,3 @@ class NcclP2P:
             return tensor
 
         return Pending(tensor, wait)
-
-
-class WatchedP2P:
-    """Any wire; while the host waits on it, the rank's whereabouts name the peer.
-
-    Args:
-        p2p: does the work.
-        peer: global rank of the other end.
-        status: of this rank.
-    """
-
-    def __init__(self, p2p: P2P, peer: int, status: RankStatus) -> None:
-        self._p2p = p2p
-        self._peer = peer
-        self._status = status
-
-    def isend(self, tensor: Tensor) -> Pending:
-        """Start sending."""
-        return self._watched(self._p2p.isend(tensor))
-
-    def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
-        """Post a receive."""
-        return self._watched(self._p2p.irecv(shape, dtype))
-
-    def _watched(self, pending: Pending) -> Pending:
-        def wait() -> Tensor:
-            with self._status.waiting(self._peer):
-                return pending.wait()
-
-        return Pending(pending.tensor, wait)
