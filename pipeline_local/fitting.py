@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def fit(
     schedule: str | Callable[[int, int], float] = "cosine",
     layout: Layout | None = None,
     callbacks: Sequence[Callback] = (),
-    run_dir: str | Path = "runs/fit",
+    run_dir: str | Path | None = None,
     resume: bool = False,
     **sections: Any,  # noqa: ANN401 (any keys of the configuration)
 ) -> Facts:
@@ -76,7 +77,8 @@ def fit(
         schedule: a name (`optimizer.schedule`), or (step, num_steps) -> factor of the rate.
         layout: of the activations, where it cannot be seen: NCHW, NHWC, NCT, NTC or NC.
         callbacks: are called at the points of the run plan, on every rank.
-        run_dir: the run folder; never overwritten.
+        run_dir: the run folder, never overwritten; None: runs/fit, or runs/fit-2 and so on where
+            that is taken (under a launcher, where all ranks must mean the same: runs/fit).
         resume: go on from its newest checkpoint.
         sections: further keys of the configuration, such as `head={"name": "linear"}`,
             `reconcile={"weight": 0.1}`, `precision="bfloat16"`.
@@ -111,16 +113,17 @@ def fit(
         "train": {} if epochs is None else {"epochs": epochs},
         "optimizer": _optimizer(optimizer, lr, schedule, objects),
         "parallel": {"stages": stages},
-        "run": {"dir": str(run_dir), "resume": resume},
+        "run": {"dir": str(run_dir or _free_run(rank_info)), "resume": resume},
     }
     config = configfile.parse(_merged(tree, sections))
     data = GivenData(own, held_out, outputs[0], config.data.batch_size, config.data.workers)
     objects = replace(objects, data=data)
     with handed(objects):
-        count = rank_info.num_stages(config.parallel)
-        if count > rank_info.world_size:
-            agreement.check(config, RankInfo(world_size=count, local_world_size=count))
-            on_ranks(count, partial(_on_rank, objects, config, tuple(callbacks)))
+        num_stages = rank_info.num_stages(config.parallel)
+        if num_stages > rank_info.world_size:
+            there = RankInfo(world_size=num_stages, local_world_size=num_stages)
+            agreement.check(config, there)
+            on_ranks(num_stages, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:
             summary = trainer.train(config, rank_info, callbacks)
@@ -160,8 +163,8 @@ def _on_rank(objects: Given, config: Config, callbacks: Sequence[Callback]) -> N
 
 def _example(data: GivenSamples) -> Tensor:
     """Two inputs of the data."""
-    count = min(2, len(data.samples))
-    return torch.stack([data.samples[index][0] for index in range(count)])
+    indices = range(min(2, len(data.samples)))
+    return torch.stack([data.samples[index][0] for index in indices])
 
 
 def _outputs(objects: Given) -> tuple[int, ...]:
@@ -173,6 +176,11 @@ def _task_name(data: GivenSamples, outputs: tuple[int, ...]) -> str:
     if data.form.y_dtype.is_floating_point:
         return "regression"
     return "dense" if len(data.form.y_shape) == 2 and len(outputs) == 3 else "classification"
+
+
+def _free_run(rank_info: RankInfo) -> Path:
+    names = (Path("runs", f"fit-{n}" if n > 1 else "fit") for n in count(1))
+    return next(name for name in names if rank_info.launched or not name.exists())
 
 
 def _task(task: str | Mapping[str, Any], is_own: bool) -> dict[str, Any]:
