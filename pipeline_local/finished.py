@@ -1,4 +1,4 @@
-"""A finished run: its weights under the model's usual names, and its accuracy on the test set."""
+"""Uses a finished run: exports its weights under the model's own names, and evaluates it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +27,14 @@ from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
+from pipeline_local.watch.store import Facts
 
 
 def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule], int]:
-    """The modules of a run as its newest complete checkpoint has them, and its step.
+    """Loads the modules of a run from its newest complete checkpoint.
+
+    Returns:
+        The blueprint, the K modules on `device`, and the step of the checkpoint.
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -49,7 +53,7 @@ def load(run: Path, device: torch.device) -> tuple[Blueprint, list[LocalModule],
 
 
 def export(run: Path, output: Path) -> dict[str, Tensor]:
-    """Write backbone and classifier as safetensors, under the model's own names.
+    """Writes backbone and classifier as safetensors, under the model's own names.
 
     A torchvision model loads the file with `strict=True`.
 
@@ -58,7 +62,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     """
     newfile.check("--output", output)
     if output.suffix != ".safetensors":
-        raise UserError(f"--output: a file.safetensors is written, got {output}; name one")
+        raise UserError(f"--output: must end in .safetensors, got {output}; name such a file")
     blueprint, modules, _ = load(run, torch.device("cpu"))
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
     try:
@@ -69,8 +73,15 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]) -> metrics.Facts:
-    """Score every head on the test set, alone and with those above it, in this process.
+def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts], None]) -> Facts:
+    """Scores every head on the test set, alone and with all upstream heads, in this process.
+
+    Args:
+        run: the run folder.
+        show: prints the rows and the results.
+
+    Returns:
+        The step, and per head the metric, the metric of the ensemble, and the loss.
 
     Raises:
         UserError: no run, or no complete checkpoint.

@@ -1,9 +1,9 @@
-"""What the axes of activations mean."""
+"""The meaning of the axes of activations."""
 
 from typing import Literal
 
 Layout = Literal["NCHW", "NHWC", "NTC", "NC"]
-"""N samples, C channels, H x W or T positions."""
+"""The axes: N samples, C channels, H x W or T positions."""
 
 POSITIONS: dict[Layout, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NTC": (1,), "NC": ()}
-"""The axes of the positions."""
+"""The axes that hold positions."""

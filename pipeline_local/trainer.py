@@ -12,13 +12,13 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline.connect import connect, lay
+from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
-from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -60,7 +60,7 @@ def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
         start = propose(config, rank_info, rank_store, stack)
         at.enter("making the modules")
-        with rank_store.unanimous(TIMEOUT):
+        with rank_store.unanimous(COLLECTIVE_TIMEOUT):
             blueprint = draw(config, DataInfo.from_json(start["info"]))
             placement = Placement.of(blueprint, rank_info.world_size)
             accept(placement, rank_info, start)
@@ -69,7 +69,9 @@ def train(config: Config, rank_info: RankInfo | None = None) -> Facts:
             modules = _modules(placement, rank_info, start["step"])
             at.enter("meeting", peer=EVERYONE)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-        kind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
+        kind = common_kind(
+            [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]
+        )
         return Trainer(
             placement, rank_info, rank_store, stop, at, modules, kind, start["step"]
         ).run()
@@ -143,9 +145,9 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(rank_info.rank))
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
-        laid = lay(blueprint, rank_info, kind, status)
+        ends = open_edges(blueprint, rank_info, kind, status)
         self.upstream, self.downstream = connect(
-            blueprint, placement.stages[rank_info.rank], rank_info, laid, start, self.skipped
+            blueprint, placement.stages[rank_info.rank], rank_info, ends, start, self.skipped
         )
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
@@ -186,7 +188,7 @@ class Trainer:
         return self.blueprint.run_plan.num_steps if stopped is None else stopped
 
     def _leave(self, step: int) -> NoReturn:
-        self.stop.leave_together(TIMEOUT)
+        self.stop.leave_together(COLLECTIVE_TIMEOUT)
         error = StoppedError(step)
         self.display.announce([str(error)])
         raise error
@@ -289,8 +291,8 @@ class Trainer:
         }
         self.rank_store.set("result", facts)
         if self.rank_info.rank == 0:
-            facts = self._sum_up(self.rank_store.gather("result", TIMEOUT))
-        self.stop.leave_together(TIMEOUT)  # or rank 0 would sum up without anybody watching it
+            facts = self._sum_up(self.rank_store.gather("result", COLLECTIVE_TIMEOUT))
+        self.stop.leave_together(COLLECTIVE_TIMEOUT)  # or rank 0 would sum up unwatched
         return facts
 
     def _sum_up(self, results: list[Facts]) -> Facts:

@@ -22,7 +22,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import LAG, Step
-from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
+from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
 from pipeline_local.memory.fake_mode import fake_mode
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
@@ -98,7 +98,7 @@ def stage_bytes(
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
-def kept_by(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:
+def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:
     """Bytes that consecutive parts, on a CPU, keep of a microbatch for their backward passes.
 
     Args:
@@ -224,11 +224,11 @@ def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     contract = blueprint.contract(module.index)
     for number in earlier:
         for part in range(step.microbatches):
-            message = made((_inside(blueprint, module.index), contract.labels))
+            message = fake_message((_inside(blueprint, module.index), contract.labels))
             module.lagged.awaiting.push(number, part, *message)
             if module.index:
                 above = _inside(blueprint, module.index - 1)
-                module.lagged.pending.push(number, part, *made([above]))
+                module.lagged.pending.push(number, part, *fake_message([above]))
 
 
 def _inside(blueprint: Blueprint, index: int) -> Spec:

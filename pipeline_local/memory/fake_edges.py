@@ -17,7 +17,7 @@ class FakeUpstream:
     def __init__(self, first: tuple[Spec, ...], signal: tuple[Spec, ...], step: Step) -> None:
         messages = [first, *([signal] if step.compare else [])]
         self._order = deque(messages * step.microbatches)
-        self._ahead = made(self._order[0])
+        self._ahead = fake_message(self._order[0])
 
     @property
     def num_bytes(self) -> int:
@@ -28,7 +28,7 @@ class FakeUpstream:
         """The next message."""
         message = self._ahead
         self._order.rotate(-1)
-        self._ahead = made(self._order[0])
+        self._ahead = fake_message(self._order[0])
         return message
 
     def send_lagged(self, *tensors: Tensor) -> None:
@@ -40,7 +40,7 @@ class FakeDownstream:
 
     def __init__(self, contract: Contract | None, lagged: bool) -> None:
         self._lagged = contract.lagged if contract and lagged else ()
-        self._ahead = made(self._lagged)
+        self._ahead = fake_message(self._lagged)
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=DEPTH if contract else 0)
         self.num_bytes = num_bytes(self._lagged)
         if contract:  # a message of activations, and its signal or another one
@@ -52,11 +52,11 @@ class FakeDownstream:
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
         """A lagged message, where somebody is downstream."""
-        message, self._ahead = self._ahead, made(self._lagged)
+        message, self._ahead = self._ahead, fake_message(self._lagged)
         return message
 
 
-def made(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
+def fake_message(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
     """A message in unfilled memory."""
     return tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
 

@@ -127,7 +127,7 @@ def _wide(value: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
     return value.float() if narrow else value
 
 
-def _as_ever(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
+def _default_kernel(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
     """What the operation is made of, on every device."""
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     result: Tensor = operation._op_dk(composite, *args, **options)
@@ -137,7 +137,7 @@ def _as_ever(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
     """Keeps a byte per element, where on a CPU it keeps a factor for each."""
     if not isinstance(x, FakeTensor) or not train or p in (0.0, 1.0):
-        return _as_ever(_aten.dropout.default, x, p, train)
+        return _default_kernel(_aten.dropout.default, x, p, train)
     dropped: Tensor = _aten.native_dropout(x, p, train)[0]
     return dropped
 
@@ -159,7 +159,7 @@ def _attention(
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     if not isinstance(query, FakeTensor):
         whole = _aten.scaled_dot_product_attention.default
-        return _as_ever(whole, query, key, value, attn_mask, dropout_p, is_causal, **options)
+        return _default_kernel(whole, query, key, value, attn_mask, dropout_p, is_causal, **options)
     composite = _aten._scaled_dot_product_attention_math
     result: Tensor = composite(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
     return result

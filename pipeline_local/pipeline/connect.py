@@ -20,19 +20,21 @@ class P2PEnds:
     """A stage's ends of the wires to its neighbours; None where it has none.
 
     Attributes:
-        up: activations and signals come in.
-        down: activations and signals go out.
-        back_up: input gradients go back.
-        back_down: input gradients come back.
+        upstream: activations and signals come in.
+        downstream: activations and signals go out.
+        lagged_upstream: input gradients go back.
+        lagged_downstream: input gradients come back.
     """
 
-    up: P2P | None
-    down: P2P | None
-    back_up: P2P | None = None
-    back_down: P2P | None = None
+    upstream: P2P | None
+    downstream: P2P | None
+    lagged_upstream: P2P | None = None
+    lagged_downstream: P2P | None = None
 
 
-def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus) -> P2PEnds:
+def open_edges(
+    blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus
+) -> P2PEnds:
     """Make this stage's wires; all ranks call it together.
 
     Args:
@@ -41,21 +43,21 @@ def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankSt
         kind: how the ranks talk.
         status: of this rank; waits on the wires are noted there.
     """
-    up, down = open_p2p(rank_info, kind, status)
+    upstream, downstream = open_p2p(rank_info, kind, status)
     if blueprint.run_plan.lag is None:
-        return P2PEnds(up, down)
+        return P2PEnds(upstream, downstream)
     # A receive that nccl has posted keeps its device busy until the message is there, and whatever
     # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
     # the chain that ends; with a message from below it would be a cycle (seen on an H200).
     backward: P2PKind = "staged" if kind == "nccl" else kind
-    return P2PEnds(up, down, *open_p2p(rank_info, backward, status, upwards=True))
+    return P2PEnds(upstream, downstream, *open_p2p(rank_info, backward, status, to_upstream=True))
 
 
 def connect(
     blueprint: Blueprint,
     modules: range,
     rank_info: RankInfo,
-    laid: P2PEnds,
+    ends: P2PEnds,
     start: int,
     skipped: Skipped | None = None,
 ) -> tuple[Source | Inlet, Nowhere | Outlet]:
@@ -65,16 +67,20 @@ def connect(
         blueprint: the run.
         modules: of this stage.
         rank_info: this rank; its stage has the same number.
-        laid: this stage's wires; no other edges use them any more.
+        ends: this stage's wires; no other edges use them any more.
         start: optimizer steps already done.
         skipped: gets the images that the data passes over.
     """
     return (
-        _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, rank_info.device)
-        if laid.up
+        _inlet(
+            blueprint, modules[0] - 1, ends.upstream, ends.lagged_upstream, start, rank_info.device
+        )
+        if ends.upstream
         else _data(blueprint, rank_info, start, skipped),
-        _outlet(blueprint, modules[-1], laid.down, laid.back_down, start, rank_info.device)
-        if laid.down
+        _outlet(
+            blueprint, modules[-1], ends.downstream, ends.lagged_downstream, start, rank_info.device
+        )
+        if ends.downstream
         else Nowhere(),
     )
 
@@ -124,7 +130,7 @@ def _outlet(
 
 
 def open_p2p(
-    rank_info: RankInfo, kind: P2PKind, status: RankStatus | None = None, upwards: bool = False
+    rank_info: RankInfo, kind: P2PKind, status: RankStatus | None = None, to_upstream: bool = False
 ) -> tuple[P2P | None, P2P | None]:
     """This stage's wires to its upstream and downstream neighbours (None at the ends).
 
@@ -137,7 +143,7 @@ def open_p2p(
         rank_info: this rank.
         kind: how the ranks talk.
         status: of this rank; waits on the wires are noted there.
-        upwards: messages will flow from each stage to its upstream neighbour.
+        to_upstream: messages will flow from each stage to its upstream neighbour.
     """
     upstream: P2P | None = None
     downstream: P2P | None = None
@@ -151,10 +157,10 @@ def open_p2p(
             continue  # an edge of others
         if rank_info.rank == edge:
             downstream = WatchedP2P(_p2p(kind, group, edge + 1, rank_info.device), edge + 1, at)
-            _connect(downstream, rank_info.device, sends=not upwards)
+            _connect(downstream, rank_info.device, sends=not to_upstream)
         else:
             upstream = WatchedP2P(_p2p(kind, group, edge, rank_info.device), edge, at)
-            _connect(upstream, rank_info.device, sends=upwards)
+            _connect(upstream, rank_info.device, sends=to_upstream)
     return upstream, downstream
 
 

@@ -29,7 +29,7 @@ from pipeline_local.record.trace import Trace
 
 
 @dataclass(frozen=True)
-class Link:
+class Slot:
     """A module and the two edges it stands between."""
 
     upstream: Upstream
@@ -37,11 +37,11 @@ class Link:
     downstream: Downstream
 
 
-def _link(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Link:
+def _slot(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Slot:
     """A module between boundaries; data is none."""
     wire_format = module.rules.wire_format
     above = RoundedUpstream(upstream, wire_format) if module.index else upstream
-    return Link(above, module, RoundedDownstream(downstream, wire_format))
+    return Slot(above, module, RoundedDownstream(downstream, wire_format))
 
 
 class Stage:
@@ -67,24 +67,24 @@ class Stage:
         self.modules = list(modules)
         self.trace = trace
         self._chain = [
-            _link(source, module, target)
+            _slot(source, module, target)
             for source, module, target in zip(sources, modules, targets, strict=True)
         ]
-        for link in self._chain:  # of a run that is resumed: it was on its way then
-            for kept in link.module.lagged.pending:
-                link.upstream.send_lagged(*kept.tensors)
+        for slot in self._chain:  # of a run that is resumed: it was on its way then
+            for kept in slot.module.lagged.pending:
+                slot.upstream.send_lagged(*kept.tensors)
 
     def train(self, step: Step) -> None:
         """One optimizer step of every module."""
         for microbatch in range(step.microbatches):
-            for link in self._chain:
-                self._learn(link, step, microbatch)
+            for slot in self._chain:
+                self._learn(slot, step, microbatch)
         for module in self.modules:
             with self.trace.span("update", module.index, step.number):
                 module.update(step)
 
-    def _learn(self, link: Link, step: Step, microbatch: int) -> None:
-        upstream, module, downstream = link.upstream, link.module, link.downstream
+    def _learn(self, slot: Slot, step: Step, microbatch: int) -> None:
+        upstream, module, downstream = slot.upstream, slot.module, slot.downstream
         span = partial(
             self.trace.span, module=module.index, step=step.number, microbatch=microbatch
         )
@@ -127,15 +127,15 @@ class Stage:
         for module in self.modules:
             module.eval()
         for batch, samples in enumerate(batches):
-            for link, row in zip(self._chain, scores, strict=True):
-                module = link.module
+            for slot, row in zip(self._chain, scores, strict=True):
+                module = slot.module
                 with self.trace.span("recv", module.index, number, batch):
-                    x, labels, *above = link.upstream.recv()
+                    x, labels, *above = slot.upstream.recv()
                 with self.trace.span("evaluate", module.index, number, batch):
                     summed = above[0] if above else None
                     activations, summed, score = module.evaluate(x, labels, summed, samples)
                 with self.trace.span("send", module.index, number, batch):
-                    link.downstream.send(activations, labels, summed)
+                    slot.downstream.send(activations, labels, summed)
                 row.append(score)
         for module in self.modules:
             module.train()

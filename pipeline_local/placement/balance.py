@@ -15,7 +15,7 @@ from torch import nn
 from pipeline_local.blueprint.blueprint import Blueprint, head_key
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
-from pipeline_local.memory.dry_run import kept_by, stage_bytes
+from pipeline_local.memory.dry_run import kept_bytes, stage_bytes
 from pipeline_local.placement import partition
 from pipeline_local.placement.costs import Costs, possible_heads
 
@@ -70,9 +70,9 @@ def even_memory(uncut: Blueprint, count: int) -> list[range]:
         UserError: no heads fit behind any such modules.
     """
     blocks = [block.module for block in uncut.backbone.blocks]
-    first = kept_by(uncut, blocks, 0)  # from images, so maybe in another precision
-    later = [0, *kept_by(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
-    heads = {key: _kept_by_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
+    first = kept_bytes(uncut, blocks, 0)  # from images, so maybe in another precision
+    later = [0, *kept_bytes(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
+    heads = {key: _kept_bytes_of_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
 
     def keeps(index: int, part: range) -> float:
         kept = sum((later if part.start else first)[block] for block in part)
@@ -92,8 +92,8 @@ def even_memory(uncut: Blueprint, count: int) -> list[range]:
     return cut
 
 
-def _kept_by_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
-    return sum(kept_by(uncut, [head], end))
+def _kept_bytes_of_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
+    return sum(kept_bytes(uncut, [head], end))
 
 
 def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
@@ -107,7 +107,7 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
         UserError: no such stages fit.
     """
     modules = blueprint.modules
-    lines = _lines(blueprint)
+    received = _received_bytes(blueprint)
 
     def computing(part: Part) -> float:
         stage, numbers = part
@@ -115,8 +115,8 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
 
     def cost(part: Part) -> float:
         """A stage computes while the next message comes."""
-        link, above = costs[part[0]].link, lines[part[1].start]
-        return max(computing(part), above / link.bytes_per_second if link else 0.0)
+        link, num_bytes = costs[part[0]].link, received[part[1].start]
+        return max(computing(part), num_bytes / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
         return stage_bytes(blueprint, part[1], len(costs), costs[part[0]].device).peak
@@ -137,7 +137,7 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
     return _Search("stages", within, peak, alike, grows, space).best(count)
 
 
-def _lines(blueprint: Blueprint) -> list[float]:
+def _received_bytes(blueprint: Blueprint) -> list[float]:
     """Bytes that come to each module in an average step, from a device above."""
     wire_format, signals = blueprint.wire_format, blueprint.run_plan.part_that_compares
     width = wire_format.activations.itemsize + signals * wire_format.gradients.itemsize

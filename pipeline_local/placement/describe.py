@@ -4,10 +4,10 @@ from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.record.summary import Row
+from pipeline_local.record.summary import ModuleRow
 
 
-def describe(placement: Placement) -> list[Row]:
+def describe(placement: Placement) -> list[ModuleRow]:
     """What each module is and where it runs."""
     blueprint = placement.blueprint
     stage_of = {k: s for s, part in enumerate(placement.stages) for k in part}
@@ -16,7 +16,7 @@ def describe(placement: Placement) -> list[Row]:
         names = [block.name for block in blueprint.blocks(index)]
         blocks = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
         head = "classifier" if blueprint.is_last(index) else blueprint.config.head.name
-        rows.append(Row(stage_of[index], blocks, head))
+        rows.append(ModuleRow(stage_of[index], blocks, head))
     return rows
 
 

@@ -22,7 +22,7 @@ from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError
 from pipeline_local.screen import complain
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def warn(line: str) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
         facts = {"module": str(index + 1), "step": str(step)}
         sealed.write(self._file(step, index), state, facts)
 
-    def latest(self, tell: Tell = warn) -> int | None:
+    def latest(self, report: Report = warn) -> int | None:
         """The newest step of which all modules are there and match their checksums.
 
         Reads every file of it. What does not count is named, one line per checkpoint.
@@ -67,7 +67,7 @@ class Checkpoints:
             if not problems:
                 self._sound.add(step)
                 return step
-            tell(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
+            report(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
         return None
 
     def problems(self, step: int) -> dict[int, str]:
@@ -98,18 +98,18 @@ class Checkpoints:
                 f"checkpoint {path} {error}; start once more, to fall back to an earlier checkpoint"
             ) from None
         try:
-            module.load_state_dict(_below("", named), strict=True)
+            module.load_state_dict(_part("", named), strict=True)
         except RuntimeError as error:
             raise UserError(
                 f"checkpoint {path} is of another model: {str(error).splitlines()[1].strip()};"
                 f" resume with the configuration of that run"
             ) from None
-        optimizer.load(module.optimizer, _below("optimizer.", named))
+        optimizer.load(module.optimizer, _part("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
-        lagged = _below("lagged.", _renamed(named))
+        lagged = _part("lagged.", _renamed(named))
         module.lagged.load({name: tensor.to(device) for name, tensor in lagged.items()})
 
-    def set_aside_after(self, step: int, tell: Tell = warn) -> None:
+    def set_aside_after(self, step: int, report: Report = warn) -> None:
         """Rename what lies beyond `step`, lest it mix with what follows. Nothing is deleted.
 
         A checkpoint that only lacks files was cut off while it was written: `step-*.unfinished`.
@@ -120,7 +120,7 @@ class Checkpoints:
                 missing = [not self._file(later, k).exists() for k in self.problems(later)]
                 aside = self._aside(later, "unfinished" if all(missing) else "damaged")
                 self.at(later).rename(aside)
-                tell(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
+                report(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` sound checkpoints, and what is older than those.
@@ -187,7 +187,7 @@ def _renamed(named: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _part(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, for one part."""
     others = tuple({"optimizer.", "lagged.", "feedback."} - {prefix})
     return {

@@ -101,7 +101,7 @@ class RunFolder:
                 f" resume it as it was, or name another run.dir"
             )
 
-    def going_on(self, config: Config, step: int) -> str:
+    def describe_resume(self, config: Config, step: int) -> str:
         """What is resumed, and under which other settings; for people."""
         if not self.config.is_file():  # with steps done: cut off while it was written
             new = f"nothing to resume in {_short(self.path)}: a new run"

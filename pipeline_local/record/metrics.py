@@ -14,8 +14,7 @@ import torch
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
-
-Facts = dict[str, Any]
+from pipeline_local.watch.store import Facts
 
 
 class Metrics:

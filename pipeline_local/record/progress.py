@@ -6,8 +6,8 @@ from shutil import get_terminal_size
 from rich.control import Control
 from rich.segment import ControlType
 
-from pipeline_local.record.metrics import Facts
 from pipeline_local.screen import say
+from pipeline_local.watch.store import Facts
 
 _ANEW = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 0))
 """Back to the beginning of an emptied row."""
@@ -49,7 +49,7 @@ class Progress:
         """The text: step of the first stage, pace, and per module loss, cosine, test accuracy.
 
         Stages further down are behind: of every module the newest that it has told, "-" where it
-        has told nothing yet, and beside it from which steps on that is.
+        has shown nothing yet, and beside it from which steps on that is.
         """
         behind, tested = min(facts["step"] for facts in stages), [facts["step"] for facts in tests]
         loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
@@ -73,9 +73,9 @@ class Progress:
 
     def _per_module(self, stages: list[Facts], name: str, form: str, title: str) -> str:
         rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}
-        told = {k: form.format(row[name]) for k, row in rows.items() if name in row}
-        values = [told.get(k + 1, "-") for k in range(self._num_modules)]
-        return f"{title} {' '.join(values)}" if told else ""
+        shown = {k: form.format(row[name]) for k, row in rows.items() if name in row}
+        values = [shown.get(k + 1, "-") for k in range(self._num_modules)]
+        return f"{title} {' '.join(values)}" if shown else ""
 
 
 class Silent:

@@ -32,7 +32,7 @@ class Snapshot:
 
         The tensors may be written again as soon as this returns, on the stream that is current.
         """
-        self._room = {name: self._rank_info(name, tensor) for name, tensor in tensors.items()}
+        self._room = {name: self._room_for(name, tensor) for name, tensor in tensors.items()}
         pairs = [(self._room[name], tensor) for name, tensor in tensors.items()]
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
         if devices:
@@ -41,7 +41,7 @@ class Snapshot:
             room.copy_(tensor)
         return Copies(self._room, lambda: 0.0)
 
-    def _rank_info(self, name: str, tensor: Tensor) -> Tensor:
+    def _room_for(self, name: str, tensor: Tensor) -> Tensor:
         room = self._room.get(name)
         if room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype:
             return room

@@ -8,12 +8,13 @@ from typing import Literal
 from rich.table import Table
 
 from pipeline_local.record import atomic
-from pipeline_local.record.metrics import Facts, as_json
+from pipeline_local.record.metrics import as_json
 from pipeline_local.screen import Screen, complain
+from pipeline_local.watch.store import Facts
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """What a module is, for the table."""
 
     stage: int
@@ -94,7 +95,7 @@ def score_text(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
 
 
-def show(rows: list[Row], facts: Facts) -> None:
+def show(rows: list[ModuleRow], facts: Facts) -> None:
     """Print a table of accuracy per head, and what the run took if `facts` holds it."""
     table = Table(title="Test set, per head", title_justify="left")
     metric = next(name.removeprefix("ensemble_") for name in facts if name.startswith("ensemble_"))

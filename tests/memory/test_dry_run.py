@@ -211,7 +211,7 @@ def test_what_blocks_keep(model, recompute, precision):
     blocks = [block.module for block in blueprint.backbone.blocks]
     for number, part in enumerate(blueprint.modules):
         (module,) = stage_bytes(blueprint, [number], 2).modules
-        kept = dry_run.kept_by(blueprint, blocks[part.start : part.stop], part.start)
+        kept = dry_run.kept_bytes(blueprint, blocks[part.start : part.stop], part.start)
         as_it_crosses = recompute and precision == "bfloat16"  # narrower, and little else is kept
         rel = 0.25 if as_it_crosses else 0.05
         assert sum(kept) == pytest.approx(module.activations, rel=rel)

@@ -164,13 +164,13 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypa
 
 def test_what_is_resumed_and_how_it_differs(tmp_path):
     folder, config = RunFolder(tmp_path), configfile.parse(CONFIG)
-    assert folder.going_on(config, 0) == f"nothing to resume in {tmp_path}: a new run"
-    assert folder.going_on(config, 7) == "resuming after step 7", "its config.yaml is gone"
+    assert folder.describe_resume(config, 0) == f"nothing to resume in {tmp_path}: a new run"
+    assert folder.describe_resume(config, 7) == "resuming after step 7", "its config.yaml is gone"
     folder.create(config, "{}")
-    assert folder.going_on(config, 7) == "resuming after step 7"
+    assert folder.describe_resume(config, 7) == "resuming after step 7"
     data, places = {"name": "digits", "batch_size": 32}, {"stages": 1, "threads": 1}
     other = {**CONFIG, "data": data, "parallel": places, "channels_last": True}
-    assert folder.going_on(configfile.parse(other), 7) == (
+    assert folder.describe_resume(configfile.parse(other), 7) == (
         "resuming after step 7, channels_last=True (was False), data.batch_size=32 (was 128)"
     )
 

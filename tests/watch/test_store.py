@@ -25,7 +25,7 @@ def test_look_shows_only_what_is_there():
 
 def test_what_is_claimed_is_the_first_ones():
     store = dist.HashStore()
-    one, two = RankStore(store, 0, 2), RankStore(store, 1, 2).again()
+    one, two = RankStore(store, 0, 2), RankStore(store, 1, 2).clone()
     assert one.claimed("verdict") is None
     assert two.claim("verdict", {"by": 1}) == {"by": 1}
     assert one.claim("verdict", {"by": 0}) == {"by": 1}
@@ -102,7 +102,7 @@ def test_who_keeps_the_board(monkeypatch, agent, server):
 
 
 def test_no_further_connection_to_a_board_that_is_gone(monkeypatch):
-    monkeypatch.setattr(store_module, "RECONNECTING", timedelta(seconds=1))
+    monkeypatch.setattr(store_module, "RECONNECT_TIMEOUT", timedelta(seconds=1))
     port, half_an_hour = free_port(), timedelta(minutes=30)
     server = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)
     store = dist.TCPStore("localhost", port, None, False, half_an_hour)
