@@ -1,4 +1,4 @@
-"""A snapshot: copies of tensors on the host, in memory that every later snapshot uses again."""
+"""A snapshot: copies of tensors on the host, in memory that later snapshots reuse."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Copies:
-    """What has been, or is being, copied.
+    """Copies of tensors, which may still be under way.
 
     Attributes:
-        tensors: on the host, contiguous; to be read once `arrive` has returned.
-        arrive: waits for the copies, and gives the seconds by which they held up the device
-            (0 on a CPU: there the copies are made before the snapshot returns).
+        tensors: contiguous tensors on the host, to be read once `arrive` has returned.
+        arrive: waits for the copies, and returns the seconds by which they held up the device
+            (0 on a CPU: there the copies are made before `take` returns).
     """
 
     tensors: dict[str, Tensor]
@@ -22,15 +22,15 @@ class Copies:
 
 
 class Snapshot:
-    """Room on the host for one state: as many bytes again as the state itself."""
+    """A buffer on the host for one module's state, as large as the state itself."""
 
     def __init__(self) -> None:
         self._room: dict[str, Tensor] = {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> Copies:
-        """Copy tensors as they are now; overwrites what was taken before.
+        """Copies tensors as they are now; overwrites the copies that were taken before.
 
-        The tensors may be written again as soon as this returns, on the stream that is current.
+        The tensors may be written again as soon as this returns, on the current stream.
         """
         self._room = {name: self._room_for(name, tensor) for name, tensor in tensors.items()}
         pairs = [(self._room[name], tensor) for name, tensor in tensors.items()]
@@ -49,10 +49,10 @@ class Snapshot:
 
 
 def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
-    """Queue the copies on a side stream: the host goes on at once.
+    """Queues the copies on a side stream, so that the host goes on at once.
 
-    The compute stream queues behind them, for the very next forward writes running statistics; the
-    host can go on queueing meanwhile. Events take the time, as no host clock could see it.
+    The compute stream waits for them, as the next forward pass writes running statistics; the host
+    can queue work meanwhile. Events take the time, as a host clock cannot measure it.
     """
     compute = torch.accelerator.current_stream(device)
     side = torch.Stream(device)

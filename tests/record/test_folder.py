@@ -94,7 +94,7 @@ with RunFolder(Path(sys.argv[1])).claimed():
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process, at work in `tmp_path`."""
+    """Another process, which uses `tmp_path`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
