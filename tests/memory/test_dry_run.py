@@ -1,4 +1,4 @@
-"""What a rehearsal on fake tensors says is what a real step takes, byte for byte (or nearly)."""
+"""What a dry run on fake tensors says is what a real step takes, byte for byte (or nearly)."""
 
 from itertools import cycle
 from pathlib import Path
@@ -254,5 +254,5 @@ def test_a_network_that_asks_for_values_is_told():
         }
     )
     blueprint = draw_blueprint(config, describe(config.data))
-    with pytest.raises(UserError, match="cannot be rehearsed without data"):
+    with pytest.raises(UserError, match="a dry run of .*, without data, failed"):
         stage_bytes(blueprint, range(1), 1)

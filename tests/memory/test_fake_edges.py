@@ -1,4 +1,4 @@
-"""The neighbours of a stage that is rehearsed."""
+"""The fake edges of a stage in a dry run."""
 
 import torch
 
