@@ -103,7 +103,7 @@ class RunPlan:
 
     @property
     def most_pending(self) -> int:
-        """The most lagged messages that may be on their way upstream at once."""
+        """The most lagged messages that may be on their way upstream at once; 0 without any."""
         return self.lag.most_pending * self.config.train.microbatches if self.lag else 0
 
     def lr(self, number: int) -> float:

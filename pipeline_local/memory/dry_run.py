@@ -38,7 +38,7 @@ FAKE_DEVICE = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ModuleBytes:
-    """What one module holds, in bytes.
+    """The memory that one module takes, in bytes.
 
     Attributes:
         parameters: its parameters and buffers.
@@ -55,7 +55,7 @@ class ModuleBytes:
 
 @dataclass(frozen=True)
 class StageBytes:
-    """What one stage holds, in bytes.
+    """The memory that one stage takes, in bytes.
 
     Attributes:
         modules: the bytes of each module.

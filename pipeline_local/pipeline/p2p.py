@@ -74,7 +74,7 @@ class GlooP2P:
     def _start(self, operation: Callable[..., dist.Work | None], tensor: Tensor) -> Pending:
         with _neighbour(self._peer):
             work = operation(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
 
         def wait() -> Tensor:
             with _neighbour(self._peer):
@@ -105,7 +105,7 @@ class StagedP2P:
         self._gloo = GlooP2P(group, peer, pinned=True)
         self._device = device
         self._stream = torch.Stream(device)
-        self._thread = ThreadPoolExecutor(1, "staged-wire")
+        self._thread = ThreadPoolExecutor(1, "staged-p2p")
 
     def isend(self, tensor: Tensor) -> Pending:
         """Starts copying to the host, and sends from there."""
@@ -145,7 +145,7 @@ class NcclP2P:
         """Starts sending once the compute stream has made the tensor; the wait blocks the host."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
         with self._stream:
             work.wait()
             sent = self._stream.record_event()
@@ -161,7 +161,7 @@ class NcclP2P:
         with self._stream:
             tensor = torch.empty(shape, dtype=dtype, device=self._device)
             work = dist.irecv(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
 
         def wait() -> Tensor:
             work.wait()

@@ -25,26 +25,26 @@ class Snapshot:
     """A buffer on the host for one module's state, as large as the state itself."""
 
     def __init__(self) -> None:
-        self._room: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> Copies:
         """Copies tensors as they are now; overwrites the copies that were taken before.
 
         The tensors may be written again as soon as this returns, on the current stream.
         """
-        self._room = {name: self._room_for(name, tensor) for name, tensor in tensors.items()}
-        pairs = [(self._room[name], tensor) for name, tensor in tensors.items()]
+        self._buffers = {name: self._buffer_for(name, tensor) for name, tensor in tensors.items()}
+        pairs = [(self._buffers[name], tensor) for name, tensor in tensors.items()]
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
         if devices:
-            return Copies(self._room, _copy_beside(pairs, devices.pop()))
-        for room, tensor in pairs:
-            room.copy_(tensor)
-        return Copies(self._room, lambda: 0.0)
+            return Copies(self._buffers, _copy_beside(pairs, devices.pop()))
+        for buffer, tensor in pairs:
+            buffer.copy_(tensor)
+        return Copies(self._buffers, lambda: 0.0)
 
-    def _room_for(self, name: str, tensor: Tensor) -> Tensor:
-        room = self._room.get(name)
-        if room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype:
-            return room
+    def _buffer_for(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype:
+            return buffer
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type != "cpu")
 
 
@@ -60,8 +60,8 @@ def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Ca
     side.wait_stream(compute)
     with side:
         begin.record(side)
-        for room, tensor in pairs:
-            room.copy_(tensor, non_blocking=True)
+        for buffer, tensor in pairs:
+            buffer.copy_(tensor, non_blocking=True)
         end.record(side)
     compute.wait_event(end)
 

@@ -27,7 +27,7 @@ class Writer:
         self._checkpoints = checkpoints
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
-        self._room: dict[int, Snapshot] = defaultdict(Snapshot)
+        self._snapshots: dict[int, Snapshot] = defaultdict(Snapshot)
         self._writing: Future[None] | None = None
         self.device_seconds = 0.0
         """The seconds by which copies have held up a GPU, unseen by the host."""
@@ -39,7 +39,7 @@ class Writer:
             UserError: an earlier write has failed.
         """
         self.wait()
-        copies = {m.index: self._room[m.index].take(tensors(m)) for m in modules}
+        copies = {m.index: self._snapshots[m.index].take(tensors(m)) for m in modules}
         self._writing = self._thread.submit(self._write, copies, step)
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ _PROBES = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TI
 
 @dataclass(frozen=True)
 class LivenessEvent:
-    """What was received over a liveness link.
+    """A message over a liveness link, or the end of the link.
 
     Attributes:
         rank: the rank at the other end.

@@ -19,7 +19,7 @@ BEATS_MISSED = 3.0
 
 @dataclass(frozen=True)
 class Sighting:
-    """What this rank knows of another, or of itself.
+    """The last known position of a rank.
 
     Attributes:
         position: the last position received from it.
@@ -36,7 +36,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the whole run ends.
+    """The reason why all ranks end.
 
     Attributes:
         kind: lost: a process is dead; stalled: it makes no progress; raised: it reports its error.

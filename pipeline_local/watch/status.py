@@ -13,7 +13,7 @@ EVERYONE = -1
 
 
 class Position(NamedTuple):
-    """Where a rank is.
+    """The position of a rank: what it does at the moment.
 
     Attributes:
         phase: start, step, evaluation, checkpoint or end.

@@ -106,7 +106,7 @@ def holder(tmp_path):
 def test_two_runs_are_never_at_work_in_one_folder(tmp_path, holder):
     folder = RunFolder(tmp_path)
     with (
-        pytest.raises(UserError, match=rf"another run is at work .*\(process {holder.pid} on "),
+        pytest.raises(UserError, match=rf"another run is using .*\(process {holder.pid} on "),
         folder.claimed(),
     ):
         pytest.fail("both are in")
@@ -121,7 +121,7 @@ def test_one_process_claims_once(tmp_path):
     link.symlink_to(tmp_path)
     with RunFolder(tmp_path).claimed():
         again = RunFolder(link)
-        with pytest.raises(UserError, match="another run is at work"), again.claimed():
+        with pytest.raises(UserError, match="another run is using"), again.claimed():
             pytest.fail("it is in twice")
         refused = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path)], check=False)
         assert refused.returncode
@@ -131,7 +131,8 @@ def test_one_process_claims_once(tmp_path):
 
 def test_a_full_disk_keeps_nobody_from_claiming(tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
-    command = [sys.executable, "-c", f"{limit}\n{HOLDER}", str(tmp_path)]
+    code = HOLDER.replace("\nwith", f"\n{limit}\nwith")  # imports may need a disk
+    command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, input="\n", text=True, capture_output=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "claimed\n", "")
 
