@@ -1,4 +1,4 @@
-"""What the ranks agree on before anything is spent: the first one proposes, all others accept."""
+"""What the ranks agree on before any work is done: the first one proposes, all others accept."""
 
 from contextlib import ExitStack
 
@@ -13,7 +13,7 @@ from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import TIMEOUT, RankInfo
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.screen import say
@@ -21,14 +21,14 @@ from pipeline_local.watch.store import Facts, RankStore
 
 
 def check(config: Config, rank_info: RankInfo) -> Placement:
-    """Draw the run, and refuse whatever can be refused before a rank starts to work.
+    """Draws the blueprint, and refuses whatever can be refused before a rank starts to work.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         rank_info: any of the ranks that will run it.
 
     Raises:
-        UserError: what the user must mend.
+        UserError: a mistake that the user must fix.
     """
     blueprint = draw(config, describe(config.data))
     placement = Placement.of(blueprint, rank_info.world_size)
@@ -43,23 +43,23 @@ def check(config: Config, rank_info: RankInfo) -> Placement:
 
 
 def propose(config: Config, rank_info: RankInfo, rank_store: RankStore, run: ExitStack) -> Facts:
-    """What the first rank alone knows, once it has checked everything and made the run folder.
+    """Returns what only the first rank finds out, by checking the run and making its folder.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         rank_info: this rank.
-        rank_store: where the first rank says it.
-        run: for its time, the folder is this run's alone.
+        rank_store: the store through which the first rank informs the others.
+        run: a stack; until it closes, no other run can use the folder.
 
     Returns:
-        config, info (of the data), step (to start from), complete (nothing is left to do).
+        config, stages, info (of the data), step (to start from), complete (nothing is left to do).
 
     Raises:
-        UserError: on the first rank, what the user must mend.
+        UserError: on the first rank, a mistake that the user must fix.
         RefusedElsewhereError: on all others, if the first rank refuses.
     """
     if rank_info.rank > 0:
-        return _hear(rank_store)
+        return _receive(rank_store)
     try:
         facts = _lead(config, rank_info, run)
     except BaseException:
@@ -80,7 +80,7 @@ def _lead(config: Config, rank_info: RankInfo, run: ExitStack) -> Facts:
     complete = step >= blueprint.run_plan.num_steps and folder.summary.is_file()
     if not complete:  # a complete run stays as it is
         if step or config.run.resume:
-            say(folder.going_on(config, step))
+            say(folder.describe_resume(config, step))
         folder.create(config, info)
         checkpoints.set_aside_after(step)
     return {
@@ -96,10 +96,10 @@ def _openings(placement: Placement) -> list[int]:
     return [part.start for part in placement.stages]
 
 
-def _hear(rank_store: RankStore) -> Facts:
+def _receive(rank_store: RankStore) -> Facts:
     try:
-        facts = rank_store.wait("start", 0, TIMEOUT)
-    except dist.DistError:  # the first rank is gone, and has said why
+        facts = rank_store.wait("start", 0, COLLECTIVE_TIMEOUT)
+    except dist.DistError:  # the first rank is gone, and has reported why
         raise RefusedElsewhereError from None
     if facts.get("refused"):
         raise RefusedElsewhereError
@@ -107,7 +107,12 @@ def _hear(rank_store: RankStore) -> Facts:
 
 
 def accept(placement: Placement, rank_info: RankInfo, start: Facts) -> None:
-    """This rank must mean the same run as the first, and see the same folder.
+    """Checks that this rank has the same run as the first, and sees the same folder.
+
+    Args:
+        placement: the run as this rank has drawn it.
+        rank_info: this rank.
+        start: what the first rank has proposed.
 
     Raises:
         UserError: it does not.

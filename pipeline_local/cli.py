@@ -1,4 +1,4 @@
-"""The command line: exit codes, and errors in one line."""
+"""The command line: errors as single lines, and exit codes."""
 
 import argparse
 import sys
@@ -25,7 +25,11 @@ from pipeline_local.screen import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake is one clear line on stderr and exit code 2."""
+    """Runs one command and returns its exit code; a user's mistake gets one line on stderr and 2.
+
+    Args:
+        arguments: the command-line arguments; None for those of this process.
+    """
     arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
     options = _parse(arguments)
     try:
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """As argparse, but `key=value` may stand behind an option too."""
+    """Parses as argparse does, but allows `key=value` behind an option, too."""
     known = parser()
     options, rest = known.parse_known_args(_with_peers(arguments))
     stray = [text for text in rest if text.startswith("-") or "=" not in text]
@@ -78,7 +82,7 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 def _memory_shortage(error: Exception) -> UserError | None:
-    """Torch tells of a full GPU by a type of its own, of a full CPU by its text alone."""
+    """Torch reports a full GPU by a type of its own, and full CPU memory only by its message."""
     full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not full and "can't allocate memory" not in str(error):
         return None
@@ -90,7 +94,7 @@ def _memory_shortage(error: Exception) -> UserError | None:
 
 
 def _explain(error: Exception) -> None:
-    """One line per problem; a host's ranks find the same in a configuration: its first speaks."""
+    """Prints a line per problem; of a host's ranks only the first reports the configuration's."""
     try:
         rank_info = RankInfo.from_environment()
     except UserError:

@@ -1,4 +1,4 @@
-"""What can go wrong and how it is told: one line each, and an exit code of its own."""
+"""What can go wrong and how it is reported: one line each, and an exit code of its own."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ EXIT_USER_ERROR = 2
 EXIT_NEIGHBOUR_LOST = 3
 EXIT_STALLED = 4
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: not done, nothing wrong, try again."""
+"""EX_TEMPFAIL of sysexits.h: the run is not complete, nothing is wrong, try again."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: what is wrong, what was got, what to do.
+    """A mistake that the user can fix: what is wrong, what was got, what to do.
 
     The command line prints it without a traceback; exit code 2.
     """
@@ -33,7 +33,7 @@ class NeighbourLostError(Exception):
     """The process at the other end of an edge is gone; its own message says why. Exit code 3.
 
     Args:
-        peer: its rank; None where that cannot be told, before the ranks have met.
+        peer: its rank; None where that is not known yet, before the ranks have joined.
         reason: why the edge is thought to be broken.
     """
 
@@ -44,29 +44,29 @@ class NeighbourLostError(Exception):
 
 
 class StalledError(Exception):
-    """This process did not go on within `parallel.timeout`, and has said so. Exit code 4."""
+    """This process made no progress within `parallel.timeout`, and reports it. Exit code 4."""
 
 
 class RefusedElsewhereError(Exception):
-    """Another rank has refused the run and says why; this one ends in silence. Exit code 2."""
+    """Another rank has refused the run and reports why; this one prints nothing. Exit code 2."""
 
 
 class StoppedError(Exception):
     """A signal has asked the run to stop: all ranks have saved the same step. Exit code 75.
 
     Args:
-        step: optimizer steps done, of which there is a complete checkpoint.
+        step: the optimizer steps done, after which there is a complete checkpoint.
     """
 
     def __init__(self, step: int) -> None:
         self.step = step
         super().__init__(
             f"stopped by a signal after step {step}, of which there is a complete checkpoint;"
-            f" go on with run.resume=true"
+            f" continue with run.resume=true"
         )
 
 
 def did_you_mean(word: str, candidates: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for a near miss, else an empty string."""
+    """Returns `; did you mean 'x'?` for a near miss, else an empty string."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

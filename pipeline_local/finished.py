@@ -1,4 +1,4 @@
-"""A finished run: its weights under the model's usual names, and its accuracy on the test set."""
+"""Uses a finished run: exports its weights under the model's own names, and evaluates it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
+from pipeline_local.watch.store import Facts
 
 CPU = torch.device("cpu")
 
@@ -80,7 +81,7 @@ def _found(checkpoints: Checkpoints, step: int | str) -> int:
 
 
 def export(run: Path, output: Path) -> dict[str, Tensor]:
-    """Write backbone and classifier as safetensors, under the model's own names.
+    """Writes backbone and classifier as safetensors, under the model's own names.
 
     A torchvision model loads the file with `strict=True`.
 
@@ -99,8 +100,15 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]) -> metrics.Facts:
-    """Score every head on the test set, alone and with those above it, in this process.
+def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts], None]) -> Facts:
+    """Scores every head on the test set, alone and with all upstream heads, in this process.
+
+    Args:
+        run: the run folder.
+        show: prints the rows and the results.
+
+    Returns:
+        The step, and per head the metric, the metric of the ensemble, and the loss.
 
     Raises:
         UserError: no run, or no complete checkpoint.

@@ -1,4 +1,4 @@
-"""What the axes of activations mean."""
+"""The meaning of the axes of activations."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Files that a user asks for: new ones only, nothing is ever overwritten."""
+"""Files that a user asks for: only new files are written, none is overwritten."""
 
 import os
 from pathlib import Path
@@ -7,22 +7,22 @@ from pipeline_local.errors import UserError
 
 
 def problem(option: str, path: Path) -> str | None:
-    """Why the file cannot be written; None if it can, its folders included.
+    """Returns why the file cannot be written; None if it and its missing folders can be.
 
     Args:
-        option: of the command line that names the file, for the message.
-        path: where it is to be.
+        option: the command-line option that names the file, for the message.
+        path: the file to write.
     """
     if path.exists():
         return f"{option}: {path} exists, and files are never overwritten; name another"
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        return f"{option}: {path} cannot be written, as {above} takes no files; name another"
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        return f"{option}: {path} cannot be written, as {parent} is not writable; name another"
     return None
 
 
 def check(option: str, path: Path) -> None:
-    """Before anything is spent; see `problem`.
+    """Refuses a file that cannot be written, before any work is done for it; see `problem`.
 
     Raises:
         UserError: the file cannot be written.
@@ -32,7 +32,7 @@ def check(option: str, path: Path) -> None:
 
 
 def write(option: str, path: Path, text: str) -> None:
-    """Write it, its folders included; not over one that has come meanwhile either.
+    """Writes the file and its missing folders; never overwrites one that another process has made.
 
     Raises:
         UserError: the file exists or cannot be written.

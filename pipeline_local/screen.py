@@ -1,5 +1,5 @@
-"""Where a command's words go. Nobody need listen: a run goes on when the pipe is closed, the disk
-with its log is full, or its terminal is gone (under nohup: else SIGHUP ends it, as any process)."""
+"""What a command prints. A run goes on when nothing can be printed: the pipe is closed, the disk
+with its log is full, or the terminal is gone (under nohup; else SIGHUP ends it)."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 WIDTH = 140
-"""Columns of a file or a pipe, such as a batch job's log."""
+"""The columns of a file or a pipe, such as a batch job's log."""
 
 
 class Screen(Console):
@@ -19,19 +19,19 @@ class Screen(Console):
         super().__init__(width=None if known else WIDTH)
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 (as rich has it)
-        """Print a table or text to stdout, at once."""
+        """Prints a table or text to stdout, at once."""
         with self.capture() as captured:
             super().print(*objects, **options)
         say(captured.get(), end="")
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Print to stdout, at once."""
+    """Prints text to stdout, at once."""
     _write(sys.stdout, text + end)
 
 
 def complain(text: str) -> None:
-    """A line on stderr; written at once, as other ranks may say something, too."""
+    """Prints a line to stderr, in one write, as other ranks may print there, too."""
     _write(sys.stderr, text + "\n")
 
 
@@ -40,11 +40,11 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
     except OSError:
-        _speak_to_nobody(stream)
+        _discard(stream)
 
 
-def _speak_to_nobody(stream: TextIO) -> None:
-    """What was and will be printed goes nowhere, python's last flush included."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _discard(stream: TextIO) -> None:
+    """Discards what was and will be printed, including what python flushes at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

@@ -1,4 +1,4 @@
-"""Randomness as a pure function: nothing random is ever saved, shared or left over.
+"""Randomness as a pure function: no state of a generator is ever saved or shared.
 
 Initial weights are drawn from (seed, block), dropout from (seed, module, step), the data order from
 (seed, epoch), augmentation from (seed, epoch, sample). So no placement, worker count or resume
@@ -11,7 +11,7 @@ import torch
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for one use of randomness, named by its path.
+    """Returns a 63-bit seed for one use of randomness, which `path` names.
 
     Stable across processes, machines and Python versions.
     """
@@ -20,14 +20,14 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """A fresh CPU generator, seeded by `derive`."""
+    """Returns a new CPU generator, seeded by `derive`."""
     return torch.Generator().manual_seed(derive(seed, *path))
 
 
 def reseed(device: torch.device, seed: int, *path: str | int) -> None:
-    """Seed the global generators that operations on `device` draw from, by `derive`.
+    """Seeds the global generators that operations on `device` draw from, by `derive`.
 
-    torch.manual_seed visits every backend there is, at some twenty times the cost.
+    It costs about a twentieth of torch.manual_seed, which seeds every backend.
     """
     value = derive(seed, *path)
     torch.default_generator.manual_seed(value)

@@ -17,14 +17,14 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.models import weights
-from pipeline_local.pipeline.connect import connect, lay
+from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.call import on_ranks
-from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -74,7 +74,7 @@ def train(
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
         start = propose(config, rank_info, rank_store, stack)
         at.enter("making the modules")
-        with rank_store.unanimous(TIMEOUT):
+        with rank_store.unanimous(COLLECTIVE_TIMEOUT):
             blueprint = draw(config, DataInfo.from_json(start["info"]))
             placement = Placement.of(blueprint, rank_info.world_size)
             accept(placement, rank_info, start)
@@ -84,7 +84,9 @@ def train(
             modules = _modules(placement, rank_info, start["step"])
             at.enter("meeting", peer=EVERYONE)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-        kind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
+        kind = common_kind(
+            [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]
+        )
         first = start["step"]
         trainer = Trainer(
             placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
@@ -169,9 +171,9 @@ class Trainer:
         self.metrics = metrics.Metrics(folder.metrics(rank_info.rank))
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
-        laid = lay(blueprint, rank_info, kind, status)
+        ends = open_edges(blueprint, rank_info, kind, status)
         self.upstream, self.downstream = connect(
-            blueprint, placement.stages[rank_info.rank], rank_info, laid, start, self.skipped
+            blueprint, placement.stages[rank_info.rank], rank_info, ends, start, self.skipped
         )
         self.callbacks = callbacks
         self.run_facts = self._run_facts(modules)
@@ -228,7 +230,7 @@ class Trainer:
         return self.blueprint.run_plan.num_steps if stopped is None else stopped
 
     def _leave(self, step: int) -> NoReturn:
-        self.stop.leave_together(TIMEOUT)
+        self.stop.leave_together(COLLECTIVE_TIMEOUT)
         error = StoppedError(step)
         self.display.announce([str(error)])
         raise error
@@ -339,8 +341,8 @@ class Trainer:
         }
         self.rank_store.set("result", facts)
         if self.rank_info.rank == 0:
-            facts = self._sum_up(self.rank_store.gather("result", TIMEOUT))
-        self.stop.leave_together(TIMEOUT)  # or rank 0 would sum up without anybody watching it
+            facts = self._sum_up(self.rank_store.gather("result", COLLECTIVE_TIMEOUT))
+        self.stop.leave_together(COLLECTIVE_TIMEOUT)  # or rank 0 would sum up unwatched
         for callback in self.callbacks:
             callback.on_end(self.run_facts, facts)
         return facts

@@ -8,13 +8,13 @@ import yaml
 
 
 def parse(text: str) -> Any:  # noqa: ANN401 (any YAML value)
-    """The value that a YAML text stands for.
+    """Returns the value of a YAML text.
 
-    1e-3 is a number (YAML 1.1 asks for 1.0e-3), a key stands once in its section, whole numbers fit
-    64 bits, and an alias stands for a single value: so nothing holds itself or grows without bound.
+    1e-3 is a number (YAML 1.1 asks for 1.0e-3), a key occurs once in its section, whole numbers fit
+    64 bits, and an alias stands for a scalar: so no value holds itself or grows without bound.
 
     Raises:
-        ValueError: the text is not such YAML; the reason, in one line.
+        ValueError: the text is not such YAML; the message is the reason, in one line.
     """
     try:
         return yaml.load(text, _Loader)
@@ -29,7 +29,7 @@ def parse(text: str) -> Any:  # noqa: ANN401 (any YAML value)
 
 
 def write(tree: Any) -> str:  # noqa: ANN401 (any YAML value)
-    """The text that `parse` reads back as the same value; paths become text, tuples lists."""
+    """Returns text that `parse` reads as the same value; paths become text, tuples become lists."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 

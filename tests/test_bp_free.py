@@ -292,7 +292,7 @@ def flat_first(num_classes, image_shape):
 
 def test_a_module_without_anything_to_learn_is_refused():
     model = {"name": f"python:{__name__}:flat_first"}
-    with pytest.raises(UserError, match=r"module 1 \(block0\) and its head have nothing to learn"):
+    with pytest.raises(UserError, match=r"module 1 \(block0\) and its head have no trainable"):
         draw(model)
     assert is_bp_free(draw(model, head={"name": "linear"}))
 

@@ -58,7 +58,7 @@ def test_train_evaluate_export(config, tmp_path, capsys):
 
     assert run("export", "out", "--output", "model.safetensors") == 0
     state = load_file("model.safetensors")
-    backbone = registry.build("resnet20", {"width": 4}, 10, (1, 8, 8))
+    backbone = registry.build("resnet20", {"width": 4}, (10,), (1, 8, 8))
     names = [b.prefix + n for b in backbone.blocks for n in b.module.state_dict()]
     assert set(state) == {*names, "fc.weight", "fc.bias"}
 
@@ -75,7 +75,7 @@ def test_a_complete_run_stays_as_it_is(config, tmp_path, capsys):
 def test_weights_are_exported_as_what_they_are(config, capsys):
     assert run("train", config, "run.dir=out") == 0
     assert run("export", "out", "--output", "model.pt") == 2
-    assert "--output: a file.safetensors is written, got model.pt" in capsys.readouterr().err
+    assert "--output: must end in .safetensors, got model.pt" in capsys.readouterr().err
 
 
 def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatch):

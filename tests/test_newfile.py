@@ -25,5 +25,5 @@ def test_what_is_there_stays(tmp_path):
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     for refused in (newfile.check, lambda *where: newfile.write(*where, "text")):
-        with pytest.raises(UserError, match=r"--output: .* cannot be written, as .*file takes no"):
+        with pytest.raises(UserError, match=r"--output: .* cannot be written, as .*file is not"):
             refused("--output", tmp_path / "file" / "a" / "b.json")

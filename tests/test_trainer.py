@@ -178,5 +178,5 @@ def test_a_run_that_is_at_work_is_not_resumed(tmp_path, run_ranks):
     (tmp_path / "run" / "summary.json").unlink()
     before = (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text()
     _, message = run_ranks(beside_another_run, 2, tmp_path / "run")
-    assert "another run is at work" in message
+    assert "another run is using" in message
     assert (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text() == before

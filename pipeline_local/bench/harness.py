@@ -22,7 +22,7 @@ from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.rank import TIMEOUT, P2PKind, RankInfo, common_kind, joined
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, P2PKind, RankInfo, common_kind, joined
 from pipeline_local.record.metrics import settle
 from pipeline_local.watch.store import RankStore
 
@@ -95,12 +95,14 @@ def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measu
     with joined(rank_info, rank_info.group_backend(config.parallel)) as store:
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-        kind: P2PKind = common_kind([facts["kind"] for facts in rank_store.gather("wire", TIMEOUT)])
+        kind: P2PKind = common_kind(
+            [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]
+        )
         setting = Setting(draw(config, describe(config.data)), rank_info, kind)
         found = entries(setting, request)
         results = Turns(setting, rank_store, request.steps).run(found, request.runs)
         rank_store.set("results", {"results": [vars(result) for result in results]})
-        gathered = rank_store.gather("results", TIMEOUT)
+        gathered = rank_store.gather("results", COLLECTIVE_TIMEOUT)
         _meet(rank_info)  # the store lives as long as the first rank
     columns = zip(
         *[[RankResult(**result) for result in facts["results"]] for facts in gathered], strict=True
@@ -199,7 +201,7 @@ class Turns:
         if reason and self._setting.rank_info.device.type != "cpu":
             torch.accelerator.empty_cache()  # for those who come after it
         self._rank_store.set(topic, {"reason": reason})
-        answers = self._rank_store.gather(topic, TIMEOUT)
+        answers = self._rank_store.gather(topic, COLLECTIVE_TIMEOUT)
         return next((answer["reason"] for answer in answers if answer["reason"]), "")
 
     def _turn(self, entry: Entry) -> tuple[float, dict[str, float]]:

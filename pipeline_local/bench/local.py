@@ -14,7 +14,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import connect, lay
+from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.edge import Message, Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
@@ -120,7 +120,7 @@ class Local(Peer):
     def setup(self) -> None:
         """This stage's modules, and its wires."""
         self._make()
-        self._p2p_ends = lay(
+        self._p2p_ends = open_edges(
             self.blueprint, self.setting.rank_info, self.setting.kind, RankStatus()
         )
 

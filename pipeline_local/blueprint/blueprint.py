@@ -1,7 +1,7 @@
-"""The blueprint: all that follows from the configuration and the data, before anything is spent.
+"""The blueprint: the run's specification, derived from the configuration and the data alone.
 
 Drawn on the meta device in milliseconds, alike on every rank: blocks and their shapes, modules,
-stages, contracts, schedule. Only `Blueprint.module` allocates memory, for one module.
+contracts, run plan. Only `Blueprint.module` allocates memory, for one module.
 """
 
 from dataclasses import dataclass
@@ -30,24 +30,26 @@ from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
 
 Shape = tuple[int, ...]
+"""The shape of a tensor."""
+
 HeadKey = tuple[int, int]
-"""Blocks in front of a head, from 1, and the later blocks that it copies (0 if it copies none)."""
+"""The number of blocks before a head, and the number of later blocks that it copies."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A run on paper.
+    """The specification of a run. It allocates no tensors; its parts are on the meta device.
 
     Attributes:
-        config: of the run; cuts that were `auto` or `memory` are the blocks that they came to.
-        info: facts of the data.
-        task: what is learned.
+        config: the configuration; cuts that were `auto` or `memory` are the names of blocks.
+        info: the facts about the data.
+        task: the task: loss, score, and the shape of labels.
         backbone: blocks and classifier, on the meta device.
-        input_shapes: of each block, for one sample.
-        output_shapes: of each block, for one sample.
+        input_shapes: the input shape of each block, for one sample.
+        output_shapes: the output shape of each block, for one sample.
         modules: the blocks of each module.
-        run_plan: what happens when.
-        device: what stages compute on, unless a profile says so.
+        run_plan: the order of steps, evaluations and checkpoints.
+        device: the device that stages compute on, unless a profile says which.
     """
 
     config: Config
@@ -62,7 +64,7 @@ class Blueprint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters."""
+        """The dtype of the parameters."""
         return torch.float64 if self.config.precision == "float64" else torch.float32
 
     @property
@@ -73,11 +75,11 @@ class Blueprint:
 
     @property
     def wire_format(self) -> WireFormat:
-        """How activations and gradients cross between modules."""
+        """The dtypes and layout of activations and gradients on the wire between modules."""
         return WireFormat.of(self.config)
 
     def contract(self, index: int) -> Contract:
-        """What crosses the edge between module `index` (from 0) and the next one."""
+        """Returns the contract of the edge between module `index` (from 0) and the next one."""
         data, train, wire_format = self.config.data, self.config.train, self.wire_format
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
@@ -94,7 +96,7 @@ class Blueprint:
         )
 
     def blocks(self, index: int) -> list[Block]:
-        """The blocks of a module; the last module's classifier is not among them."""
+        """Returns the blocks of a module; the last module's classifier is not among them."""
         return [self.backbone.blocks[i] for i in self.modules[index]]
 
     def is_last(self, index: int) -> bool:
@@ -102,7 +104,7 @@ class Blueprint:
         return index == len(self.modules) - 1
 
     def module(self, index: int, device: torch.device) -> LocalModule:
-        """Allocate and initialise a module: weights are a function of (seed, block) alone."""
+        """Allocates and initialises a module: weights are a function of (seed, block) alone."""
         blocks = [self.fresh(block, device) for block in self.blocks(index)]
         body, head = Body(blocks, self.config.modules.recompute), self._head(index, device)
         if self.config.compile:
@@ -111,14 +113,14 @@ class Blueprint:
         return self.assembled(index, body, head)
 
     def fake_module(self, index: int, device: torch.device) -> LocalModule:
-        """The same module in unfilled memory, not compiled, for a FakeTensorMode."""
-        with unset_fake_temporarily():  # paper is of another kind than what is drawn on it
-            paper = [*self.meta_body(index), self.meta_head(index)]
-        *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in paper]
+        """Returns the same module, uninitialised and not compiled, for a FakeTensorMode."""
+        with unset_fake_temporarily():  # a fake mode would make fake tensors of meta tensors
+            meta = [*self.meta_body(index), self.meta_head(index)]
+        *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in meta]
         return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
 
     def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
-        """A module of these parts, under the rules of the run."""
+        """Returns a module of a body and a head, with the rules and the optimizer of the run."""
         config = self.config
         rules = Rules(
             seed=config.train.seed,
@@ -141,18 +143,18 @@ class Blueprint:
         return self._laid_out(backbones.made(block, rule, seed, device, self.dtype))
 
     def fresh_head(self, head: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        """Allocate and initialise an auxiliary head."""
+        """Allocates and initialises an auxiliary head."""
         fresh = backbones.materialize(head, heads.initialize, seed, device, self.dtype)
         return self._laid_out(fresh)
 
     def _laid_out(self, part: nn.Module) -> nn.Module:
-        """With the weights of convolutions where their kernels want them."""
+        """Puts the weights of convolutions into the memory format of the configuration."""
         if self.config.channels_last:
             part.to(memory_format=torch.channels_last)
         return part
 
     def check_weights(self, state: dict[str, Tensor]) -> list[str]:
-        """Names of the classifier that keep fresh weights because the classes differ.
+        """Returns the classifier's tensors that keep fresh weights because the classes differ.
 
         Raises:
             UserError: the state dict is of another model.
@@ -160,13 +162,13 @@ class Blueprint:
         return weights.check(self.backbone, state)
 
     def load_weights(self, module: LocalModule, state: dict[str, Tensor]) -> None:
-        """Start a module from its part of a whole model's state dict."""
+        """Loads a module's part of a whole model's state dict."""
         skip = self.check_weights(state)
         for block, part in self.parts(module):
             weights.load_block(part, block, state, skip)
 
     def parts(self, module: LocalModule) -> list[tuple[Block, nn.Module]]:
-        """The backbone's blocks in a module, each with its weights; the classifier last."""
+        """Returns a module's blocks, each with its weights; the classifier last."""
         parts = list(zip(self.blocks(module.index), module.body.children(), strict=True))
         if self.is_last(module.index):
             parts.append((self.backbone.classifier, module.head))
@@ -179,11 +181,11 @@ class Blueprint:
         return self.fresh_head(self._auxiliary_head(index), seed, device)
 
     def meta_body(self, index: int) -> list[nn.Module]:
-        """A module's blocks on the meta device."""
+        """Returns a module's blocks on the meta device."""
         return [block.module for block in self.blocks(index)]
 
     def meta_head(self, index: int) -> nn.Module:
-        """A module's head on the meta device."""
+        """Returns a module's head on the meta device."""
         if self.is_last(index):
             return self.backbone.classifier.module
         return self._auxiliary_head(index)
@@ -193,13 +195,14 @@ class Blueprint:
         return self.auxiliary_head(*head_key(self.config, end, len(blocks), index, count))
 
     def auxiliary_head(self, end: int, copies: int) -> nn.Module:
-        """The head behind the first `end` blocks, on the meta device.
+        """Returns the head behind the first `end` blocks, on the meta device.
 
         Args:
-            end: from 1; at least one block stands behind the head, which copies so many of those.
+            end: the number of blocks before the head, from 1; at least one block follows.
+            copies: the number of later blocks that the head copies.
 
         Raises:
-            UserError: it does not fit there.
+            UserError: the head does not fit there.
         """
         site = Site(
             layout=self.backbone.layout,
@@ -227,5 +230,5 @@ def input_dtype(info: DataInfo) -> torch.dtype:
 
 
 def head_key(config: Config, end: int, num_blocks: int, index: int, count: int) -> HeadKey:
-    """Which head module `index` (from 0) of `count` gets behind its last block."""
+    """Returns the key of the head of module `index` (from 0) of `count`, behind block `end`."""
     return end, copies(config.head, index, count, num_blocks - end)

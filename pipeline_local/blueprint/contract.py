@@ -1,4 +1,4 @@
-"""What crosses an edge: shapes and dtypes of every message, known to both ends beforehand."""
+"""The contract of an edge: shapes and dtypes of every message, known to both ends beforehand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from pipeline_local.learning.step import Step
 
 @dataclass(frozen=True)
 class Spec:
-    """Shape and dtype of one tensor of a message."""
+    """The shape and dtype of one tensor of a message."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     def check(self, tensor: Tensor) -> None:
-        """Raise ValueError if the tensor is not as agreed."""
+        """Raises ValueError if the tensor has another shape or dtype."""
         if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
             raise ValueError(
                 f"the channel's contract expects {self.dtype} {list(self.shape)},"
@@ -29,8 +29,17 @@ class Spec:
 
 @dataclass(frozen=True)
 class Contract:
-    """All that may cross one edge. Signals and input gradients (`gradients`) are shaped like the
-    training activations."""
+    """All tensors that one edge may carry. Signals and input gradients (`gradients`) have the shape
+    of the training activations.
+
+    Attributes:
+        activations: the activations of a training microbatch.
+        gradients: the signal, or the input gradient, of a training microbatch.
+        labels: the labels of a training microbatch.
+        test_activations: the activations of a test batch.
+        test_labels: the labels of a test batch.
+        test_ensemble: the sum of the outputs of all upstream heads, for a test batch.
+    """
 
     activations: Spec
     gradients: Spec
@@ -40,7 +49,7 @@ class Contract:
     test_ensemble: Spec
 
     def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
-        """Every message of a run from step `start` on, in order."""
+        """Yields every message of a run from step `start` on, in order."""
         for action in run_plan.actions(start):
             if isinstance(action, Step):
                 for _ in range(action.microbatches):
@@ -53,11 +62,11 @@ class Contract:
 
     @property
     def lagged(self) -> tuple[Spec, ...]:
-        """One lagged message: an input gradient."""
+        """The specs of one lagged message: an input gradient."""
         return (self.gradients,)
 
     def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
-        """Every message in the other direction, in the order in which they are applied."""
+        """Yields every lagged message, which flows upstream, in the order of use."""
         for action in run_plan.actions(start):
             if isinstance(action, Step) and action.apply_lagged:
                 yield from repeat(self.lagged, action.microbatches)

@@ -1,4 +1,4 @@
-"""A device, as far as a plan depends on it."""
+"""The properties of a device that a plan depends on."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from pipeline_local.errors import UserError
 
 @dataclass(frozen=True)
 class Device:
-    """What a stage computes on.
+    """The device that a stage computes on.
 
     Attributes:
-        type: torch's name of it: cpu, cuda, ...; a GPU's kernels keep other tensors (fake_mode.py).
-        memory: bytes that it has, where its ranks share it with nobody; None where nobody says.
-        workspaces: bytes that its libraries keep for themselves once they have worked, such as
-            cuBLAS for each thread that has asked it for something; 0 where nobody says.
+        type: torch's device type: cpu, cuda, ...; GPU kernels keep other tensors (fake_mode.py).
+        memory: its bytes, where each rank has a device of its own; None where not known.
+        workspaces: the bytes that its libraries keep for themselves once they have been used, such
+            as cuBLAS for each thread; 0 where not known.
     """
 
     type: str = "cpu"
@@ -24,10 +24,10 @@ class Device:
 
     @classmethod
     def named(cls, type_: str) -> "Device":
-        """One of a type that can be planned for from anywhere.
+        """Returns a device of a type that can be planned for on any host.
 
         Raises:
-            UserError: it is neither cpu nor cuda.
+            UserError: the type is neither cpu nor cuda.
         """
         if type_ not in ("cpu", "cuda"):
             raise UserError(f"--device: cpu or cuda, got {type_}")
@@ -35,6 +35,6 @@ class Device:
 
     @classmethod
     def here(cls) -> "Device":
-        """This host's accelerator, if it has one, else its CPU."""
+        """Returns this host's accelerator, if it has one, else its CPU."""
         found = torch.accelerator.current_accelerator(check_available=True)
         return cls("cpu" if found is None else found.type)

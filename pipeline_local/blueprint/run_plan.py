@@ -1,4 +1,4 @@
-"""What happens when: steps, evaluations and checkpoints as a pure function of the configuration.
+"""The run plan: steps, evaluations and checkpoints as a pure function of the configuration.
 
 Every rank derives the same run plan alone, so no control message is ever sent.
 """
@@ -15,29 +15,30 @@ from pipeline_local.learning.step import Step
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score every head on the test set, after `number` optimizer steps."""
+    """The action that scores every head on the test set, after `number` optimizer steps."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Save:
-    """Write a checkpoint, after `number` optimizer steps."""
+    """The action that writes a checkpoint, after `number` optimizer steps."""
 
     number: int
 
 
 Action = Step | Evaluate | Save
+"""One action of a run plan."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The whole run, known before it starts.
+    """All actions of a run, known before it starts.
 
     Args:
-        config: of the run.
-        num_train: training samples; the ragged rest of an epoch is dropped.
-        num_test: test samples; the ragged last batch is padded.
+        config: the configuration of the run.
+        num_train: the number of training samples; an incomplete last batch is dropped.
+        num_test: the number of test samples; an incomplete last batch is padded.
     """
 
     config: Config
@@ -46,23 +47,23 @@ class RunPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass over the training data."""
+        """The full batches in one pass over the training data."""
         return steps_per_epoch(self.num_train, self.config.data.batch_size)
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """The optimizer steps of the whole run."""
         train = self.config.train
         return train.steps or (train.epochs or 0) * self.steps_per_epoch
 
     @property
     def test_batches(self) -> list[int]:
-        """Samples in each batch of one evaluation; the last batch is filled up with padding."""
+        """The samples in each batch of one evaluation; the last batch is filled up with padding."""
         size = self.config.data.batch_size
         return [min(size, self.num_test - start) for start in range(0, self.num_test, size)]
 
     def actions(self, start: int = 0) -> Iterator[Action]:
-        """Everything from step `start` on, in order; after the last step, an evaluation."""
+        """Yields all actions from step `start` on, in order; after the last step, an evaluation."""
         if start >= self.num_steps:
             yield Evaluate(self.num_steps)
         for number in range(start, self.num_steps):
@@ -73,7 +74,7 @@ class RunPlan:
                 yield Save(number + 1)
 
     def step(self, number: int) -> Step:
-        """The optimizer step with this number, counted from 0."""
+        """Returns the optimizer step with this number, counted from 0."""
         reconcile = self.config.reconcile
         due = reconcile.weight > 0 and number % reconcile.every == 0
         log = self._due(number, self.config.train.log_every)
@@ -91,18 +92,18 @@ class RunPlan:
 
     @property
     def lag(self) -> LagPlan | None:
-        """When lagged messages flow upstream; None: never."""
+        """The steps at which lagged messages are sent and applied; None if there are none."""
         return LagPlan.of(self.config.reconcile)
 
     @property
     def part_that_compares(self) -> float:
-        """Of all steps; counted over at most a thousand."""
+        """The fraction of steps that compare gradients, over at most the first thousand steps."""
         numbers = range(min(self.num_steps, 1000))
         return sum(self.step(number).compare for number in numbers) / len(numbers)
 
     @property
     def most_pending(self) -> int:
-        """Lagged messages that may be on their way upstream at once; 0 if none ever are."""
+        """The most lagged messages that may be on their way upstream at once; 0 without any."""
         return self.lag.most_pending * self.config.train.microbatches if self.lag else 0
 
     def lr(self, number: int) -> float:
@@ -110,7 +111,7 @@ class RunPlan:
         return learning_rate(self.config.optimizer, number, self.num_steps)
 
     def explain(self) -> str:
-        """One line for people: how long the run is, and why."""
+        """Returns one line for display: how long the run is, and why."""
         data, train = self.config.data, self.config.train
         epochs = (
             f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else "train.steps"
@@ -122,6 +123,6 @@ class RunPlan:
         )
 
     def _due(self, number: int, every: int | None) -> bool:
-        """After every n-th step, and after the last."""
+        """Whether something is due after every n-th step, and after the last one."""
         last = number + 1 == self.num_steps
         return last or (every is not None and (number + 1) % every == 0)

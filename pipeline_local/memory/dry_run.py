@@ -1,9 +1,9 @@
-"""A dry run: a stage's heaviest step on fake tensors, with every byte counted and none spent.
+"""A dry run: a stage's largest step on fake tensors, which counts every byte and allocates none.
 
 The stage, its modules, optimizers and run plan are the real ones; only the tensors are fake. So
-nobody has to model by hand what is alive when: activations after act 1, the head's graph in act 2,
-gradients in act 3, the second pass of reconciliation, gradients of all modules before the update.
-What kernels allocate inside themselves is not seen; what libraries keep, a profile measures.
+there is no separate model of what is alive when: activations after act 1, the head's graph in act
+2, gradients in act 3, the second pass of reconciliation, all gradients before the update.
+What kernels allocate temporarily is not seen; what libraries keep, a profile measures.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import LAG, Step
-from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
+from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
 from pipeline_local.memory.fake_mode import fake_mode
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
@@ -30,19 +30,21 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
 
 CPU = Device()
+"""A CPU, as a device to plan for."""
+
 FAKE_DEVICE = torch.device("cpu")
-"""Where fakes are, whatever device they stand for."""
+"""The device of all fake tensors, whatever device they stand for."""
 
 
 @dataclass(frozen=True)
 class ModuleBytes:
-    """What one module holds, in bytes.
+    """The memory that one module takes, in bytes.
 
     Attributes:
-        parameters: with buffers.
-        gradients: of all that is trained, between act 3 and the update.
-        optimizer: its state.
-        activations: what act 1 keeps for act 3, of one microbatch, with what it sends.
+        parameters: its parameters and buffers.
+        gradients: the gradients of all trained parameters, between act 3 and the update.
+        optimizer: the state of its optimizer.
+        activations: what act 1 keeps for act 3, of one microbatch, including what it sends.
     """
 
     parameters: int
@@ -53,15 +55,15 @@ class ModuleBytes:
 
 @dataclass(frozen=True)
 class StageBytes:
-    """What one stage holds, in bytes.
+    """The memory that one stage takes, in bytes.
 
     Attributes:
-        modules: each of them.
-        boundary: buffers of its outer edges: received ahead, sent and not yet taken over.
+        modules: the bytes of each module.
+        boundary: buffers of its outer edges: received ahead, or sent and not yet received.
         feedback: activations and input gradients that wait for their step.
         workspaces: what the device's libraries keep for themselves.
-        peak: most at once, workspaces included.
-        act: in which act, and of which module (from 1).
+        peak: the most at once, workspaces included.
+        act: the act of the peak, and its module (from 1).
     """
 
     modules: tuple[ModuleBytes, ...]
@@ -75,16 +77,16 @@ class StageBytes:
 def stage_bytes(
     blueprint: Blueprint, numbers: Sequence[int], num_stages: int, device: Device = CPU
 ) -> StageBytes:
-    """One stage's heaviest step, and an evaluation.
+    """Measures one stage by a dry run of its largest step and of an evaluation.
 
     Args:
         blueprint: the run.
         numbers: the modules of the stage, in order.
-        num_stages: 1: nothing is sent.
-        device: what the stage is to compute on.
+        num_stages: S; with a single stage, nothing is sent.
+        device: the device that the stage is to compute on.
 
     Raises:
-        UserError: the network asks for the value of a tensor, which a dry run has not.
+        UserError: the network reads the value of a tensor, which a dry run does not have.
     """
     live_bytes = LiveBytes()
     with _faked(blueprint, device):
@@ -98,16 +100,19 @@ def stage_bytes(
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
 
 
-def kept_by(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:
-    """Bytes that consecutive parts, on a CPU, keep of a microbatch for their backward passes.
+def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:
+    """Measures the bytes that consecutive parts keep for their backward passes, on a CPU.
 
     Args:
         blueprint: the run.
-        parts: blocks or heads on the meta device; the first one gets what crosses to a module.
-        start: the block in whose place the first of them stands.
+        parts: blocks or heads on the meta device; the first gets a microbatch as a module gets it.
+        start: the index of the block in whose place the first part stands.
+
+    Returns:
+        The bytes of each part, for one microbatch.
 
     Raises:
-        UserError: as `dry_run`.
+        UserError: as `stage_bytes`.
     """
     config, inside = blueprint.config, blueprint.wire_format.inside
     size = config.data.batch_size // config.train.microbatches
@@ -132,21 +137,21 @@ def kept_by(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> lis
 
 @contextmanager
 def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
-    """Tensors are fake meanwhile, and nothing random is drawn from anybody's generator."""
+    """Makes tensors fake in the context, and leaves the global generators as they were."""
     with torch.random.fork_rng(devices=[]), fake_mode(device.type):
         try:
             yield
         except (NotImplementedError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"model.name: {blueprint.config.model.name} cannot be rehearsed without data"
-                f" ({type(error).__name__}: {reason}); choose cuts that need none, train, and"
+                f"model.name: a dry run of {blueprint.config.model.name}, without data, failed"
+                f" ({type(error).__name__}: {reason}); choose cuts that need no dry run, train, and"
                 f" read peak_memory_bytes"
             ) from error
 
 
 class _Acts(Trace):
-    """Notes the most bytes alive in each act."""
+    """A trace that notes the most bytes alive in each act."""
 
     def __init__(self, live_bytes: LiveBytes) -> None:
         super().__init__()
@@ -156,7 +161,7 @@ class _Acts(Trace):
 
     @contextmanager
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
-        """Record the enclosed work."""
+        """Records the enclosed work."""
         before = self._live_bytes.peak = self._live_bytes.live
         yield
         name = f"{act}, module {module + 1}"
@@ -192,7 +197,7 @@ def _perform(
 
 
 def _heaviest(blueprint: Blueprint) -> Step:
-    """Everything that may happen in one step of the run."""
+    """Returns a step with everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
     lag = blueprint.run_plan.lag
@@ -210,13 +215,13 @@ def _heaviest(blueprint: Blueprint) -> Step:
 
 
 def _applying(step: Step) -> Step:
-    """The later step at which the lagged messages of `step` are applied."""
+    """Returns the later step at which the lagged messages of `step` are applied."""
     number = step.number + LAG
     return Step(number, step.lr, step.microbatches, compare=True, apply_lagged=True, log=True)
 
 
 def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
-    """What earlier steps have left there, when `step` begins."""
+    """Fills a module's queues with what earlier steps have left there when `step` begins."""
     if not step.send_lagged:
         return
     every = blueprint.config.reconcile.every
@@ -224,22 +229,22 @@ def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     contract = blueprint.contract(module.index)
     for number in earlier:
         for part in range(step.microbatches):
-            message = made((_inside(blueprint, module.index), contract.labels))
+            message = fake_message((_inside(blueprint, module.index), contract.labels))
             module.lagged.awaiting.push(number, part, *message)
             if module.index:
-                above = _inside(blueprint, module.index - 1)
-                module.lagged.pending.push(number, part, *made([above]))
+                upstream = _inside(blueprint, module.index - 1)
+                module.lagged.pending.push(number, part, *fake_message([upstream]))
 
 
 def _inside(blueprint: Blueprint, index: int) -> Spec:
-    """A module's activations, and their gradient, before they are rounded for the way."""
+    """Returns the spec of a module's activations, and of their gradient, before rounding."""
     size = blueprint.contract(index).activations.shape[0]
     shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
     return Spec((size, *shape), blueprint.wire_format.inside)
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
-    """Most bytes that a module's queues hold."""
+    """Returns the most bytes that a module's queues hold."""
     if blueprint.run_plan.lag is None:
         return 0
     held = [_inside(blueprint, index), blueprint.contract(index).labels]
@@ -271,7 +276,7 @@ def _evaluate(
 
 
 def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
-    """Let an optimizer make its state, as it does at its first step."""
+    """Lets an optimizer make its state, as it does at its first step."""
     for parameter in params:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
@@ -279,7 +284,7 @@ def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
 
 
 def state(optimizer: Optimizer) -> list[Tensor]:
-    """What an optimizer keeps."""
+    """Returns the tensors of an optimizer's state."""
     states = optimizer.state.values()
     return [v for state in states for v in state.values() if isinstance(v, Tensor)]
 

@@ -1,4 +1,4 @@
-"""Fake edges of a stage whose step is a dry run: they hold what real ones would have under way."""
+"""Fake edges of a stage in a dry run: they hold what real edges would have under way."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,55 +12,69 @@ from pipeline_local.pipeline.transport import DEPTH
 
 
 class FakeUpstream:
-    """Sends fake messages as the contract has them, one of them ahead."""
+    """A fake upstream edge: gives fake messages as the contract has them, one received ahead.
+
+    Args:
+        first: the specs of a message of activations.
+        signal: the specs of a signal; empty if the upstream is the data.
+        step: the step that the messages belong to.
+    """
 
     def __init__(self, first: tuple[Spec, ...], signal: tuple[Spec, ...], step: Step) -> None:
         messages = [first, *([signal] if step.compare else [])]
         self._order = deque(messages * step.microbatches)
-        self._ahead = made(self._order[0])
+        self._ahead = fake_message(self._order[0])
 
     @property
     def num_bytes(self) -> int:
-        """The largest message: it may wait here."""
+        """The bytes of the largest message, which may wait here."""
         return max(map(num_bytes, self._order))
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message."""
+        """Returns the next message."""
         message = self._ahead
         self._order.rotate(-1)
-        self._ahead = made(self._order[0])
+        self._ahead = fake_message(self._order[0])
         return message
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """The module's queue of pending messages holds it, too."""
+        """Holds nothing, as the module's queue of pending messages holds the message anyway."""
 
 
 class FakeDownstream:
-    """Has not yet taken over the newest messages, and has lagged ones at once."""
+    """A fake downstream edge: holds the newest messages as unfinished sends, and receives at once.
+
+    Args:
+        contract: the contract of the edge; None if no stage is downstream.
+        lagged: whether the run has lagged messages.
+
+    Attributes:
+        num_bytes: the bytes that the edge holds at most.
+    """
 
     def __init__(self, contract: Contract | None, lagged: bool) -> None:
         self._lagged = contract.lagged if contract and lagged else ()
-        self._ahead = made(self._lagged)
+        self._ahead = fake_message(self._lagged)
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=DEPTH if contract else 0)
         self.num_bytes = num_bytes(self._lagged)
         if contract:  # a message of activations, and its signal or another one
             self.num_bytes += 2 * num_bytes([contract.activations, contract.labels])
 
     def send(self, *tensors: Tensor) -> None:
-        """Hold on to it."""
+        """Holds the message."""
         self._held.append(tensors)
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
-        """A lagged message, where somebody is downstream."""
-        message, self._ahead = self._ahead, made(self._lagged)
+        """Returns a lagged message; () where no stage is downstream."""
+        message, self._ahead = self._ahead, fake_message(self._lagged)
         return message
 
 
-def made(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
-    """A message in unfilled memory."""
+def fake_message(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
+    """Returns a message of uninitialised tensors, which are fake in a dry run."""
     return tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
 
 
 def num_bytes(specs: Sequence[Spec]) -> int:
-    """Of a message."""
+    """Returns the bytes of a message."""
     return sum(spec.dtype.itemsize * torch.Size(spec.shape).numel() for spec in specs)

@@ -1,8 +1,8 @@
-"""Fake tensors, of which no operation spends memory or time: as large as those of any device.
+"""Fake tensors: operations on them cost no memory or compute, but keep what a real device would.
 
-They are on the CPU, whatever device they stand for: without a GPU, torch runs no backward pass of a
-GPU's fakes. Where NVIDIA's kernels are known to keep other tensors than a CPU's, they are imitated:
-autocast, attention and dropout.
+They are on the CPU, whatever device they stand for: without a GPU, torch runs no backward pass of
+fake GPU tensors. Where NVIDIA's kernels are known to keep other tensors than a CPU's, these are
+imitated: autocast, attention and dropout.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch.backends import cuda
 
 _aten = torch.ops.aten
 _LOCK = RLock()
-"""torch knows one kernel of an operation: no two threads may imitate at once."""
+"""torch has one kernel per operation: no two threads may imitate a GPU's at once."""
 _IN_PLACE = (_aten._fused_sgd_.default, _aten._fused_adamw_.default)
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -29,17 +29,17 @@ _FLOAT32_ON_A_GPU = (
     *("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "norm.Scalar", "norm.ScalarOpt_dim"),
     *("acos", "asin", "cosh", "sinh", "tan"),
 )
-"""What autocast widens to float32 on GPUs, and on a CPU leaves as it is (torch's "Autocast Op
-Reference"). A layer norm of bfloat16 so keeps a copy of its input that is twice as large."""
+"""Operations that autocast runs in float32 on GPUs but not on a CPU (torch's "Autocast Op
+Reference"). So a layer norm of bfloat16 keeps a copy of its input that is twice as large."""
 
 
 @contextmanager
 def fake_mode(device: str = "cpu") -> Iterator[None]:
-    """All tensors that are made meanwhile are fake.
+    """Makes all tensors fake that are created in the context.
 
     Args:
-        device: torch's name of the type of device that they stand for. Any but "cpu" is taken for
-            one of NVIDIA's.
+        device: torch's name of the type of device that they stand for. Any but "cpu" is treated as
+            an NVIDIA GPU.
     """
     if device == "cpu":
         with _Fakes():
@@ -56,10 +56,10 @@ def fake_mode(device: str = "cpu") -> Iterator[None]:
 
 
 class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """A FakeTensorMode that knows fused optimizers.
+    """A FakeTensorMode that supports fused optimizers.
 
-    They write in place and return nothing, so with fakes there is nothing to do. torch has no fake
-    kernels for them and would run the real ones, on zeros as large as the network.
+    They write in place and return nothing, so with fake tensors there is nothing to do. torch has
+    no fake kernels for them and would run the real ones, on zeros as large as the network.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
 
 
 class _GpuFakes(_Fakes):  # type: ignore[no-untyped-call]
-    """Its attention leaves its result in memory as a GPU's does."""
+    """A fake mode whose attention returns a result with the strides that it has on a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Pretend to run the operation."""
@@ -84,22 +84,22 @@ class _GpuFakes(_Fakes):  # type: ignore[no-untyped-call]
 
 
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether it is flash attention that a GPU takes for it, rather than a memory-efficient one."""
+    """Whether a GPU uses flash attention for it, rather than memory-efficient attention."""
     allowed: bool = cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
     return allowed and query.dtype in (torch.bfloat16, torch.float16) and mask is None
 
 
 def _by_position(result: Tensor) -> Tensor:
-    """[B, heads, N, C], in memory [B, N, heads, C], as memory-efficient attention gives it. Flash
-    attention's lies as the query does, and blocks need not copy it."""
-    turned = result.transpose(1, 2)
-    return torch.empty_like(turned, memory_format=torch.contiguous_format).transpose(1, 2)
+    """Returns [B, heads, N, C], stored as [B, N, heads, C], as memory-efficient attention does.
+    Flash attention's result has the query's strides, and blocks need not copy it."""
+    stored = result.transpose(1, 2)
+    return torch.empty_like(stored, memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _imitate(kernels: library.Library) -> None:
-    """As long as these live, operations on fakes keep what they would keep on a GPU.
+    """Makes operations on fake tensors keep what they would keep on a GPU, while `kernels` lives.
 
-    Those on real tensors, such as another thread's, do what they always do.
+    Those on real tensors, such as another thread's, are not changed.
     """
     imitations: dict[str, tuple[Callable[..., Any], str]] = {
         **{name: (_in_float32(name), "AutocastCPU") for name in _FLOAT32_ON_A_GPU},
@@ -127,17 +127,17 @@ def _wide(value: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
     return value.float() if narrow else value
 
 
-def _as_ever(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
-    """What the operation is made of, on every device."""
+def _default_kernel(operation: Any, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
+    """Runs the operation as torch composes it on every device."""
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     result: Tensor = operation._op_dk(composite, *args, **options)
     return result
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """Keeps a byte per element, where on a CPU it keeps a factor for each."""
+    """Dropout that keeps a byte per element, where a CPU's keeps a factor for each."""
     if not isinstance(x, FakeTensor) or not train or p in (0.0, 1.0):
-        return _as_ever(_aten.dropout.default, x, p, train)
+        return _default_kernel(_aten.dropout.default, x, p, train)
     dropped: Tensor = _aten.native_dropout(x, p, train)[0]
     return dropped
 
@@ -152,26 +152,26 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Flash and memory-efficient attention drop out without keeping anything."""
+    """Attention as a GPU's, whose fused kernels keep nothing for dropout."""
     if _is_fused(query, value, attn_mask, enable_gqa):
         fused: Tensor = _ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask)[0]
         return fused
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     if not isinstance(query, FakeTensor):
         whole = _aten.scaled_dot_product_attention.default
-        return _as_ever(whole, query, key, value, attn_mask, dropout_p, is_causal, **options)
+        return _default_kernel(whole, query, key, value, attn_mask, dropout_p, is_causal, **options)
     composite = _aten._scaled_dot_product_attention_math
     result: Tensor = composite(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
     return result
 
 
 def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:
-    """Whether a GPU has a fused kernel for it: one that keeps no map [N, N]."""
+    """Whether a GPU has a fused kernel for it, which keeps no map [N, N]."""
     if not (
         isinstance(query, FakeTensor) and query.dim() == 4 and query.shape[-1] == value.shape[-1]
     ):
         return False
-    if mask is not None and mask.requires_grad:  # it has, but a CPU's fakes have not
+    if mask is not None and mask.requires_grad:  # a GPU has one, but fake CPU tensors do not
         return False
     efficient: bool = cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
     efficient &= query.dtype != torch.float64 and not grouped

@@ -1,4 +1,4 @@
-"""Bytes of all tensors that are alive, real or fake, as operations make them."""
+"""Counts the bytes of all tensors that are alive, real or fake, as operations make them."""
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +13,12 @@ from torch.utils._pytree import tree_iter
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operation returns, until it is freed.
 
-    What kernels allocate and free inside themselves is not seen. Fake tensors count as real ones,
-    meta tensors do not: a blueprint is on paper.
+    What kernels allocate temporarily is not seen. Fake tensors count like real ones; meta tensors,
+    of which a blueprint is made, do not count.
+
+    Attributes:
+        live: the bytes that are alive now.
+        peak: the most bytes that were alive at once.
     """
 
     def __init__(self) -> None:
@@ -24,7 +28,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count what was there before, too: else the first view of it would be taken for new."""
+        """Counts tensors that were made before, or else their first view would count as new."""
         for tensor in tensors:
             self._count(tensor.untyped_storage())
 
@@ -35,7 +39,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the operation returns)
-        """Run the operation and count what it returns."""
+        """Runs the operation and counts what it returns."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and tensor.device.type != "meta":

@@ -1,6 +1,6 @@
-"""The two ends of a boundary, around whatever carries the messages: a queue or a wire.
+"""The two ends of a boundary between modules, around the queue or channel that carries messages.
 
-All that crosses between modules passes here and nowhere else, so that it is rounded alike.
+All messages between modules pass here and nowhere else, so that they are all rounded alike.
 """
 
 from torch import Tensor
@@ -10,11 +10,11 @@ from pipeline_local.pipeline.edge import Downstream, Upstream
 
 
 class RoundedUpstream:
-    """What the lower module sees: activations and signals come in wide, lagged messages go narrow.
+    """The upstream edge of a module: widens activations and signals, rounds lagged messages.
 
     Args:
-        edge: carries the messages.
-        wire_format: says how they are rounded.
+        edge: the edge that carries the messages.
+        wire_format: the dtypes and layout on the wire.
     """
 
     def __init__(self, edge: Upstream, wire_format: WireFormat) -> None:
@@ -22,21 +22,21 @@ class RoundedUpstream:
         self._wire_format = wire_format
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels[, sum of heads]) or (signal,)."""
+        """Returns the next message: (activations, labels[, sum of heads]) or (signal,)."""
         first, *others = self._edge.recv()
         return self._wire_format.widen(first), *others
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Send a lagged message, rounded as gradients are."""
+        """Sends a lagged message, rounded as gradients are."""
         self._edge.send_lagged(*map(self._wire_format.round_gradient, tensors))
 
 
 class RoundedDownstream:
-    """What the upper module sees: activations and signals go narrow, lagged messages come in wide.
+    """The downstream edge of a module: rounds activations and signals, widens lagged messages.
 
     Args:
-        edge: carries the messages.
-        wire_format: says how they are rounded.
+        edge: the edge that carries the messages.
+        wire_format: the dtypes and layout on the wire.
     """
 
     def __init__(self, edge: Downstream, wire_format: WireFormat) -> None:
@@ -44,12 +44,12 @@ class RoundedDownstream:
         self._wire_format = wire_format
 
     def send(self, *tensors: Tensor) -> None:
-        """Send a message: (activations, labels[, sum of heads]) or (signal,)."""
+        """Sends a message: (activations, labels[, sum of heads]) or (signal,)."""
         first, *others = tensors
         wire_format = self._wire_format
         narrow = wire_format.round_activations if others else wire_format.round_gradient
         self._edge.send(narrow(first), *others)
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
-        """The oldest lagged message, widened; () where nobody is downstream."""
+        """Returns the oldest lagged message, widened; () where no module is downstream."""
         return tuple(map(self._wire_format.widen, self._edge.recv_lagged()))

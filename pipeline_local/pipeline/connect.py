@@ -1,4 +1,4 @@
-"""The two edges of a stage: the data or a neighbour upstream, a neighbour or nobody downstream."""
+"""The two edges of a stage: data or a neighbour upstream, a neighbour or nothing downstream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,66 +21,73 @@ from pipeline_local.watch.status import RankStatus
 
 @dataclass(frozen=True)
 class P2PEnds:
-    """A stage's ends of the wires to its neighbours; None where it has none.
+    """A stage's point-to-point connections to its neighbours; None where it has none.
 
     Attributes:
-        up: activations and signals come in.
-        down: activations and signals go out.
-        back_up: input gradients go back.
-        back_down: input gradients come back.
+        upstream: receives activations and signals.
+        downstream: sends activations and signals.
+        lagged_upstream: sends lagged messages.
+        lagged_downstream: receives lagged messages.
     """
 
-    up: P2P | None
-    down: P2P | None
-    back_up: P2P | None = None
-    back_down: P2P | None = None
+    upstream: P2P | None
+    downstream: P2P | None
+    lagged_upstream: P2P | None = None
+    lagged_downstream: P2P | None = None
 
 
-def lay(blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus) -> P2PEnds:
-    """Make this stage's wires; all ranks call it together.
+def open_edges(
+    blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus
+) -> P2PEnds:
+    """Opens this stage's connections to its neighbours; all ranks call it together.
 
     Args:
         blueprint: the run.
         rank_info: this rank; its stage has the same number.
-        kind: how the ranks talk.
-        status: of this rank; waits on the wires are noted there.
+        kind: the point-to-point transport between the ranks.
+        status: the status of this rank, which notes waits on the connections.
     """
     options = blueprint.config.parallel.args
-    up, down = open_p2p(rank_info, kind, status, options=options)
+    upstream, downstream = open_p2p(rank_info, kind, status, options=options)
     if blueprint.run_plan.lag is None:
-        return P2PEnds(up, down)
+        return P2PEnds(upstream, downstream)
     # A receive that nccl has posted keeps its device busy until the message is there, and whatever
-    # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down
-    # the chain that ends; with a message from below it would be a cycle (seen on an H200).
+    # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. For
+    # messages from upstream that ends; with one from downstream it would be a cycle of waits (seen
+    # on an H200).
     backward = "staged" if _by_device(kind) else kind
-    lagged = open_p2p(rank_info, backward, status, upwards=True, options=options)
-    return P2PEnds(up, down, *lagged)
+    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=options)
+    return P2PEnds(upstream, downstream, *lagged)
 
 
 def connect(
     blueprint: Blueprint,
     modules: range,
     rank_info: RankInfo,
-    laid: P2PEnds,
+    ends: P2PEnds,
     start: int,
     skipped: Skipped | None = None,
 ) -> tuple[Source | Inlet, Nowhere | Outlet]:
-    """This stage's edges over its wires.
+    """Returns this stage's edges, over its connections.
 
     Args:
         blueprint: the run.
-        modules: of this stage.
+        modules: the modules of this stage.
         rank_info: this rank; its stage has the same number.
-        laid: this stage's wires; no other edges use them any more.
-        start: optimizer steps already done.
-        skipped: gets the images that the data passes over.
+        ends: this stage's connections; no other edges may use them at the same time.
+        start: the optimizer steps already done.
+        skipped: collects the images that the data skips.
     """
     return (
-        _inlet(blueprint, modules[0] - 1, laid.up, laid.back_up, start, rank_info.device)
-        if laid.up
+        _inlet(
+            blueprint, modules[0] - 1, ends.upstream, ends.lagged_upstream, start, rank_info.device
+        )
+        if ends.upstream
         else _data(blueprint, rank_info, start, skipped),
-        _outlet(blueprint, modules[-1], laid.down, laid.back_down, start, rank_info.device)
-        if laid.down
+        _outlet(
+            blueprint, modules[-1], ends.downstream, ends.lagged_downstream, start, rank_info.device
+        )
+        if ends.downstream
         else Nowhere(),
     )
 
@@ -133,21 +140,21 @@ def open_p2p(
     rank_info: RankInfo,
     kind: P2PKind,
     status: RankStatus | None = None,
-    upwards: bool = False,
+    to_upstream: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[P2P | None, P2P | None]:
-    """This stage's wires to its upstream and downstream neighbours (None at the ends).
+    """Opens connections to the upstream and the downstream neighbour (None at the ends).
 
     Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
     its own; all ranks make them in one order, even edges first, so that no rank is in two of a
-    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each wire is then used once,
-    in its direction, so that its connection stands before the first step.
+    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each connection is then used
+    once, in its direction, so that it is established before the first step.
 
     Args:
         rank_info: this rank.
-        kind: how the ranks talk.
-        status: of this rank; waits on the wires are noted there.
-        upwards: messages will flow from each stage to its upstream neighbour.
+        kind: the point-to-point transport between the ranks.
+        status: the status of this rank, which notes waits on the connections.
+        to_upstream: whether messages flow from each stage to its upstream neighbour.
         options: of the transport.
     """
     upstream: P2P | None = None
@@ -160,13 +167,13 @@ def open_p2p(
         with connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
-            continue  # an edge of others
+            continue  # an edge between other ranks
         if rank_info.rank == edge:
             downstream = WatchedP2P(make(group=group, peer=edge + 1), edge + 1, at)
-            _connect(downstream, rank_info.device, sends=not upwards)
+            _connect(downstream, rank_info.device, sends=not to_upstream)
         else:
             upstream = WatchedP2P(make(group=group, peer=edge), edge, at)
-            _connect(upstream, rank_info.device, sends=upwards)
+            _connect(upstream, rank_info.device, sends=to_upstream)
     return upstream, downstream
 
 

@@ -1,7 +1,7 @@
-"""What a module stands between: where its messages come from, and where they go to.
+"""The edges of a module: where its messages come from, and where they go.
 
 The stage knows these two protocols and nothing else of its neighbours. Behind them are a queue
-(here), a channel between processes (transport.py), the data (source.py), or nobody (here).
+(here), a channel between processes (transport.py), the data (source.py), or nothing (here).
 """
 
 from collections import deque
@@ -10,68 +10,71 @@ from typing import Protocol
 from torch import Tensor
 
 Message = tuple[Tensor, ...]
+"""The tensors that are sent together over an edge."""
 
 
 class Upstream(Protocol):
-    """Where a module's messages come from, in the order in which they were sent."""
+    """The edge that a module's messages come from, in the order in which they were sent."""
 
     def recv(self) -> tuple[Tensor, ...]:
-        """The next message: (activations, labels), (signal,), or () where there is no signal; in
-        evaluations (activations, labels, sum of the heads above), without a sum from the data."""
+        """Returns the next message: (activations, labels), (signal,), or () where there is no
+        signal; in evaluations (activations, labels, sum of the upstream heads), without a sum where
+        upstream is the data."""
         ...
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Send a lagged message, without waiting for the other end."""
+        """Sends a lagged message, without waiting for the other end."""
         ...
 
 
 class Downstream(Protocol):
-    """Where a module's messages go to, and lagged messages come from."""
+    """The edge that a module's messages go to, and that lagged messages come from."""
 
     def send(self, *tensors: Tensor) -> None:
-        """Send a message without waiting for the other end."""
+        """Sends a message without waiting for the other end."""
         ...
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
-        """The oldest lagged message; () where nobody is downstream."""
+        """Returns the oldest lagged message; () where no module is downstream."""
         ...
 
 
 class Nowhere:
-    """Downstream of the last module."""
+    """The downstream edge of the last module, which discards all messages."""
 
     waited = 0.0
+    """The seconds spent waiting: none."""
 
     def finish(self, pending: int = 0) -> None:
-        """Nothing is under way."""
+        """Returns at once, as nothing is under way."""
 
     def send(self, *tensors: Tensor) -> None:
-        """Nobody listens."""
+        """Discards the message."""
 
     def recv_lagged(self) -> tuple[()]:
-        """Nobody sends anything upstream."""
+        """Returns (), as no module sends lagged messages."""
         return ()
 
 
 class InProcessQueue:
-    """Both ends of an edge inside one stage; upstream always sends before downstream receives."""
+    """Both ends of an edge inside a stage; a module always sends before its neighbour receives."""
 
     def __init__(self) -> None:
         self._queue: deque[Message] = deque()
         self._lagged: deque[Message] = deque()
 
     def send(self, *tensors: Tensor) -> None:
-        """Hand a message over."""
+        """Adds a message to the queue."""
         self._queue.append(tensors)
 
     def recv(self) -> Message:
-        """The oldest message."""
+        """Returns the oldest message."""
         return self._queue.popleft()
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Hand a lagged message over."""
+        """Adds a lagged message to the queue."""
         self._lagged.append(tensors)
 
     def recv_lagged(self) -> Message:
-        """The oldest lagged message."""
+        """Returns the oldest lagged message."""
         return self._lagged.popleft()

@@ -1,4 +1,4 @@
-"""The first module's upstream: batches of the data, in the order the run plan asks for them."""
+"""The upstream edge of the first module: batches of the data, in the order of the run plan."""
 
 from collections.abc import Generator, Iterable
 
@@ -13,20 +13,20 @@ from pipeline_local.learning.step import Step
 
 
 class Source:
-    """Messages like any channel's, except that a signal is empty: data has no gradient.
+    """Gives the same messages as a channel, except that a signal is empty: data has no gradient.
 
     Args:
-        config: of the run.
-        info: facts of the data.
-        actions: what will be done, in order.
-        steps: numbers of the optimizer steps among them.
-        device: where the first module runs.
-        dtype: of the normalised images.
-        skipped: gets the images that are passed over, if given.
+        config: the configuration of the run.
+        info: the facts about the data.
+        actions: the actions of the run plan, in order.
+        steps: the numbers of the optimizer steps among them.
+        device: the device of the first module.
+        dtype: the dtype of the normalised images.
+        skipped: collects the images that are skipped, if given.
     """
 
     waited = 0.0
-    """Loading is the first stage's own work, not a wait for a neighbour."""
+    """The seconds spent waiting for a neighbour: none, as loading is the first stage's own work."""
 
     def __init__(
         self,
@@ -47,18 +47,18 @@ class Source:
         self._messages = self._run(actions, steps)
 
     def recv(self) -> tuple[Tensor, ...]:
-        """Images [B, C, H, W] with labels, or an empty signal."""
+        """Returns images [B, C, H, W] with labels, or an empty signal."""
         return next(self._messages)
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Data learns nothing; the first module sends it nothing."""
-        raise AssertionError("nobody is upstream of the first module")
+        """Raises AssertionError, as the first module sends no lagged messages."""
+        raise AssertionError("no module is upstream of the first one")
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Returns at once, as nothing is under way."""
 
     def close(self) -> None:
-        """End the loader's workers."""
+        """Ends the loader's workers."""
         self._messages.close()
 
     def _run(self, actions: Iterable[Action], steps: range) -> Generator[tuple[Tensor, ...]]:

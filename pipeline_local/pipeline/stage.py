@@ -1,10 +1,10 @@
 """What one rank runs. READ THIS FIRST.
 
 A stage is a chain of gradient-isolated modules. Each receives from upstream, learns in three acts,
-and sends downstream. Nobody ever waits for a backward pass of somebody further down in the same
-step: what flows upstream, a lagged message, is applied a fixed number of steps later. So every wait
-is for something of an earlier step, or of a stage further up in the same one, and no wait can be
-part of a cycle:
+and sends downstream. No module ever waits for a backward pass further downstream in the same step:
+what flows upstream, a lagged message, is applied a fixed number of steps later. So every wait is
+for something of an earlier step, or of a stage further upstream in the same step, and no wait can
+be part of a cycle:
 
     upstream ──x,y──▶ act 1 forward ──x,y──▶ downstream
                       act 2 signal  ───s───▶ downstream
@@ -13,7 +13,7 @@ part of a cycle:
 
 A stage does not know where its neighbours run. Its outer edges are channels between processes, its
 inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
-What crosses between modules is rounded alike on all of them (boundary.py).
+Messages between modules are rounded alike on all edges (boundary.py).
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,25 @@ from pipeline_local.record.trace import Trace
 
 
 @dataclass(frozen=True)
-class Link:
-    """A module and the two edges it stands between."""
+class Slot:
+    """A module and its two edges.
+
+    Attributes:
+        upstream: the edge that the module receives from.
+        module: the module.
+        downstream: the edge that the module sends to.
+    """
 
     upstream: Upstream
     module: LocalModule
     downstream: Downstream
 
 
-def _link(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Link:
-    """A module between boundaries; data is none."""
+def _slot(upstream: Upstream, module: LocalModule, downstream: Downstream) -> Slot:
+    """Puts a module between edges that round; what comes from the data is not rounded."""
     wire_format = module.rules.wire_format
-    above = RoundedUpstream(upstream, wire_format) if module.index else upstream
-    return Link(above, module, RoundedDownstream(downstream, wire_format))
+    rounded = RoundedUpstream(upstream, wire_format) if module.index else upstream
+    return Slot(rounded, module, RoundedDownstream(downstream, wire_format))
 
 
 class Stage:
@@ -49,9 +55,9 @@ class Stage:
 
     Args:
         modules: consecutive modules, upstream first.
-        upstream: where the first one receives from.
-        downstream: where the last one sends to.
-        trace: records who did what when.
+        upstream: the edge that the first one receives from.
+        downstream: the edge that the last one sends to.
+        trace: records the acts of the modules, and their times.
     """
 
     def __init__(
@@ -67,24 +73,24 @@ class Stage:
         self.modules = list(modules)
         self.trace = trace
         self._chain = [
-            _link(source, module, target)
+            _slot(source, module, target)
             for source, module, target in zip(sources, modules, targets, strict=True)
         ]
-        for link in self._chain:  # of a run that is resumed: it was on its way then
-            for kept in link.module.lagged.pending:
-                link.upstream.send_lagged(*kept.tensors)
+        for slot in self._chain:  # in a resumed run: what was on its way at the checkpoint
+            for kept in slot.module.lagged.pending:
+                slot.upstream.send_lagged(*kept.tensors)
 
     def train(self, step: Step) -> None:
-        """One optimizer step of every module."""
+        """Does one optimizer step of every module."""
         for microbatch in range(step.microbatches):
-            for link in self._chain:
-                self._learn(link, step, microbatch)
+            for slot in self._chain:
+                self._learn(slot, step, microbatch)
         for module in self.modules:
             with self.trace.span("update", module.index, step.number):
                 module.update(step)
 
-    def _learn(self, link: Link, step: Step, microbatch: int) -> None:
-        upstream, module, downstream = link.upstream, link.module, link.downstream
+    def _learn(self, slot: Slot, step: Step, microbatch: int) -> None:
+        upstream, module, downstream = slot.upstream, slot.module, slot.downstream
         span = partial(
             self.trace.span, module=module.index, step=step.number, microbatch=microbatch
         )
@@ -92,7 +98,7 @@ class Stage:
             x, labels = upstream.recv()
         with span("forward"):
             activations = module.forward(x, labels, step, microbatch)
-        del x  # the module's alone: it lets go of it as soon as it can
+        del x  # only the module holds it, and frees it as soon as it can
         with span("send"):
             downstream.send(activations, labels)
         with span("signal"):
@@ -114,11 +120,11 @@ class Stage:
                 module.apply_lagged(step, *earlier)
 
     def evaluate(self, batches: Sequence[int], number: int) -> list[list[Score]]:
-        """Score every module's head, alone and with those above, on the test set.
+        """Scores every module's head on the test set, alone and with all upstream heads.
 
         Args:
-            batches: samples in each test batch, padding apart.
-            number: optimizer steps done so far, for the trace.
+            batches: the number of samples in each test batch, without padding.
+            number: the optimizer steps done so far, for the trace.
 
         Returns:
             For each module, its scores batch by batch.
@@ -127,15 +133,15 @@ class Stage:
         for module in self.modules:
             module.eval()
         for batch, samples in enumerate(batches):
-            for link, row in zip(self._chain, scores, strict=True):
-                module = link.module
+            for slot, row in zip(self._chain, scores, strict=True):
+                module = slot.module
                 with self.trace.span("recv", module.index, number, batch):
-                    x, labels, *above = link.upstream.recv()
+                    x, labels, *sums = slot.upstream.recv()
                 with self.trace.span("evaluate", module.index, number, batch):
-                    summed = above[0] if above else None
+                    summed = sums[0] if sums else None
                     activations, summed, score = module.evaluate(x, labels, summed, samples)
                 with self.trace.span("send", module.index, number, batch):
-                    link.downstream.send(activations, labels, summed)
+                    slot.downstream.send(activations, labels, summed)
                 row.append(score)
         for module in self.modules:
             module.train()

@@ -1,15 +1,14 @@
 """Channels between processes: the only point-to-point communication there is.
 
-A channel is one directed edge. Which messages cross it, in which order, with which shapes and
-dtypes, is a pure function of the configuration (`Contract.traffic`), known to both ends: so the
-receiver posts its next receive early, and a tensor that breaks the contract is refused before it
-is sent.
+A channel is one directed edge. Its messages, their order, their shapes and dtypes are a pure
+function of the configuration (`Contract.traffic`), known to both ends: so the receiver posts its
+next receive early, and a tensor that breaks the contract is refused before it is sent.
 
-    Sender      the upstream end of an edge between two processes
-    Receiver    its downstream end
-    Inlet       what a stage has upstream: a receiver, and a sender of lagged messages
-    Outlet      what a stage has downstream: a sender, and a receiver of lagged messages
-    p2p.py      how one tensor gets across: gloo, staged through pinned memory, nccl
+    Sender      the sending end of a channel
+    Receiver    its receiving end
+    Inlet       a stage's upstream edge: a receiver, and a sender of lagged messages
+    Outlet      a stage's downstream edge: a sender, and a receiver of lagged messages
+    p2p.py      the transport of one tensor: gloo, staged through pinned memory, nccl
 """
 
 from collections import deque
@@ -25,18 +24,18 @@ from pipeline_local.ranks.p2p import P2P, Pending
 from pipeline_local.record.stopwatch import Stopwatch
 
 DEPTH = 2
-"""Messages that a stage may have under way: how far it runs ahead of the next one."""
+"""The messages that a stage may have under way: how far it runs ahead of the next stage."""
 
 
 class Sender:
-    """The upstream end of an edge between processes.
+    """The sending end of a channel between processes.
 
     Args:
-        p2p: carries single tensors.
-        traffic: what will be sent, in order.
-        device: where the tensors are.
-        depth: most messages that may be unfinished; the next send waits for the oldest. That is
-            the back-pressure: a fast stage runs at most this far ahead of a slow one.
+        p2p: the connection, which carries single tensors.
+        traffic: the specs of the messages that will be sent, in order.
+        device: the device of the tensors.
+        depth: the most messages that may be unfinished; the next send waits for the oldest. That
+            is the back-pressure: a fast stage runs at most this far ahead of a slow one.
     """
 
     def __init__(
@@ -56,16 +55,16 @@ class Sender:
 
     @property
     def waited(self) -> float:
-        """Seconds spent in back-pressure."""
+        """The seconds spent in back-pressure."""
         return self._back_pressure.seconds
 
     @property
     def done(self) -> bool:
-        """Nothing more is expected at the other end."""
+        """Whether the other end expects no more messages."""
         return self._next is None
 
     def send(self, *tensors: Tensor) -> None:
-        """Start sending a message; returns at once unless `depth` messages are unfinished.
+        """Starts sending a message; returns at once unless `depth` messages are unfinished.
 
         The tensors must not be written afterwards.
 
@@ -81,10 +80,10 @@ class Sender:
         self._unfinished.append([self._p2p.isend(tensor) for tensor in tensors])
 
     def finish(self) -> None:
-        """Wait until everything has been taken over by the other end, which is to do no more.
+        """Waits until the other end has received everything; call it when the run ends.
 
         If the run ends before its traffic does, the other end has already posted its next receive:
-        it gets zeros, so that no transfer is left hanging.
+        it gets zeros, so that no transfer is left unfinished.
         """
         specs, self._next = self._next or (), None
         zeros = [torch.zeros(spec.shape, dtype=spec.dtype, device=self._device) for spec in specs]
@@ -99,14 +98,14 @@ class Sender:
 
 
 class Receiver:
-    """The downstream end of an edge between processes; one receive is always posted ahead.
+    """The receiving end of a channel between processes; one receive is always posted ahead.
 
     Never more than one: a posted NCCL receive occupies the communicator (pytorch#165664).
 
     Args:
-        p2p: carries single tensors.
-        traffic: what will come, in order.
-        device: where the tensors will be.
+        p2p: the connection, which carries single tensors.
+        traffic: the specs of the messages that will come, in order.
+        device: the device of the received tensors.
     """
 
     def __init__(self, p2p: P2P, traffic: Iterator[tuple[Spec, ...]], device: torch.device) -> None:
@@ -117,21 +116,21 @@ class Receiver:
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for messages."""
+        """The seconds spent waiting for messages."""
         return self._arrival.seconds
 
     def recv(self) -> Message:
-        """The next message of the contract; waits for it."""
+        """Waits for the next message of the contract and returns it."""
         with self._arrival.running():
             message = tuple(pending.wait() for pending in self._posted)
         self._posted = self._post()
         return message
 
     def drain(self, count: int) -> None:
-        """Take the messages that are still on their way, if the run ends before its traffic does.
+        """Receives the messages that are on their way, if the run ends before its traffic does.
 
         Args:
-            count: as many at most; the end of the traffic counts, too.
+            count: the most messages to receive; the traffic may end before that.
         """
         for _ in range(count):
             if self._posted:
@@ -146,8 +145,8 @@ class Inlet:
     """A stage's upstream edge between processes.
 
     Attributes:
-        messages: activations and signals come in.
-        lagged: lagged messages go out; None where there are none.
+        messages: receives activations and signals.
+        lagged: sends lagged messages; None where there are none.
     """
 
     messages: Receiver
@@ -155,26 +154,26 @@ class Inlet:
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for the neighbour."""
+        """The seconds spent waiting for the neighbour."""
         return self.messages.waited + (self.lagged.waited if self.lagged else 0.0)
 
     def recv(self) -> Message:
-        """The next message; waits for it."""
+        """Waits for the next message and returns it."""
         return self.messages.recv()
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Start sending a lagged message, unless the run ends before it would be applied."""
+        """Starts sending a lagged message, unless the run ends before it would be applied."""
         assert self.lagged is not None, "the run plan has lagged messages, and so has the edge"
         if not self.lagged.done:
             self.lagged.send(*tensors)
 
     def finish(self) -> None:
-        """Wait until the neighbour has taken every lagged message, once both have done one step."""
+        """Waits until every lagged message is received, once both ends have done the same step."""
         if self.lagged is not None:
             self.lagged.finish()
 
     def close(self) -> None:
-        """Nothing runs at this end. After an error nobody may be waited for."""
+        """Does nothing: this end has no workers, and after an error it must not wait."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +181,8 @@ class Outlet:
     """A stage's downstream edge between processes.
 
     Attributes:
-        messages: activations and signals go out.
-        lagged: lagged messages come in; None where there are none.
+        messages: sends activations and signals.
+        lagged: receives lagged messages; None where there are none.
     """
 
     messages: Sender
@@ -191,23 +190,23 @@ class Outlet:
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for the neighbour."""
+        """The seconds spent waiting for the neighbour."""
         return self.messages.waited + (self.lagged.waited if self.lagged else 0.0)
 
     def send(self, *tensors: Tensor) -> None:
-        """Start sending a message."""
+        """Starts sending a message."""
         self.messages.send(*tensors)
 
     def recv_lagged(self) -> Message:
-        """The oldest lagged message; it has been on its way for several steps."""
+        """Returns the oldest lagged message, which has been on its way for several steps."""
         assert self.lagged is not None, "the run plan has lagged messages, and so has the edge"
         return self.lagged.recv()
 
     def finish(self, pending: int) -> None:
-        """Wait until every message has been taken over, once both ends have done the same step.
+        """Waits until every message has been received, once both ends have done the same step.
 
         Args:
-            pending: lagged messages that are on their way and will not be applied any more.
+            pending: the lagged messages that are on their way and will not be applied.
         """
         if self.lagged is not None:
             self.lagged.drain(pending)

@@ -1,9 +1,10 @@
-"""Automatic cuts: the dearest part as cheap as can be, and none larger than its device's memory.
+"""Balancing: finds modules or stages whose most expensive part is as cheap as possible, and of
+which each fits its device's memory.
 
-What a part costs is known beforehand (`costs`), so the cheapest cut is found at once; of stages,
-where the line between devices is known, the longer of computing and receiving counts. What a part
-holds only a rehearsal tells: those of the cheapest cut are rehearsed, those that do not fit are
-ruled out, and the search begins again. The first cut that fits is the cheapest of all that do.
+The cost of a part is known beforehand (`costs`), so the best cut is found at once; for stages whose
+network link has been measured, the longer of computing and receiving counts. The memory of a part
+needs a dry run: the parts of the best cut are tried, those that do not fit are ruled out, and the
+search starts again. The first cut that fits is the cheapest of all that fit.
 """
 
 import math
@@ -15,24 +16,29 @@ from torch import nn
 from pipeline_local.blueprint.blueprint import Blueprint, head_key
 from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
-from pipeline_local.memory.dry_run import kept_by, stage_bytes
+from pipeline_local.memory.dry_run import kept_bytes, stage_bytes
 from pipeline_local.placement import partition
 from pipeline_local.placement.costs import Costs, possible_heads
 
 GIBIBYTE = 2**30
+"""Bytes in a GiB."""
+
 FOR_TENSORS = 0.9
-"""Part of a device's memory; the rest is for its context, its programs, and what lies idle."""
+"""The fraction of a device's memory for tensors; the rest is for context, kernels, free blocks."""
 
 Part = tuple[int, range]
-"""Its number, from 0, and what it holds."""
+"""A part's number, from 0, and the items that it holds."""
 
 
 def best_modules(uncut: Blueprint, costs: Sequence[Costs]) -> list[range]:
-    """The blocks of each module, were each alone on its device.
+    """Balances the costs of modules, as if each were alone on its device.
 
     Args:
-        uncut: may have other modules.
-        costs: on the device of each module.
+        uncut: the run; its present modules are ignored.
+        costs: the costs on the device of each module.
+
+    Returns:
+        The blocks of each module.
 
     Raises:
         UserError: no such modules fit.
@@ -60,19 +66,21 @@ def best_modules(uncut: Blueprint, costs: Sequence[Costs]) -> list[range]:
 
 
 def even_memory(uncut: Blueprint, count: int) -> list[range]:
-    """The blocks of each of so many modules, of which the one that keeps most keeps least.
+    """Balances the memory of `count` modules on one device; the largest keeps as little as can be.
 
-    What modules on one device take together is what they always hold, and what the largest keeps
-    in its acts, as each is done before the next one begins: activations, and its head's beside
-    them.
+    Together they take what they always hold, and what the largest keeps during its acts, as each
+    is done before the next one begins: its activations, and those of its head.
+
+    Returns:
+        The blocks of each module.
 
     Raises:
         UserError: no heads fit behind any such modules.
     """
     blocks = [block.module for block in uncut.backbone.blocks]
-    first = kept_by(uncut, blocks, 0)  # from images, so maybe in another precision
-    later = [0, *kept_by(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
-    heads = {key: _kept_by_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
+    first = kept_bytes(uncut, blocks, 0)  # from images, so maybe in another precision
+    later = [0, *kept_bytes(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
+    heads = {key: _kept_bytes_of_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
 
     def keeps(index: int, part: range) -> float:
         kept = sum((later if part.start else first)[block] for block in part)
@@ -92,31 +100,34 @@ def even_memory(uncut: Blueprint, count: int) -> list[range]:
     return cut
 
 
-def _kept_by_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
-    return sum(kept_by(uncut, [head], end))
+def _kept_bytes_of_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
+    return sum(kept_bytes(uncut, [head], end))
 
 
 def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
-    """The modules of each stage.
+    """Balances the costs of stages.
 
     Args:
-        blueprint: has the modules.
-        costs: on the device of each stage.
+        blueprint: the run, with its modules.
+        costs: the costs on the device of each stage.
+
+    Returns:
+        The modules of each stage.
 
     Raises:
         UserError: no such stages fit.
     """
     modules = blueprint.modules
-    lines = _lines(blueprint)
+    received = _received_bytes(blueprint)
 
     def computing(part: Part) -> float:
         stage, numbers = part
         return sum(costs[stage].module(k, len(modules), modules[k]).total for k in numbers)
 
     def cost(part: Part) -> float:
-        """A stage computes while the next message comes."""
-        link, above = costs[part[0]].link, lines[part[1].start]
-        return max(computing(part), above / link.bytes_per_second if link else 0.0)
+        """The longer of computing and receiving, as a stage computes while it receives."""
+        link, num_bytes = costs[part[0]].link, received[part[1].start]
+        return max(computing(part), num_bytes / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
         return stage_bytes(blueprint, part[1], len(costs), costs[part[0]].device).peak
@@ -131,14 +142,14 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
     longest = max(map(cost, enumerate(cut)))
 
     def within(part: Part) -> float:
-        """Of all cuts whose longest part is no longer, the one that computes most evenly."""
+        """The computing alone, so that of all cuts as good as the best the most even one wins."""
         return computing(part) if cost(part) <= longest else math.inf
 
     return _Search("stages", within, peak, alike, grows, space).best(count)
 
 
-def _lines(blueprint: Blueprint) -> list[float]:
-    """Bytes that come to each module in an average step, from a device above."""
+def _received_bytes(blueprint: Blueprint) -> list[float]:
+    """Returns the bytes that each module receives from upstream in an average step."""
     wire_format, signals = blueprint.wire_format, blueprint.run_plan.part_that_compares
     width = wire_format.activations.itemsize + signals * wire_format.gradients.itemsize
     shapes = [blueprint.input_shapes[blocks.start] for blocks in blueprint.modules[1:]]
@@ -147,12 +158,13 @@ def _lines(blueprint: Blueprint) -> list[float]:
 
 
 def _grows(blueprint: Blueprint) -> bool:
-    """With activation checkpointing a part that begins with a dearer block may hold less."""
+    """Whether a longer part never holds less: not so with activation checkpointing, where a part
+    that begins with a more expensive block may."""
     return not blueprint.config.modules.recompute
 
 
 def room(blueprint: Blueprint, costs: Sequence[Costs]) -> list[float]:
-    """Bytes that each device has for tensors; infinite where nobody says."""
+    """Returns the bytes that each device has for tensors; infinite where they are not known."""
     if (limit := blueprint.config.parallel.memory) is not None:
         return [limit * GIBIBYTE] * len(costs)
     sizes = [on_device.device.memory for on_device in costs]
@@ -160,15 +172,15 @@ def room(blueprint: Blueprint, costs: Sequence[Costs]) -> list[float]:
 
 
 class _Search:
-    """For the cheapest cut that fits.
+    """The search for the cheapest cut that fits.
 
     Args:
-        what: is cut, for people.
-        cost: of a part; infinite if it may not be.
-        peak: bytes that a part of this cut takes.
-        alike: numbers of which this is the same take the same bytes for the same items.
-        grows: items further in front, behind the same head, only add to what a part holds.
-        room: bytes that each part's device has.
+        what: the name of the parts, for messages.
+        cost: returns the cost of a part; infinite if the part is not allowed.
+        peak: returns the bytes that a part of this cut takes.
+        alike: returns a key; parts with equal keys take the same bytes for the same items.
+        grows: whether more items upstream, with the same head, only add to what a part holds.
+        room: the bytes that each part's device has.
     """
 
     def __init__(
@@ -190,7 +202,7 @@ class _Search:
         self._too_large: list[Part] = []
 
     def best(self, num_items: int) -> list[range]:
-        """Contiguous non-empty ranges of so many items, one for each device."""
+        """Returns contiguous non-empty ranges of the items, one for each device."""
         while True:
             cut = partition.cheapest(num_items, len(self._room), self._allowed)
             parts = list(enumerate(cut))
@@ -201,7 +213,7 @@ class _Search:
                 return cut
 
     def _allowed(self, number: int, items: range) -> float:
-        """Its cost, if it is not known to be too large."""
+        """Returns a part's cost; infinite if the part is known to be too large."""
         starts = items if self._grows else items[:1]
         known = (self._peaks.get((self._alike(number), range(k, items.stop)), 0) for k in starts)
         return math.inf if max(known) > self._room[number] else self._cost((number, items))

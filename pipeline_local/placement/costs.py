@@ -1,7 +1,7 @@
-"""What each block, and each head that could stand behind it, costs in one optimizer step.
+"""The cost of each block, and of each head that could follow it, in one optimizer step.
 
 In seconds where they have been measured (`pipeline-local profile`), else in FLOPs counted on the
-meta device. From these follow the cost of any module, and so the best cuts.
+meta device. From these follows the cost of any module, and so the best cuts.
 """
 
 import copy
@@ -22,17 +22,18 @@ from pipeline_local.learning import reconcile as reconciliation
 from pipeline_local.learning.heads import copies
 
 Unit = Literal["seconds", "FLOPs"]
+"""The unit of costs."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a block or a head, for all samples of one optimizer step.
+    """The cost of a block or a head, for all samples of one optimizer step.
 
     Attributes:
         forward: the forward pass.
-        backward: the gradients of the input and the parameters; with what is recomputed for them.
+        backward: the backward pass to input and parameters, including recomputation.
         second: what reconciliation adds in a step that reconciles.
-        update: of the optimizer.
+        update: the update by the optimizer.
     """
 
     forward: float
@@ -41,7 +42,7 @@ class Cost:
     update: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """Returns the cost of both together."""
         return Cost(
             self.forward + other.forward,
             self.backward + other.backward,
@@ -52,18 +53,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class Link:
-    """Between two processes: a message of n bytes takes latency + n / bandwidth."""
+    """A network link between two processes: a message of n bytes takes latency + n / bandwidth.
+
+    Attributes:
+        latency_seconds: the latency of a message.
+        bytes_per_second: the bandwidth.
+    """
 
     latency_seconds: float
     bytes_per_second: float
 
     def seconds(self, num_bytes: float) -> float:
-        """Of one message."""
+        """Returns the seconds that one message takes."""
         return self.latency_seconds + num_bytes / self.bytes_per_second
 
 
 IMPOSSIBLE = Cost(math.inf, math.inf, math.inf)
-"""Of a head that does not fit where it would have to stand."""
+"""The cost of a head that does not fit behind its block."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +92,24 @@ class ModuleCost:
 
     @property
     def total(self) -> float:
-        """A whole step."""
+        """The cost of a whole step."""
         return self.forward + self.signal + self.learn
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of a network's parts.
+    """The costs of a network's parts on one device.
 
     Attributes:
-        config: says heads and reconciliation.
-        unit: of all costs.
-        blocks: in order.
-        heads: auxiliary heads, by where they stand and how many blocks they copy.
-        classifier: the last module's head.
-        link: how long a message takes between this device and the one above it (the first one and
-            the one below), where that has been measured.
-        device: where they hold.
-        origin: where the costs come from, for people.
+        config: the configuration, which sets heads and reconciliation.
+        unit: the unit of all costs.
+        blocks: the cost of each block, in order.
+        heads: the costs of auxiliary heads, by position and number of copied blocks.
+        classifier: the cost of the last module's head.
+        link: the network link to the upstream device (for the first device, to the downstream
+            one); None where it has not been measured.
+        device: the device that the costs apply to.
+        origin: the origin of the costs, for display.
     """
 
     config: Config
@@ -113,10 +119,10 @@ class Costs:
     classifier: Cost
     link: Link | None = None
     device: Device = field(default_factory=Device)
-    origin: str = "FLOPs counted on paper"
+    origin: str = "FLOPs counted on the meta device"
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
-        """Module `index` (from 0) of `count`, were it made of these blocks."""
+        """Returns the cost of module `index` (from 0) of `count`, if it had these blocks."""
         body = sum((self.blocks[i] for i in blocks), Cost(0, 0, 0))
         head = self.classifier
         if index < count - 1:
@@ -143,7 +149,7 @@ class Costs:
 
 
 def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
-    """All heads that any cut could ask for."""
+    """Returns the keys of all heads that any cut could need."""
     return [
         (end, depth)
         for end in range(1, num_blocks)
@@ -158,7 +164,7 @@ def head_keys(config: Config, num_blocks: int) -> list[HeadKey]:
 
 
 def possible_heads(blueprint: Blueprint) -> Iterator[tuple[HeadKey, nn.Module]]:
-    """All heads that any cut could ask for, where they fit."""
+    """Yields all heads that any cut could need and that fit, on the meta device."""
     for key in head_keys(blueprint.config, len(blueprint.backbone.blocks)):
         try:
             yield key, blueprint.auxiliary_head(*key)
@@ -167,7 +173,7 @@ def possible_heads(blueprint: Blueprint) -> Iterator[tuple[HeadKey, nn.Module]]:
 
 
 def by_flops(blueprint: Blueprint) -> Costs:
-    """Count floating-point operations on the meta device; what moves memory only is not seen."""
+    """Counts floating-point operations on the meta device; memory traffic has no cost there."""
     config, blocks = blueprint.config, blueprint.backbone.blocks
     outputs = blueprint.output_shapes
     pairs = zip(blocks, blueprint.input_shapes, strict=True)

@@ -1,14 +1,14 @@
-"""A blueprint in words, for people."""
+"""Describes a blueprint and its placement for display."""
 
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.record.summary import Row
+from pipeline_local.record.summary import ModuleRow
 
 
-def describe(placement: Placement) -> list[Row]:
-    """What each module is and where it runs."""
+def describe(placement: Placement) -> list[ModuleRow]:
+    """Returns a row per module: its stage, its blocks and its head."""
     blueprint = placement.blueprint
     stage_of = {k: s for s, part in enumerate(placement.stages) for k in part}
     rows = []
@@ -16,12 +16,12 @@ def describe(placement: Placement) -> list[Row]:
         names = [block.name for block in blueprint.blocks(index)]
         blocks = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
         head = "classifier" if blueprint.is_last(index) else blueprint.config.head.name
-        rows.append(Row(stage_of[index], blocks, head))
+        rows.append(ModuleRow(stage_of[index], blocks, head))
     return rows
 
 
 def explain(blueprint: Blueprint) -> str:
-    """One line: what is trained."""
+    """Returns one line for display: what is trained."""
     blocks = [*blueprint.backbone.blocks, blueprint.backbone.classifier]
     millions = sum(p.numel() for block in blocks for p in block.module.parameters()) / 1e6
     modules = f"{len(blueprint.modules)} modules{' (BP-free)' if is_bp_free(blueprint) else ''}"
@@ -33,9 +33,9 @@ def explain(blueprint: Blueprint) -> str:
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:
-    """No body of several modules has two weight matrices, nor has any head.
+    """Whether there are several modules, and no body and no head has two weight matrices.
 
-    So no error is chained through two trainable layers of the network.
+    Then no error is chained through two trainable layers of the network.
     """
     numbers = range(len(blueprint.modules))
     bodies = [sum(map(_num_matrices, blueprint.meta_body(k))) for k in numbers]
@@ -44,5 +44,5 @@ def is_bp_free(blueprint: Blueprint) -> bool:
 
 
 def _num_matrices(module: nn.Module) -> int:
-    """Weights that mix their inputs; the scales and shifts of norms and biases do not."""
+    """Counts weight matrices; the scales and shifts of norms, and biases, are none."""
     return sum(p.dim() > 1 for p in module.parameters())

@@ -1,4 +1,4 @@
-"""From a configuration and the facts of the data to a blueprint: here cuts are decided."""
+"""Draws a blueprint from a configuration and the facts about the data; decides the cuts."""
 
 from dataclasses import replace
 
@@ -17,12 +17,12 @@ from pipeline_local.placement.placement import costs_by_device, spread
 
 
 def draw(config: Config, info: DataInfo, device: Device | None = None) -> Blueprint:
-    """Derive everything that follows, and refuse what does not fit.
+    """Derives the blueprint, and refuses what does not fit.
 
     Args:
-        config: of the run.
-        info: facts of the data.
-        device: what stages compute on; None: what this host has.
+        config: the configuration of the run.
+        info: the facts about the data.
+        device: the device that stages compute on; None for this host's.
 
     Raises:
         UserError: the model cannot be built, or K does not fit its blocks.
@@ -63,7 +63,7 @@ def _task(config: Config, info: DataInfo) -> Task:
 
 
 def _cut(uncut: Blueprint) -> Blueprint:
-    """The same network in modules; cuts that were derived are the names of blocks from now on."""
+    """Cuts the network into modules; replaces `auto` and `memory` by the names of blocks."""
     config = uncut.config
     names = [block.name for block in uncut.backbone.blocks]
     sizes = [sum(p.numel() for p in b.module.parameters()) for b in uncut.backbone.blocks]
@@ -83,8 +83,8 @@ def _best(uncut: Blueprint, count: int) -> list[range]:
 def _check_layout(config: Config, backbone: Backbone) -> None:
     if config.channels_last and backbone.layout != "NCHW":
         raise UserError(
-            f"channels_last: model.name={config.model.name} has no maps whose channels come first,"
-            f" got layout {backbone.layout}; leave it out"
+            f"channels_last: needs a model with activations of layout NCHW, got"
+            f" model.name={config.model.name} with {backbone.layout}; leave it out"
         )
 
 
@@ -94,6 +94,6 @@ def _check_trainable(blueprint: Blueprint) -> None:
         if not any(p.requires_grad for part in parts for p in part.parameters()):
             names = ", ".join(block.name for block in blueprint.blocks(index))
             raise UserError(
-                f"modules.cuts: module {index + 1} ({names}) and its head have nothing to"
-                f" learn; cut elsewhere, or choose a head that learns (head.name)"
+                f"modules.cuts: module {index + 1} ({names}) and its head have no trainable"
+                f" parameters; cut elsewhere, or choose a head.name with parameters"
             )

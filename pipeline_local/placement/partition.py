@@ -13,13 +13,13 @@ def modules_of(
     config: ModulesConfig,
     best: Callable[[int], list[range]],
 ) -> list[range]:
-    """The blocks of each module, in order: K contiguous non-empty ranges.
+    """Returns the blocks of each module, in order: K contiguous non-empty ranges.
 
     Args:
-        names: of all blocks, in order.
-        num_parameters: of each block.
+        names: the names of all blocks, in order.
+        num_parameters: the number of parameters of each block.
         config: `modules.count` and `modules.cuts`.
-        best: the best cut into so many modules, for `auto` and `memory`.
+        best: returns the best cut into a number of modules, for `auto` and `memory`.
 
     Raises:
         UserError: K does not fit the blocks, or a cut names no block or is out of order.
@@ -45,24 +45,25 @@ def modules_of(
 
 
 def uniform(num_items: int, parts: int) -> list[range]:
-    """Contiguous ranges of equal length; where that is impossible, the later ones are longer."""
+    """Returns contiguous ranges of equal length; if impossible, some later ones are longer."""
     edges = [part * num_items // parts for part in range(parts + 1)]
     return [range(a, b) for a, b in pairwise(edges)]
 
 
 def balanced(costs: Sequence[float], parts: int) -> list[range]:
-    """Contiguous non-empty ranges whose largest total cost is as small as possible."""
+    """Returns contiguous non-empty ranges whose largest total cost is as small as possible."""
     prefix = [0, *accumulate(costs)]
     return cheapest(len(costs), parts, lambda _, part: prefix[part.stop] - prefix[part.start])
 
 
 def cheapest(num_items: int, parts: int, cost: Callable[[int, range], float]) -> list[range]:
-    """Contiguous non-empty ranges whose largest cost is as small as possible.
+    """Returns contiguous non-empty ranges whose largest cost is as small as possible.
 
     Args:
-        num_items: to be divided.
-        parts: at most as many as items.
-        cost: of the part with this number (from 0), were it this range; infinite if it may not be.
+        num_items: the number of items to divide.
+        parts: the number of ranges, at most `num_items`.
+        cost: returns the cost of a part, given its number (from 0) and its range; infinite if the
+            part is not allowed.
     """
     # best[end]: (largest cost, start of the last range) of the first `end` items in `part` ranges
     best = [(float("inf"), 0)]
@@ -92,13 +93,13 @@ def stages_of(
     cuts: str | Sequence[int],
     best: Callable[[], list[range]],
 ) -> list[range]:
-    """The modules of each stage: S contiguous non-empty ranges.
+    """Returns the modules of each stage: S contiguous non-empty ranges.
 
     Args:
         num_modules: K.
-        num_stages: S; a single one has all modules, whatever the cuts.
+        num_stages: S; a single stage has all modules, whatever the cuts.
         cuts: `parallel.cuts`.
-        best: the cheapest stages, for `auto`.
+        best: returns the best stages, for `auto`.
 
     Raises:
         UserError: more stages than modules, or cuts that make no such stages.
@@ -126,7 +127,7 @@ def _index_of(cut: str | int, names: Sequence[str]) -> int:
     if isinstance(index, int) and 0 < index < len(names):
         return index
     raise UserError(
-        f"modules.cuts: got {cut!r}, which is no block that can open a module;"
+        f"modules.cuts: got {cut!r}, which is no block that a module can begin with;"
         f" give an index from 1 to {len(names) - 1} or a name of {', '.join(names[1:])}"
     )
 

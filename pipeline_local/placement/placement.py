@@ -1,4 +1,4 @@
-"""The placement: which modules each stage holds, and what they cost on its device.
+"""The placement: the modules that each stage holds, and their costs on its device.
 
 Modules fix the mathematics; a placement only says where they run. It never changes a result.
 """
@@ -15,8 +15,8 @@ from pipeline_local.record.summary import StageTimes
 
 
 def costs_by_device(blueprint: Blueprint) -> tuple[Costs, ...]:
-    """What each part of the network costs: as measured on each device of `modules.profile`, else in
-    FLOPs; a single entry if all devices are alike.
+    """Returns the costs of the network's parts as measured on each device of `modules.profile`,
+    else in FLOPs; a single entry if all devices are alike.
 
     Raises:
         UserError: a profile cannot be read, or is of another network or setting.
@@ -29,15 +29,15 @@ def costs_by_device(blueprint: Blueprint) -> tuple[Costs, ...]:
 
 
 def spread(devices: tuple[Costs, ...], count: int) -> tuple[Costs, ...]:
-    """The costs on the device of each of `count` modules, were they spread evenly."""
+    """Returns the costs on the device of each of `count` modules, spread evenly over devices."""
     return tuple(devices[k * len(devices) // count] for k in range(count))
 
 
 def per_stage(devices: tuple[Costs, ...], num_stages: int) -> tuple[Costs, ...]:
-    """The costs on the device of each stage.
+    """Returns the costs on the device of each stage.
 
     Raises:
-        UserError: there are profiles of several devices, and not as many as stages.
+        UserError: there are profiles of several devices, and not one for each stage.
     """
     if len(devices) not in (1, num_stages):
         raise UserError(
@@ -49,7 +49,7 @@ def per_stage(devices: tuple[Costs, ...], num_stages: int) -> tuple[Costs, ...]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the modules of a blueprint run.
+    """The assignment of a blueprint's modules to stages.
 
     Attributes:
         blueprint: the run.
@@ -61,10 +61,10 @@ class Placement:
 
     @classmethod
     def of(cls, blueprint: Blueprint, num_stages: int) -> "Placement":
-        """Place the modules on so many stages, as `parallel.cuts` says.
+        """Places the modules on `num_stages` stages, as `parallel.cuts` says.
 
         Raises:
-            UserError: the modules do not fit so many stages.
+            UserError: the modules do not fit that many stages.
         """
         stages = partition.stages_of(
             len(blueprint.modules),
@@ -87,7 +87,7 @@ class Placement:
 
     @property
     def module_costs(self) -> list[list[ModuleCost]]:
-        """What the modules of each stage cost on its device."""
+        """The costs of the modules of each stage on its device."""
         modules = self.blueprint.modules
         return [
             [on_device.module(k, len(modules), modules[k]) for k in part]
@@ -95,10 +95,10 @@ class Placement:
         ]
 
     def stage_times(self, steps: int) -> StageTimes | None:
-        """How long each stage should compute per step; None without a profile of its device.
+        """Returns how long each stage should compute per step; None without a profile for each.
 
         Args:
-            steps: as many will be compared with it.
+            steps: the number of steps of the run that it will be compared with.
         """
         profile = self.blueprint.config.modules.profile
         files = 1 if profile is None or isinstance(profile, Path) else len(profile)

@@ -1,6 +1,6 @@
-"""A saved profile: what the parts of one network cost, measured on one device.
+"""A saved profile: the costs of the parts of one network, measured on one device.
 
-JSON: `version`, `setting` (what it is of), `device` (where it was measured; `memory`
+JSON: `version`, `setting` (of the network and its step), `device` (where it was measured; `memory`
 and `workspaces` in bytes), `blocks`, `heads`, `classifier` (seconds per microbatch), `link`.
 """
 
@@ -19,12 +19,14 @@ from pipeline_local.errors import UserError
 from pipeline_local.placement.costs import Cost, Costs, Link
 
 VERSION = 1
+"""The version of the file format."""
+
 _NEW = {"head": {}, "task.name": "classification", "reconcile": {}, "optimizer": {}}
-"""Of profiles that do not say it yet."""
+"""The settings of older profiles, which do not have these keys."""
 
 
 def setting(blueprint: Blueprint) -> dict[str, Any]:
-    """What a profile depends on: another network, or another step of it, needs another profile."""
+    """Returns all that a profile depends on: if any of it differs, a new profile is needed."""
     config = blueprint.config
     return {
         "model.name": config.model.name,
@@ -49,17 +51,17 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def save(facts: Mapping[str, Any], output: Path) -> None:
-    """Write a profile into a new file.
+    """Writes a profile into a new file.
 
     Raises:
-        UserError: it exists already or cannot be written.
+        UserError: the file exists already or cannot be written.
     """
     text = json.dumps({"version": VERSION, **facts}, indent=2) + "\n"
     newfile.write("--output", output, text)
 
 
 def load(path: Path, blueprint: Blueprint) -> Costs:
-    """The costs of an optimizer step of this run.
+    """Reads a profile, and returns the costs of an optimizer step of this run.
 
     Raises:
         UserError: the file cannot be read, or is of another network or setting.
@@ -89,31 +91,31 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
 
 
 def doubts(costs: Costs, device: str) -> list[str]:
-    """A line for people, if the first stage's costs were measured on another device than its own.
+    """Returns a warning if the first stage's costs were measured on another device than its own.
 
     Args:
-        costs: on the device of the first stage.
-        device: its name.
+        costs: the costs on the device of the first stage.
+        device: the name of that device.
     """
     threads = f"{torch.get_num_threads()} threads" if device.startswith("cpu") else ""
     here, origin = f"{device}, {threads}", costs.origin
     if origin.startswith(_measured_on(here)):
         return []
-    return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: what it predicts may not hold"]
+    return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: predictions may be wrong"]
 
 
 def _measured_on(where: str) -> str:
-    """Where costs come from."""
+    """Returns the origin of costs, for display."""
     return f"measured on {where}"
 
 
 def row(cost: Cost | Link) -> dict[str, float]:
-    """As it stands in the file."""
+    """Returns a cost or a link as it is saved in the file."""
     return asdict(cost)
 
 
 def _cost(facts: Mapping[str, Any], parts: int) -> Cost:
-    """Of all microbatches; there is one update for all of them."""
+    """Returns the cost of all microbatches, which share one update."""
     seconds = {act: float(facts[act]) for act in ("forward", "backward", "second", "update")}
     if not all(value >= 0 for value in seconds.values()):
         raise ValueError("a time is negative")

@@ -23,13 +23,13 @@ from pipeline_local.screen import complain
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
-    """Run `python -m pipeline_local ARGUMENTS` on `count` local ranks, as torchrun would.
+    """Runs `python -m pipeline_local ARGUMENTS` on `count` local ranks, as torchrun would.
 
     The ranks end with this process, also when it is killed.
 
     Returns:
-        0, or the exit code of the rank that is the cause (`cause`). After a signal that asked the
-        ranks to stop, their exit code, too.
+        0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
+        the ranks to stop, their exit code, too.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -47,7 +47,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
 
 
 def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
-    meeting = RendezvousParameters(
+    parameters = RendezvousParameters(
         backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1
     )
     return WorkerSpec(
@@ -55,21 +55,21 @@ def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
         local_world_size=count,
         entrypoint=sys.executable,
         args=("-m", "pipeline_local", *arguments),
-        rdzv_handler=get_rendezvous_handler(meeting),
+        rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=0,
         monitor_interval=0.1,
     )
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> int:
-    """The exit code that says why a run failed.
+    """Returns the exit code that says why a run failed.
 
-    That of a rank that gave a reason of its own; else that the run stalled, whoever was killed for
-    it; else the signal that killed a rank, for which the launcher itself did not kill it because
-    others had failed; else that of the others.
+    It is the code of a rank that failed for a reason of its own; else that of a stalled run, even
+    if a rank was killed for it; else that of the signal that killed a rank, unless it was the
+    launcher that killed it after others had failed; else the code of the others.
 
     Args:
-        failures: of the ranks that failed, by local rank.
+        failures: the failures of the ranks, by local rank.
     """
     codes = [failure.exitcode for failure in failures.values()]
     own = [code for code in codes if code > 0 and code not in _CONSEQUENCES]
@@ -79,13 +79,13 @@ def cause(failures: Mapping[int, ProcessFailure]) -> int:
         return EXIT_STALLED
     killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]
     if EXIT_NEIGHBOUR_LOST not in codes:
-        _tell(failures)
+        _report(failures)
     code = (killed or codes)[0]
     return code if code > 0 else 128 - code
 
 
-def _tell(failures: Mapping[int, ProcessFailure]) -> None:
-    """No rank was left to tell it."""
+def _report(failures: Mapping[int, ProcessFailure]) -> None:
+    """Reports the first failure, as no rank was left to report it."""
     rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
     name = signal.Signals(-failure.exitcode).name
     complain(f"[stage {rank} | rank {rank}] error: killed by {name}")
@@ -96,17 +96,17 @@ _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)
 
 @contextmanager
 def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
-    """Pass a signal that asks to stop on to the ranks, and go on waiting for them.
+    """Passes a signal that asks to stop on to the ranks, and goes on waiting for them.
 
     The agent itself would forget their exit codes, and kill after 30 seconds those that still
     write. A second signal (or one before there are ranks) is left to the agent, which does that.
     """
-    heard = []
+    received = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        heard.append(number)
+        received.append(number)
         ranks = [w.id for w in agent.get_worker_group().workers if isinstance(w.id, int)]
-        if len(heard) > 1 or not ranks:
+        if len(received) > 1 or not ranks:
             raise SignalException("asked to end", signal.Signals(number))
         for rank in ranks:
             os.kill(rank, number)

@@ -1,7 +1,6 @@
 """No orphans: a rank ends with the launcher that started it, however that one ends.
 
-Imported before anything heavy, so that hardly a moment is left in which the launcher's end would
-go unnoticed.
+Imported before anything that loads slowly, as an earlier end of the launcher would go unnoticed.
 """
 
 import ctypes
@@ -9,18 +8,18 @@ import os
 import signal
 
 LAUNCHER = "PIPELINE_LOCAL_LAUNCHER"
-"""The built-in launcher puts its process number here."""
+"""The environment variable with the process number of the built-in launcher."""
 
 LAUNCHERS = (LAUNCHER, "TORCHELASTIC_RUN_ID", "LOCAL_SIZE")
-"""Set by launchers that wait for their ranks: ours, torchrun, deepspeed."""
+"""Variables that are set by launchers that wait for their ranks: ours, torchrun, deepspeed."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_launcher() -> None:
-    """Let the kernel kill this process when its parent dies, if the parent is a launcher.
+    """Makes the kernel kill this process when its parent dies, if the parent is a launcher.
 
-    A rank that somebody started by hand goes on without its shell. Linux only; elsewhere nothing.
+    A rank that was started by hand goes on without its shell. Linux only; elsewhere no effect.
     """
     if not any(name in os.environ for name in LAUNCHERS):
         return
@@ -30,4 +29,4 @@ def end_with_launcher() -> None:
         return
     launcher = os.environ.get(LAUNCHER)
     if launcher is not None and launcher != str(os.getppid()):
-        os._exit(1)  # it was gone already
+        os._exit(1)  # the launcher is gone already

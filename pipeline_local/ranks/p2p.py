@@ -1,4 +1,4 @@
-"""How one tensor crosses between two processes: one class per real difference.
+"""Sends single tensors between two processes: one class per transport.
 
     GlooP2P      CPU tensors over gloo
     StagedP2P    GPU tensors over gloo, through pinned host memory (several ranks on one GPU)
@@ -24,11 +24,11 @@ from pipeline_local.registry import Registry
 
 @dataclass(frozen=True)
 class Pending:
-    """A transfer under way. Holds its tensor, so that the memory stays while it is needed.
+    """A transfer under way. It holds its tensor, so that the memory stays while it is needed.
 
     Attributes:
-        tensor: what is being sent or received into.
-        wait: gives the tensor once it may be read (received) or written again (sent).
+        tensor: the tensor that is sent, or received into.
+        wait: returns the tensor once it may be read (received) or written again (sent).
     """
 
     tensor: Tensor
@@ -36,14 +36,14 @@ class Pending:
 
 
 class P2P(Protocol):
-    """One end of an edge; tensors arrive in the order they were sent."""
+    """One end of a connection; tensors arrive in the order in which they were sent."""
 
     def isend(self, tensor: Tensor) -> Pending:
-        """Start sending; the tensor must not be written before the wait is over."""
+        """Starts sending; the tensor must not be written before the wait is over."""
         ...
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
-        """Post a receive."""
+        """Posts a receive."""
         ...
 
 
@@ -63,8 +63,8 @@ class GlooP2P:
 
     Args:
         group: the edge's process group.
-        peer: global rank of the other end.
-        pinned: receive into page-locked memory, for a quick copy to a GPU.
+        peer: the global rank of the other end.
+        pinned: whether to receive into page-locked memory, for a fast copy to a GPU.
     """
 
     def __init__(self, group: dist.ProcessGroup, peer: int, pinned: bool = False) -> None:
@@ -73,18 +73,18 @@ class GlooP2P:
         self._pinned = pinned
 
     def isend(self, tensor: Tensor) -> Pending:
-        """Start sending a CPU tensor."""
+        """Starts sending a CPU tensor."""
         tensor = tensor.contiguous()
         return self._start(dist.isend, tensor)
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
-        """Post a receive into fresh memory."""
+        """Posts a receive into newly allocated memory."""
         return self._start(dist.irecv, torch.empty(shape, dtype=dtype, pin_memory=self._pinned))
 
     def _start(self, operation: Callable[..., dist.Work | None], tensor: Tensor) -> Pending:
         with _neighbour(self._peer):
             work = operation(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
 
         def wait() -> Tensor:
             with _neighbour(self._peer):
@@ -102,7 +102,7 @@ def gloo(group: dist.ProcessGroup, peer: int, device: torch.device) -> GlooP2P:
 
 @contextmanager
 def _neighbour(peer: int) -> Iterator[None]:
-    """Gloo tells of a closed connection by a RuntimeError with a page of advice."""
+    """Shortens gloo's report of a closed connection, a RuntimeError with a page of advice."""
     try:
         yield
     except RuntimeError as error:
@@ -115,17 +115,17 @@ class StagedP2P:
     """GPU tensors over gloo, through pinned host memory.
 
     The copy to the host has a stream of its own and the wait for it a thread of its own, so that
-    neither the device nor the training thread stands still.
+    neither the compute stream nor the training thread waits.
     """
 
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
         self._gloo = GlooP2P(group, peer, pinned=True)
         self._device = device
         self._stream = torch.Stream(device)
-        self._thread = ThreadPoolExecutor(1, "staged-wire")
+        self._thread = ThreadPoolExecutor(1, "staged-p2p")
 
     def isend(self, tensor: Tensor) -> Pending:
-        """Start copying to the host, and send from there."""
+        """Starts copying to the host, and sends from there."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._stream.wait_stream(torch.accelerator.current_stream(self._device))
         with self._stream:
@@ -140,14 +140,14 @@ class StagedP2P:
         return Pending(tensor, self._thread.submit(send).result)
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
-        """Post a receive into pinned memory; the wait queues the copy to the device."""
+        """Posts a receive into pinned memory; the wait queues the copy to the device."""
         arriving = self._gloo.irecv(shape, dtype)
         return Pending(arriving.tensor, lambda: arriving.wait().to(self._device, non_blocking=True))
 
 
 @P2PS.add("nccl")
 class NcclP2P:
-    """GPU tensors over nccl. Waiting for a receive orders streams only; the host goes on.
+    """GPU tensors over nccl. Waiting for a receive only orders streams; the host goes on.
 
     Receives are posted on a side stream: on the compute stream they would queue behind all the
     work that is already there, and the transfer could not overlap it.
@@ -162,10 +162,10 @@ class NcclP2P:
         self._stream = torch.Stream(device)
 
     def isend(self, tensor: Tensor) -> Pending:
-        """Start sending once the compute stream has made the tensor; the wait blocks the host."""
+        """Starts sending once the compute stream has made the tensor; the wait blocks the host."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
         with self._stream:
             work.wait()
             sent = self._stream.record_event()
@@ -177,11 +177,11 @@ class NcclP2P:
         return Pending(tensor, wait)
 
     def irecv(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pending:
-        """Post a receive on the side stream; the wait lets the compute stream follow it."""
+        """Posts a receive on the side stream; the wait makes the compute stream wait for it."""
         with self._stream:
             tensor = torch.empty(shape, dtype=dtype, device=self._device)
             work = dist.irecv(tensor, self._peer, self._group)
-        assert work is not None, "only the two ranks of an edge use its wire"
+        assert work is not None, "only the two ranks of an edge use its group"
 
         def wait() -> Tensor:
             work.wait()

@@ -1,4 +1,4 @@
-"""Processes of this host: who a rank is, and how to end one that cannot end itself."""
+"""Processes of this host: what identifies a rank, and how to end one that cannot end itself."""
 
 import os
 import signal
@@ -9,19 +9,22 @@ _STOPPED = "Tt"
 
 
 def identity() -> dict[str, Any]:
-    """Host (boot and PID namespace), process number and start time: no two processes share them."""
+    """Returns host (boot and PID namespace), process number and start time of this process.
+
+    No two processes have all of them in common.
+    """
     return {"host": _host(), "pid": os.getpid(), "born": _stat(os.getpid())[1]}
 
 
 def kill_stopped(process: dict[str, Any], silent: bool) -> None:
-    """Kill a rank of this host that is stopped, or that has given no sign of life.
+    """Kills a rank of this host that is suspended, or whose heartbeat is missing.
 
     It could not end itself, and its launcher would wait for it. Processes of other hosts, and those
     that only have the number of an earlier one, are left alone.
 
     Args:
-        process: its identity.
-        silent: its heartbeat is missing.
+        process: the identity of the rank's process.
+        silent: whether its heartbeat is missing.
     """
     if not process.get("born") or process.get("host") != _host():
         return
@@ -39,7 +42,7 @@ def _host() -> str:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """State and start time, or two empty strings."""
+    """Returns state and start time of a process, or two empty strings."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where this process stands: its rank and its device, and how it joins the others."""
+"""The rank of this process, its device, and how it joins the other ranks."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.ranks.rendezvous import rendezvous
 
-TIMEOUT = timedelta(minutes=30)
-"""Longest wait for the other ranks to come."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest wait for all ranks to do what each of them has to do, once they have started."""
 
 NO_LIMIT = timedelta(days=1)
-"""Of a transfer: how long a neighbour may be waited for, the watchdog decides."""
+"""The timeout of a transfer: in effect none, as the watchdog limits how long a rank may wait."""
 
-MEETING = timedelta(minutes=10)
+START_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
 
 P2PKind = str
@@ -29,20 +29,20 @@ P2PKind = str
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank among all, as the launcher (torchrun, deepspeed, ours) set it up."""
+    """One rank among all, as the launcher (torchrun, deepspeed, ours) has started it."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
     launched: bool = False
-    """A launcher started this process."""
+    """Whether a launcher started this process."""
     restarted: bool = False
-    """Not for the first time: torchrun has restarted the ranks after a failure."""
+    """Whether torchrun has restarted the ranks after a failure."""
 
     @classmethod
     def from_environment(cls) -> "RankInfo":
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
         Raises:
             UserError: one of them is not a number, only some are set, or the rank is not below the
@@ -54,7 +54,7 @@ class RankInfo:
         try:
             rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             local_rank = int(os.environ.get("LOCAL_RANK", rank))
-            # deepspeed says LOCAL_SIZE
+            # deepspeed sets LOCAL_SIZE
             local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
             restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         except (KeyError, ValueError) as error:
@@ -79,9 +79,9 @@ class RankInfo:
 
     @property
     def device(self) -> torch.device:
-        """A GPU by local rank, shared round robin if there are too few; without one the CPU.
+        """The GPU of this local rank, shared round robin if there are too few; without one the CPU.
 
-        Whatever torch calls this host's accelerator: CUDA's, ROCm's, Intel's, or one of others.
+        It may be any accelerator that torch supports: CUDA's, ROCm's, Intel's, or another.
         """
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
@@ -89,7 +89,7 @@ class RankInfo:
         return torch.device(accelerator.type, self.local_rank % torch.accelerator.device_count())
 
     def num_stages(self, config: ParallelConfig) -> int:
-        """`parallel.stages`, or what the launcher's ranks make of it.
+        """Returns `parallel.stages`; under a launcher, the number of its ranks.
 
         Raises:
             UserError: the launcher started another number of ranks than the configuration needs.
@@ -105,19 +105,19 @@ class RankInfo:
         return self.world_size
 
     def threads(self, config: ParallelConfig) -> int:
-        """`parallel.threads`, or an equal share of this host's cores."""
+        """Returns `parallel.threads`, or an equal share of this host's cores."""
         return config.threads or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def prepare(self, config: ParallelConfig) -> None:
-        """Set torch up for this rank: its threads, its device, and float32 that is float32."""
+        """Sets torch up for this rank: its threads, its device, and float32 without TF32."""
         torch.set_num_threads(self.threads(config))
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device)
-            # TF32 would drown the small differences that reconciliation is about
+            # the rounding of TF32 is larger than the differences that reconciliation works with
             torch.backends.cudnn.allow_tf32 = False
 
     def p2p_kind(self, config: ParallelConfig) -> P2PKind:
-        """How this rank can talk to its neighbours.
+        """Returns the fastest point-to-point transport that this rank can use.
 
         Raises:
             UserError: nccl was asked for without a GPU for every rank.
@@ -136,20 +136,20 @@ class RankInfo:
         return "nccl" if own_gpu and config.backend != "gloo" else "staged"
 
     def group_backend(self, config: ParallelConfig) -> str:
-        """Of a group that carries the CPU's tensors, and between devices theirs (collectives)."""
+        """Returns the backend of a group for CPU tensors and, where possible, GPU tensors."""
         if self.world_size == 1 or self.p2p_kind(config) != "nccl":
             return "gloo"
         return f"cpu:gloo,{self.device.type}:{device_backend(self.device)}"
 
     @property
     def device_name(self) -> str:
-        """What this rank computes on, for people."""
+        """The name of the device that this rank computes on, for display."""
         if self.device.type == "cpu":
             return f"cpu ({platform.machine()})"
         return str(torch.get_device_module(self.device).get_device_name(self.device))
 
     def explain(self, config: ParallelConfig) -> str:
-        """One line for people: what this run uses, and why."""
+        """Returns one line for display: what this run uses, and why."""
         cores = len(os.sched_getaffinity(0))
         threads = self.threads(config)
         reason = "parallel.threads" if config.threads else f"{cores} cores / ranks of this host"
@@ -159,7 +159,7 @@ class RankInfo:
 
 
 def _refuse_bare_srun() -> None:
-    """Several tasks of one srun step that know nothing of each other would each train alone."""
+    """Refuses an srun step of several tasks without a launcher: each would train alone."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1":
         raise UserError(
@@ -169,7 +169,7 @@ def _refuse_bare_srun() -> None:
 
 
 def common_kind(kinds: Sequence[P2PKind]) -> P2PKind:
-    """How all ranks of a run talk, given how each of them could.
+    """Returns the transport that all ranks of a run use, given what each of them can use.
 
     Raises:
         UserError: some ranks have GPUs and others have none.
@@ -185,28 +185,28 @@ def common_kind(kinds: Sequence[P2PKind]) -> P2PKind:
 
 @contextmanager
 def joined(rank_info: RankInfo, backend: str = "gloo") -> Iterator[dist.Store]:
-    """Meet all other ranks; gives the store that all of them share.
+    """Joins all other ranks, for the time of the context; gives the store that all of them share.
 
     Args:
         rank_info: this rank.
-        backend: of the group of all ranks.
+        backend: the backend of the process group of all ranks.
 
     Raises:
-        UserError: no such meeting point, its port is taken, or not all came in time.
-        NeighbourLostError: another rank has come, and is gone again.
+        UserError: the address cannot be reached, its port is taken, or a rank is late.
+        NeighbourLostError: another rank has started to join, and is gone.
     """
     if rank_info.world_size == 1:
         yield dist.HashStore()
         return
-    store = _meeting_point()
+    store = _rendezvous_store()
     with connecting():
-        store = rendezvous(store, rank_info.rank, rank_info.world_size, MEETING)
+        store = rendezvous(store, rank_info.rank, rank_info.world_size, START_TIMEOUT)
         dist.init_process_group(
             backend,
             store=dist.PrefixStore("group", store),
             rank=rank_info.rank,
             world_size=rank_info.world_size,
-            timeout=TIMEOUT,
+            timeout=COLLECTIVE_TIMEOUT,
         )
     try:
         yield dist.PrefixStore("pipeline_local", store)
@@ -216,29 +216,32 @@ def joined(rank_info: RankInfo, backend: str = "gloo") -> Iterator[dist.Store]:
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Who dies while the ranks connect with each other is told by a RuntimeError."""
+    """Raises NeighbourLostError where another rank dies while the ranks connect to each other.
+
+    Torch reports that by a RuntimeError.
+    """
     try:
         yield
     except RuntimeError as error:
         raise NeighbourLostError(None, str(error).splitlines()[0]) from error
 
 
-def _meeting_point() -> dist.Store:
-    """The store at MASTER_ADDR:MASTER_PORT, which the first rank or its launcher serves."""
-    point = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+def _rendezvous_store() -> dist.Store:
+    """Connects to the store at MASTER_ADDR:MASTER_PORT; the first rank or a launcher serves it."""
+    address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
         store: dist.Store
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
     except (dist.DistError, ValueError) as error:
         taken = "EADDRINUSE" in str(error)
         reason = "the port is taken" if taken else str(error).splitlines()[0]
         raise UserError(
-            f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT, got {point!r} ({reason}); pass"
+            f"the ranks cannot connect at MASTER_ADDR:MASTER_PORT, got {address!r} ({reason}); pass"
             f" another --master-port to the launcher, or --standalone on a single host"
         ) from None
     return store
 
 
 def device_backend(device: torch.device) -> str:
-    """What torch sends by between devices of this type: nccl between those of NVIDIA and AMD."""
+    """Returns torch's backend between devices of this type: nccl for those of NVIDIA and AMD."""
     return dist.get_default_backend_for_device(device)

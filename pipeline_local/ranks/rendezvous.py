@@ -1,7 +1,7 @@
-"""The meeting: which ranks start together, on a store that may remember earlier starts.
+"""The rendezvous: which ranks start together, on a store that may hold values of earlier starts.
 
 torchrun's agent keeps one store while it restarts its ranks. What ranks of an earlier start have
-left there looks like news: an address of a process that is gone, a step to start from that has
+left there looks current: an address of a process that is gone, a step to start from that has
 passed. The agents' restart counts do not help, as only the host of a failure counts it.
 """
 
@@ -12,17 +12,18 @@ from uuid import uuid4
 import torch.distributed as dist
 
 POLL_SECONDS = 0.01
+"""Seconds between two looks of the first rank at the store."""
 
 
 def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """The part of the store that belongs to this start alone, the same for all of its ranks.
+    """Returns the part of the store that belongs to this start alone, the same for all its ranks.
 
-    Every rank calls with a name that nobody has had before; the first rank answers each name that
-    it sees with the name of the start, until every rank has repeated that. So a call that an
-    earlier rank has left is answered in vain, and an answer that it has got is never read.
+    Every rank calls with a new unique name; the first rank answers each name that it sees with the
+    name of the start, until every rank has repeated that. So an answer to a call that an earlier
+    rank has left is never read, and neither is an answer that the earlier rank has got.
 
     Raises:
-        torch.distributed.DistError: some rank did not come within `timeout`.
+        torch.distributed.DistError: a rank did not join within `timeout`.
     """
     start = _receive(store, world_size, timeout) if rank == 0 else _call(store, rank, timeout)
     return dist.PrefixStore(f"start-{start}", store)
@@ -33,7 +34,7 @@ def _receive(store: dist.Store, world_size: int, timeout: timedelta) -> str:
     deadline = time.monotonic() + timeout.total_seconds()
     while expected:
         if time.monotonic() > deadline:
-            raise dist.DistStoreError(f"ranks {sorted(expected)} did not come within {timeout}")
+            raise dist.DistStoreError(f"ranks {sorted(expected)} did not join within {timeout}")
         for rank in sorted(expected):
             if store.check([f"call/{rank}"]):
                 store.set(f"answer/{store.get(f'call/{rank}').decode()}", start)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, at whichever moment the process is killed."""
+"""Files that are complete or absent, at whichever moment the process is killed."""
 
 import os
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file that appears whole, replaces what was there, and outlives a power cut.
+    """Writes a file that appears complete, replaces an earlier one, and survives a power cut.
 
     Raises:
-        OSError: no room, no permission; nothing is left behind where that is possible.
+        OSError: no space, no permission; nothing is left behind where that is possible.
     """
     temporary = path.with_suffix(".partial")
     try:
@@ -22,22 +22,22 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         temporary.replace(path)
     except OSError:
         with suppress(OSError):
-            temporary.unlink()  # a full disk needs the room
+            temporary.unlink()  # a full disk needs the space
         raise
     sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as `write` does.
+    """Writes a text file in UTF-8, as `write` does.
 
     Raises:
-        OSError: no room, no permission.
+        OSError: no space, no permission.
     """
     write(path, [text.encode()])
 
 
 def sync_folder(path: Path) -> None:
-    """Let the names in a folder outlive a power cut."""
+    """Makes the names in a folder survive a power cut."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

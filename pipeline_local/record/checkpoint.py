@@ -1,9 +1,9 @@
 """Checkpoints: one sealed file per module, keyed by module, not by rank.
 
 Step t at every stage is a consistent cut by construction, so a stage writes its modules after its
-own step t without asking anybody. A checkpoint counts once all K modules are there and match their
-checksums; it can be resumed on any number of stages. Nothing random is saved, for nothing random
-has a state.
+own step t without asking other ranks. A checkpoint counts once all K modules are there and match
+their checksums; it can be resumed on any number of stages. No state of a random generator is saved,
+as there is none.
 """
 
 import re
@@ -22,13 +22,13 @@ from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError
 from pipeline_local.screen import complain
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 _NAMED = ".step"
 """Ending of a file that names a checkpoint."""
 
 
 def warn(line: str) -> None:
-    """Tell people something that stops nothing."""
+    """Prints a warning to stderr."""
     complain(f"warning: {line}")
 
 
@@ -37,20 +37,20 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: holds one folder per checkpoint.
+        folder: the folder that holds one folder per checkpoint.
         num_modules: K.
     """
 
     folder: Path
     num_modules: int
     _sound: set[int] = field(default_factory=set, repr=False)
-    """Steps that have been verified here."""
+    """The steps whose checkpoints have been verified here."""
 
     def write(self, index: int, state: Mapping[str, Tensor], step: int) -> None:
-        """Write one module's state (on the CPU); the file appears whole or not at all.
+        """Writes one module's state (on the CPU); the file appears complete or not at all.
 
         Raises:
-            OSError: no room, no permission.
+            OSError: no space, no permission.
         """
         target = self.at(step)
         if not target.is_dir():
@@ -59,21 +59,22 @@ class Checkpoints:
         facts = {"module": str(index + 1), "step": str(step)}
         sealed.write(self._file(step, index), state, facts)
 
-    def latest(self, tell: Tell = warn) -> int | None:
-        """The newest step of which all modules are there and match their checksums.
+    def latest(self, report: Report = warn) -> int | None:
+        """Returns the newest step whose modules are all there and match their checksums.
 
-        Reads every file of it. What does not count is named, one line per checkpoint.
+        It reads every file of that step. Newer checkpoints that do not count are reported, one line
+        each.
         """
         for step in reversed(self._steps()):
             problems = self.problems(step)
             if not problems:
                 self._sound.add(step)
                 return step
-            tell(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
+            report(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
         return None
 
     def problems(self, step: int) -> dict[int, str]:
-        """Which modules (from 0) of a checkpoint are not as they were written, and why not."""
+        """Returns which modules (from 0) of a checkpoint are not as they were written, and why."""
         found = {}
         for index in range(self.num_modules):
             path = self._file(step, index)
@@ -87,7 +88,7 @@ class Checkpoints:
         return found
 
     def load(self, module: LocalModule, step: int) -> None:
-        """Put a module back to where it was after `step` optimizer steps.
+        """Restores a module's state after `step` optimizer steps.
 
         Raises:
             UserError: the file is damaged, or of another model.
@@ -97,22 +98,22 @@ class Checkpoints:
             named = sealed.read(path)
         except BrokenSealError as error:
             raise UserError(
-                f"checkpoint {path} {error}; start once more, to fall back to an earlier checkpoint"
+                f"checkpoint {path} {error}; start again, to fall back to an earlier checkpoint"
             ) from None
         try:
-            module.load_state_dict(_below("", named), strict=True)
+            module.load_state_dict(_part("", named), strict=True)
         except RuntimeError as error:
             raise UserError(
                 f"checkpoint {path} is of another model: {str(error).splitlines()[1].strip()};"
                 f" resume with the configuration of that run"
             ) from None
-        optimizer.load(module.optimizer, _below("optimizer.", named))
+        optimizer.load(module.optimizer, _part("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
-        lagged = _below("lagged.", _renamed(named))
+        lagged = _part("lagged.", _renamed(named))
         module.lagged.load({name: tensor.to(device) for name, tensor in lagged.items()})
 
-    def set_aside_after(self, step: int, tell: Tell = warn) -> None:
-        """Rename what lies beyond `step`, lest it mix with what follows. Nothing is deleted.
+    def set_aside_after(self, step: int, report: Report = warn) -> None:
+        """Renames checkpoints after `step`, so that new ones do not mix with them; deletes nothing.
 
         A checkpoint that only lacks files was cut off while it was written: `step-*.unfinished`.
         Any other one is damaged: `step-*.damaged`.
@@ -122,7 +123,7 @@ class Checkpoints:
                 missing = [not self._file(later, k).exists() for k in self.problems(later)]
                 aside = self._aside(later, "unfinished" if all(missing) else "damaged")
                 self.at(later).rename(aside)
-                tell(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
+                report(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
 
     def keep(self, name: str, step: int) -> None:
         """Give the checkpoint of a step a name, under which it stays for good."""
@@ -148,7 +149,7 @@ class Checkpoints:
         return {path.name.removesuffix(_NAMED): int(path.read_text()) for path in files}
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` sound checkpoints, and what is older than those.
+        """Deletes everything that is older than the newest `keep` valid checkpoints.
 
         Those that have a name stay.
 
@@ -164,7 +165,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)  # another rank may be at it
 
     def at(self, step: int) -> Path:
-        """The folder of a checkpoint."""
+        """Returns the folder of a checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def _is_sound(self, step: int) -> bool:
@@ -188,10 +189,10 @@ class Checkpoints:
 
 
 def tensors(module: LocalModule) -> dict[str, Tensor]:
-    """Everything that a module's future depends on, by name; not copied.
+    """Returns the whole state of a module, by name; not copied.
 
-    Weights and buffers under their own names, the optimizer's state behind `optimizer.`, what is
-    under way between the module and its neighbours behind `lagged.`.
+    Weights and buffers have their own names; the optimizer's state is under `optimizer.`, and the
+    lagged messages under way between the module and its neighbours are under `lagged.`.
     """
     parts = {
         "optimizer.": optimizer.tensors(module.optimizer),
@@ -206,7 +207,7 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
 
 
 def _renamed(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Earlier checkpoints say `feedback.` and, of what is pending, `unheeded`."""
+    """Renames the tensors of earlier checkpoints, whose lagged messages are `feedback.`."""
     return {
         name.replace("feedback.unheeded.", "lagged.pending.", 1).replace(
             "feedback.awaiting.", "lagged.awaiting.", 1
@@ -215,8 +216,8 @@ def _renamed(named: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse, for one part."""
+def _part(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns one part of the tensors, its prefix removed."""
     others = tuple({"optimizer.", "lagged.", "feedback."} - {prefix})
     return {
         name.removeprefix(prefix): value

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and where."""
+"""The run folder: the files that a run writes."""
 
 import errno
 import fcntl
@@ -20,57 +20,61 @@ from pipeline_local.errors import UserError
 from pipeline_local.record import atomic
 
 LOCK = ".lock"
-"""Says who is at work; stays, empty, when nobody is."""
+"""The lock file, which names the process that uses the folder; empty when none does."""
 
 _CLAIMED: set[Path] = set()
-"""By this process: its own lock would not keep it out, and would go when it is closed again."""
+"""Folders that this process has claimed, as a file lock does not exclude its own process."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, data.json, metrics/, checkpoints/, trace/, summary.json."""
+    """The folder of one run: config.yaml, data.json, metrics/, checkpoints/, trace/, summary.json.
+
+    Args:
+        path: the folder, which need not exist yet.
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The path of the resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def info(self) -> Path:
-        """The facts of the data, so that the weights can be exported without it."""
+        """The path of the facts about the data, so that an export does not need the data."""
         return self.path / "data.json"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder per checkpoint."""
+        """The path of the folder that holds one folder per checkpoint."""
         return self.path / "checkpoints"
 
     @property
     def summary(self) -> Path:
-        """The results, once the run is complete."""
+        """The path of the results, which exist once the run is complete."""
         return self.path / "summary.json"
 
     def metrics(self, stage: int) -> Path:
-        """One JSON object per line."""
+        """Returns the path of a stage's metrics, one JSON object per line."""
         return self.path / "metrics" / f"stage-{stage}.jsonl"
 
     def trace(self, stage: int) -> Path:
-        """The newest spans, in Chrome's trace format."""
+        """Returns the path of a stage's newest spans, in Chrome's trace format."""
         return self.path / "trace" / f"stage-{stage}.json"
 
     def check(self, config: Config, info: str, resume: bool) -> None:
-        """Refuse to write over an earlier run, or to go on with another one.
+        """Refuses to overwrite an earlier run, or to resume a different one.
 
         Args:
-            config: of the run to be.
-            info: facts of its data, as JSON.
-            resume: whether it goes on from an earlier one.
+            config: the configuration of the new run.
+            info: the facts about its data, as JSON.
+            resume: whether it resumes an earlier run.
 
         Raises:
-            UserError: something is there and `resume` is false, it is a run of another network or
-                on other classes, or the folder cannot be read.
+            UserError: the folder is not empty and `resume` is false, it holds a run of another
+                network or on other classes, or it cannot be read.
         """
         try:
             self._refuse_overwriting(resume)
@@ -87,7 +91,7 @@ class RunFolder:
         if not resume and self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()):
             raise UserError(
                 f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
-                f" pass run.resume=true to go on with it, or run.dir=ANOTHER"
+                f" pass run.resume=true to resume it, or run.dir=ANOTHER"
             )
 
     def _refuse_another_run(self, config: Config, info: str) -> None:
@@ -101,8 +105,8 @@ class RunFolder:
                 f" resume it as it was, or name another run.dir"
             )
 
-    def going_on(self, config: Config, step: int) -> str:
-        """What is resumed, and under which other settings; for people."""
+    def describe_resume(self, config: Config, step: int) -> str:
+        """Returns one line for display: what is resumed, and which settings have changed."""
         if not self.config.is_file():  # with steps done: cut off while it was written
             new = f"nothing to resume in {_short(self.path)}: a new run"
             return f"resuming after step {step}" if step else new
@@ -116,13 +120,13 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep every other run out meanwhile, also one on another host that resumes the same.
+        """Locks the folder for the time of the context, also against runs on other hosts.
 
-        The system lifts the lock with the process, however that ends. A file system that knows no
-        locks keeps nobody out.
+        The system releases the lock when the process ends, however it ends. On a file system
+        without locks there is no protection.
 
         Raises:
-            UserError: another run is at work here, or the folder cannot be written.
+            UserError: another run uses the folder, or it cannot be written.
         """
         own = f"process {os.getpid()} on {socket.gethostname()}"
         try:
@@ -150,12 +154,12 @@ class RunFolder:
 
     def _in_use(self, holder: str) -> UserError:
         return UserError(
-            f"run.dir: another run is at work in {_short(self.path)}"
-            f"{f' ({holder})' if holder else ''}; stop that one, or name another"
+            f"run.dir: another run is using {_short(self.path)}"
+            f"{f' ({holder})' if holder else ''}; stop it, or name another folder"
         )
 
     def create(self, config: Config, info: str) -> None:
-        """Make the folder and write the configuration; one that was there gets another name.
+        """Makes the folder and writes the configuration; an earlier one is renamed.
 
         Raises:
             UserError: the folder cannot be written.
@@ -178,7 +182,7 @@ class RunFolder:
         return next(name for name in names if not name.exists())
 
     def load_config(self) -> Config:
-        """The configuration of the run that is here.
+        """Returns the configuration of the run.
 
         Raises:
             UserError: this is not a run folder.
@@ -190,7 +194,7 @@ class RunFolder:
         return configfile.load(self.config)
 
     def load_info(self) -> str:
-        """The facts of the data of the run that is here, as JSON.
+        """Returns the facts about the data of the run, as JSON.
 
         Raises:
             UserError: they are missing.
@@ -204,7 +208,7 @@ class RunFolder:
             ) from None
 
     def load_summary(self) -> dict[str, Any]:
-        """The results of the run that is here.
+        """Returns the results of the run.
 
         Raises:
             UserError: the file is damaged.
@@ -221,16 +225,16 @@ class RunFolder:
 
 
 def _say_who(lock: IO[bytes], holder: str) -> None:
-    """For people: a full disk keeps nobody from claiming."""
+    """Writes the holder into the lock file, for messages only; a full disk is no error."""
     with suppress(OSError):
         lock.truncate(0)
         lock.write(holder.encode())
 
 
 def _identity(config: Config) -> dict[str, object]:
-    """What a run cannot change when it is resumed, since its checkpoints depend on it.
+    """Returns what cannot change when a run is resumed, as its checkpoints depend on it.
 
-    They hold the feedback that is under way, microbatch by microbatch, for steps that are to come.
+    They hold the feedback under way, microbatch by microbatch, for the steps that follow.
     """
     feedback = config.reconcile.feeds_back
     lagged = {
@@ -251,7 +255,7 @@ def _identity(config: Config) -> dict[str, object]:
 
 
 def _settings(config: Config) -> dict[str, object]:
-    """All that could make a resumed run another one, by dotted keys."""
+    """Returns all settings that influence the results of a run, by dotted keys."""
     tree = yaml.safe_load(configfile.dump(config))
     rows = ((name, part) for name, part in tree.items() if name not in ("run", "parallel"))
     return {
@@ -262,7 +266,7 @@ def _settings(config: Config) -> dict[str, object]:
 
 
 def _classes(info: str) -> dict[str, object]:
-    """The same of its data; nothing where the file is damaged: it is written again."""
+    """Returns the same of its data; {} where the file is damaged, as it is written again."""
     try:
         facts = json.loads(info)
         return {"set of classes": facts["classes"], "image shape": facts["image_shape"]}
@@ -271,11 +275,11 @@ def _classes(info: str) -> dict[str, object]:
 
 
 def _short(path: Path) -> str:
-    """A path that fits a line."""
+    """Shortens a path for a message."""
     text = repr(str(path))[1:-1]
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _reason(error: Exception) -> str:
-    """An OSError would repeat the path, however long."""
+    """Returns the reason without the path, which an OSError would repeat."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,4 +1,4 @@
-"""What a stage measures: a line of JSON per logged step and per evaluation."""
+"""The measurements of a stage: a line of JSON per logged step and per evaluation."""
 
 import json
 import math
@@ -14,28 +14,27 @@ import torch
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
-
-Facts = dict[str, Any]
+from pipeline_local.watch.store import Facts
 
 
 class Metrics:
-    """Writes one stage's metrics file; every line goes out at once."""
+    """Writes one stage's metrics file; every line is flushed at once."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", buffering=1)
 
     def write(self, facts: Facts) -> None:
-        """Append one line."""
+        """Appends one line."""
         self._file.write(as_json(facts) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
 
 def as_json(facts: Facts, indent: int | None = None) -> str:
-    """Strict JSON: a number that is not finite, which JSON does not know, becomes null."""
+    """Returns strict JSON: a number that is not finite, which JSON does not have, becomes null."""
     return json.dumps(_strict(facts), indent=indent, allow_nan=False)
 
 
@@ -48,10 +47,10 @@ def _strict(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 class Clock:
-    """Where the wall time of one rank goes.
+    """Measures how one rank spends its wall time.
 
     Args:
-        waited: seconds spent waiting for neighbours so far, in training or not.
+        waited: returns the seconds spent waiting for neighbours so far, in training or not.
     """
 
     def __init__(self, waited: Callable[[], float]) -> None:
@@ -65,7 +64,7 @@ class Clock:
 
     @contextmanager
     def training(self, steps: int = 1) -> Iterator[None]:
-        """Time optimizer steps, and waits within them."""
+        """Times optimizer steps, and waits within them."""
         begin = time.perf_counter()
         yield
         self._training += time.perf_counter() - begin
@@ -74,8 +73,8 @@ class Clock:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """What is waited for in here is no part of training. The device has settled before and
-        after, or it would be told late of waits of one in the other."""
+        """Excludes the waits of the enclosed evaluation from those of training. The device must be
+        settled before and after it, as waits on a device are reported late."""
         yield
         self._newly_waited()
 
@@ -85,20 +84,20 @@ class Clock:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Time what a checkpoint takes from the training thread: copies, and waits for a write."""
+        """Times what a checkpoint takes from the training thread: copies, and waits for a write."""
         begin = time.perf_counter()
         yield
         self._stall += time.perf_counter() - begin
 
     def pace(self, batch_size: int) -> float:
-        """Samples per second of training since this was last asked."""
+        """Returns the samples per second of training since the last call."""
         seconds = self._training - self._at_last_pace
         rate = self._steps * batch_size / max(seconds, 1e-9)
         self._at_last_pace, self._steps = self._training, 0
         return round(rate, 2)
 
     def facts(self, device_stall: float = 0.0) -> Facts:
-        """Seconds of training, of waiting within it, and of checkpoints.
+        """Returns the seconds of training, of waiting within it, and of checkpoints.
 
         Args:
             device_stall: seconds by which checkpoints held up a device, unseen by this clock.
@@ -111,10 +110,10 @@ class Clock:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what is queued, so that a clock may be read.
+    """Waits until the device has done what is queued, so that a clock may be read.
 
-    Not for a receive that is posted ahead on a stream of its own: what it waits for may depend on
-    what this rank has yet to do.
+    It does not wait for a receive that is posted ahead on its own stream: that message may depend
+    on what this rank has yet to do.
     """
     if device.type != "cpu":
         torch.accelerator.current_stream(device).synchronize()
@@ -123,10 +122,10 @@ def settle(device: torch.device) -> None:
 def refuse_divergence(
     modules: list[LocalModule], scores: dict[str, dict[str, float]], step: int
 ) -> None:
-    """Stop a run whose evaluation means nothing any more.
+    """Stops a run that has diverged.
 
     Raises:
-        UserError: a loss is not finite; names the module and the step.
+        UserError: a loss on the test set is not finite; names the module and the step.
     """
     for module, (number, row) in zip(modules, scores.items(), strict=True):
         if not math.isfinite(row["loss"]):
@@ -138,7 +137,7 @@ def refuse_divergence(
 
 
 def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:
-    """Each module's metrics of its latest step, under its number (from 1). Waits for the device."""
+    """Returns each module's latest metrics, by its number (from 1); waits for the device."""
     return {
         str(module.index + 1): {name: value.item() for name, value in module.metrics.items()}
         for module in modules
@@ -146,7 +145,7 @@ def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:
 
 
 def warnings(modules: list[LocalModule]) -> list[str]:
-    """A line for each module that has refused updates. Waits for the device."""
+    """Returns a line for each module that has skipped updates; waits for the device."""
     counts = {module.index + 1: int(module.guard.skipped) for module in modules}
     return [
         f"module {number}: {count} updates were skipped, as a loss or gradient was not finite"
@@ -156,8 +155,8 @@ def warnings(modules: list[LocalModule]) -> list[str]:
 
 
 def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
-    """Each head's loss and score on the whole test set, alone and together with all heads above it
-    (`ensemble_...`), under its number (from 1)."""
+    """Returns each head's loss and score on the whole test set, alone and together with all
+    upstream heads (`ensemble_...`), by number (from 1)."""
     return {
         str(module.index + 1): _total(row, module.rules.task.metric)
         for module, row in zip(modules, scores, strict=True)
@@ -179,19 +178,19 @@ def _total(scores: list[Score], metric: str) -> dict[str, float]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak of the device's allocator, or on a CPU the process's peak resident set."""
+    """Returns the peak of the device's allocator, or on a CPU the process's peak resident set."""
     if device.type != "cpu":
         return int(torch.accelerator.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def gpu(device: torch.device) -> Facts:
-    """Memory in use (bytes) and, where the driver tells, utilisation (percent); {} on a CPU."""
+    """Returns memory in use (bytes) and, if known, utilisation (percent); {} on a CPU."""
     if device.type == "cpu":
         return {}
     facts: Facts = {"gpu_memory_bytes": torch.accelerator.memory_reserved(device)}
     driver = torch.get_device_module(device)
-    with suppress(Exception):  # no NVML, or none for a part of a GPU: the run is worth more
+    with suppress(Exception):  # no NVML, or none for a part of a GPU: the run must go on
         facts["gpu_memory_bytes"] = driver.device_memory_used(device)
         facts["gpu_utilization_percent"] = driver.utilization(device)
     return facts

@@ -6,19 +6,19 @@ from shutil import get_terminal_size
 from rich.control import Control
 from rich.segment import ControlType
 
-from pipeline_local.record.metrics import Facts
 from pipeline_local.screen import say
+from pipeline_local.watch.store import Facts
 
 _ANEW = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 0))
-"""Back to the beginning of an emptied row."""
+"""Moves to the beginning of the terminal's row and clears it."""
 
 
 class Progress:
-    """Shows how far the run is. On a terminal the line is redrawn, in a file lines follow.
+    """Shows the progress of the run. On a terminal the line is redrawn, in a file lines are added.
 
     Args:
-        num_steps: of the whole run.
-        num_modules: of all stages.
+        num_steps: the steps of the whole run.
+        num_modules: the modules of all stages.
     """
 
     def __init__(self, num_steps: int, num_modules: int) -> None:
@@ -27,11 +27,11 @@ class Progress:
         self._live = sys.stdout.isatty()
 
     def announce(self, lines: list[str]) -> None:
-        """Say what is about to run."""
+        """Prints what is about to run."""
         say("\n".join(lines))
 
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
-        """Show the latest facts of all stages: of a training step, and of an evaluation."""
+        """Shows the latest facts of all stages, of a training step and of an evaluation."""
         if not stages:
             return
         line = self.line(stages, tests)
@@ -41,15 +41,15 @@ class Progress:
             say(line)
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Ends the display and keeps its last line."""
         if self._live:
             say()
 
     def line(self, stages: list[Facts], tests: list[Facts]) -> str:
-        """The text: step of the first stage, pace, and per module loss, cosine, test accuracy.
+        """Returns the text: step of the first stage, pace, and per module loss, cosine and score.
 
-        Stages further down are behind: of every module the newest that it has told, "-" where it
-        has told nothing yet, and beside it from which steps on that is.
+        Stages further downstream are behind: each module's values are the newest that it has
+        reported, "-" where it has reported none, and the title names the earliest step of them.
         """
         behind, tested = min(facts["step"] for facts in stages), [facts["step"] for facts in tests]
         loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
@@ -67,25 +67,25 @@ class Progress:
 
     @staticmethod
     def _metric(tests: list[Facts]) -> str:
-        """The name of the task's score."""
+        """Returns the name of the task's metric."""
         names = [name for facts in tests for row in facts["modules"].values() for name in row]
         return next((n.removeprefix("ensemble_") for n in names if n.startswith("ensemble_")), "")
 
     def _per_module(self, stages: list[Facts], name: str, form: str, title: str) -> str:
         rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}
-        told = {k: form.format(row[name]) for k, row in rows.items() if name in row}
-        values = [told.get(k + 1, "-") for k in range(self._num_modules)]
-        return f"{title} {' '.join(values)}" if told else ""
+        shown = {k: form.format(row[name]) for k, row in rows.items() if name in row}
+        values = [shown.get(k + 1, "-") for k in range(self._num_modules)]
+        return f"{title} {' '.join(values)}" if shown else ""
 
 
 class Silent:
     """The display of all ranks but the first."""
 
     def announce(self, lines: list[str]) -> None:
-        """Say nothing."""
+        """Prints nothing."""
 
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
-        """Show nothing."""
+        """Shows nothing."""
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Does nothing."""

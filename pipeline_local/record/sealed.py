@@ -1,9 +1,9 @@
 """A sealed file: safetensors with a checksum over every byte of it, kept in its own header.
 
-One file, one rename: it is there whole or not at all, and no second file can disagree with it. The
-checksum is taken with its own place filled by zeros, so the header, the names, the padding and
-anything that is appended are covered like the tensors are. Nothing in it depends on when, where or
-by which rank it was written. Any reader of safetensors reads it.
+One file, one rename: it is complete or absent, and no second file can disagree with it. The
+checksum is computed with zeros in its own place, so it covers the header, the names, the padding
+and anything that is appended, as well as the tensors. Nothing in it depends on when, where or by
+which rank it was written. Any reader of safetensors reads it.
 """
 
 import hashlib
@@ -38,21 +38,21 @@ _CHUNK = 1 << 20
 
 
 class BrokenSealError(Exception):
-    """A file is not what was once written. Its text continues "FILE ...": "is missing"."""
+    """A file is not as it was written. The message continues "FILE ...", as in "is missing"."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-    """Write CPU tensors; the file appears whole or not at all, and outlives a power cut.
+    """Writes CPU tensors; the file appears complete or not at all, and survives a power cut.
 
-    Makes no copy of the tensors, and lets other threads run while it hashes and writes.
+    It makes no copy of the tensors, and lets other threads run while it hashes and writes.
 
     Args:
-        path: replaced if it exists.
-        tensors: contiguous, on the CPU.
+        path: the file; replaced if it exists.
+        tensors: contiguous tensors on the CPU.
         facts: strings for the header, beside the checksum.
 
     Raises:
-        OSError: no room, no permission; nothing is left behind where that is possible.
+        OSError: no space, no permission; nothing is left behind where that is possible.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
     head = _head({name: tensors[name] for name in names}, facts)
@@ -64,10 +64,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -
 
 
 def verify(path: Path) -> dict[str, str]:
-    """Read the file once, in small pieces, and give its facts.
+    """Reads the file once, in small pieces, checks its checksum and returns its facts.
 
     Raises:
-        BrokenSealError: it is missing, torn or altered.
+        BrokenSealError: it is missing, cut off or altered.
     """
     try:
         with path.open("rb") as file:
@@ -93,13 +93,13 @@ def verify(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, verified first; in memory of their own, not mapped from the file.
+    """Verifies a file and returns its tensors, in memory of their own, not mapped from the file.
 
-    Mapped tensors would lie at any address, and matrix products add up in an order that depends on
-    the alignment: a resumed run would differ in the last bits.
+    Mapped tensors may have any alignment, and the order in which matrix products add up depends on
+    it: a resumed run would differ in the last bits.
 
     Raises:
-        BrokenSealError: it is missing, torn or altered.
+        BrokenSealError: it is missing, cut off or altered.
     """
     verify(path)
     try:
@@ -110,7 +110,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _head(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """Length and header, as safetensors wants them, with zeros for the checksum."""
+    """Returns length and header in safetensors' format, with zeros for the checksum."""
     header: dict[str, Any] = {"__metadata__": {"blake2b": _BLANK.decode(), **facts}}
     begin = 0
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""A snapshot: copies of tensors on the host, in memory that every later snapshot uses again."""
+"""A snapshot: copies of tensors on the host, in memory that later snapshots reuse."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Copies:
-    """What has been, or is being, copied.
+    """Copies of tensors, which may still be under way.
 
     Attributes:
-        tensors: on the host, contiguous; to be read once `arrive` has returned.
-        arrive: waits for the copies, and gives the seconds by which they held up the device
-            (0 on a CPU: there the copies are made before the snapshot returns).
+        tensors: contiguous tensors on the host, to be read once `arrive` has returned.
+        arrive: waits for the copies, and returns the seconds by which they held up the device
+            (0 on a CPU: there the copies are made before `take` returns).
     """
 
     tensors: dict[str, Tensor]
@@ -22,37 +22,37 @@ class Copies:
 
 
 class Snapshot:
-    """Room on the host for one state: as many bytes again as the state itself."""
+    """A buffer on the host for one module's state, as large as the state itself."""
 
     def __init__(self) -> None:
-        self._room: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> Copies:
-        """Copy tensors as they are now; overwrites what was taken before.
+        """Copies tensors as they are now; overwrites the copies that were taken before.
 
-        The tensors may be written again as soon as this returns, on the stream that is current.
+        The tensors may be written again as soon as this returns, on the current stream.
         """
-        self._room = {name: self._rank_info(name, tensor) for name, tensor in tensors.items()}
-        pairs = [(self._room[name], tensor) for name, tensor in tensors.items()]
+        self._buffers = {name: self._buffer_for(name, tensor) for name, tensor in tensors.items()}
+        pairs = [(self._buffers[name], tensor) for name, tensor in tensors.items()]
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
         if devices:
-            return Copies(self._room, _copy_beside(pairs, devices.pop()))
-        for room, tensor in pairs:
-            room.copy_(tensor)
-        return Copies(self._room, lambda: 0.0)
+            return Copies(self._buffers, _copy_beside(pairs, devices.pop()))
+        for buffer, tensor in pairs:
+            buffer.copy_(tensor)
+        return Copies(self._buffers, lambda: 0.0)
 
-    def _rank_info(self, name: str, tensor: Tensor) -> Tensor:
-        room = self._room.get(name)
-        if room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype:
-            return room
+    def _buffer_for(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype:
+            return buffer
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type != "cpu")
 
 
 def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
-    """Queue the copies on a side stream: the host goes on at once.
+    """Queues the copies on a side stream, so that the host goes on at once.
 
-    The compute stream queues behind them, for the very next forward writes running statistics; the
-    host can go on queueing meanwhile. Events take the time, as no host clock could see it.
+    The compute stream waits for them, as the next forward pass writes running statistics; the host
+    can queue work meanwhile. Events take the time, as a host clock cannot measure it.
     """
     compute = torch.accelerator.current_stream(device)
     side = torch.Stream(device)
@@ -60,8 +60,8 @@ def _copy_beside(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> Ca
     side.wait_stream(compute)
     with side:
         begin.record(side)
-        for room, tensor in pairs:
-            room.copy_(tensor, non_blocking=True)
+        for buffer, tensor in pairs:
+            buffer.copy_(tensor, non_blocking=True)
         end.record(side)
     compute.wait_event(end)
 

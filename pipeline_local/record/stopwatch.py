@@ -1,6 +1,6 @@
-"""How long something takes where the work is done: by a device's events, or a CPU's clock.
+"""Measures how long work takes on its device: by a device's events, or a CPU's clock.
 
-Between GPUs the host does not stand still when a message is late: the stream that computes does.
+Between GPUs it is not the host that waits for a late message, but the compute stream.
 """
 
 import time
@@ -17,11 +17,11 @@ class Stopwatch:
     """Adds up seconds.
 
     On a device they count from when it has done all that was queued before, until it may do what is
-    queued after, whether the host or only the stream waits in between. Reading them makes nobody
-    wait: they are complete once the device has settled.
+    queued after, whether the host or only the stream waits in between. Reading them does not wait
+    for the device: they are complete once it has settled.
 
     Args:
-        device: where the work is done, on the stream that is current.
+        device: the device that does the work, on its current stream.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:
@@ -32,7 +32,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the enclosed work, or wait."""
+        """Counts the time of the enclosed work, or of the enclosed wait."""
         if self._device.type == "cpu":
             started = time.perf_counter()
             yield
@@ -47,7 +47,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Of all that is over."""
+        """The seconds of all work that is done."""
         while self._under_way and self._under_way[0][1].query():
             begin, end = self._under_way.popleft()
             self._seconds += begin.elapsed_time(end) / 1000

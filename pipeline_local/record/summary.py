@@ -8,13 +8,20 @@ from typing import Literal
 from rich.table import Table
 
 from pipeline_local.record import atomic
-from pipeline_local.record.metrics import Facts, as_json
+from pipeline_local.record.metrics import as_json
 from pipeline_local.screen import Screen, complain
+from pipeline_local.watch.store import Facts
 
 
 @dataclass(frozen=True)
-class Row:
-    """What a module is, for the table."""
+class ModuleRow:
+    """One module's row of the table.
+
+    Attributes:
+        stage: the number of its stage.
+        blocks: the names of its first and last block.
+        head: the name of its head.
+    """
 
     stage: int
     blocks: str
@@ -23,11 +30,11 @@ class Row:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What a profile predicts.
+    """How long each stage computes per step, as a profile predicts it.
 
     Attributes:
         predicted: seconds that each stage computes in an average step.
-        steps: that were done since the start, or since the run was resumed.
+        steps: the steps done since the start, or since the run was resumed.
     """
 
     predicted: Sequence[float]
@@ -35,14 +42,14 @@ class StageTimes:
 
 
 def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -> Facts:
-    """One summary from the closing facts of all stages, in order.
+    """Combines the final facts of all stages, in order, into one summary.
 
     Args:
         stages: each with `modules` (number -> what `per_head` lists), `steps`, `resumed_after`
-            (as many were done before), `seconds` (of training since), `waited` (seconds of it
+            (the steps done before), `seconds` (of training since), `waited` (seconds of those
             spent waiting for neighbours), `peak_memory_bytes` and `checkpoint_stall_seconds`.
-        samples: training samples seen.
-        plan: what was predicted, if there is a profile.
+        samples: the training samples seen.
+        plan: the predicted times, if there is a profile.
     """
     modules = {int(k): row for facts in stages for k, row in facts["modules"].items()}
     rows = [modules[k] for k in sorted(modules)]
@@ -64,13 +71,13 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
 
 
 def per_head(rows: Sequence[Facts]) -> Facts:
-    """What was scored, in the order of the modules: `loss`, the task's metric (`accuracy`), and the
-    metric of the heads up to each, together (`ensemble_accuracy`)."""
+    """Returns lists in the order of the modules: `loss`, the task's metric (`accuracy`), and the
+    metric of each head together with all upstream heads (`ensemble_accuracy`)."""
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
-    """Seconds that each stage computes per step, and those that were predicted."""
+    """Returns the seconds that each stage computes per step, measured and predicted."""
     steps = max(1, plan.steps)
     return {
         "stage_seconds": [round((f["seconds"] - f["waited"]) / steps, 6) for f in stages],
@@ -79,27 +86,27 @@ def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
 
 
 def write(summary: Facts, path: Path) -> None:
-    """Write summary.json; it appears whole or not at all."""
+    """Writes summary.json; it appears complete or not at all."""
     atomic.write_text(path, as_json(summary, indent=2) + "\n")
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Say on stderr what was passed over as the configuration asks, one line each."""
+    """Prints warnings to stderr, one line each."""
     for warning in warnings:
         complain(f"warning: {warning}")
 
 
 def score_text(metric: str, value: float) -> str:
-    """A score for people: accuracies in percent."""
+    """Formats a score for display: accuracies in percent."""
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
 
 
-def show(rows: list[Row], facts: Facts) -> None:
-    """Print a table of accuracy per head, and what the run took if `facts` holds it."""
+def show(rows: list[ModuleRow], facts: Facts) -> None:
+    """Prints a table of the score per head, and the run's time and memory if `facts` has them."""
     table = Table(title="Test set, per head", title_justify="left")
     metric = next(name.removeprefix("ensemble_") for name in facts if name.startswith("ensemble_"))
     title = metric.replace("_", " ")
-    for column in ("module", "stage", "blocks", "head", title, "with those above", "loss"):
+    for column in ("module", "stage", "blocks", "head", title, "ensemble", "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
     results = zip(rows, facts[metric], facts[f"ensemble_{metric}"], facts["loss"], strict=True)
@@ -121,5 +128,5 @@ def show(rows: list[Row], facts: Facts) -> None:
         )
     if "predicted_stage_seconds" in facts:
         pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
-        told = ", ".join(f"{1000 * seen:.1f} ({1000 * said:.1f})" for seen, said in pairs)
-        console.print(f"ms per step that each stage computes (predicted): {told}", soft_wrap=True)
+        times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
+        console.print(f"ms per step that each stage computes (predicted): {times}", soft_wrap=True)

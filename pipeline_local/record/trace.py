@@ -1,4 +1,4 @@
-"""What a stage did when: spans on the host's monotonic clock, comparable between ranks of a host.
+"""A trace of a stage: spans on the host's monotonic clock, comparable between ranks of a host.
 
 On a GPU a span ends when its work is queued, not when it is done, except where the host waits.
 """
@@ -27,11 +27,11 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """The newest spans, and the seconds spent in each act since the last `take_seconds`.
+    """Keeps the newest spans, and the seconds spent in each act since the last `take_seconds`.
 
     Args:
-        capacity: spans that are kept.
-        status: follow the spans, for the watchdog.
+        capacity: the number of spans to keep.
+        status: the rank's status, which follows the spans for the watchdog.
     """
 
     def __init__(self, capacity: int = 20_000, status: RankStatus | None = None) -> None:
@@ -41,7 +41,7 @@ class Trace:
 
     @contextmanager
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
-        """Record the enclosed work."""
+        """Records the enclosed work as one span."""
         self._status.enter(act, module + 1, microbatch)
         begin = time.monotonic_ns()
         try:
@@ -53,13 +53,13 @@ class Trace:
             self._status.enter("between acts")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds per act since this was last asked."""
+        """Returns the seconds per act since the last call."""
         taken = {act: ns / 1e9 for act, ns in self._nanoseconds.items()}
         self._nanoseconds.clear()
         return taken
 
     def write(self, path: Path, stage: int) -> None:
-        """Write the spans in Chrome's trace format (open it in Perfetto): a row per module."""
+        """Writes the spans in Chrome's trace format (open it in Perfetto), a row per module."""
         events = [
             {
                 "name": f"{span.act} {span.step}",

@@ -1,7 +1,7 @@
-"""The checkpoint writer: a thread of its own, so that training goes on while a stage is written.
+"""The checkpoint writer: its own thread, so that training goes on while a checkpoint is written.
 
-A save copies the stage's modules and hands the copies over. At most one write is under way: a save
-that comes meanwhile waits for it. A write that has failed is told at the next save or step.
+A save copies the stage's modules and passes the copies to the thread. At most one write is under
+way: a save that comes meanwhile waits for it. A failed write is reported at the next save or step.
 """
 
 from collections import defaultdict
@@ -18,32 +18,32 @@ class Writer:
     """Writes the checkpoints of one stage.
 
     Args:
-        checkpoints: of the run.
-        keep: newest sound checkpoints that stay. The stage of the last module, which as a rule is
-            the last to finish a step, deletes older ones, once it has verified newer ones.
+        checkpoints: the checkpoints of the run.
+        keep: how many of the newest valid checkpoints stay. The stage of the last module, which is
+            usually the last to finish a step, deletes older ones once it has verified newer ones.
     """
 
     def __init__(self, checkpoints: Checkpoints, keep: int) -> None:
         self._checkpoints = checkpoints
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
-        self._room: dict[int, Snapshot] = defaultdict(Snapshot)
+        self._snapshots: dict[int, Snapshot] = defaultdict(Snapshot)
         self._writing: Future[None] | None = None
         self.device_seconds = 0.0
-        """By how much copies have held up a GPU, unseen by the host."""
+        """The seconds by which copies have held up a GPU, unseen by the host."""
 
     def save(self, modules: Sequence[LocalModule], step: int) -> None:
-        """Take the modules as they are after `step` optimizer steps, and begin to write them.
+        """Copies the modules after `step` optimizer steps, and begins to write them.
 
         Raises:
             UserError: an earlier write has failed.
         """
         self.wait()
-        copies = {m.index: self._room[m.index].take(tensors(m)) for m in modules}
+        copies = {m.index: self._snapshots[m.index].take(tensors(m)) for m in modules}
         self._writing = self._thread.submit(self._write, copies, step)
 
     def check(self) -> None:
-        """Look, without waiting, whether the write under way has failed.
+        """Checks, without waiting, whether the write under way has failed.
 
         Raises:
             UserError: it has.
@@ -52,7 +52,7 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until nothing is under way.
+        """Waits until no write is under way.
 
         Raises:
             UserError: the write has failed.
@@ -62,7 +62,7 @@ class Writer:
             writing.result()
 
     def close(self) -> None:
-        """End the thread, after the write that may be under way. Tells of no failure."""
+        """Ends the thread, after a write that may be under way. It reports no failure."""
         self._thread.shutdown()
 
     def _write(self, copies: dict[int, Copies], step: int) -> None:
@@ -73,8 +73,8 @@ class Writer:
         except OSError as error:
             raise UserError(
                 f"checkpoint {self._checkpoints.at(step)} cannot be written"
-                f" ({error.strerror or error}); earlier ones are whole: make room or mend the"
-                f" permissions, then go on with run.resume=true"
+                f" ({error.strerror or error}); earlier ones are complete: free disk space or fix"
+                f" the permissions, then continue with run.resume=true"
             ) from None
         if max(copies) == self._checkpoints.num_modules - 1:
             self._checkpoints.prune(self._keep)

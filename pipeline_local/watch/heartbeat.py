@@ -1,8 +1,8 @@
-"""Heartbeats: every rank sets where it is in the store, once a second, and reads where all are.
+"""Heartbeats: every rank writes its position to the store once a second, and reads all positions.
 
-Times are never compared between hosts: a rank tells for how long it has been where it is, and
-whoever reads measures for how long it has heard nothing new. A process that was stopped does not
-count the time it slept through.
+Times are never compared between hosts: a rank reports for how long it has been at its position, and
+the reader measures for how long nothing new has arrived. A process that was stopped does not count
+the time it was stopped for.
 """
 
 import threading
@@ -18,34 +18,39 @@ from pipeline_local.watch.status import Position, RankStatus
 from pipeline_local.watch.store import Facts, RankStore
 
 BEAT_SECONDS = 1.0
+"""Seconds between two heartbeats of a rank."""
 
 
 class Laps:
-    """Seconds between two looks, but never more than `most`: this process may have been stopped."""
+    """Measures the seconds between two calls, capped, as this process may have been stopped.
+
+    Args:
+        most: the longest time that one lap may count, in seconds.
+    """
 
     def __init__(self, most: float = 2 * BEAT_SECONDS) -> None:
         self._most = most
         self._last = time.monotonic()
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Returns the seconds since the last lap."""
         now = time.monotonic()
         passed, self._last = now - self._last, now
         return min(passed, self._most)
 
 
 class Heartbeats:
-    """The beating thread of one rank.
+    """The heartbeat thread of one rank.
 
     Args:
-        rank_store: over a connection that nobody else uses.
-        status: of this rank.
+        rank_store: the store, over a connection that nothing else uses.
+        status: the status of this rank.
 
     Attributes:
-        sightings: where all ranks were in the last round; replaced as a whole.
-        rounds: completed so far. No more come while the store does not answer.
-        broken: the store is gone.
-        verdict: set by some rank.
+        sightings: the positions of all ranks in the last round; replaced as a whole.
+        rounds: the rounds completed so far. The count stands still while the store does not answer.
+        broken: whether the store is gone.
+        verdict: the verdict that a rank has set, if any.
     """
 
     def __init__(self, rank_store: RankStore, status: RankStatus) -> None:
@@ -57,7 +62,7 @@ class Heartbeats:
         self._identity = identity()
         self._beats: dict[int, Facts] = {}
         self._ending = threading.Event()
-        self._in_peace = False
+        self._clean = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.sightings: Mapping[int, Sighting] = {}
         self.rounds = 0
@@ -65,33 +70,33 @@ class Heartbeats:
         self.verdict: Facts | None = None
 
     def introduce(self) -> None:
-        """The first beat, from the calling thread: whoever meets this rank can tell its process.
+        """Sends the first beat from the calling thread, so that all ranks know this process.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
         """
-        self._pin(left=False)
+        self._beat(left=False)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No more beats, without waiting for the end of a round."""
+        """Ends the beats, without waiting for the end of a round."""
         self._ending.set()
 
     def leave(self, patience: float) -> None:
-        """The last beat says that this rank has ended in peace.
+        """Sends the last beat, which says that this rank has ended without an error.
 
         Args:
             patience: seconds to wait for a store that does not answer.
         """
-        self._in_peace = True
+        self._clean = True
         self.stop()
         self._thread.join(patience)
 
     def identity(self, rank: int) -> Facts:
-        """Host and process of a rank, as far as it is known."""
+        """Returns the host and process of a rank; {} where they are not known."""
         return self._beats.get(rank, {})
 
     def _run(self) -> None:
@@ -99,8 +104,8 @@ class Heartbeats:
             while not self._ending.is_set():
                 self._round()
                 self._ending.wait(BEAT_SECONDS)
-            if self._in_peace:
-                self._pin(left=True)
+            if self._clean:
+                self._beat(left=True)
         except (dist.DistError, NeighbourLostError):
             self.broken = True
 
@@ -109,12 +114,12 @@ class Heartbeats:
         here = self._status.now
         self._age = self._age + passed if here is self._here else 0.0
         self._here = here
-        self._pin(left=False)
+        self._beat(left=False)
         self._read(passed)
         self.verdict = self._rank_store.get_shared("verdict")
         self.rounds += 1
 
-    def _pin(self, left: bool) -> None:
+    def _beat(self, left: bool) -> None:
         value = {"rank": self._rank_store.rank, "beat": self.rounds, "left": left, "age": self._age}
         self._rank_store.set("beat", {**value, **self._identity, "position": self._here})
 

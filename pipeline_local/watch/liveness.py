@@ -1,4 +1,4 @@
-"""Lifelines: a connection of every rank with the first, which breaks the moment a process dies.
+"""Liveness links: a connection of every rank to the first, which breaks when its process dies.
 
 A heartbeat alone cannot tell a dead process from a stopped one; a connection can: the kernel closes
 it with its process, keeps it while the process is merely stopped, and finds out by keepalive probes
@@ -10,23 +10,23 @@ import secrets
 import selectors
 import socket
 from dataclasses import dataclass, field
-from typing import Any
 
-Facts = dict[str, Any]
+from pipeline_local.watch.store import Facts
 
 CONNECT_SECONDS = 5.0
+"""Longest time to connect to the first rank, and to send one message."""
 
 _PROBES = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 4000}
-"""Seconds, seconds, a count, milliseconds."""
+"""TCP options, in seconds, seconds, a count and milliseconds."""
 
 
 @dataclass(frozen=True)
 class LivenessEvent:
-    """What came over a lifeline.
+    """A message over a liveness link, or the end of the link.
 
     Attributes:
-        rank: at its other end.
-        facts: its message; None: the connection broke without a farewell, so the rank is dead.
+        rank: the rank at the other end.
+        facts: its message; None if the connection broke without a goodbye, so the rank is dead.
     """
 
     rank: int
@@ -34,15 +34,15 @@ class LivenessEvent:
 
 
 @dataclass(eq=False)
-class _Line:
-    """One end of a connection; `rank` is None until a newcomer has said who it is."""
+class _Link:
+    """One end of a connection; `rank` is None until a new connection has sent its rank."""
 
     socket: socket.socket
     rank: int | None = None
     unread: bytearray = field(default_factory=bytearray)
 
     def read(self) -> list[Facts] | None:
-        """The messages that have arrived since; None once the connection is closed or broken."""
+        """Returns the messages that have arrived; None once the connection is closed or broken."""
         try:
             data = self.socket.recv(65536)
         except TimeoutError:
@@ -55,11 +55,11 @@ class _Line:
         self.unread = bytearray(rest)
         try:
             return [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError):  # a stranger knocks at the port
+        except (ValueError, TypeError):  # another program has connected to the port
             return None
 
     def write(self, facts: Facts) -> None:
-        """Send a message; a broken connection is noticed by the reader."""
+        """Sends a message; a broken connection is noticed by the reader."""
         try:
             self.socket.sendall(json.dumps(facts).encode() + b"\n")
         except OSError:
@@ -67,15 +67,16 @@ class _Line:
 
 
 class LivenessLinks:
-    """This rank's ends: the first rank has one with everybody, everybody else one with the first.
+    """This rank's ends: the first rank has one for every other rank, the others one to the first.
 
-    Made by `host` or `join`. `news` belongs to one thread; `tell` and `wake` to any.
+    Made by `host` or `join`. Only one thread may call `events`; any may call `broadcast` and
+    `wake`.
     """
 
     def __init__(self, server: socket.socket | None = None) -> None:
         self._token = secrets.token_hex(16)
         self._selector = selectors.DefaultSelector()
-        self._lines: set[_Line] = set()
+        self._links: set[_Link] = set()
         self._server = server
         self._waker, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ, self._woken)
@@ -85,7 +86,7 @@ class LivenessLinks:
 
     @classmethod
     def host(cls, count: int) -> "LivenessLinks":
-        """Open the first rank's port for `count` others."""
+        """Opens the first rank's port for `count` other ranks."""
         if socket.has_dualstack_ipv6():
             family, dualstack = socket.AF_INET6, True
         else:
@@ -97,24 +98,24 @@ class LivenessLinks:
 
     @property
     def address(self) -> Facts:
-        """What the others need to join: port and token."""
+        """The port and the token that the other ranks need to join."""
         assert self._server is not None
         return {"port": self._server.getsockname()[1], "token": self._token}
 
     @classmethod
     def join(cls, host: str, address: Facts, rank: int) -> "LivenessLinks":
-        """Connect this rank with the first; without a way through, there simply is no lifeline."""
-        lines = cls()
+        """Connects this rank to the first; if that is impossible, there is no link and no error."""
+        links = cls()
         try:
             connection = socket.create_connection((host, address["port"]), CONNECT_SECONDS)
         except OSError:
-            return lines
-        line = lines._add(connection, 0)
-        line.write({"rank": rank, "token": address["token"]})
-        return lines
+            return links
+        link = links._add(connection, 0)
+        link.write({"rank": rank, "token": address["token"]})
+        return links
 
-    def news(self, seconds: float) -> list[LivenessEvent]:
-        """What has happened, waiting up to `seconds` for something to happen."""
+    def events(self, seconds: float) -> list[LivenessEvent]:
+        """Returns what was received, after waiting up to `seconds` for something to arrive."""
         found: list[LivenessEvent] = []
         for key, _ in self._selector.select(seconds):
             if key.data is self._woken:
@@ -126,20 +127,20 @@ class LivenessLinks:
         return found
 
     def wake(self) -> None:
-        """End a wait for news."""
+        """Ends a wait in `events`."""
         self._waker.send(b"!")
 
-    def tell(self, facts: Facts) -> None:
-        """Send a message over all lifelines."""
-        for line in list(self._lines):
-            if line.rank is not None:
-                line.write(facts)
+    def broadcast(self, facts: Facts) -> None:
+        """Sends a message over all links."""
+        for link in list(self._links):
+            if link.rank is not None:
+                link.write(facts)
 
     def close(self) -> None:
-        """Take leave: from now on, the connections' end is no death."""
-        self.tell({"left": True})
-        for line in list(self._lines):
-            self._drop(line)
+        """Says goodbye and closes the links, so that their end does not count as a death."""
+        self.broadcast({"left": True})
+        for link in list(self._links):
+            self._drop(link)
         self._selector.close()
         for end in (self._waker, self._woken, self._server):
             if end is not None:
@@ -153,40 +154,40 @@ class LivenessLinks:
             return
         self._add(connection, None)
 
-    def _add(self, connection: socket.socket, rank: int | None) -> _Line:
+    def _add(self, connection: socket.socket, rank: int | None) -> _Link:
         connection.settimeout(CONNECT_SECONDS)
         _probe(connection)
-        line = _Line(connection, rank)
-        self._lines = self._lines | {line}
-        self._selector.register(connection, selectors.EVENT_READ, line)
-        return line
+        link = _Link(connection, rank)
+        self._links = self._links | {link}
+        self._selector.register(connection, selectors.EVENT_READ, link)
+        return link
 
-    def _drop(self, line: _Line) -> None:
-        self._selector.unregister(line.socket)
-        line.socket.close()
-        self._lines = self._lines - {line}
+    def _drop(self, link: _Link) -> None:
+        self._selector.unregister(link.socket)
+        link.socket.close()
+        self._links = self._links - {link}
 
-    def _read(self, line: _Line) -> list[LivenessEvent]:
-        messages = line.read()
+    def _read(self, link: _Link) -> list[LivenessEvent]:
+        messages = link.read()
         if messages is None:
-            self._drop(line)
-            return [] if line.rank is None else [LivenessEvent(line.rank, None)]
-        if line.rank is None and messages:
+            self._drop(link)
+            return [] if link.rank is None else [LivenessEvent(link.rank, None)]
+        if link.rank is None and messages:
             hello = messages.pop(0)
             if hello.get("token") != self._token:
-                self._drop(line)
+                self._drop(link)
                 return []
-            line.rank = hello["rank"]
-        rank = line.rank
+            link.rank = hello["rank"]
+        rank = link.rank
         if rank is None:
             return []
         if any("left" in facts for facts in messages):
-            self._drop(line)
+            self._drop(link)
         return [LivenessEvent(rank, facts) for facts in messages]
 
 
 def _probe(connection: socket.socket) -> None:
-    """Find out within about four seconds that the other host is gone."""
+    """Makes TCP notice within about four seconds that the other host is gone."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _PROBES.items():

@@ -1,4 +1,7 @@
-"""Whom everybody waits for: the ranks' positions in, a verdict out. Pure functions."""
+"""Finds the rank that all others wait for: the ranks' positions in, a verdict out.
+
+Pure functions.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +11,7 @@ from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.watch.status import EVERYONE, Position
 
 FIRST_TIMES = 10
-"""The first phase of each kind may take as many times longer: compilation, cudnn, cold files."""
+"""The first phase of each kind may take this many times longer: compilation, cudnn, cold files."""
 
 BEATS_MISSED = 3.0
 """Seconds without a heartbeat after which a rank counts as silent."""
@@ -16,13 +19,13 @@ BEATS_MISSED = 3.0
 
 @dataclass(frozen=True)
 class Sighting:
-    """What this rank knows of another, or of itself.
+    """The last known position of a rank.
 
     Attributes:
-        position: the last one heard of.
-        age: seconds that the rank had been there, by its own clock, when it told.
+        position: the last position received from it.
+        age: seconds that the rank had been there, by its own clock, when it reported that.
         silent: seconds since then, by this rank's clock.
-        left: it has ended in peace.
+        left: whether it has ended without an error.
     """
 
     position: Position
@@ -33,12 +36,12 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the whole run ends.
+    """The reason why all ranks end.
 
     Attributes:
-        kind: lost: a process is dead; stalled: it does not go on; raised: it tells itself.
-        rank: whose fault it is.
-        text: the one line for people; empty where the rank tells itself.
+        kind: lost: a process is dead; stalled: it makes no progress; raised: it reports its error.
+        rank: the rank that is the cause.
+        text: the message for display, in one line; empty where the rank reports its own error.
     """
 
     kind: Literal["lost", "stalled", "raised"]
@@ -47,25 +50,26 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """What all other ranks end with."""
+        """The exit code of all other ranks."""
         return EXIT_STALLED if self.kind == "stalled" else EXIT_NEIGHBOUR_LOST
 
     @property
     def line(self) -> str:
-        """With the stage and rank that it is about in front."""
+        """The message, behind a prefix with the stage and rank that it is about."""
         return f"[stage {self.rank} | rank {self.rank}] error: {self.text}"
 
     def facts(self) -> dict[str, str | int]:
-        """As JSON takes it."""
+        """Returns the fields as a JSON object."""
         return asdict(self)
 
 
 def find_stall(sightings: Mapping[int, Sighting], timeout: float) -> Verdict | None:
-    """The rank that has not gone on for `timeout` seconds and that does not wait for another.
+    """Returns a verdict on the rank that stalls the run; None if no rank does.
 
-    A rank that waits is no culprit: whoever it waits for is, if that one does not go on. So a chain
-    of waits is followed to its end, and only a rank that works, that is silent, or that is part of
-    a circle of waits is accused.
+    That is a rank that has made no progress for `timeout` seconds and does not wait for another: a
+    rank that waits is not the cause, but the rank that it waits for may be. So a chain of waits is
+    followed to its end, and the cause is a rank that works, that is silent, or that is part of a
+    cycle of waits.
     """
     present = {rank: s for rank, s in sightings.items() if not s.left}
     late = {rank for rank, s in present.items() if _is_late(s, timeout)}
@@ -77,18 +81,18 @@ def find_stall(sightings: Mapping[int, Sighting], timeout: float) -> Verdict | N
     for rank in sorted(late):
         if circle := _circle(rank, present, late):
             return Verdict("stalled", rank, _circle_text(circle, present))
-    return _nobody_comes(present, late)
+    return _all_wait(present, late)
 
 
-def of_death(rank: int, sightings: Mapping[int, Sighting]) -> Verdict:
-    """The process of `rank` is gone and has not said why."""
+def lost_verdict(rank: int, sightings: Mapping[int, Sighting]) -> Verdict:
+    """Returns the verdict on a rank whose process is gone without an error message."""
     seen = f"; last seen {describe(rank, sightings[rank])}" if rank in sightings else ""
     waits = "".join(_who_waits(rank, sightings))
     return Verdict("lost", rank, f"its process is gone (killed, crashed, or its host){seen}{waits}")
 
 
 def describe(rank: int, sighting: Sighting) -> str:
-    """What a rank does, in words: phase, step, module, microbatch, edge."""
+    """Describes what a rank does, for a message: phase, step, module, microbatch, edge."""
     here = sighting.position
     doing = "waiting for the data" if _is_loading(rank, here) else _act(rank, here)
     what = [doing]
@@ -128,7 +132,7 @@ def _is_late(sighting: Sighting, timeout: float) -> bool:
 
 
 def _circle(start: int, present: Mapping[int, Sighting], late: set[int]) -> list[int]:
-    """The ranks, all of them late, that wait for each other; empty if `start` is in no circle."""
+    """Returns the late ranks that wait for each other; empty if `start` is in no such cycle."""
     seen: list[int] = []
     rank: int | None = start
     while rank in late and rank not in seen:
@@ -137,8 +141,8 @@ def _circle(start: int, present: Mapping[int, Sighting], late: set[int]) -> list
     return seen if rank == start else []
 
 
-def _nobody_comes(present: Mapping[int, Sighting], late: set[int]) -> Verdict | None:
-    """All wait, and somebody for a rank that has ended, or everybody for everybody."""
+def _all_wait(present: Mapping[int, Sighting], late: set[int]) -> Verdict | None:
+    """All ranks wait: one of them for a rank that has ended, or all of them for each other."""
     if late != set(present):
         return None
     for rank in sorted(late):

@@ -1,7 +1,7 @@
 """What the main thread of this rank is doing: written by it, read by the watchdog's threads.
 
 Written without a lock: one assignment of an immutable value per act. A new value, even an equal
-one, is progress; nobody reads a clock for it.
+one, is progress, so the main thread reads no clock.
 """
 
 from collections.abc import Hashable, Iterator
@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 EVERYONE = -1
-"""As a peer: all other ranks, when they meet."""
+"""The `peer` of a rank that waits for all other ranks."""
 
 
 class Position(NamedTuple):
-    """Where a rank is.
+    """The position of a rank: what it does at the moment.
 
     Attributes:
         phase: start, step, evaluation, checkpoint or end.
-        step: number of the step it is in, counted from 1; in other phases, of steps done.
-        first: this kind of phase is new to the rank, which may have to compile or to open data.
-        act: what it does.
-        module: whose act it is, counted from 1; None: nobody's.
-        microbatch: of the step or evaluation.
-        peer: rank whose message it waits for, or who has to take one; EVERYONE; None: it works.
+        step: the number of the step, counted from 1; in other phases, the number of steps done.
+        first: whether it is the rank's first phase of this kind, which may compile or open data.
+        act: the name of what it does.
+        module: the module that the act belongs to, counted from 1; None if it belongs to none.
+        microbatch: the microbatch of the step, or the batch of the evaluation.
+        peer: the rank whose message it waits for, or that has to receive one from it; EVERYONE; or
+            None if it waits for no rank.
     """
 
     phase: str = "start"
@@ -35,7 +36,11 @@ class Position(NamedTuple):
 
 
 class RankStatus:
-    """The position of one rank."""
+    """The position of one rank.
+
+    Attributes:
+        now: the current position.
+    """
 
     def __init__(self) -> None:
         self.now = Position()
@@ -44,7 +49,7 @@ class RankStatus:
     def enter(
         self, act: str, module: int | None = None, microbatch: int = 0, peer: int | None = None
     ) -> None:
-        """Another act within the same phase."""
+        """Notes that another act of the same phase begins."""
         phase, step, first = self.now[:3]
         self.now = Position(phase, step, first, act, module, microbatch, peer)
 
@@ -52,13 +57,13 @@ class RankStatus:
     def during(
         self, phase: str, step: int, kind: Hashable = None, act: str = "between acts"
     ) -> Iterator[None]:
-        """The enclosed work is one phase.
+        """Notes that the enclosed work is one phase.
 
         Args:
-            phase: its name.
-            step: of the run.
-            kind: phases of one kind do the same; the first of each may take longer.
-            act: the first one.
+            phase: the name of the phase.
+            step: the step of the run.
+            kind: phases of one kind do the same work; the first of each kind may take longer.
+            act: the first act of the phase.
         """
         key = (phase, kind)
         self.now = Position(phase, step, key not in self._known, act)
@@ -67,7 +72,7 @@ class RankStatus:
 
     @contextmanager
     def waiting(self, peer: int) -> Iterator[None]:
-        """The enclosed work waits for another rank."""
+        """Notes that the enclosed work waits for another rank."""
         here = self.now
         self.now = here._replace(peer=peer)
         yield

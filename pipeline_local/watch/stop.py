@@ -1,17 +1,17 @@
-"""The stop: a signal to any rank lets all of them finish the same step, save it, and leave.
+"""The stop: after a signal to any rank, all ranks finish the same step, save it, and leave.
 
-No barrier, no acknowledgement, no race; one look at the store per step:
+No barrier, no acknowledgement, no race; each rank reads the store once per step:
 
-1.  A signalled rank only notes the signal. At its next step boundary it posts a request.
-2.  The first rank looks at each of its boundaries. Before it sends anything of step T, it posts
-    "T is the last one", waits until the store has it, and does step T.
-3.  Every other rank looks at its own boundaries, too. It cannot be about to start T + 1 before it
-    has received what the first rank sent, directly or from stage to stage, in step T, which was
-    sent after the post: so it is certain to see the post by then. Earlier looks may miss it, and
-    need not see it.
+1.  A signalled rank only notes the signal. At its next step boundary it sets a request.
+2.  The first rank reads the store at each of its boundaries. Before it sends anything of step T, it
+    sets "T is the last step", waits until the store has it, and does step T.
+3.  Every other rank reads the store at its own boundaries, too. It cannot be about to start T + 1
+    before it has received what the first rank sent, directly or from stage to stage, in step T.
+    That was sent after the value was set, so the rank is certain to see it by then. Earlier reads
+    may miss it, and need not see it.
 
 So every rank does step T, and none starts T + 1. What the run plan wants between the two (an
-evaluation, a checkpoint) is done as ever: going on later repeats and leaves out nothing.
+evaluation, a checkpoint) is done as usual: a resumed run repeats nothing and leaves out nothing.
 """
 
 import signal
@@ -35,13 +35,13 @@ CALLBACK = "callback"
 
 
 class Stop:
-    """When this rank has to leave the run plan early. A context around all that may be stopped.
+    """Decides when this rank leaves the run plan early. A context around all that may be stopped.
 
-    When it is left, signals mean what they meant before, but for one that was given another meaning
-    meanwhile (`Watchdog`: a rank that tells its own error must not be cut off).
+    On exit it restores the signal handlers, but for a signal whose handler was replaced meanwhile
+    (by `Watchdog`: a rank that reports its own error must not be cut off).
 
     Args:
-        rank_store: of all ranks.
+        rank_store: the store of all ranks.
     """
 
     def __init__(self, rank_store: RankStore) -> None:
@@ -53,22 +53,22 @@ class Stop:
         self.by_signal = False
         """Whether a signal, and no callback, is the reason to leave early."""
         self.after: int | None = None
-        """Optimizer steps done, once the run plan has been left early."""
+        """The optimizer steps done, once the run plan has been left early."""
 
     def __enter__(self) -> "Stop":
         return self
 
     def listen(self) -> None:
-        """Take `STOP_SIGNALS` as requests from now on. Elsewhere than in the main thread: nothing.
+        """Treats `STOP_SIGNALS` as requests to stop from now on; does so in the main thread only.
 
-        Until then, while it may wait for others with nobody watching, they end the process.
+        Until then they end the process, as it may wait for other ranks before a watchdog runs.
         """
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+            self._earlier = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
-            if signal.getsignal(number) == self._hear:
+            if signal.getsignal(number) == self._note:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def request(self) -> None:
@@ -76,7 +76,7 @@ class Stop:
         self._signal = self._signal or CALLBACK
 
     def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
-        """The actions of the run plan up to its end or to the stop, which ends with a checkpoint.
+        """Yields the actions of the run plan up to its end, or to the stop and its checkpoint.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
@@ -93,25 +93,25 @@ class Stop:
                 saved = action.number
 
     def leave_together(self, timeout: timedelta) -> None:
-        """Wait until all ranks have written their part.
+        """Waits until all ranks have written their part.
 
-        A launcher kills all ranks soon after the first one has ended, the first rank may hold the
-        store, and a rank that is stopped can only be ended by one that is still there.
+        A launcher kills all ranks soon after the first one has ended, the first rank may serve the
+        store, and a suspended rank can only be ended by one that is still running.
         """
         self._rank_store.set("done", {})
         if self._rank_store.rank == 0:
             self._rank_store.gather("done", timeout)
             self._rank_store.set("released", {})
             return
-        # where the first rank has gone, it has seen everybody's value
+        # where the first rank is gone, it has seen the values of all ranks
         with suppress(dist.DistError, NeighbourLostError):
             self._rank_store.wait("released", 0, timeout)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
 
     def _over(self, step: int) -> bool:
-        """Whether `step`, which is about to begin, is beyond the last one."""
+        """Whether `step`, which is about to begin, comes after the last one."""
         if self._last is None:
             self._last = self._look(step)
         return self._last is not None and step > self._last

@@ -1,6 +1,7 @@
 """What the ranks know of each other: every rank sets its latest facts in the c10d store.
 
-Anyone may read them. Training does so on logged steps only, and never waits for another rank's.
+All ranks may read them. Training does so on logged steps only, and never waits for those of
+another rank.
 """
 
 import json
@@ -15,17 +16,19 @@ import torch.distributed as dist
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 
 Facts = dict[str, Any]
-RECONNECTING = timedelta(seconds=5)
-"""For another connection to a store that was there a moment ago."""
+"""A JSON object: what a rank reports, or what a file of a run holds."""
+
+RECONNECT_TIMEOUT = timedelta(seconds=5)
+"""Longest time to open another connection to a store that was there a moment ago."""
 
 
 class RankStore:
-    """One value of JSON per rank and topic, and one per topic that all ranks share.
+    """Holds one JSON object per rank and topic, and one per topic that all ranks share.
 
     Args:
         store: shared by all ranks (a TCPStore), or a HashStore for one process.
-        rank: of this process.
-        world_size: ranks in all.
+        rank: the rank of this process.
+        world_size: the number of ranks.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
@@ -34,7 +37,7 @@ class RankStore:
         self._world_size = world_size
 
     def set(self, topic: str, facts: Facts) -> None:
-        """Replace this rank's value.
+        """Replaces this rank's value.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
@@ -42,16 +45,16 @@ class RankStore:
         self.set_shared(f"{topic}/{self.rank}", facts)
 
     def get_all(self, topic: str) -> list[Facts]:
-        """The values that are there, in rank order."""
+        """Returns the values that have been set, in rank order."""
         keys = [f"{topic}/{rank}" for rank in range(self._world_size)]
         if not self._store.check(keys):
             keys = [key for key in keys if self._store.check([key])]
         return [json.loads(value) for value in self._store.multi_get(keys)]
 
     def compare_set(self, topic: str, facts: Facts) -> Facts:
-        """Set the value that all ranks share, unless it is set; gives the one that counts.
+        """Sets the value that all ranks share, unless it is set; returns the one that is set then.
 
-        Unlike after `set_shared`, it is there when the call returns.
+        Unlike with `set_shared`, the store has it when the call returns.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
@@ -61,13 +64,13 @@ class RankStore:
             return value
 
     def clone(self) -> "RankStore":
-        """The same store over a connection of its own: one that waits holds up all who share it.
+        """Returns the same store over another connection: a wait blocks all users of its own.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
         """
         patience = self._store.timeout  # type: ignore[attr-defined]  # not in its stub
-        self._store.set_timeout(RECONNECTING)  # torch would knock at a dead store's door for that
+        self._store.set_timeout(RECONNECT_TIMEOUT)  # torch retries a dead store for that long
         try:
             with reachable():
                 store = self._store.clone()
@@ -77,11 +80,11 @@ class RankStore:
         return RankStore(store, self.rank, self._world_size)
 
     def wait(self, topic: str, rank: int, timeout: timedelta) -> Facts:
-        """One rank's value, once it is there.
+        """Returns one rank's value, once it is set.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank, without that value.
-            torch.distributed.DistError: not within `timeout`, or the store is gone after all.
+            torch.distributed.DistError: it was not set within `timeout`, or the store is gone.
         """
         key = f"{topic}/{rank}"
         with reachable(dist.DistNetworkError):
@@ -90,11 +93,11 @@ class RankStore:
         return facts
 
     def gather(self, topic: str, timeout: timedelta) -> list[Facts]:
-        """The values of all ranks, once they are there."""
+        """Returns the values of all ranks, once they are set."""
         return [self.wait(topic, rank, timeout) for rank in range(self._world_size)]
 
     def set_shared(self, topic: str, facts: Facts) -> None:
-        """Replace the value that all ranks share.
+        """Replaces the value that all ranks share.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
@@ -103,7 +106,7 @@ class RankStore:
             self._store.set(topic, json.dumps(facts))
 
     def get_shared(self, topic: str) -> Facts | None:
-        """The value that all ranks share; None if there is none yet.
+        """Returns the value that all ranks share; None if there is none yet.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
@@ -116,9 +119,9 @@ class RankStore:
 
     @contextmanager
     def unanimous(self, timeout: timedelta) -> Iterator[None]:
-        """Leave the enclosed work together: once all ranks have done it, or none goes on.
+        """Lets all ranks go on once all have done the enclosed work, and else none of them.
 
-        A rank whose work raises goes on raising; all others then raise `RefusedElsewhereError`.
+        A rank whose work raises passes that on; all others then raise `RefusedElsewhereError`.
 
         Raises:
             NeighbourLostError: the first rank is gone without an answer.
@@ -136,7 +139,7 @@ class RankStore:
             self.set("go", {"refused": any(answer["refused"] for answer in answers)})
         try:
             verdict = self.wait("go", 0, timeout)
-        except dist.DistError:  # the first rank is gone, and has said why
+        except dist.DistError:  # the first rank is gone, and has reported why
             raise RefusedElsewhereError from None
         if verdict["refused"]:
             raise RefusedElsewhereError
@@ -148,13 +151,13 @@ class RankStore:
 
     @property
     def server(self) -> str:
-        """Who serves the store, for a message."""
+        """The process that serves the store, for a message."""
         return "served by rank 0" if self.served_by_rank_0 else "served by the launcher"
 
 
 @contextmanager
 def reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
-    """Raise NeighbourLostError where the store does not answer."""
+    """Raises NeighbourLostError where the store does not answer."""
     try:
         yield
     except lost as error:

@@ -1,15 +1,16 @@
-"""The watchdog: no run hangs in silence.
+"""The watchdog: no run hangs without an error message.
 
-A daemon thread of every rank watches all of them. When a process is dead, when a rank does not go
-on, or when one has raised, every rank ends within seconds, with an exit code that says why, and
-exactly one of them tells it in one line: which rank, on which edge, in which step, doing what.
+A daemon thread of every rank watches all ranks. When a process is dead, when a rank makes no
+progress, or when one has raised, every rank ends within seconds, with an exit code that says why,
+and exactly one of them reports it in one line: which rank, on which edge, in which step, in which
+act.
 
-    lost     its lifeline broke, or a neighbour's connection did: at once
-    stalled  a rank that waits for nobody has been in one act, or silent, for `parallel.timeout`
-    raised   it says so before it ends; its own message is the one line
+    lost     its liveness link broke, or a neighbour's connection did: at once
+    stalled  a rank that waits for no other has been in one act, or silent, for `parallel.timeout`
+    raised   it reports so before it ends; its own message is the one line
 
 The main thread may hang anywhere, so the process ends from this thread. The training thread is
-never held up: it only notes where it is (`watch/status.py`).
+never held up: it only notes its position (`watch/status.py`).
 """
 
 import os
@@ -35,35 +36,40 @@ from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.heartbeat import Heartbeats, Laps
 from pipeline_local.watch.liveness import LivenessEvent, LivenessLinks
-from pipeline_local.watch.stall import BEATS_MISSED, Verdict, find_stall, of_death
+from pipeline_local.watch.stall import BEATS_MISSED, Verdict, find_stall, lost_verdict
 from pipeline_local.watch.status import RankStatus
 from pipeline_local.watch.store import Facts, RankStore, reachable
 
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.5
+"""Longest time between two looks at the ranks' positions."""
 GRACE_SECONDS = 1.0
-"""A rank that tells its own error is given this long before the others end."""
+"""How long a rank that reports its own error is given before the others end."""
 PATIENCE_SECONDS = 2.0
 """Longest wait for a store that does not answer."""
 UNWIND_SECONDS = 10.0
-"""An interrupted main thread may take this long to end."""
-PEACEFUL = (RefusedElsewhereError, StoppedError, SystemExit)
-"""With these a rank leaves without being anybody's reason to end."""
-MEETING = timedelta(minutes=30)
+"""Longest time that an interrupted main thread may take to end."""
+CLEAN_EXITS = (RefusedElsewhereError, StoppedError, SystemExit)
+"""Exceptions with which a rank leaves without ending the others."""
+ADDRESS_TIMEOUT = timedelta(minutes=30)
+"""Longest wait for the address of the first rank's liveness port."""
 
 
 class Watchdog:
-    """Watches all ranks while its context lasts. Entered by all of them, as the first thing.
+    """Watches all ranks while its context lasts. All of them enter it before anything else.
 
     Args:
-        rank_store: of this rank, shared with all others.
+        rank_store: the store, shared with all other ranks.
         rank_info: this rank.
         timeout: seconds that a rank may stay in one act.
 
+    Attributes:
+        status: the position of this rank, for the training thread to update.
+
     Raises:
-        StalledError: on leaving the context, where there is one rank only: its main thread, which
-            had not gone on, could be interrupted.
+        StalledError: on leaving the context, where there is one rank only: its main thread made no
+            progress, and could be interrupted.
     """
 
     def __init__(self, rank_store: RankStore, rank_info: RankInfo, timeout: float) -> None:
@@ -71,7 +77,7 @@ class Watchdog:
         self._rank_info = rank_info
         self._timeout = timeout
         self._rank_store = rank_store
-        self._ballot_store = rank_store.clone()
+        self._verdict_store = rank_store.clone()
         self._heart = Heartbeats(rank_store.clone(), self.status)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._closing = threading.Event()
@@ -83,7 +89,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._heart.introduce()
-        self._lines: LivenessLinks = self._connect()
+        self._links: LivenessLinks = self._connect()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._heart.start()
         self._thread.start()
@@ -98,11 +104,11 @@ class Watchdog:
         if isinstance(error, (NeighbourLostError, dist.DistError)):
             peer = error.peer if isinstance(error, NeighbourLostError) else None
             self._await_the_end(peer)
-            if self._left_in_peace(peer):  # as a third rank has refused the run
+            if self._left_cleanly(peer):  # as a third rank has refused the run
                 self._leave()
                 raise RefusedElsewhereError from None
-        if error is not None and not isinstance(error, PEACEFUL):
-            self._tell_of_own_error()
+        if error is not None and not isinstance(error, CLEAN_EXITS):
+            self._report_own_error()
         self._leave()
 
     def _connect(self) -> LivenessLinks:
@@ -110,11 +116,11 @@ class Watchdog:
         if rank_info.world_size == 1:
             return LivenessLinks()
         if rank_info.rank == 0:
-            lines = LivenessLinks.host(rank_info.world_size)
-            self._rank_store.set("lifeline", lines.address)
-            return lines
-        with reachable():  # nobody watches yet
-            address = self._rank_store.wait("lifeline", 0, MEETING)
+            links = LivenessLinks.host(rank_info.world_size)
+            self._rank_store.set("liveness", links.address)
+            return links
+        with reachable():  # no watchdog runs yet
+            address = self._rank_store.wait("liveness", 0, ADDRESS_TIMEOUT)
         return LivenessLinks.join(
             os.environ.get("MASTER_ADDR", "localhost"), address, rank_info.rank
         )
@@ -123,24 +129,24 @@ class Watchdog:
 
     def _leave(self) -> None:
         self._closing.set()
-        self._lines.wake()
+        self._links.wake()
         self._thread.join(PATIENCE_SECONDS)
         self._heart.leave(PATIENCE_SECONDS)
-        self._lines.close()
+        self._links.close()
 
     def _await_the_end(self, suspect: int | None) -> None:
-        """The connection to somebody broke: the watching thread finds out why, and ends us all."""
+        """A connection broke: the watching thread finds out why, and ends this process."""
         if suspect is not None:
             self._suspect = suspect
-        self._lines.wake()
+        self._links.wake()
         until = time.monotonic() + UNWIND_SECONDS
         while self._thread.is_alive() and time.monotonic() < until:
-            if self._left_in_peace(suspect):
+            if self._left_cleanly(suspect):
                 return
             self._thread.join(LOOK_SECONDS)
 
-    def _tell_of_own_error(self) -> None:
-        """Nobody else needs to look for a reason. If there is another one already, it counts."""
+    def _report_own_error(self) -> None:
+        """Spares the other ranks the search for a reason. A verdict that is already set counts."""
         if self._rank_info.world_size == 1:
             return
         if self._in_main_thread:  # the launcher must not cut the message off
@@ -149,9 +155,9 @@ class Watchdog:
         if not elected:
             self._thread.join(UNWIND_SECONDS)
         self._closing.set()
-        self._lines.tell({"verdict": verdict.facts()})
+        self._links.broadcast({"verdict": verdict.facts()})
 
-    def _left_in_peace(self, rank: int | None) -> bool:
+    def _left_cleanly(self, rank: int | None) -> bool:
         return rank in self._left and self._verdict is None
 
     # -- the watching thread -----------------------------------------------------------------------
@@ -167,21 +173,21 @@ class Watchdog:
                 return
 
     def _catch_up(self, seconds: float) -> None:
-        for news in self._lines.news(seconds):
-            self._hear(news)
+        for event in self._links.events(seconds):
+            self._handle(event)
 
-    def _hear(self, news: LivenessEvent) -> None:
-        if news.facts is None:
-            self._suspect = news.rank
-        elif "left" in news.facts:
-            self._left.add(news.rank)
-            if news.rank == 0 and self._rank_store.served_by_rank_0:
+    def _handle(self, event: LivenessEvent) -> None:
+        if event.facts is None:
+            self._suspect = event.rank
+        elif "left" in event.facts:
+            self._left.add(event.rank)
+            if event.rank == 0 and self._rank_store.served_by_rank_0:
                 self._heart.stop()  # its store ends with it
-        elif "verdict" in news.facts:
-            self._accept(Verdict(**news.facts["verdict"]))
+        elif "verdict" in event.facts:
+            self._accept(Verdict(**event.facts["verdict"]))
 
     def _accept(self, verdict: Verdict) -> None:
-        """The verdict of another rank; this one's own error is no news."""
+        """Takes over the verdict of another rank; this rank's own error needs no action."""
         if verdict != self._own and self._verdict is None:
             self._verdict = verdict
 
@@ -191,17 +197,17 @@ class Watchdog:
         self._rounds = rounds
 
     def _judge(self) -> Verdict | None:
-        """The verdict of another rank, or this one's own."""
+        """Returns the verdict of another rank, or of this one; None while all goes well."""
         if self._heart.verdict is not None:
             self._accept(_verdict(self._heart.verdict))
         if self._verdict is not None:
             return self._verdict
         if self._suspect is not None and self._suspect not in self._left:
-            return of_death(self._suspect, self._heart.sightings)
+            return lost_verdict(self._suspect, self._heart.sightings)
         if 0 in self._left:
             return None  # and its store with it: the run is over
         if self._heart.broken and self._stuck > PATIENCE_SECONDS:
-            return of_death(0, self._heart.sightings)
+            return lost_verdict(0, self._heart.sightings)
         if self._stuck > max(self._timeout, BEATS_MISSED):
             return Verdict("stalled", 0, f"the store, {self._rank_store.server}, does not answer")
         return find_stall(self._heart.sightings, self._timeout)
@@ -213,46 +219,46 @@ class Watchdog:
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self, verdict: Verdict) -> None:
-        """Agree on one verdict, let one rank tell it, and end this process."""
+        """Agrees on one verdict, lets one rank report it, and ends this process."""
         self._heart.stop()
         if self._rank_info.world_size == 1:
             self._interrupt(verdict)
             return
-        # now: a launcher may end this rank right after the line
+        # now: a launcher may end this rank right after the message
         _within(GRACE_SECONDS, lambda: [stream.flush() for stream in (sys.stdout, sys.stderr)])
         if self._verdict is None:
             self._verdict, elected = self._elect(verdict)
             if self._verdict == self._own:
-                return  # the main thread was quicker, and is about to end with its error
+                return  # the main thread was faster, and is about to end with its error
             if elected:
                 _write(self._verdict.line)
-        self._lines.tell({"verdict": self._verdict.facts()})
+        self._links.broadcast({"verdict": self._verdict.facts()})
         if self._verdict.kind == "raised":
             if self._closing.wait(GRACE_SECONDS):
-                return  # the main thread has heard of it otherwise, and leaves by itself
+                return  # the main thread has noticed it otherwise, and leaves by itself
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
         os._exit(self._verdict.exit_code)
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
-        """The verdict that counts for all, the first one set; and whether it is this rank's.
+        """Returns the verdict that all ranks use, the first one set; and whether it is this rank's.
 
-        Without a store to set it in, the ranks cannot agree: one of them is fixed beforehand.
+        Without a store the ranks cannot agree, so the rank that reports is fixed beforehand.
         """
         if verdict.kind == "lost" and verdict.rank == 0 and self._rank_store.served_by_rank_0:
-            return verdict, self._rank_info.rank == self._deputy(verdict.rank)
+            return verdict, self._rank_info.rank == self._reporter(verdict.rank)
         claim = {"by": self._rank_info.rank, **verdict.facts()}
-        value = _within(PATIENCE_SECONDS, lambda: self._ballot_store.compare_set("verdict", claim))
+        value = _within(PATIENCE_SECONDS, lambda: self._verdict_store.compare_set("verdict", claim))
         if value is None:
             if threading.current_thread() is self._thread:
-                self._catch_up(0.0)  # its server may have told, and be gone since
+                self._catch_up(0.0)  # its server may have sent one, and be gone since
             if self._verdict is not None:
                 return self._verdict, False
-            return verdict, self._rank_info.rank in (verdict.rank, self._deputy(verdict.rank))
+            return verdict, self._rank_info.rank in (verdict.rank, self._reporter(verdict.rank))
         return _verdict(value), value["by"] == self._rank_info.rank
 
-    def _deputy(self, rank: int) -> int:
-        """Who speaks about a rank: one on another host if possible; its whole host may be gone."""
+    def _reporter(self, rank: int) -> int:
+        """Returns who reports on a rank: one on another host if possible; its host may be gone."""
         others = [other for other in range(self._rank_info.world_size) if other != rank]
         host = self._heart.identity(rank).get("host")
         far = [other for other in others if self._heart.identity(other).get("host", host) != host]
@@ -264,9 +270,9 @@ class Watchdog:
         kill_stopped(self._heart.identity(rank), silent)
 
     def _interrupt(self, verdict: Verdict) -> None:
-        """Nobody else is concerned: the main thread raises, unless it hangs too deep for that."""
+        """There is one rank only: its main thread raises, unless it cannot be interrupted."""
         self._verdict = verdict
-        if not self._in_main_thread:  # somebody else's program, in a thread of its own
+        if not self._in_main_thread:  # another program, which runs this in a thread of its own
             _write(verdict.line)
             return
         ident = threading.main_thread().ident
@@ -282,12 +288,12 @@ def _verdict(value: Facts) -> Verdict:
 
 
 def _write(line: str) -> None:
-    """Past sys.stderr, whose lock the hanging main thread may hold."""
+    """Writes past sys.stderr, whose lock the hanging main thread may hold."""
     os.write(2, f"{line}\n".encode())
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T | None:
-    """What the function gives, unless it hangs for longer or fails."""
+    """Returns the function's result; None if it takes longer or fails."""
     results: list[T] = []
 
     def call() -> None:

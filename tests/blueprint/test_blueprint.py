@@ -101,7 +101,7 @@ def test_soft_targets_cross_as_floats():
         ({"modules": {"count": 11}}, "11 modules for 10 blocks"),
         ({"model": {"name": "resnet2"}}, "did you mean"),
         ({"modules": {"count": 2, "cuts": ["nope"]}}, "'nope', which is no block"),
-        ({"model": {"name": "mlp"}, "channels_last": True}, "layout NC; leave it out"),
+        ({"model": {"name": "mlp"}, "channels_last": True}, "mlp with NC; leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections, message):

@@ -1,10 +1,10 @@
-"""The neighbours of a stage that is rehearsed."""
+"""The fake edges of a stage in a dry run."""
 
 import torch
 
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.learning.step import Step
-from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
+from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)
@@ -26,7 +26,7 @@ def test_messages_come_as_the_contract_has_them():
 
 def test_the_newest_messages_are_unfinished():
     downstream = FakeDownstream(CONTRACT, lagged=True)
-    sent = [made([X]) for _ in range(3)]
+    sent = [fake_message([X]) for _ in range(3)]
     for message in sent:
         downstream.send(*message)
     held = [message[0] for message in downstream._held]
@@ -37,7 +37,7 @@ def test_the_newest_messages_are_unfinished():
 
 def test_nobody_is_downstream():
     nobody = FakeDownstream(None, lagged=True)
-    nobody.send(*made([X]))
+    nobody.send(*fake_message([X]))
     assert not nobody._held
     assert nobody.recv_lagged() == ()
     assert nobody.num_bytes == 0

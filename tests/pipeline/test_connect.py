@@ -6,7 +6,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import connect, lay
+from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -30,8 +30,8 @@ def draw(direction, every=1, microbatches=1, image_size=8):
 
 def joined_edges(blueprint, rank_info, start):
     modules = Placement.of(blueprint, rank_info.world_size).stages[rank_info.rank]
-    laid = lay(blueprint, rank_info, "gloo", RankStatus())
-    return connect(blueprint, modules, rank_info, laid, start)
+    ends = open_edges(blueprint, rank_info, "gloo", RankStatus())
+    return connect(blueprint, modules, rank_info, ends, start)
 
 
 def talk(rank_info, blueprint):

@@ -57,8 +57,8 @@ def test_local_is_a_queue():
     assert [t.item() for t in channel.recv()] == [2]
 
 
-def lay(rank_info):
-    """Wires of the kind that this machine takes."""
+def open_ends(rank_info):
+    """The point-to-point ends of the kind that this machine uses."""
     return open_p2p(rank_info, rank_info.p2p_kind(ParallelConfig()))
 
 
@@ -69,7 +69,7 @@ def fill(spec, number, rank_info):
 def relay(rank_info, messages, pauses):
     """Every rank passes on what it gets; the first one makes it up. Gives what was received."""
     with joined(rank_info):
-        up, down = lay(rank_info)
+        up, down = open_ends(rank_info)
         receiver = Receiver(up, iter(messages), rank_info.device) if up else None
         sender = Sender(down, iter(messages), rank_info.device) if down else None
         seen = []
@@ -114,7 +114,7 @@ def test_uneven_stages(run_ranks, pauses):
 
 def first_blocks(rank_info, depth):
     with joined(rank_info) as store:
-        up, down = lay(rank_info)
+        up, down = open_ends(rank_info)
         if down:
             sender = Sender(down, iter([LARGE] * (depth + 1)), rank_info.device, depth)
             for number in range(depth):

@@ -66,7 +66,7 @@ def test_parameters_balances_cost():
         (9, "uniform", "9 modules for 8 blocks"),
         (9, "blocks", "9 modules for 8 blocks"),
         (7, "blocks", "makes 8 modules of this model's blocks, got 7"),
-        (2, ("block0",), "'block0', which is no block that can open a module"),
+        (2, ("block0",), "'block0', which is no block that a module can begin with"),
         (2, ("blok3",), "'blok3'"),
         (2, (0,), "got 0"),
         (2, (8,), "index from 1 to 7"),

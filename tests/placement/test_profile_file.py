@@ -193,7 +193,7 @@ def test_another_device_than_the_profiles_is_told(tmp_path):
     try:
         assert doubts(blueprint, "cpu") == []
         (doubt,) = doubts(blueprint, "gpu")
-        assert "measured on cpu, 1 threads, not on gpu: what it predicts" in doubt
+        assert "measured on cpu, 1 threads, not on gpu: predictions" in doubt
         facts = {"device": {"name": "gpu", "threads": 16}}
         gpu = draw(modules={"profile": write(tmp_path / "gpu.json", **facts)})
         assert doubts(gpu, "gpu") == [], "however many threads feed it"

@@ -38,7 +38,7 @@ def test_a_rank_that_came_and_died_before_the_others_came_does_no_harm():
 
 
 def test_a_rank_that_never_comes_is_named():
-    with pytest.raises(dist.DistError, match=r"ranks \[1, 2\] did not come"):
+    with pytest.raises(dist.DistError, match=r"ranks \[1, 2\] did not join"):
         rendezvous(dist.HashStore(), 0, 3, timedelta(milliseconds=50))
 
 

@@ -94,7 +94,7 @@ with RunFolder(Path(sys.argv[1])).claimed():
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process, at work in `tmp_path`."""
+    """Another process, which uses `tmp_path`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
@@ -106,7 +106,7 @@ def holder(tmp_path):
 def test_two_runs_are_never_at_work_in_one_folder(tmp_path, holder):
     folder = RunFolder(tmp_path)
     with (
-        pytest.raises(UserError, match=rf"another run is at work .*\(process {holder.pid} on "),
+        pytest.raises(UserError, match=rf"another run is using .*\(process {holder.pid} on "),
         folder.claimed(),
     ):
         pytest.fail("both are in")
@@ -121,7 +121,7 @@ def test_one_process_claims_once(tmp_path):
     link.symlink_to(tmp_path)
     with RunFolder(tmp_path).claimed():
         again = RunFolder(link)
-        with pytest.raises(UserError, match="another run is at work"), again.claimed():
+        with pytest.raises(UserError, match="another run is using"), again.claimed():
             pytest.fail("it is in twice")
         refused = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path)], check=False)
         assert refused.returncode
@@ -131,7 +131,8 @@ def test_one_process_claims_once(tmp_path):
 
 def test_a_full_disk_keeps_nobody_from_claiming(tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
-    command = [sys.executable, "-c", f"{limit}\n{HOLDER}", str(tmp_path)]
+    code = HOLDER.replace("\nwith", f"\n{limit}\nwith")  # imports may need a disk
+    command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, input="\n", text=True, capture_output=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "claimed\n", "")
 
@@ -164,13 +165,13 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypa
 
 def test_what_is_resumed_and_how_it_differs(tmp_path):
     folder, config = RunFolder(tmp_path), configfile.parse(CONFIG)
-    assert folder.going_on(config, 0) == f"nothing to resume in {tmp_path}: a new run"
-    assert folder.going_on(config, 7) == "resuming after step 7", "its config.yaml is gone"
+    assert folder.describe_resume(config, 0) == f"nothing to resume in {tmp_path}: a new run"
+    assert folder.describe_resume(config, 7) == "resuming after step 7", "its config.yaml is gone"
     folder.create(config, "{}")
-    assert folder.going_on(config, 7) == "resuming after step 7"
+    assert folder.describe_resume(config, 7) == "resuming after step 7"
     data, places = {"name": "digits", "batch_size": 32}, {"stages": 1, "threads": 1}
     other = {**CONFIG, "data": data, "parallel": places, "channels_last": True}
-    assert folder.going_on(configfile.parse(other), 7) == (
+    assert folder.describe_resume(configfile.parse(other), 7) == (
         "resuming after step 7, channels_last=True (was False), data.batch_size=32 (was 128)"
     )
 

@@ -104,8 +104,8 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_next_step(writer, checkp
     (checkpoints.folder / "step-00000002").write_text("in the way")
     writer.save([make(0)], 2)
     message = fails(writer)
-    assert "step-00000002 cannot be written (File exists); earlier ones are whole" in message
-    assert message.endswith("then go on with run.resume=true")
+    assert "step-00000002 cannot be written (File exists); earlier ones are complete" in message
+    assert message.endswith("then continue with run.resume=true")
     assert checkpoints.latest(lambda line: None) == 1
 
 

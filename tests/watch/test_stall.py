@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
-from pipeline_local.watch.stall import Sighting, Verdict, find_stall, of_death
+from pipeline_local.watch.stall import Sighting, Verdict, find_stall, lost_verdict
 from pipeline_local.watch.status import EVERYONE, Position
 
 TIMEOUT = 60
@@ -92,13 +92,13 @@ def test_stalls(ranks, culprit, text):
 
 
 def test_a_death_tells_what_was_last_seen():
-    verdict = of_death(1, {0: at("send", 2, peer=1), 1: at("forward", 1)})
+    verdict = lost_verdict(1, {0: at("send", 2, peer=1), 1: at("forward", 1)})
     assert verdict.text == (
         "its process is gone (killed, crashed, or its host); last seen in 'forward', module 2,"
         " microbatch 3, step 17; rank 0 waits for it on the edge 0 -> 1"
     )
     assert verdict.exit_code == EXIT_NEIGHBOUR_LOST
-    assert "process is gone" in of_death(5, {}).text
+    assert "process is gone" in lost_verdict(5, {}).text
 
 
 def test_a_verdict_travels_as_json():

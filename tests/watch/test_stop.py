@@ -206,7 +206,7 @@ def test_what_signals_mean():
     with Stop(RankStore(dist.HashStore(), 0, 1)) as stop:
         assert signal.getsignal(signal.SIGTERM) == before[0]
         stop.listen()
-        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == stop._hear
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == stop._note
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     signal.signal(signal.SIGTERM, before[0])

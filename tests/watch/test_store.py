@@ -23,25 +23,25 @@ def test_look_shows_only_what_is_there():
     assert stores[1].get_all("test") == []
 
 
-def test_what_is_claimed_is_the_first_ones():
+def test_the_first_value_that_is_set_counts():
     store = dist.HashStore()
-    one, two = RankStore(store, 0, 2), RankStore(store, 1, 2).again()
-    assert one.claimed("verdict") is None
-    assert two.claim("verdict", {"by": 1}) == {"by": 1}
-    assert one.claim("verdict", {"by": 0}) == {"by": 1}
-    assert one.claimed("verdict") == two.claimed("verdict") == {"by": 1}
+    one, two = RankStore(store, 0, 2), RankStore(store, 1, 2).clone()
+    assert one.get_shared("verdict") is None
+    assert two.compare_set("verdict", {"by": 1}) == {"by": 1}
+    assert one.compare_set("verdict", {"by": 0}) == {"by": 1}
+    assert one.get_shared("verdict") == two.get_shared("verdict") == {"by": 1}
 
 
 def elect(rank_info):
-    """All ranks claim at once, over connections of their own."""
+    """All ranks set a value at once, over connections of their own."""
     with joined(rank_info) as store:
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
-        winner = rank_store.clone().claim("verdict", {"by": rank_info.rank})
+        winner = rank_store.clone().compare_set("verdict", {"by": rank_info.rank})
         dist.barrier()
         return winner, rank_store.get_shared("verdict")
 
 
-def test_all_ranks_hear_of_one_claim(run_ranks):
+def test_all_ranks_agree_on_one_value(run_ranks):
     results = run_ranks(elect, 3)
     (winner, _) = results[0]
     assert results == [(winner, winner)] * 3
@@ -102,7 +102,7 @@ def test_who_keeps_the_board(monkeypatch, agent, server):
 
 
 def test_no_further_connection_to_a_board_that_is_gone(monkeypatch):
-    monkeypatch.setattr(store_module, "RECONNECTING", timedelta(seconds=1))
+    monkeypatch.setattr(store_module, "RECONNECT_TIMEOUT", timedelta(seconds=1))
     port, half_an_hour = free_port(), timedelta(minutes=30)
     server = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)
     store = dist.TCPStore("localhost", port, None, False, half_an_hour)
