@@ -49,7 +49,7 @@ def test_agreement(rows):
 
 
 def test_upstream():
-    """The head of a module in the middle, towards the real input gradient of its downstream neighbour."""
+    """A head in the middle, towards the real input gradient of its downstream neighbour."""
     tree = {**TREE, "modules": {"count": 3}, "model": {**TREE["model"], "depth": 3}}
     own = {"direction": "upstream", "distance": "relative", "weight": 0.5, "step": 1e-3}
     config = configfile.parse({**tree, "reconcile": own})
