@@ -3,8 +3,8 @@
 FOLDER/VARIANT/seed-N are runs of these sweeps, all of one network and data; of those with the same
 K, head and epochs, the best counts. Left: test accuracy of the last head against K, at the epochs
 that most variants have; middle: against floating point operations of the whole training (cost.py
-counts them); right: against its time, steps times what `bench peers --json` measured for
-one (`--times`: from the first file the peers with a global backward pass, from each other one local
+counts them); right: against its time, steps times what `bench baselines --json` measured for
+one (`--times`: from the first file methods with a global backward pass, from each other one local
 learning at its K and head). Bars: standard deviation over seeds. Also prints the rows as a Markdown
 table.
 """
@@ -93,7 +93,7 @@ def _method(config: Config) -> str:
 
 
 def seconds_per_step(files: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int], float]]:
-    """What `bench peers --json` measured: (name of a line, method and K it is of, seconds)."""
+    """What `bench baselines --json` measured: (name of a line, method and K it is of, seconds)."""
     for number, file in enumerate(files):
         measured = json.loads(file.read_text())
         for row in (row for row in measured["rows"] if row["step_seconds"] is not None):

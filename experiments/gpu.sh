@@ -26,8 +26,8 @@ once() { # name, command...
     fi
 }
 
-peers() { # name, configuration, settings: one device, all in turns
-    once "$1" python -m pipeline_local bench peers "$2" --peers bp,checkpoint,local --runs "${RUNS:-3}" \
+baselines() { # name, configuration, settings: one device, interleaved
+    once "$1" python -m pipeline_local bench baselines "$2" --baselines bp,checkpoint,local --runs "${RUNS:-3}" \
         --steps "${STEPS:-24}" --json "$out/$1.json" "${@:3}" "${more[@]}"
 }
 
@@ -41,19 +41,19 @@ for batch in ${BATCHES:-128 256}; do
     for k in 4 2 8; do
         for precision in float32 bfloat16; do
             suffix=k$k-b$batch-$precision
-            peers "resnet50-$suffix" $resnet "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
-            peers "vit-s-$suffix" $vit "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
+            baselines "resnet50-$suffix" $resnet "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
+            baselines "vit-s-$suffix" $vit "data.batch_size=$batch" "precision=$precision" "modules.count=$k"
         done
     done
-    peers "resnet50-auglocal-b$batch" $resnet "data.batch_size=$batch" head.name=auglocal precision=bfloat16
-    peers "vit-s-auglocal-b$batch" $vit "data.batch_size=$batch" head.name=auglocal precision=bfloat16
-    peers "resnet50-channels-last-b$batch" $resnet "data.batch_size=$batch" channels_last=true \
+    baselines "resnet50-auglocal-b$batch" $resnet "data.batch_size=$batch" head.name=auglocal precision=bfloat16
+    baselines "vit-s-auglocal-b$batch" $vit "data.batch_size=$batch" head.name=auglocal precision=bfloat16
+    baselines "resnet50-channels-last-b$batch" $resnet "data.batch_size=$batch" channels_last=true \
         precision=bfloat16
-    peers "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true channels_last=true \
+    baselines "resnet50-compile-b$batch" $resnet "data.batch_size=$batch" compile=true channels_last=true \
         precision=bfloat16
-    peers "vit-s-compile-b$batch" $vit "data.batch_size=$batch" compile=true precision=bfloat16
-    peers "resnet101-b$batch" $resnet model.name=resnet101 "data.batch_size=$batch" precision=bfloat16
-    peers "vit-b-b$batch" $vit model.hidden_dim=768 model.mlp_dim=3072 model.num_heads=12 \
+    baselines "vit-s-compile-b$batch" $vit "data.batch_size=$batch" compile=true precision=bfloat16
+    baselines "resnet101-b$batch" $resnet model.name=resnet101 "data.batch_size=$batch" precision=bfloat16
+    baselines "vit-b-b$batch" $vit model.hidden_dim=768 model.mlp_dim=3072 model.num_heads=12 \
         "data.batch_size=$batch" precision=bfloat16
 done
 for config in $resnet $vit; do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two ranks with a narrow or long line between them: two network namespaces of this host (as root).
 #
-#   bash experiments/link.sh RATE|- SECONDS COMMAND...     such as bench peers CONFIG --json FILE
+#   bash experiments/link.sh RATE|- SECONDS COMMAND...     such as bench baselines CONFIG --json FILE
 #
 # RATE is tc's (such as 100mbit), by a token bucket on a veth pair; SECONDS of latency one way, by
 # experiments/delay.py. One of them: `- 0.02` is a long line, `100mbit 0` a narrow one.

@@ -1,6 +1,8 @@
 """The command line: errors as single lines, and exit codes."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command-line arguments; None for those of this process.
     """
     arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
+    arguments = _with_baselines(arguments)
     options = _parse(arguments)
     try:
         return int(options.run(options, arguments))
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses as argparse does, but allows `key=value` behind an option, too."""
     known = parser()
-    options, rest = known.parse_known_args(_with_peers(arguments))
+    options, rest = known.parse_known_args(arguments)
     stray = [text for text in rest if text.startswith("-") or "=" not in text]
     if stray or (rest and not hasattr(options, "overrides")):
         keys = [text.lstrip("-") for text in stray if "=" in text]
@@ -70,10 +73,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _with_peers(arguments: Sequence[str]) -> list[str]:
-    """`bench CONFIG ...` is short for `bench peers CONFIG ...`."""
-    short = len(arguments) > 1 and arguments[0] == "bench" and Path(arguments[1]).suffix
-    return ["bench", "peers", *arguments[1:]] if short else list(arguments)
+def _with_baselines(arguments: Sequence[str]) -> list[str]:
+    """`bench CONFIG` is short for `bench baselines CONFIG`, which was `bench peers CONFIG`."""
+    command, *rest = arguments or ("",)
+    if command != "bench" or not rest:
+        return list(arguments)
+    if Path(rest[0]).suffix:
+        rest = ["baselines", *rest]
+    renamed = [re.sub(r"^--peers(?==|$)", "--baselines", text) for text in rest]
+    renamed[0] = "baselines" if rest[0] == "peers" else rest[0]
+    if renamed != rest and os.environ.get("RANK", "0") == "0":
+        complain("`bench peers CONFIG --peers` is now `bench baselines CONFIG --baselines`")
+    return [command, *renamed]
 
 
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:

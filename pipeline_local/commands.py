@@ -87,7 +87,7 @@ def _add_finished(commands: Commands) -> None:
 
 
 def _add_bench(commands: Commands) -> None:
-    """What measures."""
+    """Add what measures."""
     bench = commands.add_parser("bench", help="measure; prints a Markdown table of ratios")
     what = bench.add_subparsers(required=True, metavar="WHAT")
     reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
@@ -99,16 +99,19 @@ def _add_bench(commands: Commands) -> None:
     reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
     reconcile.add_argument("--json", type=Path, help="also write the rows to this file")
     reconcile.set_defaults(run=_bench_reconcile)
-    peers = what.add_parser("peers", help="local learning beside backpropagation, DDP, pipelines")
-    peers.add_argument("config", type=Path, help="YAML file")
-    peers.add_argument("overrides", nargs="*", metavar="key=value")
+    methods = "local learning beside backpropagation, DDP, pipelines"
+    baselines = what.add_parser("baselines", help=methods)
+    baselines.add_argument("config", type=Path, help="YAML file")
+    baselines.add_argument("overrides", nargs="*", metavar="key=value")
     every = "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
-    peers.add_argument("--peers", help=f"which of {every}")
-    peers.add_argument("--microbatches", help="of the pipelines, such as 2,4,8; default: stages")
-    peers.add_argument("--runs", type=int, default=5, help="turns of each")
-    peers.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
-    peers.add_argument("--json", type=Path, help="also write the rows to this file")
-    peers.set_defaults(run=_bench_peers)
+    baselines.add_argument("--baselines", help=f"which of {every}")
+    baselines.add_argument(
+        "--microbatches", help="of the pipelines, such as 2,4,8; default: stages"
+    )
+    baselines.add_argument("--runs", type=int, default=5, help="turns of each")
+    baselines.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
+    baselines.add_argument("--json", type=Path, help="also write the rows to this file")
+    baselines.set_defaults(run=_bench_baselines)
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -232,7 +235,7 @@ def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.bench import table
     from pipeline_local.bench.request import Request
 
@@ -242,7 +245,7 @@ def _bench_peers(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     request = Request.read(
         config,
         num_stages,
-        peers=options.peers,
+        baselines=options.baselines,
         microbatches=options.microbatches,
         runs=options.runs,
         steps=options.steps,

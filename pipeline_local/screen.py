@@ -3,6 +3,7 @@ with its log is full, or the terminal is gone (under nohup; else SIGHUP ends it)
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -33,6 +34,13 @@ def say(text: str = "", end: str = "\n") -> None:
 def complain(text: str) -> None:
     """Prints a line to stderr, in one write, as other ranks may print there, too."""
     _write(sys.stderr, text + "\n")
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of cells as a Markdown table under its columns."""
+    lines = [columns, *rows]
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -107,7 +107,7 @@ def then(*setups: Setup) -> Setup:
 
 MINE = ["model={name: 'python:mine:f'}"]
 FOLDER = ["data={name: imagefolder, root: img, batch_size: 2, image_size: 12}"]
-PEERS = ["bench", "config.yaml"]
+BENCH = ["bench", "config.yaml"]
 SHALLOW = "model={name: mlp, depth: 3}"
 RESUME = "run.resume=true train.steps=4"
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
@@ -238,28 +238,28 @@ MISTAKES = [
         ["bench", "reconcile", "config.yaml", "--json", "config.yaml/x.json"],
         ("--json: config.yaml/x.json cannot be written",),
     ),
-    Mistake("no peer", [*PEERS, "--peers", "gpip,bp"], ("--peers: got 'gpip'", "'gpipe'?")),
-    Mistake("nobody", [*PEERS, "--peers", ","], ("--peers: got none; the peers are bp,",)),
-    Mistake("m", [*PEERS, "--microbatches", "2,x"], ("whole numbers such as 2,4,8, got '2,x'",)),
-    Mistake("no m", [*PEERS, "parallel.stages=2", "--microbatches", "1"], ("one per stage (2)",)),
+    Mistake("gpip", [*BENCH, "--baselines", "gpip,bp"], ("--baselines: got 'gpip'", "'gpipe'?")),
+    Mistake("none", [*BENCH, "--baselines", ","], ("got none; the baselines are bp,",)),
+    Mistake("m", [*BENCH, "--microbatches", "2,x"], ("whole numbers such as 2,4,8, got '2,x'",)),
+    Mistake("no m", [*BENCH, "parallel.stages=2", "--microbatches", "1"], ("one per stage (2)",)),
     Mistake(
         "uneven rounds",
-        [*PEERS, "parallel.stages=3", "--peers", "interleaved", "--microbatches", "16"],
-        ("those of interleaved come in 5 equal rounds, got 16", "a multiple of the 3 ranks"),
+        [*BENCH, "parallel.stages=3", "--baselines", "interleaved", "--microbatches", "16"],
+        ("interleaved runs them in 5 equal rounds, got 16", "a multiple of the 3 ranks"),
     ),
     Mistake(
         "shallow",
-        [*PEERS, "parallel.stages=2", "--peers", "1f1b,zerobubble", "modules.count=2", SHALLOW],
-        ("so at least 4 blocks, got 3", "leave interleaved,zerobubble out"),
+        [*BENCH, "parallel.stages=2", "--baselines", "1f1b,zerobubble", "modules.count=2", SHALLOW],
+        ("at least 4 blocks are needed, got 3", "leave interleaved,zerobubble out"),
     ),
-    Mistake("no turns", [*PEERS, "--runs", "0"], ("--runs: at least 1, got 0",)),
-    Mistake("steps", [*PEERS, "reconcile.weight=1", "--steps", "9"], ("multiple of", "every=8")),
-    Mistake("peers into a file", [*PEERS, "--json", "config.yaml/x"], ("--json: config.yaml/x",)),
-    Mistake("clipped peers", [*PEERS, "optimizer.clip=1"], ("pass optimizer.clip=null",)),
-    Mistake("soft peers", [*PEERS, "data.mixup=1"], ("pass data.mixup=0",)),
+    Mistake("no turns", [*BENCH, "--runs", "0"], ("--runs: at least 1, got 0",)),
+    Mistake("steps", [*BENCH, "reconcile.weight=1", "--steps", "9"], ("multiple of", "every=8")),
+    Mistake("rows into a file", [*BENCH, "--json", "config.yaml/x"], ("--json: config.yaml/x",)),
+    Mistake("clipped baselines", [*BENCH, "optimizer.clip=1"], ("pass optimizer.clip=null",)),
+    Mistake("mixup in baselines", [*BENCH, "data.mixup=1"], ("pass data.mixup=0",)),
     Mistake(
         "uneven",
-        [*PEERS, "parallel.stages=3", "--peers", "ddp"],
+        [*BENCH, "parallel.stages=3", "--baselines", "ddp"],
         ("multiple of the 3 ranks", "leave ddp out"),
     ),
     # where it runs

@@ -43,7 +43,7 @@ def test_loads_and_builds(path):
 def test_opens_with_its_command(path):
     first = path.read_text().splitlines()[0]
     match = re.fullmatch(
-        r"# (?:pipeline-local|torchrun .* -m pipeline_local) ((?:train|bench peers) .*)", first
+        r"# (?:pipeline-local|torchrun .* -m pipeline_local) ((?:train|bench baselines) .*)", first
     )
     assert match, first
     options = commands.parser().parse_args(shlex.split(match[1]))

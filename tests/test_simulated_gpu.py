@@ -176,9 +176,9 @@ def test_what_a_stream_waits_for_is_told(gpus, tmp_path):
     """The second stage has far less to do; its host never stands still for a message."""
     rows = tmp_path / "rows.json"
     done = gpus(
-        *(2, "-m", "pipeline_local", "bench", "peers", "configs/synthetic.yaml"),
+        *(2, "-m", "pipeline_local", "bench", "baselines", "configs/synthetic.yaml"),
         *("parallel.stages=2", "parallel.cuts=[4]", "modules.cuts=[layer1.0,layer1.1,layer4.1]"),
-        *("data.image_size=32", "--peers", "local", "--runs", "1", "--steps", "8"),
+        *("data.image_size=32", "--baselines", "local", "--runs", "1", "--steps", "8"),
         *("--json", str(rows)),
         cwd=TESTS.parent,
     )

@@ -1,4 +1,4 @@
-"""The pipeline of this package as a peer: the real stage and edges, fed from memory."""
+"""Local learning as `pipeline-local bench` runs it: the real stage and edges, fed from memory."""
 
 import copy
 from collections.abc import Generator, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline_local.bench.peer import Peer, Setting, Weights
+from pipeline_local.bench.baseline import Baseline, Weights, Workload
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
@@ -23,28 +23,29 @@ from pipeline_local.record.trace import Trace
 from pipeline_local.watch.status import RankStatus
 
 ENDLESS = 10**9
-"""Steps of a run that is measured somewhere in its middle: no end, no evaluation, no logging."""
+"""Steps of the benchmarked run. So many that it never ends, evaluates or logs while it is timed."""
 
 
 @dataclass(frozen=True)
-class Turn(RunPlan):
-    """A part of an endless run: as if it were resumed, and ended before step `stop`."""
+class PartialRunPlan(RunPlan):
+    """The run plan of one turn: a resumed run that ends before step `stop`."""
 
     stop: int = 0
 
     def actions(self, start: int = 0) -> Generator[Step]:
-        """Optimizer steps only."""
+        """Yield the optimizer steps from `start` to `stop`, without evaluations or checkpoints."""
         for number in range(start, self.stop):
             yield self.step(number)
 
 
-class Resident:
-    """Upstream of a stage that is fed from memory.
+class InMemoryUpstream:
+    """The upstream edge of a stage whose input lies in memory: nothing is received.
 
     Args:
-        steps: what will be done, in order.
-        parts: the batch in microbatches: (activations [B, ...], labels [B]).
-        signal: sent with each of them on steps that compare; () as data has none.
+        steps: the steps of the turn, in order.
+        parts: the microbatches of the batch: (activations [B, ...], labels [B]).
+        signal: what follows each microbatch on steps that compare gradients; () for the first
+            stage, as data has no signal.
     """
 
     waited = 0.0
@@ -55,14 +56,14 @@ class Resident:
         self._messages = self._run(steps, parts, signal)
 
     def recv(self) -> Message:
-        """The next message, at once."""
+        """Return the next message without waiting."""
         return next(self._messages)
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Nobody applies it."""
+        """Drop the message: there is no upstream stage."""
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no message is in flight."""
 
     @staticmethod
     def _run(
@@ -75,11 +76,11 @@ class Resident:
                     yield signal
 
 
-class Deaf:
-    """Downstream of a stage whose neighbour is cut off.
+class ConstantDownstream:
+    """The downstream edge of a stage without a neighbour: it always returns the same message.
 
     Args:
-        answer: the lagged message, again and again.
+        answer: the lagged message that every `recv_lagged` returns.
     """
 
     waited = 0.0
@@ -88,54 +89,54 @@ class Deaf:
         self._answer = answer
 
     def send(self, *tensors: Tensor) -> None:
-        """Nobody listens."""
+        """Drop the message: there is no downstream stage."""
 
     def recv_lagged(self) -> Message:
-        """Always the same."""
+        """Return the constant message."""
         return self._answer
 
     def finish(self, pending: int = 0) -> None:
-        """Nothing is under way."""
+        """Do nothing: no message is in flight."""
 
 
-Ends = tuple[Resident | Inlet, Nowhere | Deaf | Outlet]
-"""What a stage stands between."""
+StageEdges = tuple[InMemoryUpstream | Inlet, Nowhere | ConstantDownstream | Outlet]
+"""The two edges of a stage: upstream and downstream."""
 
 
-class Local(Peer):
-    """Local learning: this rank's stage between its real edges.
+class LocalPipeline(Baseline):
+    """Local learning: this rank trains its stage between its real edges.
 
     Args:
-        setting: of the comparison.
-        reconcile: how its neighbours are reconciled; a weight of 0 is plain local learning.
+        workload: the network and batch that every method trains.
+        reconcile: the reconciliation to use; a weight of 0 is plain local learning.
     """
 
-    def __init__(self, setting: Setting, reconcile: ReconcileConfig) -> None:
-        self.setting = setting
-        self.blueprint = _endless(setting.blueprint, reconcile)
+    def __init__(self, workload: Workload, reconcile: ReconcileConfig) -> None:
+        self.workload = workload
+        self.blueprint = _endless(workload.blueprint, reconcile)
         self._number = 0
         self._waited = 0.0
-        self._open: Ends | None = None
+        self._open: StageEdges | None = None
 
     def setup(self) -> None:
-        """This stage's modules, and its wires."""
+        """Build this stage's modules and connect it to its neighbours."""
         self._make()
         self._p2p_ends = open_edges(
-            self.blueprint, self.setting.rank_info, self.setting.kind, RankStatus()
+            self.blueprint, self.workload.rank_info, self.workload.kind, RankStatus()
         )
 
     def begin(self, steps: int) -> None:
-        """Go on as a resumed run does."""
+        """Connect the stage for the next `steps` steps, as a resumed run does."""
         self._open = self._edges(self._turn(self._number + steps))
         self._stage = Stage(self._modules, *self._open, Trace())
 
     def step(self) -> None:
-        """The three acts of every module, and its update."""
+        """Run the three acts and the update of every module."""
         self._stage.train(self._step(self._number))
         self._number += 1
 
     def end(self) -> None:
-        """Let the neighbours take what is still under way."""
+        """Wait until the neighbours have received all messages in flight."""
         assert self._open is not None, "a turn begins before it ends"
         upstream, downstream = self._open
         downstream.finish(len(self._modules[-1].lagged.awaiting))
@@ -143,11 +144,11 @@ class Local(Peer):
         self._waited, self._open = self._waited + _waited(self._open), None
 
     def seconds(self) -> dict[str, float]:
-        """Waiting in channels."""
+        """Return the seconds that this rank has waited in channels."""
         return {"waited": self._waited + _waited(self._open or ())}
 
     def weights(self) -> Weights:
-        """Without the auxiliary heads."""
+        """Return the weights without those of the auxiliary heads."""
         return {
             block.prefix + name: parameter.detach()
             for module in self._modules
@@ -156,7 +157,7 @@ class Local(Peer):
         }
 
     def flops(self) -> tuple[int, int]:
-        """Of this stage's auxiliary heads and of its part of the network, forward, one sample."""
+        """Count the forward FLOPs of one sample: auxiliary heads, and this stage's network."""
         auxiliary, own = 0, 0
         for module in self._modules:
             shape = self.blueprint.input_shapes[self.blueprint.modules[module.index].start]
@@ -170,80 +171,82 @@ class Local(Peer):
         return auxiliary // 2, own // 2
 
     def _make(self) -> None:
-        device = self.setting.rank_info.device
+        device = self.workload.rank_info.device
         self._modules = [self.blueprint.module(index, device) for index in self._numbers]
 
     @property
     def _numbers(self) -> range:
-        """This stage's modules."""
-        return self.setting.placement.stages[self.setting.rank_info.rank]
+        """The indices of this stage's modules."""
+        return self.workload.placement.stages[self.workload.rank_info.rank]
 
     def _turn(self, stop: int) -> Blueprint:
         own = self.blueprint.run_plan
-        turn = Turn(own.config, own.num_train, own.num_test, stop)
+        turn = PartialRunPlan(own.config, own.num_train, own.num_test, stop)
         return replace(self.blueprint, run_plan=turn)
 
     def _step(self, number: int) -> Step:
         return self.blueprint.run_plan.step(number)
 
-    def _edges(self, turn: Blueprint) -> Ends:
+    def _edges(self, turn: Blueprint) -> StageEdges:
         upstream, downstream = connect(
-            turn, self._numbers, self.setting.rank_info, self._p2p_ends, self._number
+            turn, self._numbers, self.workload.rank_info, self._p2p_ends, self._number
         )
         if isinstance(upstream, Inlet):
             return upstream, downstream
-        parts = self._microbatches(*self.setting.batch)
-        return Resident(self._steps(), parts), downstream
+        parts = self._microbatches(*self.workload.batch)
+        return InMemoryUpstream(self._steps(), parts), downstream
 
     def _steps(self) -> Generator[Step]:
         yield from map(self._step, count(self._number))
 
     def _microbatches(self, x: Tensor, labels: Tensor) -> list[Message]:
-        number = self.setting.config.train.microbatches
+        number = self.workload.config.train.microbatches
         return list(zip(x.chunk(number), labels.chunk(number), strict=True))
 
 
-class Alone(Local):
-    """The same stage with its neighbours cut off: what it could do if nobody ever waited.
+class IsolatedStage(LocalPipeline):
+    """The same stage without neighbours: its speed if it never had to wait for a message.
 
-    All stages do so at once, so that they share the host as they do in the pipeline.
+    All stages run at the same time, so that they share the host as they do in the pipeline.
     """
 
     def setup(self) -> None:
-        """This stage's modules, and what its neighbours would send."""
+        """Build this stage's modules; there is nothing to connect."""
         self._make()
 
     def _step(self, number: int) -> Step:
-        """At rate zero: there is nothing to learn from neighbours that are not there."""
+        """A step with learning rate 0, as the random messages must not change the weights."""
         return replace(super()._step(number), lr=0.0)
 
-    def _edges(self, turn: Blueprint) -> Ends:
+    def _edges(self, turn: Blueprint) -> StageEdges:
         first, last = self._modules[0].index, self._modules[-1].index
-        x, labels = self.setting.batch
+        x, labels = self.workload.batch
         if first == 0:
-            upstream = Resident(self._steps(), self._microbatches(x, labels))
+            upstream = InMemoryUpstream(self._steps(), self._microbatches(x, labels))
         else:
             like = self._like(first - 1)
             parts = [(like, part[1]) for part in self._microbatches(x, labels)]
-            upstream = Resident(self._steps(), parts, (self._gradient(first - 1),))
+            upstream = InMemoryUpstream(self._steps(), parts, (self._gradient(first - 1),))
         if self.blueprint.is_last(last):
             return upstream, Nowhere()
-        return upstream, Deaf((self._gradient(last),))
+        return upstream, ConstantDownstream((self._gradient(last),))
 
     def _gradient(self, index: int) -> Tensor:
-        """Something shaped like the gradient at a module's activations."""
+        """Small random numbers shaped like the gradient at a module's activations."""
         return (self._like(index) / 1000).to(self.blueprint.wire_format.gradients)
 
     def _like(self, index: int) -> Tensor:
-        """Random activations of a module."""
+        """Random numbers shaped like the activations of a module."""
         spec = self.blueprint.contract(index).activations
         generator = torch.Generator().manual_seed(index)
         return torch.randn(spec.shape, generator=generator).to(
-            self.setting.rank_info.device, spec.dtype
+            self.workload.rank_info.device, spec.dtype
         )
 
 
-def _waited(edges: Sequence[Resident | Inlet | Nowhere | Deaf | Outlet]) -> float:
+def _waited(
+    edges: Sequence[InMemoryUpstream | Inlet | Nowhere | ConstantDownstream | Outlet],
+) -> float:
     return sum(edge.waited for edge in edges)
 
 
@@ -252,14 +255,14 @@ def _endless(blueprint: Blueprint, reconcile: ReconcileConfig) -> Blueprint:
     train = replace(
         config.train, epochs=None, steps=ENDLESS, log_every=ENDLESS, evaluate_every=ENDLESS
     )
-    optimizer = replace(config.optimizer, warmup=0.0)  # all peers keep to the highest rate
+    optimizer = replace(config.optimizer, warmup=0.0)  # all methods use the highest rate
     config = replace(config, train=train, optimizer=optimizer, reconcile=reconcile)
     return draw(config, blueprint.info)
 
 
 def _flops(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """Of one forward pass on the meta device, and what it gives."""
-    paper = copy.deepcopy(module).to("meta")
+    """FLOPs of one forward pass on the meta device, and its output."""
+    meta = copy.deepcopy(module).to("meta")
     with FlopCounterMode(display=False) as counter:
-        y: Tensor = paper(x.to(next((p.dtype for p in paper.parameters()), x.dtype)))
+        y: Tensor = meta(x.to(next((p.dtype for p in meta.parameters()), x.dtype)))
     return counter.get_total_flops(), y.detach()

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: the device's allocator, or on a CPU a count of live storages."""
+"""Peak memory of a piece of work: the device's allocator, or a count of live storages on a CPU."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from pipeline_local.memory.live_bytes import LiveBytes as LiveBytes  # public here too
+from pipeline_local.memory.live_bytes import LiveBytes as LiveBytes  # re-exported
 
 
 class Footprint:
-    """Peak memory of something that is made and then works, as a context around both.
+    """A context that measures peak memory around a setup phase and a work phase.
 
-    What is there before does not count; what making it leaves behind does, and what making it only
-    passes through does not.
+    Memory that was allocated before does not count. Memory that the setup leaves allocated counts;
+    temporaries of the setup do not.
 
     Attributes:
-        peak: bytes, by the device's allocator, or on a CPU by the count of live storages.
-        resident: bytes by which the process grew at most, where Linux tells (on a CPU).
+        peak: bytes, by the device's allocator, or by a count of live storages on a CPU.
+        resident: most bytes by which the process grew; None on a GPU and where /proc is missing.
 
     Args:
-        device: where it works.
+        device: where the work runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,14 +41,14 @@ class Footprint:
         return self
 
     def made(self) -> None:
-        """From here on it works."""
+        """Mark the end of the setup phase: temporaries so far are forgotten."""
         if self._device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats(self._device)
             return
         self._live_bytes.peak = self._live_bytes.live
         _forget_resident_peak()
 
-    def __exit__(self, *error: Any) -> None:  # noqa: ANN401 (as every context)
+    def __exit__(self, *error: Any) -> None:  # noqa: ANN401 (any context)
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
             self.peak = torch.accelerator.max_memory_allocated(self._device) - self._before
@@ -60,7 +60,7 @@ class Footprint:
 
 
 def _status(name: str) -> int | None:
-    """Bytes of a line of /proc/self/status; None where there is none."""
+    """Bytes that a line of /proc/self/status states; None where there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -69,22 +69,14 @@ def _status(name: str) -> int | None:
 
 
 def _forget_resident_peak() -> None:
-    """Where the system forbids it, the peak is that of the whole process so far."""
+    """Reset the process's peak. Where this is forbidden, the peak of its whole life remains."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
-    """Most bytes that `work` holds at once, beyond what was there before it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-        before: int = torch.accelerator.memory_allocated(device)
-        torch.accelerator.reset_peak_memory_stats(device)
+    """Return the most bytes that `work` allocates at once, beyond those allocated before."""
+    with Footprint(device) as footprint:
+        footprint.made()
         work()
-        torch.accelerator.synchronize(device)
-        peak: int = torch.accelerator.max_memory_allocated(device)
-        return peak - before
-    live_bytes = LiveBytes()
-    with live_bytes:
-        work()
-    return live_bytes.peak
+    return footprint.peak

@@ -1,8 +1,8 @@
 """What reconciliation costs, and how well its estimators agree with `exact`.
 
-One module in the middle of the configured network takes the same optimizer steps under every
-variant, from the same weights, on the same activations, labels and signal. Times are interleaved;
-costs are ratios to the plain local step (discord neither computed nor compared).
+One module of the configured network takes the same optimizer steps under every variant, from the
+same weights, on the same activations, labels and signal. Variants are interleaved; costs are ratios
+to a plain local step, in which the discord is not computed.
 """
 
 import json
@@ -24,19 +24,21 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import markdown_table
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant, beside the plain local step.
+class ReconcileRow:
+    """The results of one variant, compared with the plain local step.
 
     Attributes:
-        seconds: median time of a step, amortised over `reconcile.every`.
-        spread: largest minus smallest repetition, over the median.
-        cost: seconds over the plain step's.
-        memory: peak bytes of a reconciling step over the plain step's.
-        cosine: of the added gradient with that of `exact`; 1 is agreement.
-        norm_ratio: of the added gradient to that of `exact`.
+        variant: name of the variant.
+        seconds: median seconds of a step, amortised over `reconcile.every`.
+        spread: slowest minus fastest repetition, over the median.
+        cost: seconds over those of the plain step.
+        memory: peak bytes of a step that reconciles, over those of the plain step.
+        cosine: cosine of the added gradient and that of `exact`; 1 is full agreement.
+        norm_ratio: norm of the added gradient over that of `exact`.
     """
 
     variant: str
@@ -49,14 +51,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """What a module meets in one step.
+class StepInputs:
+    """What a module receives in one step.
 
     Attributes:
         x: activations [B, ...].
-        labels: [B].
-        signal: of the upstream neighbour, shaped like x.
-        lagged: message of the downstream neighbour; () behind the last module.
+        labels: labels [B, ...].
+        signal: signal of the upstream neighbour, shaped like x.
+        lagged: lagged message of the downstream neighbour; () for the last module.
     """
 
     x: Tensor
@@ -66,7 +68,7 @@ class Boundary:
 
 
 def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
-    """The plain step, the estimators at full strength, and the configuration's own choice."""
+    """Return the settings of the plain step, of all estimators, and the configured ones."""
     full = replace(own, weight=own.weight or 0.01, every=1, fraction=1.0)
     exact = replace(full, estimator="exact", args={})
     finite = replace(full, estimator="finite_difference", args={})
@@ -80,7 +82,7 @@ def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
         "finite_difference, every 8": replace(finite, every=8),
         "shift, every 8": replace(full, estimator="shift", args={}, every=8),
     }
-    if own.direction == "upstream":  # heads are cheap: always the whole batch, and never moved
+    if own.direction == "upstream":  # heads take the whole batch, without `shift`
         del found["exact, a quarter, every 4"], found["shift, every 8"]
     if own.weight and own not in found.values():
         found["configured"] = own
@@ -88,16 +90,22 @@ def variants(own: ReconcileConfig) -> dict[str, ReconcileConfig]:
 
 
 def report(config: Config, number: int | None, runs: int, output: Path | None) -> str:
-    """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
+    """Measure, write the rows as JSON if asked, and return a Markdown table with its settings.
+
+    Args:
+        config: the configuration of the network.
+        number: number of the module, from 1; None: the first one that is reconciled.
+        runs: interleaved repetitions.
+        output: JSON file for the rows, or None.
 
     Raises:
-        UserError: no such module, no repetition, or `output` exists already.
+        UserError: there is no such module or no repetition, or `output` exists already.
     """
     info = describe(config.data)
     num_modules = len(draw(config, info).modules)
     first, last, why = 2, num_modules, "the first one has no discord"
     if config.reconcile.direction == "upstream":
-        first, last, why = 1, num_modules - 1, "nobody corrects the last one"
+        first, last, why = 1, num_modules - 1, "the last one has no downstream neighbour"
     number = first if number is None else number
     if not first <= number <= last:
         raise UserError(f"--module: from {first} to {last} ({why}), got {number}")
@@ -121,40 +129,40 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
 
 def measure(
     config: Config, info: DataInfo, index: int, runs: int, device: torch.device
-) -> list[Row]:
-    """Compare all variants on module `index` (from 0).
+) -> list[ReconcileRow]:
+    """Compare all variants on one module.
 
     Args:
-        config: says network, cuts, heads, batch size, precision; compiled modules are compared with
-            the exact gradient of uncompiled ones, and exact is not timed.
+        config: the configuration of the network. With `compile`, variants are compared with the
+            exact gradient of the uncompiled module, and `exact` is not timed.
         info: facts of the data; images are drawn at random.
-        index: of the module that is measured: one that gives way.
+        index: index of the module (from 0), one that is reconciled.
         runs: interleaved repetitions.
         device: where to run.
     """
     blueprint = draw(config, info)
-    boundary = _meet(blueprint, index, device)
+    inputs = _step_inputs(blueprint, index, device)
     settings = variants(config.reconcile)
     eager = replace(blueprint, config=replace(config, compile=False))
-    exact = _added(eager, index, device, settings["exact"], boundary)
+    exact = _added(eager, index, device, settings["exact"], inputs)
     if config.compile:  # compiled code has no second derivative
         settings = {name: own for name, own in settings.items() if not _is_exact(own)}
     modules = {name: _module(blueprint, index, device, own) for name, own in settings.items()}
-    added = {
-        name: _added(blueprint, index, device, own, boundary) for name, own in settings.items()
-    }
+    added = {name: _added(blueprint, index, device, own, inputs) for name, own in settings.items()}
 
     lengths = {name: settings[name].every for name in settings}
-    work = {name: _repetition(modules[name], boundary, lengths[name]) for name in settings}
+    work = {name: _repetition(modules[name], inputs, lengths[name]) for name in settings}
     times = interleaved(work, runs, device)
-    peaks = {name: peak_bytes(_repetition(modules[name], boundary, 1), device) for name in settings}
+    peaks = {name: peak_bytes(_repetition(modules[name], inputs, 1), device) for name in settings}
     plain = times["plain"].median
     rows = []
     for name in settings:
         seconds = times[name].median / lengths[name]
         cosine, norm_ratio = _compare(added[name], exact)
         cost, memory = seconds / plain, peaks[name] / peaks["plain"]
-        rows.append(Row(name, seconds, times[name].spread, cost, memory, cosine, norm_ratio))
+        rows.append(
+            ReconcileRow(name, seconds, times[name].spread, cost, memory, cosine, norm_ratio)
+        )
     return rows
 
 
@@ -162,36 +170,33 @@ def _is_exact(own: ReconcileConfig) -> bool:
     return own.weight > 0 and own.estimator == "exact"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
-    lines = [
-        "| variant | ms per step | spread | cost | peak memory | cosine with exact | norm ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        agreement = "" if row.variant == "plain" else f"{row.cosine:.3f} | {row.norm_ratio:.2f}"
-        lines.append(
-            f"| {row.variant} | {1000 * row.seconds:.1f} | {row.spread:.0%} | {row.cost:.2f}x |"
-            f" {row.memory:.2f}x | {agreement or ' | '} |"
-        )
-    return "\n".join(lines)
+def markdown(rows: Sequence[ReconcileRow]) -> str:
+    """Return the rows as a table."""
+    columns = ("variant", "ms per step", "spread", "cost", "peak memory")
+    return markdown_table([*columns, "cosine with exact", "norm ratio"], map(_cells, rows))
 
 
-def _meet(blueprint: Blueprint, index: int, device: torch.device) -> Boundary:
-    """Run the modules above on random images: their real activations, and their real signal."""
+def _cells(row: ReconcileRow) -> list[str]:
+    times = [row.variant, f"{1000 * row.seconds:.1f}", f"{row.spread:.0%}", f"{row.cost:.2f}x"]
+    agreement = [f"{row.cosine:.3f}", f"{row.norm_ratio:.2f}"]
+    return [*times, f"{row.memory:.2f}x", *(["", ""] if row.variant == "plain" else agreement)]
+
+
+def _step_inputs(blueprint: Blueprint, index: int, device: torch.device) -> StepInputs:
+    """Run the module's neighbours on random images, for real activations, signal and message."""
     info, config = blueprint.info, blueprint.config
     size = config.data.batch_size // config.train.microbatches
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
     labels = blueprint.task.example_labels(size, generator).to(device)
-    inputs, signals, lagged = [x], [x], []
+    activations, signals, lagged = [x], [x], []
     for number in range(min(index + 2, len(blueprint.modules))):
         module = blueprint.module(number, device)
-        inputs.append(module(inputs[-1], labels, Step(0, 0.0, send_lagged=True)))
+        activations.append(module(activations[-1], labels, Step(0, 0.0, send_lagged=True)))
         signals.append(module.signal())
         lagged.append(module.learn())
-    below = lagged[index + 1] if index + 1 < len(lagged) else ()
-    return Boundary(inputs[index], labels, signals[index], below)
+    downstream = lagged[index + 1] if index + 1 < len(lagged) else ()
+    return StepInputs(activations[index], labels, signals[index], downstream)
 
 
 def _module(
@@ -200,28 +205,31 @@ def _module(
     return replace(blueprint, config=replace(blueprint.config, reconcile=own)).module(index, device)
 
 
-def _acts(module: LocalModule, boundary: Boundary, number: int, lr: float) -> Step:
-    """Everything of a step but the update."""
+def _acts(module: LocalModule, inputs: StepInputs, number: int, lr: float) -> Step:
+    """Run everything of a step but the update."""
     own = module.rules.reconcile
     due = own.weight > 0 and number % own.every == 0
     down, up = due and own.direction != "upstream", due and own.direction != "downstream"
     step = Step(number, lr, reconcile=down, compare=down, send_lagged=up, apply_lagged=up)
-    module(boundary.x, boundary.labels, step)
+    module(inputs.x, inputs.labels, step)
     module.signal()
     if down:
-        module.receive(boundary.signal)
+        module.receive(inputs.signal)
     module.learn()
     if up:
-        module.apply_lagged(step, *boundary.lagged)
+        module.apply_lagged(step, *inputs.lagged)
     return step
 
 
-def _repetition(module: LocalModule, boundary: Boundary, steps: int) -> Callable[[], None]:
-    """A run of steps whose first one reconciles; tiny rates, so that all repetitions are alike."""
+def _repetition(module: LocalModule, inputs: StepInputs, steps: int) -> Callable[[], None]:
+    """Return a function that runs `steps` steps, of which the first one reconciles.
+
+    Learning rates are tiny, so that all repetitions are alike.
+    """
 
     def work() -> None:
         for number in range(steps):
-            module.update(_acts(module, boundary, number, lr=1e-8))
+            module.update(_acts(module, inputs, number, lr=1e-8))
 
     return work
 
@@ -231,13 +239,13 @@ def _added(
     index: int,
     device: torch.device,
     own: ReconcileConfig,
-    boundary: Boundary,
+    inputs: StepInputs,
 ) -> Tensor:
-    """What one reconciling step adds to the gradient, over its strength, as one vector."""
+    """The gradient that one step of reconciliation adds, over its strength, as one vector."""
     vectors = []
     for weight in (own.weight, 0.0):
         module = _module(blueprint, index, device, replace(own, weight=weight))
-        _acts(module, boundary, 0, lr=0.0)
+        _acts(module, inputs, 0, lr=0.0)
         vectors.append(torch.cat([g.double().flatten() for g in module.gradients]))
     return (vectors[0] - vectors[1]) / (own.strength or 1.0)
 

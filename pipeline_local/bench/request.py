@@ -1,11 +1,11 @@
-"""What the harness is asked for, checked before a rank starts."""
+"""The options of `pipeline-local bench baselines`, checked before a rank starts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_local import newfile
-from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import LOOPS
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
@@ -14,10 +14,10 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
-"""All peers, in the order of the table."""
+"""All baselines and local learning, in the order of the table."""
 
 SHORTEST = 8
-"""Least steps of a turn: enough to be long against what begins and ends it."""
+"""Least number of steps in a turn, so that its start and end cost little in comparison."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Request:
     """What to measure.
 
     Attributes:
-        peers: names, in the order of their turns.
-        microbatches: numbers that pipelines are measured with.
-        runs: turns of each peer.
-        steps: timed steps of a turn, a multiple of `reconcile.every`.
-        output: file for the rows, or None.
+        baselines: names of the methods, in the order of their turns.
+        microbatches: the numbers of microbatches to measure pipelines with.
+        runs: number of turns of each method.
+        steps: timed steps in a turn, a multiple of `reconcile.every`.
+        output: JSON file for the rows, or None.
     """
 
-    peers: tuple[str, ...]
+    baselines: tuple[str, ...]
     microbatches: tuple[int, ...]
     runs: int
     steps: int
@@ -43,29 +43,29 @@ class Request:
         cls,
         config: Config,
         num_stages: int,
-        peers: str | None = None,
+        baselines: str | None = None,
         microbatches: str | None = None,
         runs: int = 5,
         steps: int | None = None,
         output: Path | None = None,
     ) -> "Request":
-        """Check everything, against the configuration too.
+        """Parse the options and check them, also against the configuration.
 
         Args:
-            config: what the peers train.
-            num_stages: ranks.
-            peers: comma-separated names; None: all.
-            microbatches: comma-separated numbers; None: as many as stages.
-            runs: turns of each peer.
-            steps: timed steps of a turn; None: at least `SHORTEST`.
-            output: file for the rows.
+            config: the configuration of the network to train.
+            num_stages: number of ranks.
+            baselines: comma-separated names; None: all.
+            microbatches: comma-separated numbers; None: the number of stages.
+            runs: number of turns of each method.
+            steps: timed steps in a turn; None: at least `SHORTEST`.
+            output: JSON file for the rows.
 
         Raises:
-            ConfigError: with every problem, one line each.
-            UserError: stages, modules and blocks do not fit together.
+            ConfigError: it lists every problem, one per line.
+            UserError: there are too few modules or blocks for these stages.
         """
         every = config.reconcile.every if config.reconcile.weight else 1
-        names = NAMES if peers is None else _words(peers)
+        names = NAMES if baselines is None else _words(baselines)
         counts = (num_stages,) if microbatches is None else _numbers(microbatches)
         steps = -(-SHORTEST // every) * every if steps is None else steps
         request = cls(tuple(names), counts, runs, steps, output)
@@ -81,19 +81,19 @@ class Request:
         return request
 
     def _own_problems(self, every: int, microbatches: str) -> Iterator[str]:
-        for name in self.peers:
+        for name in self.baselines:
             if name not in NAMES:
-                hint = did_you_mean(name, NAMES) or f"; the peers are {', '.join(NAMES)}"
-                yield f"--peers: got {name!r}{hint}"
-        if not self.peers:
-            yield f"--peers: got none; the peers are {', '.join(NAMES)}"
+                hint = did_you_mean(name, NAMES) or f"; the baselines are {', '.join(NAMES)}"
+                yield f"--baselines: got {name!r}{hint}"
+        if not self.baselines:
+            yield f"--baselines: got none; the baselines are {', '.join(NAMES)}"
         if not self.microbatches:
             yield f"--microbatches: whole numbers such as 2,4,8, got {microbatches!r}"
         if self.runs < 1:
             yield f"--runs: at least 1, got {self.runs}"
         if self.steps < 1 or self.steps % every:
             yield (
-                f"--steps: a positive multiple of reconcile.every, so that turns are alike,"
+                f"--steps: a positive multiple of reconcile.every, so that all turns are alike,"
                 f" got {self.steps} with reconcile.every={every}"
             )
         if self.output is not None and (reason := newfile.problem("--json", self.output)):
@@ -101,8 +101,8 @@ class Request:
 
     def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
         size = config.data.batch_size
-        pipelined = num_stages > 1 and any(name in PIPELINED for name in self.peers)
-        looped = ", ".join(name for name in self.peers if name in LOOPS)
+        pipelined = num_stages > 1 and any(name in PIPELINED for name in self.baselines)
+        looped = ", ".join(name for name in self.baselines if name in LOOPS)
         for count in self.microbatches if pipelined else ():
             rounds = count // num_stages
             if count < num_stages or size % count:
@@ -112,33 +112,31 @@ class Request:
                 )
             elif looped and count % rounds:
                 yield (
-                    f"--microbatches: those of {looped} come in {rounds} equal rounds, got {count};"
-                    f" a multiple of the {num_stages} ranks always fits"
+                    f"--microbatches: {looped} runs them in {rounds} equal rounds, got {count};"
+                    f" pass a multiple of the {num_stages} ranks"
                 )
-        if "ddp" in self.peers and size % num_stages:
+        if "ddp" in self.baselines and size % num_stages:
             yield (
                 f"data.batch_size must be a multiple of the {num_stages} ranks for ddp, got {size};"
-                f" change it or leave ddp out of --peers"
+                f" change it or leave ddp out of --baselines"
             )
         if config.optimizer.clip is not None:
             yield (
-                f"optimizer.clip: peers are compared without, as each clips something else, got"
+                f"optimizer.clip: each baseline would clip another norm, got"
                 f" {config.optimizer.clip}; pass optimizer.clip=null"
             )
         if config.data.mixup:
-            yield (
-                f"data.mixup: peers learn whole labels, got {config.data.mixup}; pass data.mixup=0"
-            )
+            yield f"data.mixup: baselines have none, got {config.data.mixup}; pass data.mixup=0"
 
     def _refuse_too_few(self, num_blocks: int, num_stages: int) -> None:
-        """Pipelines with several stages per rank need a block for each."""
+        """Pipelines with several stages per rank need a block for each stage."""
         for name in LOOPS if num_stages > 1 else ():
             least = num_stages * LOOPS[name]
-            if name in self.peers and num_blocks < least:
+            if name in self.baselines and num_blocks < least:
                 raise UserError(
-                    f"--peers: {name} has {LOOPS[name]} stages on each of {num_stages} ranks, so at"
-                    f" least {least} blocks, got {num_blocks}; take a deeper model, or leave"
-                    f" {','.join(LOOPS)} out"
+                    f"--baselines: {name} has {LOOPS[name]} stages on each of {num_stages} ranks,"
+                    f" so at least {least} blocks are needed, got {num_blocks}; use a deeper model"
+                    f" or leave {','.join(LOOPS)} out"
                 )
 
 
@@ -147,6 +145,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Nothing, if one of them is none."""
+    """The numbers; () if a word is not a number."""
     words = _words(text)
     return tuple(map(int, words)) if all(word.isdecimal() for word in words) else ()

@@ -1,9 +1,10 @@
-"""What the harness has measured, as rows: a Markdown table for people, JSON for programs."""
+"""The results of `pipeline-local bench baselines`: a Markdown table, and JSON rows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, median
+from typing import Any
 
 import torch
 
@@ -14,35 +15,36 @@ from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import as_json
+from pipeline_local.screen import markdown_table
 
 REFERENCE = "1f1b"
-"""What the others are compared with, if it ran; else the first that did."""
+"""The method that ratios are relative to; where it did not run, the first one that did."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One peer; what does not apply or was not measured is None.
+class BaselineRow:
+    """The results of one method; what does not apply or was not measured is None.
 
     Attributes:
-        peer: its name.
-        ranks: p, processes that work.
-        microbatches: m, parts of the batch.
-        overhead: eps, operations of the auxiliary heads over those of the network.
-        step_seconds: median over the turns.
-        spread: largest minus smallest turn, over the median.
-        samples_per_second: of the median turn.
-        ratio: samples/s over the reference's.
-        peak_memory_bytes: of each rank that works: its device's allocator, or live storages (CPU).
-        resident_peak_bytes: of each rank that works, growth of the process (CPU only).
-        efficiency: throughput over that of the slowest stage with its neighbours cut off.
-        waited: of each rank, the part of a step in which it waited in channels. For the slowest
-            stage that is exposed communication, for others also imbalance.
-        bubble_in_theory: see `pipelines.bubble`.
-        bubble: one minus the part of a step in which a rank computes, mean of all ranks.
+        method: name of the baseline, or local.
+        ranks: p, the number of processes that compute.
+        microbatches: m, the number of parts of the batch.
+        overhead: eps, FLOPs of the auxiliary heads over those of the network.
+        step_seconds: seconds of a step, the median over the turns.
+        spread: slowest minus fastest turn, over the median.
+        samples_per_second: throughput of the median turn.
+        ratio: throughput over the reference's.
+        peak_memory_bytes: peak of each rank: its device's allocator, or live storages on a CPU.
+        resident_peak_bytes: growth of each rank's process (CPU only).
+        efficiency: throughput over that of the slowest stage without neighbours.
+        waited: fraction of a step in which each rank waited in channels: exposed communication, and
+            for all but the slowest stage also imbalance.
+        bubble_in_theory: idle fraction by `pipelines.bubble`.
+        bubble: measured idle fraction, the mean over the ranks.
         reason: why there are no numbers; else "".
     """
 
-    peer: str
+    method: str
     ranks: int
     microbatches: int
     overhead: float | None = None
@@ -60,13 +62,15 @@ class Row:
 
 
 def report(config: Config, rank_info: RankInfo, request: Request) -> str:
-    """Measure, write the rows as JSON if asked, and give a Markdown table under its setting.
+    """Measure, write the rows as JSON if asked, and return a Markdown table with its settings.
+
+    All ranks call it together.
 
     Returns:
         The text on the first rank; "" on all others.
 
     Raises:
-        UserError: the configuration and the ranks do not fit together.
+        UserError: the configuration does not fit these ranks, or the file cannot be written.
     """
     measured = measure(config, rank_info, request)
     if rank_info.rank > 0:
@@ -74,13 +78,13 @@ def report(config: Config, rank_info: RankInfo, request: Request) -> str:
     found = rows(measured, config.data.batch_size, request.steps)
     facts = setting(config, rank_info, request)
     if request.output is not None:
-        text = as_json({**facts, "rows": list(map(asdict, found))}, indent=2) + "\n"
+        text = as_json({**facts, "rows": list(map(_as_json, found))}, indent=2) + "\n"
         newfile.write("--json", request.output, text)
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 
 def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, str | int]:
-    """What the numbers belong to."""
+    """Return the model, machine and options that the numbers were measured with."""
     reconcile = config.reconcile
     return {
         "model": config.model.name,
@@ -100,39 +104,44 @@ def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, 
     }
 
 
-def rows(measured: Sequence[Measured], batch_size: int, steps: int) -> list[Row]:
-    """A row for each peer.
+def rows(measured: Sequence[Measured], batch_size: int, steps: int) -> list[BaselineRow]:
+    """Return a row for each method.
 
     Args:
-        measured: of all entries.
-        batch_size: samples of a step.
-        steps: timed ones of a turn.
+        measured: the results of all entries.
+        batch_size: samples in a step.
+        steps: timed steps in a turn.
     """
     seconds = {one.entry.name: _times(one) for one in measured if _ran(one)}
-    alone = {o.entry.alone: seconds[o.entry.name] for o in measured if o.entry.alone and _ran(o)}
-    ran = [one for one in measured if _ran(one) and not one.entry.alone]
+    isolated = {
+        o.entry.isolates: seconds[o.entry.name] for o in measured if o.entry.isolates and _ran(o)
+    }
+    ran = [one for one in measured if _ran(one) and not one.entry.isolates]
     first = next((one for one in ran if one.entry.name == REFERENCE), ran[0] if ran else None)
     reference = None if first is None else _times(first).median
     return [
-        _row(one, batch_size, steps, reference, alone.get(one.entry.name))
+        _row(one, batch_size, steps, reference, isolated.get(one.entry.name))
         for one in measured
-        if not one.entry.alone
+        if not one.entry.isolates
     ]
 
 
+def _as_json(row: BaselineRow) -> dict[str, Any]:
+    """All fields; `peer` is what files called `method` before."""
+    return {**asdict(row), "peer": row.method}
+
+
 def _row(
-    one: Measured, batch_size: int, steps: int, reference: float | None, alone: Times | None
-) -> Row:
+    one: Measured, batch_size: int, steps: int, reference: float | None, isolated: Times | None
+) -> BaselineRow:
     entry = one.entry
-    plain = Row(entry.name, entry.ranks, entry.microbatches, reason=one.results[0].reason)
+    row = BaselineRow(entry.name, entry.ranks, entry.microbatches, reason=one.results[0].reason)
     if not _ran(one) or reference is None:
-        return plain
+        return row
     times, results = _times(one), one.results[: entry.ranks]
     resident = [result.resident for result in results if result.resident is not None]
-    return Row(
-        peer=entry.name,
-        ranks=entry.ranks,
-        microbatches=entry.microbatches,
+    return replace(
+        row,
         overhead=_overhead(results),
         step_seconds=times.median / steps,
         spread=times.spread,
@@ -140,7 +149,7 @@ def _row(
         ratio=reference / times.median,
         peak_memory_bytes=[result.peak or 0 for result in results],
         resident_peak_bytes=resident or None,
-        efficiency=None if alone is None else alone.median / times.median,
+        efficiency=None if isolated is None else isolated.median / times.median,
         waited=_shares(results, times, "waited"),
         bubble_in_theory=entry.bubble_in_theory,
         bubble=_bubble(results, times),
@@ -152,7 +161,7 @@ def _ran(one: Measured) -> bool:
 
 
 def _times(one: Measured) -> Times:
-    """Of each turn, the slowest rank's."""
+    """The seconds of the slowest rank in each turn."""
     return Times(tuple(map(max, zip(*(result.seconds for result in one.results), strict=True))))
 
 
@@ -163,7 +172,7 @@ def _overhead(results: Sequence[RankResult]) -> float | None:
 
 
 def _shares(results: Sequence[RankResult], times: Times, what: str) -> list[float] | None:
-    """Of each rank, the part of a turn that went there (median)."""
+    """For each rank, the fraction of a turn that it was busy or waited (median over the turns)."""
     if any(what not in spent for result in results for spent in result.spent):
         return None
     return [
@@ -187,25 +196,23 @@ def _version(package: str) -> str:
         return "none"
 
 
-def markdown(found: Sequence[Row]) -> str:
-    """The rows as a table; a peer that could not run says why instead."""
-    compared = next((row.peer for row in found if row.ratio == 1), "")
-    lines = [
-        f"| peer | p | m | eps | ms per step | spread | samples/s | over {compared} |"
-        " peak memory per rank, MB (process grew) | efficiency | waited per rank |"
-        " bubble (theory) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+def markdown(found: Sequence[BaselineRow]) -> str:
+    """Return the rows as a table; a method that could not run has a reason instead of numbers."""
+    reference = next((row.method for row in found if row.ratio == 1), "")
+    columns = [
+        *("method", "p", "m", "eps", "ms per step", "spread", "samples/s", f"over {reference}"),
+        *("peak memory per rank, MB (process growth)", "efficiency", "waited per rank"),
+        "bubble (theory)",
     ]
-    return "\n".join([*lines, *map(_line, found)])
+    return markdown_table(columns, map(_cells, found))
 
 
-def _line(row: Row) -> str:
+def _cells(row: BaselineRow) -> list[str]:
     if row.step_seconds is None or row.spread is None or row.samples_per_second is None:
-        cells = [row.peer, str(row.ranks), str(row.microbatches), "", row.reason, *[""] * 7]
-        return f"| {' | '.join(cells)} |"
+        return [row.method, str(row.ranks), str(row.microbatches), "", row.reason, *[""] * 7]
     theory = _percent(row.bubble_in_theory)
-    cells = [
-        row.peer,
+    return [
+        row.method,
         str(row.ranks),
         str(row.microbatches),
         _percent(row.overhead),
@@ -218,10 +225,9 @@ def _line(row: Row) -> str:
         ", ".join(map(_percent, row.waited or ())),
         f"{_percent(row.bubble)} ({theory})" if theory else "",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _memory(row: Row) -> str:
+def _memory(row: BaselineRow) -> str:
     counted, resident = (
         ", ".join(f"{size / 1e6:.{digits}f}" for size in sizes or ())
         for sizes, digits in ((row.peak_memory_bytes, 1), (row.resident_peak_bytes, 0))

@@ -1,4 +1,4 @@
-"""Fair times: variants take turns (A B C A B C ...), medians and spreads are told together."""
+"""Interleaved timing (A B C A B C ...), so that drifts of the machine affect all variants alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,30 +12,30 @@ from pipeline_local.record.metrics import settle
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition of one variant."""
+    """The seconds of each repetition of one variant."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median in seconds."""
         return median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Largest minus smallest, over the median."""
+        """Largest minus smallest time, over the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 def interleaved(
     variants: Mapping[str, Callable[[], None]], runs: int, device: torch.device
 ) -> dict[str, Times]:
-    """Time every variant `runs` times, in turns, after one untimed turn of each.
+    """Time every variant `runs` times, interleaved, after one untimed repetition of each.
 
     Args:
-        variants: what to time; each call is one repetition.
-        runs: repetitions of each.
-        device: waited for before the clock is read.
+        variants: the functions to time; each call is one repetition.
+        runs: timed repetitions of each variant.
+        device: synchronised before the clock is read.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(runs + 1):

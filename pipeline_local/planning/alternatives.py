@@ -1,4 +1,4 @@
-"""What other methods would need for the same network, batch and optimizer: estimates."""
+"""Estimates of what other methods need for the same network, batch and optimizer."""
 
 from dataclasses import dataclass, replace
 
@@ -15,14 +15,14 @@ from pipeline_local.simulation.simulate import step_seconds
 
 @dataclass(frozen=True)
 class Alternative:
-    """What another method would need on the same network, batch and optimizer.
+    """What another method needs for the same network, batch and optimizer.
 
     Attributes:
-        name: of the method, with its p devices and m microbatches.
-        peak: bytes on the device that needs most.
-        bubble: part of the time in which an average device has nothing to do, from theory.
-        traffic: bytes that a device sends per step, at most.
-        seconds: of a step, simulated; None without a profile.
+        name: name of the method, with its p devices and m microbatches.
+        peak: bytes on the device that needs the most memory.
+        bubble: theoretical idle fraction of an average device.
+        traffic: most bytes that one device sends per step.
+        seconds: simulated seconds of a step; None without a profile.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Alternative:
 
 
 def alternatives(placement: Placement) -> tuple[Alternative, ...]:
-    """Backpropagation on one device, and on as many as there are stages."""
+    """Return backpropagation on one device, and 1F1B and DDP on as many as there are stages."""
     blueprint, devices = placement.blueprint, len(placement.stages)
     size, device = blueprint.config.data.batch_size, placement.costs[0].device
     whole = _backpropagation(blueprint, size, device)
@@ -67,7 +67,7 @@ def _backpropagation(blueprint: Blueprint, batch_size: int, device: Device) -> B
 def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternative:
     """Stage s of p keeps the activations of up to p - s of the m microbatches.
 
-    The best cut by activations is not looked for: blocks are divided evenly.
+    Blocks are divided evenly; the best cut by activations is not searched for.
     """
     blocks = len(whole.backbone.blocks)
     micro = whole.config.data.batch_size // microbatches
@@ -83,7 +83,7 @@ def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternati
 
 
 def _data_parallel(blueprint: Blueprint, devices: int, device: Device) -> Alternative:
-    """Every device holds everything, for its part of the batch, and DDP's buckets of gradients."""
+    """Each device has the whole network, its part of the batch, and DDP's gradient buckets."""
     part = blueprint.config.data.batch_size // devices
     whole = _backpropagation(blueprint, part, device)
     held = stage_bytes(whole, range(1), 1, whole.device)

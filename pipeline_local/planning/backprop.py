@@ -1,4 +1,4 @@
-"""Blocks under plain backpropagation, rehearsed on fake tensors: what 1F1B is made of."""
+"""Memory of blocks under plain backpropagation, from a dry run on fake tensors; used for 1F1B."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ from pipeline_local.models import backbone as backbones
 
 @dataclass(frozen=True)
 class PassBytes:
-    """Blocks under plain backpropagation, one microbatch, in bytes.
+    """Memory of blocks under plain backpropagation of one microbatch, in bytes.
 
     Attributes:
-        activations: kept between forward and backward.
-        output: of the last block, as it crosses to the next device.
-        peak: with parameters, gradients of all of them, optimizer state, and what the device's
-            libraries keep for themselves.
+        activations: bytes kept between forward and backward.
+        output: bytes of the last block's output as sent to the next device.
+        peak: peak of a step, with parameters, all gradients, optimizer state, and the workspaces
+            of the device's libraries.
     """
 
     activations: int
@@ -32,12 +32,14 @@ class PassBytes:
 
 
 def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
-    """Forward and backward of `size` samples through some blocks, the classifier behind the last.
+    """Run forward and backward through consecutive blocks on fake tensors, and count bytes.
+
+    The classifier is included behind the last block.
 
     Args:
-        blueprint: of a single module, on the device in question.
-        blocks: consecutive.
-        size: samples.
+        blueprint: the specification of a run with a single module, on the device of interest.
+        blocks: indices of the blocks.
+        size: samples in a microbatch.
     """
     live_bytes, device = LiveBytes(), blueprint.device
     with fake_mode(device.type):
@@ -61,9 +63,9 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
 
 
 def _fake_body(blueprint: Blueprint, blocks: range) -> Body:
-    """In unfilled memory."""
-    paper = [blueprint.backbone.blocks[i].module for i in blocks]
+    """A body on fake tensors."""
+    meta = [blueprint.backbone.blocks[i].module for i in blocks]
     if blocks.stop == len(blueprint.backbone.blocks):
-        paper.append(blueprint.backbone.classifier.module)
-    fake_copy = [backbones.fake_copy(part, FAKE_DEVICE, blueprint.dtype) for part in paper]
+        meta.append(blueprint.backbone.classifier.module)
+    fake_copy = [backbones.fake_copy(part, FAKE_DEVICE, blueprint.dtype) for part in meta]
     return Body(fake_copy, blueprint.config.modules.recompute)

@@ -1,22 +1,23 @@
-"""Do the modules pull the way backpropagation would? Local gradients beside the true global one.
+"""Compares local gradients with the global gradient of backpropagation.
 
 Local learning replaces the global gradient of a body's weights by the gradient of a local loss.
-Reconciliation asks each module's input gradient to match the signal of the module above, so that
-the local updates descend the later losses too. For a checkpoint and some batches, this measures
-both: how well neighbours agree, and what that buys in agreement with the last module's loss.
+Reconciliation pulls each module's input gradient towards the signal of its upstream neighbour, so
+that local updates also reduce the later losses. For a checkpoint and some batches, this measures
+both: how well neighbours agree, and how well local gradients agree with that of the last loss.
 
-As trained, but for what is random in the layers: batch norms use the batch's statistics and keep
-their running ones, dropout and stochastic depth are off, and everything runs in the precision of
-the parameters, nothing rounded between modules. Nothing learns: no weight, no statistic and no file
-of the run changes.
+Modules run as in training, but without randomness: batch norms use the batch's statistics and keep
+their running ones, dropout and stochastic depth are off. Everything runs in the precision of the
+parameters, and nothing is rounded between modules. No weight, no statistic and no file of the run
+changes.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -37,22 +38,22 @@ from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
 
 Batch = tuple[Tensor, Tensor]
-"""Input [B, ...] of the first module; labels [B, ...] or soft targets [B, classes]."""
+"""Input [B, ...] of the first module, and labels [B, ...] or soft targets [B, classes]."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One module; means over the batches. A cosine with a vanishing gradient is 0.
+class GradientRow:
+    """The gradients of one module, as means over the batches. A cosine with a zero gradient is 0.
 
     Attributes:
-        module: its number, from 1.
-        gradient: cosine of the local gradient of the body's parameters with the global one, over
-            all of them together; None where the body has none.
-        signal: cosine of the module's signal s with the global gradient at the same activations,
-            mean over samples.
-        discord: at the module's input: mean over samples of |g - s of the module above|^2; None
-            for the first module.
-        cosine: of that g with that s, mean over samples; None for the first module.
+        module: number of the module, from 1.
+        gradient: cosine of the local and the global gradient of all parameters of the body; None
+            where the body has none.
+        signal: cosine of the module's signal and the global gradient at the same activations, mean
+            over samples.
+        discord: |g - s|^2 at the module's input, for its input gradient g and the signal s of its
+            upstream neighbour, mean over samples; None for the first module.
+        cosine: cosine of that g and that s, mean over samples; None for the first module.
     """
 
     module: int
@@ -62,16 +63,17 @@ class Row:
     cosine: float | None
 
 
-def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
-    """Measure the newest checkpoint of a run; show a table, and write it as JSON if asked.
+def diagnose(run: Path, num_batches: int, output: Path | None) -> list[GradientRow]:
+    """Measure the newest checkpoint of a run, print a table, and write it as JSON if asked.
 
     Args:
-        run: a finished or interrupted run's folder; nothing in it changes.
-        num_batches: training batches, augmented: those of the steps right after the checkpoint.
-        output: a new file.
+        run: folder of a finished or interrupted run; nothing in it changes.
+        num_batches: number of training batches, augmented: those of the steps right after the
+            checkpoint.
+        output: a new JSON file, or None.
 
     Raises:
-        UserError: no run, no complete checkpoint, no batch, or `output` exists already.
+        UserError: there is no run, no complete checkpoint or no batch, or `output` exists already.
     """
     if num_batches < 1:
         raise UserError(f"--batches: at least 1, got {num_batches}")
@@ -90,17 +92,17 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[Row]:
     return rows
 
 
-def measure(modules: Sequence[LocalModule], batches: Iterable[Batch]) -> list[Row]:
-    """Compare local and global gradients; the modules are left as they were.
+def measure(modules: Sequence[LocalModule], batches: Iterable[Batch]) -> list[GradientRow]:
+    """Compare local and global gradients; nothing of the modules changes.
 
-    Needs the memory of backpropagation through all modules at once.
+    It needs the memory of backpropagation through all modules at once.
 
     Args:
-        modules: all K, in order, on one device.
-        batches: at least one.
+        modules: all K modules, in order, on one device.
+        batches: at least one batch.
     """
     with ExitStack() as stack:
-        # compiled blocks give their activations away after one backward, and here there are two
+        # compiled blocks free their activations after one backward pass, and here are two
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in modules:
             stack.enter_context(_without_randomness(module))
@@ -110,8 +112,8 @@ def measure(modules: Sequence[LocalModule], batches: Iterable[Batch]) -> list[Ro
 
 
 @dataclass(frozen=True)
-class _Link:
-    """A module's part of the graph through all bodies."""
+class _ModuleGraph:
+    """One module's part of the autograd graph through all bodies."""
 
     params: list[nn.Parameter]
     x: Tensor
@@ -121,55 +123,55 @@ class _Link:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Of one loss: at a module's input and output, and for its body's parameters."""
+    """The gradients of one loss at a module's input and output, and for its body's parameters."""
 
     x: Tensor
     y: Tensor
     params: Sequence[Tensor]
 
 
-def _compare(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> list[Row]:
-    """One batch: a single graph, so that both kinds of gradients see the same activations."""
-    links = list(_chain(modules, x, labels))
-    local = [_gradients(link.loss, link) for link in links]
-    true = [_gradients(links[-1].loss, link) for link in links]
+def _compare(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> list[GradientRow]:
+    """Compare on one batch, in a single graph: both kinds of gradients see the same activations."""
+    graphs = list(_chain(modules, x, labels))
+    local = [_gradients(graph.loss, graph) for graph in graphs]
+    global_ = [_gradients(graphs[-1].loss, graph) for graph in graphs]
     rows = []
-    for index, (own, wanted) in enumerate(zip(local, true, strict=True)):
-        above = _agreement(own.x, local[index - 1].y) if index else None
+    for index, (own, true) in enumerate(zip(local, global_, strict=True)):
+        neighbours = _agreement(own.x, local[index - 1].y) if index else None
         rows.append(
-            Row(
+            GradientRow(
                 module=index + 1,
-                gradient=_cosine(own.params, wanted.params),
-                signal=_agreement(own.y, wanted.y).cosine.item(),
-                discord=above.discord.item() if above else None,
-                cosine=above.cosine.item() if above else None,
+                gradient=_cosine(own.params, true.params),
+                signal=_agreement(own.y, true.y).cosine.item(),
+                discord=neighbours.discord.item() if neighbours else None,
+                cosine=neighbours.cosine.item() if neighbours else None,
             )
         )
     return rows
 
 
-def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterator[_Link]:
+def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterator[_ModuleGraph]:
     x = x.detach().requires_grad_()
     for module in modules:
         y = module.body(x)
         loss = module.rules.task.loss(module.head(y), labels)
-        yield _Link([p for p in module.body.parameters() if p.requires_grad], x, y, loss)
+        yield _ModuleGraph([p for p in module.body.parameters() if p.requires_grad], x, y, loss)
         x = y
 
 
-def _gradients(loss: Tensor, link: _Link) -> _Gradients:
-    wanted = [link.x, link.y, *link.params]
-    x, y, *params = grad(loss, wanted, retain_graph=True, materialize_grads=True)
+def _gradients(loss: Tensor, graph: _ModuleGraph) -> _Gradients:
+    inputs = [graph.x, graph.y, *graph.params]
+    x, y, *params = grad(loss, inputs, retain_graph=True, materialize_grads=True)
     return _Gradients(x, y, params)
 
 
 def _agreement(g: Tensor, s: Tensor) -> Comparison:
-    """In float64: where a sample is certain, squares of its gradients vanish in float32."""
+    """Compare in float64: squares of the gradients of confident samples underflow in float32."""
     return compare(g.double(), s.double())
 
 
 def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
-    """Of two lists of tensors, each as one vector; exactly 1 where they are equal."""
+    """The cosine of two lists of tensors, each as one vector; exactly 1 where they are equal."""
     if not a:
         return None
     u, v = (torch.cat([t.flatten().double() for t in vectors]) for vectors in (a, b))
@@ -177,25 +179,18 @@ def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     return (u * v).sum().item() / lengths if lengths else 0.0
 
 
-def _mean(rows: Sequence[Row]) -> Row:
-    """Of one module over the batches; what is None in one is None in all."""
-
-    def over(values: Iterable[float | None]) -> float | None:
-        numbers = [value for value in values if value is not None]
-        return fmean(numbers) if numbers else None
-
-    return Row(
-        module=rows[0].module,
-        gradient=over(row.gradient for row in rows),
-        signal=fmean(row.signal for row in rows),
-        discord=over(row.discord for row in rows),
-        cosine=over(row.cosine for row in rows),
-    )
+def _mean(rows: Sequence[GradientRow]) -> GradientRow:
+    """The means for one module over the batches; what is None in one is None in all."""
+    means: dict[str, Any] = {}
+    for name in ("gradient", "signal", "discord", "cosine"):
+        values = [getattr(row, name) for row in rows]
+        means[name] = None if None in values else fmean(values)
+    return replace(rows[0], **means)
 
 
 @contextmanager
 def _without_randomness(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, except for the norms that gather statistics: those train."""
+    """Evaluation mode, except for norms that keep running statistics: these are in training."""
     modes = [(layer, layer.training) for layer in module.modules()]
     for layer, _ in modes:
         layer.training = bool(getattr(layer, "track_running_stats", False))
@@ -209,7 +204,7 @@ def _without_randomness(module: nn.Module) -> Iterator[None]:
 def _upcoming(
     blueprint: Blueprint, step: int, num_batches: int, device: torch.device
 ) -> Iterator[Batch]:
-    """The batches of the steps from `step` on, as training would get them: in microbatches."""
+    """The microbatches that training would receive in the next steps."""
     parts = blueprint.config.train.microbatches
     steps = range(step, step + num_batches)
     actions = [Step(number, lr=0.0, microbatches=parts) for number in steps]
@@ -222,12 +217,12 @@ def _upcoming(
         source.close()
 
 
-def _show(rows: Sequence[Row], blocks: Sequence[str], title: str) -> None:
-    """Print a table; columns of cosines, and the discord between them."""
+def _show(rows: Sequence[GradientRow], blocks: Sequence[str], title: str) -> None:
+    """Print a table of cosines and discords."""
     table = Table(title=title, title_justify="left")
     table.add_column("\nmodule", justify="right")
     table.add_column("\nblocks")
-    for column in ("local,\nglobal", "s,\nglobal", "g,\ns above", "\ndiscord"):
+    for column in ("local,\nglobal", "s,\nglobal", "g,\ns upstream", "\ndiscord"):
         table.add_column(column, justify="right")
     for row, names in zip(rows, blocks, strict=True):
         cosines = (row.gradient, row.signal, row.cosine)
@@ -237,7 +232,7 @@ def _show(rows: Sequence[Row], blocks: Sequence[str], title: str) -> None:
     console = Screen()
     console.print(table)
     console.print(
-        "Cosines: of the body's local with its global gradient; of the signal with the global"
-        " gradient at the module's output; of its input gradient with the signal from above.",
+        "Cosines: the body's local and global gradient; the signal s and the global gradient at the"
+        " module's output; its input gradient g and the signal s of its upstream neighbour.",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""A plan as text: tables, a timeline, and a word about better cuts."""
+"""A plan as text: tables, a timeline, and warnings about cuts that could be better."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -11,11 +11,11 @@ from pipeline_local.planning.timeline import Bar, timeline
 from pipeline_local.screen import Screen
 
 STEPS_DRAWN = 5
-"""Steps of the timeline: enough for the fill, some steady ones, and the drain."""
+"""Steps in the timeline: enough to show fill, steady state and drain."""
 
 
 def show(plan: Plan) -> None:
-    """Print everything."""
+    """Print tables, timeline, facts and warnings."""
     console = Screen()
     console.print(_stages(plan))
     console.print(_modules(plan))
@@ -27,37 +27,37 @@ def show(plan: Plan) -> None:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """What could be balanced better, and how; one line each."""
-    lines = [*_memory_warnings(plan), *_uneven_memory(plan), *_line_warning(plan)]
+    """Return one line for each way in which the plan could be balanced better."""
+    lines = [*_memory_warnings(plan), *_uneven_memory(plan), *_link_warning(plan)]
     better = plan.stage_cut
     if better and plan.imbalance > TOLERATED and plan.imbalance / better.imbalance > 1.02:
         opens = ", ".join(str(module + 1) for module in better.edges)
         lines.append(
-            f"warning: the dearest stage costs {plan.imbalance:.2f} times the mean; stages that"
-            f" begin with modules {opens} would make it {better.imbalance:.2f}"
+            f"warning: the most expensive stage costs {plan.imbalance:.2f} times the mean; stages"
+            f" that begin with modules {opens} would make it {better.imbalance:.2f}"
         )
     costs = [module.cost.total for stage in plan.stages for module in stage.modules]
     imbalance = max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
     other = plan.module_cut
-    apart = len(plan.stages) > 1  # on one device they take turns, and only their sum counts
+    apart = len(plan.stages) > 1  # on one device only their sum matters
     if apart and other and imbalance > TOLERATED and imbalance / other.imbalance > 1.02:
         cuts = ",".join(plan.block_names[block] for block in other.edges)
         lines.append(
-            f"warning: the dearest module costs {imbalance:.2f} times the mean;"
+            f"warning: the most expensive module costs {imbalance:.2f} times the mean;"
             f" modules.cuts=[{cuts}] would make it {other.imbalance:.2f}"
-            f" (other modules learn otherwise)"
+            f" (this changes what is learned)"
         )
     return lines
 
 
-def _line_warning(plan: Plan) -> Iterator[str]:
+def _link_warning(plan: Plan) -> Iterator[str]:
     slowest = max(stage.cost for stage in plan.stages)
     if plan.seconds is not None and plan.seconds > TOLERATED * slowest:
         yield (
-            f"warning: the line between stages decides: no stage computes for more than"
-            f" {1000 * slowest:.1f} ms per step, messages make it {1000 * plan.seconds:.1f};"
-            f" parallel.wire_dtype=bfloat16 halves those of float32, and cuts where activations are"
-            f" small are better (parallel.cuts=auto)"
+            f"warning: the link between stages is the bottleneck: no stage computes for more than"
+            f" {1000 * slowest:.1f} ms per step, with messages it takes {1000 * plan.seconds:.1f};"
+            f" parallel.wire_dtype=bfloat16 halves float32 messages, and parallel.cuts=auto"
+            f" prefers cuts where activations are small"
         )
 
 
@@ -70,9 +70,11 @@ def _memory_warnings(plan: Plan) -> Iterator[str]:
             remedy = f"parallel.cuts={[edge + 1 for edge in plan.stage_cut.edges]} fits"
         elif plan.module_cut:
             names = ",".join(plan.block_names[block] for block in plan.module_cut.edges)
-            remedy = f"modules.cuts=[{names}] fits, each alone (other modules learn otherwise)"
+            remedy = (
+                f"modules.cuts=[{names}] fits, one module per stage (this changes what is learned)"
+            )
         else:
-            remedy = "nor does any other cut fit; modules.recompute=true or more stages save memory"
+            remedy = "no other cut fits either; modules.recompute=true or more stages save memory"
         yield (
             f"warning: stage {number} needs {mebibytes(peak)} MiB, its device has"
             f" {mebibytes(stage.room)}; {remedy}"
@@ -84,12 +86,12 @@ def _uneven_memory(plan: Plan) -> Iterator[str]:
     if even is not None and TOLERATED * even < peak:
         yield (
             f"warning: these modules take {mebibytes(peak)} MiB, modules.cuts=memory would take"
-            f" {mebibytes(even)} (other modules learn otherwise)"
+            f" {mebibytes(even)} (this changes what is learned)"
         )
 
 
 def lines_of(plan: Plan, width: int = 72) -> list[str]:
-    """Fill, steady state and drain of a short run, a row per stage."""
+    """Return the timeline of a short run, one row per stage, with its phases below."""
     bars = timeline(plan.stages, STEPS_DRAWN)
     end = max((bar.end for bar in chain(*bars)), default=0.0) or 1.0
     rows = [f"stage {number:>2} |{_row(row, end, width)}|" for number, row in enumerate(bars)]
@@ -97,7 +99,7 @@ def lines_of(plan: Plan, width: int = 72) -> list[str]:
     phases = _phases(steady, width)
     legend = (
         f"Timeline of {STEPS_DRAWN} steps: F act 1, forward; S act 2, signal; L act 3, learn;"
-        f" . nothing to do (messages are not drawn)"
+        f" . idle (messages are not drawn)"
     )
     return [legend, *rows, f"         |{phases}|"]
 
@@ -112,7 +114,7 @@ def _row(bars: Sequence[Bar], end: float, width: int) -> str:
 
 
 def _phases(steady: tuple[float, float], width: int) -> str:
-    """The three phases under the rows."""
+    """The line that names the three phases."""
     begin, end = (round(part * width) for part in steady)
     spans = (("fill", begin), ("steady", max(0, end - begin)), ("drain", width - max(begin, end)))
     return "".join(name.center(size, "-")[:size] for name, size in spans)
@@ -169,14 +171,14 @@ def _edges(plan: Plan) -> Table:
 
 def _alternatives(plan: Plan) -> Table:
     columns = ["method", "peak per device", "bubble", "sent per device and step", "ms per step"]
-    table = _table("Beside it (MiB; estimates)", columns, left=("method",))
+    table = _table("Other methods (MiB; estimates)", columns, left=("method",))
     local = max(stage.memory.peak for stage in plan.stages)
     sent = max((e.activations + e.signals + e.feedback for e in plan.edges), default=0.0)
     name = f"local, p={len(plan.stages)}"
     table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent), _ms(plan.seconds))
-    for peer in plan.alternatives:
-        sizes = mebibytes(peer.peak), _share(peer.bubble), mebibytes(peer.traffic)
-        table.add_row(peer.name, *sizes, _ms(peer.seconds))
+    for other in plan.alternatives:
+        sizes = mebibytes(other.peak), _share(other.bubble), mebibytes(other.traffic)
+        table.add_row(other.name, *sizes, _ms(other.seconds))
     return table
 
 
@@ -184,40 +186,40 @@ def _facts(plan: Plan) -> list[str]:
     lines = [
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
-        "Kept: activations between acts 1 and 3. Learn: act 3 with the update and SGR, the second"
-        " pass of reconciliation on average over the steps. Peak in: the act that holds most.",
-        f"Imbalance: the dearest stage costs {plan.imbalance:.2f} times the mean.",
+        "Kept: activations between acts 1 and 3. Learn: act 3, with the update and with SGR, what"
+        " reconciliation adds on average over the steps. Peak in: the act with the highest memory.",
+        f"Imbalance: the most expensive stage costs {plan.imbalance:.2f} times the mean.",
         *_peaks(plan),
     ]
     if plan.seconds is None:
         lines.append(
-            f"Costs are {plan.origin}: shares of time, roughly; what only moves memory is not seen."
-            f" pipeline-local profile measures them."
+            f"Costs are {plan.origin}, roughly proportional to time; memory-bound operations do not"
+            f" count. pipeline-local profile measures times."
         )
     else:
         rate, hours = plan.batch_size / plan.seconds, plan.steps * plan.seconds / 3600
         lines.append(
             f"Costs are {plan.origin}. Predicted: {1000 * plan.seconds:.1f} ms per step,"
             f" {rate:.1f} samples/s, {hours:.2f} h for {plan.steps} steps (without evaluations and"
-            f" checkpoints); times of a step are simulated, messages included."
+            f" checkpoints). Step times are simulated, messages included."
         )
     return lines
 
 
 def _peaks(plan: Plan) -> Iterator[str]:
-    """What they are of."""
+    """What peaks include on each type of device."""
     for type_ in sorted({stage.device.type for stage in plan.stages}):
         known = max(s.memory.workspaces for s in plan.stages if s.device.type == type_)
         if type_ == "cpu":
-            yield "Peaks on cpu: of tensors (for a GPU: --device cuda)."
+            yield "Peaks on cpu: tensors only (for a GPU: --device cuda)."
         elif type_ != "cuda":
-            yield f"Peaks on {type_}: of tensors as CUDA's kernels keep them; its own may differ."
+            yield f"Peaks on {type_}: tensors, as CUDA's kernels allocate them; its own may differ."
         elif known:
-            yield f"Peaks on {type_}: of tensors, and {mebibytes(known)} MiB that libraries keep."
+            yield f"Peaks on {type_}: tensors, and {mebibytes(known)} MiB of library workspaces."
         else:
             yield (
-                f"Peaks on {type_}: of tensors; pipeline-local profile measures what libraries keep"
-                f" beside them (cuBLAS on Hopper: 32 MiB for each of two threads)."
+                f"Peaks on {type_}: tensors only; pipeline-local profile measures workspaces of"
+                f" libraries (cuBLAS on Hopper: 32 MiB for each of two threads)."
             )
 
 
@@ -230,7 +232,7 @@ def _table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Tabl
 
 
 def mebibytes(size: float) -> str:
-    """With digits behind the point where they say anything."""
+    """Return bytes as a number of MiB, with at most two decimals."""
     value = size / 2**20
     digits = 2 if value < 1 else 1 if value < 100 else 0
     return f"{value:.{digits}f}" if value else "0"

@@ -1,7 +1,7 @@
-"""What a run will need, before anything is paid for: memory, traffic, time, balance.
+"""What a run will need, before it is started: memory, traffic, time and balance.
 
-Peaks come from a rehearsal on fake tensors, costs from a profile or from FLOPs. Beside them stands
-what backpropagation, 1F1B and data parallelism would need on the same devices.
+Peaks come from a dry run on fake tensors, costs from a profile or from FLOPs. They are compared
+with what backpropagation, 1F1B and data parallelism would need on the same devices.
 """
 
 import json
@@ -27,19 +27,19 @@ from pipeline_local.planning.alternatives import Alternative, alternatives
 from pipeline_local.simulation.simulate import step_seconds
 
 TOLERATED = 1.15
-"""Largest cost over the mean from which on another cut is worth a word."""
+"""A warning about cuts is given where the largest cost is more than this many times the mean."""
 
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """One module.
+    """The plan of one module.
 
     Attributes:
-        number: from 1.
-        blocks: their names.
-        head: its name.
-        memory: what it holds.
-        cost: of its acts in an average step, in the plan's unit.
+        number: number of the module, from 1.
+        blocks: names of its blocks.
+        head: name of its head.
+        memory: bytes that it holds.
+        cost: cost of its acts in an average step, in the plan's unit.
     """
 
     number: int
@@ -51,7 +51,14 @@ class ModulePlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its modules, what their device must hold and do, and the bytes that it has."""
+    """The plan of one stage.
+
+    Attributes:
+        device: the device that it computes on.
+        modules: the plans of its modules.
+        memory: bytes that the device must hold.
+        room: bytes that the device has; None: unknown.
+    """
 
     device: Device
     modules: tuple[ModulePlan, ...]
@@ -60,19 +67,19 @@ class StagePlan:
 
     @property
     def cost(self) -> float:
-        """Of an average step, in the plan's unit."""
+        """The cost of an average step, in the plan's unit."""
         return sum(module.cost.total for module in self.modules)
 
 
 @dataclass(frozen=True)
 class EdgePlan:
-    """What crosses between two stages in an average step, in bytes.
+    """The messages between two stages in an average step, in bytes.
 
     Attributes:
-        activations: downstream, with labels.
-        signals: downstream, on average over the steps.
-        feedback: upstream, on average.
-        seconds: that the activations of one microbatch are on their way, where that is known.
+        activations: bytes of activations and labels, sent downstream.
+        signals: bytes of signals, sent downstream, on average over the steps.
+        feedback: bytes of input gradients, sent upstream, on average over the steps.
+        seconds: transfer time of the activations of one microbatch; None without a profile.
     """
 
     activations: int
@@ -83,7 +90,7 @@ class EdgePlan:
 
 @dataclass(frozen=True)
 class Cut:
-    """A division, and the largest cost of its parts over their mean."""
+    """A cut into parts: the first index of each part but the first, and largest over mean cost."""
 
     edges: tuple[int, ...]
     imbalance: float
@@ -91,22 +98,26 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, before it is paid for.
+    """The plan of a run.
 
     Attributes:
-        unit: of all costs: seconds if there is a profile.
-        origin: where the costs come from, for people.
+        unit: unit of all costs: seconds with a profile, else FLOPs.
+        origin: a text that says where the costs come from.
+        batch_size: samples in a step.
         steps: optimizer steps of the run.
-        seconds: of a step in the steady state, messages included, simulated; None without a
+        seconds: simulated seconds of a step in the steady state, messages included; None without a
             profile.
+        stages: the plans of all stages.
+        edges: the messages from each stage to the next.
         imbalance: largest stage cost over the mean.
-        fill: part of the run that passes before the last stage has anything to do, from costs.
-        stage_cut: the best placement of these modules: first module of each stage but the first;
-            None where none fits the devices.
-        module_cut: the best modules, as many as now: first block of each but the first. It changes
-            the mathematics. None where none fits the devices.
-        even_memory: bytes that the only stage would take with `modules.cuts=memory`; None where
-            there are several stages, a single module, or no such cut.
+        fill: fraction of the run before the last stage starts, by costs.
+        stage_cut: the best placement of these modules, by the first module of each stage but the
+            first; None where none fits the devices.
+        module_cut: the best cut into as many modules, by the first block of each but the first. It
+            changes the mathematics. None where none fits the devices.
+        even_memory: bytes that the only stage would hold with `modules.cuts=memory`; None with
+            several stages, a single module, or no such cut.
+        block_names: names of all blocks.
         alternatives: other methods, for comparison.
     """
 
@@ -130,14 +141,14 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
     """Plan a run.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         info: facts of the data.
-        num_stages: of it.
-        device: what the stages are to compute on; None: what the profile says, or this host's.
+        num_stages: number of stages.
+        device: the device of the stages; None: the profile's, or this host's.
 
     Raises:
-        UserError: the configuration does not fit together, or cannot be rehearsed; or a profile is
-            of another type of device.
+        UserError: the configuration does not fit together, its dry run fails, or the profile was
+            measured on another type of device.
     """
     blueprint = draw_blueprint(config, info, device)
     placement = Placement.of(blueprint, num_stages)
@@ -153,8 +164,8 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
         edges=tuple(
-            _edge(blueprint, part[-1], below.link)
-            for part, below in zip(parts, costs[1:], strict=False)
+            _edge(blueprint, part[-1], receiver.link)
+            for part, receiver in zip(parts, costs[1:], strict=False)
         ),
         imbalance=_imbalance(totals),
         fill=_fill(stages, config.train.microbatches, blueprint.run_plan.num_steps),
@@ -167,10 +178,10 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
 
 
 def write(plan: Plan, output: Path) -> None:
-    """As JSON, into a new file.
+    """Write the plan as JSON to a new file.
 
     Raises:
-        UserError: it exists already or cannot be written.
+        UserError: the file exists already or cannot be written.
     """
     newfile.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
 
@@ -224,7 +235,7 @@ def _imbalance(costs: Sequence[float]) -> float:
 
 
 def _fill(stages: Sequence[StagePlan], microbatches: int, steps: int) -> float:
-    """Forward passes of one microbatch through all stages but the last, over the whole run."""
+    """The forward passes of one microbatch through all stages but the last, over the whole run."""
     first = sum(m.cost.forward for stage in stages[:-1] for m in stage.modules) / microbatches
     whole = first + steps * max(stage.cost for stage in stages)
     return first / whole if whole else 0.0
@@ -254,7 +265,7 @@ def _even_memory(placement: Placement) -> int | None:
 
 
 def _best_modules(placement: Placement) -> Cut | None:
-    """On the devices where the modules are now."""
+    """The best cut for the devices where the modules are placed now."""
     devices = zip(placement.costs, placement.stages, strict=True)
     costs = [on_device for on_device, part in devices for _ in part]
     try:

@@ -1,7 +1,7 @@
 """Measure what blocks, heads and messages cost on the device in use, for `modules.profile`.
 
-Each block, and each head that a cut could put behind it, takes real steps as the only content of a
-module: the acts that are timed are those of training.
+Each block, and each head that a cut could put behind it, runs real training steps as the only part
+of a module, so that the timed acts are those of training.
 """
 
 import gc
@@ -29,26 +29,26 @@ from pipeline_local.learning.step import Step
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Cost, Link, possible_heads
 from pipeline_local.placement.draw import draw
-from pipeline_local.planning.line import Line
+from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record.metrics import settle
 
 TINY = 1e-8
-"""Learning rate: all repetitions are alike."""
+"""Learning rate of all steps, so small that all repetitions are alike."""
 
 
 def files(output: Path, num_ranks: int) -> list[Path]:
-    """Where each rank's profile goes: OUTPUT, or OUTPUT-RANK where there are several."""
+    """Return the file of each rank's profile: OUTPUT, or OUTPUT-RANK with several ranks."""
     if num_ranks == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(num_ranks)]
 
 
 def check(runs: int, output: Path, num_ranks: int) -> None:
-    """Refuse what cannot be done, before anything is spent.
+    """Check the options before anything is measured.
 
     Raises:
-        UserError: no repetition, or a file exists already.
+        UserError: there is no repetition, or a file exists already.
     """
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
@@ -57,20 +57,20 @@ def check(runs: int, output: Path, num_ranks: int) -> None:
 
 
 def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: RankInfo) -> str:
-    """Measure everything and save it; several ranks do so at once, each on its own device.
+    """Measure all parts and save a profile; all ranks do so at once, each on its own device.
 
     Args:
-        config: says network, heads, batch, precision.
+        config: the configuration of network, heads, batch and precision.
         info: facts of the data; images are drawn at random.
         runs: repetitions of each part; medians are kept.
         output: a new file.
-        rank_info: of this rank; it computes with as many threads as torch is set to.
+        rank_info: this rank; it computes with torch's current number of threads.
 
     Returns:
-        A line for people on the first rank; "" on all others.
+        A line to print on the first rank; "" on all others.
 
     Raises:
-        UserError: no repetition, or the file exists already or cannot be written.
+        UserError: there is no repetition, or the file exists already or cannot be written.
     """
     check(runs, output, rank_info.world_size)
     own = files(output, rank_info.world_size)[rank_info.rank]
@@ -88,43 +88,45 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: 
 
 
 def measure(config: Config, info: DataInfo, runs: int, rank_info: RankInfo) -> dict[str, Any]:
-    """What `profilefile` saves of this rank; all of them call it together."""
-    bench = _Bench(config, info, runs, rank_info.device)
-    blueprint = bench.blueprint
+    """Return this rank's profile, as `profile_file` saves it. All ranks call it together."""
+    parts = _PartTimer(config, info, runs, rank_info.device)
+    blueprint = parts.blueprint
     blocks = blueprint.backbone.blocks
     facts = {
         "setting": profile_file.setting(blueprint),
         "runs": runs,
         "blocks": {
             block.name: profile_file.row(cost)
-            for block, cost in zip(blocks, bench.blocks(), strict=True)
+            for block, cost in zip(blocks, parts.blocks(), strict=True)
         },
         "heads": [
-            {"end": end, "copies": copies, **profile_file.row(bench.head(head, end))}
+            {"end": end, "copies": copies, **profile_file.row(parts.head(head, end))}
             for (end, copies), head in possible_heads(blueprint)
         ],
-        "classifier": profile_file.row(bench.classifier()),
+        "classifier": profile_file.row(parts.classifier()),
         "link": profile_file.row(_link(blueprint, runs, rank_info)),
     }
-    return {**facts, "device": _device(rank_info)}  # last, as it tells what has been left behind
+    return {**facts, "device": _device(rank_info)}  # last, as it reports what is still allocated
 
 
 def _link(blueprint: Blueprint, runs: int, rank_info: RankInfo) -> Link:
-    """By messages as large as a microbatch's activations between two blocks are at most."""
+    """The link, for messages as large as a microbatch's largest activations between blocks."""
     config = blueprint.config
     samples = config.data.batch_size // config.train.microbatches
     size = samples * blueprint.wire_format.activations.itemsize
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
     if rank_info.world_size == 1:
-        return Line(num_bytes, runs, torch.device("cpu")).between_threads()
+        return LinkBenchmark(num_bytes, runs, torch.device("cpu")).between_threads()
     by_device = rank_info.p2p_kind(config.parallel) == "nccl"
     device = rank_info.device if by_device else torch.device("cpu")
-    return Line(num_bytes, runs, device).between_ranks(rank_info.rank, rank_info.world_size)
+    return LinkBenchmark(num_bytes, runs, device).between_ranks(
+        rank_info.rank, rank_info.world_size
+    )
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A module that is measured, and what it meets."""
+    """A module to measure, and what it receives."""
 
     module: LocalModule
     x: Tensor
@@ -132,20 +134,20 @@ class _Subject:
     signal: Tensor
 
 
-class Times:
-    """Seconds of the acts of one module, step by step."""
+class ActTimes:
+    """Collects the seconds of each act of one module over many steps."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
     def note(self, acts: Mapping[str, float], reconciled: bool) -> None:
-        """One step."""
+        """Add the seconds of one step."""
         for act, value in acts.items():
-            apart = reconciled and act in ("signal", "learn")
-            self._seconds[f"{act}, reconciled" if apart else act].append(value)
+            separate = reconciled and act in ("signal", "learn")
+            self._seconds[f"{act}, reconciled" if separate else act].append(value)
 
     def medians(self, reconciles: bool) -> dict[str, float]:
-        """Of each act; `added` is what reconciliation adds to acts 2 and 3."""
+        """Return the median of each act; `added` is what reconciliation adds to acts 2 and 3."""
         found = {act: median(values) for act, values in self._seconds.items()}
         both = found.pop("signal, reconciled") + found.pop("learn, reconciled")
         more = both - found["signal"] - found["learn"]
@@ -153,13 +155,13 @@ class Times:
         return found
 
 
-class _Bench:
+class _PartTimer:
     """Times parts of one network.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         info: facts of the data.
-        runs: repetitions.
+        runs: timed repetitions of each part.
         device: where to run.
     """
 
@@ -175,7 +177,7 @@ class _Bench:
         self._generator = torch.Generator().manual_seed(0)
 
     def blocks(self) -> list[Cost]:
-        """All blocks, in turns as in training: none finds its weights in the cache."""
+        """Measure all blocks, interleaved as in training, so that caches are cold."""
         subjects = [self._block(index) for index in range(len(self.blueprint.backbone.blocks))]
         return [
             Cost(acts["forward"], acts["learn"], acts["added"], acts["update"])
@@ -183,7 +185,7 @@ class _Bench:
         ]
 
     def _block(self, index: int) -> "_Subject":
-        """One block; the trivial head behind it will not be counted."""
+        """One block. The small head behind it is not counted."""
         blueprint = self.blueprint
         linear = replace(blueprint, config=replace(blueprint.config, head=HeadConfig("linear")))
         head = blueprint.fresh_head(linear.auxiliary_head(index + 1, 0), 0, self._device)
@@ -191,16 +193,16 @@ class _Bench:
         return self._subject(body, head, min(index, 1), blueprint.input_shapes[index])
 
     def head(self, head: nn.Module, end: int) -> Cost:
-        """A head behind the first `end` blocks."""
-        return self._alone(self.blueprint.fresh_head(head, 0, self._device), end)
+        """Measure a head behind the first `end` blocks."""
+        return self._only_head(self.blueprint.fresh_head(head, 0, self._device), end)
 
     def classifier(self) -> Cost:
-        """The network's own head."""
+        """Measure the network's own classifier."""
         blueprint = self.blueprint
         own = blueprint.fresh(blueprint.backbone.classifier, self._device)
-        return self._alone(own, len(blueprint.output_shapes))
+        return self._only_head(own, len(blueprint.output_shapes))
 
-    def _alone(self, head: nn.Module, end: int) -> Cost:
+    def _only_head(self, head: nn.Module, end: int) -> Cost:
         subject = self._subject(nn.Identity(), head, 1, self.blueprint.output_shapes[end - 1])
         (acts,) = self._repeat([subject])
         return Cost(acts["signal"], 0.0, acts["added"], acts["update"])
@@ -224,8 +226,8 @@ class _Bench:
         return torch.randn(*shape, generator=self._generator)
 
     def _repeat(self, subjects: Sequence["_Subject"]) -> list[dict[str, float]]:
-        """Median seconds of each act, and what reconciliation adds to them."""
-        seconds = [Times() for _ in subjects]
+        """The median seconds of each act, and what reconciliation adds to them."""
+        seconds = [ActTimes() for _ in subjects]
         for turn in range(self._runs + 1):
             for subject, times in zip(subjects, seconds, strict=True):
                 for reconcile in (False, True):
@@ -274,8 +276,8 @@ def _device(rank_info: RankInfo) -> dict[str, Any]:
 
 
 def _left_behind(device: torch.device) -> int:
-    """Bytes that are still taken when no tensor is left: the libraries' own, such as cuBLAS's for
-    the thread of forward passes and the one of backward passes."""
+    """Bytes that are still allocated when no tensor is left: the workspaces of libraries, such as
+    cuBLAS's for the threads of forward and backward passes."""
     gc.collect()
     settle(device)
     return int(torch.accelerator.memory_allocated(device))
@@ -284,5 +286,5 @@ def _left_behind(device: torch.device) -> int:
 def _memory(device: torch.device) -> int | None:
     try:
         return int(torch.accelerator.get_memory_info(device)[1])
-    except RuntimeError:  # a driver that does not tell
+    except RuntimeError:  # the driver does not report it
         return None

@@ -1,4 +1,4 @@
-"""What each worker of a method does, act by act, as programs for the simulator."""
+"""Training methods as programs for the simulator: the acts of each worker, in order."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,23 +24,23 @@ from pipeline_local.simulation.simulator import (
 from pipeline_local.simulation.work import StageWork
 
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
-"""Gradients that DDP sums at a time: in its first bucket, and in each later one."""
+"""Sizes of DDP's gradient buckets: the first one, and all others."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is simulated.
+class SimulatedRun:
+    """The run to simulate.
 
     Attributes:
-        stages: of the pipeline, in order.
-        microbatches: of a step.
-        steps: to do.
-        links: between each stage and the next, or one for all; between replicas the worst of them.
+        stages: the work of each stage of the pipeline, in order.
+        microbatches: number of microbatches in a step.
+        steps: number of optimizer steps.
+        links: the link from each stage to the next, or one for all. Replicas use the worst of them.
         every: steps from one comparison of gradients to the next; 0: never.
-        feedback: input gradients go back upstream on those steps.
-        replicas: of each stage.
-        jitter: most seconds by which a message may be late.
-        seed: of the jitter.
+        feedback: whether input gradients are sent upstream on those steps.
+        replicas: number of replicas of each stage.
+        jitter: largest random delay of a message, in seconds.
+        seed: seed of the jitter.
     """
 
     stages: tuple[StageWork, ...]
@@ -54,45 +54,45 @@ class Setting:
     seed: int = 0
 
     def link(self, stage: int) -> Link:
-        """Between a stage and the next."""
+        """Return the link from a stage to the next."""
         return self.links[stage if len(self.links) > 1 else 0]
 
     @property
     def worst(self) -> Link:
-        """As late as the latest and as narrow as the narrowest."""
+        """A link with the highest latency and the lowest bandwidth of all."""
         return Link(
             max(link.latency_seconds for link in self.links),
             min(link.bytes_per_second for link in self.links),
         )
 
 
-Method = Callable[[Setting], list[Program]]
+Method = Callable[[SimulatedRun], list[Program]]
 
 
-def local(setting: Setting) -> list[Program]:
-    """Local learning: three acts per module, no stage waits for a backward pass of another."""
-    sums = [sum(module.gradients for module in stage.modules) for stage in setting.stages]
-    return _pipelines(setting, _local, sums, depth=DEPTH, ahead=True)
+def local(run: SimulatedRun) -> list[Program]:
+    """Local learning: three acts per module; no stage waits for the backward pass of another."""
+    sums = [sum(module.gradients for module in stage.modules) for stage in run.stages]
+    return _pipelines(run, _local, sums, depth=DEPTH, ahead=True)
 
 
-def gpipe(setting: Setting) -> list[Program]:
-    """All microbatches forward, then all of them backward."""
-    return _pipelines(setting, _gpipe, _of_stages(setting), depth=math.inf, ahead=False)
+def gpipe(run: SimulatedRun) -> list[Program]:
+    """GPipe: all microbatches forward, then all of them backward."""
+    return _pipelines(run, _gpipe, _of_stages(run), depth=math.inf, ahead=False)
 
 
-def one_f_one_b(setting: Setting) -> list[Program]:
-    """Stage k of p runs min(m, p - k) microbatches forward, then one forward per backward."""
-    return _pipelines(setting, _one_f_one_b, _of_stages(setting), depth=math.inf, ahead=False)
+def one_f_one_b(run: SimulatedRun) -> list[Program]:
+    """1F1B: stage k of p runs min(m, p - k) microbatches forward, then one forward per backward."""
+    return _pipelines(run, _one_f_one_b, _of_stages(run), depth=math.inf, ahead=False)
 
 
-def data_parallel(setting: Setting) -> list[Program]:
-    """Each worker has the whole network and its share of the batch; sums overlap the backward pass.
+def data_parallel(run: SimulatedRun) -> list[Program]:
+    """DDP: each worker has the whole network and its share of the batch.
 
-    As many workers as there are stages.
+    There are as many workers as stages. All-reduces overlap the backward pass.
     """
-    count = len(setting.stages) * setting.replicas
-    group = Group(count, setting.worst)
-    return [_replica(setting, group, count) for _ in range(count)]
+    count = len(run.stages) * run.replicas
+    group = Group(count, run.worst)
+    return [_replica(run, group, count) for _ in range(count)]
 
 
 METHODS: dict[str, Method] = {
@@ -105,15 +105,15 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class _Ends:
-    """A stage between its channels; None where it has no neighbour.
+    """The channels of a stage; None where it has no neighbour.
 
     Attributes:
-        number: of the stage.
-        above: bytes of the activations of the stage before, for backpropagation.
+        number: index of the stage.
+        upstream: bytes of the upstream stage's activations, under backpropagation.
     """
 
     number: int
-    above: float
+    upstream: float
     recv: Channel | None
     send: Channel | None
     back_send: Channel | None
@@ -121,41 +121,41 @@ class _Ends:
 
 
 def _pipelines(
-    setting: Setting,
-    program: Callable[[Setting, _Ends], Iterator[Act]],
+    run: SimulatedRun,
+    program: Callable[[SimulatedRun, _Ends], Iterator[Act]],
     gradients: Sequence[float],
     depth: float,
     ahead: bool,
 ) -> list[Program]:
-    """One pipeline per replica; the replicas of a stage sum their gradients."""
-    random = Random(setting.seed)
-    count = len(setting.stages)
-    groups = [Group(setting.replicas, setting.worst) for _ in setting.stages]
-    edges = [setting.link(stage) for stage in range(count - 1)]
+    """One pipeline per replica; the replicas of a stage all-reduce their gradients."""
+    random = Random(run.seed)
+    count = len(run.stages)
+    groups = [Group(run.replicas, run.worst) for _ in run.stages]
+    edges = [run.link(stage) for stage in range(count - 1)]
     programs: list[Program] = []
-    for _ in range(setting.replicas):
-        down = [Channel(link, depth, ahead, setting.jitter, random) for link in edges]
-        up = [Channel(link, math.inf, ahead, setting.jitter, random) for link in edges]
+    for _ in range(run.replicas):
+        down = [Channel(link, depth, ahead, run.jitter, random) for link in edges]
+        up = [Channel(link, math.inf, ahead, run.jitter, random) for link in edges]
         for k in range(count):
             first, last = k == 0, k == count - 1
             ends = _Ends(
                 k,
-                0.0 if first else setting.stages[k - 1].activations,
+                0.0 if first else run.stages[k - 1].activations,
                 None if first else down[k - 1],
                 None if last else down[k],
                 None if first else up[k - 1],
                 None if last else up[k],
             )
-            programs.append(_with_sums(program(setting, ends), groups[k], gradients[k]))
+            programs.append(_with_sums(program(run, ends), groups[k], gradients[k]))
     return programs
 
 
-def _of_stages(setting: Setting) -> list[float]:
-    return [stage.gradients for stage in setting.stages]
+def _of_stages(run: SimulatedRun) -> list[float]:
+    return [stage.gradients for stage in run.stages]
 
 
 def _with_sums(acts: Iterator[Act], group: Group, gradients: float) -> Program:
-    """Replicas sum so many bytes of gradients before the update that ends a step."""
+    """Insert the all-reduce of so many bytes before the update that ends a step."""
     for act in acts:
         if group.members > 1 and isinstance(act, Update):
             yield Reduce(group, gradients)
@@ -163,25 +163,25 @@ def _with_sums(acts: Iterator[Act], group: Group, gradients: float) -> Program:
         yield act
 
 
-def _local(setting: Setting, ends: _Ends) -> Iterator[Act]:
-    stage = setting.stages[ends.number]
-    for step in range(setting.steps):
-        compares = setting.every > 0 and step % setting.every == 0
-        applies = setting.feedback and setting.every > 0
-        applies = applies and step >= LAG and (step - LAG) % setting.every == 0
-        for _ in range(setting.microbatches):
+def _local(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
+    stage = run.stages[ends.number]
+    for step in range(run.steps):
+        compares = run.every > 0 and step % run.every == 0
+        applies = run.feedback and run.every > 0
+        applies = applies and step >= LAG and (step - LAG) % run.every == 0
+        for _ in range(run.microbatches):
             if ends.recv:
                 yield Recv(ends.recv)
             yield from _three_acts(stage, ends, compares)
-            if compares and setting.feedback and ends.back_send:
-                yield Send(ends.back_send, setting.stages[ends.number - 1].messages)
+            if compares and run.feedback and ends.back_send:
+                yield Send(ends.back_send, run.stages[ends.number - 1].messages)
             if applies and ends.back_recv:
                 yield Recv(ends.back_recv)
         yield Update(sum(module.update for module in stage.modules))
 
 
 def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
-    """Of every module; only the outermost ones meet the neighbours."""
+    """The acts of every module; only the first and the last one exchange messages."""
     last = len(stage.modules) - 1
     for number, module in enumerate(stage.modules):
         yield Work(module.forward, "F")
@@ -195,54 +195,54 @@ def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
         yield Work(module.learn + (module.added if compares else 0.0), "L")
 
 
-def _gpipe(setting: Setting, ends: _Ends) -> Iterator[Act]:
-    stage = setting.stages[ends.number]
-    for _ in range(setting.steps):
-        for _ in range(setting.microbatches):
-            yield from _hear(ends.recv)
+def _gpipe(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
+    stage = run.stages[ends.number]
+    for _ in range(run.steps):
+        for _ in range(run.microbatches):
+            yield from _recv(ends.recv)
             yield Work(stage.forward)
-            yield from _say(ends.send, stage.activations)
-        for _ in range(setting.microbatches):
-            yield from _hear(ends.back_recv)
+            yield from _send(ends.send, stage.activations)
+        for _ in range(run.microbatches):
+            yield from _recv(ends.back_recv)
             yield Work(stage.backward)
-            yield from _say(ends.back_send, ends.above)
+            yield from _send(ends.back_send, ends.upstream)
         yield from _all_sent(ends.send)
         yield from _all_sent(ends.back_send)
         yield Update(stage.update)
 
 
-def _one_f_one_b(setting: Setting, ends: _Ends) -> Iterator[Act]:
-    """As torch.distributed.pipelining does: a send is waited for with the receive beside it."""
-    stage, count = setting.stages[ends.number], setting.microbatches
-    warm = min(count, len(setting.stages) - ends.number)
-    for _ in range(setting.steps):
+def _one_f_one_b(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
+    """As in torch.distributed.pipelining: a send is waited for together with its paired receive."""
+    stage, count = run.stages[ends.number], run.microbatches
+    warm = min(count, len(run.stages) - ends.number)
+    for _ in range(run.steps):
         for number in range(warm):
-            yield from _hear(ends.recv)
+            yield from _recv(ends.recv)
             yield Work(stage.forward)
             yield from _all_sent(ends.send)
             if number < warm - 1:
-                yield from _say(ends.send, stage.activations)
+                yield from _send(ends.send, stage.activations)
         for number in range(count):
-            if number <= count - warm:  # the newest forward has not been sent yet
-                yield from _say(ends.send, stage.activations)
-            yield from _hear(ends.back_recv)
+            if number <= count - warm:  # the latest output is not sent yet
+                yield from _send(ends.send, stage.activations)
+            yield from _recv(ends.back_recv)
             yield from _all_sent(ends.send)
             yield Work(stage.backward)
-            yield from _say(ends.back_send, ends.above)
+            yield from _send(ends.back_send, ends.upstream)
             if number < count - warm:
-                yield from _hear(ends.recv)
+                yield from _recv(ends.recv)
                 yield from _all_sent(ends.back_send)
                 yield Work(stage.forward)
         yield from _all_sent(ends.back_send)
         yield Update(stage.update)
 
 
-def _hear(channel: Channel | None) -> Iterator[Act]:
+def _recv(channel: Channel | None) -> Iterator[Act]:
     if channel:
         yield Recv(channel)
 
 
-def _say(channel: Channel | None, size: float) -> Iterator[Act]:
+def _send(channel: Channel | None, size: float) -> Iterator[Act]:
     if channel:
         yield Send(channel, size)
 
@@ -252,13 +252,13 @@ def _all_sent(channel: Channel | None) -> Iterator[Act]:
         yield Sent(channel)
 
 
-def _replica(setting: Setting, group: Group, count: int) -> Program:
-    share = setting.microbatches / len(setting.stages)
-    forward = share * sum(stage.forward for stage in setting.stages)
-    backward = share * sum(stage.backward for stage in setting.stages)
-    gradients = sum(stage.gradients for stage in setting.stages)
+def _replica(run: SimulatedRun, group: Group, count: int) -> Program:
+    share = run.microbatches / len(run.stages)
+    forward = share * sum(stage.forward for stage in run.stages)
+    backward = share * sum(stage.backward for stage in run.stages)
+    gradients = sum(stage.gradients for stage in run.stages)
     buckets = list(_buckets(gradients)) if count > 1 else []
-    for _ in range(setting.steps):
+    for _ in range(run.steps):
         yield Work(forward)
         for size in buckets:
             yield Work(backward * size / gradients)
@@ -267,11 +267,11 @@ def _replica(setting: Setting, group: Group, count: int) -> Program:
             yield Reduced(group)
         else:
             yield Work(backward)
-        yield Update(sum(stage.update for stage in setting.stages))
+        yield Update(sum(stage.update for stage in run.stages))
 
 
 def _buckets(gradients: float) -> Iterator[float]:
-    """Bytes of each, in the order of the backward pass."""
+    """Bytes of each bucket, in the order of the backward pass."""
     most = FIRST_BUCKET_BYTES
     while gradients > 0:
         yield min(gradients, most)

@@ -1,4 +1,4 @@
-"""What is to be simulated, checked first."""
+"""The options of `pipeline-local simulate`, and their checks."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +15,15 @@ class Scenario:
     """What to simulate.
 
     Attributes:
-        methods: some of `METHODS`.
-        stages: numbers of them; beyond the number of modules, each stage gets the mean module.
-        microbatches: of pipelines with a global backward pass; None: one per stage, or as many as
-            the batch has equal parts.
-        replicas: of each stage, or of each worker of `ddp`.
-        latency: seconds, one way, between all workers; None: as profiled.
+        methods: names from `METHODS`.
+        stages: the numbers of stages to simulate. With more stages than modules, each stage gets
+            the mean module.
+        microbatches: number of microbatches of pipelines with a global backward pass; None: one
+            per stage, or the next lower number that divides the batch.
+        replicas: number of replicas of each stage, or of each worker of `ddp`.
+        latency: one-way latency between all workers, in seconds; None: as profiled.
         bandwidth: bits per second; None: as profiled.
-        jitter: most seconds by which a message may be late.
+        jitter: largest random delay of a message, in seconds.
     """
 
     methods: tuple[str, ...]
@@ -34,23 +35,23 @@ class Scenario:
     jitter: float = 0.0
 
     def link(self, profiled: Link) -> Link:
-        """Between all workers."""
+        """Return the link between all workers, from this scenario or the profiled link."""
         return Link(
             profiled.latency_seconds if self.latency is None else self.latency,
             profiled.bytes_per_second if self.bandwidth is None else self.bandwidth / 8,
         )
 
     def parts(self, config: Config, stages: int) -> int:
-        """Microbatches of a pipeline with a global backward pass on so many stages."""
+        """Return the number of microbatches of a pipeline with a global backward pass."""
         size = config.data.batch_size
         most = range(min(stages, size), 0, -1)
         return self.microbatches or next(parts for parts in most if size % parts == 0)
 
     def check(self, config: Config) -> None:
-        """Refuse what cannot be.
+        """Check all options, also against the configuration.
 
         Raises:
-            ConfigError: with every problem, one line each.
+            ConfigError: it lists every problem, one per line.
         """
         if problems := [*self._own_problems(), *self._misfits(config.data.batch_size)]:
             raise ConfigError(problems)
@@ -77,6 +78,6 @@ class Scenario:
             yield f"--microbatches: equal parts of data.batch_size={size}, got {count}"
         if "ddp" in self.methods and most > size:
             yield (
-                f"--stages: of a batch of {size} (data.batch_size) {most} workers of ddp get less"
-                f" than a sample each; raise it, or pass --methods without ddp"
+                f"--stages: at most data.batch_size={size} with ddp, as each of its workers needs a"
+                f" sample, got {most}; raise it, or pass --methods without ddp"
             )

@@ -1,7 +1,7 @@
-"""Times of a run that nobody can afford to try: other stages, links and methods, simulated.
+"""Step times on hardware that is not at hand: other numbers of stages, links and methods.
 
-What each part costs has been measured (`pipeline-local profile`); the simulator adds who waits for
-whom. Workers are on devices of their own: what they take from each other on one host is not seen.
+The cost of each part has been measured (`pipeline-local profile`); the simulator adds the waiting.
+Each worker has a device of its own: contention between workers on one host is not simulated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,29 +20,30 @@ from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device, per_stage
 from pipeline_local.record.metrics import as_json
-from pipeline_local.simulation.programs import METHODS, Setting
+from pipeline_local.screen import markdown_table
+from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulator import Worker, simulate
 from pipeline_local.simulation.work import ModuleWork, StageWork, stretched
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
-"""Of the part of a simulated run that counts, its second half: the pipeline is full then."""
+"""Least size of a simulated run's second half, which is measured: the pipeline is full then."""
 REFERENCE = "1f1b"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method on so many stages.
+class SimulationRow:
+    """The simulated times of one method on a number of stages.
 
     Attributes:
-        method: its name.
-        stages: p.
-        microbatches: m.
-        step_seconds: of an optimizer step in the steady state.
-        samples_per_second: of all replicas together.
-        ratio: samples/s over 1F1B's at the same number of stages, if it was asked for.
-        busy: part of the time in which the busiest worker computes.
-        fill_seconds: until the last worker has done its first step.
+        method: name of the method.
+        stages: p, the number of stages.
+        microbatches: m, the number of microbatches.
+        step_seconds: seconds of an optimizer step in the steady state.
+        samples_per_second: throughput of all replicas together.
+        ratio: throughput over that of 1F1B on as many stages; None where 1F1B is not simulated.
+        busy: fraction of the time in which the busiest worker computes.
+        fill_seconds: seconds until the last worker has finished its first step.
     """
 
     method: str
@@ -55,11 +56,11 @@ class Row:
     fill_seconds: float
 
 
-def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[Row]:
+def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[SimulationRow]:
     """Simulate every method on every number of stages.
 
     Raises:
-        UserError: there is no profile to take times from, or something does not fit together.
+        UserError: there is no profile, or options and configuration do not fit together.
     """
     scenario.check(config)
     blueprint = draw(config, info)
@@ -74,8 +75,17 @@ def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[Row]:
 def step_seconds(
     blueprint: Blueprint, method: str, stages: int, microbatches: int | None = None
 ) -> float | None:
-    """Of an optimizer step in the steady state, over the profiled line; None without a profile of
-    these devices."""
+    """Return the seconds of a step in the steady state, over the profiled link.
+
+    Args:
+        blueprint: the run's specification.
+        method: a name from `METHODS`.
+        stages: number of stages.
+        microbatches: as in `Scenario`.
+
+    Returns:
+        None without a profile, or where it has not one entry for each stage.
+    """
     if blueprint.config.modules.profile is None:
         return None
     if len(costs_by_device(blueprint)) not in (1, stages):
@@ -84,14 +94,14 @@ def step_seconds(
     return row.step_seconds
 
 
-def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]:
+def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[SimulationRow]:
     config, found = blueprint.config, []
     links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
         own = config.train.microbatches
         parts = own if name in ("local", "ddp") else scenario.parts(config, count)
         stages = stage_works(blueprint, count, config.data.batch_size / parts)
-        setting = Setting(
+        run = SimulatedRun(
             stages=stages,
             microbatches=parts,
             steps=2 * _counted(parts, config.reconcile.every),
@@ -102,49 +112,49 @@ def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[Row]
             jitter=scenario.jitter,
         )
         samples = config.data.batch_size * scenario.replicas
-        found.append(_row(name, setting, samples, simulate(METHODS[name](setting))))
+        found.append(_row(name, run, samples, simulate(METHODS[name](run))))
     reference = next((row.samples_per_second for row in found if row.method == REFERENCE), None)
     for row in found:
         ratio = row.samples_per_second / reference if reference else None
-        yield Row(**{**asdict(row), "ratio": ratio})
+        yield replace(row, ratio=ratio)
 
 
 def _profiled(blueprint: Blueprint, stages: int) -> list[Link]:
-    """The line above each stage but the first, or one for all."""
+    """The upstream link of each stage but the first, or one for all."""
     devices = costs_by_device(blueprint)
-    above = devices[1:] if len(devices) == stages else ()
-    return [one.link for one in above or devices[:1] if one.link]
+    receivers = devices[1:] if len(devices) == stages else ()
+    return [one.link for one in receivers or devices[:1] if one.link]
 
 
 def _counted(microbatches: int, every: int) -> int:
-    """Steps that count: enough, and a multiple of those from one comparison to the next."""
+    """The number of measured steps: enough, and a multiple of the interval of comparisons."""
     least = max(LEAST_STEPS, -(-LEAST_MICROBATCHES // microbatches))
     return -(-least // every) * every
 
 
-def _row(name: str, setting: Setting, samples: int, workers: Sequence[Worker]) -> Row:
-    half = setting.steps // 2
+def _row(name: str, run: SimulatedRun, samples: int, workers: Sequence[Worker]) -> SimulationRow:
+    half = run.steps // 2
     begin = max(worker.steps[half - 1] for worker in workers)
     seconds = (max(worker.steps[-1] for worker in workers) - begin) / half
-    return Row(
+    return SimulationRow(
         method=name,
-        stages=len(setting.stages),
-        microbatches=setting.microbatches,
+        stages=len(run.stages),
+        microbatches=run.microbatches,
         step_seconds=seconds,
         samples_per_second=samples / seconds,
         ratio=None,
-        busy=max(worker.busy for worker in workers) / setting.steps / seconds,
+        busy=max(worker.busy for worker in workers) / run.steps / seconds,
         fill_seconds=max(worker.steps[0] for worker in workers),
     )
 
 
 def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[StageWork, ...]:
-    """What each of `count` stages does with a microbatch of so many samples.
+    """Return the work of each stage for one microbatch.
 
     Args:
-        blueprint: of a run with a profile.
-        count: stages; more than there are modules get the mean of all modules.
-        samples: of a microbatch; times are proportional to them.
+        blueprint: the specification of a run with a profile.
+        count: number of stages. With more stages than modules, each gets the mean module.
+        samples: samples in a microbatch; times are proportional to them.
     """
     part = samples / blueprint.config.data.batch_size
     modules = len(blueprint.modules)
@@ -172,9 +182,9 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         0.0 if last else num_bytes([replace(wire_format, dtype=dtype)]) * micro * part
         for dtype in (wire_format.dtype, blueprint.wire_format.inside)
     )
-    paper = [blueprint.backbone.blocks[i].module for i in blocks]
+    meta = [blueprint.backbone.blocks[i].module for i in blocks]
     if last:
-        paper.append(blueprint.backbone.classifier.module)
+        meta.append(blueprint.backbone.classifier.module)
     return StageWork(
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
         messages=messages,
@@ -182,7 +192,7 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         backward=own.backward * part,
         update=own.update,
         activations=activations,
-        gradients=_gradients(blueprint, paper),
+        gradients=_gradients(blueprint, meta),
     )
 
 
@@ -200,16 +210,16 @@ def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> Modu
 
 
 def _gradients(blueprint: Blueprint, parts: Sequence[nn.Module]) -> float:
-    """Bytes that replicas sum."""
+    """Bytes of the gradients that replicas all-reduce."""
     trained = (p for part in parts for p in part.parameters() if p.requires_grad)
     return float(sum(p.numel() for p in trained) * blueprint.dtype.itemsize)
 
 
 def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | None = None) -> str:
-    """Simulate; write the rows as JSON if asked, and give them as a Markdown table.
+    """Simulate, write the rows as JSON if asked, and return a Markdown table with its settings.
 
     Raises:
-        UserError: see `rows`; or the file exists already or cannot be written.
+        UserError: as for `rows`; or the file exists already or cannot be written.
     """
     if output is not None:
         newfile.check("--json", output)
@@ -220,13 +230,13 @@ def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | No
 
 
 def _setting(config: Config, scenario: Scenario) -> str:
-    """What the numbers belong to."""
+    """The settings that the numbers belong to."""
     most = config.modules.known_count or 0
-    link = "the profiled line"
+    link = "the profiled link"
     if scenario.latency is not None or scenario.bandwidth is not None:
         speed = "profiled" if scenario.bandwidth is None else f"{scenario.bandwidth / 1e6:g} Mb/s"
         delay = "profiled" if scenario.latency is None else f"{1000 * scenario.latency:g} ms"
-        link = f"lines of {delay} one way and {speed}"
+        link = f"links of {delay} one way and {speed}"
     facts = [
         config.model.name,
         f"batch {config.data.batch_size}",
@@ -234,28 +244,25 @@ def _setting(config: Config, scenario: Scenario) -> str:
         f"{scenario.replicas} replicas of each stage",
     ]
     if most and max(scenario.stages) > most:
-        facts.append(f"beyond its {most} modules every stage is as the mean of them")
+        facts.append(f"with more stages than its {most} modules, every stage has the mean module")
     return ", ".join(facts)
 
 
-def markdown(found: Sequence[Row]) -> str:
-    """As a table."""
-    lines = [
-        f"| method | p | m | ms per step | samples/s | over {REFERENCE} | busiest worker |"
-        " first step done after, s |",
-        "|---|---|---|---|---|---|---|---|",
+def markdown(found: Sequence[SimulationRow]) -> str:
+    """Return the rows as a table."""
+    columns = ["method", "p", "m", "ms per step", "samples/s", f"over {REFERENCE}"]
+    columns += ["busiest worker", "first step done after, s"]
+    return markdown_table(columns, map(_cells, found))
+
+
+def _cells(row: SimulationRow) -> list[str]:
+    return [
+        row.method,
+        str(row.stages),
+        str(row.microbatches),
+        f"{1000 * row.step_seconds:.1f}",
+        f"{row.samples_per_second:.1f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}x",
+        f"{row.busy:.1%}",
+        f"{row.fill_seconds:.2f}",
     ]
-    for row in found:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        cells = [
-            row.method,
-            str(row.stages),
-            str(row.microbatches),
-            f"{1000 * row.step_seconds:.1f}",
-            f"{row.samples_per_second:.1f}",
-            ratio,
-            f"{row.busy:.1%}",
-            f"{row.fill_seconds:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

@@ -1,8 +1,8 @@
 """A discrete-event simulation: workers that compute, and links that carry their messages.
 
-A worker is an iterator of acts, in the order in which it does them. Every channel has one sender
-and one receiver, and every link carries its messages in order, so the times do not depend on the
-order in which workers are looked at: each goes on until it needs something whose time is not known.
+A worker is an iterator of acts, in order. Every channel has one sender and one receiver, and
+delivers its messages in order. So the times do not depend on the order in which workers are
+advanced: each one is advanced until it needs something whose time is not known yet.
 """
 
 import math
@@ -14,22 +14,22 @@ from pipeline_local.placement.costs import Link
 
 
 class DeadlockError(Exception):
-    """Workers wait for each other."""
+    """All workers that are left wait for each other."""
 
 
 @dataclass
 class Channel:
-    """Messages from one worker to another over a link of their own.
+    """Messages from one worker to another over their own link.
 
-    As gloo and NCCL do, a transfer begins when both ends want it: the message is there, and the
-    other end has told that it waits for it.
+    As in gloo and NCCL, a transfer begins when both ends are ready: the message has been handed
+    over, and the sender knows that the receive is posted.
 
     Attributes:
         link: latency and bandwidth.
-        depth: messages that the sender may have under way; the next one waits for the oldest.
-        ahead: the receiver always has the next receive posted; else only once it needs the message.
-        jitter: most seconds by which a message may be late at random, for each one anew.
-        random: where that is drawn from.
+        depth: number of messages that the sender may have in flight; one more waits for the oldest.
+        ahead: whether the next receive is always posted; else it is once the message is needed.
+        jitter: largest random delay in seconds, drawn for each message.
+        random: the generator of these delays.
     """
 
     link: Link
@@ -39,7 +39,7 @@ class Channel:
     random: Random = field(default_factory=lambda: Random(0))
 
     def __post_init__(self) -> None:
-        """Nothing is under way."""
+        """Start without messages in flight."""
         self._sent: list[tuple[float, float]] = []
         self._posted: list[float] = [0.0] if self.ahead else []
         self._gone: list[float] = []
@@ -47,7 +47,7 @@ class Channel:
         self._taken = 0
 
     def send(self, now: float, size: float) -> float | None:
-        """Hand a message over; the time at which the sender goes on, or None if it is unknown."""
+        """Hand over a message; return when the sender continues, or None if not known yet."""
         oldest = len(self._sent) - self.depth
         if oldest >= len(self._gone):
             return None
@@ -58,7 +58,7 @@ class Channel:
         return now
 
     def recv(self, now: float) -> float | None:
-        """Take the next message; the time at which the receiver has it, or None if unknown."""
+        """Take the next message; return when it has arrived, or None if not known yet."""
         if len(self._posted) == self._taken:
             self._posted.append(now)
             self._match()
@@ -72,7 +72,7 @@ class Channel:
         return now
 
     def gone(self, now: float) -> float | None:
-        """When all messages that were handed over have left the sender, or None if unknown."""
+        """Return when all messages have left the sender, or None if not known yet."""
         if len(self._gone) < len(self._sent):
             return None
         return max([now, *self._gone[-1:]])
@@ -90,30 +90,29 @@ class Channel:
 
 
 SEGMENT_BYTES, SEGMENTS_UNDER_WAY = 2**20, 2
-"""Gloo's ring sums at most so many bytes at a time, and goes on to a segment when that before last
-is there."""
+"""Gloo's ring all-reduce: the largest segment, and how many segments may be in flight."""
 
 
 @dataclass
 class Group:
-    """Workers that sum tensors in a ring, one after the other, as gloo's allreduce does.
+    """Workers that all-reduce tensors in a ring, one tensor after the other, as gloo does.
 
     Attributes:
-        members: how many they are.
-        link: from each to the next.
+        members: number of workers.
+        link: the link from each worker to the next.
     """
 
     members: int
     link: Link
 
     def __post_init__(self) -> None:
-        """Nothing is under way."""
+        """Start without messages in flight."""
         self._begun: list[list[float]] = []
         self._ended: list[float] = []
         self._counts: dict[int, int] = {}
 
     def begin(self, now: float, size: float, member: int) -> None:
-        """A member has its part ready."""
+        """Start the next all-reduce for a member, whose part of `size` bytes is ready."""
         number = self._counts.get(member, 0)
         self._counts[member] = number + 1
         if number == len(self._begun):
@@ -125,20 +124,18 @@ class Group:
             self._ended.append(self._around(scattered, size))
 
     def _around(self, begin: float, size: float) -> float:
-        """When every member has had all segments but its own, once: half of a sum."""
+        """Time at which each segment has passed all members once: half of an all-reduce."""
         own = max(math.ceil(size / SEGMENT_BYTES / self.members), SEGMENTS_UNDER_WAY)
         seconds = size / (own * self.members) / self.link.bytes_per_second
         free, there = begin, [begin] * SEGMENTS_UNDER_WAY
-        for number in range(
-            own * (self.members - 1)
-        ):  # a segment leaves when its receiver has told that it waits
+        for number in range(own * (self.members - 1)):  # a segment leaves once its recv is posted
             posted = there[number % SEGMENTS_UNDER_WAY]
             free = max(posted + self.link.latency_seconds, free) + seconds
             there[number % SEGMENTS_UNDER_WAY] = free + self.link.latency_seconds
         return max(there)
 
     def ended(self, member: int) -> float | None:
-        """When all that this member has begun is done, or None if that is unknown."""
+        """Return when all all-reduces of a member are done, or None if not known yet."""
         count = self._counts.get(member, 0)
         if count > len(self._ended):
             return None
@@ -147,11 +144,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Work:
-    """Compute.
+    """Compute for some seconds.
 
     Attributes:
-        seconds: of it.
-        name: by which an observer knows it.
+        seconds: duration.
+        name: a label for the observer.
     """
 
     seconds: float
@@ -160,7 +157,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Send:
-    """Hand a message of so many bytes over."""
+    """Hand over a message of `size` bytes."""
 
     channel: Channel
     size: float
@@ -175,14 +172,14 @@ class Recv:
 
 @dataclass(frozen=True)
 class Sent:
-    """Wait until all messages have left."""
+    """Wait until all messages have left the sender."""
 
     channel: Channel
 
 
 @dataclass(frozen=True)
 class Reduce:
-    """Begin to sum so many bytes with the group."""
+    """Start an all-reduce of `size` bytes in the group."""
 
     group: Group
     size: float
@@ -190,7 +187,7 @@ class Reduce:
 
 @dataclass(frozen=True)
 class Reduced:
-    """Wait until all sums are there."""
+    """Wait until all started all-reduces are done."""
 
     group: Group
 
@@ -205,20 +202,20 @@ class Update:
 Act = Work | Send | Recv | Sent | Reduce | Reduced | Update
 Program = Iterator[Act]
 Observer = Callable[[int, Act, float, float], None]
-"""Told of each act that is done: its worker, the act, when that was reached and when through."""
+"""Called for each finished act with its worker, the act, and its begin and end in seconds."""
 
 
 @dataclass
 class Worker:
-    """One process.
+    """One simulated process.
 
     Attributes:
-        name: its number.
-        program: what it does.
+        name: index of the worker.
+        program: its acts, in order.
+        observer: called for each finished act.
         clock: seconds since the start.
-        busy: of them, computing.
-        steps: when each optimizer step was complete.
-        observer: who is told of its acts.
+        busy: seconds spent computing.
+        steps: end of each optimizer step, in seconds.
     """
 
     name: int
@@ -229,16 +226,16 @@ class Worker:
     steps: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """At the first act."""
+        """Take the first act."""
         self._act = next(self.program, None)
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to do."""
+        """Whether no act is left."""
         return self._act is None
 
     def advance(self) -> bool:
-        """Go on as far as times are known; whether anything was done."""
+        """Perform acts as far as their times are known; return whether there was one."""
         begun = self._act
         while self._act is not None:
             end = self._perform(self._act)
@@ -274,14 +271,14 @@ class Worker:
 
 
 def simulate(programs: Sequence[Program], observer: Observer | None = None) -> list[Worker]:
-    """Let all workers finish.
+    """Run all programs to their ends.
 
     Args:
-        programs: of the workers.
-        observer: told of the acts of each in their order, but not of those of different workers.
+        programs: one for each worker.
+        observer: called for each finished act; in order for one worker, not across workers.
 
     Raises:
-        DeadlockError: they wait for each other.
+        DeadlockError: all workers that are left wait for each other.
     """
     workers = [Worker(number, program, observer) for number, program in enumerate(programs)]
     while sum(worker.advance() for worker in workers):  # all of them, in every round

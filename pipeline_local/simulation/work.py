@@ -1,7 +1,7 @@
-"""What the stages of a simulated run have to do."""
+"""The work of the stages of a simulated run: seconds of compute and bytes of messages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -9,12 +9,12 @@ class ModuleWork:
     """Seconds of a module's acts for one microbatch.
 
     Attributes:
-        forward: act 1.
-        signal: act 2.
-        learn: act 3.
-        added: to act 3 on steps that reconcile.
-        update: of its optimizer, once per step.
-        gradients: bytes of all gradients, the head's included, for replicas.
+        forward: seconds of act 1.
+        signal: seconds of act 2.
+        learn: seconds of act 3, without reconciliation and update.
+        added: seconds that reconciliation adds to act 3.
+        update: seconds of the optimizer, once per step.
+        gradients: bytes of all gradients, head included, that replicas all-reduce.
     """
 
     forward: float
@@ -27,18 +27,19 @@ class ModuleWork:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What one stage has to do.
+    """The work of one stage: the first two attributes for local learning, the others for
+    backpropagation.
 
     Attributes:
-        modules: for local learning.
-        messages: the same, bytes of the activations of one microbatch as they cross to the next
-            stage; signals and feedback take as many.
-        forward: for backpropagation, of one microbatch.
-        backward: the same.
-        update: the same, once per step.
-        activations: the same, bytes that cross to the next stage, of one microbatch; gradients
-            take as many.
-        gradients: the same, bytes of all gradients, the classifier's included, for replicas.
+        modules: the work of its modules.
+        messages: bytes of one microbatch's activations as sent to the next stage; signals and
+            feedback are as large.
+        forward: seconds of the forward pass of one microbatch.
+        backward: seconds of the backward pass of one microbatch.
+        update: seconds of the optimizer, once per step.
+        activations: bytes of one microbatch's activations as sent to the next stage; their
+            gradients are as large.
+        gradients: bytes of all gradients, classifier included, that replicas all-reduce.
     """
 
     modules: tuple[ModuleWork, ...]
@@ -51,28 +52,16 @@ class StageWork:
 
 
 def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
-    """As many stages as asked for, each with the mean work of those there are."""
-    number = len(stages)
+    """Return `count` stages, each with the mean work and the largest messages of those given."""
+
+    def mean(items: Sequence[ModuleWork] | Sequence[StageWork], *names: str) -> dict[str, float]:
+        return {name: sum(getattr(item, name) for item in items) / len(stages) for name in names}
+
     modules = [module for stage in stages for module in stage.modules]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / number
-
-    work = ModuleWork(
-        forward=mean([module.forward for module in modules]),
-        signal=mean([module.signal for module in modules]),
-        learn=mean([module.learn for module in modules]),
-        added=mean([module.added for module in modules]),
-        update=mean([module.update for module in modules]),
-        gradients=mean([module.gradients for module in modules]),
-    )
     one = StageWork(
-        modules=(work,),
+        modules=(ModuleWork(**mean(modules, *(field.name for field in fields(ModuleWork)))),),
         messages=max(stage.messages for stage in stages),
-        forward=mean([stage.forward for stage in stages]),
-        backward=mean([stage.backward for stage in stages]),
-        update=mean([stage.update for stage in stages]),
         activations=max(stage.activations for stage in stages),
-        gradients=mean([stage.gradients for stage in stages]),
+        **mean(stages, "forward", "backward", "update", "gradients"),
     )
     return (one,) * count

@@ -1,4 +1,4 @@
-"""The harness with real ranks: everybody takes turns, every row says something."""
+"""The harness with real ranks: baselines are interleaved, and every row is complete."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import torch
 
 from pipeline_local import configfile
 from pipeline_local.bench import table
+from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.harness import Turns, entries, measure
-from pipeline_local.bench.peer import Setting, UnavailableError
 from pipeline_local.bench.request import Request
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -27,9 +27,9 @@ PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble")
 ALL = ("bp", "checkpoint", "ddp", *PIPELINES, "local")
 
 
-def rows(rank_info, peers, microbatches, more):
+def rows(rank_info, baselines, microbatches, more):
     config = configfile.parse({**TREE, **more})
-    request = Request(peers, microbatches, runs=2, steps=2, output=None)
+    request = Request(baselines, microbatches, runs=2, steps=2, output=None)
     measured = measure(config, rank_info, request)
     return table.rows(measured, config.data.batch_size, request.steps)
 
@@ -45,7 +45,7 @@ def two_ranks(run_ranks, found):
     if not found:
         answers = run_ranks(rows, 2, ALL, (2, 4), {})
         assert answers[0] == answers[1]
-        found.update({(row.peer, row.microbatches): row for row in answers[0]})
+        found.update({(row.method, row.microbatches): row for row in answers[0]})
     return found
 
 
@@ -69,7 +69,7 @@ def test_every_row_is_complete(two_ranks):
     assert two_ranks["1f1b", 2].ratio == 1
 
 
-def test_memory_tells_what_theory_says(two_ranks):
+def test_memory_is_as_theory_says(two_ranks):
     def peak(name, count, rank=0):
         return two_ranks[name, count].peak_memory_bytes[rank]
 
@@ -77,33 +77,33 @@ def test_memory_tells_what_theory_says(two_ranks):
     assert peak("1f1b", 4, rank=1) < peak("gpipe", 4, rank=1)  # one microbatch at a time
 
 
-def test_who_cannot_run_says_why(run_ranks):
+def test_a_baseline_that_cannot_run_has_a_reason(run_ranks):
     (answer,) = run_ranks(rows, 1, ("1f1b", "local", "bp"), (1,), {"reconcile": {"weight": 0.0}})
-    reasons = {row.peer: row.reason for row in answer}
+    reasons = {row.method: row.reason for row in answer}
     assert reasons["1f1b"].startswith("needs at least 2 ranks")
     assert reasons["local, reconciled"] == "reconcile.weight is 0"
     assert reasons["local"] == reasons["bp"] == ""
-    assert [row.ratio for row in answer if row.peer == "local"] == [1]  # the first that ran
+    assert [row.ratio for row in answer if row.method == "local"] == [1]  # the first that ran
     shown = table.markdown(answer)
     assert "over local |" in shown
     assert "needs at least 2 ranks" in shown
 
 
 class RankStore:
-    """Of a single rank."""
+    """The store of a single rank."""
 
-    def pin(self, topic, facts):
+    def set(self, topic, facts):
         self.facts = facts
 
     def gather(self, topic, timeout):
         return [self.facts]
 
 
-class Told:
-    """A peer that tells what is asked of it."""
+class Recorder:
+    """A baseline that records its calls."""
 
-    def __init__(self, name, diary):
-        self.name, self.diary = name, diary
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
 
     def setup(self):
         if self.name == "c":
@@ -112,38 +112,38 @@ class Told:
     def begin(self, steps):
         if self.name == "d":
             raise torch.OutOfMemoryError("no room\nfor d")
-        self.diary.append(f"{self.name}{steps}")
+        self.calls.append(f"{self.name}{steps}")
 
     def step(self):
-        self.diary.append("step")
+        self.calls.append("step")
 
     def end(self):
-        self.diary.append("end")
+        self.calls.append("end")
 
     def seconds(self):
-        return {"waited": float(len(self.diary))}
+        return {"waited": float(len(self.calls))}
 
 
 def test_turns_are_interleaved_and_begin_with_an_untimed_step():
     config = configfile.parse(TREE)
-    setting = Setting(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
-    (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
-    diary = []
-    found = [entry.__class__(name, 1, 1, Told(name, diary), 1) for name in "abcd"]
-    results = Turns(setting, RankStore(), steps=2).run(found, runs=2)
+    workload = Workload(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
+    (entry,) = entries(workload, Request(("bp",), (1,), 1, 1, None))
+    calls = []
+    found = [entry.__class__(name, 1, 1, Recorder(name, calls), 1) for name in "abcd"]
+    results = Turns(workload, RankStore(), steps=2).run(found, runs=2)
     turns = [[f"{name}3", "step", "step", "step", "end"] for name in "ab"]
-    assert diary == [*turns[0], *turns[1]] * 3
+    assert calls == [*turns[0], *turns[1]] * 3
     assert [len(result.seconds) for result in results] == [2, 2, 0, 0]
     reasons = ["", "", "no c today", "out of memory: no room"]
     assert [result.reason for result in results] == reasons
     assert results[0].spent == [{"waited": 2.0}] * 2  # of the timed steps alone
 
 
-def test_out_of_memory_in_a_peer_of_several_ranks_ends_the_comparison():
-    """The others are at work, and would wait for this one."""
+def test_out_of_memory_in_a_baseline_of_several_ranks_ends_the_comparison():
+    """The other ranks would wait for this one."""
     config = configfile.parse(TREE)
-    setting = Setting(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
-    (entry,) = entries(setting, Request(("bp",), (1,), 1, 1, None))
-    shared = replace(entry, ranks=2, peer=Told("d", []))
+    workload = Workload(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
+    (entry,) = entries(workload, Request(("bp",), (1,), 1, 1, None))
+    shared = replace(entry, ranks=2, baseline=Recorder("d", []))
     with pytest.raises(torch.OutOfMemoryError):
-        Turns(setting, RankStore(), steps=2).run([shared], runs=1)
+        Turns(workload, RankStore(), steps=2).run([shared], runs=1)

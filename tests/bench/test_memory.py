@@ -51,5 +51,5 @@ def test_a_footprint_sees_the_process_grow():
     with Footprint(CPU) as footprint:
         footprint.made()
         torch.ones(30 * 1000 * 1000)
-    if footprint.resident is not None:  # only Linux tells
+    if footprint.resident is not None:  # Linux only
         assert footprint.resident > 20 * MEGA

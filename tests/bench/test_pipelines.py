@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.bench.peer import Setting, UnavailableError
+from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, bubble, cut
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.costs import Link
@@ -18,7 +18,7 @@ WORK = {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}
 """Forward; gradients of inputs, of weights, of both."""
 
 
-def setting(ranks=2, **more):
+def workload(ranks=2, **more):
     tree = {
         "model": {"name": "mlp", "hidden": 16, "depth": 8},
         "data": {"name": "digits", "batch_size": 16},
@@ -27,7 +27,7 @@ def setting(ranks=2, **more):
     }
     config = configfile.parse({**tree, **more})
     rank_info = RankInfo(0, ranks, 0, ranks)
-    return Setting(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
+    return Workload(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
 def order_of_torch(name, ranks, microbatches):
@@ -73,19 +73,19 @@ def test_bubbles_of_the_others():
 
 
 def test_one_stage_per_rank_is_that_of_local():
-    uneven = setting(modules={"cuts": [2]})
+    uneven = workload(modules={"cuts": [2]})
     assert cut(uneven, 1) == [range(2), range(2, 8)]
 
 
-def test_stages_of_local_count_as_equal():
+def test_stages_of_local_learning_count_as_equal():
     """All blocks are alike, so two for each would be evenest; but halves of 2 and of 6 they are."""
-    uneven = setting(model={"name": "mlp", "hidden": 64, "depth": 8}, modules={"cuts": [2]})
+    uneven = workload(model={"name": "mlp", "hidden": 64, "depth": 8}, modules={"cuts": [2]})
     assert cut(uneven, 2) == [range(1), range(1, 2), range(2, 5), range(5, 8)]
 
 
 def test_every_stage_gets_a_block():
     """The first stage of `local` has only one, and there are as many blocks as stages."""
-    least = setting(model={"name": "mlp", "hidden": 16, "depth": 4}, modules={"cuts": [1]})
+    least = workload(model={"name": "mlp", "hidden": 16, "depth": 4}, modules={"cuts": [1]})
     assert cut(least, 2) == [range(k, k + 1) for k in range(4)]
 
 
@@ -97,7 +97,7 @@ def test_ranks_count_more_than_stages():
 
 def test_compiled_modules_cannot_be_split():
     with pytest.raises(UnavailableError, match="does not split the backward pass of compiled"):
-        Pipelined(setting(compile=True), "zerobubble", 2).setup()
+        Pipelined(workload(compile=True), "zerobubble", 2).setup()
 
 
 VIEWS = """
@@ -113,6 +113,6 @@ def blocks(num_classes, image_shape):
 def test_views_cannot_be_split(tmp_path, monkeypatch):
     (tmp_path / "puts_out_views.py").write_text(VIEWS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    views = setting(model={"name": "python:puts_out_views:blocks"})
-    with pytest.raises(UnavailableError, match=r"block \S+ puts out a view"):
+    views = workload(model={"name": "python:puts_out_views:blocks"})
+    with pytest.raises(UnavailableError, match=r"block \S+ returns a view"):
         Pipelined(views, "zerobubble", 2).setup()

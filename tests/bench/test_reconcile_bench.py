@@ -49,7 +49,7 @@ def test_agreement(rows):
 
 
 def test_upstream():
-    """The head of a module in the middle, towards the real input gradient below it."""
+    """A head in the middle, towards the real input gradient of its downstream neighbour."""
     tree = {**TREE, "modules": {"count": 3}, "model": {**TREE["model"], "depth": 3}}
     own = {"direction": "upstream", "distance": "relative", "weight": 0.5, "step": 1e-3}
     config = configfile.parse({**tree, "reconcile": own})
@@ -94,8 +94,8 @@ def test_command(tmp_path, capsys):
     assert main(["bench", "reconcile", str(path), "--runs", "0"]) == 2
 
 
-def test_upstream_other_modules_give_way(tmp_path, capsys):
-    """Their heads follow the neighbour below, which the last one does not have."""
+def test_upstream_reconciles_other_modules(tmp_path, capsys):
+    """Their heads follow the downstream neighbour, which the last module does not have."""
     path = tmp_path / "config.yaml"
     path.write_text(configfile.dump(configfile.parse(TREE)))
     command = ["bench", "reconcile", str(path), "--runs", "1", "reconcile.direction=upstream"]
@@ -105,4 +105,7 @@ def test_upstream_other_modules_give_way(tmp_path, capsys):
     (exact,) = [line for line in shown.splitlines() if line.startswith("| exact |")]
     assert exact.endswith("| 1.000 | 1.00 |"), "it adds something"
     assert main([*command, "--module", "2"]) == 2
-    assert "--module: from 1 to 1 (nobody corrects the last one), got 2" in capsys.readouterr().err
+    assert (
+        "--module: from 1 to 1 (the last one has no downstream neighbour), got 2"
+        in capsys.readouterr().err
+    )

@@ -1,4 +1,4 @@
-"""What the harness is asked for: defaults; what is refused is in test_bad_input.py."""
+"""Defaults of the options of `bench baselines`; wrong ones are in test_bad_input.py."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def config(**more):
 
 def test_defaults():
     request = Request.read(config(), 2)
-    assert request.peers == NAMES
+    assert request.baselines == NAMES
     assert ",".join(NAMES) == "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
     assert (request.microbatches, request.runs, request.steps) == ((2,), 5, 8)
 
@@ -30,19 +30,19 @@ def test_turns_are_whole_rounds_of_reconciliation(every, steps):
     assert Request.read(own, 2).steps == steps
 
 
-def test_order_is_kept_and_nobody_comes_twice():
-    request = Request.read(config(), 2, peers="local, bp,local", microbatches="4,2,4")
-    assert request.peers == ("local", "bp")
+def test_order_is_kept_and_duplicates_are_dropped():
+    request = Request.read(config(), 2, baselines="local, bp,local", microbatches="4,2,4")
+    assert request.baselines == ("local", "bp")
     assert request.microbatches == (4, 2)
 
 
-def test_microbatches_are_of_no_concern_without_pipelines():
-    assert Request.read(config(), 2, peers="ddp", microbatches="1").microbatches == (1,)
+def test_microbatches_are_ignored_without_pipelines():
+    assert Request.read(config(), 2, baselines="ddp", microbatches="1").microbatches == (1,)
 
 
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
-        Request.read(config(), 2, peers="lokal,bq", microbatches="3", runs=0, steps=0)
+        Request.read(config(), 2, baselines="lokal,bq", microbatches="3", runs=0, steps=0)
     assert len(caught.value.problems) == 4  # without pipelines, their microbatches do not matter
 
 

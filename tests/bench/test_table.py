@@ -7,15 +7,15 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.bench import table
+from pipeline_local.bench.baseline import Idle
 from pipeline_local.bench.harness import Entry, Measured, RankResult
-from pipeline_local.bench.peer import Idle
 from pipeline_local.cli import main
 
-PEER = Idle()
+BASELINE = Idle()
 
 
-def entry(name, ranks=2, microbatches=1, alone=""):
-    return Entry(name, ranks, microbatches, PEER, 1, alone)
+def entry(name, ranks=2, microbatches=1, isolates=""):
+    return Entry(name, ranks, microbatches, BASELINE, 1, isolates)
 
 
 def result(*seconds, waited=None, busy=None, **more):
@@ -37,14 +37,17 @@ MEASURED = [
             result(2.0, 1.0, 1.0, waited=1.0, flops=(0, 10)),
         ],
     ),
-    Measured(entry("local alone", alone="local"), [result(1.9, 1.9, 1.9), result(1.0, 1.0, 1.0)]),
+    Measured(
+        entry("local, isolated stages", isolates="local"),
+        [result(1.9, 1.9, 1.9), result(1.0, 1.0, 1.0)],
+    ),
     Measured(entry("deepspeed", microbatches=2), [RankResult(reason="not today")] * 2),
 ]
 
 
 @pytest.fixture
 def rows():
-    return {row.peer: row for row in table.rows(MEASURED, batch_size=30, steps=2)}
+    return {row.method: row for row in table.rows(MEASURED, batch_size=30, steps=2)}
 
 
 def test_the_slowest_rank_of_the_median_turn(rows):
@@ -64,7 +67,7 @@ def test_ratios_are_to_1f1b(rows):
     assert table.rows(without, 30, 2)[0].ratio == 1
 
 
-def test_what_only_some_peers_have(rows):
+def test_what_only_some_baselines_have(rows):
     assert rows["bp"].peak_memory_bytes == [100]  # the other rank has no part in it
     assert rows["local"].overhead == pytest.approx(3 / 30)
     assert rows["local"].efficiency == pytest.approx(1.9 / 2)
@@ -87,7 +90,7 @@ def test_markdown(rows):
     assert "not today" in lines[5]
 
 
-def test_nobody_ran():
+def test_no_baseline_ran():
     (row,) = table.rows(MEASURED[-1:], 30, 2)
     assert (row.ratio, row.reason) == (None, "not today")
 
@@ -104,18 +107,30 @@ TREE = {
 
 
 def test_command(tmp_path, capsys):
-    """On one device; bench CONFIG is short for bench peers CONFIG."""
+    """On one device; bench CONFIG is short for bench baselines CONFIG."""
     path, out = tmp_path / "c.yaml", tmp_path / "rows.json"
     path.write_text(configfile.dump(configfile.parse(TREE)))
-    command = [str(path), "--peers", "bp,1f1b,local", "--runs", "1", "--steps", "1"]
+    command = [str(path), "--baselines", "bp,1f1b,local", "--runs", "1", "--steps", "1"]
     assert main(["bench", *command, "--json", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "model mlp, batch 16, modules 2, head linear" in shown
     assert "| local, reconciled | 1 |" in shown
     facts = json.loads(out.read_text())
-    assert [row["peer"] for row in facts["rows"]] == ["bp", "1f1b", "local", "local, reconciled"]
+    names = ["bp", "1f1b", "local", "local, reconciled"]
+    assert [row["method"] for row in facts["rows"]] == names
+    assert [row["peer"] for row in facts["rows"]] == names, "as older files have it"
     assert facts["rows"][0]["ratio"] == 1
     assert facts["threads"] == 1
-    assert main(["bench", "peers", *command, "--json", str(out)]) == 2
+    assert main(["bench", "baselines", *command, "--json", str(out)]) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert json.loads(out.read_text()) == facts
+
+
+def test_the_old_spelling_names_the_new_one(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(configfile.dump(configfile.parse(TREE)))
+    for command in (["peers", str(path), "--peers=x"], [str(path), "--peers", "x"]):
+        assert main(["bench", *command]) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.endswith("is now `bench baselines CONFIG --baselines`")
+        assert second.startswith("error: --baselines: got 'x'")

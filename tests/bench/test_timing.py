@@ -1,4 +1,4 @@
-"""Variants take turns."""
+"""Variants are interleaved."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from pipeline_local.bench.timing import Times, interleaved
 
 
-def test_variants_take_turns_after_a_warm_up():
+def test_variants_are_interleaved_after_a_warm_up():
     seen = []
     work = {name: lambda name=name: seen.append(name) for name in "abc"}
     times = interleaved(work, runs=2, device=torch.device("cpu"))

@@ -31,7 +31,7 @@ def test_alternatives():
     num_parameters = 64 * 32 + 32 + 5 * (32 * 32 + 32) + 32 * 10 + 10
     assert found["data parallel, p=2"].traffic == 4 * num_parameters
     assert [*of(1)] == ["BP, 1 device"]
-    assert all(peer.seconds is None for peer in found.values()), "there is no profile"
+    assert all(other.seconds is None for other in found.values()), "there is no profile"
 
 
 def test_a_batch_has_only_so_many_parts():

@@ -1,4 +1,4 @@
-"""Blocks under plain backpropagation, on paper."""
+"""Blocks under plain backpropagation, on fake tensors."""
 
 from dataclasses import replace
 

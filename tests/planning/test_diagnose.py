@@ -86,8 +86,8 @@ def by_hand(modules, x, labels):
     y = a(x)
     local, s = torch.autograd.grad(smoothed_loss(b(y), labels), [a.weight, y], retain_graph=True)
     local_bias = s.sum(0)
-    below = y.detach().requires_grad_()
-    (g,) = torch.autograd.grad(smoothed_loss(d(c(below)), labels), below)
+    between = y.detach().requires_grad_()
+    (g,) = torch.autograd.grad(smoothed_loss(d(c(between)), labels), between)
     true, true_bias = g.T @ x, g.sum(0)  # through a linear layer, without autograd
     u = torch.cat([local.flatten(), local_bias])
     v = torch.cat([true.flatten(), true_bias])

@@ -1,4 +1,4 @@
-"""A plan as people see it."""
+"""The printed plan."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_an_existing_file_is_refused_before_anything(tmp_path, capsys):
 def test_a_plan_for_another_device(capsys, device, said):
     assert main(["plan", str(ROOT / "configs" / "digits.yaml"), "--device", device]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "Peaks on" in line]
-    assert line.startswith(f"Peaks on {device}: of tensors")
+    assert line.startswith(f"Peaks on {device}: tensors")
     assert said in line
 
 

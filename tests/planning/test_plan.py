@@ -65,7 +65,7 @@ def test_microbatches_send_the_same_bytes():
 
 
 def test_imbalance_and_the_better_cuts():
-    """A wide input makes the first block the dearest."""
+    """A wide input makes the first block the most expensive."""
     drawn = draw(modules={"cuts": [4, 5]})
     assert drawn.imbalance > plan.TOLERATED
     assert drawn.module_cut.edges == (1, 3)

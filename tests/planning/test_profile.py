@@ -70,7 +70,7 @@ def test_every_part_is_measured(config, capsys):
 
 def test_reconciliation_adds_to_two_acts():
     """`shift` spends less on act 2 and more on act 3: a plain step is what it was."""
-    times = profile.Times()
+    times = profile.ActTimes()
     for _ in range(3):
         times.note({"forward": 1.0, "signal": 2.0, "learn": 4.0}, reconciled=False)
         times.note({"forward": 1.0, "signal": 1.5, "learn": 6.0}, reconciled=True)
@@ -111,7 +111,7 @@ def test_a_plan_for_another_device_than_the_profile_is_of(config, capsys):
         (["--output", "config.yaml/p.json", "--runs", "1"], "cannot be written"),
     ],
 )
-def test_mistakes_are_told(config, capsys, options, message):
+def test_mistakes_are_reported(config, capsys, options, message):
     assert main(["profile", config, *options]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -38,7 +38,7 @@ def test_a_quick_stage_is_held_back():
     first, second = timeline([stage(EVEN), stage(slow)], 4)
     acts = {act: [bar for bar in first if bar.act == act] for act in "FSL"}
     assert [bar.begin for bar in second] == [1, 11, 21, 41, 51, 61, 81, 91, 101, 121, 131, 141]
-    assert [bar.begin for bar in acts["F"][:3]] == [0, 4, 8], "nobody waits for whoever is slower"
+    assert [bar.begin for bar in acts["F"][:3]] == [0, 4, 8], "no stage waits for a slower one"
     assert acts["S"][2].begin == second[2].begin
     assert acts["L"][2].begin == second[3].begin
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline_local.placement.costs import Link
-from pipeline_local.simulation.programs import METHODS, Setting
+from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.simulator import simulate
 from pipeline_local.simulation.work import ModuleWork, StageWork
 
@@ -21,8 +21,8 @@ STAGE = StageWork(
 )
 
 
-def setting(stages=4, microbatches=4, steps=20, link=FAST, **more):
-    return Setting((STAGE,) * stages, microbatches, steps, (link,), **more)
+def run(stages=4, microbatches=4, steps=20, link=FAST, **more):
+    return SimulatedRun((STAGE,) * stages, microbatches, steps, (link,), **more)
 
 
 def step_seconds(method, what):
@@ -35,18 +35,18 @@ def step_seconds(method, what):
 @pytest.mark.parametrize("stages", [1, 2, 4, 8])
 @pytest.mark.parametrize("microbatches", [8, 16])
 def test_pipelines_with_a_global_backward_pass_have_their_bubble(method, stages, microbatches):
-    seconds = step_seconds(method, setting(stages, microbatches))
+    seconds = step_seconds(method, run(stages, microbatches))
     assert seconds == pytest.approx(3.0 * (microbatches + stages - 1))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 8])
 def test_local_learning_has_none(stages):
-    assert step_seconds("local", setting(stages)) == pytest.approx(3.0 * 4)
+    assert step_seconds("local", run(stages)) == pytest.approx(3.0 * 4)
 
 
 def test_reconciliation_adds_to_the_steps_that_compare():
     stage = StageWork((ModuleWork(1.0, 0.0, 2.0, added=4.0),), 8.0, 1.0, 2.0, 0.0, 8.0, 16.0)
-    what = Setting((stage,) * 3, 2, 21, (FAST,), every=5)
+    what = SimulatedRun((stage,) * 3, 2, 21, (FAST,), every=5)
     workers = simulate(METHODS["local"](what))
     assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
 
@@ -56,7 +56,7 @@ def test_reconciliation_adds_to_the_steps_that_compare():
 @pytest.mark.parametrize("feedback", [False, True])
 def test_every_method_ends(method, replicas, feedback):
     slow = Link(0.5, 10.0)
-    what = setting(3, 2, 12, slow, every=2, feedback=feedback, replicas=replicas, jitter=0.3)
+    what = run(3, 2, 12, slow, every=2, feedback=feedback, replicas=replicas, jitter=0.3)
     workers = simulate(METHODS[method](what))
     assert len(workers) == 3 * replicas
     assert all(len(worker.steps) == 12 for worker in workers)
@@ -64,8 +64,8 @@ def test_every_method_ends(method, replicas, feedback):
 
 def test_latency_costs_a_pipeline_round_trips_and_local_learning_nothing():
     far = Link(0.5, 1e30)
-    assert step_seconds("local", setting(4, 4, link=far)) == pytest.approx(12.0)
-    assert step_seconds("1f1b", setting(4, 4, link=far)) > step_seconds("1f1b", setting(4, 4)) + 3
+    assert step_seconds("local", run(4, 4, link=far)) == pytest.approx(12.0)
+    assert step_seconds("1f1b", run(4, 4, link=far)) > step_seconds("1f1b", run(4, 4)) + 3
 
 
 def test_every_edge_has_a_line_of_its_own():
@@ -73,22 +73,22 @@ def test_every_edge_has_a_line_of_its_own():
     narrow = Link(0.0, STAGE.messages / 20)
 
     def seconds(*links):
-        return step_seconds("local", replace(setting(4, 1, steps=60), links=links))
+        return step_seconds("local", replace(run(4, 1, steps=60), links=links))
 
     assert seconds(FAST, FAST, FAST) == seconds(FAST) == pytest.approx(3.0)
     assert seconds(FAST, narrow, FAST) == seconds(narrow) == pytest.approx(20.0)
-    assert replace(setting(), links=(FAST, narrow)).worst == narrow
+    assert replace(run(), links=(FAST, narrow)).worst == narrow
 
 
 def test_replicas_of_a_stage_sum_their_gradients():
     link = Link(0.0, 16.0)
-    alone = step_seconds("local", setting(1, 1, link=link))
-    assert step_seconds("local", setting(1, 1, link=link, replicas=2)) == alone + 1.0
+    alone = step_seconds("local", run(1, 1, link=link))
+    assert step_seconds("local", run(1, 1, link=link, replicas=2)) == alone + 1.0
 
 
 def test_ddp_overlaps_its_sums_with_the_backward_pass():
     big = StageWork((), 0.0, 1.0, 2.0, 0.0, 0.0, gradients=100 * 2**20)
     link = Link(0.0, 100 * 2**20)
-    what = Setting((big,) * 2, 2, 20, (link,))
+    what = SimulatedRun((big,) * 2, 2, 20, (link,))
     # 2 forward, 4 backward; of 200 MiB the last bucket is left: 200 - 1 - 7 * 25 MiB
     assert step_seconds("ddp", what) == pytest.approx(2.0 + 4.0 + 0.24)

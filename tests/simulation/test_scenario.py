@@ -20,7 +20,7 @@ def scenario(**more):
     return Scenario(**{"methods": ("local", "1f1b", "gpipe", "ddp"), "stages": (2,), **more})
 
 
-def test_the_line_is_the_profiled_one_unless_told():
+def test_the_link_is_the_profiled_one_unless_set():
     profiled = Link(0.5, 100.0)
     assert scenario().link(profiled) == profiled
     assert scenario(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
@@ -33,13 +33,13 @@ def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "problem"),
     [
         ({"methods": ("locl",)}, "--methods: got 'locl'; did you mean 'local'?"),
         ({"methods": ("x",)}, "--methods: got 'x'; choose from local, 1f1b, gpipe, ddp"),
         ({"stages": (4, 0)}, "--stages: positive whole numbers such as 4,64, got 4,0"),
         ({"stages": ()}, "--stages: positive whole numbers such as 4,64, got none"),
-        ({"stages": (64,)}, "--stages: of a batch of 32 .* 64 workers of ddp get less than"),
+        ({"stages": (64,)}, "--stages: at most data.batch_size=32 with ddp, .* got 64;"),
         ({"microbatches": 0}, "--microbatches: equal parts of data.batch_size=32, got 0"),
         ({"microbatches": 3}, "--microbatches: equal parts of data.batch_size=32, got 3"),
         ({"microbatches": 64}, "--microbatches: equal parts of data.batch_size=32, got 64"),
@@ -51,13 +51,13 @@ def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
         ({"jitter": float("inf")}, "--jitter: seconds, at least 0, got inf"),
     ],
 )
-def test_what_cannot_be_is_refused(wrong, told):
+def test_wrong_options_are_refused(wrong, problem):
     scenario().check(CONFIG)
-    with pytest.raises(ConfigError, match=f"^{told.replace('?', '[?]')}"):
+    with pytest.raises(ConfigError, match=f"^{problem.replace('?', '[?]')}"):
         scenario(**wrong).check(CONFIG)
 
 
-def test_every_problem_is_told_at_once():
+def test_every_problem_is_reported_at_once():
     with pytest.raises(ConfigError) as refused:
         scenario(replicas=0, jitter=-1.0, microbatches=5).check(CONFIG)
     assert len(str(refused.value).splitlines()) == 3

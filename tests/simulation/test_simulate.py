@@ -35,7 +35,7 @@ def config(tmp_path):
     free = dict.fromkeys(COST, 0.0)
     facts = {
         "setting": profile_file.setting(blueprint),
-        "device": {"name": "paper", "threads": 1},
+        "device": {"name": "imagined", "threads": 1},
         "blocks": dict.fromkeys(names, COST),
         "heads": [{"end": n, "copies": 0, **free} for n in range(1, len(names))],
         "classifier": free,
@@ -89,7 +89,7 @@ def test_a_narrow_wire_is_local_learnings(config):
     wide, half = (stage_works(draw_blueprint(c, info), 2, 16)[0] for c in (config, narrow))
     assert half.messages == wide.messages / 2 == 16 * 8 * 2
     assert half.activations == wide.activations, "peers send what they have"
-    slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the line
+    slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the link
     before, after = by_method(config, bandwidth=slow), by_method(narrow, bandwidth=slow)
     assert after["local"].step_seconds == pytest.approx(before["local"].step_seconds / 2, rel=0.01)
     assert after["1f1b"].step_seconds == before["1f1b"].step_seconds
@@ -121,18 +121,21 @@ def test_a_step_takes_as_long_in_a_plan(config, method):
 
 
 def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
-    """Of a profile with a slow line: 2 s for each of two messages, while stages need 0.2."""
+    """Of a profile with a slow link: 2 s for each of two messages, while stages need 0.2."""
     profile = json.loads(Path(config.modules.profile).read_text())
     profile["link"] = {"latency_seconds": 0.0, "bytes_per_second": 16 * 8 * 4 / 2.0}
     (tmp_path / "slow.json").write_text(json.dumps(profile))
     (tmp_path / "config.yaml").write_text(configfile.dump(config))
     command = ["plan", str(tmp_path / "config.yaml"), "parallel.stages=2"]
     assert main([*command, "--json", str(tmp_path / "fast-plan.json")]) == 0
-    assert "the line between stages decides" not in capsys.readouterr().out
+    assert "the link between stages" not in capsys.readouterr().out
     slow = f"modules.profile={tmp_path / 'slow.json'}"
     assert main([*command, slow, "--json", str(tmp_path / "slow-plan.json")]) == 0
     shown = capsys.readouterr().out
-    assert "warning: the line between stages decides: no stage computes for more than" in shown
+    assert (
+        "warning: the link between stages is the bottleneck: no stage computes for more than"
+        in shown
+    )
     fast, slow = (json.loads((tmp_path / f"{n}-plan.json").read_text()) for n in ("fast", "slow"))
     computing = max(sum(map(total, stage["modules"])) for stage in fast["stages"])
     assert fast["seconds"] == pytest.approx(computing, rel=0.01)
@@ -141,7 +144,7 @@ def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
     alone, *_ = slow["alternatives"]
     assert alone["name"] == "BP, 1 device"
     blocks = len(profile["blocks"])
-    assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no line"
+    assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no link"
 
 
 def total(module):
@@ -171,5 +174,5 @@ def test_the_command(config, tmp_path, capsys):
     assert main(["simulate", str(path), "modules.profile=null"]) == 2
     assert "a simulation needs measured times" in capsys.readouterr().err
     assert main(["simulate", str(path), "--stages", "two"]) == 2
-    told = "error: --stages: whole numbers such as 4,64, got 'two'\n"
-    assert capsys.readouterr().err == told
+    expected = "error: --stages: whole numbers such as 4,64, got 'two'\n"
+    assert capsys.readouterr().err == expected

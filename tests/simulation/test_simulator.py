@@ -81,7 +81,7 @@ def test_sums_overlap_with_work_and_follow_each_other():
     assert clocks(acts, acts) == [1 + 2 + 2] * 2
 
 
-def test_who_waits_for_each_other_is_told():
+def test_a_deadlock_is_reported():
     there, back = Channel(LINK), Channel(LINK)
     with pytest.raises(DeadlockError, match="workers 0, 1 wait for each other"):
         clocks([Recv(back), Send(there, 1)], [Recv(there), Send(back, 1)])

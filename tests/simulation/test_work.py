@@ -19,4 +19,4 @@ def test_more_stages_than_there_are_get_the_mean_work():
     assert len(many) == 64
     assert many[0].modules == (ModuleWork(2.0, 1.0, 3.0),)
     assert (many[5].forward, many[5].backward, many[5].update) == (2.0, 3.0, 1.0)
-    assert many[5].messages == many[5].activations == 8.0, "the widest line that there is"
+    assert many[5].messages == many[5].activations == 8.0, "the largest message"

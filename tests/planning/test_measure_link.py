@@ -1,33 +1,33 @@
-"""A line between two ranks, or two threads of this process: the same for everybody."""
+"""A link between two ranks, or two threads of this process: all ranks get the same numbers."""
 
 import pytest
 import torch
 
-from pipeline_local.planning.line import Line
+from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks.rank import joined
 
 CPU = torch.device("cpu")
 
 
 def test_between_threads():
-    link = Line(2**20, 3, CPU).between_threads()
+    link = LinkBenchmark(2**20, 3, CPU).between_threads()
     assert 0 < link.latency_seconds < 1
     assert link.seconds(2**20) > link.latency_seconds
 
 
 def test_all_messages_share_one_buffer():
-    messages = Line(2**20, 3, CPU)._messages()
+    messages = LinkBenchmark(2**20, 3, CPU)._messages()
     assert {len(message) for message in messages} == {1, 2**20}
     assert len({message.untyped_storage().data_ptr() for message in messages}) == 1
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_between_ranks(run_ranks, ranks):
-    """Each learns of the line above it, the first one of that below."""
+    """Each gets its upstream link, the first one its downstream link."""
 
     def measured(rank_info):
         with joined(rank_info):
-            return Line(2**20, 3, CPU).between_ranks(rank_info.rank, ranks)
+            return LinkBenchmark(2**20, 3, CPU).between_ranks(rank_info.rank, ranks)
 
     first, *others = run_ranks(measured, ranks)
     assert all(link.bytes_per_second > 2**20 for link in others)

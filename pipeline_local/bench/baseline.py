@@ -1,4 +1,4 @@
-"""What all peers have in common: their setting, their interface, and the blocks they train."""
+"""What all baselines share: the workload, the interface, and the network parts they train."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,17 +18,17 @@ Weights = dict[str, Tensor]
 
 
 class UnavailableError(Exception):
-    """This peer cannot run here; the message says why, in one line."""
+    """A baseline cannot run on these ranks or devices; the message says why in one line."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all peers have in common.
+class Workload:
+    """What every baseline trains, and on which rank.
 
     Attributes:
-        blueprint: network, cuts, batch size, optimizer.
+        blueprint: the specification of network, cuts, batch size and optimizer.
         rank_info: this rank.
-        kind: how the ranks talk.
+        kind: the transport between ranks.
     """
 
     blueprint: Blueprint
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def config(self) -> Config:
-        """Of the blueprint."""
+        """The configuration of the run."""
         return self.blueprint.config
 
     @cached_property
@@ -51,112 +51,116 @@ class Setting:
 
     @cached_property
     def placement(self) -> Placement:
-        """Of the modules on the ranks."""
+        """The placement of the modules on the ranks."""
         return Placement.of(self.blueprint, self.rank_info.world_size)
 
     @property
     def all_blocks(self) -> range:
-        """Of the network."""
+        """The indices of all blocks of the network."""
         return range(len(self.blueprint.backbone.blocks))
 
     def stage_blocks(self, stage: int) -> range:
-        """Of one stage, cut as `local` is."""
+        """The indices of the blocks of one stage, cut as for local learning."""
         modules = self.placement.stages[stage]
         first, last = self.blueprint.modules[modules[0]], self.blueprint.modules[modules[-1]]
         return range(first.start, last.stop)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The network's own loss."""
+        """The loss of the network's outputs, a scalar."""
         return self.blueprint.task.loss(logits, labels)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """As each local module has one, at the highest learning rate."""
+        """Build the configured optimizer for a module, at the highest learning rate."""
         trainable = [p for p in module.parameters() if p.requires_grad]
         return optimizer.build(self.config.optimizer, trainable)
 
 
-class Peer(Protocol):
-    """One way to train; a turn is a number of steps without a pause."""
+class Baseline(Protocol):
+    """One way to train. A turn is a number of steps without interruption."""
 
     def setup(self) -> None:
-        """Allocate and connect; never timed.
+        """Allocate memory and connect the ranks; this is never timed.
 
         Raises:
-            UnavailableError: it cannot run here.
+            UnavailableError: the baseline cannot run on these ranks or devices.
         """
         ...
 
     def begin(self, steps: int) -> None:
-        """A turn of so many steps is coming."""
+        """Prepare a turn of `steps` steps."""
         return
 
     def step(self) -> None:
-        """One optimizer step on the whole batch."""
+        """Run one optimizer step on the whole batch."""
         ...
 
     def end(self) -> None:
-        """Finish what is still under way; other peers come next."""
+        """Complete all communication, as another baseline uses the ranks next."""
         return
 
     def seconds(self) -> dict[str, float]:
-        """Where this rank's time has gone so far, as far as the peer knows: busy, waited."""
+        """Return the seconds this rank has been `busy` or has `waited` so far, where known."""
         return {}
 
     def weights(self) -> Weights:
-        """This rank's part of the network, under the model's usual names."""
+        """Return this rank's weights under their names in the model's state dict."""
         return {}
 
 
-class Idle(Peer):
-    """A rank that a peer has no use for."""
+class Idle(Baseline):
+    """What the other ranks do while a baseline runs in one process: nothing."""
 
     def setup(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-class Absent(Peer):
-    """A peer that there is nothing to measure of."""
+class Unavailable(Baseline):
+    """A row that cannot be measured.
+
+    Args:
+        reason: why, in one line.
+    """
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
     def setup(self) -> None:
-        """Say why."""
+        """Raise `UnavailableError` with the reason."""
         raise UnavailableError(self._reason)
 
     def step(self) -> None:
-        """Never comes."""
+        """Do nothing: `setup` has raised."""
 
 
 class Part(nn.Module):
-    """Consecutive blocks of the network; behind the last of them, its classifier.
+    """Consecutive blocks of the network, with the classifier behind the last one.
 
     Args:
-        setting: of the comparison.
-        numbers: of the blocks.
-        recompute: keep each block's input only.
+        workload: the network to take the blocks from.
+        numbers: the indices of the blocks.
+        recompute: use activation checkpointing: keep only the input of each block.
     """
 
-    def __init__(self, setting: Setting, numbers: range, recompute: bool = False) -> None:
+    def __init__(self, workload: Workload, numbers: range, recompute: bool = False) -> None:
         super().__init__()
-        blueprint, device = setting.blueprint, setting.rank_info.device
+        blueprint, device = workload.blueprint, workload.rank_info.device
         self._boundary = blueprint.wire_format.inside
         self._blocks = [blueprint.backbone.blocks[i] for i in numbers]
         self.body = Body([blueprint.fresh(block, device) for block in self._blocks], recompute)
         self.classifier: nn.Module = nn.Identity()
-        if numbers.stop == len(setting.all_blocks):
+        if numbers.stop == len(workload.all_blocks):
             self._blocks.append(blueprint.backbone.classifier)
             self.classifier = blueprint.fresh(blueprint.backbone.classifier, device)
-        if setting.config.compile:
+        if workload.config.compile:
             self.body.compile_blocks()
             compile_part(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations [B, ...] -> activations [B, ...] or logits [B, classes]."""
-        if x.requires_grad:  # torch's pipelines send gradients as they lie in memory
+        """Map activations [B, ...] to activations [B, ...] or to logits [B, classes]."""
+        if x.requires_grad:  # torch's pipelines ignore the strides of gradients
             x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         low = self._boundary == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
@@ -164,7 +168,7 @@ class Part(nn.Module):
         return y.to(self._boundary).contiguous()
 
     def weights(self) -> Weights:
-        """Under the model's usual names."""
+        """Return the weights under their names in the model's state dict."""
         modules = [*self.body.children(), self.classifier]
         return {
             block.prefix + name: parameter.detach()
@@ -173,46 +177,48 @@ class Part(nn.Module):
         }
 
 
-class Trained(Peer):
-    """Parts of the network, one as a rule, with an optimizer of their own."""
+class TrainedParts(Baseline):
+    """A baseline that trains one or several parts of the network with one optimizer."""
 
     parts: list[Part]
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
 
     def weights(self) -> Weights:
-        """Of all parts."""
+        """Return the weights of all parts."""
         return {name: weight for part in self.parts for name, weight in part.weights().items()}
 
     def make(self, *cut: range, recompute: bool = False) -> list[Part]:
-        """Allocate the parts that have these blocks, and one optimizer for all of them."""
-        self.parts = [Part(self.setting, numbers, recompute) for numbers in cut]
-        self.optimizer = self.setting.optimizer(nn.ModuleList(self.parts))
+        """Build a part for each range of blocks, and one optimizer for all parts."""
+        self.parts = [Part(self.workload, numbers, recompute) for numbers in cut]
+        self.optimizer = self.workload.optimizer(nn.ModuleList(self.parts))
         return self.parts
 
     def update(self) -> None:
-        """Apply the gradients, and let go of them."""
+        """Apply the gradients and free them."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
 def needs_ranks(rank_info: RankInfo) -> None:
-    """Refuse to run in one process.
+    """Check that there are at least two ranks.
 
     Raises:
-        UnavailableError: there is only one.
+        UnavailableError: there is only one rank.
     """
     if rank_info.world_size == 1:
         raise UnavailableError("needs at least 2 ranks; pass parallel.stages=2")
 
 
-def needs_own_devices(setting: Setting) -> None:
-    """Refuse ranks that share a GPU.
+def needs_own_devices(workload: Workload) -> None:
+    """Check that no two ranks share a GPU.
 
     Raises:
-        UnavailableError: they do.
+        UnavailableError: two ranks share a GPU.
     """
-    if setting.kind == "staged":
-        raise UnavailableError("needs a GPU for each rank: it sends by nccl, or between CPUs")
+    if workload.kind == "staged":
+        raise UnavailableError(
+            "needs a GPU for each rank: it communicates by nccl, or between CPUs"
+        )

@@ -1,4 +1,4 @@
-"""Every peer trains the same network: after some steps it has the weights of plain backprop."""
+"""Every baseline trains the same network: after some steps it has the weights of plain backprop."""
 
 import warnings
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.bench.peer import Setting, UnavailableError
-from pipeline_local.bench.peers import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.baseline import UnavailableError, Workload
+from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined
@@ -22,32 +22,32 @@ TREE = {
     "precision": "float64",
     "parallel": {"threads": 1},
 }
-PEERS = {**WHOLE, **REPLICATED, **PIPELINED}
+BASELINES = {**WHOLE, **REPLICATED, **PIPELINED}
 STEPS = 3
 
 
-def setting(rank_info, **more):
+def workload(rank_info, **more):
     config = configfile.parse({**TREE, **more})
-    return Setting(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
+    return Workload(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
-def numbers(peer):
+def numbers(baseline):
     """Its weights, as they pass between processes."""
-    return {name: tensor.numpy().copy() for name, tensor in peer.weights().items()}
+    return {name: tensor.numpy().copy() for name, tensor in baseline.weights().items()}
 
 
 def trained(rank_info, name, microbatches, more):
     """This rank's weights after some steps; before them, too."""
     with joined(rank_info), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeepSpeed's
-        peer = PEERS[name](setting(rank_info, **more), microbatches)
-        peer.setup()
-        before = numbers(peer)
-        peer.begin(STEPS)
+        baseline = BASELINES[name](workload(rank_info, **more), microbatches)
+        baseline.setup()
+        before = numbers(baseline)
+        baseline.begin(STEPS)
         for _ in range(STEPS):
-            peer.step()
-        peer.end()
-        return before, numbers(peer)
+            baseline.step()
+        baseline.end()
+        return before, numbers(baseline)
 
 
 def merged(parts):
@@ -94,7 +94,7 @@ ATTENTION |= {"hidden_dim": 8, "mlp_dim": 8}
 
 @pytest.mark.parametrize("model", [CONVOLUTIONS, ATTENTION], ids=lambda model: model["name"])
 def test_gradients_of_inputs_before_those_of_weights_change_nothing(run_ranks, model):
-    """Batch norms see microbatches, so the peer to compare with is a pipeline, too."""
+    """Batch norms see microbatches, so the baseline to compare with is a pipeline, too."""
     data = {"name": "synthetic", "image_size": 16, "batch_size": 16}
     more = {"model": model, "data": data, "modules": {"count": 2}}
     expected, found = (
@@ -140,10 +140,10 @@ def test_only_the_first_rank_works_for_one_process(run_ranks):
 def test_pipelines_know_how_long_they_compute(run_ranks, name):
     def busy(rank_info):
         with joined(rank_info):
-            peer = PEERS[name](setting(rank_info), 2)
-            peer.setup()
-            peer.step()
-            return peer.seconds()["busy"]
+            baseline = BASELINES[name](workload(rank_info), 2)
+            baseline.setup()
+            baseline.step()
+            return baseline.seconds()["busy"]
 
     assert all(seconds > 0 for seconds in run_ranks(busy, 2))
 
@@ -151,7 +151,7 @@ def test_pipelines_know_how_long_they_compute(run_ranks, name):
 @pytest.mark.parametrize("name", [*REPLICATED, *PIPELINED])
 def test_one_rank_is_too_few(name):
     with pytest.raises(UnavailableError, match="at least 2 ranks"):
-        PEERS[name](setting(RankInfo()), 1).setup()
+        BASELINES[name](workload(RankInfo()), 1).setup()
 
 
 def test_what_deepspeed_cannot_do_is_said(run_ranks):
@@ -160,7 +160,7 @@ def test_what_deepspeed_cannot_do_is_said(run_ranks):
         maps = {"model": {"name": "resnet20", "width": 4}, "channels_last": True}
         for more in ({}, {"precision": "float32", **maps}):
             with pytest.raises(UnavailableError) as caught:
-                PEERS["deepspeed"](setting(rank_info, **more), 2).setup()
+                BASELINES["deepspeed"](workload(rank_info, **more), 2).setup()
             reasons.append(str(caught.value))
         return reasons
 

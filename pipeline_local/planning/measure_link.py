@@ -1,6 +1,6 @@
-"""How long a message takes from one rank to the next, measured with messages like a run's.
+"""Measures latency and bandwidth from one rank to the next, with messages as large as a run's.
 
-The receiver waits before the message comes, as in a run, and answers with a single byte.
+The receive is posted before the message is sent, as in a run; the answer is a single byte.
 """
 
 import time
@@ -20,20 +20,20 @@ from pipeline_local.placement.costs import Link
 from pipeline_local.record.metrics import settle
 
 WARMUP = 20
-"""Messages that are not timed: TCP opens its window in the course of some round trips."""
+"""Messages before the timed ones: TCP needs some round trips to open its window."""
 
 Transfer = Callable[[Tensor], object]
-"""Sends a tensor, or receives into it, and waits until that is done."""
+"""Sends a tensor, or receives into it, and waits for completion."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """Between a rank and the next.
+class LinkBenchmark:
+    """A ping-pong between a rank and the next.
 
     Attributes:
-        num_bytes: of a message.
-        runs: repetitions; medians count.
-        device: where messages begin and end.
+        num_bytes: size of a message.
+        runs: timed repetitions, of which the median is taken.
+        device: the device of the messages at both ends.
     """
 
     num_bytes: int
@@ -41,29 +41,29 @@ class Line:
     device: torch.device
 
     def between_ranks(self, rank: int, world_size: int) -> Link:
-        """To the rank above; the first rank gets that to the one below it.
+        """Measure the link to the upstream neighbour; for the first rank, the downstream one.
 
-        All ranks of the default group call it. Edges are measured one by one, as several may share
-        what lies beneath.
+        All ranks of the default group call it together. Links are measured one by one, as they may
+        share hardware.
         """
-        links = [self._edge(upper, rank) for upper in range(world_size - 1)]
+        links = [self._edge(upstream, rank) for upstream in range(world_size - 1)]
         return links[max(0, rank - 1)]
 
-    def _edge(self, upper: int, rank: int) -> Link:
+    def _edge(self, upstream: int, rank: int) -> Link:
         found: list[Link | None] = [None]
-        other = upper + 1 if rank == upper else upper
+        other = upstream + 1 if rank == upstream else upstream
         send, recv = partial(dist.send, dst=other), partial(dist.recv, src=other)
-        if rank == upper:
+        if rank == upstream:
             found = [self._ask(send, recv)]
-        elif rank == upper + 1:
+        elif rank == upstream + 1:
             self._answer(send, recv)
-        dist.broadcast_object_list(found, upper, device=torch.device("cpu"))
+        dist.broadcast_object_list(found, upstream, device=torch.device("cpu"))
         (link,) = found
         assert link is not None
         return link
 
     def between_threads(self) -> Link:
-        """Over gloo's loopback sockets, as between two ranks of a host."""
+        """Measure gloo over loopback sockets, as between two ranks of a host."""
         store = dist.HashStore()
         other = Thread(target=lambda: self._answer(*_transfers(store, 1)), daemon=True)
         other.start()
@@ -72,7 +72,7 @@ class Line:
         return link
 
     def _messages(self) -> list[Tensor]:
-        """Small and large in turns, always the same two: a large one may be of hundreds of MB."""
+        """A small and a large message, alternating. They share memory, as it may be large."""
         large = torch.zeros(self.num_bytes, dtype=torch.uint8, device=self.device)
         return [large[:1], large] * (WARMUP + self.runs)
 
