@@ -155,7 +155,7 @@ def test_what_was_begun_beyond_the_checkpoint_is_dropped(tmp_path):
 
 
 def beside_another_run(rank_info, folder):
-    """Rank 0 is at work in the folder until rank 1 has tried to resume it."""
+    """Rank 0 uses the folder until rank 1 has tried to resume it."""
     here, tried = folder / "here", folder / "tried"
     if rank_info.rank == 0:
         with RunFolder(folder).claimed():

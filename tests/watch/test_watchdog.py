@@ -228,7 +228,7 @@ def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatc
     assert line.startswith("[stage 0 | rank 0] error: its process is gone"), line
 
 
-def test_a_first_rank_killed_before_there_are_lifelines(start, monkeypatch):
+def test_a_first_rank_killed_before_there_are_liveness_links(start, monkeypatch):
     """Nobody watches yet: each of the others tells what it knows, without a traceback."""
     monkeypatch.setattr(LivenessLinks, "host", die)
     ranks = start()
