@@ -202,22 +202,14 @@ class TrainedParts(Baseline):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def needs_ranks(rank_info: RankInfo) -> None:
-    """Check that there are at least two ranks.
+def check_ranks(workload: Workload) -> None:
+    """Check that there are at least two ranks, and that no two of them share a GPU.
 
     Raises:
-        UnavailableError: there is only one rank.
+        UnavailableError: there is only one rank, or two ranks share a GPU.
     """
-    if rank_info.world_size == 1:
+    if workload.rank_info.world_size == 1:
         raise UnavailableError("needs at least 2 ranks; pass parallel.stages=2")
-
-
-def needs_own_devices(workload: Workload) -> None:
-    """Check that no two ranks share a GPU.
-
-    Raises:
-        UnavailableError: two ranks share a GPU.
-    """
     if workload.kind == "staged":
         raise UnavailableError(
             "needs a GPU for each rank: it communicates by nccl, or between CPUs"

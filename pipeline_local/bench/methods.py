@@ -31,8 +31,7 @@ from pipeline_local.bench.baseline import (
     TrainedParts,
     UnavailableError,
     Workload,
-    needs_own_devices,
-    needs_ranks,
+    check_ranks,
 )
 from pipeline_local.bench.pipelines import SCHEDULES, Pipelined
 
@@ -61,8 +60,7 @@ class Replicated(TrainedParts):
     def setup(self) -> None:
         """Build the whole network, with gradients that are views of DDP's buckets."""
         rank_info = self.workload.rank_info
-        needs_ranks(rank_info)
-        needs_own_devices(self.workload)
+        check_ranks(self.workload)
         (network,) = self.make(self.workload.all_blocks)
         devices = [rank_info.device] if rank_info.device.type != "cpu" else None
         self._replica = DistributedDataParallel(
@@ -87,8 +85,7 @@ class DeepSpeed(TrainedParts):
 
     def setup(self) -> None:
         """Create DeepSpeed's engine; what it prints goes to stderr."""
-        needs_ranks(self.workload.rank_info)
-        needs_own_devices(self.workload)
+        check_ranks(self.workload)
         if importlib.util.find_spec("deepspeed") is None:
             raise UnavailableError("not installed (pip install deepspeed)")
         if self.workload.blueprint.dtype == torch.float64:
@@ -139,10 +136,6 @@ def _without_buffers() -> dict[str, Any]:
     return {name: False}
 
 
-def _pipelined(name: str, workload: Workload, microbatches: int) -> Baseline:
-    return Pipelined(workload, name, microbatches)
-
-
 Make = Callable[[Workload, int], Baseline]
 """Makes a baseline from the workload and the number of microbatches."""
 
@@ -156,7 +149,7 @@ REPLICATED: dict[str, Make] = {"ddp": lambda workload, _: Replicated(workload)}
 """Baselines in which each rank has the whole network."""
 
 PIPELINED: dict[str, Make] = {
-    **{name: partial(_pipelined, name) for name in SCHEDULES},
+    **{name: partial(Pipelined, name=name) for name in SCHEDULES},
     "deepspeed": DeepSpeed,
 }
 """Baselines that cut the batch into microbatches."""

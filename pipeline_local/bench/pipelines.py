@@ -20,8 +20,7 @@ from pipeline_local.bench.baseline import (
     TrainedParts,
     UnavailableError,
     Workload,
-    needs_own_devices,
-    needs_ranks,
+    check_ranks,
 )
 from pipeline_local.placement import partition
 from pipeline_local.record.stopwatch import Stopwatch
@@ -127,7 +126,7 @@ class TimedStage(PipelineStage):
 class Pipelined(TrainedParts):
     """A schedule of torch.distributed.pipelining over the stages that `cut` returns."""
 
-    def __init__(self, workload: Workload, name: str, microbatches: int) -> None:
+    def __init__(self, workload: Workload, microbatches: int, name: str) -> None:
         super().__init__(workload)
         self._name = name
         self._microbatches = microbatches
@@ -136,8 +135,7 @@ class Pipelined(TrainedParts):
     def setup(self) -> None:
         """Build this rank's stages and the schedule."""
         rank_info, loops = self.workload.rank_info, LOOPS.get(self._name, 1)
-        needs_ranks(rank_info)
-        needs_own_devices(self.workload)
+        check_ranks(self.workload)
         every = cut(self.workload, loops)
         if self._name == "zerobubble":
             _needs_splitting(self.workload, every)

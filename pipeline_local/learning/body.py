@@ -10,12 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Body(nn.Sequential):
-    """Activations [B, ...] -> activations [B, ...], block by block.
+    """The blocks of a module in order: activations [B, ...] -> activations [B, ...].
 
     Args:
-        blocks: in order.
-        recompute: keep only each block's input, and compute its activations again for the
-            backward pass (Chen et al., 2016).
+        blocks: the blocks, in order.
+        recompute: use activation checkpointing: keep only the input of each block, and recompute
+            its activations in the backward pass (Chen et al., 2016).
     """
 
     def __init__(self, blocks: Sequence[nn.Module], recompute: bool = False) -> None:
@@ -23,13 +23,13 @@ class Body(nn.Sequential):
         self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
-        """Through every block."""
+        """Run all blocks: activations [B, ...] -> activations [B, ...]."""
         for block in self:
             x = self._again(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
         return x
 
     def compile_blocks(self, **options: str) -> None:
-        """Compile each block by itself, with the options of `torch.compile`."""
+        """Compile each block on its own, with the options of `torch.compile`."""
         for block in self:
             compile_part(block, **options)
 
@@ -40,13 +40,14 @@ class Body(nn.Sequential):
 
 
 def compile_part(part: nn.Module, **options: str) -> None:
-    """Compile a block or a head, with the options of `torch.compile`, for just the shapes it meets.
+    """Compile a block or a head with the options of `torch.compile`, for static shapes.
 
     All blocks of a class share one cache of graphs: one per shape, for training, for evaluation,
-    and for the second run of a recomputed block. torch stops at eight and goes on uncompiled, if
-    need be between the two runs of a block, which then save other tensors: its limit is raised.
+    and for the second run of a recomputed block. At eight graphs torch stops and goes on
+    uncompiled. It may do so between the two runs of a block, which then save different tensors.
+    So its limit is raised.
     """
-    from torch._dynamo import config  # a second of import time that other runs need not spend
+    from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = config.accumulated_recompile_limit
     part.compile(dynamic=False, **options)
@@ -59,11 +60,14 @@ def _first_and_second_run(
 
 
 class FrozenStatistics(AbstractContextManager[None]):
-    """Batch norms use the batch's statistics, and leave their running ones as they are.
+    """A context in which batch norms use the batch's statistics and keep their running ones.
 
-    They still touch them, with a momentum of zero: a recomputation must save the same tensors for
-    the backward pass as the first run did. May be entered again and again, as a double backward
-    recomputes twice.
+    They still update them, with a momentum of zero, as a recomputation must save the same tensors
+    for the backward pass as the first run did. The context can be entered repeatedly, as a double
+    backward recomputes twice.
+
+    Args:
+        module: the module whose batch norms are frozen.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -85,6 +89,6 @@ def _set(norm: nn.Module, **values: object) -> None:
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether writing to one of them writes to the other, as behind a body that only reshapes."""
+    """Return whether two tensors share a storage, as the ends of a body that only reshapes do."""
     one, other = a.untyped_storage(), b.untyped_storage()
-    return bool(one._cdata == other._cdata)  # not the address: a fake tensor has none
+    return bool(one._cdata == other._cdata)  # fake tensors have no address

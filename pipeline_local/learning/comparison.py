@@ -1,4 +1,4 @@
-"""How far two neighbours agree about the tensor between them, for people to see."""
+"""Measures how well two neighbours agree about the tensor between them, for metrics."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,19 @@ from torch.nn import functional
 from pipeline_local.learning.reconcile import wide
 
 SLICES = 8
-"""Parts of a batch in which two gradients are compared."""
+"""Number of slices of a batch in which two gradients are compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two neighbours agree about the tensor between them; scalars, means over samples."""
+    """The agreement of input gradient g and signal s at one tensor; scalars, means over samples.
+
+    Attributes:
+        discord: squared distance of g and s (per-sample gradients).
+        cosine: cosine of g and s.
+        input_norm: norm of g.
+        signal_norm: norm of s.
+    """
 
     discord: Tensor
     cosine: Tensor
@@ -24,10 +31,10 @@ class Comparison:
 
 
 def compare(g: Tensor, s: Tensor) -> Comparison:
-    """Compare input gradient and signal, both [B, ...], sample by sample.
+    """Compare an input gradient and a signal, both [B, ...], sample by sample.
 
-    A few samples at a time: the whole batch in float32, and what is made of it, would take several
-    times the room of gradients in bfloat16, and a step that is logged more than any other.
+    It takes a few samples at a time: the whole batch in float32, with its temporaries, would take
+    several times the memory of gradients in bfloat16, and make a logged step the largest of all.
     """
     few = math.ceil(len(g) / SLICES)
     parts = [_rows(*pair) for pair in zip(torch.split(g, few), torch.split(s, few), strict=True)]
@@ -41,7 +48,7 @@ def compare(g: Tensor, s: Tensor) -> Comparison:
 
 
 def _rows(g: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each sample: cosine, both norms, squared distance; [B] each."""
+    """For each sample: cosine, both norms and squared distance; [B] each."""
     rows_g, rows_s = wide(g).flatten(1), wide(s).flatten(1)
     norms = rows_g.norm(dim=1), rows_s.norm(dim=1)
     distance = (rows_g - rows_s).square_().sum(1)
@@ -50,6 +57,6 @@ def _rows(g: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _directions(rows: Tensor) -> Tensor:
     """Rows [B, n] at unit length (zeros stay zeros). The gradients of confident samples are so
-    small that their squares would vanish: the largest element is brought to one first."""
+    small that their squares would underflow: the largest element is scaled to one first."""
     largest = rows.detach().abs().amax(1, keepdim=True)
     return functional.normalize(rows / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1)

@@ -1,4 +1,4 @@
-"""What keeps numbers that are not finite out of a module's weights."""
+"""Keeps numbers that are not finite out of a module's weights."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,15 +14,15 @@ OnNan = Literal["fail", "skip"]
 class Guard:
     """Refuses updates of one module whose loss or gradient is not finite.
 
-    Judged on the device, where a refused update changes neither weights nor optimizer state, with
-    either policy; nobody waits for the verdict until `verify` asks for it. With `skip`, the
-    statistics of batch norms are put back too, as they have seen the same numbers.
+    The check runs on the device, and a refused update changes neither weights nor optimizer state,
+    with either policy. The host waits for the result only in `verify`. With `skip`, the statistics
+    of batch norms are restored too, as they have seen the same numbers.
 
     Args:
-        module: guarded; its number from 1 is told.
-        number: of the module, from 1.
+        module: the module to guard.
+        number: number of the module, from 1, for messages.
         policy: fail: `verify` raises once an update was refused; skip: it is only counted.
-        remedy: what else may help, told first.
+        remedy: advice that the error message gives first.
     """
 
     def __init__(self, module: nn.Module, number: int, policy: OnNan, remedy: str = "") -> None:
@@ -33,22 +33,22 @@ class Guard:
         self._before: list[Tensor] = []
         self._first_refused = torch.tensor(0)
         self.skipped = torch.tensor(0.0)
-        """Updates refused so far, on the device; since the start of this process."""
+        """Number of updates refused since the start of this process; a scalar on the device."""
 
     def begin(self) -> None:
-        """Before the first forward pass of a step: remember what that may spoil."""
+        """Save buffers that the step may spoil; called before its first forward pass."""
         if self._policy == "skip":
             self._before = [buffer.clone() for buffer in self._module.buffers()]
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, number: int) -> None:
-        """One step of the optimizer, unless the loss or a gradient is not finite.
+        """Run one step of the optimizer, unless the loss or a gradient is not finite.
 
         Args:
-            optimizer: with gradients in its parameters. A fused one is told on the device; any
-                other costs a wait for it.
-            loss: of this step, a scalar.
-            number: of this step, from 0.
+            optimizer: the optimizer; its parameters have gradients. A fused one takes the result of
+                the check on the device; for any other, the host waits for it.
+            loss: loss of this step, a scalar.
+            number: number of this step, from 0.
         """
         refused = _not_finite(loss, list(_gradients(optimizer)))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -63,10 +63,10 @@ class Guard:
             self._before = []
 
     def verify(self) -> None:
-        """Wait for the device, and stop if the policy says so.
+        """Wait for the device, and raise if the policy is `fail` and an update was refused.
 
         Raises:
-            UserError: with `fail`, an update was refused; names the module and the first such step.
+            UserError: an update was refused; the message names the module and the first such step.
         """
         if self._policy == "fail" and (step := int(self._first_refused)):
             raise UserError(
@@ -76,10 +76,10 @@ class Guard:
             )
 
     def verify_weights(self, step: int) -> None:
-        """Refuse to keep weights that mean nothing: a finite gradient may be too long a step.
+        """Check the weights before they are saved: even a finite gradient can be too large a step.
 
         Raises:
-            UserError: a parameter is not finite, or a buffer is not a number, with either policy.
+            UserError: a parameter is not finite, or a buffer is NaN, with either policy.
         """
         finite = [p.isfinite().all() for p in self._module.parameters()]
         finite += [~b.isnan().any() for b in self._module.buffers()]
@@ -101,7 +101,7 @@ def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _not_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:
-    """0 or 1, float32: what a fused optimizer asks for. One pass over the gradients."""
+    """0 or 1 in float32, as a fused optimizer takes it, from one pass over the gradients."""
     found = (~loss.isfinite()).float()
     one = torch.ones((), device=loss.device)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)

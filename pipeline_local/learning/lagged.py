@@ -1,12 +1,12 @@
-"""Lagged messages: what flows upstream is used a fixed number of steps after it was made.
+"""Lagged messages: tensors sent upstream, which are applied a fixed number of steps later.
 
-So nobody waits for it within a step, and no placement changes what it does. The mathematics chooses
-the content: today the input gradients of upstream reconciliation (feedback). Stages, edges and
-checkpoints carry it without knowing.
+So no module waits for them within a step, and no placement changes their effect. The mathematics
+chooses the content: today the input gradients of upstream reconciliation (feedback). Stages, edges
+and checkpoints do not depend on it.
 
-A module keeps what it needs until the message from downstream has come (`awaiting`), and what it
-has sent that upstream has not applied yet (`pending`). Both are part of a checkpoint: a step that
-is resumed finds what was on its way.
+A module keeps the tensors it needs once the message from downstream has arrived (`awaiting`), and
+the messages it has sent that upstream has not applied yet (`pending`). Both are part of a
+checkpoint, so that a resumed run finds the messages that were in flight.
 """
 
 from collections import deque
@@ -25,8 +25,8 @@ class LagPlan:
     """When lagged messages are sent and applied.
 
     Attributes:
-        every: they are sent on every n-th step.
-        lag: steps from sending to applying.
+        every: messages are sent on every n-th step.
+        lag: number of steps from sending to applying.
     """
 
     every: int
@@ -34,29 +34,29 @@ class LagPlan:
 
     @classmethod
     def of(cls, reconcile: ReconcileConfig) -> "LagPlan | None":
-        """What the configured mathematics sends upstream; None: nothing."""
+        """Return the plan for this configuration; None: nothing is sent upstream."""
         return cls(reconcile.every) if reconcile.feeds_back else None
 
     def is_sent(self, step: int) -> bool:
-        """Whether a message of this step (counted from 0) is sent."""
+        """Return whether a message is sent in this step (counted from 0)."""
         return step >= 0 and step % self.every == 0
 
     def is_applied(self, step: int) -> bool:
-        """Whether an earlier message is applied in this step."""
+        """Return whether an earlier message is applied in this step."""
         return self.is_sent(step - self.lag)
 
     @property
     def most_pending(self) -> int:
-        """Steps whose messages may be on their way at once.
+        """Most steps whose messages are in flight at once.
 
-        A channel holds as many: a stage that had to wait until its message is applied would keep
-        its upstream neighbour from the very step that applies it.
+        A channel must hold as many. Else a stage would wait until its message is applied, and keep
+        its upstream neighbour from reaching the step that applies it.
         """
         return self.lag // self.every + 1
 
 
 class Kept(NamedTuple):
-    """Tensors of one microbatch of an earlier step."""
+    """The tensors of one microbatch of an earlier step."""
 
     step: int
     microbatch: int
@@ -64,10 +64,10 @@ class Kept(NamedTuple):
 
 
 class LaggedQueue:
-    """First in, first out; can be saved and restored at any step.
+    """A first-in-first-out queue that can be saved and restored at any step.
 
     Args:
-        name: opens the names of its tensors in a checkpoint.
+        name: prefix of the names of its tensors in a checkpoint.
     """
 
     def __init__(self, name: str) -> None:
@@ -78,20 +78,20 @@ class LaggedQueue:
         return len(self._kept)
 
     def push(self, step: int, microbatch: int, *tensors: Tensor) -> None:
-        """Keep the tensors of a microbatch."""
+        """Append the tensors of a microbatch."""
         self._kept.append(Kept(step, microbatch, tensors))
 
     def pop(self) -> Kept:
-        """Take the oldest."""
+        """Remove and return the oldest entry."""
         return self._kept.popleft()
 
     def drop(self, last: int) -> None:
-        """Let go of everything up to step `last`."""
+        """Remove all entries up to and including step `last`."""
         while self._kept and self._kept[0].step <= last:
             self._kept.popleft()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, as `<name>.<step>.<microbatch>.<position>`."""
+        """Return all tensors, named `<name>.<step>.<microbatch>.<position>`."""
         return {
             f"{self._name}.{kept.step}.{kept.microbatch}.{position}": tensor
             for kept in self._kept
@@ -99,7 +99,7 @@ class LaggedQueue:
         }
 
     def load(self, named: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; names of others are passed over."""
+        """Restore the queue from the result of `tensors`; names with another prefix are ignored."""
         found: dict[tuple[int, int], dict[int, Tensor]] = {}
         for name, tensor in named.items():
             owner, *numbers = name.split(".")
@@ -116,19 +116,19 @@ class LaggedQueue:
 
 
 class LaggedMessages:
-    """What is under way between a module and its neighbours: a part of its checkpoint."""
+    """The lagged messages of a module that are not applied yet: a part of its checkpoint."""
 
     def __init__(self) -> None:
         self.awaiting = LaggedQueue("awaiting")
-        """What is needed once the downstream neighbour's messages have come."""
+        """Tensors that are needed once the downstream neighbour's messages arrive."""
         self.pending = LaggedQueue("pending")
-        """Messages on their way upstream, not applied yet."""
+        """Messages sent upstream that are not applied yet."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by name."""
+        """Return all tensors by name."""
         return {**self.awaiting.tensors(), **self.pending.tensors()}
 
     def load(self, named: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """Restore both queues from the result of `tensors`."""
         self.awaiting.load(named)
         self.pending.load(named)

@@ -6,7 +6,7 @@
     g_k = d l_k / d x_{k-1}          learn     input gradient, compared with s_{k-1}
     theta_k <- l_k + lambda * D_k    update
 
-A module knows nothing of processes: it takes tensors and gives detached tensors.
+A module knows nothing of processes: it takes tensors and returns detached tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from pipeline_local.learning.tasks import Score
 
 @dataclass
 class _Pass:
-    """What a microbatch leaves behind between the acts."""
+    """What is kept of a microbatch between the acts."""
 
     step: Step
     microbatch: int
@@ -46,14 +46,14 @@ Message = tuple[Tensor, ...]
 
 
 class LocalModule(nn.Module):
-    """Module k of K: learns from its own local loss, reconciled with its upstream neighbour.
+    """Module k of K, which learns from its own local loss, reconciled with its neighbours.
 
     Args:
         index: k, counted from 0.
-        body: activations [B, ...] -> activations [B, ...].
-        head: activations [B, ...] -> outputs [B, ...]; for the last module the classifier.
+        body: maps activations [B, ...] to activations [B, ...].
+        head: maps activations [B, ...] to outputs [B, ...]; for the last module the classifier.
         optimizer: makes the module's optimizer from its parameters.
-        rules: what all modules of the run share.
+        rules: the settings that all modules of a run share.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LocalModule(nn.Module):
     # ---- the three acts -------------------------------------------------------------------
 
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
-        """Act 1. Input [B, ...], labels [B] or [B, classes] -> activations [B, ...], detached."""
+        """Act 1: run the body. Input and labels [B, ...] -> activations [B, ...], detached."""
         compares = (step.compare or step.send_lagged) and self.index > 0
         if microbatch == 0:
             self.guard.begin()
@@ -92,9 +92,9 @@ class LocalModule(nn.Module):
         return self._pass.y.detach()
 
     def signal(self) -> Tensor:
-        """Act 2. Run the head and give the output gradient, shaped like the activations.
+        """Act 2: run the head and return the output gradient, shaped like the activations.
 
-        Costs a forward and backward of the head alone.
+        It costs a forward and backward pass of the head alone.
         """
         now = self._now()
         y = now.y.detach().requires_grad_()
@@ -114,16 +114,16 @@ class LocalModule(nn.Module):
     def receive(self, signal: Tensor | None = None) -> None:
         """Take the upstream signal s_{k-1}, shaped like the input; the first module has none.
 
-        If nobody else keeps it, nor the input, the second pass of act 3 has their room.
+        If the caller keeps neither the signal nor the input, act 3 reuses their memory.
         """
         self._now().signal = signal
 
     def learn(self) -> Message:
-        """Act 3. Backward through the body; compare and reconcile with what was received.
+        """Act 3: run backward through the body; compare and reconcile with the received signal.
 
         Returns:
-            The lagged message for the upstream neighbour: the input gradient where upstream
-            reconciles with it; () where nothing is sent.
+            The lagged message for the upstream neighbour: the input gradient with upstream
+            reconciliation; () where nothing is sent.
         """
         now = self._now()
         first = self._body_backward()
@@ -143,22 +143,22 @@ class LocalModule(nn.Module):
         return lagged
 
     def apply_lagged(self, step: Step, feedback: Tensor | None = None) -> None:
-        """Apply the oldest lagged message from downstream: train the head towards a signal that is
-        the downstream neighbour's input gradient.
+        """Apply the oldest lagged message from downstream: train the head so that its signal comes
+        closer to the downstream neighbour's input gradient.
 
-        The distance of the two is differentiated through the head alone, at the batch and the
+        The distance of the two is differentiated through the head alone, with the batch and the
         dropout masks of `LAG` steps ago.
 
         Args:
-            step: the current one.
+            step: the current step.
             feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
-                None for the last module, which nobody corrects.
+                None for the last module, which has no downstream neighbour.
         """
         number, microbatch, (y, labels) = self.lagged.awaiting.pop()
-        y = self.rules.wire_format.laid_out(y)  # a checkpoint has not kept its strides
+        y = self.rules.wire_format.laid_out(y)  # checkpoints do not keep strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
-            with FrozenStatistics(self):  # they have seen this batch
+            with FrozenStatistics(self):  # they have seen this batch before
                 first = reconcile.plain(self._head_objective, y, self._head_params)
             self._measure(feedback_cosine=compare(first.input, feedback).cosine)
             params = self._head_params
@@ -167,7 +167,7 @@ class LocalModule(nn.Module):
         self._pass = None
 
     def update(self, step: Step) -> None:
-        """One optimizer step with the gradients of all microbatches, if they are finite."""
+        """Run one optimizer step with the gradients of all microbatches, if they are finite."""
         for parameter, gradient in zip(self.trainable, self._sum, strict=True):
             parameter.grad = optimizer.laid_out_as(parameter, gradient)
         self._sum = []
@@ -184,23 +184,23 @@ class LocalModule(nn.Module):
 
     @property
     def gradients(self) -> Sequence[Tensor]:
-        """What the next update will apply, for each parameter; empty after it."""
+        """The gradients that the next update applies, one per parameter; empty after an update."""
         return self._sum
 
     @torch.no_grad()
     def evaluate(
         self, x: Tensor, labels: Tensor, summed: Tensor | None = None, samples: int | None = None
     ) -> tuple[Tensor, Tensor, Score]:
-        """Score the head on a test batch, alone and together with those above.
+        """Score the head on a test batch, alone and together with all upstream heads.
 
         Args:
             x: input [B, ...].
-            labels: [B, ...].
-            summed: what the heads above add to the heads together; None: there are none.
-            samples: the first so many are no padding; None: all.
+            labels: labels [B, ...].
+            summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
+            samples: number of samples that are not padding, from the first; None: all.
 
         Returns:
-            Activations [B, ...], the sum with this head's part, and the score of both.
+            Activations [B, ...], the sum with this head's part, and both scores.
         """
         y, outputs, summed = self._predict(x, summed)
         count = len(x) if samples is None else samples
@@ -209,7 +209,7 @@ class LocalModule(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `evaluate`, without labels: activations, and the sum with this head's part."""
+        """Return activations and the sum with this head's part, as `evaluate` does."""
         y, _, summed = self._predict(x, summed)
         return y, summed
 
@@ -223,24 +223,26 @@ class LocalModule(nn.Module):
         return y, outputs, part if summed is None else summed + part
 
     def _body_backward(self) -> Gradients:
-        """The plain gradients, at the input only where it is to be compared."""
+        """The plain gradients; at the input only where it is compared."""
         now = self._now()
-        if not now.y.requires_grad:  # a frozen body, and nobody to compare with
+        if not now.y.requires_grad:  # a frozen body, and nothing to compare
             return Gradients(now.x, now.head_grads)
         inputs = [now.x] if now.x.requires_grad else []
         params = [] if self._shifts else self._body_params
         grads = grad(now.y, [*inputs, *params], now.output_grad, materialize_grads=True)
         g = grads[0] if inputs else now.x
         if now.output_grad is not None and share_memory(g, now.output_grad):
-            g = g.clone()  # a body that only reshapes: the signal is on its way, and g gets written
+            g = (
+                g.clone()
+            )  # a body that only reshapes: the signal is being sent, and g is overwritten
         return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
 
     def _reconciled(self, first: Gradients) -> list[Tensor]:
-        """The plain gradients plus lambda times the discord's."""
+        """The plain gradients plus lambda times those of the discord."""
         now, settings = self._now(), self.rules.reconcile
         x, signal, labels = now.x.detach(), now.signal, now.labels
         assert signal is not None, "who compares has received"
-        # not needed any more: leave the room to the second pass
+        # free what is not needed any more before the second pass
         now.x = now.y = now.signal = now.output_grad = first.input
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
 
@@ -278,7 +280,7 @@ class LocalModule(nn.Module):
 
     @property
     def _shifts(self) -> bool:
-        """Whether this step takes its gradients at a moved input, and needs none at x."""
+        """Whether this step takes the parameters' gradients at a moved input, and none at x."""
         step, settings = self._now().step, self.rules.reconcile
         return step.reconcile and self.index > 0 and reconcile.estimator(settings).moves
 
@@ -288,7 +290,7 @@ class LocalModule(nn.Module):
             return self._laid_out(self.body(x))
 
     def _laid_out(self, y: Tensor) -> Tensor:
-        """What a body gives, as it crosses: the same on every placement, strides included."""
+        """The body's output in the dtype and strides that it has on every placement."""
         wire_format = self.rules.wire_format
         return wire_format.laid_out(y.to(wire_format.inside))
 
@@ -312,7 +314,7 @@ class LocalModule(nn.Module):
         self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
 
     def _measure(self, **values: Tensor) -> None:
-        """Keep the mean over the microbatches, without waiting for the device."""
+        """Add to the mean over the microbatches, without waiting for the device."""
         now = self._now()
         for name, value in values.items():
             earlier = self.metrics.get(name) if now.microbatch else None

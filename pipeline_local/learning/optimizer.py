@@ -1,4 +1,4 @@
-"""Optimizers: one per module, made from the same settings. A registry entry owns its options."""
+"""Optimizers: each module has its own, with the same settings. Registry entries own options."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated
@@ -15,7 +15,7 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
 )
 """All optimizers, by name (`optimizer.name`); `python:torch.optim:Adagrad` names one of torch's.
 
-An entry gets a module's parameters, and of the section's keys those that its signature names.
+An entry gets a module's parameters, and those keys of the section that its signature names.
 """
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -30,7 +30,7 @@ def sgd(
     momentum: Fraction = 0.9,
     weight_decay: NonNegative = 1e-4,
 ) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; fused, so that a step is one kernel."""
+    """SGD with Nesterov momentum, fused into one kernel."""
     params = list(params)
     made = torch.optim.SGD(
         params,
@@ -40,7 +40,7 @@ def sgd(
         weight_decay=weight_decay,
         fused=True,
     )
-    if momentum > 0:  # torch's own buffers hold garbage if the first update is refused
+    if momentum > 0:  # torch's would be undefined after a refused first update
         for parameter in params:
             made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return made
@@ -54,20 +54,20 @@ def adamw(
     momentum: Fraction = 0.9,
     weight_decay: NonNegative = 1e-4,
 ) -> torch.optim.AdamW:
-    """AdamW with momentum as its beta1; fused, so that a step is one kernel."""
+    """AdamW with `momentum` as beta1, fused into one kernel."""
     betas = (momentum, 0.999)
     return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer over these parameters."""
+    """Return the configured optimizer of these parameters."""
     own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
     make = OPTIMIZERS.find(config.name)
     return make(params=params, **OPTIMIZERS.options(config.name, config.args, own))
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: `<parameter index>.<quantity>`."""
+    """Return the optimizer's state as tensors named `<parameter index>.<quantity>`."""
     return {
         f"{index}.{quantity}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -77,13 +77,13 @@ def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
-    """The inverse of `tensors`."""
+    """Restore the state of an optimizer from the result of `tensors`."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in named.items():
         number, quantity = name.split(".")
         parameter = params[int(number)]
-        if value.shape == parameter.shape:  # a checkpoint has not kept its strides
+        if value.shape == parameter.shape:  # checkpoints do not keep strides
             value = laid_out_as(parameter, value)
         state.setdefault(int(number), {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
@@ -91,10 +91,10 @@ def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
 
 
 def laid_out_as(parameter: Tensor, like: Tensor) -> Tensor:
-    """A gradient or a state with the strides of its parameter.
+    """Return a gradient or a state with the strides of its parameter.
 
-    It is autograd's own contract for `.grad`, which `autograd.grad` does not keep. A fused
-    optimizer walks all of them in memory order, and would mix up the elements.
+    Autograd guarantees this for `.grad`, but `autograd.grad` does not. A fused optimizer reads all
+    tensors in memory order, and would mix up their elements.
     """
     if like.stride() == parameter.stride():
         return like

@@ -28,23 +28,23 @@ Objective = Callable[[Tensor], Tensor]
 
 
 LONGEST_SHIFT = 0.3
-"""Over the norm of the input: further away, the gradient would be that of another input. It binds
-early in training, and where gradients vanish and distances are relative to them."""
+"""Longest shift of an input, over its norm: further away, the gradient would be that of another
+input. The limit applies early in training, and with relative distances where gradients vanish."""
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""How far an input gradient [B, ...] is from a signal of the same shape; the result is a scalar."""
+"""The distance of an input gradient [B, ...] and a signal of the same shape, as a scalar."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """First-order gradients of a local loss: at the input [B, ...] and for each parameter."""
+    """The first-order gradients of a local loss at the input [B, ...] and for each parameter."""
 
     input: Tensor
     params: Sequence[Tensor]
 
 
 def discord(g: Tensor, s: Tensor) -> Tensor:
-    """D = B * sum((g - s)^2): the mean over samples of the squared per-sample distance.
+    """Return D = B * sum((g - s)^2): the mean over samples of the squared per-sample distance.
 
     The factor B undoes the 1/B of a mean-reduced loss twice and averages once, so a weight on D
     does not depend on the batch size.
@@ -57,9 +57,9 @@ def discord(g: Tensor, s: Tensor) -> Tensor:
 
 
 def relative(g: Tensor, s: Tensor) -> Tensor:
-    """The squared distance over the squared norms of both (held fixed), summed over the batch.
+    """Return the squared distance over the squared norms of both (held fixed), over the batch.
 
-    From 0 to 2 whatever the scale, so that boundaries are comparable; safe when s or g vanishes.
+    It is from 0 to 2 at any scale, so that boundaries are comparable, and safe where s or g is 0.
     """
     wide_g, wide_s = wide(g), wide(s)
     scale = wide_g.detach().square().sum() + wide_s.square().sum()
@@ -67,16 +67,16 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
 
 
 def pooled(positions: tuple[int, ...], g: Tensor, s: Tensor) -> Tensor:
-    """`relative`, of the sums over these axes: where a feature stands does not matter.
+    """Return the `relative` distance of the sums over these axes, independent of positions.
 
-    An axis that is gone, behind a layer that flattens maps, has nothing to be summed over.
+    Axes that a layer has flattened are ignored.
     """
     axes = [axis for axis in positions if axis < g.dim()]
     return relative(g.sum(axes), s.sum(axes)) if axes else relative(g, s)
 
 
 def distance(name: str, layout: Layout) -> Distance:
-    """The distance with this name (`reconcile.distance`) between gradients of this layout."""
+    """Return the distance with this name (`reconcile.distance`) for gradients of this layout."""
     named: dict[str, Distance] = {
         "squared": discord,
         "relative": relative,
@@ -94,26 +94,26 @@ def gradient(
     first: Gradients | None = None,
     layout: Layout = "NCHW",
 ) -> list[Tensor]:
-    """The gradient of the distance between g and s, by the configured estimator.
+    """Return the gradient of the distance between g and s, by the configured estimator.
 
     Args:
-        settings: estimator, distance, and step of the finite difference.
-        objective: must draw the same dropout masks whenever it is called.
-        x: where g is taken [B, ...].
-        s: what g should be, of the same shape.
-        params: what gives way.
-        first: the plain gradients at x, where they are known; its input gradient is overwritten.
-        layout: of x.
+        settings: estimator, its options, and distance.
+        objective: the local loss; it must draw the same dropout masks in every call.
+        x: the input at which g is taken [B, ...].
+        s: the target of g, of the same shape.
+        params: the parameters to differentiate for.
+        first: the plain gradients at x, if known; its input gradient is overwritten.
+        layout: meaning of the axes of x.
 
     Raises:
-        UserError: `exact`, and an operation of the network has no second derivative.
+        UserError: with `exact`, an operation of the network has no second derivative.
     """
     between = distance(settings.distance, layout)
     return estimator(settings).added(objective, x, s, params, first, between)
 
 
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
-    """Gradients of the local loss at x, by one forward and one backward."""
+    """Return the gradients of the local loss at x, by one forward and one backward pass."""
     x = x.detach().requires_grad_()
     g, *rest = grad(objective(x), [x, *params], materialize_grads=True)
     return Gradients(g, rest)
@@ -126,7 +126,7 @@ def exact(
     params: Sequence[Tensor],
     between: Distance = discord,
 ) -> list[Tensor]:
-    """dD/d(params) by double backward: the reference for every other estimator.
+    """Return dD/d(params) by double backward: the reference for every other estimator.
 
     Attention runs on its composite kernel: flash and memory-efficient attention have no second
     derivative (pytorch#116350).
@@ -154,8 +154,8 @@ NOT_TWICE = (
 def _ends_early(g: Tensor) -> bool:
     """Whether a `once_differentiable` function is in the graph of a gradient.
 
-    It would raise if it were reached, but `autograd.grad` never goes where no parameter is, and
-    would quietly return an incomplete gradient.
+    It would raise if it were reached, but `autograd.grad` skips branches without parameters, and
+    would silently return an incomplete gradient.
     """
     nodes, seen = [g.grad_fn], set()
     while nodes:
@@ -178,16 +178,16 @@ def finite_difference(
     first: Gradients,
     between: Distance = discord,
 ) -> list[Tensor]:
-    """dD/d(params) to first order in `step`, from one more forward and backward.
+    """Return dD/d(params) to first order in `step`, by one more forward and backward pass.
 
     With v = dD/dg = 2B (g - s) held fixed, dD/d(params) = d<v, g>/d(params), the derivative of the
-    plain gradient along v. It is taken one-sided: at x + step * |x| * v / |v|. The objective must
-    draw the same dropout masks again.
+    plain gradient along v. The difference is one-sided, at x + step * |x| * v / |v|. The objective
+    must draw the same dropout masks again.
 
     Args:
         step: length of the perturbation relative to |x|.
-        first: the plain gradients at x. Its input gradient is overwritten: a module's peak memory
-            is here, and the perturbed input takes its place.
+        first: the plain gradients at x. Its input gradient is overwritten by the perturbed input,
+            as the peak memory of a module is here.
     """
     v = _slope(first.input, s, between)
     size, length = _norm(v), step * _norm(x)
@@ -207,23 +207,22 @@ def shift(
     part: Tensor | None = None,
     layout: Layout = "NCHW",
 ) -> Tensor:
-    """The input at which the plain gradient is the reconciled one, to first order in lambda.
+    """Return the input at which the plain gradient is the reconciled one, to first order in lambda.
 
     With v = dD/dg held fixed, dD/d(params) is the derivative of the plain gradient along v, so
 
         dl/d(params) at x + lambda v  =  dl/d(params) + lambda dD/d(params)  at x, + O(lambda^2).
 
-    It is one gradient at one place: the pass at x need not give those of the parameters, and
-    nothing is divided by a small step. Where lambda |v| is more than `LONGEST_SHIFT` of |x|, the
-    input moves by that.
+    Only one gradient of the parameters is needed, none at x, and nothing is divided by a small
+    step. Where lambda |v| exceeds `LONGEST_SHIFT` times |x|, the input moves by the latter.
 
     Args:
         settings: lambda and distance.
-        x: [B, ...].
-        g: input gradient at x, shaped like it; overwritten by the result.
-        s: what g should be, of the same shape.
-        part: the samples that move, as far as if all did; None for all.
-        layout: of x.
+        x: input [B, ...].
+        g: input gradient at x, of the same shape; it is overwritten by the result.
+        s: the target of g, of the same shape.
+        part: indices of the samples to move, as far as if all were moved; None: all.
+        layout: meaning of the axes of x.
     """
     v = _slope(of_part(g, part), of_part(s, part), distance(settings.distance, layout))
     moving = x if part is None else x[part]
@@ -237,16 +236,16 @@ def shift(
 
 
 def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:
-    """Indices of a random part of a batch [B, ...], in order; None for all of it."""
+    """Return the indices of a random part of a batch [B, ...], in order; None for all samples."""
     count = max(2, round(fraction * len(x)))
     if count >= len(x):
         return None
     indices = torch.randperm(len(x), generator=generator)[:count].sort().values
-    return indices.to(x.device, non_blocking=True)  # or the host would wait for the device
+    return indices.to(x.device, non_blocking=True)  # the host must not wait for the device
 
 
 def of_part(gradient: Tensor, part: Tensor | None) -> Tensor:
-    """The gradient [B, ...] of a mean-reduced loss at a part of its batch, as if that were all."""
+    """Return the gradient [B, ...] of a mean-reduced loss over a part of its batch only."""
     return gradient if part is None else gradient[part] * (len(gradient) / len(part))
 
 
@@ -258,22 +257,23 @@ def _slope(g: Tensor, s: Tensor, between: Distance) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """The same numbers in at least float32: sums of squares of small numbers vanish in less."""
+    """Return x in at least float32, as sums of small squares underflow in less."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Euclidean norm over everything; never zero, so that it can divide."""
+    """The Euclidean norm of all numbers, never zero, so that it can be a divisor."""
     norm: Tensor = torch.linalg.vector_norm(wide(x))
     return norm.clamp_min(1e-30)
 
 
 class Estimator(ABC):
-    """How the gradient of the discord is had. An entry of `ESTIMATORS` makes one from its options.
+    """A way to compute the gradient of the discord. Entries of `ESTIMATORS` make one.
 
     Attributes:
-        moves: it takes the whole gradient at a moved input (`shift`), and none at the input itself.
-        differentiates_twice: it cannot have compiled modules.
+        moves: whether it takes the parameters' gradient at a moved input (`shift`), and none at the
+            input itself.
+        differentiates_twice: whether it needs second derivatives, which compiled modules lack.
     """
 
     moves = False
@@ -289,30 +289,30 @@ class Estimator(ABC):
         first: Gradients | None,
         between: Distance,
     ) -> list[Tensor]:
-        """dD/d(params); the arguments are those of `gradient`."""
+        """Return dD/d(params); the arguments are those of `gradient`."""
 
     @abstractmethod
     def cost(self, forward: float, backward: float, again: float) -> float:
-        """What it adds to a step that reconciles, given what a plain step costs.
+        """Return the cost that it adds to a step that reconciles, in the unit of the arguments.
 
         Args:
-            forward: of a forward pass.
-            backward: of a backward pass, with what it computes again.
-            again: the part of it that is computed again (activation checkpointing).
+            forward: cost of a forward pass.
+            backward: cost of a backward pass, recomputation included.
+            again: cost of the recomputation in it (activation checkpointing).
         """
 
     def of_part(self, cost: float, fraction: float) -> float:
-        """What is left of that cost if a part of the batch is reconciled."""
+        """Return that cost where only a fraction of the batch is reconciled."""
         return cost * fraction
 
 
 ESTIMATORS: Registry[Callable[..., Estimator]] = Registry("reconcile.estimator", kind="estimator")
-"""All estimators, by name (`reconcile.estimator`)."""
+"""The registry of all estimators, by name (`reconcile.estimator`)."""
 
 
 @ESTIMATORS.add("exact")
 class Exact(Estimator):
-    """Double backward."""
+    """The exact gradient, by double backward."""
 
     differentiates_twice = True
 
@@ -325,17 +325,17 @@ class Exact(Estimator):
         first: Gradients | None,
         between: Distance,
     ) -> list[Tensor]:
-        """As `exact`."""
+        """Return dD/d(params) by `exact`."""
         return exact(objective, x, s, params, between)
 
     def cost(self, forward: float, backward: float, again: float) -> float:
-        """A step of its own, and one more for the double backward."""
+        """Return the cost of another step and of the double backward, which costs one more."""
         return 2 * (forward + backward)
 
 
 @ESTIMATORS.add("finite_difference")
 class FiniteDifference(Estimator):
-    """One more forward and backward at a perturbed input.
+    """A finite difference, by one more forward and backward pass at a perturbed input.
 
     Args:
         step: norm of the perturbation over the norm of the input.
@@ -353,40 +353,40 @@ class FiniteDifference(Estimator):
         first: Gradients | None,
         between: Distance,
     ) -> list[Tensor]:
-        """As `finite_difference`."""
+        """Return dD/d(params) by `finite_difference`."""
         first = first or plain(objective, x, params)
         return finite_difference(objective, x, s, params, self._step, first, between)
 
     def cost(self, forward: float, backward: float, again: float) -> float:
-        """One more pass."""
+        """Return the cost of one more forward and backward pass."""
         return forward + backward
 
     def of_part(self, cost: float, fraction: float) -> float:
-        """Twice, as the plain gradient is taken on that part anew."""
+        """Return twice the part's cost, as its plain gradient must be computed, too."""
         return cost * fraction * (2 if fraction < 1 else 1)
 
 
 @ESTIMATORS.add("shift")
 class Shift(FiniteDifference):
-    """The plain gradient, at an input moved by lambda times the discord's gradient (`shift`).
+    """The plain gradient at an input moved by lambda times the discord's gradient (`shift`).
 
-    Where only what is added counts, a finite difference stands in for it.
+    Where only the added gradient is needed, it is computed by a finite difference.
     """
 
     moves = True
 
     def cost(self, forward: float, backward: float, again: float) -> float:
-        """One more pass, less the gradients of weights at x, which are not taken."""
+        """Return the cost of one more pass, less the weight gradients at x, which are left out."""
         return forward + (backward + again) / 2
 
     def of_part(self, cost: float, fraction: float) -> float:
-        """All of it: the whole batch passes, whichever part of it is moved."""
+        """Return the full cost: the whole batch is computed again, whichever part is moved."""
         return cost
 
 
 @lru_cache(maxsize=64)
 def estimator(settings: ReconcileConfig) -> Estimator:
-    """The configured estimator."""
+    """Return the configured estimator."""
     name = settings.estimator
     options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
     return ESTIMATORS.find(name)(**options)

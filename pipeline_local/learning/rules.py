@@ -1,4 +1,4 @@
-"""What all modules of a run have in common."""
+"""The settings that all modules of a run share."""
 
 from dataclasses import dataclass, field
 
@@ -11,16 +11,16 @@ from pipeline_local.learning.wire_format import WireFormat
 
 @dataclass(frozen=True)
 class Rules:
-    """What all modules of a run have in common."""
+    """The settings that all modules of a run share."""
 
     seed: int = 0
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
     task: Task = field(default_factory=lambda: Classification(1))
-    """Loss and score of the heads. The default one does not need to know how many classes."""
+    """Loss and score of the heads. The default accepts any number of classes."""
     clip: float | None = None
     on_nan: OnNan = "fail"
     layout: Layout = "NCHW"
-    """Of activations between modules."""
+    """Meaning of the axes of activations between modules."""
     wire_format: WireFormat = field(default_factory=WireFormat)
-    """Dtypes of activations and signals, in the modules (bfloat16 also turns on autocast) and on
-    their way."""
+    """Dtypes of activations and signals inside modules (bfloat16 also turns on autocast) and in
+    messages between them."""

@@ -1,10 +1,10 @@
-"""What every module must know of one optimizer step."""
+"""The facts of one optimizer step that every module needs."""
 
 from dataclasses import dataclass
 
 LAG = 4
-"""Steps between a message that flows upstream and its use: part of the mathematics, and long enough
-for it to have arrived, as a stage runs at most about two steps ahead of the next one."""
+"""Steps between the sending of a message upstream and its use. It is part of the mathematics, and
+long enough for the message to arrive, as a stage runs at most about two steps ahead of the next."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,15 @@ class Step:
     lr: float
     """Learning rate of this step."""
     microbatches: int = 1
-    """Parts the batch travels in; their gradients are averaged."""
+    """Number of parts of the batch; their gradients are averaged."""
     reconcile: bool = False
-    """The discord's gradient is added to the local one."""
+    """Whether the gradient of the discord is added to the local one."""
     compare: bool = False
-    """Signals are sent, so that input gradients can be compared with them. Implied by
-    `reconcile`; also so on logged steps, for the metrics."""
+    """Whether signals are sent, so that input gradients can be compared with them. `reconcile`
+    implies it; it is also set on logged steps, for the metrics."""
     send_lagged: bool = False
-    """Modules send lagged messages upstream, to be applied `LAG` steps later."""
+    """Whether modules send lagged messages upstream, to be applied `LAG` steps later."""
     apply_lagged: bool = False
-    """The lagged messages that were sent `LAG` steps ago are applied."""
+    """Whether the lagged messages that were sent `LAG` steps ago are applied."""
     log: bool = False
-    """The step's metrics are recorded."""
+    """Whether the metrics of the step are recorded."""

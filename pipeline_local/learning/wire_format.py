@@ -1,9 +1,9 @@
-"""How numbers cross a boundary between modules: rounded by the sender, widened by the receiver.
+"""The format of tensors sent between modules: rounded by the sender, widened by the receiver.
 
-They do so at every boundary, inside a stage as between processes: what is rounded is part of the
-mathematics, and where a module runs is not. Only messages are rounded: a module's own head, and
-all that it computes, sees what its body gave. Strides are a part of it, too, as kernels add up in
-an order that depends on them: what comes to a module has the same ones on every placement.
+It applies at every boundary between modules, inside a stage as between processes, as rounding is
+part of the mathematics and placement is not. Only messages are rounded: a module's own head sees
+the unrounded output of its body. The format includes strides, as kernels sum in an order that
+depends on them: the input of a module has the same strides on every placement.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,15 @@ _NARROW = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class WireFormat:
-    """Dtypes on both sides of a boundary and on the way. Labels cross as they are.
+    """The dtypes and memory layout of tensors inside modules and in messages between them.
+
+    Labels are sent unchanged.
 
     Attributes:
-        inside: of activations and gradients in the modules.
-        narrow: of activations on the way; None: as inside.
-        channels_last: maps [B, C, H, W] lie in memory as [B, H, W, C], inside and on the way.
+        inside: dtype of activations and gradients inside modules.
+        narrow: dtype of activations in messages; None: as inside.
+        channels_last: whether maps [B, C, H, W] have the memory layout [B, H, W, C], inside modules
+            and in messages.
     """
 
     inside: torch.dtype = torch.float32
@@ -34,47 +37,48 @@ class WireFormat:
 
     @classmethod
     def of(cls, config: Config) -> "WireFormat":
-        """As configured by `precision`, `parallel.wire_dtype` and `channels_last`."""
+        """Return the format set by `precision`, `parallel.wire_dtype` and `channels_last`."""
         narrow = _NARROW[config.parallel.wire_dtype]
         return cls(_INSIDE[config.precision], narrow, config.channels_last)
 
     @property
     def activations(self) -> torch.dtype:
-        """Of activations on the way."""
+        """The dtype of activations in messages."""
         return self.narrow or self.inside
 
     @property
     def gradients(self) -> torch.dtype:
-        """Of signals and input gradients on the way.
+        """The dtype of signals and input gradients in messages.
 
-        bfloat16 for either wire: they are mean-reduced over the batch, and float16 ends at 6e-8.
+        It is bfloat16 also where activations are sent as float16: gradients are mean-reduced over
+        the batch, and float16 has no positive number below 6e-8.
         """
         return torch.bfloat16 if self.narrow else self.inside
 
     @property
     def remedy(self) -> str:
-        """What to do first about numbers that are not finite, for a message; "" if nothing."""
+        """The advice of an error message about numbers that are not finite; "" if none."""
         if self.narrow != torch.float16:
             return ""
         return "set parallel.wire_dtype=bfloat16 (activations beyond 65504 overflow float16), "
 
     def shape(self, inside: Sequence[int]) -> tuple[int, ...]:
-        """Of a tensor on the way: [B, H, W, C] of maps whose channels are last, else as inside."""
+        """Return a shape in messages: [B, H, W, C] for channels-last maps, else as inside."""
         shape = tuple(inside)
         return (shape[0], *shape[2:], shape[1]) if self._turns(len(shape)) else shape
 
     def laid_out(self, inside: Tensor) -> Tensor:
-        """The same numbers in the one order of memory that they have in every module."""
+        """Return the tensor in the memory layout that it has inside every module."""
         turned = self._turns(inside.dim())
         return inside.contiguous(
             memory_format=torch.channels_last if turned else torch.contiguous_format
         )
 
     def round_activations(self, y: Tensor) -> Tensor:
-        """To the nearest number of the wire, for the way downstream.
+        """Round activations to the dtype of messages.
 
-        What overflows float16 becomes no number at all: a bounded activation function would take
-        infinity for an input like any other, and train on it.
+        An overflow of float16 becomes NaN, not infinity: a bounded activation function would take
+        infinity as a valid input, and train on it.
         """
         narrow = y.to(self.activations)
         if self.narrow == torch.float16:
@@ -82,11 +86,11 @@ class WireFormat:
         return self._on_the_way(narrow)
 
     def round_gradient(self, gradient: Tensor) -> Tensor:
-        """The same of a signal or an input gradient, for either way."""
+        """Round a signal or an input gradient to the dtype of messages."""
         return self._on_the_way(gradient.to(self.gradients))
 
     def widen(self, arrived: Tensor) -> Tensor:
-        """Exactly: every number of the wire is one inside."""
+        """Convert a message to the dtype inside modules, without loss."""
         wide = arrived.to(self.inside)
         return wide.permute(0, 3, 1, 2) if self._turns(wide.dim()) else wide
 
@@ -94,6 +98,6 @@ class WireFormat:
         return self.channels_last and dimensions == 4
 
     def _on_the_way(self, narrow: Tensor) -> Tensor:
-        """Contiguous, as wires want it: channels that are last in memory are the last axis."""
+        """Make a message contiguous: with channels last in memory, they become the last axis."""
         turned = narrow.permute(0, 2, 3, 1) if self._turns(narrow.dim()) else narrow
         return turned.contiguous()

@@ -127,11 +127,8 @@ def _stages(plan: Plan) -> Table:
     for number, stage in enumerate(plan.stages):
         held = stage.memory
         first, last = stage.modules[0].number, stage.modules[-1].number
-        sums = (
-            sum(module.parameters for module in held.modules),
-            sum(module.gradients for module in held.modules),
-            sum(module.optimizer for module in held.modules),
-        )
+        kinds = ("parameters", "gradients", "optimizer")
+        sums = [sum(getattr(module, kind) for module in held.modules) for kind in kinds]
         table.add_row(
             str(number),
             str(first) if first == last else f"{first} - {last}",

@@ -170,8 +170,7 @@ def _local(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
         applies = run.feedback and run.every > 0
         applies = applies and step >= LAG and (step - LAG) % run.every == 0
         for _ in range(run.microbatches):
-            if ends.recv:
-                yield Recv(ends.recv)
+            yield from _on(ends.recv, Recv)
             yield from _three_acts(stage, ends, compares)
             if compares and run.feedback and ends.back_send:
                 yield Send(ends.back_send, run.stages[ends.number - 1].messages)
@@ -199,15 +198,15 @@ def _gpipe(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     stage = run.stages[ends.number]
     for _ in range(run.steps):
         for _ in range(run.microbatches):
-            yield from _recv(ends.recv)
+            yield from _on(ends.recv, Recv)
             yield Work(stage.forward)
-            yield from _send(ends.send, stage.activations)
+            yield from _on(ends.send, Send, stage.activations)
         for _ in range(run.microbatches):
-            yield from _recv(ends.back_recv)
+            yield from _on(ends.back_recv, Recv)
             yield Work(stage.backward)
-            yield from _send(ends.back_send, ends.upstream)
-        yield from _all_sent(ends.send)
-        yield from _all_sent(ends.back_send)
+            yield from _on(ends.back_send, Send, ends.upstream)
+        yield from _on(ends.send, Sent)
+        yield from _on(ends.back_send, Sent)
         yield Update(stage.update)
 
 
@@ -217,39 +216,30 @@ def _one_f_one_b(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     warm = min(count, len(run.stages) - ends.number)
     for _ in range(run.steps):
         for number in range(warm):
-            yield from _recv(ends.recv)
+            yield from _on(ends.recv, Recv)
             yield Work(stage.forward)
-            yield from _all_sent(ends.send)
+            yield from _on(ends.send, Sent)
             if number < warm - 1:
-                yield from _send(ends.send, stage.activations)
+                yield from _on(ends.send, Send, stage.activations)
         for number in range(count):
             if number <= count - warm:  # the latest output is not sent yet
-                yield from _send(ends.send, stage.activations)
-            yield from _recv(ends.back_recv)
-            yield from _all_sent(ends.send)
+                yield from _on(ends.send, Send, stage.activations)
+            yield from _on(ends.back_recv, Recv)
+            yield from _on(ends.send, Sent)
             yield Work(stage.backward)
-            yield from _send(ends.back_send, ends.upstream)
+            yield from _on(ends.back_send, Send, ends.upstream)
             if number < count - warm:
-                yield from _recv(ends.recv)
-                yield from _all_sent(ends.back_send)
+                yield from _on(ends.recv, Recv)
+                yield from _on(ends.back_send, Sent)
                 yield Work(stage.forward)
-        yield from _all_sent(ends.back_send)
+        yield from _on(ends.back_send, Sent)
         yield Update(stage.update)
 
 
-def _recv(channel: Channel | None) -> Iterator[Act]:
+def _on(channel: Channel | None, act: Callable[..., Act], *arguments: float) -> Iterator[Act]:
+    """An act on a channel, where the stage has that neighbour."""
     if channel:
-        yield Recv(channel)
-
-
-def _send(channel: Channel | None, size: float) -> Iterator[Act]:
-    if channel:
-        yield Send(channel, size)
-
-
-def _all_sent(channel: Channel | None) -> Iterator[Act]:
-    if channel:
-        yield Sent(channel)
+        yield act(channel, *arguments)
 
 
 def _replica(run: SimulatedRun, group: Group, count: int) -> Program:

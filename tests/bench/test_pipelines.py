@@ -97,7 +97,7 @@ def test_ranks_count_more_than_stages():
 
 def test_compiled_modules_cannot_be_split():
     with pytest.raises(UnavailableError, match="does not split the backward pass of compiled"):
-        Pipelined(workload(compile=True), "zerobubble", 2).setup()
+        Pipelined(workload(compile=True), 2, "zerobubble").setup()
 
 
 VIEWS = """
@@ -115,4 +115,4 @@ def test_views_cannot_be_split(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     views = workload(model={"name": "python:puts_out_views:blocks"})
     with pytest.raises(UnavailableError, match=r"block \S+ returns a view"):
-        Pipelined(views, "zerobubble", 2).setup()
+        Pipelined(views, 2, "zerobubble").setup()

@@ -88,7 +88,7 @@ def test_a_narrow_wire_is_local_learnings(config):
     info = describe(config.data)
     wide, half = (stage_works(draw_blueprint(c, info), 2, 16)[0] for c in (config, narrow))
     assert half.messages == wide.messages / 2 == 16 * 8 * 2
-    assert half.activations == wide.activations, "peers send what they have"
+    assert half.activations == wide.activations, "other methods send full activations"
     slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the link
     before, after = by_method(config, bandwidth=slow), by_method(narrow, bandwidth=slow)
     assert after["local"].step_seconds == pytest.approx(before["local"].step_seconds / 2, rel=0.01)

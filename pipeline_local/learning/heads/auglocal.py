@@ -20,31 +20,36 @@ from pipeline_local.learning.heads.layers import (
 
 
 class AugLocalHead(Head):
-    """Fresh copies of later blocks, then a linear classifier (Ma et al., 2024)."""
+    """A head of fresh copies of later blocks and a linear classifier (Ma et al., 2024).
+
+    Args:
+        layers: copies, adapters and classifier, in order.
+        rule: initialises a copied block as the backbone does.
+    """
 
     def __init__(self, layers: nn.Sequential, rule: Callable[[nn.Module], object]) -> None:
         super().__init__(layers)
         self.rule = rule
 
     def initialize(self) -> None:
-        """Copies follow the backbone's own rule, adapters and classifier the library's."""
+        """Draw all weights afresh: copies by the backbone's rule, other layers by torch's."""
         for name, layer in self.layers.named_children():
             (self.rule if name.startswith("copy") else reset)(layer)
 
 
 class AugLocal:
-    """The entry of `HEADS`: copies later blocks, as many as `copies` says."""
+    """The registry entry: builds heads that copy as many later blocks as `copies` returns."""
 
     def __call__(
         self, site: Site, *, depth: Annotated[int, Field(ge=1)] = 2, taper: bool = True
     ) -> AugLocalHead:
-        """Later blocks at even distances, always ending with the last; adapters where neighbours do
-        not fit.
+        """Copy later blocks at even distances, up to the last; add adapters where shapes differ.
 
         Args:
-            site: where it is attached.
-            depth: copied blocks in the first module's head.
-            taper: linearly fewer of them towards the output; else equally many, while there are.
+            site: where the head is attached.
+            depth: number of copied blocks in the first module's head.
+            taper: whether later modules copy linearly fewer blocks; else all copy as many, as long
+                as there are enough.
         """
         chosen = [(i + 1) * len(site.later) // site.copies - 1 for i in range(site.copies)]
         layers = nn.Sequential()
@@ -61,10 +66,10 @@ class AugLocal:
 
     @staticmethod
     def copies(index: int, count: int, later: int, *, depth: int = 2, taper: bool = True) -> int:
-        """How many of the `later` blocks behind module `index` (from 0) of `count` are copied.
+        """Return how many of the `later` blocks behind module `index` (of `count`) are copied.
 
-        Linearly fewer towards the output (Ma et al., 2024), or equally many
-        (docs/results/reconciliation.md).
+        The number falls linearly towards the output (Ma et al., 2024), or is the same for all
+        modules (docs/results/reconciliation.md).
         """
         shrinks = 1 - index / (count - 1) if taper else 1.0
         return min(max(1, math.ceil(depth * shrinks)), later)

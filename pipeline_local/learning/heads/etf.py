@@ -1,7 +1,7 @@
-"""A classifier without anything to learn: the vertices of a simplex, fixed once and for all.
+"""A classifier without parameters: its class vectors are the fixed vertices of a simplex.
 
-Where networks end up after long training (neural collapse: Papyan et al., 2020), a classifier can
-start: its classes stand as far apart as they can, and only the features have to move.
+After long training, classifiers converge to such a simplex (neural collapse: Papyan et al., 2020).
+Here it is fixed from the start: classes are as far apart as possible, and only features learn.
 """
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SCALE = 16.0
-"""Logits are SCALE times a cosine. Features on their class's vertex are then classified with a
-probability of at least 0.999 among up to 1000 classes; features of no class have a loss of
-log(classes), whatever the scale."""
+"""Logits are SCALE times a cosine. Features on the vertex of their class then have a probability of
+at least 0.999 among up to 1000 classes; features orthogonal to all classes have a loss of
+log(classes) at any scale."""
 
 EPSILON = 1e-5
 """Added to the mean square of the features, as in LayerNorm: features near zero have small
@@ -25,12 +25,12 @@ class SimplexETF(nn.Module):
 
         sqrt(C / (C - 1)) * P (I - 1 1^T / C),   every two at a cosine of -1 / (C - 1).
 
-    Such a frame of C vertices needs at least C - 1 dimensions. In fewer, it is projected by a
-    random P, and its vertices are brought back to length one: still fixed and spread out at random,
-    but no longer at equal angles; in one dimension only two classes can be told apart.
+    Such a frame of C vertices needs at least C - 1 dimensions. With fewer, it is projected by a
+    random P, and its vertices are scaled back to length one: still fixed and spread out at random,
+    but no longer at equal angles. In one dimension only two classes can be distinguished.
 
     Args:
-        width: of the features.
+        width: number of features.
         num_classes: C, at least 2.
 
     Raises:
@@ -54,7 +54,7 @@ class SimplexETF(nn.Module):
             self.vertices.copy_(functional.normalize(plane @ turn, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of pooled features."""
+        """Map pooled features [B, width] to logits [B, classes]."""
         mean_square = x.square().mean(1, keepdim=True)
         directions = x * torch.rsqrt(mean_square + EPSILON) / x.shape[1] ** 0.5
         return functional.linear(directions, self.vertices) * SCALE

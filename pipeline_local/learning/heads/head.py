@@ -19,12 +19,12 @@ from pipeline_local.learning.heads.layers import output_shape, reset
 from pipeline_local.registry import Registry
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head.name", kind="head", given=("site",))
-"""All families of auxiliary heads, by name (`head.name`).
+"""The registry of auxiliary heads, by name (`head.name`).
 
-An entry gets a `Site` and its own options, and gives an `nn.Module` on the meta device. Where it
-has an attribute `copies`, that says how many later blocks the head of a module copies, from the
-module's index, the number of modules, the number of later blocks, and the options. An attribute
-`learns` that is false says that its heads have no parameters.
+An entry takes a `Site` and its own options, and returns an `nn.Module` on the meta device. Its
+attribute `copies`, if there is one, is a function that returns how many later blocks a head copies,
+from the module's index, the number of modules, the number of later blocks, and the options. Its
+attribute `learns`, if false, states that its heads have no parameters.
 """
 
 
@@ -34,12 +34,12 @@ class Site:
 
     Attributes:
         layout: meaning of the axes of the activations.
-        shape: one sample's activations, without the batch axis.
+        shape: shape of one sample's activations, without the batch axis.
         later: the backbone's blocks behind this module, on the meta device.
-        later_shapes: one sample's input shape of each of them.
+        later_shapes: for each of them, the shape of one sample's input.
         copies: how many of the later blocks a head copies, if it copies any (`copies`).
         initialize: the backbone's own initialisation, for copies of its blocks.
-        output_shape: one sample's outputs: (classes,), or (classes, H, W) at each position.
+        output_shape: shape of one sample's outputs: (classes,), or (classes, H, W) for dense tasks.
     """
 
     layout: Layout
@@ -52,10 +52,10 @@ class Site:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head that gives one vector per sample.
+        """The number of outputs of a head that returns one vector per sample.
 
         Raises:
-            ValueError: the task wants outputs at each position.
+            ValueError: the task needs outputs at each position.
         """
         if len(self.output_shape) > 1:
             raise ValueError(
@@ -65,42 +65,45 @@ class Site:
 
 
 class Head(nn.Module):
-    """Activations [B, ...] -> outputs [B, ...]."""
+    """A head made of layers in order: activations [B, ...] -> outputs [B, ...].
+
+    Args:
+        layers: the layers, in order.
+    """
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
         self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of a batch of activations."""
+        """Map activations [B, ...] to outputs [B, ...]."""
         outputs: Tensor = self.layers(x)
         return outputs
 
     def initialize(self) -> None:
-        """Draw all weights afresh, from the global generator."""
+        """Draw all weights afresh from the global random generator."""
         reset(self.layers)
 
 
 def copies(config: HeadConfig, index: int, count: int, later: int) -> int:
-    """How many of the `later` blocks behind module `index` (from 0) of `count` its head copies; 0
-    for heads that copy none."""
+    """Return how many of the `later` blocks behind module `index` (from 0) of `count` its head
+    copies; 0 for heads that copy none."""
     rule = getattr(HEADS.find(config.name), "copies", None)
     return int(rule(index, count, later, **options(config))) if rule else 0
 
 
 @lru_cache(maxsize=64)
 def options(config: HeadConfig) -> dict[str, Any]:
-    """The options of the configured head: the section's own keys that it names, and its further
-    ones."""
+    """Return the options of the configured head: the general keys that it takes, and its own."""
     own = {"depth": config.depth, "taper": config.taper}
     return HEADS.options(config.name, config.args, own)
 
 
 def build(config: HeadConfig, site: Site) -> nn.Module:
-    """The auxiliary head of one module, on the meta device, uninitialised.
+    """Build the auxiliary head of one module on the meta device, uninitialised.
 
     Raises:
-        ValueError: it does not fit these activations or outputs.
+        ValueError: the head does not fit these activations or outputs.
     """
     with torch.device("meta"):
         head = HEADS.find(config.name)(site=site, **options(config))
@@ -113,7 +116,7 @@ def build(config: HeadConfig, site: Site) -> nn.Module:
 
 
 def initialize(head: nn.Module) -> None:
-    """Draw a head's weights afresh, by its own rule (`initialize`) or torch's."""
+    """Draw a head's weights afresh, by its method `initialize` if it has one, else by torch's."""
     own = getattr(head, "initialize", None)
     if own:
         own()

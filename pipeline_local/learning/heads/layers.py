@@ -1,4 +1,4 @@
-"""Layers that several heads use: from any activations to maps or vectors, and to outputs."""
+"""Layers of several heads: they turn any activations into maps or vectors, and into outputs."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from pipeline_local.layout import POSITIONS, Layout
 
 
 class ToMap(nn.Module):
-    """Any activations [B, ...] -> feature maps [B, C, H, W]."""
+    """Turns any activations [B, ...] into feature maps [B, C, H, W]."""
 
     def __init__(self, layout: Layout, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ToMap(nn.Module):
         return channels, tokens, 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers, on their grid (a class token is left out)."""
+        """Return the same numbers on their grid, without a class token."""
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
         if self.layout == "NTC":
@@ -45,45 +45,45 @@ class ToMap(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """Mean over all positions: [B, ...] -> [B, C]."""
+    """The mean over all positions: [B, ...] -> [B, C]."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.axes = POSITIONS[layout]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean over the axes of the layout."""
+        """Return the mean over the position axes of the layout."""
         return x.mean(self.axes) if self.axes else x
 
 
 class ToChannelsLast(nn.Module):
-    """[B, C, H, W] -> [B, H, W, C]."""
+    """Moves channels to the last axis: [B, C, H, W] -> [B, H, W, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers, channels last."""
+        """Return a view with the channels last."""
         return x.permute(0, 2, 3, 1)
 
 
 class Resize(nn.Module):
-    """Maps [B, D, h, w] -> maps [B, D, H, W], bilinear."""
+    """Resizes maps bilinearly: [B, D, h, w] -> [B, D, H, W]."""
 
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """The resized maps."""
+        """Return the resized maps."""
         return nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
 def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Sequential:
-    """The smallest head: global average pool and one linear layer; for outputs at each position, a
-    1x1 convolution, whose maps are resized to the outputs' size.
+    """Build the smallest head: global average pool and a linear layer; for outputs at each position
+    a 1x1 convolution, whose maps are resized to the size of the outputs.
 
     Args:
-        layout: of the activations.
-        shape: one sample's activations.
-        output_shape: one sample's outputs: (D,) or (D, H, W).
+        layout: meaning of the axes of the activations.
+        shape: shape of one sample's activations.
+        output_shape: shape of one sample's outputs: (D,) or (D, H, W).
     """
     num_outputs, *size = output_shape
     if size:
@@ -101,14 +101,14 @@ def channels(layout: Layout, shape: tuple[int, ...]) -> int:
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One sample's output shape of a meta module, from one sample's input shape."""
+    """Return the shape of one sample's output of a meta module, from that of one sample's input."""
     probe = copy.deepcopy(module).eval()
     with torch.no_grad():
         return tuple(probe(torch.empty(1, *shape, device="meta")).shape[1:])
 
 
 def reset(module: nn.Module) -> None:
-    """Draw all weights afresh, as torch initialises each layer."""
+    """Draw all weights afresh by torch's initialisation of each layer."""
     for layer in module.modules():
         if own := getattr(layer, "reset_parameters", None):
             own()

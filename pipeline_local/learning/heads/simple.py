@@ -11,17 +11,17 @@ from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, read
 
 @HEADS.add("linear")
 def linear(site: Site) -> Head:
-    """Global average pool and one linear layer; at each position, for dense outputs."""
+    """A global average pool and one linear layer; for dense outputs, one at each position."""
     return Head(readout(site.layout, site.shape, site.output_shape))
 
 
 class Etf:
-    """The entry of `HEADS` for heads that have nothing to learn."""
+    """The registry entry for heads without parameters."""
 
     learns = False
 
     def __call__(self, site: Site) -> Head:
-        """Global average pool and fixed vertices of a simplex: no parameter, not even a norm's."""
+        """Build a global average pool and a `SimplexETF`; even its norm has no parameters."""
         width = channels(site.layout, site.shape)
         norm = [nn.LayerNorm(width, elementwise_affine=False)] if site.layout == "NTC" else []
         vertices = SimplexETF(width, site.num_outputs)
@@ -33,8 +33,8 @@ HEADS.add("etf", Etf())
 
 @HEADS.add("mlp")
 def mlp(site: Site) -> Head:
-    """DGL's mlp-sr (Belilovsky et al., 2020): three 1x1 convolutions on a map of a quarter of the
-    side, a 2x2 pool, three linear layers (here of the map's width)."""
+    """DGL's mlp-sr (Belilovsky et al., 2020): three 1x1 convolutions on a map with a quarter of the
+    side, a 2x2 pool, and three linear layers, here as wide as the map has channels."""
     to_map = ToMap(site.layout, site.shape)
     maps, height, width = to_map.map_shape
     small = (math.ceil(height / 4), math.ceil(width / 4))
@@ -50,7 +50,7 @@ def mlp(site: Site) -> Head:
 
 @HEADS.add("conv")
 def conv(site: Site) -> Head:
-    """InfoPro's 1c2f (Wang et al., ICLR 2021): one 3x3 convolution, pool, two linear layers."""
+    """InfoPro's 1c2f (Wang et al., ICLR 2021): a 3x3 convolution, a pool and two linear layers."""
     to_map = ToMap(site.layout, site.shape)
     return Head(
         nn.Sequential(

@@ -1,4 +1,4 @@
-"""What is learned: one file per kind of task. A registry entry owns its loss, score and labels."""
+"""Tasks: one file per kind of task. A registry entry owns its loss, score and labels."""
 
 from pipeline_local.learning.tasks.classification import Classification
 from pipeline_local.learning.tasks.dense import Dense

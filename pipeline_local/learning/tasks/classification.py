@@ -14,14 +14,14 @@ from pipeline_local.learning.tasks.task import IGNORE_LABEL, TASKS, Score, Task,
 class Classification(Task):
     """One class per sample: logits [B, classes], labels [B] or soft targets [B, classes].
 
-    A sample of the label -100 counts nowhere in evaluations. Heads together sum up their
+    Samples with the label -100 are ignored in evaluations. Heads together sum their
     log-probabilities.
 
     Args:
-        num_classes: of the data.
-        label_shape: (), as a label is the number of a class.
-        label_smoothing: part of the target that is spread over all classes (`train.label_smoothing`
-            is the usual key for it).
+        num_classes: number of classes of the data.
+        label_shape: (), as a label is one class index.
+        label_smoothing: fraction of the target that is spread over all classes; the usual key for
+            it is `train.label_smoothing`.
     """
 
     def __init__(
@@ -37,27 +37,27 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy."""
+        """Return the mean cross-entropy, a scalar."""
         smoothing = self.label_smoothing
         return functional.cross_entropy(wide(outputs), labels, label_smoothing=smoothing)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Part of the batch that is classified as its (largest) label says."""
+        """Return the fraction of samples that are classified as their (largest) label."""
         truth = labels if labels.dim() == 1 else labels.argmax(1)
         return (outputs.argmax(1) == truth).float().mean()
 
     def part(self, outputs: Tensor) -> Tensor:
-        """A head's log-probabilities [B, classes]. Those of several heads add up."""
+        """Return a head's log-probabilities [B, classes]; those of several heads are summed."""
         return functional.log_softmax(outputs.float(), dim=1)
 
     def together(self, summed: Tensor, heads: int) -> Tensor:
-        """Log-probabilities [B, classes] of the heads' geometric mean."""
+        """Return the log-probabilities [B, classes] of the heads' geometric mean."""
         return (summed / heads).log_softmax(1)
 
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
     ) -> Score:
-        """As `Task.evaluate`; without label smoothing, and without labels that are -100."""
+        """Score a test batch as `Task.evaluate` does; ignore label smoothing and labels of -100."""
         loss = functional.cross_entropy(
             wide(outputs), labels, ignore_index=IGNORE_LABEL, reduction="sum"
         )
@@ -65,5 +65,5 @@ class Classification(Task):
         return Score(loss, right, right_together, (labels != IGNORE_LABEL).sum())
 
     def example_labels(self, size: int, generator: torch.Generator) -> Tensor:
-        """Labels [size] drawn at random."""
+        """Return random labels [size]."""
         return torch.randint(self.num_outputs, (size,), generator=generator)

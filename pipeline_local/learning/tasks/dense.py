@@ -10,11 +10,11 @@ from pipeline_local.learning.tasks.task import IGNORE_LABEL, TASKS, Task, wide
 class Dense(Task):
     """One class per position: logits [B, classes, H, W], labels [B, H, W].
 
-    The loss is cross-entropy, the score the part of positions that is right. Positions of the
-    label `ignore` count nowhere. Heads together sum up their log-probabilities.
+    The loss is cross-entropy, the score the fraction of correct positions. Positions with the label
+    `ignore` are ignored. Heads together sum their log-probabilities.
 
     Args:
-        num_classes: of the data.
+        num_classes: number of classes of the data.
         label_shape: (H, W).
         ignore: label of positions without a class (255 in Pascal VOC and Cityscapes).
     """
@@ -28,16 +28,16 @@ class Dense(Task):
         self.ignore = ignore
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over all positions that count; 0 where none does."""
+        """Return the mean cross-entropy over all positions with a class; 0 where there are none."""
         logits = wide(outputs)
         summed = functional.cross_entropy(logits, labels, ignore_index=self.ignore, reduction="sum")
         return summed / (labels != self.ignore).sum().clamp_min(1)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Part of the positions that are classified as their label says."""
+        """Return the fraction of positions with a class that are classified correctly."""
         right = (outputs.argmax(1) == labels).sum()
         return right / (labels != self.ignore).sum().clamp_min(1)
 
     def part(self, outputs: Tensor) -> Tensor:
-        """A head's log-probabilities [B, classes, H, W]."""
+        """Return a head's log-probabilities [B, classes, H, W]."""
         return functional.log_softmax(outputs.float(), dim=1)

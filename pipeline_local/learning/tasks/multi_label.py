@@ -11,11 +11,11 @@ from pipeline_local.learning.tasks.task import TASKS, Task, wide
 class MultiLabel(Task):
     """Any number of classes per sample: logits [B, classes], labels [B, classes] of 0 and 1.
 
-    The loss is binary cross-entropy, the score the part of all labels that is right. Heads together
-    give the mean of their logits.
+    The loss is binary cross-entropy, the score the fraction of correct labels. Heads together
+    predict the mean of their logits.
 
     Args:
-        num_classes: of the data.
+        num_classes: number of classes of the data.
         label_shape: (classes,).
     """
 
@@ -25,10 +25,10 @@ class MultiLabel(Task):
         super().__init__(label_shape, label_shape, torch.float32)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean binary cross-entropy over all labels."""
+        """Return the mean binary cross-entropy over all labels."""
         logits = wide(outputs)
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Part of all labels on whose side of zero the logit is."""
+        """Return the fraction of labels whose logit has the correct sign."""
         return ((outputs > 0) == (labels > 0.5)).float().mean()

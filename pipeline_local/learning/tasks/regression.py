@@ -19,13 +19,13 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @TASKS.add("regression")
 class Regression(Task):
-    """Numbers: outputs [B, D], labels [B] or [B, ...] with D numbers per sample.
+    """D numbers per sample: outputs [B, D], labels [B] or [B, ...] with D numbers each.
 
-    The score is the mean absolute error. Heads together give the mean of their outputs.
+    The score is the mean absolute error. Heads together predict the mean of their outputs.
 
     Args:
-        num_classes: of the data; not needed.
-        label_shape: of one sample's label.
+        num_classes: number of classes of the data; unused.
+        label_shape: shape of one sample's label.
         loss: mse, l1 or huber (with delta 1).
     """
 
@@ -43,13 +43,13 @@ class Regression(Task):
         self._loss = _LOSSES[loss]
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The chosen loss, a mean over all numbers."""
+        """Return the chosen loss, a mean over all numbers."""
         return self._loss(wide(outputs), self._like(outputs, labels))
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean absolute error over all numbers."""
+        """Return the mean absolute error over all numbers."""
         return functional.l1_loss(wide(outputs), self._like(outputs, labels))
 
     def _like(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Labels [B, D]: [B] against [B, 1] would be compared each with each."""
+        """Labels [B, D], as [B] and [B, 1] would broadcast to [B, B]."""
         return labels.reshape(outputs.shape).to(wide(outputs).dtype)

@@ -1,4 +1,4 @@
-"""The seam for what is learned: a task is the loss, the score, and what outputs and labels are."""
+"""The interface of tasks: the loss, the score, and the shapes of outputs and labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from torch import Tensor
 from pipeline_local.registry import Registry
 
 IGNORE_LABEL = -100
-"""Integer label of what counts nowhere, such as padding; torch's own."""
+"""Integer label of samples to ignore, such as padding; torch's default `ignore_index`."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Evaluation of one head on one batch: sums over samples, so that batches add up; scalars.
+    """The evaluation of one head on one batch: scalars, summed over samples so that batches add up.
 
     Attributes:
-        loss: of this head.
-        score: the task's metric, of this head.
-        ensemble: the metric of the heads so far together, this one among them.
-        count: samples.
+        loss: loss of this head.
+        score: the task's metric of this head.
+        ensemble: the task's metric of all heads up to this one together.
+        count: number of samples.
     """
 
     loss: Tensor
@@ -32,21 +32,21 @@ class Score:
 
 
 class Task(ABC):
-    """What every module of a run learns from its local loss.
+    """The base class of tasks: what every module of a run learns.
 
-    A task of one's own inherits, and defines `loss` and `score`. The constructor of an entry of
-    `TASKS` gets `num_classes` and `label_shape` from the data; its further parameters are options.
+    A subclass defines `loss` and `score`. The constructor of an entry of `TASKS` gets `num_classes`
+    and `label_shape` from the data; its other parameters are options.
 
     Args:
-        output_shape: of a head's output for one sample; its first axis is the classes or values.
-        label_shape: of one sample's label.
-        label_dtype: of labels.
+        output_shape: shape of one sample's output; the first axis has the classes or values.
+        label_shape: shape of one sample's label.
+        label_dtype: dtype of labels.
     """
 
     metric = "accuracy"
-    """Name of the score, in metrics and summaries."""
+    """Name of the score in metrics and summaries."""
     better: Literal["higher", "lower"] = "higher"
-    """Which scores are better."""
+    """Whether higher or lower scores are better."""
 
     def __init__(
         self,
@@ -60,23 +60,23 @@ class Task(ABC):
 
     @property
     def num_outputs(self) -> int:
-        """What a model is asked for as `num_classes`."""
+        """The number of outputs that a model is built with (`num_classes`)."""
         return self.output_shape[0]
 
     @abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The local loss, a mean over the batch: outputs [B, ...], labels [B, ...] -> scalar."""
+        """Return the local loss, a mean over the batch: outputs and labels [B, ...] -> scalar."""
 
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The metric, a mean over the batch: outputs [B, ...], labels [B, ...] -> scalar."""
+        """Return the metric, a mean over the batch: outputs and labels [B, ...] -> scalar."""
 
     def part(self, outputs: Tensor) -> Tensor:
-        """What one head adds to the heads together: float32, shaped like the outputs."""
+        """Return one head's summand in the sum of all heads: float32, shaped like the outputs."""
         return outputs.float()
 
     def together(self, summed: Tensor, heads: int) -> Tensor:
-        """The output of several heads together, from the sum of their parts."""
+        """Return the joint output of several heads from the sum of their parts."""
         return summed / heads
 
     def evaluate(
@@ -85,11 +85,11 @@ class Task(ABC):
         """Score a test batch.
 
         Args:
-            outputs: of this head [B, ...].
-            summed: parts of this head and all above, added up.
-            labels: [B, ...].
-            heads: so many have been added up.
-            samples: the first so many are no padding.
+            outputs: outputs of this head [B, ...].
+            summed: sum of the parts of this head and all upstream heads.
+            labels: labels [B, ...].
+            heads: number of heads in the sum.
+            samples: number of samples that are not padding, from the first.
         """
         outputs, labels = outputs[:samples], labels[:samples]
         ensemble = self.together(summed, heads)[:samples]
@@ -101,7 +101,7 @@ class Task(ABC):
         )
 
     def example_labels(self, size: int, generator: torch.Generator) -> Tensor:
-        """Labels [size, ...] drawn at random, on the CPU, for measurements without data."""
+        """Return random labels [size, ...] on the CPU, for measurements without data."""
         if self.label_dtype.is_floating_point:
             return torch.rand(size, *self.label_shape, generator=generator, dtype=self.label_dtype)
         shape = (size, *self.label_shape)
@@ -111,9 +111,9 @@ class Task(ABC):
 TASKS: Registry[Callable[..., Task]] = Registry(
     "task.name", kind="task", given=("num_classes", "label_shape")
 )
-"""All tasks, by name (`task.name`)."""
+"""The registry of all tasks, by name (`task.name`)."""
 
 
 def wide(outputs: Tensor) -> Tensor:
-    """The same numbers in at least float32: a loss in bfloat16 would be too coarse."""
+    """Return outputs in at least float32, as a loss in bfloat16 would be too coarse."""
     return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
