@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.data.datasets import DATA, GivenData
+from pipeline_local.engines.optimizer import OPTIMIZERS
+from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.learning.optimizer import OPTIMIZERS
-from pipeline_local.learning.schedule import SCHEDULES
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import given as given_models
 from pipeline_local.models.backbone import Backbone

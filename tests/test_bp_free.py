@@ -11,8 +11,8 @@ from torch import nn
 from pipeline_local import configfile, finished
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.data.images.datasets import DataInfo, describe
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import optimizer
 from pipeline_local.learning.heads.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
-from pipeline_local.learning import optimizer
+from pipeline_local.engines import optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import P2PKind, RankInfo

@@ -17,8 +17,9 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import heads, optimizer
+from pipeline_local.learning import heads
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Site, copies
 from pipeline_local.learning.module import LocalModule

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
+from pipeline_local.engines.schedule import learning_rate
 from pipeline_local.learning.lagged import LagPlan
-from pipeline_local.learning.schedule import learning_rate
 from pipeline_local.learning.step import Step
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline_local import seeds
-from pipeline_local.learning import optimizer, reconcile
+from pipeline_local.engines import optimizer
+from pipeline_local.engines.guard import Guard
+from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.comparison import compare
-from pipeline_local.learning.guard import Guard
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.engines.guard import OnNan
 from pipeline_local.layout import Layout
-from pipeline_local.learning.guard import OnNan
 from pipeline_local.learning.tasks import Classification, Task
 from pipeline_local.learning.wire_format import WireFormat
 

@@ -6,8 +6,8 @@ import torch
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
+from pipeline_local.engines.optimizer import build
 from pipeline_local.learning.body import Body
-from pipeline_local.learning.optimizer import build
 from pipeline_local.memory.dry_run import FAKE_DEVICE, make_state, state
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.memory.fake_mode import fake_mode

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
-from pipeline_local.learning import optimizer
+from pipeline_local.engines import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step

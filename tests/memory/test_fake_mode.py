@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig
-from pipeline_local.learning import optimizer
+from pipeline_local.engines import optimizer
 from pipeline_local.memory.fake_mode import fake_mode
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step

@@ -12,8 +12,8 @@ from torch import nn
 
 from pipeline_local import configfile, trainer
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import optimizer
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.ranks.rank import RankInfo

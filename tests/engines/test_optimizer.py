@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline_local.config import OptimizerConfig
-from pipeline_local.learning import optimizer
+from pipeline_local.engines import optimizer
 
 
 def steps(net, opt, count):
