@@ -17,12 +17,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.pipeline.test_launch import OWN, Run
 
 from pipeline_local import configfile
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from tests.faults import KINDS, Fault, damage
 from tests.forked import Forked
+from tests.ranks.test_launcher import OWN, Run
 
 ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("PIPELINE_LOCAL_SEED", "2024"))

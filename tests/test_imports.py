@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values"),
     ("config", "screen", "newfile", "registry"),
+    ("engines",),
     ("learning", "models", "data"),
     ("given", "blueprint"),
     ("ranks",),

@@ -1,10 +1,8 @@
 """Optimizers: each module has its own, with the same settings. Registry entries own options."""
 
 from collections.abc import Callable, Iterable
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline_local.config import OptimizerConfig
@@ -18,17 +16,14 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
 An entry gets a module's parameters, and those keys of the section that its signature names.
 """
 
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
 
 @OPTIMIZERS.add("sgd")
 def sgd(
     params: Iterable[nn.Parameter],
     *,
-    lr: NonNegative,
-    momentum: Fraction = 0.9,
-    weight_decay: NonNegative = 1e-4,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
 ) -> torch.optim.SGD:
     """SGD with Nesterov momentum, fused into one kernel."""
     params = list(params)
@@ -50,9 +45,9 @@ def sgd(
 def adamw(
     params: Iterable[nn.Parameter],
     *,
-    lr: NonNegative,
-    momentum: Fraction = 0.9,
-    weight_decay: NonNegative = 1e-4,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
 ) -> torch.optim.AdamW:
     """AdamW with `momentum` as beta1, fused into one kernel."""
     betas = (momentum, 0.999)

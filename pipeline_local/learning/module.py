@@ -9,7 +9,7 @@
 A module knows nothing of processes: it takes tensors and returns detached tensors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline_local import seeds
-from pipeline_local.engines import optimizer
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.comparison import compare
@@ -62,7 +62,7 @@ class LocalModule(nn.Module):
         index: int,
         body: nn.Module,
         head: nn.Module,
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: MakeOptimizer,
         rules: Rules,
     ) -> None:
         super().__init__()
@@ -73,12 +73,11 @@ class LocalModule(nn.Module):
         self._body_params = [p for p in body.parameters() if p.requires_grad]
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
-        self.optimizer = optimizer(self.trainable)
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
+        self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
         self.lagged = LaggedMessages()
-        self._sum: list[Tensor] = []
 
     # ---- the three acts -------------------------------------------------------------------
 
@@ -137,7 +136,7 @@ class LocalModule(nn.Module):
                 self._measure(**vars(compare(first.input, now.signal)))
             if now.step.reconcile:
                 total = self._reconciled(first)
-        self._accumulate(total)
+        self.engine.add(total, now.step.microbatches)
         self._pass = None
         if lagged:
             self.lagged.pending.push(now.step.number, now.microbatch, *lagged)
@@ -164,29 +163,26 @@ class LocalModule(nn.Module):
             self._measure(feedback_cosine=compare(first.input, feedback).cosine)
             params = self._head_params
             added = self._discord_gradient(self._head_objective, y, feedback, params, first)
-            self._accumulate([*map(torch.zeros_like, self._body_params), *added])
+            unmoved = map(torch.zeros_like, self._body_params)
+            self.engine.add([*unmoved, *added], step.microbatches)
         self._pass = None
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""
-        for parameter, gradient in zip(self.trainable, self._sum, strict=True):
-            parameter.grad = optimizer.laid_out_as(parameter, gradient)
-        self._sum = []
-        if self.rules.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.trainable, self.rules.clip)
-            self.metrics["gradient_norm"] = norm.detach()
-        for group in self.optimizer.param_groups:
-            group["lr"] = step.lr
-        self.guard.step(self.optimizer, self.metrics["loss"], step.number)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.metrics |= self.engine.step(step.lr, self.metrics["loss"], step.number)
         self.lagged.pending.drop(step.number - LAG)
         if self.rules.on_nan == "skip":
             self.metrics["skipped_updates"] = self.guard.skipped
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The module's own optimizer."""
+        return self.engine.optimizer
+
+    @property
     def gradients(self) -> Sequence[Tensor]:
         """The gradients that the next update applies, one per parameter; empty after an update."""
-        return self._sum
+        return self.engine.gradients
 
     @torch.no_grad()
     def evaluate(
@@ -233,9 +229,7 @@ class LocalModule(nn.Module):
         grads = grad(now.y, [*inputs, *params], now.output_grad, materialize_grads=True)
         g = grads[0] if inputs else now.x
         if now.output_grad is not None and share_memory(g, now.output_grad):
-            g = (
-                g.clone()
-            )  # a body that only reshapes: the signal is being sent, and g is overwritten
+            g = g.clone()  # a body that only reshapes: the signal is being sent, g is overwritten
         return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
 
     def _reconciled(self, first: Gradients) -> list[Tensor]:
@@ -306,13 +300,6 @@ class LocalModule(nn.Module):
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.rules.task.loss(outputs, labels)
-
-    def _accumulate(self, grads: Sequence[Tensor]) -> None:
-        now = self._now()
-        share = list(grads)
-        if now.step.microbatches > 1:
-            share = list(torch._foreach_div(share, now.step.microbatches))
-        self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
 
     def _measure(self, **values: Tensor) -> None:
         """Add to the mean over the microbatches, without waiting for the device."""

@@ -1,0 +1,73 @@
+"""The torch engine: gradients in, new weights out, in this process and without waiting for it.
+
+A module computes gradients and knows nothing of what is done with them. An engine adds up those of
+all microbatches, clips them, refuses what is not finite, and steps the optimizer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.optimizer import laid_out_as
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class TorchEngine:
+    """The engine of one module: one optimizer, one guard.
+
+    Args:
+        params: parameters to train, in the order in which gradients come.
+        make: makes the optimizer from them.
+        guard: refuses updates that are not finite.
+        clip: largest gradient norm; None: any.
+    """
+
+    def __init__(
+        self, params: list[nn.Parameter], make: MakeOptimizer, guard: Guard, clip: float | None
+    ) -> None:
+        self._params = params
+        self._guard = guard
+        self._clip = clip
+        self._sum: list[Tensor] = []
+        self.optimizer = make(params)
+        usual = self.optimizer.defaults.get("lr") or 1.0
+        self._rates = [float(group["lr"]) / usual for group in self.optimizer.param_groups]
+
+    @property
+    def gradients(self) -> Sequence[Tensor]:
+        """The gradients that the next step applies, one per parameter; empty after a step."""
+        return self._sum
+
+    def add(self, gradients: Sequence[Tensor], microbatches: int) -> None:
+        """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
+        share = list(gradients)
+        if microbatches > 1:
+            share = list(torch._foreach_div(share, microbatches))
+        self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
+
+    def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
+        """Run one optimizer step with the gradients of all microbatches, if they are finite.
+
+        Args:
+            lr: learning rate; groups with a rate of their own keep its ratio.
+            loss: of this step, a scalar.
+            number: of this step, from 0.
+
+        Returns:
+            Metrics by name.
+        """
+        for parameter, gradient in zip(self._params, self._sum, strict=True):
+            parameter.grad = laid_out_as(parameter, gradient)
+        self._sum = []
+        metrics = {}
+        if self._clip is not None:
+            norm = nn.utils.clip_grad_norm_(self._params, self._clip)
+            metrics["gradient_norm"] = norm.detach()
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * lr
+        self._guard.step(self.optimizer, loss, number)
+        self.optimizer.zero_grad(set_to_none=True)
+        return metrics
