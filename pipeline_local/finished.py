@@ -90,7 +90,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     """
     newfile.check("--output", output)
     if output.suffix != ".safetensors":
-        raise UserError(f"--output: a file.safetensors is written, got {output}; name one")
+        raise UserError(f"--output: must end in .safetensors, got {output}; name such a file")
     state = weights.model_state(load_parts(run))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
