@@ -42,7 +42,9 @@ def check(config: Config, rank_info: RankInfo) -> Placement:
     return placement
 
 
-def propose(config: Config, rank_info: RankInfo, rank_store: RankStore, run: ExitStack) -> Facts:
+def propose(
+    config: Config, rank_info: RankInfo, rank_store: RankStore, run: ExitStack
+) -> tuple[Facts, Placement | None]:
     """Returns what only the first rank finds out, by checking the run and making its folder.
 
     Args:
@@ -52,25 +54,26 @@ def propose(config: Config, rank_info: RankInfo, rank_store: RankStore, run: Exi
         run: a stack; until it closes, no other run can use the folder.
 
     Returns:
-        config, stages, info (of the data), step (to start from), complete (nothing is left to do).
+        The facts: config, stages, info (of the data), step (to start from), complete (nothing is
+        left to do). And on the first rank the placement, which it has drawn for that.
 
     Raises:
         UserError: on the first rank, a mistake that the user must fix.
         RefusedElsewhereError: on all others, if the first rank refuses.
     """
     if rank_info.rank > 0:
-        return _receive(rank_store)
+        return _receive(rank_store), None
     try:
-        facts = _lead(config, rank_info, run)
+        placement = check(config, rank_info)
+        facts = _lead(placement, rank_info, run)
     except BaseException:
         rank_store.set("start", {"refused": True})
         raise
     rank_store.set("start", facts)
-    return facts
+    return facts, placement
 
 
-def _lead(config: Config, rank_info: RankInfo, run: ExitStack) -> Facts:
-    placement = check(config, rank_info)
+def _lead(placement: Placement, rank_info: RankInfo, run: ExitStack) -> Facts:
     blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)

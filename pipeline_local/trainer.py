@@ -72,15 +72,16 @@ def train(
         stop.listen()
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
-        start = propose(config, rank_info, rank_store, stack)
+        start, placement = propose(config, rank_info, rank_store, stack)
         at.enter("making the modules")
         with rank_store.unanimous(COLLECTIVE_TIMEOUT):
-            blueprint = draw(config, DataInfo.from_json(start["info"]))
-            placement = Placement.of(blueprint, rank_info.world_size)
+            if placement is None:  # the first rank has drawn it, to propose it
+                info = DataInfo.from_json(start["info"])
+                placement = Placement.of(draw(config, info), rank_info.world_size)
             accept(placement, rank_info, start)
             if start["complete"]:
                 return _already_complete(config, rank_store)
-            share_values(blueprint.backbone, rank_info)
+            share_values(placement.blueprint.backbone, rank_info)
             modules = _modules(placement, rank_info, start["step"])
             at.enter("meeting", peer=EVERYONE)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
@@ -163,10 +164,13 @@ class Trainer:
         self.rank_store = rank_store
         self.status = status
         self.start = start
+        self.batch_size = config.data.batch_size
+        self.refuses_divergence = config.train.on_nan == "fail"
+        self.keep = config.checkpoint.keep
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-        self.writer = Writer(self.checkpoints, config.checkpoint.keep)
+        self.writer = Writer(self.checkpoints, self.keep)
         self.trace = Trace(status=status)
         self.metrics = metrics.Metrics(folder.metrics(rank_info.rank))
         self.scores: dict[str, dict[str, float]] = {}
@@ -276,7 +280,7 @@ class Trainer:
         with self.clock.evaluating():
             scores = self.stage.evaluate(batches, action.number)
             self.scores = metrics.of_scores(self.stage.modules, scores)
-        if self.blueprint.config.train.on_nan == "fail":
+        if self.refuses_divergence:
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
         for callback in self.callbacks:
@@ -313,7 +317,7 @@ class Trainer:
         facts = {
             "step": step.number + 1,
             "lr": step.lr,
-            "samples_per_second": self.clock.pace(self.blueprint.config.data.batch_size),
+            "samples_per_second": self.clock.pace(self.batch_size),
             "seconds": self.trace.take_seconds(),
             **metrics.gpu(self.rank_info.device),
             **self.skipped.facts(),
@@ -348,10 +352,10 @@ class Trainer:
         return facts
 
     def _sum_up(self, results: list[Facts]) -> Facts:
-        config, steps = self.blueprint.config, self._done - self.start
+        steps = self._done - self.start
         plan = self.placement.stage_times(steps)
-        facts = summary.combine(results, steps * config.data.batch_size, plan)
-        self.checkpoints.prune(config.checkpoint.keep)  # all have written their last
+        facts = summary.combine(results, steps * self.batch_size, plan)
+        self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(describe(self.placement), facts)
         summary.warn(line for result in results for line in result["warnings"])
