@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline_local import configfile
     from pipeline_local.callbacks import BestCheckpoint as BestCheckpoint
     from pipeline_local.callbacks import Callback as Callback
     from pipeline_local.callbacks import EarlyStopping as EarlyStopping
     from pipeline_local.config import Config as Config
-    from pipeline_local.configfile import load as load_config  # noqa: F401 (by another name)
     from pipeline_local.errors import UserError as UserError
     from pipeline_local.fitting import fit as fit
     from pipeline_local.fitting import load as load
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline_local.pipeline.stage import Stage as Stage
     from pipeline_local.predictor import Predictor as Predictor
     from pipeline_local.trainer import train as train
+
+    load_config = configfile.load
 
 __version__ = "0.1.0"
 

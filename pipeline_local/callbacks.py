@@ -4,15 +4,19 @@ A rank has the modules of its own stage. What a callback does there must not dep
 the others cannot know, apart from `Run.stop`, which all ranks follow after the same step.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline_local.config import Config
+from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.record import atomic
 
 Facts = dict[str, Any]
+_BEST = "best.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Run:
         is_last: whether this stage has the last module, whose head is the network's own.
         metric: name of the task's score.
         better: "higher" or "lower": which scores are better.
+        is_saved: whether the run plan has a checkpoint after so many steps.
         stop: asks all ranks to end after the same step, soon; they save, and sum up what the last
             evaluation said.
         keep: keeps the checkpoint of a step for good, under a name.
@@ -38,13 +43,21 @@ class Run:
     rank: int
     is_last: bool
     metric: str
-    better: str
+    better: Literal["higher", "lower"]
+    is_saved: Callable[[int], bool]
     stop: Callable[[], None]
     keep: Callable[[str, int], None]
 
 
 class Callback:
-    """Does nothing at any point; inherit, and define what you need. Steps count from 1."""
+    """Does nothing at any point; inherit, and define what you need. Steps count from 1.
+
+    With several stages each rank has a copy of its own, in a process of its own: what it is to
+    leave behind belongs into the run folder.
+    """
+
+    def on_start(self, run: Run, step: int) -> None:
+        """Before the first step: the modules are as after `step` steps, more than 0 if resumed."""
 
     def on_step(self, run: Run, step: int) -> None:
         """After an optimizer step of this stage."""
@@ -67,10 +80,11 @@ class EarlyStopping(Callback):
 
     Args:
         patience: evaluations without improvement.
+        better: "higher" or "lower", for a metric of one's own; None: as the task says.
     """
 
-    def __init__(self, patience: int = 3) -> None:
-        self._patience = patience
+    def __init__(self, patience: int = 3, better: Literal["higher", "lower"] | None = None) -> None:
+        self._patience, self._better = patience, better
         self._best: float | None = None
         self._waited = 0
 
@@ -79,7 +93,7 @@ class EarlyStopping(Callback):
         if not run.is_last:
             return
         score = last_score(run, scores)
-        if is_better(run, score, self._best):
+        if _improves(score, self._best, self._better or run.better):
             self._best, self._waited = score, 0
             return
         self._waited += 1
@@ -90,17 +104,41 @@ class EarlyStopping(Callback):
 class BestCheckpoint(Callback):
     """Keeps the checkpoint with the last head's best score: `load(run, step="best")`.
 
-    Needs checkpoints where there are evaluations (`checkpoint.every_steps`).
+    There must be a checkpoint wherever there is an evaluation (`checkpoint.every_steps`). The step
+    and its score also stand in `best.json` of the run folder.
+
+    Args:
+        better: "higher" or "lower", for a metric of one's own; None: as the task says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, better: Literal["higher", "lower"] | None = None) -> None:
+        self._better = better
         self._best: float | None = None
 
+    def on_start(self, run: Run, step: int) -> None:
+        """Go on from the best of a run that is resumed."""
+        file = run.folder / _BEST
+        self._best = json.loads(file.read_text())[run.metric] if step and file.is_file() else None
+
     def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Name the checkpoint of this step if it is the best so far."""
-        if run.is_last and is_better(run, last_score(run, scores), self._best):
-            self._best = last_score(run, scores)
+        """Name the checkpoint of this step if it is the best so far.
+
+        Raises:
+            UserError: there will be no checkpoint of this step.
+        """
+        if not run.is_last:
+            return
+        if not run.is_saved(step):
+            raise UserError(
+                f"BestCheckpoint: no checkpoint follows the evaluation after step {step}; give"
+                f" train.evaluate_every and checkpoint.every_steps the same number of steps"
+            )
+        score = last_score(run, scores)
+        if _improves(score, self._best, self._better or run.better):
+            self._best = score
             run.keep("best", step)
+            best = json.dumps({"step": step, run.metric: score})
+            atomic.write_text(run.folder / _BEST, best + "\n")
 
 
 def last_score(run: Run, scores: dict[str, dict[str, float]]) -> float:
@@ -108,8 +146,8 @@ def last_score(run: Run, scores: dict[str, dict[str, float]]) -> float:
     return scores[str(run.modules[-1].index + 1)][run.metric]
 
 
-def is_better(run: Run, score: float, best: float | None) -> bool:
-    """Whether a score is better than the best so far, if there is one."""
+def _improves(score: float, best: float | None, better: Literal["higher", "lower"]) -> bool:
+    """A score that is not a number never does."""
     if best is None:
-        return True
-    return score > best if run.better == "higher" else score < best
+        return score == score
+    return score > best if better == "higher" else score < best

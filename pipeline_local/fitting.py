@@ -17,13 +17,17 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, GivenData
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
+from pipeline_local.data.samples import Form, generators_kept
+from pipeline_local.errors import UserError
 from pipeline_local.given import Given, Loss, handed
 from pipeline_local.layout import Layout
+from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
+from pipeline_local.placement.draw import make_task
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.registry import GIVEN
+from pipeline_local.registry import GIVEN, reason
 from pipeline_local.watch.store import Facts
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -33,6 +37,7 @@ def fit(
     model: given_models.Given,
     train: object,
     test: object,
+    /,
     *,
     stages: int | None = None,
     modules: int | None = None,
@@ -40,7 +45,7 @@ def fit(
     batch_size: int | None = None,
     loss: Loss | None = None,
     metric: Callable[[Tensor, Tensor], Any] | None = None,
-    task: str | Mapping[str, Any] | None = None,
+    task: str | Mapping[str, Any] | Task | None = None,
     optimizer: str | MakeOptimizer = "sgd",
     lr: float | None = None,
     schedule: str | Callable[[int, int], float] = "cosine",
@@ -65,15 +70,17 @@ def fit(
         stages: ranks in a chain; None: the launcher's, or 1.
         modules: gradient-isolated parts (K), each with a local loss; None: one per stage.
         epochs: passes over the training data; or give `train={"steps": ...}` among the sections.
-        batch_size: samples per optimizer step; None: the DataLoader's, else 128.
+        batch_size: samples per optimizer step; None: the DataLoader's, else 128, or all samples if
+            there are fewer.
         loss: outputs [B, ...] and labels [B, ...] -> scalar, a mean over the batch; None: the
             task's.
         metric: of the same arguments, any number that is a mean over the batch; None: the task's.
         task: classification, regression, multi_label or dense, or a mapping with its name and
-            options; None: by the labels. Whole numbers are classes, maps [H, W] of them dense;
-            floating-point numbers are regression.
+            options, or a `Task`; None: by the labels. Whole numbers are classes, maps [H, W] of
+            them dense; floating-point numbers are regression.
         optimizer: a name (`optimizer.name`), or what makes an optimizer of a module's parameters.
-        lr: highest learning rate; None: the optimizer's own, else 0.1.
+        lr: highest learning rate; None: the optimizer's own, else 0.1. Groups of parameters keep
+            the ratios of their rates.
         schedule: a name (`optimizer.schedule`), or (step, num_steps) -> factor of the rate.
         layout: of the activations, where it cannot be seen: NCHW, NHWC, NCT, NTC or NC.
         callbacks: are called at the points of the run plan, on every rank.
@@ -81,43 +88,50 @@ def fit(
             that is taken (under a launcher, where all ranks must mean the same: runs/fit).
         resume: go on from its newest checkpoint.
         sections: further keys of the configuration, such as `head={"name": "linear"}`,
-            `reconcile={"weight": 0.1}`, `precision="bfloat16"`.
+            `reconcile={"weight": 0.1}`, `train={"seed": 1}`, `precision="bfloat16"`.
 
     Returns:
         What summary.json holds; on any rank but the first, this stage's own part of it.
 
     Raises:
         UserError: what the user must change, in one line.
+        StoppedError: a signal has asked to stop, and all ranks have saved the same step.
+        RuntimeError: a rank that was started here has failed.
 
     Example:
         >>> summary = fit(model, (x, y), (x_test, y_test), stages=2, epochs=3)
         >>> summary["accuracy"][-1]
     """
-    own, held_out = given(train), given(test)
+    data = given(train), given(test)
     rank_info = RankInfo.from_environment()
     objects = Given(
         model=model,
-        example=_example(own),
+        example=_example(data[0], model),
         layout=layout,
+        task=task if isinstance(task, Task) else None,
         loss=loss,
         metric=metric,
         optimizer=None if isinstance(optimizer, str) else optimizer,
         schedule=None if isinstance(schedule, str) else schedule,
     )
-    outputs = _outputs(objects)
     tree = {
         "model": {"name": GIVEN},
-        "data": {"name": GIVEN, "batch_size": batch_size or own.batch_size or 128},
-        "task": _task(task or _task_name(own, outputs), loss is not None or metric is not None),
-        "modules": {"count": modules or max(stages or rank_info.world_size, 1)},
+        "data": _data(data[0], batch_size),
+        "task": _task(objects, task, data[0]),
+        "modules": {"count": modules or _num_modules(stages, sections, rank_info)},
         "train": {} if epochs is None else {"epochs": epochs},
         "optimizer": _optimizer(optimizer, lr, schedule, objects),
         "parallel": {"stages": stages},
         "run": {"dir": str(run_dir or _free_run(rank_info)), "resume": resume},
     }
     config = configfile.parse(_merged(tree, sections))
-    data = GivenData(own, held_out, outputs[0], config.data.batch_size, config.data.workers)
-    objects = replace(objects, data=data)
+    return _run(_with_data(objects, config, *data), config, rank_info, callbacks)
+
+
+def _run(
+    objects: Given, config: Config, rank_info: RankInfo, callbacks: Sequence[Callback]
+) -> Facts:
+    """Train here or on new ranks; either way the model gets the weights."""
     with handed(objects):
         num_stages = rank_info.num_stages(config.parallel)
         if num_stages > rank_info.world_size:
@@ -127,7 +141,7 @@ def fit(
             summary = RunFolder(config.run.dir).load_summary()
         else:
             summary = trainer.train(config, rank_info, callbacks)
-        given_models.receive(model, finished.load_parts(config.run.dir))
+        given_models.receive(objects.model, finished.load_parts(config.run.dir))
     return summary
 
 
@@ -152,7 +166,7 @@ def load(
         return nn.Sequential(named).eval()
     info = DataInfo.from_json(folder.load_info())
     example = torch.zeros(2, *info.image_shape, dtype=getattr(torch, info.dtype))
-    with handed(Given(model=model, example=example)):
+    with handed(Given(model=model, example=_as_weights(example, model))):
         return given_models.receive(model, finished.load_parts(folder.path, step)).eval()
 
 
@@ -161,21 +175,24 @@ def _on_rank(objects: Given, config: Config, callbacks: Sequence[Callback]) -> N
         trainer.train(config, RankInfo.from_environment(), callbacks)
 
 
-def _example(data: GivenSamples) -> Tensor:
-    """Two inputs of the data."""
+def _example(data: GivenSamples, model: given_models.Given) -> Tensor:
+    """Two inputs of the data, in the precision of the model."""
     indices = range(min(2, len(data.samples)))
-    return torch.stack([data.samples[index][0] for index in indices])
+    with generators_kept():
+        example = torch.stack([data.samples[index][0] for index in indices])
+    return _as_weights(example, model)
 
 
-def _outputs(objects: Given) -> tuple[int, ...]:
-    """One sample's output shape, by the blocks of the model on the meta device."""
-    return given_models.output_shape(objects.backbone, objects.example)
+def _as_weights(example: Tensor, model: given_models.Given) -> Tensor:
+    """Numbers in the precision of the model; whole numbers stay."""
+    weights = given_models.network_of(model)[0].parameters()
+    dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
+    return example.to(dtype) if example.is_floating_point() else example
 
 
-def _task_name(data: GivenSamples, outputs: tuple[int, ...]) -> str:
-    if data.form.y_dtype.is_floating_point:
-        return "regression"
-    return "dense" if len(data.form.y_shape) == 2 and len(outputs) == 3 else "classification"
+def _data(own: GivenSamples, batch_size: int | None) -> dict[str, Any]:
+    size = batch_size or own.batch_size or min(128, len(own.samples))
+    return {"name": GIVEN, "batch_size": size, "workers": own.workers or 0}
 
 
 def _free_run(rank_info: RankInfo) -> Path:
@@ -183,10 +200,22 @@ def _free_run(rank_info: RankInfo) -> Path:
     return next(name for name in names if rank_info.launched or not name.exists())
 
 
-def _task(task: str | Mapping[str, Any], is_own: bool) -> dict[str, Any]:
+def _num_modules(stages: int | None, sections: Mapping[str, Any], rank_info: RankInfo) -> int:
+    """One module per stage."""
+    return stages or _merged({}, sections).get("parallel", {}).get("stages") or rank_info.world_size
+
+
+def _task(
+    objects: Given, task: str | Mapping[str, Any] | Task | None, data: GivenSamples
+) -> dict[str, Any]:
     """The section: with a loss or metric of its own, a task is the base of another one."""
-    options = {"name": task} if isinstance(task, str) else dict(task)
-    if not is_own:
+    is_map = len(data.form.y_shape) == 2 and len(objects.output_shape) == 3
+    by_labels = "dense" if is_map else "classification"
+    if data.form.y_dtype.is_floating_point:
+        by_labels = "regression"
+    options = {"name": by_labels} | (dict(task) if isinstance(task, Mapping) else {})
+    options |= {"name": task} if isinstance(task, str) else {}
+    if objects.loss is None and objects.metric is None and objects.task is None:
         return options
     return {"name": GIVEN, "base": options.pop("name"), "options": options}
 
@@ -197,15 +226,86 @@ def _optimizer(
     schedule: str | Callable[[int, int], float],
     objects: Given,
 ) -> dict[str, Any]:
-    named = isinstance(optimizer, str)
-    if lr is None and objects.optimizer is not None:
-        probe = objects.optimizer([nn.Parameter(torch.zeros(1))])
-        lr = float(probe.defaults["lr"])
+    if not isinstance(optimizer, str):
+        usual = _usual_rate(optimizer, objects)
+        lr = usual if lr is None else lr
     return {
-        "name": optimizer if named else GIVEN,
+        "name": optimizer if isinstance(optimizer, str) else GIVEN,
         "lr": 0.1 if lr is None else lr,
         "schedule": schedule if isinstance(schedule, str) else GIVEN,
     }
+
+
+def _usual_rate(optimizer: MakeOptimizer, objects: Given) -> float | None:
+    """The default of the optimizer that a program makes, tried on its own parameters."""
+    if not callable(optimizer):
+        raise UserError(
+            f"optimizer: each module has its own, so pass what makes one of parameters, such as"
+            f" lambda params: torch.optim.Adam(params, lr=1e-3): got {type(optimizer).__name__}"
+        )
+    network, _ = given_models.network_of(objects.model)
+    made = optimizer([p for p in network.parameters() if p.requires_grad])
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer: must return a torch optimizer of the parameters that it gets, got"
+            f" {type(made).__name__}; return one"
+        )
+    return float(made.defaults["lr"]) if "lr" in made.defaults else None
+
+
+def _with_data(objects: Given, config: Config, train: GivenSamples, test: GivenSamples) -> Given:
+    """The objects with both splits, once all of them fit each other."""
+    _check_alike(train.form, test.form)
+    outputs, size = objects.output_shape, config.data.batch_size
+    data = GivenData(train, test, outputs[0], size, config.data.workers)
+    with handed(objects):
+        task = make_task(config, data.describe())
+    _try_functions(objects, task, train)
+    return replace(objects, data=replace(data, accept=task.accept))
+
+
+def _check_alike(train: Form, test: Form) -> None:
+    same = train.x_shape == test.x_shape and train.y_shape == test.y_shape
+    kinds = [(f.x_dtype.is_floating_point, f.y_dtype.is_floating_point) for f in (train, test)]
+    if not same or kinds[0] != kinds[1]:
+        raise UserError(
+            f"test data must look like training data: got {test} for a test sample, and {train} for"
+            f" a training sample; crop, pad or convert one of them"
+        )
+
+
+def _try_functions(objects: Given, task: Task, train: GivenSamples) -> None:
+    """A loss and a metric of the program's own, on two samples."""
+    with generators_kept():
+        pairs = [train.samples[index] for index in range(len(objects.example))]
+    labels = task.accept(torch.stack([y for _, y in pairs]))
+    outputs = torch.zeros(len(labels), *task.output_shape, requires_grad=True)
+    for key, function in (("loss", objects.loss), ("metric", objects.metric)):
+        if function is None:
+            continue
+        got = _called(key, function, outputs, labels)
+        if key == "loss" and not (
+            isinstance(got, Tensor) and got.shape == () and got.requires_grad
+        ):
+            shape = f" {list(got.shape)}" if isinstance(got, Tensor) else ""
+            raise UserError(
+                f"loss: must return a scalar tensor that depends on the outputs, got"
+                f" {type(got).__name__}{shape} for outputs {list(outputs.shape)}; take its mean"
+            )
+
+
+def _called(
+    key: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor
+) -> Any:  # noqa: ANN401 (whatever it gives)
+    try:
+        with torch.enable_grad():
+            got = function(outputs if key == "loss" else outputs.detach(), labels)
+        return got if key == "loss" else float(got)
+    except Exception as error:  # the program's own code
+        raise UserError(
+            f"{key}: cannot be called with outputs {list(outputs.shape)} and labels"
+            f" {list(labels.shape)} {labels.dtype} ({reason(error)}); fix it, or the data"
+        ) from error
 
 
 def _merged(tree: dict[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:

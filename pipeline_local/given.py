@@ -7,7 +7,7 @@ registries like any others. They are there while `handed` lasts, on each rank of
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,7 @@ class Given:
         example: inputs [B, ...] that it takes.
         layout: of its activations; None: found by watching the layers.
         data: both splits; None where nothing is read.
+        task: what is learned, in place of a named task.
         loss: in place of the task's own.
         metric: in place of the task's own; any number that is a mean over the batch.
         optimizer: makes an optimizer from a module's parameters.
@@ -48,6 +49,7 @@ class Given:
     example: Tensor
     layout: Layout | None = None
     data: GivenData | None = None
+    task: Task | None = None
     loss: Loss | None = None
     metric: Callable[[Tensor, Tensor], Any] | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
@@ -57,6 +59,15 @@ class Given:
     def backbone(self) -> Backbone:
         """The model, cut into blocks that carry its weights."""
         return given_models.backbone(self.model, self.example, self.layout)
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """The model's output for one sample."""
+        return given_models.output_shape(self.backbone, self.example)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached: each rank cuts the model itself."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 _GIVEN: ContextVar[Given | None] = ContextVar("given", default=None)
@@ -109,35 +120,67 @@ DATA.add(GIVEN, _Data())
 
 
 class GivenTask(Task):
-    """A task with a program's own loss, and its own metric or another task's.
+    """A task with a program's own loss, and its own metric or another one.
 
     Args:
-        base: says what labels are, and how heads are put together.
-        loss: its own.
-        metric: its own; None: that of `base`.
+        base: says what labels are, and how heads are put together; None: labels are whole numbers
+            of any shape, and heads together give the mean of their outputs.
+        output_shape: the model's for one sample; with a loss of its own it may be any.
+        label_shape: of one sample's label.
+        loss: its own; None: that of `base`.
+        metric: its own; None: that of `base`, if it takes such outputs, else the loss.
     """
 
-    def __init__(self, base: Task, loss: Loss, metric: Callable[..., Any] | None) -> None:
-        super().__init__(base.output_shape, base.label_shape, base.label_dtype)
-        self._base, self._loss, self._score = base, loss, metric or base.score
-        self.metric = getattr(metric, "__name__", "metric") if metric else base.metric
-        self.better = base.better
+    def __init__(
+        self,
+        base: Task | None,
+        output_shape: tuple[int, ...],
+        label_shape: tuple[int, ...],
+        loss: Loss | None,
+        metric: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__(output_shape, label_shape, base.label_dtype if base else torch.int64)
+        self._base = base if base and base.output_shape == output_shape else None
+        self._own_loss, self._score = loss, metric or (self._base.score if self._base else loss)
+        if metric is not None or self._base is None:
+            self.metric = _name(metric or loss)
+        else:
+            self.metric = self._base.metric
+        self.better = base.better if base and (metric or self._base) else "lower"
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The program's own."""
-        return self._loss(outputs, labels)
+        """The program's own, or that of the base."""
+        if self._own_loss is None:
+            assert self._base is not None, "one of them has a loss"
+            return self._base.loss(outputs, labels)
+        if isinstance(self._own_loss, nn.Module):  # perhaps with weights of classes
+            self._own_loss.to(outputs.device)
+        return self._own_loss(outputs, labels)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The program's own, or that of the base."""
+        assert self._score is not None, "one of them has a score"
         return torch.as_tensor(self._score(outputs, labels), device=outputs.device)
 
     def part(self, outputs: Tensor) -> Tensor:
         """As the base."""
-        return self._base.part(outputs)
+        return self._base.part(outputs) if self._base else super().part(outputs)
 
     def together(self, summed: Tensor, heads: int) -> Tensor:
         """As the base."""
-        return self._base.together(summed, heads)
+        return self._base.together(summed, heads) if self._base else super().together(summed, heads)
+
+    def accept(self, labels: Tensor) -> Tensor:
+        """As the base, unless the loss is the program's own: it may take any."""
+        if self._own_loss is None and self._base is not None:
+            return self._base.accept(labels)
+        return super().accept(labels)
+
+
+def _name(function: Callable[..., Any] | None) -> str:
+    """Of a metric in tables and summaries, which have a loss already."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return name if name.isidentifier() and name != "loss" else "metric"
 
 
 @TASKS.add(GIVEN)
@@ -145,20 +188,34 @@ def _task(
     *,
     num_classes: int,
     label_shape: tuple[int, ...],
+    label_smoothing: float = 0.0,
     base: str = "classification",
     options: dict[str, Any] | None = None,
 ) -> Task:
-    """Another task with a program's own loss or metric, where that is at hand."""
-    known = TASKS.options(base, options or {})
-    task = TASKS.find(base)(num_classes=num_classes, label_shape=label_shape, **known)
-    objects = _GIVEN.get()
-    if objects is None or (objects.loss is None and objects.metric is None):
+    """A program's own task, or another one with its own loss or metric."""
+    objects: Given | None = _GIVEN.get()
+    if objects is not None and objects.task is not None:
+        return objects.task
+    known = TASKS.options(base, options or {}, {"label_smoothing": label_smoothing})
+    task: Task | None = None
+    try:
+        task = TASKS.find(base)(num_classes=num_classes, label_shape=label_shape, **known)
+    except ValueError:
+        if objects is None or (objects.loss is None and objects.metric is not None):
+            raise
+    if objects is None:
+        assert task is not None
         return task
-    return GivenTask(task, objects.loss or task.loss, objects.metric)
+    takes_any = objects.loss is not None or objects.metric is None
+    outputs = objects.output_shape if task is None or takes_any else task.output_shape
+    return GivenTask(task, outputs, label_shape, objects.loss, objects.metric)
 
 
 @OPTIMIZERS.add(GIVEN)
 def _optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    objects = _GIVEN.get()
+    if objects is not None and objects.optimizer is None:  # only weights are loaded
+        return torch.optim.SGD(params, lr=0.0)
     made: torch.optim.Optimizer = _given("optimizer.name", "optimizer")(params)
     return made
 

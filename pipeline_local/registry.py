@@ -8,6 +8,7 @@ import importlib
 import inspect
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast, overload
@@ -22,6 +23,8 @@ _CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 GIVEN = "given"
 """The name of what a program hands in: an entry that no user writes into a file."""
 _NOTHING: Mapping[str, Any] = {}
+_REGISTRIES: "weakref.WeakSet[Registry[Any]]" = weakref.WeakSet()
+"""All that there are."""
 Hint = Callable[[str, Sequence[str]], str]
 """(An option that an entry does not take, those that it does) -> what to do, in the same line."""
 _UNREADABLE = (NameError, AttributeError, TypeError, ValueError, SyntaxError, PydanticUserError)
@@ -50,6 +53,7 @@ class Registry(Generic[Entry]):
         self.given = tuple(given)
         self._section = key.rpartition(".")[0]
         self._entries: dict[str, Entry] = {}
+        _REGISTRIES.add(self)
 
     @overload
     def add(self, name: str) -> Callable[[Entry], Entry]: ...
@@ -194,6 +198,27 @@ class Registry(Generic[Entry]):
                 yield should_be(key, items, args[option])
             else:
                 yield f"missing key {key!r}: {self.key}={name} needs it; add {key}=VALUE"
+
+
+Added = list[tuple[str, str, Any]]
+"""Entries: key, name, entry."""
+
+
+def added() -> Added:
+    """The entries that do not come with this package: those of a program's own."""
+    own, root = [], __name__.partition(".")[0]
+    for registry in _REGISTRIES:
+        for name, entry in registry._entries.items():
+            if getattr(entry, "func", entry).__module__.partition(".")[0] != root:
+                own.append((registry.key, name, entry))
+    return own
+
+
+def add_again(entries: Added) -> None:
+    """Register what `added` has given, in another process of the same program."""
+    registries = {registry.key: registry for registry in _REGISTRIES}
+    for key, name, entry in entries:
+        registries[key].add(name, entry)
 
 
 def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., dict[str, Any]]:

@@ -1,7 +1,7 @@
 """config -> modules -> stage -> the run plan."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import NoReturn
 
@@ -61,9 +61,9 @@ def train(
         if (count := rank_info.num_stages(config.parallel)) > rank_info.world_size:
             return _on_new_ranks(config, count, callbacks)
     rank_info.num_stages(config.parallel)
-    rank_info.prepare(config.parallel)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # the caller's generator goes on
+        stack.enter_context(_as_before(rank_info.device))
+        rank_info.prepare(config.parallel)
         store = stack.enter_context(joined(rank_info))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it
@@ -93,6 +93,23 @@ def train(
             placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
         )
         return trainer.run()
+
+
+@contextmanager
+def _as_before(device: torch.device) -> Iterator[None]:
+    """The caller's generators, default dtype, grad mode and threads are put back at the end."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    tf32, devices = torch.backends.cudnn.allow_tf32, [device] if device.type == "cuda" else []
+    torch.set_default_dtype(torch.float32)
+    try:
+        generators = torch.random.fork_rng(devices, device_type="cuda")
+        with generators, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.backends.cudnn.allow_tf32 = tf32
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
 
 def _on_new_ranks(config: Config, count: int, callbacks: Sequence[Callback]) -> Facts:
@@ -199,6 +216,7 @@ class Trainer:
             is_last=self.blueprint.is_last(modules[-1].index),
             metric=task.metric,
             better=task.better,
+            is_saved=self.blueprint.run_plan.is_saved,
             stop=self.stop.request,
             keep=self.checkpoints.keep,
         )
@@ -212,6 +230,8 @@ class Trainer:
 
     def _follow(self) -> None:
         try:
+            for callback in self.callbacks:
+                callback.on_start(self.run_facts, self.start)
             for action in self.stop.follow(self.blueprint.run_plan.actions(self.start)):
                 with self._phase(action):
                     self._do(action)

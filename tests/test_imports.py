@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    ("errors", "seeds", "layout", "yamltext", "values"),
+    ("errors", "seeds", "layout", "yamltext", "values", "byvalue"),
     ("config", "screen", "newfile", "registry"),
     ("engines",),
     ("learning", "models", "data"),
@@ -239,7 +239,7 @@ NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
 IMPORTER = "registry.py"
-CALLER = "ranks/call.py"
+CALLER = "byvalue.py"
 """It reads what the same program has written a moment ago, in a folder that is its own."""
 
 

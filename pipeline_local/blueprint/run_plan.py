@@ -70,8 +70,12 @@ class RunPlan:
             yield self.step(number)
             if self._due(number, self.config.train.evaluate_every or self.steps_per_epoch):
                 yield Evaluate(number + 1)
-            if self._due(number, self.config.checkpoint.every_steps):
+            if self.is_saved(number + 1):
                 yield Save(number + 1)
+
+    def is_saved(self, steps: int) -> bool:
+        """Whether there is a checkpoint after so many optimizer steps."""
+        return self._due(steps - 1, self.config.checkpoint.every_steps)
 
     def step(self, number: int) -> Step:
         """Returns the optimizer step with this number, counted from 0."""

@@ -83,6 +83,7 @@ class GivenData:
         num_classes: of the labels, or outputs of the network.
         batch_size: samples per optimizer step.
         workers: loader processes.
+        accept: what the task makes of labels [B, ...]; None: floating-point ones are float32.
     """
 
     train: Given
@@ -90,6 +91,7 @@ class GivenData:
     num_classes: int
     batch_size: int
     workers: int = 0
+    accept: Callable[[Tensor], Tensor] | None = None
 
     def describe(self) -> DataInfo:
         """As `RunData.describe`."""
@@ -111,11 +113,13 @@ class GivenData:
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`."""
         size, workers = self.batch_size, self.workers
-        return _narrow(given_batches.train_batches(self.train, size, seed, start, steps, workers))
+        loaded = given_batches.train_batches(self.train, size, seed, start, steps, workers)
+        return self._accepted(loaded)
 
     def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
         """As `RunData.test_batches`."""
-        return _narrow(given_batches.test_batches(self.test, self.batch_size, self.workers))
+        loaded = given_batches.test_batches(self.test, self.batch_size, self.workers)
+        return self._accepted(loaded)
 
     def ready(
         self, info: DataInfo, dtype: torch.dtype, device: torch.device
@@ -123,10 +127,13 @@ class GivenData:
         """As `RunData.ready`."""
         return lambda x: x.to(dtype) if x.is_floating_point() else x
 
+    def _accepted(self, loaded: Iterator[Batch]) -> Iterator[Batch]:
+        accept = self.accept or _narrow
+        return ((x, accept(y)) for x, y in loaded)
 
-def _narrow(loaded: Iterator[Batch]) -> Iterator[Batch]:
-    """Floating-point targets as float32, which is what tasks take."""
-    return ((x, y.float() if y.is_floating_point() else y) for x, y in loaded)
+
+def _narrow(labels: Tensor) -> Tensor:
+    return labels.float() if labels.is_floating_point() else labels
 
 
 def describe(data: DataConfig) -> DataInfo:

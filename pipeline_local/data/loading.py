@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline_local.byvalue import main_not_imported, pack_for_child, unpack
 from pipeline_local.data.loaders import obey_rank_only, start_server
 from pipeline_local.errors import UserError
 
@@ -71,14 +72,15 @@ def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # it is told below
-            return iter(loader)
+            with main_not_imported():
+                return iter(loader)
     except Exception as error:  # pickling a user's object may raise anything
         if loader.num_workers == 0:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the data cannot be handed to loader processes: got {reason}; define its classes and"
-            f" functions at the top of a module, or use no loader processes (workers=0)"
+            f"the data cannot be handed to loader processes: got {reason}; let the data set open"
+            f" such things when it reads, or use no loader processes (data.workers=0)"
         ) from error
 
 
@@ -91,9 +93,16 @@ class _Steps(Dataset[tuple[Batch, list[str]] | UserError]):
 
     source: BatchSource
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (pack_for_child(self.source),)
+
     def __getitem__(self, step: int) -> tuple[Batch, list[str]] | UserError:
         self.source.skipped.clear()
         try:
             return self.source.batch(step), list(self.source.skipped)
         except UserError as error:
             return error
+
+
+def _unpacked(packed: bytes) -> _Steps:
+    return _Steps(unpack(packed))

@@ -40,7 +40,7 @@ def backbone(model: Given, example: Tensor, layout: Layout | None = None) -> Bac
         UserError: it cannot be cut, or the blocks do not give what the model gives, or a parameter
             is in two blocks or in none.
     """
-    network, opened = _network(model)
+    network, opened = network_of(model)
     tensors = [*network.parameters(), *network.buffers()]
     if tensors:
         example = example.to(tensors[0].device)
@@ -74,7 +74,7 @@ def receive(model: Given, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module
     Returns:
         The model; of a list of blocks, an `nn.Sequential` of them.
     """
-    network, _ = _network(model)
+    network, _ = network_of(model)
     own = network.state_dict()
     for block, part in parts:
         for name, value in part.state_dict().items():
@@ -82,8 +82,12 @@ def receive(model: Given, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module
     return network
 
 
-def _network(model: Given) -> tuple[nn.Module, bool]:
-    """One module, and whether it may be opened: the parts of a list stay whole."""
+def network_of(model: Given) -> tuple[nn.Module, bool]:
+    """One module, and whether it may be opened: the parts of a list stay whole.
+
+    Raises:
+        UserError: it is neither a module nor a list of blocks.
+    """
     if isinstance(model, nn.Module):
         return model, True
     parts = list(model) if isinstance(model, Sequence) else []
@@ -190,7 +194,9 @@ def _carrying(name: str, module: nn.Module, prefix: str) -> Block:
 
 
 def _on_paper(value: Tensor) -> Tensor:
-    meta = torch.empty_like(value, device="meta")
+    # a meta tensor of floating point stands for any precision
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    meta = torch.empty_like(value, device="meta", dtype=dtype)
     return nn.Parameter(meta, value.requires_grad) if isinstance(value, nn.Parameter) else meta
 
 

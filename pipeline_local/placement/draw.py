@@ -28,7 +28,7 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
         UserError: the model cannot be built, or K does not fit its blocks.
     """
     model = config.model
-    task = _task(config, info)
+    task = make_task(config, info)
     dtype = input_dtype(info)
     backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape, dtype)
     _check_layout(config, backbone)
@@ -49,7 +49,12 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     return blueprint
 
 
-def _task(config: Config, info: DataInfo) -> Task:
+def make_task(config: Config, info: DataInfo) -> Task:
+    """What is learned from these data.
+
+    Raises:
+        UserError: their labels do not fit the configured task.
+    """
     own = {"label_smoothing": config.train.label_smoothing}
     options = TASKS.options(config.task.name, config.task.args, own)
     try:

@@ -1,21 +1,32 @@
 """A function called on several ranks of this host, from a program or a notebook.
 
 The ranks are new processes, as the launcher starts them; they do not import the program again. So
-it needs no guard around its main part, and what it has defined there is at hand on every rank.
+it needs no guard around its main part, and what it has defined there, entries of registries
+included, is at hand on every rank.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import cloudpickle
-
-from pipeline_local.errors import EXIT_USER_ERROR, UserError
+from pipeline_local import registry
+from pipeline_local.byvalue import pack, unpack
+from pipeline_local.errors import (
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    NeighbourLostError,
+    RefusedElsewhereError,
+    StalledError,
+    StoppedError,
+    UserError,
+)
 from pipeline_local.ranks.launcher import start_ranks
 
 COMMAND = "call"
 """Of the command line, for the ranks alone."""
+_INTERRUPTED = 130
 
 
 def on_ranks(count: int, function: Callable[[], object]) -> None:
@@ -27,27 +38,55 @@ def on_ranks(count: int, function: Callable[[], object]) -> None:
             cloudpickle does; what it returns stays on its rank.
 
     Raises:
-        UserError: it cannot be sent, or a rank has refused, and said why.
-        RuntimeError: a rank has failed, and said why.
+        UserError: it cannot be sent, or a rank has refused it.
+        StoppedError: a signal has asked to stop.
+        RuntimeError: a rank has failed; says why, where the rank could.
     """
     with tempfile.TemporaryDirectory(prefix="pipeline_local-") as folder:
         file = Path(folder) / "call"
-        try:
-            file.write_bytes(cloudpickle.dumps((sys.path, function)))
-        except Exception as error:  # any object of the program
-            raise UserError(
-                f"fit: the ranks are processes of their own, and what they need cannot be sent to"
-                f" them ({type(error).__name__}: {error}); start the program with torchrun instead"
-            ) from error
+        file.write_bytes(_packed(function))
         code = start_ranks(count, [COMMAND, str(file)])
-    if code == EXIT_USER_ERROR:
-        raise UserError("a rank has refused the run; its line above says why")
+        reasons = [path.read_text() for path in sorted(Path(folder).glob("reason-*"))]
+    if code == EXIT_USER_ERROR and reasons:
+        raise UserError(reasons[0])
+    if code == EXIT_STOPPED and reasons:
+        raise StoppedError(int(reasons[0]))
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
-        raise RuntimeError(f"a rank has ended with exit code {code}; its lines above say why")
+        why = reasons[0] if reasons else "its lines above say why"
+        raise RuntimeError(f"a rank has ended with exit code {code}: {why}")
 
 
 def run_here(file: Path) -> None:
     """Call the function of a file that `on_ranks` has written, on this rank."""
-    path, function = cloudpickle.loads(file.read_bytes())
-    sys.path[:] = path
-    function()
+    try:
+        path, packed = unpack(file.read_bytes())
+        sys.path[:] = path  # first: the function may need it
+        function, entries = unpack(packed)
+        registry.add_again(entries)
+        function()
+    except (RefusedElsewhereError, NeighbourLostError, StalledError):
+        raise  # another rank knows the cause
+    except Exception as error:
+        reason = file.with_name(f"reason-{int(os.environ['RANK']):05d}")
+        reason.write_text(_reason(error))
+        raise
+
+
+def _packed(function: Callable[[], object]) -> bytes:
+    try:
+        return pack((sys.path, pack((function, registry.added()))))
+    except Exception as error:  # any object of the program
+        why = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"the ranks are processes of their own, and what they need cannot be sent to them"
+            f" ({type(error).__name__}: {why}); start the program with torchrun instead"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the process that waits is to know."""
+    if isinstance(error, StoppedError):
+        return str(error.step)
+    return str(error) if isinstance(error, UserError) else registry.reason(error)

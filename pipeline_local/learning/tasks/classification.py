@@ -7,7 +7,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_local.learning.tasks.task import IGNORE_LABEL, TASKS, Score, Task, wide
+from pipeline_local.errors import UserError
+from pipeline_local.learning.tasks.task import (
+    IGNORE_LABEL,
+    TASKS,
+    Score,
+    Task,
+    refuse_beyond,
+    wide,
+)
 
 
 @TASKS.add("classification")
@@ -63,6 +71,16 @@ class Classification(Task):
         )
         right, right_together = ((guess.argmax(1) == labels).sum() for guess in (outputs, summed))
         return Score(loss, right, right_together, (labels != IGNORE_LABEL).sum())
+
+    def accept(self, labels: Tensor) -> Tensor:
+        """Convert labels like `Task.accept`, and check that they are classes."""
+        if labels.is_floating_point():
+            raise UserError(
+                f"labels of classification are whole numbers: got {labels.dtype}; convert them, or"
+                f" choose another task (task.name)"
+            )
+        refuse_beyond(labels, self.num_outputs, IGNORE_LABEL)
+        return labels
 
     def example_labels(self, size: int, generator: torch.Generator) -> Tensor:
         """Return random labels [size]."""

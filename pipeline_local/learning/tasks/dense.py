@@ -3,7 +3,14 @@
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_local.learning.tasks.task import IGNORE_LABEL, TASKS, Task, wide
+from pipeline_local.learning.tasks.task import (
+    IGNORE_LABEL,
+    TASKS,
+    Score,
+    Task,
+    refuse_beyond,
+    wide,
+)
 
 
 @TASKS.add("dense")
@@ -29,15 +36,39 @@ class Dense(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy over all positions with a class; 0 where there are none."""
-        logits = wide(outputs)
-        summed = functional.cross_entropy(logits, labels, ignore_index=self.ignore, reduction="sum")
-        return summed / (labels != self.ignore).sum().clamp_min(1)
+        return self._summed_loss(outputs, labels) / self._count(labels).clamp_min(1)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the fraction of positions with a class that are classified correctly."""
-        right = (outputs.argmax(1) == labels).sum()
-        return right / (labels != self.ignore).sum().clamp_min(1)
+        return self._right(outputs, labels) / self._count(labels).clamp_min(1)
 
     def part(self, outputs: Tensor) -> Tensor:
         """Return a head's log-probabilities [B, classes, H, W]."""
         return functional.log_softmax(outputs.float(), dim=1)
+
+    def evaluate(
+        self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
+    ) -> Score:
+        """Score a test batch like `Task.evaluate`; every position with a class has the same weight."""
+        outputs, summed, labels = outputs[:samples], summed[:samples], labels[:samples]
+        return Score(
+            loss=self._summed_loss(outputs, labels),
+            score=self._right(outputs, labels),
+            ensemble=self._right(summed, labels),
+            count=self._count(labels),
+        )
+
+    def accept(self, labels: Tensor) -> Tensor:
+        """Convert labels like `Task.accept`, and check that they are classes or `ignore`."""
+        refuse_beyond(labels, self.num_outputs, self.ignore)
+        return labels.to(self.label_dtype)
+
+    def _summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        logits = wide(outputs)
+        return functional.cross_entropy(logits, labels, ignore_index=self.ignore, reduction="sum")
+
+    def _right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return ((outputs.argmax(1) == labels) & (labels != self.ignore)).sum()
+
+    def _count(self, labels: Tensor) -> Tensor:
+        return (labels != self.ignore).sum()

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline_local.errors import UserError
 from pipeline_local.registry import Registry
 
 IGNORE_LABEL = -100
@@ -100,6 +101,14 @@ class Task(ABC):
             count=torch.tensor(samples, device=outputs.device),
         )
 
+    def accept(self, labels: Tensor) -> Tensor:
+        """Labels [B, ...] of a program's own data, on the CPU, as this task takes them.
+
+        Raises:
+            UserError: one of them is beyond the outputs.
+        """
+        return labels.to(self.label_dtype)
+
     def example_labels(self, size: int, generator: torch.Generator) -> Tensor:
         """Return random labels [size, ...] on the CPU, for measurements without data."""
         if self.label_dtype.is_floating_point:
@@ -112,6 +121,21 @@ TASKS: Registry[Callable[..., Task]] = Registry(
     "task.name", kind="task", given=("num_classes", "label_shape")
 )
 """The registry of all tasks, by name (`task.name`)."""
+
+
+def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
+    """Labels must be numbers of classes: a loss on a GPU would end the process without a reason.
+
+    Raises:
+        UserError: one is not.
+    """
+    beyond = (labels < 0) | (labels >= num_classes)
+    odd = labels[beyond & (labels != ignore) & (labels != IGNORE_LABEL)]
+    if len(odd):
+        raise UserError(
+            f"labels must be from 0 to {num_classes - 1}, as the model has {num_classes} outputs:"
+            f" got {int(odd[0])}; number the classes from 0, or give the model more outputs"
+        )
 
 
 def wide(outputs: Tensor) -> Tensor:
