@@ -1,4 +1,4 @@
-"""A finished run: its weights under the model's usual names, and its accuracy on the test set."""
+"""A finished run: its weights under the model's usual names, and its scores on the test set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.tasks import Task
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
@@ -99,8 +100,14 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]) -> metrics.Facts:
+def evaluate(
+    run: Path, show: Callable[[list[summary.Row], metrics.Facts, Task], None]
+) -> metrics.Facts:
     """Score every head on the test set, alone and with those above it, in this process.
+
+    Args:
+        run: its folder.
+        show: is called with what each module is, the scores, and the task.
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -119,6 +126,6 @@ def evaluate(run: Path, show: Callable[[list[summary.Row], metrics.Facts], None]
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
     facts = {"steps": step, **summary.per_head(rows)}
-    show(describe(Placement.of(blueprint, 1)), facts)
+    show(describe(Placement.of(blueprint, 1)), facts, blueprint.task)
     summary.warn(skipped.warnings())
     return facts

@@ -122,6 +122,7 @@ class GivenTask(Task):
         self._base, self._loss, self._score = base, loss, metric or base.score
         self.metric = getattr(metric, "__name__", "metric") if metric else base.metric
         self.better = base.better
+        self.percent = base.percent and metric is None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The program's own."""

@@ -4,33 +4,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
-import torch
-from torch import Tensor
-
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan
+from pipeline_local.learning.spec import Spec as Spec  # public here
 from pipeline_local.learning.step import Step
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Shape and dtype of one tensor of a message."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def check(self, tensor: Tensor) -> None:
-        """Raise ValueError if the tensor is not as agreed."""
-        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
-            raise ValueError(
-                f"the channel's contract expects {self.dtype} {list(self.shape)},"
-                f" got {tensor.dtype} {list(tensor.shape)}"
-            )
-
-
-@dataclass(frozen=True)
 class Contract:
-    """All that may cross one edge. Signals and input gradients (`gradients`) are shaped like the
-    training activations."""
+    """All that may cross one edge.
+
+    Attributes:
+        activations: of a microbatch.
+        gradients: signals, shaped like the activations.
+        labels: of a microbatch.
+        test_activations: of a test batch.
+        test_labels: of a test batch.
+        test_ensemble: what the heads above add to the heads together.
+        lagged: one message in the other direction, as the mathematics has it; () where it has none.
+    """
 
     activations: Spec
     gradients: Spec
@@ -38,6 +29,7 @@ class Contract:
     test_activations: Spec
     test_labels: Spec
     test_ensemble: Spec
+    lagged: tuple[Spec, ...] = ()
 
     def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message of a run from step `start` on, in order."""
@@ -50,11 +42,6 @@ class Contract:
             elif isinstance(action, Evaluate):
                 for _ in run_plan.test_batches:
                     yield self.test_activations, self.test_labels, self.test_ensemble
-
-    @property
-    def lagged(self) -> tuple[Spec, ...]:
-        """One lagged message: an input gradient."""
-        return (self.gradients,)
 
     def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Every message in the other direction, in the order in which they are applied."""

@@ -1,8 +1,9 @@
 """Lagged messages: what flows upstream is used a fixed number of steps after it was made.
 
 So nobody waits for it within a step, and no placement changes what it does. The mathematics chooses
-the content: today the input gradients of upstream reconciliation (feedback). Stages, edges and
-checkpoints carry it without knowing.
+the content: today the input gradients of upstream reconciliation (feedback). Its shapes are said by
+a `LaggedContent` here, its numbers come from `LocalModule`. Stages, edges, contracts, checkpoints
+and dry runs carry it without knowing.
 
 A module keeps what it needs until the message from downstream has come (`awaiting`), and what it
 has sent that upstream has not applied yet (`pending`). Both are part of a checkpoint: a step that
@@ -11,25 +12,69 @@ is resumed finds what was on its way.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG
 
 
 @dataclass(frozen=True)
+class ModuleSpecs:
+    """The tensors of one module and one microbatch, as they are inside the module.
+
+    Attributes:
+        x: its input [B, ...].
+        y: its activations [B, ...].
+        labels: of the batch [B, ...].
+        parameters: of its body, in order.
+    """
+
+    x: Spec
+    y: Spec
+    labels: Spec
+    parameters: tuple[Spec, ...]
+
+
+class LaggedContent(Protocol):
+    """What a lagged message holds, and what is kept for it, as shapes and dtypes."""
+
+    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
+        """What a module sends upstream, before it is rounded for the way."""
+        ...
+
+    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
+        """What a module keeps until the message from downstream has come."""
+        ...
+
+
+class InputGradient:
+    """The content of upstream reconciliation: the gradient of the sender's loss at its input."""
+
+    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
+        """A tensor like the input."""
+        return (sender.x,)
+
+    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
+        """The activations and the labels of the batch."""
+        return receiver.y, receiver.labels
+
+
+@dataclass(frozen=True)
 class LagPlan:
-    """When lagged messages are sent and applied.
+    """When lagged messages are sent and applied, and what they hold.
 
     Attributes:
         every: they are sent on every n-th step.
+        content: of each.
         lag: steps from sending to applying.
     """
 
     every: int
+    content: LaggedContent = field(default_factory=InputGradient)
     lag: int = LAG
 
     @classmethod
@@ -44,6 +89,10 @@ class LagPlan:
     def is_applied(self, step: int) -> bool:
         """Whether an earlier message is applied in this step."""
         return self.is_sent(step - self.lag)
+
+    def under_way(self, step: int) -> list[int]:
+        """The earlier steps whose messages are on their way when `step` begins."""
+        return [n for n in range(step - self.lag, step) if self.is_sent(n)]
 
     @property
     def most_pending(self) -> int:

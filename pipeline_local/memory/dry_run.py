@@ -8,7 +8,7 @@ What kernels allocate inside themselves is not seen; what libraries keep, a prof
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, made, num_bytes
-from pipeline_local.memory.fake_mode import fake_mode
+from pipeline_local.memory.fake_mode import fake_mode, values_are_one
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
 from pipeline_local.pipeline.stage import Stage
@@ -58,7 +58,7 @@ class StageBytes:
     Attributes:
         modules: each of them.
         boundary: buffers of its outer edges: received ahead, sent and not yet taken over.
-        feedback: activations and input gradients that wait for their step.
+        lagged: what lagged messages and those who await them keep of earlier steps.
         workspaces: what the device's libraries keep for themselves.
         peak: most at once, workspaces included.
         act: in which act, and of which module (from 1).
@@ -66,7 +66,7 @@ class StageBytes:
 
     modules: tuple[ModuleBytes, ...]
     boundary: int
-    feedback: int
+    lagged: int
     workspaces: int
     peak: int
     act: str
@@ -90,6 +90,7 @@ def stage_bytes(
     with _faked(blueprint, device):
         modules = [blueprint.fake_module(number, FAKE_DEVICE) for number in numbers]
         for module in modules:
+            module.guard.is_refused = _never
             make_state(module.trainable, module.optimizer)
             live_bytes.hold(_statics(module))
         acts = _Acts(live_bytes)
@@ -139,9 +140,9 @@ def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
         except (NotImplementedError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"model.name: {blueprint.config.model.name} cannot be rehearsed without data"
-                f" ({type(error).__name__}: {reason}); choose cuts that need none, train, and"
-                f" read peak_memory_bytes"
+                f"model.name: {blueprint.config.model.name} with its heads and loss cannot be"
+                f" rehearsed without data ({type(error).__name__}: {reason}); choose cuts that"
+                f" need none, train, and read peak_memory_bytes"
             ) from error
 
 
@@ -158,7 +159,8 @@ class _Acts(Trace):
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Record the enclosed work."""
         before = self._live_bytes.peak = self._live_bytes.live
-        yield
+        with values_are_one() if act == "update" else nullcontext():
+            yield
         name = f"{act}, module {module + 1}"
         self.peaks[name] = max(self.peaks[name], self._live_bytes.peak)
         if act == "forward":
@@ -184,7 +186,7 @@ def _perform(
     return StageBytes(
         modules=tuple(_of_module(module, acts.kept[module.index]) for module in modules),
         boundary=downstream.num_bytes + _upstream(blueprint, first, step).num_bytes,
-        feedback=sum(_under_way(blueprint, module.index) for module in modules),
+        lagged=sum(_under_way(blueprint, module.index) for module in modules),
         workspaces=0,
         peak=acts.peaks[act],
         act=act,
@@ -217,34 +219,20 @@ def _applying(step: Step) -> Step:
 
 def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     """What earlier steps have left there, when `step` begins."""
-    if not step.send_lagged:
+    if (lag := blueprint.run_plan.lag) is None:
         return
-    every = blueprint.config.reconcile.every
-    earlier = [n for n in range(step.number - LAG, step.number) if n % every == 0]
-    contract = blueprint.contract(module.index)
-    for number in earlier:
+    for number in lag.under_way(step.number):
         for part in range(step.microbatches):
-            message = made((_inside(blueprint, module.index), contract.labels))
-            module.lagged.awaiting.push(number, part, *message)
+            awaiting = made(blueprint.lagged_awaiting(module.index))
+            module.lagged.awaiting.push(number, part, *awaiting)
             if module.index:
-                above = _inside(blueprint, module.index - 1)
-                module.lagged.pending.push(number, part, *made([above]))
-
-
-def _inside(blueprint: Blueprint, index: int) -> Spec:
-    """A module's activations, and their gradient, before they are rounded for the way."""
-    size = blueprint.contract(index).activations.shape[0]
-    shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
-    return Spec((size, *shape), blueprint.wire_format.inside)
+                pending = made(blueprint.lagged_message(module.index))
+                module.lagged.pending.push(number, part, *pending)
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Most bytes that a module's queues hold."""
-    if blueprint.run_plan.lag is None:
-        return 0
-    held = [_inside(blueprint, index), blueprint.contract(index).labels]
-    if index:
-        held.append(_inside(blueprint, index - 1))
+    held = [*blueprint.lagged_awaiting(index), *blueprint.lagged_message(index)]
     return blueprint.run_plan.most_pending * num_bytes(held)
 
 
@@ -270,11 +258,17 @@ def _evaluate(
     Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
 
 
+def _never(_: Tensor) -> bool:
+    """Whether an update is refused: a dry run has no numbers that could be wrong."""
+    return False
+
+
 def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
     """Let an optimizer make its state, as it does at its first step."""
     for parameter in params:
         parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
+    with values_are_one():
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 

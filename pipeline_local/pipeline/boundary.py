@@ -27,8 +27,8 @@ class RoundedUpstream:
         return self._wire_format.widen(first), *others
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Send a lagged message, rounded as gradients are."""
-        self._edge.send_lagged(*map(self._wire_format.round_gradient, tensors))
+        """Send a lagged message, rounded for the way."""
+        self._edge.send_lagged(*map(self._wire_format.round_lagged, tensors))
 
 
 class RoundedDownstream:
@@ -52,4 +52,4 @@ class RoundedDownstream:
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
         """The oldest lagged message, widened; () where nobody is downstream."""
-        return tuple(map(self._wire_format.widen, self._edge.recv_lagged()))
+        return tuple(map(self._wire_format.widen_lagged, self._edge.recv_lagged()))

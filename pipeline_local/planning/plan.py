@@ -71,13 +71,13 @@ class EdgePlan:
     Attributes:
         activations: downstream, with labels.
         signals: downstream, on average over the steps.
-        feedback: upstream, on average.
+        lagged: upstream, on average.
         seconds: that the activations of one microbatch are on their way, where that is known.
     """
 
     activations: int
     signals: float
-    feedback: float
+    lagged: float
     seconds: float | None
 
 
@@ -208,13 +208,13 @@ def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
     micro = blueprint.config.train.microbatches
     signals = blueprint.run_plan.part_that_compares * micro
-    feedback = micro / reconcile.every if blueprint.run_plan.lag else 0.0
+    lagged = micro / reconcile.every if blueprint.run_plan.lag else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(
         activations=micro * message,
         signals=gradient * signals,
-        feedback=gradient * feedback,
+        lagged=num_bytes(contract.lagged) * lagged,
         seconds=link.seconds(message) if link else None,
     )
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import Facts, as_json
 from pipeline_local.screen import Screen, complain
@@ -64,8 +65,8 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
 
 
 def per_head(rows: Sequence[Facts]) -> Facts:
-    """What was scored, in the order of the modules: `loss`, the task's metric (`accuracy`), and the
-    metric of the heads up to each, together (`ensemble_accuracy`)."""
+    """What was scored, in the order of the modules: `loss`, the task's metric, and the metric of
+    the heads up to each, together (`ensemble_...`)."""
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
@@ -89,22 +90,23 @@ def warn(warnings: Iterable[str]) -> None:
         complain(f"warning: {warning}")
 
 
-def score_text(metric: str, value: float) -> str:
-    """A score for people: accuracies in percent."""
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+def show(rows: list[Row], facts: Facts, task: Task) -> None:
+    """Print a table of the score per head, and what the run took if `facts` holds it.
 
-
-def show(rows: list[Row], facts: Facts) -> None:
-    """Print a table of accuracy per head, and what the run took if `facts` holds it."""
+    Args:
+        rows: what each module is.
+        facts: the results.
+        task: says how its score is shown.
+    """
     table = Table(title="Test set, per head", title_justify="left")
-    metric = next(name.removeprefix("ensemble_") for name in facts if name.startswith("ensemble_"))
+    metric = task.metric
     title = metric.replace("_", " ")
     for column in ("module", "stage", "blocks", "head", title, "with those above", "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
     results = zip(rows, facts[metric], facts[f"ensemble_{metric}"], facts["loss"], strict=True)
     for number, (row, *values, loss) in enumerate(results, start=1):
-        shown = [score_text(metric, value) for value in values]
+        shown = [task.score_text(value).replace("%", " %") for value in values]
         table.add_row(str(number), str(row.stage), row.blocks, row.head, *shown, f"{loss:.4f}")
     console = Screen()
     console.print(table)

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from pipeline_local.learning.tasks import Classification
 from pipeline_local.record import summary
+
+TASK = Classification(10)
 
 
 def stage(modules, seconds, waited):
@@ -44,7 +47,7 @@ def test_predicted_stage_times_stand_beside_measured_ones(capsys):
     facts = summary.combine(stages, 500, plan)
     assert facts["stage_seconds"] == [0.2, 0.25]
     assert facts["predicted_stage_seconds"] == [0.2, 0.3]
-    summary.show([summary.Row(0, "a", "linear"), summary.Row(1, "b", "classifier")], facts)
+    summary.show([summary.Row(0, "a", "linear"), summary.Row(1, "b", "classifier")], facts, TASK)
     assert "(predicted): 200.0 (200.0), 250.0 (300.0)" in capsys.readouterr().out
     assert "stage_seconds" not in summary.combine(stages, 500)
 
@@ -56,11 +59,11 @@ def test_write_and_show(tmp_path, capsys):
     assert json.loads(path.read_text()) == facts
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
     summary.show(
-        [summary.Row(0, "stem", "linear"), summary.Row(0, "b1 .. b3", "classifier")], facts
+        [summary.Row(0, "stem", "linear"), summary.Row(0, "b1 .. b3", "classifier")], facts, TASK
     )
     shown = capsys.readouterr().out
     assert "20.00 %" in shown
     assert "b1 .. b3" in shown
     assert "40 steps in 10.0 s, 50 samples/s" in shown
-    summary.show([summary.Row(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30})
+    summary.show([summary.Row(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30}, TASK)
     assert "10 of 40 steps in 10.0 s" in capsys.readouterr().out

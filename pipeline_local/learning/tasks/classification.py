@@ -57,7 +57,13 @@ class Classification(Task):
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
     ) -> Score:
-        """As `Task.evaluate`; without label smoothing, and without labels that are -100."""
+        """As `Task.evaluate`; without label smoothing, and without labels that are -100.
+
+        Of a subclass with its own loss or score, it is that.
+        """
+        own = type(self).loss, type(self).score
+        if own != (Classification.loss, Classification.score):
+            return super().evaluate(outputs, summed, labels, heads, samples)
         loss = functional.cross_entropy(
             wide(outputs), labels, ignore_index=IGNORE_LABEL, reduction="sum"
         )
