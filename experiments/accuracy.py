@@ -28,6 +28,7 @@ from cost import STEPS, flops, training
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.data.images.datasets import describe
+from pipeline_local.learning import heads
 
 BACKPROPAGATION = "backpropagation"
 SYNTHETIC = ["data.name=synthetic", "data.root=null"]
@@ -89,7 +90,7 @@ def _per_sample(config: Config) -> float:
 
 
 def _method(config: Config) -> str:
-    return BACKPROPAGATION if config.modules.known_count == 1 else config.head.title
+    return BACKPROPAGATION if config.modules.known_count == 1 else heads.title(config.head)
 
 
 def seconds_per_step(files: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int], float]]:

@@ -75,7 +75,7 @@ def _add_finished(commands: Commands) -> None:
     export.add_argument("--output", type=Path, required=True, help="file.safetensors")
     export.set_defaults(run=_export)
 
-    evaluate = commands.add_parser("evaluate", help="accuracy of every head on the test set")
+    evaluate = commands.add_parser("evaluate", help="score every head on the test set")
     evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
     evaluate.set_defaults(run=_evaluate)
 

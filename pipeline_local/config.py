@@ -80,12 +80,6 @@ class HeadConfig(NamingSection):
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
 
-    @property
-    def title(self) -> str:
-        """The name, and how deep the first module's, or each, is where that is a choice."""
-        depth = f", {self.depth} blocks{'' if self.taper else ' each'}"
-        return self.name + depth if self.name == "auglocal" else self.name
-
 
 @dataclass(frozen=True)
 class ReconcileConfig(NamingSection):

@@ -13,7 +13,7 @@ from pipeline_local import (
     given,  # noqa: F401 (its entries are names, too)
     yamltext,
 )
-from pipeline_local.config import Config
+from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
@@ -255,8 +255,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if cuts in ("auto", "memory") and config.modules.count is None:
         yield f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make"
-    if parallel.backend == "staged":
-        yield "parallel.backend: got 'staged', which GPUs without nccl get by themselves; use gloo"
+    if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
+        yield (
+            f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"
+            f" needed; leave it out"
+        )
     places = parallel.cuts
     if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
         yield (
@@ -268,7 +271,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
         yield (
             f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
-            f" cannot; use reconcile.estimator=shift or compile=false"
+            f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
         )
     if reconcile.feeds_back and not getattr(HEADS.find(config.head.name), "learns", True):
         yield (

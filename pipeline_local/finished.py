@@ -15,6 +15,7 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.tasks import Task
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
@@ -100,15 +101,19 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts], None]) -> Facts:
+def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts, Task], None]) -> Facts:
     """Scores every head on the test set, alone and with all upstream heads, in this process.
 
     Args:
         run: the run folder.
-        show: prints the rows and the results.
+        show: prints the rows and the results, as the task shows its score.
 
     Returns:
         The step, and per head the metric, the metric of the ensemble, and the loss.
+
+    Args:
+        run: its folder.
+        show: is called with what each module is, the scores, and the task.
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -127,6 +132,6 @@ def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts], None]) 
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
     facts = {"steps": step, **summary.per_head(rows)}
-    show(describe(Placement.of(blueprint, 1)), facts)
+    show(describe(Placement.of(blueprint, 1)), facts, blueprint.task)
     summary.warn(skipped.warnings())
     return facts

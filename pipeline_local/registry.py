@@ -135,6 +135,45 @@ class Registry(Generic[Entry]):
             raise ConfigError(problems)
         return options
 
+    def make(
+        self,
+        name: str,
+        wanted: type | tuple[type, ...],
+        given: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401 (what entries of this kind give)
+        """Call an entry; a user's own may do anything.
+
+        Args:
+            name: a registered one, or `python:package.module:name`.
+            wanted: what it must give.
+            given: what the caller of an entry passes itself.
+            options: checked ones, as `options` gives them.
+
+        Raises:
+            UserError: a user's own entry fails, or gives something else.
+            ValueError: the entry refuses what it is given.
+        """
+        entry = self.find(name)
+        try:
+            made = entry(**given, **options)
+        except (UserError, ValueError):
+            raise
+        except Exception as error:
+            if not name.startswith("python:"):
+                raise
+            raise UserError(
+                f"{self.key}: {name} cannot be made with {shorten({**options})}"
+                f" ({reason(error)}); fix it or change {self._section}.*"
+            ) from error
+        if not isinstance(made, wanted):
+            kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise UserError(
+                f"{self.key}: {name} must give {names}, got {shorten(made)}; return one"
+            )
+        return made
+
     def _check(
         self,
         name: str,

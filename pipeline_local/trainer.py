@@ -24,7 +24,9 @@ from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.call import on_ranks
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, P2PKind, RankInfo, common_kind, joined
+from pipeline_local.ranks.p2p import P2PKind
+from pipeline_local.ranks.p2p import common as common_kind
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -203,7 +205,7 @@ class Trainer:
         self.display: Progress | Silent = (
             Silent()
             if rank_info.rank
-            else Progress(blueprint.run_plan.num_steps, len(blueprint.modules))
+            else Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
         )
 
     def _run_facts(self, modules: list[LocalModule]) -> Run:
@@ -377,6 +379,6 @@ class Trainer:
         facts = summary.combine(results, steps * self.batch_size, plan)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
-        summary.show(describe(self.placement), facts)
+        summary.show(describe(self.placement), facts, self.blueprint.task)
         summary.warn(line for result in results for line in result["warnings"])
         return facts

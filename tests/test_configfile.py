@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline_local import configfile
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.errors import ConfigError
+from pipeline_local.learning.heads import title as title_of
 from pipeline_local.registry import Registry
 
 MINIMAL: dict[str, Any] = {
@@ -372,4 +373,4 @@ def test_a_run_from_before_there_were_tasks_loads(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_head_is_called(head, title):
-    assert HeadConfig(**head).title == title
+    assert title_of(HeadConfig(**head)) == title

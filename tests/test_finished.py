@@ -29,7 +29,7 @@ def run(tmp_path):
 def test_evaluation_repeats_the_runs_own(run):
     folder, summary = run
     shown = []
-    facts = finished.evaluate(folder, lambda rows, facts: shown.append((rows, facts)))
+    facts = finished.evaluate(folder, lambda rows, facts, _: shown.append((rows, facts)))
     assert facts["accuracy"] == summary["accuracy"]
     assert facts["ensemble_accuracy"] == summary["ensemble_accuracy"]
     assert facts["ensemble_accuracy"][0] == facts["accuracy"][0], "the first head is alone"

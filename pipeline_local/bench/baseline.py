@@ -12,7 +12,8 @@ from pipeline_local.config import Config
 from pipeline_local.engines import optimizer
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import P2PKind, RankInfo
+from pipeline_local.ranks.p2p import P2PKind
+from pipeline_local.ranks.rank import RankInfo
 
 Weights = dict[str, Tensor]
 

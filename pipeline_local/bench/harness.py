@@ -22,7 +22,9 @@ from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, P2PKind, RankInfo, common_kind, joined
+from pipeline_local.ranks.p2p import P2PKind
+from pipeline_local.ranks.p2p import common as common_kind
+from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record.metrics import settle
 from pipeline_local.watch.store import RankStore
 

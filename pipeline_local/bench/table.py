@@ -13,6 +13,7 @@ from pipeline_local.bench.harness import Measured, RankResult, measure
 from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
+from pipeline_local.learning import heads
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import as_json
 from pipeline_local.screen import markdown_table
@@ -90,7 +91,7 @@ def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, 
         "model": config.model.name,
         "batch": config.data.batch_size,
         "modules": config.modules.known_count or str(config.modules.cuts),
-        "head": config.head.title,
+        "head": heads.title(config.head),
         "reconcile": f"{reconcile.estimator} every {reconcile.every}, {reconcile.direction}",
         "precision": config.precision,
         "wire": config.parallel.wire_dtype or config.precision,

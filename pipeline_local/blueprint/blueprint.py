@@ -22,6 +22,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import heads
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Site, copies
+from pipeline_local.learning.lagged import ModuleSpecs
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Task
@@ -84,17 +85,47 @@ class Blueprint:
         data, train, wire_format = self.config.data, self.config.train, self.wire_format
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
         micro = data.batch_size // train.microbatches
-        task, soft = self.task, data.mixup > 0
-        labels = Spec((micro, *task.label_shape), task.label_dtype)
-        soft_labels = Spec((micro, *task.output_shape), torch.float32)
+        task = self.task
         return Contract(
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),
-            labels=soft_labels if soft else labels,
+            labels=self._labels(micro),
             test_activations=Spec((data.batch_size, *shape), wire_format.activations),
             test_labels=Spec((data.batch_size, *task.label_shape), task.label_dtype),
             test_ensemble=Spec((data.batch_size, *task.output_shape), torch.float32),
+            lagged=tuple(map(wire_format.lagged, self.lagged_message(index + 1))),
         )
+
+    def module_specs(self, index: int) -> ModuleSpecs:
+        """The tensors of a module (from 0) and a microbatch, as they are inside the module."""
+        blocks, inside = self.modules[index], self.wire_format.inside
+        size = self.config.data.batch_size // self.config.train.microbatches
+        x_dtype = inside if index else self.input_dtype
+        parameters = (p for part in self.meta_body(index) for p in part.parameters())
+        return ModuleSpecs(
+            x=Spec((size, *self.input_shapes[blocks.start]), x_dtype),
+            y=Spec((size, *self.output_shapes[blocks.stop - 1]), inside),
+            labels=self._labels(size),
+            parameters=tuple(Spec(tuple(p.shape), self.dtype) for p in parameters),
+        )
+
+    def lagged_message(self, index: int) -> tuple[Spec, ...]:
+        """What module `index` (from 0) sends upstream; () where it sends nothing."""
+        if (lag := self.run_plan.lag) is None or not 0 < index < len(self.modules):
+            return ()
+        return lag.content.message(self.module_specs(index))
+
+    def lagged_awaiting(self, index: int) -> tuple[Spec, ...]:
+        """What module `index` (from 0) keeps for the message from downstream."""
+        lag = self.run_plan.lag
+        return () if lag is None else lag.content.awaiting(self.module_specs(index))
+
+    def _labels(self, size: int) -> Spec:
+        """Labels of so many training samples."""
+        task = self.task
+        if self.config.data.mixup > 0:
+            return Spec((size, *task.output_shape), torch.float32)
+        return Spec((size, *task.label_shape), task.label_dtype)
 
     def blocks(self, index: int) -> list[Block]:
         """Returns the blocks of a module; the last module's classifier is not among them."""

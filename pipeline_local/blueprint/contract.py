@@ -4,41 +4,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
-import torch
-from torch import Tensor
-
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan
+from pipeline_local.learning.spec import Spec as Spec  # public here
 from pipeline_local.learning.step import Step
 
 
 @dataclass(frozen=True)
-class Spec:
-    """The shape and dtype of one tensor of a message."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def check(self, tensor: Tensor) -> None:
-        """Raises ValueError if the tensor has another shape or dtype."""
-        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
-            raise ValueError(
-                f"the channel's contract expects {self.dtype} {list(self.shape)},"
-                f" got {tensor.dtype} {list(tensor.shape)}"
-            )
-
-
-@dataclass(frozen=True)
 class Contract:
-    """All tensors that one edge may carry. Signals and input gradients (`gradients`) have the shape
-    of the training activations.
+    """All tensors that one edge may carry.
 
     Attributes:
         activations: the activations of a training microbatch.
-        gradients: the signal, or the input gradient, of a training microbatch.
+        gradients: the signal of a training microbatch, shaped like the activations.
         labels: the labels of a training microbatch.
         test_activations: the activations of a test batch.
         test_labels: the labels of a test batch.
         test_ensemble: the sum of the outputs of all upstream heads, for a test batch.
+        lagged: one message in the other direction, as the mathematics chooses it; () for none.
     """
 
     activations: Spec
@@ -47,6 +29,7 @@ class Contract:
     test_activations: Spec
     test_labels: Spec
     test_ensemble: Spec
+    lagged: tuple[Spec, ...] = ()
 
     def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Yields every message of a run from step `start` on, in order."""
@@ -59,11 +42,6 @@ class Contract:
             elif isinstance(action, Evaluate):
                 for _ in run_plan.test_batches:
                     yield self.test_activations, self.test_labels, self.test_ensemble
-
-    @property
-    def lagged(self) -> tuple[Spec, ...]:
-        """The specs of one lagged message: an input gradient."""
-        return (self.gradients,)
 
     def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Yields every lagged message, which flows upstream, in the order of use."""

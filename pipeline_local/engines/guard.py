@@ -1,6 +1,6 @@
 """Keeps numbers that are not finite out of a module's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -30,6 +30,8 @@ class Guard:
         self._number = number
         self._policy = policy
         self.remedy = remedy
+        self.is_refused: Callable[[Tensor], bool] = bool
+        """Reads a verdict for an optimizer that cannot on the device."""
         self._before: list[Tensor] = []
         self._first_refused = torch.tensor(0)
         self.skipped = torch.tensor(0.0)
@@ -54,7 +56,7 @@ class Guard:
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = refused  # type: ignore[attr-defined]
             optimizer.step()
-        elif not refused:
+        elif not self.is_refused(refused):
             optimizer.step()
         self._count(refused, number)
         if self._before:

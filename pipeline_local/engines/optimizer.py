@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.errors import UserError
 from pipeline_local.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
@@ -55,10 +56,22 @@ def adamw(
 
 
 def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the configured optimizer of these parameters."""
+    """Return the configured optimizer of these parameters.
+
+    Raises:
+        UserError: it refuses its options, or the entry makes no optimizer.
+    """
     own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
-    make = OPTIMIZERS.find(config.name)
-    return make(params=params, **OPTIMIZERS.options(config.name, config.args, own))
+    options = OPTIMIZERS.options(config.name, config.args, own)
+    try:
+        made: torch.optim.Optimizer = OPTIMIZERS.make(
+            config.name, torch.optim.Optimizer, {"params": params}, options
+        )
+    except ValueError as error:  # torch's own refuse their options by it
+        raise UserError(
+            f"optimizer.name: {config.name} refuses {options} ({error}); change optimizer.*"
+        ) from None
+    return made
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -31,9 +31,13 @@ def constant(step: int, num_steps: int) -> float:
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of a step: a linear warm-up, then the schedule."""
+    """The rate of a step: a linear warm-up, then the schedule.
+
+    Raises:
+        UserError: a user's own schedule fails, or gives no number.
+    """
     warmup = round(config.warmup * num_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    factor = SCHEDULES.find(config.schedule)(step=step - warmup, num_steps=num_steps - warmup)
-    return config.lr * factor
+    given = {"step": step - warmup, "num_steps": num_steps - warmup}
+    return config.lr * float(SCHEDULES.make(config.schedule, (float, int), given, {}))

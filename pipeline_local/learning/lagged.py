@@ -1,8 +1,9 @@
 """Lagged messages: tensors sent upstream, which are applied a fixed number of steps later.
 
 So no module waits for them within a step, and no placement changes their effect. The mathematics
-chooses the content: today the input gradients of upstream reconciliation (feedback). Stages, edges
-and checkpoints do not depend on it.
+chooses the content: today the input gradients of upstream reconciliation (feedback). A
+`LaggedContent` here states its shapes, and `LocalModule` its numbers. Stages, edges, contracts,
+checkpoints and dry runs do not depend on it.
 
 A module keeps the tensors it needs once the message from downstream has arrived (`awaiting`), and
 the messages it has sent that upstream has not applied yet (`pending`). Both are part of a
@@ -11,25 +12,69 @@ checkpoint, so that a resumed run finds the messages that were in flight.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG
 
 
 @dataclass(frozen=True)
+class ModuleSpecs:
+    """The tensors of one module and one microbatch, as they are inside the module.
+
+    Attributes:
+        x: its input [B, ...].
+        y: its activations [B, ...].
+        labels: of the batch [B, ...].
+        parameters: of its body, in order.
+    """
+
+    x: Spec
+    y: Spec
+    labels: Spec
+    parameters: tuple[Spec, ...]
+
+
+class LaggedContent(Protocol):
+    """What a lagged message holds, and what is kept for it, as shapes and dtypes."""
+
+    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
+        """What a module sends upstream, before it is rounded for the way."""
+        ...
+
+    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
+        """What a module keeps until the message from downstream has come."""
+        ...
+
+
+class InputGradient:
+    """The content of upstream reconciliation: the gradient of the sender's loss at its input."""
+
+    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
+        """A tensor like the input."""
+        return (sender.x,)
+
+    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
+        """The activations and the labels of the batch."""
+        return receiver.y, receiver.labels
+
+
+@dataclass(frozen=True)
 class LagPlan:
-    """When lagged messages are sent and applied.
+    """When lagged messages are sent and applied, and what they hold.
 
     Attributes:
         every: messages are sent on every n-th step.
+        content: the content of each message.
         lag: number of steps from sending to applying.
     """
 
     every: int
+    content: LaggedContent = field(default_factory=InputGradient)
     lag: int = LAG
 
     @classmethod
@@ -44,6 +89,10 @@ class LagPlan:
     def is_applied(self, step: int) -> bool:
         """Return whether an earlier message is applied in this step."""
         return self.is_sent(step - self.lag)
+
+    def under_way(self, step: int) -> list[int]:
+        """The earlier steps whose messages are on their way when `step` begins."""
+        return [n for n in range(step - self.lag, step) if self.is_sent(n)]
 
     @property
     def most_pending(self) -> int:

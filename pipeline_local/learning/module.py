@@ -105,7 +105,7 @@ class LocalModule(nn.Module):
         now.output_grad = self.rules.wire_format.laid_out(now.output_grad)  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.send_lagged:
-            self.lagged.awaiting.push(now.step.number, now.microbatch, now.y.detach(), now.labels)
+            self.lagged.awaiting.push(now.step.number, now.microbatch, *self.lagged_awaiting())
         if now.step.log:
             task = self.rules.task
             self._measure(**{task.metric: task.score(outputs.detach(), now.labels)})
@@ -122,13 +122,13 @@ class LocalModule(nn.Module):
         """Act 3: run backward through the body; compare and reconcile with the received signal.
 
         Returns:
-            The lagged message for the upstream neighbour: the input gradient with upstream
-            reconciliation; () where nothing is sent.
+            The lagged message for the upstream neighbour; () where nothing is sent.
         """
         now = self._now()
         first = self._body_backward()
         total = first.params
-        lagged: Message = (first.input,) if now.step.send_lagged and self.index > 0 else ()
+        sends = now.step.send_lagged and self.index > 0
+        lagged = self.lagged_message(first) if sends else ()
         if now.step.reconcile:
             lagged = tuple(tensor.clone() for tensor in lagged)  # the estimator overwrites it
         if now.signal is not None:
@@ -141,6 +141,21 @@ class LocalModule(nn.Module):
         if lagged:
             self.lagged.pending.push(now.step.number, now.microbatch, *lagged)
         return lagged
+
+    def lagged_awaiting(self) -> Message:
+        """What this microbatch keeps until the message from downstream has come: its activations
+        and labels, all detached. As `LaggedContent.awaiting` says it."""
+        now = self._now()
+        return now.y.detach(), now.labels
+
+    def lagged_message(self, first: Gradients) -> Message:
+        """What this microbatch sends upstream: the input gradient. As `LaggedContent.message` says
+        it.
+
+        Args:
+            first: the plain gradients of the local loss.
+        """
+        return (first.input,)
 
     def apply_lagged(self, step: Step, feedback: Tensor | None = None) -> None:
         """Apply the oldest lagged message from downstream: train the head so that its signal comes

@@ -389,4 +389,5 @@ def estimator(settings: ReconcileConfig) -> Estimator:
     """Return the configured estimator."""
     name = settings.estimator
     options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
-    return ESTIMATORS.find(name)(**options)
+    made: Estimator = ESTIMATORS.make(name, Estimator, {}, options)
+    return made

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import Config
+from pipeline_local.learning.spec import Spec
 
 _INSIDE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 _NARROW = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,6 +89,22 @@ class WireFormat:
     def round_gradient(self, gradient: Tensor) -> Tensor:
         """Round a signal or an input gradient to the dtype of messages."""
         return self._on_the_way(gradient.to(self.gradients))
+
+    def lagged(self, inside: Spec) -> Spec:
+        """A tensor of a lagged message on the way; what is no floating point stays as it is."""
+        dtype = self.gradients if inside.dtype.is_floating_point else inside.dtype
+        return Spec(self.shape(inside.shape), dtype)
+
+    def round_lagged(self, tensor: Tensor) -> Tensor:
+        """A tensor of a lagged message, for the way: floating point gets the range of gradients."""
+        floating = tensor.is_floating_point()
+        return self.round_gradient(tensor) if floating else self._on_the_way(tensor)
+
+    def widen_lagged(self, arrived: Tensor) -> Tensor:
+        """The inverse of `round_lagged`, as far as there is one."""
+        if arrived.is_floating_point():
+            return self.widen(arrived)
+        return arrived.permute(0, 3, 1, 2) if self._turns(arrived.dim()) else arrived
 
     def widen(self, arrived: Tensor) -> Tensor:
         """Convert a message to the dtype inside modules, without loss."""

@@ -8,7 +8,7 @@ What kernels allocate temporarily is not seen; what libraries keep, a profile me
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
-from pipeline_local.memory.fake_mode import fake_mode
+from pipeline_local.memory.fake_mode import fake_mode, values_are_one
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
 from pipeline_local.pipeline.stage import Stage
@@ -60,7 +60,7 @@ class StageBytes:
     Attributes:
         modules: the bytes of each module.
         boundary: buffers of its outer edges: received ahead, or sent and not yet received.
-        feedback: activations and input gradients that wait for their step.
+        lagged: what is kept of earlier steps for lagged messages.
         workspaces: what the device's libraries keep for themselves.
         peak: the most at once, workspaces included.
         act: the act of the peak, and its module (from 1).
@@ -68,7 +68,7 @@ class StageBytes:
 
     modules: tuple[ModuleBytes, ...]
     boundary: int
-    feedback: int
+    lagged: int
     workspaces: int
     peak: int
     act: str
@@ -92,6 +92,7 @@ def stage_bytes(
     with _faked(blueprint, device):
         modules = [blueprint.fake_module(number, FAKE_DEVICE) for number in numbers]
         for module in modules:
+            module.guard.is_refused = _never
             make_state(module.trainable, module.optimizer)
             live_bytes.hold(_statics(module))
         acts = _Acts(live_bytes)
@@ -144,9 +145,9 @@ def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
         except (NotImplementedError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"model.name: a dry run of {blueprint.config.model.name}, without data, failed"
-                f" ({type(error).__name__}: {reason}); choose cuts that need no dry run, train, and"
-                f" read peak_memory_bytes"
+                f"model.name: a dry run of {blueprint.config.model.name}, its heads and loss,"
+                f" without data, failed ({type(error).__name__}: {reason}); choose cuts that need"
+                f" no dry run, train, and read peak_memory_bytes"
             ) from error
 
 
@@ -163,7 +164,8 @@ class _Acts(Trace):
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Records the enclosed work."""
         before = self._live_bytes.peak = self._live_bytes.live
-        yield
+        with values_are_one() if act == "update" else nullcontext():
+            yield
         name = f"{act}, module {module + 1}"
         self.peaks[name] = max(self.peaks[name], self._live_bytes.peak)
         if act == "forward":
@@ -189,7 +191,7 @@ def _perform(
     return StageBytes(
         modules=tuple(_of_module(module, acts.kept[module.index]) for module in modules),
         boundary=downstream.num_bytes + _upstream(blueprint, first, step).num_bytes,
-        feedback=sum(_under_way(blueprint, module.index) for module in modules),
+        lagged=sum(_under_way(blueprint, module.index) for module in modules),
         workspaces=0,
         peak=acts.peaks[act],
         act=act,
@@ -222,34 +224,20 @@ def _applying(step: Step) -> Step:
 
 def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     """Fills a module's queues with what earlier steps have left there when `step` begins."""
-    if not step.send_lagged:
+    if (lag := blueprint.run_plan.lag) is None:
         return
-    every = blueprint.config.reconcile.every
-    earlier = [n for n in range(step.number - LAG, step.number) if n % every == 0]
-    contract = blueprint.contract(module.index)
-    for number in earlier:
+    for number in lag.under_way(step.number):
         for part in range(step.microbatches):
-            message = fake_message((_inside(blueprint, module.index), contract.labels))
-            module.lagged.awaiting.push(number, part, *message)
+            awaiting = fake_message(blueprint.lagged_awaiting(module.index))
+            module.lagged.awaiting.push(number, part, *awaiting)
             if module.index:
-                upstream = _inside(blueprint, module.index - 1)
-                module.lagged.pending.push(number, part, *fake_message([upstream]))
-
-
-def _inside(blueprint: Blueprint, index: int) -> Spec:
-    """Returns the spec of a module's activations, and of their gradient, before rounding."""
-    size = blueprint.contract(index).activations.shape[0]
-    shape = blueprint.output_shapes[blueprint.modules[index].stop - 1]
-    return Spec((size, *shape), blueprint.wire_format.inside)
+                pending = fake_message(blueprint.lagged_message(module.index))
+                module.lagged.pending.push(number, part, *pending)
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Returns the most bytes that a module's queues hold."""
-    if blueprint.run_plan.lag is None:
-        return 0
-    held = [_inside(blueprint, index), blueprint.contract(index).labels]
-    if index:
-        held.append(_inside(blueprint, index - 1))
+    held = [*blueprint.lagged_awaiting(index), *blueprint.lagged_message(index)]
     return blueprint.run_plan.most_pending * num_bytes(held)
 
 
@@ -275,11 +263,17 @@ def _evaluate(
     Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
 
 
+def _never(_: Tensor) -> bool:
+    """Whether an update is refused: a dry run has no numbers that could be wrong."""
+    return False
+
+
 def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
     """Lets an optimizer make its state, as it does at its first step."""
     for parameter in params:
         parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
+    with values_are_one():
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -19,6 +19,7 @@ _aten = torch.ops.aten
 _LOCK = RLock()
 """torch has one kernel per operation: no two threads may imitate a GPU's at once."""
 _IN_PLACE = (_aten._fused_sgd_.default, _aten._fused_adamw_.default)
+_VALUE = _aten._local_scalar_dense.default
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 
 _FLOAT32_ON_A_GPU = (
@@ -62,6 +63,9 @@ class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
     no fake kernels for them and would run the real ones, on zeros as large as the network.
     """
 
+    answers = False
+    """Values of fake tensors are 1."""
+
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
 
@@ -69,7 +73,20 @@ class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
         """Pretend to run the operation."""
         if func in _IN_PLACE:
             return None
+        if func is _VALUE and self.answers and isinstance(args[0], FakeTensor):
+            return 1
         return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+@contextmanager
+def values_are_one() -> Iterator[None]:
+    """Who asks for the value of a fake tensor gets 1 meanwhile, as an optimizer that reads how many
+    steps it has done. Networks may not ask, as what they do could depend on it."""
+    _Fakes.answers = True
+    try:
+        yield
+    finally:
+        _Fakes.answers = False
 
 
 class _GpuFakes(_Fakes):  # type: ignore[no-untyped-call]

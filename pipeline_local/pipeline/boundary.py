@@ -27,8 +27,8 @@ class RoundedUpstream:
         return self._wire_format.widen(first), *others
 
     def send_lagged(self, *tensors: Tensor) -> None:
-        """Sends a lagged message, rounded as gradients are."""
-        self._edge.send_lagged(*map(self._wire_format.round_gradient, tensors))
+        """Sends a lagged message, rounded as its content is."""
+        self._edge.send_lagged(*map(self._wire_format.round_lagged, tensors))
 
 
 class RoundedDownstream:
@@ -52,4 +52,4 @@ class RoundedDownstream:
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
         """Returns the oldest lagged message, widened; () where no module is downstream."""
-        return tuple(map(self._wire_format.widen, self._edge.recv_lagged()))
+        return tuple(map(self._wire_format.widen_lagged, self._edge.recv_lagged()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +13,16 @@ from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
-from pipeline_local.ranks.p2p import P2P, P2PS, Pending
-from pipeline_local.ranks.rank import NO_LIMIT, P2PKind, RankInfo, connecting, device_backend
+from pipeline_local.ranks.p2p import (
+    HOST_BACKEND,
+    P2P,
+    P2PS,
+    P2PKind,
+    Pending,
+    by_device,
+    lagged_kind,
+)
+from pipeline_local.ranks.rank import NO_LIMIT, RankInfo, connecting, device_backend
 from pipeline_local.watch.status import RankStatus
 
 
@@ -51,12 +58,9 @@ def open_edges(
     upstream, downstream = open_p2p(rank_info, kind, status, options=options)
     if blueprint.run_plan.lag is None:
         return P2PEnds(upstream, downstream)
-    # A receive that nccl has posted keeps its device busy until the message is there, and whatever
-    # the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. For
-    # messages from upstream that ends; with one from downstream it would be a cycle of waits (seen
-    # on an H200).
-    backward = "staged" if _by_device(kind) else kind
-    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=options)
+    backward = lagged_kind(kind)  # one that is derived has no options
+    own = options if backward == kind else None
+    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=own)
     return P2PEnds(upstream, downstream, *lagged)
 
 
@@ -160,10 +164,16 @@ def open_p2p(
     upstream: P2P | None = None
     downstream: P2P | None = None
     at = status or RankStatus()
-    make = partial(P2PS.find(kind), device=rank_info.device, **P2PS.options(kind, options or {}))
+    chosen = P2PS.options(kind, options or {})
+
+    def make(group: dist.ProcessGroup, peer: int) -> P2P:
+        given = {"group": group, "peer": peer, "device": rank_info.device}
+        made: P2P = P2PS.make(kind, P2P, given, chosen)
+        return made
+
     edges = range(rank_info.world_size - 1)
     for edge in [*edges[::2], *edges[1::2]]:
-        backend = device_backend(rank_info.device) if _by_device(kind) else "gloo"
+        backend = device_backend(rank_info.device) if by_device(kind) else HOST_BACKEND
         with connecting():
             group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
@@ -182,10 +192,6 @@ def _connect(p2p: P2P, device: torch.device, sends: bool) -> None:
         p2p.isend(torch.zeros(1, device=device)).wait()
     else:
         p2p.irecv((1,), torch.float32).wait()
-
-
-def _by_device(kind: P2PKind) -> bool:
-    return getattr(P2PS.find(kind), "by_device", False)
 
 
 class WatchedP2P:

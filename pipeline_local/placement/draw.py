@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import torch
+from torch import nn
+
 from pipeline_local.blueprint.blueprint import Blueprint, input_dtype
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
+from pipeline_local.learning import optimizer, reconcile
 from pipeline_local.learning.tasks import TASKS, Task
+from pipeline_local.learning.tasks.task import check as check_task
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
@@ -46,6 +51,7 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     )
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
+    _check_entries(blueprint)
     return blueprint
 
 
@@ -58,8 +64,11 @@ def make_task(config: Config, info: DataInfo) -> Task:
     own = {"label_smoothing": config.train.label_smoothing}
     options = TASKS.options(config.task.name, config.task.args, own)
     try:
-        make = TASKS.find(config.task.name)
-        return make(num_classes=info.num_classes, label_shape=info.label_shape, **options)
+        given = {"num_classes": info.num_classes, "label_shape": info.label_shape}
+        task: Task = TASKS.make(config.task.name, Task, given, options)
+        if config.task.name.startswith("python:"):
+            check_task(task)
+        return task
     except ValueError as error:
         raise UserError(
             f"task.name: {config.task.name} does not fit data.name={config.data.name} ({error});"
@@ -91,6 +100,16 @@ def _check_layout(config: Config, backbone: Backbone) -> None:
             f"channels_last: needs a model with activations of layout NCHW, got"
             f" model.name={config.model.name} with {backbone.layout}; leave it out"
         )
+
+
+def _check_entries(blueprint: Blueprint) -> None:
+    """A user's own estimator, optimizer or schedule that is none shows here."""
+    config = blueprint.config
+    reconcile.estimator(config.reconcile)
+    if config.optimizer.name.startswith("python:"):
+        optimizer.build(config.optimizer, [nn.Parameter(torch.zeros(1))])
+    if config.optimizer.schedule.startswith("python:"):
+        blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
 
 
 def _check_trainable(blueprint: Blueprint) -> None:

@@ -15,13 +15,21 @@ import torch
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
+from pipeline_local.config import TaskConfig
 from pipeline_local.errors import UserError
 from pipeline_local.placement.costs import Cost, Costs, Link
 
 VERSION = 1
 """The version of the file format."""
 
-_NEW = {"head": {}, "task.name": "classification", "reconcile": {}, "optimizer": {}}
+_NEW = {
+    "head": {},
+    "labels": [],
+    "task.name": TaskConfig.name,
+    "task": {},
+    "reconcile": {},
+    "optimizer": {},
+}
 """The settings of older profiles, which do not have these keys."""
 
 
@@ -39,7 +47,9 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,
         "modules.recompute": config.modules.recompute,
         "head": config.head.args,
+        "labels": list(blueprint.info.label_shape),
         "task.name": config.task.name,
+        "task": config.task.args,
         "reconcile.estimator": config.reconcile.estimator,
         "reconcile": config.reconcile.args,
         "optimizer.name": config.optimizer.name,

@@ -132,7 +132,7 @@ def _stages(plan: Plan) -> Table:
         table.add_row(
             str(number),
             str(first) if first == last else f"{first} - {last}",
-            *(mebibytes(size) for size in (*sums, held.boundary, held.feedback, held.peak)),
+            *(mebibytes(size) for size in (*sums, held.boundary, held.lagged, held.peak)),
             held.act,
             _cost(plan, stage.cost),
         )
@@ -157,10 +157,10 @@ def _modules(plan: Plan) -> Table:
 
 
 def _edges(plan: Plan) -> Table:
-    columns = ["edge", "activations, labels", "signals", "feedback (upstream)", "ms"]
+    columns = ["edge", "activations, labels", "signals", "lagged (upstream)", "ms"]
     table = _table("Sent per step, on average (MiB)", columns)
     for number, edge in enumerate(plan.edges):
-        sizes = (edge.activations, edge.signals, edge.feedback)
+        sizes = (edge.activations, edge.signals, edge.lagged)
         seconds = "" if edge.seconds is None else f"{1000 * edge.seconds:.2f}"  # of one message
         table.add_row(f"{number} - {number + 1}", *(mebibytes(size) for size in sizes), seconds)
     return table
@@ -170,7 +170,7 @@ def _alternatives(plan: Plan) -> Table:
     columns = ["method", "peak per device", "bubble", "sent per device and step", "ms per step"]
     table = _table("Other methods (MiB; estimates)", columns, left=("method",))
     local = max(stage.memory.peak for stage in plan.stages)
-    sent = max((e.activations + e.signals + e.feedback for e in plan.edges), default=0.0)
+    sent = max((e.activations + e.signals + e.lagged for e in plan.edges), default=0.0)
     name = f"local, p={len(plan.stages)}"
     table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent), _ms(plan.seconds))
     for other in plan.alternatives:

@@ -78,13 +78,13 @@ class EdgePlan:
     Attributes:
         activations: bytes of activations and labels, sent downstream.
         signals: bytes of signals, sent downstream, on average over the steps.
-        feedback: bytes of input gradients, sent upstream, on average over the steps.
+        lagged: bytes of lagged messages, sent upstream, on average over the steps.
         seconds: transfer time of the activations of one microbatch; None without a profile.
     """
 
     activations: int
     signals: float
-    feedback: float
+    lagged: float
     seconds: float | None
 
 
@@ -219,13 +219,13 @@ def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
     micro = blueprint.config.train.microbatches
     signals = blueprint.run_plan.part_that_compares * micro
-    feedback = micro / reconcile.every if blueprint.run_plan.lag else 0.0
+    lagged = micro / reconcile.every if blueprint.run_plan.lag else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(
         activations=micro * message,
         signals=gradient * signals,
-        feedback=gradient * feedback,
+        lagged=num_bytes(contract.lagged) * lagged,
         seconds=link.seconds(message) if link else None,
     )
 

@@ -30,6 +30,7 @@ from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Cost, Link, possible_heads
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning.measure_link import LinkBenchmark
+from pipeline_local.ranks.p2p import by_device
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record.metrics import settle
 
@@ -117,8 +118,8 @@ def _link(blueprint: Blueprint, runs: int, rank_info: RankInfo) -> Link:
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
     if rank_info.world_size == 1:
         return LinkBenchmark(num_bytes, runs, torch.device("cpu")).between_threads()
-    by_device = rank_info.p2p_kind(config.parallel) == "nccl"
-    device = rank_info.device if by_device else torch.device("cpu")
+    direct = by_device(rank_info.p2p_kind(config.parallel))
+    device = rank_info.device if direct else torch.device("cpu")
     return LinkBenchmark(num_bytes, runs, device).between_ranks(
         rank_info.rank, rank_info.world_size
     )

@@ -8,17 +8,17 @@ Every edge has a two-rank process group of its own, so nothing on it can be reor
 by another edge.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline_local.errors import NeighbourLostError
+from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.registry import Registry
 
 
@@ -35,6 +35,7 @@ class Pending:
     wait: Callable[[], Tensor]
 
 
+@runtime_checkable
 class P2P(Protocol):
     """One end of a connection; tensors arrive in the order in which they were sent."""
 
@@ -54,8 +55,68 @@ P2PS: Registry[Callable[..., P2P]] = Registry(
 
 An entry makes one end of an edge: from the process group of its two ranks, the global rank of the
 other end, and this rank's device. Where its attribute `by_device` is true, the group is of the
-device's own backend, and lagged messages go another way (`pipeline/connect.py`).
+device's own backend, and lagged messages go another way (`lagged_kind`). One whose attribute
+`derived` is true is never named by a user.
 """
+
+P2PKind = str
+"""Name of a transport: one of `P2PS`, or `python:package.module:name`."""
+HOST_BACKEND = "gloo"
+"""What torch sends CPU tensors by."""
+
+
+def choose(wanted: str | None, gpus: int, ranks: int) -> P2PKind:
+    """How a rank can talk to its neighbours.
+
+    Args:
+        wanted: `parallel.backend`.
+        gpus: of this host.
+        ranks: of this host.
+
+    Raises:
+        UserError: nccl was asked for without a GPU for every rank.
+    """
+    if wanted not in (None, "gloo", "nccl"):
+        return wanted  # a user's own
+    own_gpu = gpus >= ranks
+    if wanted == "nccl" and not own_gpu:
+        raise UserError(
+            f"parallel.backend=nccl needs a GPU for each of the {ranks} ranks of this host, got"
+            f" {gpus}; start fewer ranks or use parallel.backend=gloo"
+        )
+    if gpus == 0:
+        return "gloo"
+    return "nccl" if own_gpu and wanted != "gloo" else "staged"
+
+
+def common(kinds: Sequence[P2PKind]) -> P2PKind:
+    """How all ranks of a run talk, given how each of them could.
+
+    Raises:
+        UserError: some ranks have GPUs and others have none.
+    """
+    found = set(kinds)
+    if "gloo" in found and len(found) > 1:
+        raise UserError(
+            f"{kinds.count('gloo')} of {len(kinds)} ranks see no GPU; start all of them on hosts"
+            f" with GPUs, or hide those with CUDA_VISIBLE_DEVICES="
+        )
+    return "staged" if "staged" in found else kinds[0]
+
+
+def by_device(kind: P2PKind) -> bool:
+    """Whether tensors go from device to device, by the backend of the device."""
+    return getattr(P2PS.find(kind), "by_device", False)
+
+
+def lagged_kind(kind: P2PKind) -> P2PKind:
+    """How lagged messages go where all others go by `kind`.
+
+    A receive that nccl has posted keeps its device busy until the message is there, and whatever
+    the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down the
+    chain that ends; with a message from below it would be a cycle (seen on an H200).
+    """
+    return "staged" if by_device(kind) else kind
 
 
 class GlooP2P:
@@ -117,6 +178,8 @@ class StagedP2P:
     The copy to the host has a stream of its own and the wait for it a thread of its own, so that
     neither the compute stream nor the training thread waits.
     """
+
+    derived = True
 
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
         self._gloo = GlooP2P(group, peer, pinned=True)

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, UserError
+from pipeline_local.ranks import p2p
+from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rendezvous import rendezvous
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -22,9 +24,6 @@ NO_LIMIT = timedelta(days=1)
 
 START_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
-
-P2PKind = str
-"""Name of a transport: gloo, staged, nccl, or a program's own."""
 
 
 @dataclass(frozen=True)
@@ -122,24 +121,14 @@ class RankInfo:
         Raises:
             UserError: nccl was asked for without a GPU for every rank.
         """
-        if config.backend is not None and config.backend.startswith("python:"):
-            return config.backend
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        own_gpu = gpus >= self.local_world_size
-        if config.backend == "nccl" and not own_gpu:
-            raise UserError(
-                f"parallel.backend=nccl needs a GPU for each of the {self.local_world_size} ranks"
-                f" of this host, got {gpus}; start fewer ranks or use parallel.backend=gloo"
-            )
-        if gpus == 0:
-            return "gloo"
-        return "nccl" if own_gpu and config.backend != "gloo" else "staged"
+        return p2p.choose(config.backend, gpus, self.local_world_size)
 
     def group_backend(self, config: ParallelConfig) -> str:
         """Returns the backend of a group for CPU tensors and, where possible, GPU tensors."""
-        if self.world_size == 1 or self.p2p_kind(config) != "nccl":
-            return "gloo"
-        return f"cpu:gloo,{self.device.type}:{device_backend(self.device)}"
+        if self.world_size == 1 or not p2p.by_device(self.p2p_kind(config)):
+            return p2p.HOST_BACKEND
+        return f"cpu:{p2p.HOST_BACKEND},{self.device.type}:{device_backend(self.device)}"
 
     @property
     def device_name(self) -> str:
@@ -168,23 +157,8 @@ def _refuse_bare_srun() -> None:
         )
 
 
-def common_kind(kinds: Sequence[P2PKind]) -> P2PKind:
-    """Returns the transport that all ranks of a run use, given what each of them can use.
-
-    Raises:
-        UserError: some ranks have GPUs and others have none.
-    """
-    found = set(kinds)
-    if "gloo" in found and len(found) > 1:
-        raise UserError(
-            f"{kinds.count('gloo')} of {len(kinds)} ranks see no GPU; start all of them on hosts"
-            f" with GPUs, or hide those with CUDA_VISIBLE_DEVICES="
-        )
-    return "staged" if "staged" in found else kinds[0]
-
-
 @contextmanager
-def joined(rank_info: RankInfo, backend: str = "gloo") -> Iterator[dist.Store]:
+def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dist.Store]:
     """Joins all other ranks, for the time of the context; gives the store that all of them share.
 
     Args:

@@ -17,6 +17,7 @@ import yaml
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.record import atomic
 
 LOCK = ".lock"
@@ -234,9 +235,9 @@ def _say_who(lock: IO[bytes], holder: str) -> None:
 def _identity(config: Config) -> dict[str, object]:
     """Returns what cannot change when a run is resumed, as its checkpoints depend on it.
 
-    They hold the feedback under way, microbatch by microbatch, for the steps that follow.
+    They hold the lagged messages under way, microbatch by microbatch, for the steps that follow.
     """
-    feedback = config.reconcile.feeds_back
+    lag = LagPlan.of(config.reconcile)
     lagged = {
         "reconcile.every": config.reconcile.every,
         "data.batch_size": config.data.batch_size,
@@ -246,11 +247,13 @@ def _identity(config: Config) -> dict[str, object]:
         "model": config.model,
         "modules": replace(config.modules, profile=None),
         "head": config.head,
+        "task": config.task,
         "precision": config.precision,
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
-        "feedback (reconcile.direction, reconcile.weight)": feedback,
-        **(lagged if feedback else {}),
+        "kind of lagged message (reconcile.direction, reconcile.weight)": lag
+        and type(lag.content).__name__,
+        **(lagged if lag else {}),
     }
 
 

@@ -1,11 +1,14 @@
 """The progress display: one line per logged step, from what every stage has set in the store."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from shutil import get_terminal_size
 
 from rich.control import Control
 from rich.segment import ControlType
 
+from pipeline_local.learning.tasks import Task
 from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts
 
@@ -19,9 +22,11 @@ class Progress:
     Args:
         num_steps: the steps of the whole run.
         num_modules: the modules of all stages.
+        task: the task, which knows how its score is displayed.
     """
 
-    def __init__(self, num_steps: int, num_modules: int) -> None:
+    def __init__(self, num_steps: int, num_modules: int, task: Task) -> None:
+        self._task = task
         self._num_steps = num_steps
         self._num_modules = num_modules
         self._live = sys.stdout.isatty()
@@ -53,27 +58,22 @@ class Progress:
         """
         behind, tested = min(facts["step"] for facts in stages), [facts["step"] for facts in tests]
         loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
-        metric = self._metric(tests)
-        score, form = f"{metric} (step {min(tested, default=0)})", "{:.3f}"
-        form = "{:.1%}" if metric == "accuracy" else form
+        metric = self._task.metric
+        score = f"{metric} (step {min(tested, default=0)})"
         columns = [
             f"step {stages[0]['step']}/{self._num_steps}",
             f"{stages[0]['samples_per_second']:.0f} samples/s",
-            self._per_module(stages, "loss", "{:.3f}", loss),
-            self._per_module(stages, "cosine", "{:+.2f}", "cosine"),
-            self._per_module(tests, metric, form, score),
+            self._per_module(stages, "loss", "{:.3f}".format, loss),
+            self._per_module(stages, "cosine", "{:+.2f}".format, "cosine"),
+            self._per_module(tests, metric, partial(self._task.score_text, digits=1), score),
         ]
         return "  ".join(column for column in columns if column)
 
-    @staticmethod
-    def _metric(tests: list[Facts]) -> str:
-        """Returns the name of the task's metric."""
-        names = [name for facts in tests for row in facts["modules"].values() for name in row]
-        return next((n.removeprefix("ensemble_") for n in names if n.startswith("ensemble_")), "")
-
-    def _per_module(self, stages: list[Facts], name: str, form: str, title: str) -> str:
+    def _per_module(
+        self, stages: list[Facts], name: str, text: Callable[[float], str], title: str
+    ) -> str:
         rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}
-        shown = {k: form.format(row[name]) for k, row in rows.items() if name in row}
+        shown = {k: text(row[name]) for k, row in rows.items() if name in row}
         values = [shown.get(k + 1, "-") for k in range(self._num_modules)]
         return f"{title} {' '.join(values)}" if shown else ""
 

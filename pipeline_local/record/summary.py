@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
 from pipeline_local.screen import Screen, complain
@@ -96,22 +97,23 @@ def warn(warnings: Iterable[str]) -> None:
         complain(f"warning: {warning}")
 
 
-def score_text(metric: str, value: float) -> str:
-    """Formats a score for display: accuracies in percent."""
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
+    """Prints a table of the score per head, and the run's time and memory if `facts` has them.
 
-
-def show(rows: list[ModuleRow], facts: Facts) -> None:
-    """Prints a table of the score per head, and the run's time and memory if `facts` has them."""
+    Args:
+        rows: what each module is.
+        facts: the results.
+        task: the task, which knows how its score is displayed.
+    """
     table = Table(title="Test set, per head", title_justify="left")
-    metric = next(name.removeprefix("ensemble_") for name in facts if name.startswith("ensemble_"))
+    metric = task.metric
     title = metric.replace("_", " ")
     for column in ("module", "stage", "blocks", "head", title, "ensemble", "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
     results = zip(rows, facts[metric], facts[f"ensemble_{metric}"], facts["loss"], strict=True)
     for number, (row, *values, loss) in enumerate(results, start=1):
-        shown = [score_text(metric, value) for value in values]
+        shown = [task.score_text(value).replace("%", " %") for value in values]
         table.add_row(str(number), str(row.stage), row.blocks, row.head, *shown, f"{loss:.4f}")
     console = Screen()
     console.print(table)

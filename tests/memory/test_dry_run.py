@@ -144,10 +144,10 @@ def test_feedback_waits_in_queues():
     blueprint = draw("mlp", reconcile=every)
     held = stage_bytes(blueprint, range(1, 2), 4)
     x = 16 * 64 * 4
-    assert held.feedback == 5 * (x + 16 * 8 + x)  # five steps: activations, labels, gradients
-    assert held.peak > stage_bytes(draw("mlp"), range(1, 2), 4).peak + held.feedback / 2
+    assert held.lagged == 5 * (x + 16 * 8 + x)  # five steps: activations, labels, gradients
+    assert held.peak > stage_bytes(draw("mlp"), range(1, 2), 4).peak + held.lagged / 2
     seldom = draw("mlp", reconcile={**every, "every": 8})
-    assert stage_bytes(seldom, range(1, 2), 4).feedback == held.feedback / 5
+    assert stage_bytes(seldom, range(1, 2), 4).lagged == held.lagged / 5
 
 
 def test_edges_hold_what_is_under_way():
@@ -163,7 +163,7 @@ def test_a_narrow_wire_halves_the_edges_and_no_queue():
     wide, held = (stage_bytes(b, range(1, 2), 4) for b in (draw("mlp", **sections), narrow))
     labels = 16 * 8
     assert held.boundary - 3 * labels == (wide.boundary - 3 * labels) / 2
-    assert held.feedback == wide.feedback, "kept as it was, before it was rounded"
+    assert held.lagged == wide.lagged, "kept as it was, before it was rounded"
 
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)
-CONTRACT = Contract(X, X, LABELS, X, LABELS, X)
+CONTRACT = Contract(X, X, LABELS, X, LABELS, X, (X,))
 
 
 def shapes(message):

@@ -45,7 +45,7 @@ def test_traffic(sections, compared, fed_back):
     x = 32 * 32 * 4
     assert edge.activations == x + 32 * 8
     assert edge.signals == pytest.approx(compared * x)
-    assert edge.feedback == pytest.approx(fed_back * x)
+    assert edge.lagged == pytest.approx(fed_back * x)
 
 
 def test_a_narrow_wire_takes_half_of_it():
@@ -55,7 +55,7 @@ def test_a_narrow_wire_takes_half_of_it():
     narrow = draw(reconcile=both, parallel={"wire_dtype": "bfloat16"})
     (before,), (after,), labels = wide.edges, narrow.edges, 32 * 8
     assert after.activations - labels == (before.activations - labels) / 2
-    assert (after.signals, after.feedback) == (before.signals / 2, before.feedback / 2)
+    assert (after.signals, after.lagged) == (before.signals / 2, before.lagged / 2)
     assert narrow.alternatives == wide.alternatives, "the others send what they have"
 
 

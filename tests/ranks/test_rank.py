@@ -7,7 +7,8 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.connect import WatchedP2P, open_p2p
 from pipeline_local.ranks import rank as places
-from pipeline_local.ranks.rank import RankInfo, common_kind, joined
+from pipeline_local.ranks.p2p import common as common_kind
+from pipeline_local.ranks.rank import RankInfo, joined
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from pipeline_local import configfile
 from pipeline_local.errors import UserError
@@ -48,8 +49,8 @@ UPSTREAM = {**CONFIG, "reconcile": {"weight": 0.1, "direction": "upstream"}}
 @pytest.mark.parametrize(
     ("before", "after", "key"),
     [
-        (CONFIG, UPSTREAM, "feedback"),
-        (UPSTREAM, CONFIG, "feedback"),
+        (CONFIG, UPSTREAM, "kind of lagged message"),
+        (UPSTREAM, CONFIG, "kind of lagged message"),
         (UPSTREAM, {**UPSTREAM, "reconcile": {**UPSTREAM["reconcile"], "every": 4}}, "every"),
         (UPSTREAM, {**UPSTREAM, "data": {"name": "digits", "batch_size": 8}}, "batch_size"),
         (UPSTREAM, {**UPSTREAM, "train": {"steps": 1, "microbatches": 2}}, "microbatches"),
@@ -61,6 +62,21 @@ def test_feedback_under_way_is_for_the_steps_it_was_meant_for(tmp_path, before, 
     folder.create(configfile.parse(before), "{}")
     with pytest.raises(UserError, match=rf"with another .*{key}.*; resume it as it was"):
         folder.check(configfile.parse(after), "{}", resume=True)
+
+
+@pytest.mark.parametrize(
+    "task", [{"name": "multi_label"}, {"name": "classification", "label_smoothing": 0.1}]
+)
+def test_a_run_keeps_its_task(tmp_path, task):
+    """Also one from before there were tasks, whose file does not say it."""
+    folder = RunFolder(tmp_path)
+    folder.create(configfile.parse(CONFIG), "{}")
+    tree = yaml.safe_load(folder.config.read_text())
+    assert tree.pop("task") == {"name": "classification"}
+    folder.config.write_text(yaml.safe_dump(tree))
+    folder.check(configfile.parse(CONFIG), "{}", resume=True)
+    with pytest.raises(UserError, match=r"with another task; resume it as it was"):
+        folder.check(configfile.parse({**CONFIG, "task": task}), "{}", resume=True)
 
 
 def test_without_feedback_those_may_change(tmp_path):

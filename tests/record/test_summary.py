@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from pipeline_local.learning.tasks import Classification
 from pipeline_local.record import summary
+
+TASK = Classification(10)
 
 
 def stage(modules, seconds, waited):
@@ -44,9 +47,8 @@ def test_predicted_stage_times_stand_beside_measured_ones(capsys):
     facts = summary.combine(stages, 500, plan)
     assert facts["stage_seconds"] == [0.2, 0.25]
     assert facts["predicted_stage_seconds"] == [0.2, 0.3]
-    summary.show(
-        [summary.ModuleRow(0, "a", "linear"), summary.ModuleRow(1, "b", "classifier")], facts
-    )
+    rows = [summary.ModuleRow(0, "a", "linear"), summary.ModuleRow(1, "b", "classifier")]
+    summary.show(rows, facts, TASK)
     assert "(predicted): 200.0 (200.0), 250.0 (300.0)" in capsys.readouterr().out
     assert "stage_seconds" not in summary.combine(stages, 500)
 
@@ -60,10 +62,11 @@ def test_write_and_show(tmp_path, capsys):
     summary.show(
         [summary.ModuleRow(0, "stem", "linear"), summary.ModuleRow(0, "b1 .. b3", "classifier")],
         facts,
+        TASK,
     )
     shown = capsys.readouterr().out
     assert "20.00 %" in shown
     assert "b1 .. b3" in shown
     assert "40 steps in 10.0 s, 50 samples/s" in shown
-    summary.show([summary.ModuleRow(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30})
+    summary.show([summary.ModuleRow(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30}, TASK)
     assert "10 of 40 steps in 10.0 s" in capsys.readouterr().out

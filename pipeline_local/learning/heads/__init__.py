@@ -1,7 +1,15 @@
 """Auxiliary heads: one file per family. A registry entry owns its name, options and depth."""
 
 from pipeline_local.learning.heads.auglocal import AugLocal, AugLocalHead
-from pipeline_local.learning.heads.head import HEADS, Head, Site, build, copies, initialize
+from pipeline_local.learning.heads.head import (
+    HEADS,
+    Head,
+    Site,
+    build,
+    copies,
+    initialize,
+    title,
+)
 from pipeline_local.learning.heads.layers import MeanPool, ToMap, output_shape, readout
 from pipeline_local.learning.heads.simple import conv, linear, mlp
 
@@ -21,4 +29,5 @@ __all__ = [
     "mlp",
     "output_shape",
     "readout",
+    "title",
 ]

@@ -74,6 +74,11 @@ class AugLocal:
         shrinks = 1 - index / (count - 1) if taper else 1.0
         return min(max(1, math.ceil(depth * shrinks)), later)
 
+    @staticmethod
+    def title(*, depth: int, taper: bool) -> str:
+        """How deep the first module's head is, or each, for people."""
+        return f"{depth} blocks{'' if taper else ' each'}"
+
 
 HEADS.add("auglocal", AugLocal())
 

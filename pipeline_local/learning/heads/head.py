@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline_local.config import HeadConfig
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads.layers import output_shape, reset
-from pipeline_local.registry import Registry
+from pipeline_local.registry import Registry, reason
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head.name", kind="head", given=("site",))
 """The registry of auxiliary heads, by name (`head.name`).
@@ -24,7 +24,8 @@ HEADS: Registry[Callable[..., nn.Module]] = Registry("head.name", kind="head", g
 An entry takes a `Site` and its own options, and returns an `nn.Module` on the meta device. Its
 attribute `copies`, if there is one, is a function that returns how many later blocks a head copies,
 from the module's index, the number of modules, the number of later blocks, and the options. Its
-attribute `learns`, if false, states that its heads have no parameters.
+attribute `learns`, if false, states that its heads have no parameters. Its attribute `title` puts
+the options into words for display.
 """
 
 
@@ -99,20 +100,33 @@ def options(config: HeadConfig) -> dict[str, Any]:
     return HEADS.options(config.name, config.args, own)
 
 
+def title(config: HeadConfig) -> str:
+    """The name of the configured heads, with what the entry adds to it (`title`)."""
+    rule = getattr(HEADS.find(config.name), "title", None)
+    return f"{config.name}, {rule(**options(config))}" if rule else config.name
+
+
 def build(config: HeadConfig, site: Site) -> nn.Module:
     """Build the auxiliary head of one module on the meta device, uninitialised.
 
     Raises:
         ValueError: the head does not fit these activations or outputs.
+        UserError: a user's own entry fails, or returns no module.
     """
     with torch.device("meta"):
-        head = HEADS.find(config.name)(site=site, **options(config))
-    if not isinstance(head, nn.Module):
-        raise ValueError(f"it gives {type(head).__name__} instead of an nn.Module")
-    if config.name not in HEADS.names() and output_shape(head, site.shape) != site.output_shape:
-        got = list(output_shape(head, site.shape))
-        raise ValueError(f"it gives {got} per sample instead of {list(site.output_shape)}")
+        head: nn.Module = HEADS.make(config.name, nn.Module, {"site": site}, options(config))
+    if config.name not in HEADS.names():
+        _check_outputs(head, site)
     return head
+
+
+def _check_outputs(head: nn.Module, site: Site) -> None:
+    try:
+        got = output_shape(head, site.shape)
+    except Exception as error:  # the user's own code
+        raise ValueError(f"{reason(error)}") from error
+    if got != site.output_shape:
+        raise ValueError(f"it gives {list(got)} per sample instead of {list(site.output_shape)}")
 
 
 def initialize(head: nn.Module) -> None:

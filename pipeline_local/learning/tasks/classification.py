@@ -65,7 +65,13 @@ class Classification(Task):
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
     ) -> Score:
-        """Score a test batch as `Task.evaluate` does; ignore label smoothing and labels of -100."""
+        """Score a test batch as `Task.evaluate` does; ignore label smoothing and labels of -100.
+
+        A subclass with a loss or score of its own is scored by that.
+        """
+        own = type(self).loss, type(self).score
+        if own != (Classification.loss, Classification.score):
+            return super().evaluate(outputs, summed, labels, heads, samples)
         loss = functional.cross_entropy(
             wide(outputs), labels, ignore_index=IGNORE_LABEL, reduction="sum"
         )

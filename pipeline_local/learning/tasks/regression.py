@@ -31,6 +31,7 @@ class Regression(Task):
 
     metric = "mean_absolute_error"
     better = "lower"
+    percent = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.errors import UserError
-from pipeline_local.registry import Registry
+from pipeline_local.registry import Registry, reason
 
 IGNORE_LABEL = -100
 """Integer label of samples to ignore, such as padding; torch's default `ignore_index`."""
@@ -48,6 +48,8 @@ class Task(ABC):
     """Name of the score in metrics and summaries."""
     better: Literal["higher", "lower"] = "higher"
     """Whether higher or lower scores are better."""
+    percent = True
+    """Whether scores are fractions that are displayed in percent."""
 
     def __init__(
         self,
@@ -71,6 +73,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the metric, a mean over the batch: outputs and labels [B, ...] -> scalar."""
+
+    def score_text(self, score: float, digits: int = 2) -> str:
+        """A score for people: in percent with so many digits, or to the same precision as it is."""
+        return f"{score:.{digits}%}" if self.percent else f"{score:.{digits + 2}f}"
 
     def part(self, outputs: Tensor) -> Tensor:
         """Return one head's summand in the sum of all heads: float32, shaped like the outputs."""
@@ -115,6 +121,28 @@ class Task(ABC):
             return torch.rand(size, *self.label_shape, generator=generator, dtype=self.label_dtype)
         shape = (size, *self.label_shape)
         return torch.randint(self.num_outputs, shape, generator=generator, dtype=self.label_dtype)
+
+
+def check(task: Task) -> None:
+    """Try loss and score of a user's own task on outputs that are all zero.
+
+    Raises:
+        ValueError: one of them fails or is no scalar, or the loss has no gradient.
+    """
+    labels = task.example_labels(2, torch.Generator())
+    outputs = torch.zeros(2, *task.output_shape, requires_grad=True)
+    for what, function in (("loss", task.loss), ("score", task.score)):
+        try:
+            value = function(outputs, labels)
+        except Exception as error:  # the user's own code
+            raise ValueError(f"its {what} fails: {reason(error)}") from error
+        if not isinstance(value, Tensor) or value.dim():
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"its {what} must be a scalar tensor, a mean over the batch, got {got}"
+            )
+        if what == "loss" and not value.requires_grad:
+            raise ValueError("its loss does not depend on the outputs")
 
 
 TASKS: Registry[Callable[..., Task]] = Registry(
