@@ -10,8 +10,9 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import optimizer, reconcile
+from pipeline_local.learning import reconcile
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.learning.tasks.task import check as check_task
 from pipeline_local.models import backbone as backbones
