@@ -95,7 +95,7 @@ class ReconcileConfig(NamingSection):
     relative, of the sums over all positions."""
     estimator: str = "shift"
     """shift: the plain gradient, at an input moved by lambda times the discord's gradient;
-    finite_difference: a third dearer, for any lambda; exact: double backward."""
+    finite_difference: a third more expensive, for any lambda; exact: double backward."""
     every: Positive = 8
     """Reconcile every n-th step, with lambda scaled by n. 8 costs about a tenth of a step."""
     fraction: Fraction = 1.0

@@ -1,4 +1,4 @@
-"""The meaning of the axes of activations."""
+"""The meaning of the axes of activations, and of inputs and labels."""
 
 from typing import Literal
 
@@ -13,3 +13,9 @@ POSITIONS: dict[Layout, tuple[int, ...]] = {
     "NC": (),
 }
 """The axes of the positions."""
+
+ImageShape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+IGNORE_LABEL = -100
+"""The integer label of what counts nowhere, such as padding; torch's losses ignore it, too."""

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pipeline_local.data.given import Given
-from pipeline_local.data.loading import PADDING_LABEL, Batch, load
+from pipeline_local.data.loading import Batch, load
 from pipeline_local.data.sampler import steps_per_epoch, train_indices
 from pipeline_local.data.samples import Form
 from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.seeds import derive
 
 
@@ -44,7 +45,7 @@ def test_batches(
 
     Yields:
         x [B, ...] and y [B, ...] as `given.form` says. The last batch is filled up with zeros for
-        x, and for y with `PADDING_LABEL`, or NaN where targets are floating point.
+        x, and for y with `IGNORE_LABEL`, or NaN where targets are floating point.
 
     Raises:
         UserError: a sample of another shape or dtype than the first.
@@ -97,6 +98,6 @@ class GivenTestSource:
 
 def _padded(x: Tensor, y: Tensor, missing: int, form: Form) -> Batch:
     nothing = torch.zeros(missing, *form.x_shape, dtype=form.x_dtype)
-    fill = float("nan") if form.y_dtype.is_floating_point else PADDING_LABEL
+    fill = float("nan") if form.y_dtype.is_floating_point else IGNORE_LABEL
     label = torch.full((missing, *form.y_shape), fill, dtype=form.y_dtype)
     return torch.cat([x, nothing]), torch.cat([y, label])

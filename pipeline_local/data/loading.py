@@ -15,9 +15,6 @@ from pipeline_local.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
-PADDING_LABEL = -100
-"""Marks the samples that fill up the last test batch; torch's losses ignore it by default."""
-
 
 class BatchSource(Protocol):
     """Computes batch number `step`, whichever were computed before."""

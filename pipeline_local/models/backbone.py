@@ -1,4 +1,4 @@
-"""A backbone is a flat list of named blocks and a classifier, on paper.
+"""A backbone is a flat list of named blocks and a classifier, on the meta device.
 
 Everything is built on the meta device. A rank gives memory and weights to its own blocks only, and
 a block's weights are a function of (seed, block): they do not depend on who else is built where.

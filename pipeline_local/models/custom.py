@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.errors import UserError
-from pipeline_local.layout import Layout
+from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models import layouts
 from pipeline_local.models.backbone import Backbone, Block, reset_method, reset_parameters
 from pipeline_local.registry import reason
-
-ImageShape = tuple[int, int, int]
 
 
 def builder(name: str, function: Callable[..., Any]) -> Callable[..., Backbone]:

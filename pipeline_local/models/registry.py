@@ -21,7 +21,7 @@ from pipeline_local.models import (
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import Registry
 
-ImageShape = tuple[int, ...]
+Shape = tuple[int, ...]
 Builder = Callable[..., Backbone]
 
 _TORCHVISION: dict[tuple[str, ...], Builder] = {
@@ -43,7 +43,7 @@ def build(
     name: str,
     args: Mapping[str, Any],
     outputs: int | tuple[int, ...],
-    image_shape: ImageShape,
+    image_shape: Shape,
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
     """Build a backbone on the meta device: no memory, milliseconds.
@@ -95,7 +95,7 @@ MODELS = _models()
 def _check_images(
     name: str,
     backbone: Backbone,
-    image_shape: ImageShape,
+    image_shape: Shape,
     output_shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> None:

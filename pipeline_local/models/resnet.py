@@ -5,9 +5,9 @@ from dataclasses import replace
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.torchvision_models import (
-    ImageShape,
     cut,
     initialize_convolutions,
     whole,

@@ -12,9 +12,9 @@ from torchvision.models.swin_transformer import (
 )
 from torchvision.ops import StochasticDepth
 
+from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, reset_parameters
 from pipeline_local.models.torchvision_models import (
-    ImageShape,
     Probability,
     cut,
     whole,

@@ -23,9 +23,9 @@ from torchvision.models import mobilenetv2, mobilenetv3, shufflenetv2
 from torchvision.models import regnet as tv_regnet
 from torchvision.models import squeezenet as tv_squeezenet
 
+from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, reset_parameters
 from pipeline_local.models.torchvision_models import (
-    ImageShape,
     Probability,
     Steps,
     cut,

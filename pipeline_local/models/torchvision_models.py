@@ -14,10 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline_local.errors import UserError
-from pipeline_local.layout import Layout
+from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
 
-ImageShape = tuple[int, int, int]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Part = tuple[str, nn.Module]
 

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
+from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.torchvision_models import (
-    ImageShape,
     Probability,
     check_channels,
     cut,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, MLPBlock, VisionTransformer
 
 from pipeline_local.errors import UserError
+from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
 from pipeline_local.models.torchvision_models import (
-    ImageShape,
     Probability,
     Steps,
     check_channels,

@@ -195,7 +195,7 @@ def _connect(p2p: P2P, device: torch.device, sends: bool) -> None:
 
 
 class WatchedP2P:
-    """Any wire; while the host waits on it, the rank's whereabouts name the peer.
+    """Any transport; while the host waits for it, the rank's status names the peer.
 
     Args:
         p2p: does the work.

@@ -8,11 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.engines import optimizer
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks import Classification
-from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.learning.wire_format import WireFormat
 
 

@@ -5,10 +5,9 @@ import torch
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate
-from pipeline_local.data.images.batches import PADDING_LABEL
 from pipeline_local.data.images.datasets import describe
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.step import Step
-from pipeline_local.learning.tasks.task import IGNORE_LABEL
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 
@@ -67,8 +66,7 @@ def test_microbatches_are_parts_of_the_batch():
 
 
 def test_padding_counts_nowhere():
-    """Data and modules mean the same label by it: 40 of 48 samples are left."""
-    assert PADDING_LABEL == IGNORE_LABEL
+    """40 of 48 samples are left."""
     _, source = make(start=4, actions=[Evaluate(4)])
     labels = torch.cat([labels for _, labels in drain(source)])
     assert (labels != IGNORE_LABEL).sum() == 40

@@ -16,10 +16,10 @@ from pipeline_local.data.images.datasets import DataInfo, open_split
 from pipeline_local.data.images.mixup import mixup
 from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none
 from pipeline_local.data.images.subset import Dataset
-from pipeline_local.data.loading import PADDING_LABEL as PADDING_LABEL  # public here too
 from pipeline_local.data.loading import Batch, BatchSource, load
 from pipeline_local.data.sampler import train_indices
 from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.seeds import derive
 
 
@@ -56,7 +56,7 @@ def test_batches(
 
     Yields:
         uint8 images [B, C, H, W] and int64 labels [B]. The last batch is filled up with zeros and
-        the label `PADDING_LABEL`; with data.on_error=skip, so is what cannot be read, and `skipped`
+        the label `IGNORE_LABEL`; with data.on_error=skip, so is what cannot be read, and `skipped`
         gets it.
 
     Raises:
@@ -67,7 +67,7 @@ def test_batches(
     loaded = _load(source, range(num_batches), data.workers, skipped or Skipped())
     readable = False
     for number, (images, labels) in enumerate(loaded, start=1):
-        readable = readable or bool((labels != PADDING_LABEL).any())
+        readable = readable or bool((labels != IGNORE_LABEL).any())
         if number == num_batches and not readable:
             raise UserError("not one test image can be read: got only broken ones; repair them")
         yield images, labels
@@ -117,7 +117,7 @@ class TestSource:
     def _sample(self, index: int) -> tuple[Tensor, int]:
         stored = self._stored(index) if index < len(self.dataset) else None
         if stored is None:
-            return torch.zeros(self.info.image_shape, dtype=torch.uint8), PADDING_LABEL
+            return torch.zeros(self.info.image_shape, dtype=torch.uint8), IGNORE_LABEL
         image, label = stored
         return fit(image, self.info.image_shape[1]), label
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.tasks.task import (
-    IGNORE_LABEL,
     TASKS,
     Score,
     Task,

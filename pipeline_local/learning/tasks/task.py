@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.registry import Registry, reason
-
-IGNORE_LABEL = -100
-"""Integer label of samples to ignore, such as padding; torch's default `ignore_index`."""
 
 
 @dataclass(frozen=True)

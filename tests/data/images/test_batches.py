@@ -11,6 +11,7 @@ from pipeline_local.data.images import batches
 from pipeline_local.data.images.datasets import describe, open_split
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
 
 # On a machine with one core.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -113,7 +114,7 @@ def test_the_last_test_batch_is_filled_up():
     assert [images.shape for images, _ in result] == [(100, 1, 8, 8)] * 3
     labels = torch.cat([labels for _, labels in result])
     assert labels[:250].tolist() == open_split(data, "test").labels.tolist()
-    assert labels[250:].tolist() == [batches.PADDING_LABEL] * 50
+    assert labels[250:].tolist() == [IGNORE_LABEL] * 50
     assert result[2][0][50:].count_nonzero() == 0
     assert result[2][0][49].count_nonzero() > 0
 
@@ -136,7 +137,7 @@ def test_images_of_a_folder_get_one_size(image_root, image_size, augment):
     assert images.shape == tests.shape == (4, 3, image_size, image_size)
     assert images.is_contiguous()
     assert tests.is_contiguous()
-    assert labels.tolist() == [0, 0, 1, batches.PADDING_LABEL]
+    assert labels.tolist() == [0, 0, 1, IGNORE_LABEL]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

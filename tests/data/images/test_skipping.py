@@ -13,6 +13,7 @@ from pipeline_local.data.images import batches
 from pipeline_local.data.images.datasets import describe, open_split
 from pipeline_local.data.images.skipping import Skipped, UnreadableImageError, read_or_next
 from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -86,7 +87,7 @@ def test_a_broken_test_image_counts_nowhere(root, workers):
     data = settings(root, workers=workers)
     skipped = Skipped()
     ((images, labels),) = batches.test_batches(data, describe(data), skipped)
-    assert labels.tolist() == [0, batches.PADDING_LABEL, 1, batches.PADDING_LABEL]
+    assert labels.tolist() == [0, IGNORE_LABEL, 1, IGNORE_LABEL]
     assert not images[1].any()
     (line,) = skipped.warnings()
     assert line.endswith(f"left out: {root}/{BROKEN[2]}")
