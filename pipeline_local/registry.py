@@ -169,9 +169,8 @@ class Registry(Generic[Entry]):
         if not isinstance(made, wanted):
             kinds = wanted if isinstance(wanted, tuple) else (wanted,)
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(
-                f"{self.key}: {name} must give {names}, got {shorten(made)}; return one"
-            )
+            got = " ".join(shorten(made).split())
+            raise UserError(f"{self.key}: {name} must give {names}, got {got}; return one")
         return made
 
     def _check(

@@ -246,7 +246,7 @@ def test_own_model_runs(name):
 def test_files_exist(page):
     """Files of this repository that are named in code, wherever they are."""
     text = re.sub(r"^```(?:python|yaml)\n.*?^```$", "", page.read_text(), flags=re.S | re.M)
-    mine = ("make_images.py", "mynet.py", "mine.yaml")  # the reader's own
+    mine = ("make_images.py", "mynet.py", "mine.py", "mine.yaml")  # the reader's own
     for found in re.findall(r"(?<![\w/.*<-])((?:[\w-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))\b", text):
         if found not in (*mine, "config.yaml", "SWEEP.yaml"):
             assert any(f"/{path}".endswith(f"/{found}") for path in FILES), found

@@ -127,7 +127,13 @@ class LaggedQueue:
         return len(self._kept)
 
     def push(self, step: int, microbatch: int, *tensors: Tensor) -> None:
-        """Append the tensors of a microbatch."""
+        """Append the tensors of a microbatch.
+
+        Raises:
+            ValueError: there are none, and so a checkpoint would not know of it.
+        """
+        if not tensors:
+            raise ValueError("a microbatch keeps at least one tensor, as checkpoints hold tensors")
         self._kept.append(Kept(step, microbatch, tensors))
 
     def pop(self) -> Kept:

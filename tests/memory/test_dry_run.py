@@ -139,6 +139,26 @@ def test_what_a_module_holds():
     assert 2 * size <= held.optimizer <= 2 * size + 4 * len(module.trainable)
 
 
+@pytest.mark.parametrize(("name", "states"), [("RMSprop", 1), ("Adagrad", 1), ("NAdam", 2)])
+def test_an_optimizer_may_ask_for_values(name, states):
+    """How many steps it has done, and whether it may do another one: not fused, it does."""
+    blueprint = draw("mlp", optimizer={"name": f"python:torch.optim:{name}", "lr": 0.01})
+    held = stage_bytes(blueprint, range(1, 2), 4).modules[0]
+    assert held.optimizer == pytest.approx(states * held.parameters, rel=0.01)
+
+
+def test_a_network_may_not_ask_for_values():
+    class Asks(nn.Module):
+        def forward(self, x):
+            return x if x.sum().item() > 0 else -x
+
+    blueprint = draw("mlp")
+    for block in blueprint.backbone.blocks:
+        block.module.append(Asks())
+    with pytest.raises(UserError, match="cannot be rehearsed without data"):
+        stage_bytes(blueprint, range(1, 2), 4)
+
+
 def test_feedback_waits_in_queues():
     every = {"weight": 0.1, "direction": "both", "every": 1}
     blueprint = draw("mlp", reconcile=every)
