@@ -20,6 +20,7 @@ from pipeline_local.data.images.entries import DATA as DATA  # public here
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch
+from pipeline_local.errors import UserError
 
 
 class RunData(Protocol):
@@ -94,7 +95,12 @@ class GivenData:
     accept: Callable[[Tensor], Tensor] | None = None
 
     def describe(self) -> DataInfo:
-        """As `RunData.describe`."""
+        """As `RunData.describe`; refuses a batch that cannot be filled."""
+        if self.batch_size > len(self.train.samples):
+            raise UserError(
+                f"data.batch_size: must not exceed the {len(self.train.samples)} training samples,"
+                f" got {self.batch_size}; lower it"
+            )
         form = self.train.form
         return DataInfo(
             num_train=len(self.train.samples),

@@ -117,7 +117,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
     try:
         network.eval()
         with torch.no_grad(), nullcontext() if lazy else kept(network):
-            network(example.clone())
+            output = network(example.clone())
     except Exception as error:  # the user's own code
         raise UserError(
             f"model: {type(network).__name__} cannot take inputs of {list(example.shape)}"
@@ -126,6 +126,11 @@ def _try(network: nn.Module, example: Tensor) -> None:
     finally:
         for module, mode in modes:
             module.training = mode
+    if isinstance(output, Tensor) and output.dim() < 2:
+        raise UserError(
+            f"model: must give outputs [B, ...] with at least one axis per sample, got"
+            f" {list(output.shape)} for a batch of {len(example)}; leave out a squeeze"
+        )
 
 
 def _check_attributes(network: nn.Module) -> None:

@@ -19,7 +19,7 @@ from pipeline_local.models import (
     vit,
 )
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
-from pipeline_local.registry import Registry
+from pipeline_local.registry import GIVEN, Registry
 
 Shape = tuple[int, ...]
 Builder = Callable[..., Backbone]
@@ -104,6 +104,10 @@ def _check_images(
         *_, features = shapes(backbone, (2, *image_shape), dtype)
         check_classifier(backbone, features, output_shape)
     except Exception as error:  # a model of the user's may raise anything
+        if name == GIVEN:
+            raise UserError(
+                f"model: does not fit the data or the task ({_line(error)}); change one of them"
+            ) from None
         size = "x".join(map(str, image_shape))
         raise UserError(
             f"model.name: {name} cannot take images of {size} ({_line(error)});"

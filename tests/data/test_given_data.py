@@ -1,6 +1,8 @@
 """Data of a program's own: whatever it is, its batches are a pure function of the step."""
 
+import itertools
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -248,13 +250,20 @@ def test_a_later_sample_of_another_shape_is_named(workers):
         list(batches_of_test(taken, 3))
 
 
-def test_what_a_loader_process_cannot_get_is_said():
+def test_a_loader_process_gets_what_cannot_be_imported():
     class Local(Noisy):
         """Nobody can import it."""
 
-    with pytest.raises(UserError, match=r"cannot be handed to loader processes: got .*Local"):
-        next(train_batches(given(Local()), 5, 0, 0, 2, workers=1))
-    assert len(load(Local(), count=2)) == 2
+    here, there = (list(train_batches(given(Local()), 5, 0, 0, 2, workers)) for workers in (0, 1))
+    assert all(map(torch.equal, itertools.chain(*here), itertools.chain(*there)))
+
+
+def test_what_a_loader_process_cannot_get_is_said():
+    data = Noisy()
+    data.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"cannot be handed to loader processes: got .*lock"):
+        next(train_batches(given(data), 5, 0, 0, 2, workers=1))
+    assert len(load(data, count=2)) == 2
 
 
 def test_named_columns():

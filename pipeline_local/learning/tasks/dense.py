@@ -49,7 +49,7 @@ class Dense(Task):
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
     ) -> Score:
-        """Score a test batch like `Task.evaluate`; positions with a class weigh the same."""
+        """Score a test batch like `Task.evaluate`, but weigh all positions with a class alike."""
         outputs, summed, labels = outputs[:samples], summed[:samples], labels[:samples]
         return Score(
             loss=self._summed_loss(outputs, labels),

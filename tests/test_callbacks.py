@@ -1,0 +1,214 @@
+"""Callbacks at the points of the run plan, on one rank and on two; stopping early; the best one."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local import BestCheckpoint, Callback, EarlyStopping, UserError, fit
+from pipeline_local.callbacks import last_score
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def points(count):
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    return x, (x.sum(1) > 0).long()
+
+
+def fitted(folder, *callbacks, stages=1, train=None, **settings):
+    train = {"steps": 6, "evaluate_every": 2, "log_every": 3, **(train or {})}
+    return fit(
+        network(),
+        points(64),
+        points(16),
+        modules=2,
+        stages=stages,
+        batch_size=16,
+        head={"name": "linear"},
+        parallel={"threads": 1},
+        callbacks=callbacks,
+        run_dir=folder,
+        train=train,
+        **settings,
+    )
+
+
+class Witness(Callback):
+    """Writes each call as a line into the run folder, one file per rank."""
+
+    def _note(self, run, *words):
+        with (run.folder / f"calls-{run.rank}").open("a") as file:
+            print(*words, file=file)
+
+    def on_start(self, run, step):
+        self._note(run, "start", step)
+
+    def on_step(self, run, step):
+        self._note(run, "step", step)
+
+    def on_log(self, run, facts):
+        self._note(run, "log", facts["step"], *sorted(facts["modules"]))
+
+    def on_evaluation(self, run, step, scores):
+        self._note(run, "evaluation", step, *sorted(scores))
+
+    def on_checkpoint(self, run, step):
+        self._note(run, "checkpoint", step)
+
+    def on_end(self, run, facts):
+        self._note(run, "end", facts["steps"], "accuracy" in facts)
+
+
+def lines(numbers, whole):
+    return [
+        "start 0",
+        *("step 1", "step 2", f"evaluation 2 {numbers}"),
+        *("step 3", f"log 3 {numbers}", "step 4", f"evaluation 4 {numbers}", "checkpoint 4"),
+        *("step 5", f"log 6 {numbers}", "step 6", f"evaluation 6 {numbers}", "checkpoint 6"),
+        f"end 6 {whole}",
+    ]
+
+
+def called(folder, rank):
+    return (folder / f"calls-{rank}").read_text().splitlines()
+
+
+def test_every_point_of_the_run_plan(tmp_path):
+    fitted(tmp_path / "run", Witness(), checkpoint={"every_steps": 4})
+    assert sorted(called(tmp_path / "run", 0)) == sorted(lines("1 2", True))
+    resumed = {"steps": 7, "evaluate_every": 2}
+    fitted(tmp_path / "run", Witness(), train=resumed, resume=True)
+    assert "start 6" in called(tmp_path / "run", 0)
+
+
+class StopsOnTheFirstRank(Callback):
+    """Any rank may stop all."""
+
+    def on_step(self, run, step):
+        if step == 3 and run.rank == 0:
+            run.stop()
+
+
+def test_on_two_ranks_each_has_its_own_modules_and_all_stop_together(tmp_path):
+    summary = fitted(
+        tmp_path / "run", Witness(), StopsOnTheFirstRank(), stages=2, train={"steps": 500}
+    )
+    first, second = (called(tmp_path / "run", rank) for rank in (0, 1))
+    assert "log 3 1" in first
+    assert "log 3 2" in second
+    steps = [sum(line.startswith("step") for line in calls) for calls in (first, second)]
+    assert steps == [summary["steps"]] * 2
+    assert 3 <= summary["steps"] < 500
+    assert (first[-1], second[-1]) == (f"end {steps[0]} True", f"end {steps[0]} False")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / f"step-{steps[0]:08d}" / "module-002.safetensors").is_file()
+
+
+def test_early_stopping(tmp_path):
+    """Nothing is learned with a rate of nearly nothing."""
+    summary = fitted(tmp_path / "run", EarlyStopping(2), train={"steps": 100}, lr=1e-12)
+    # the first evaluation, two without improvement, and the step that is about to begin
+    assert summary["steps"] == 7
+
+
+@dataclass
+class Told:
+    """A run as a callback sees it, with scores that a test says."""
+
+    folder: Path = Path()
+    better: str = "higher"
+    is_last: bool = True
+    metric: str = "accuracy"
+    modules: tuple = (SimpleNamespace(index=0), SimpleNamespace(index=1))
+    stopped: bool = False
+    kept: list = field(default_factory=list)
+    saved_every: int = 2
+
+    def stop(self):
+        self.stopped = True
+
+    def keep(self, name, step):
+        self.kept.append((name, step))
+
+    def is_saved(self, step):
+        return step % self.saved_every == 0
+
+
+def evaluations(run, callback, scores):
+    """How many it takes to stop."""
+    for number, score in enumerate(scores, start=1):
+        callback.on_evaluation(run, 2 * number, {"1": {"accuracy": 9.0}, "2": {"accuracy": score}})
+        if run.stopped:
+            return number
+    return None
+
+
+@pytest.mark.parametrize(
+    ("better", "own", "scores", "number"),
+    [
+        ("higher", None, [1, 2, 3, 4, 5], None),
+        ("higher", None, [1, 3, 2, 3], 4),  # as good is no better
+        ("lower", None, [3, 2, 1, 1, 4], 5),
+        ("lower", "higher", [1, 2, 3, 1, 1], 5),
+        ("higher", "lower", [1, 2, 3], 3),
+        ("higher", None, [float("nan"), float("nan"), 1], 2),
+        ("higher", None, [1, float("nan"), 2, 0, float("nan")], 5),
+    ],
+)
+def test_who_is_stopped_when(better, own, scores, number):
+    run = Told(better=better)
+    assert evaluations(run, EarlyStopping(2, own), scores) == number
+
+
+def test_only_the_last_stage_decides(tmp_path):
+    run = Told(tmp_path, is_last=False)
+    for callback in (EarlyStopping(1), BestCheckpoint()):
+        evaluations(run, callback, [3, 2, 1])
+    assert not run.stopped
+    assert not run.kept
+    assert last_score(run, {"2": {"accuracy": 0.5}}) == 0.5
+
+
+def test_the_best_checkpoint(tmp_path):
+    run = Told(tmp_path)
+    evaluations(run, BestCheckpoint(), [2, 1, 3, 3])
+    assert run.kept == [("best", 2), ("best", 6)]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "accuracy": 3}
+    later = BestCheckpoint()
+    later.on_start(run, 8)  # resumed
+    evaluations(run, later, [2, 4])
+    assert run.kept[2:] == [("best", 4)]
+    anew = BestCheckpoint()
+    anew.on_start(run, 0)
+    evaluations(run, anew, [1])
+    assert run.kept[3:] == [("best", 2)]
+    lowest = Told(tmp_path, better="lower")
+    evaluations(lowest, BestCheckpoint(), [2, 1, 3])
+    assert lowest.kept == [("best", 2), ("best", 4)]
+
+
+def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint follows the evaluation after step 2; give"):
+        fitted(tmp_path / "run", BestCheckpoint(), checkpoint={"every_steps": 4})
+    assert fitted(tmp_path / "end", BestCheckpoint(), train={"evaluate_every": 6})["steps"] == 6
+
+
+class Broken(Callback):
+    """Fails on one rank."""
+
+    def on_step(self, run, step):
+        if step == 2 and run.rank == 1:
+            raise KeyError("my own mistake")
+
+
+def test_what_a_callback_raises_on_a_rank_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="exit code 1: KeyError: 'my own mistake', test_callba"):
+        fitted(tmp_path / "run", Broken(), stages=2, train={"steps": 50})

@@ -1,0 +1,682 @@
+"""`fit` as programs call it: what they pass, where it runs, what stays, and every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pipeline_local import BestCheckpoint, Task, configfile, fit, load, trainer
+from pipeline_local.errors import ConfigError, UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def points(count, shape=(8,), seed=0):
+    """Inputs [count, *shape], and whether their sum is positive."""
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return x, (x.flatten(1).sum(1) > 0).long()
+
+
+def network(outputs=2, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, outputs)]
+    return nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    """Two residual blocks that only a graph shows."""
+
+    def __init__(self, norm=nn.Identity):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.norm = norm()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.stem(x)))
+        x = x + functional.relu(self.first(x))
+        x = x + functional.relu(self.second(x))
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """`fit` in this process, short, into a folder of the test's own."""
+
+    def call(model, train=None, test=None, /, **settings):
+        length = {"steps": 4, "log_every": 2, **settings.pop("train", {})}
+        if "epochs" in settings:
+            del length["steps"]
+        return fit(
+            model,
+            points(64) if train is None else train,
+            points(20, seed=1) if test is None else test,
+            **{
+                "modules": 2,
+                "batch_size": 16,
+                "run_dir": tmp_path / "run",
+                "head": {"name": "linear"},
+                "parallel": {"threads": 1},
+                "train": length,
+                **settings,
+            },
+        )
+
+    return call
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_the_weights_come_back(fitted, tmp_path):
+    model = network()
+    before, mode = state(model), model.training
+    summary = fitted(model, epochs=8, lr=0.05)
+    assert summary["accuracy"][-1] > 0.8
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not same(before, state(model))
+    assert model.training == mode
+    x, y = points(20, seed=1)
+    right = (model(x).argmax(1) == y).float().mean()
+    assert right == pytest.approx(summary["accuracy"][-1])
+    loaded = load(tmp_path / "run", network(seed=1))
+    assert same(state(model), state(loaded))
+    assert not loaded.training
+
+
+MODELS = {
+    "residual": (Residual, (1, 6, 6)),
+    "batch norm": (partial(Residual, lambda: nn.BatchNorm2d(4)), (1, 6, 6)),
+    "blocks": (lambda: [nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 2)], (8,)),
+    "named blocks": (
+        lambda: [("body", nn.Linear(8, 6)), ("more", nn.Linear(6, 6)), ("out", nn.Linear(6, 2))],
+        (8,),
+    ),
+    "series": (
+        lambda: nn.Sequential(
+            *(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3, padding=1), nn.ReLU()),
+            nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)),
+        ),
+        (2, 10),
+    ),
+    "float64": (lambda: network().double(), (8,)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_as_users_have_them(fitted, tmp_path, name):
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make()
+    summary = fitted(model, points(64, shape), points(20, shape, 1))
+    assert len(summary["accuracy"]) == 2
+    torch.manual_seed(1)
+    again = load(tmp_path / "run", make())
+    parts = model if isinstance(model, list) else [model]
+    parts = [part[1] if isinstance(part, tuple) else part for part in parts]
+    values = [value for part in parts for value in part.state_dict().values()]
+    assert all(map(torch.equal, values, again.state_dict().values()))
+
+
+def test_tokens(fitted):
+    """Whole numbers in, through an embedding."""
+    tokens = torch.randint(11, (64, 5), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    last = nn.Sequential(nn.Flatten(), nn.Linear(40, 3))
+    data = tokens, tokens[:, 0] % 3
+    summary = fitted(nn.Sequential(nn.Embedding(11, 8), layer, last), data, data)
+    assert len(summary["loss"]) == 2
+
+
+def test_numpy_arrays_of_float64(fitted):
+    x, y = points(64)
+    summary = fitted(network(), (x.double().numpy(), y.int().numpy()), points(20, seed=1))
+    assert summary["steps"] == 4
+
+
+def test_training_starts_where_the_weights_are(fitted):
+    """With a tiny rate they stay: pretrained weights are not drawn again."""
+    model = network(seed=5)
+    before = state(model)
+    fitted(model, lr=1e-12)
+    assert all(torch.allclose(before[name], value) for name, value in state(model).items())
+
+
+def test_frozen_layers_stay_frozen(fitted):
+    model = Residual(lambda: nn.BatchNorm2d(4).eval())
+    for part in (model.stem, model.norm):
+        part.requires_grad_(False)
+    model.norm.eval()
+    before = state(model)
+    shape = (1, 6, 6)
+    fitted(model, points(64, shape), points(20, shape, 1))
+    after = state(model)
+    frozen = [name for name in before if name.startswith(("stem", "norm"))]
+    assert len(frozen) == 7
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not torch.equal(before["first.weight"], after["first.weight"])
+    assert not model.stem.weight.requires_grad
+
+
+# -- data --------------------------------------------------------------------------------------
+
+
+class Noisy(Dataset):
+    """Points that are moved at random, as augmentation does."""
+
+    def __init__(self, count, seed):
+        self.x, self.y = points(count, seed=seed)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.x[index] + 0.1 * torch.randn(8), int(self.y[index])
+
+
+def test_a_data_set_with_random_transforms_gives_the_same_run(fitted, tmp_path):
+    """Whatever the caller's generator says, with and without loader processes."""
+    states = []
+    for run, workers in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(states))
+        data = Noisy(64, 0), Noisy(20, 1)
+        model = network()
+        fitted(model, *data, run_dir=tmp_path / run, data={"workers": workers})
+        states.append(state(model))
+    assert same(states[0], states[1])
+    assert same(states[0], states[2])
+
+
+def test_a_data_loader_says_batch_size_and_workers(fitted, tmp_path):
+    x, y = points(64)
+    loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+    test = DataLoader(TensorDataset(*points(20, seed=1)), batch_size=7)
+    model = network()
+    fitted(model, loader, test, batch_size=None, epochs=2)
+    config = configfile.load(tmp_path / "run" / "config.yaml")
+    assert (config.data.batch_size, config.data.workers) == (32, 0)
+    other = network()
+    fitted(other, (x, y), batch_size=32, epochs=2, run_dir=tmp_path / "other")
+    assert same(state(model), state(other))
+
+
+def test_a_hugging_face_data_set(fitted, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        datasets.Dataset.from_dict({"features": x.tolist(), "label": y.tolist()})
+        for x, y in (points(64), points(20, seed=1))
+    ]
+    one, two = network(), network()
+    fitted(one, *rows)
+    fitted(two, run_dir=tmp_path / "tensors")
+    assert same(state(one), state(two))
+
+
+def test_few_samples_are_one_batch(fitted, tmp_path):
+    fitted(network(), points(24), batch_size=None)
+    assert configfile.load(tmp_path / "run" / "config.yaml").data.batch_size == 24
+
+
+# -- tasks, losses, metrics --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [None, 1, 3])
+def test_regression(fitted, width):
+    """Labels [B] and [B, D], float64 as NumPy has them."""
+    x, _ = points(64)
+    y = x.sum(1).double() if width is None else x[:, :width].double()
+    summary = fitted(network(width or 1), (x, y), (x, y), train={"steps": 40}, lr=0.02)
+    first, last = summary["mean_absolute_error"]
+    assert min(first, last) < 0.6 * y.abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
+def test_multi_label(fitted, dtype):
+    x, _ = points(64)
+    y = (x[:, :3] > 0).to(dtype)
+    summary = fitted(network(3), (x, y), (x, y), task="multi_label", train={"steps": 40}, lr=0.5)
+    assert summary["accuracy"][-1] > 0.8
+
+
+def test_dense(fitted):
+    x = torch.randn(32, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    y[:, 0] = 255
+    torch.manual_seed(0)
+    blocks = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*blocks, nn.Conv2d(8, 2, 1))
+    task = {"name": "dense", "ignore": 255}
+    summary = fitted(model, (x, y), (x, y), task=task, train={"steps": 40})
+    assert summary["accuracy"][-1] > 0.8
+    with pytest.raises(UserError, match="from 0 to 1, as the model has 2 outputs: got 255"):
+        fitted(model, (x, y), (x, y), run_dir="unused")
+
+
+def test_a_loss_and_a_metric_of_ones_own(fitted):
+    calls = []
+
+    def smooth(outputs, labels):
+        calls.append(outputs.requires_grad)
+        return functional.cross_entropy(outputs, labels, label_smoothing=0.2)
+
+    def errors(outputs, labels):
+        return int((outputs.argmax(1) != labels).sum()) / len(labels)
+
+    summary = fitted(network(), loss=smooth, metric=errors)
+    assert set(summary) > {"errors", "ensemble_errors", "loss"}
+    assert summary["errors"][-1] * 20 == round(summary["errors"][-1] * 20)  # of 20 test points
+    assert any(calls)
+
+
+def test_ones_own_loss_is_what_is_learned(fitted, tmp_path):
+    """The task's own loss, handed in, gives the same weights; another one gives others."""
+    losses = {
+        "none": None,
+        "same": functional.cross_entropy,
+        "module": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])),
+    }
+    states = {}
+    for name, loss in losses.items():
+        model = network()
+        fitted(model, loss=loss, run_dir=tmp_path / name)
+        states[name] = state(model)
+    assert same(states["none"], states["same"])
+    assert not same(states["none"], states["module"])
+
+
+def test_a_loss_may_take_outputs_of_any_shape(fitted, tmp_path):
+    """A mean and a variance for each label; and an image for an image."""
+    x, _ = points(64)
+
+    def likelihood(outputs, labels):
+        mean, variance = outputs[:, 0], functional.softplus(outputs[:, 1]) + 1e-3
+        return functional.gaussian_nll_loss(mean, labels, variance)
+
+    summary = fitted(network(2), (x, x.sum(1)), (x, x.sum(1)), loss=likelihood)
+    assert summary["likelihood"] == pytest.approx(summary["loss"])
+    load(tmp_path / "run", network(2))
+    pictures = torch.rand(32, 1, 6, 6)
+    blocks = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)]
+    model = nn.Sequential(*blocks, nn.Conv2d(4, 1, 1))
+    data = pictures, pictures
+    summary = fitted(model, data, data, loss=nn.MSELoss(), run_dir=tmp_path / "pictures")
+    assert summary["MSELoss"][-1] < 0.5
+
+
+class Margin(Task):
+    """Outputs [B, 2], labels [B] of 0 and 1."""
+
+    metric = "margin"
+
+    def loss(self, outputs, labels):
+        return functional.multi_margin_loss(outputs, labels)
+
+    def score(self, outputs, labels):
+        return outputs.gather(1, labels[:, None]).mean()
+
+
+def test_a_task_of_ones_own(fitted, tmp_path):
+    summary = fitted(network(), task=Margin((2,)))
+    assert "margin" in summary
+    assert load(tmp_path / "run", network()) is not None
+
+
+# -- optimizers and schedules ------------------------------------------------------------------
+
+
+def groups_of_two(params):
+    vectors = [p for p in params if p.dim() == 1]
+    matrices = [p for p in params if p.dim() > 1]
+    rates = [{"params": matrices}, {"params": vectors, "lr": 0.0}]
+    return torch.optim.SGD(rates, lr=0.1)
+
+
+def test_an_optimizer_of_ones_own(fitted, tmp_path):
+    """Its rate counts unless `lr` does, and a group keeps its ratio: biases stand still."""
+    model = network()
+    before = state(model)
+    fitted(model, optimizer=groups_of_two, schedule="constant")
+    assert configfile.load(tmp_path / "run" / "config.yaml").optimizer.lr == 0.1
+    after = state(model)
+    assert torch.equal(before["0.bias"], after["0.bias"])
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+    adam = partial(torch.optim.Adam, lr=3e-3, betas=(0.8, 0.9))
+    fitted(network(), optimizer=adam, run_dir=tmp_path / "adam")
+    assert configfile.load(tmp_path / "adam" / "config.yaml").optimizer.lr == 3e-3
+    fitted(network(), optimizer=adam, lr=0.01, run_dir=tmp_path / "lr")
+    assert configfile.load(tmp_path / "lr" / "config.yaml").optimizer.lr == 0.01
+    assert load(tmp_path / "adam", network()) is not None
+
+
+def test_an_optimizer_of_ones_own_is_the_one_that_steps(fitted, tmp_path):
+    """SGD by hand is the named one."""
+    one, two = network(), network()
+    fitted(one, lr=0.05)
+    sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    fitted(two, optimizer=sgd, run_dir=tmp_path / "two")
+    for name, value in state(one).items():
+        assert torch.allclose(value, state(two)[name], atol=1e-6)
+
+
+def test_a_schedule_of_ones_own(fitted, tmp_path):
+    fitted(network(), lr=0.4, schedule=lambda step, steps: 1 / (step + 1), train={"log_every": 1})
+    lines = (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text().splitlines()
+    rates = [fact["lr"] for line in lines if (fact := json.loads(line))["event"] == "train"]
+    assert rates == pytest.approx([0.4, 0.2, 0.4 / 3, 0.1])
+
+
+# -- folders -----------------------------------------------------------------------------------
+
+
+def test_resuming_gives_the_same_bytes(fitted, tmp_path):
+    whole, parts = network(), network()
+    adam = partial(torch.optim.Adam, lr=0.01)
+    settings = {"optimizer": adam, "schedule": "constant"}
+    fitted(whole, train={"steps": 6}, **settings)
+    fitted(parts, train={"steps": 3}, run_dir=tmp_path / "parts", **settings)
+    again = network(seed=9)  # its own weights do not matter any more
+    summary = fitted(again, train={"steps": 6}, run_dir=tmp_path / "parts", resume=True, **settings)
+    assert summary["resumed_after"] == 3
+    assert same(state(whole), state(again))
+
+
+def test_a_run_folder_is_never_overwritten(fitted):
+    fitted(network())
+    model = network()
+    before = state(model)
+    with pytest.raises(UserError, match="never overwritten"):
+        fitted(model)
+    assert same(before, state(model))
+
+
+def test_the_best_checkpoint_is_loaded_by_its_name(fitted, tmp_path):
+    model = network()
+    fitted(
+        model,
+        callbacks=[BestCheckpoint()],
+        train={"steps": 6, "evaluate_every": 2},
+        checkpoint={"every_steps": 2, "keep": 1},
+        schedule=lambda step, _: 1.0 if step < 2 else 1e-12,
+        lr=0.01,
+    )
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    loaded = load(tmp_path / "run", network(), step="best")
+    x, y = points(20, seed=1)
+    assert (loaded(x).argmax(1) == y).float().mean() == pytest.approx(best["accuracy"])
+    with pytest.raises(UserError, match="no complete checkpoint 'worst'; the named ones are best"):
+        load(tmp_path / "run", network(), step="worst")
+    with pytest.raises(UserError, match="stands for an object of a Python program"):
+        load(tmp_path / "run")
+    with pytest.raises(UserError, match=r"model: does not fit .* gives \[2, 3\]"):
+        load(tmp_path / "run", network(3))
+
+
+def test_a_run_of_a_file_is_loaded_without_a_model(tmp_path):
+    tree = {
+        "model": {"name": "mlp"},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
+        "train": {"steps": 1},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    summary = trainer.train(configfile.parse(tree))
+    network = load(tmp_path / "run")
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert summary["steps"] == 1
+
+
+# -- where it runs -----------------------------------------------------------------------------
+
+PROGRAM = """
+import os, sys
+import torch
+from torch import nn
+from pipeline_local import fit
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+    def forward(self, x):
+        return x + self.linear(x).relu()
+
+class Points(torch.utils.data.Dataset):
+    def __init__(self, x):
+        self.x = x
+    def __len__(self):
+        return len(self.x)
+    def __getitem__(self, index):
+        return self.x[index] + 0.1 * torch.randn(8), int(self.x[index].sum() > 0)
+
+torch.manual_seed(0)
+stages, workers, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+model = nn.Sequential(Block(), Block(), nn.Linear(8, 2))
+x = torch.randn(64, 8)
+torch.set_num_threads(1)
+summary = fit(
+    model, Points(x), Points(x[:20]), stages=stages, modules=2, batch_size=16, run_dir=folder,
+    loss=lambda outputs, labels: nn.functional.cross_entropy(outputs, labels),
+    optimizer=lambda params: torch.optim.Adam(params, lr=0.01), head={"name": "linear"},
+    train={"steps": 4}, parallel={"threads": 1}, data={"workers": workers},
+)
+if os.environ.get("RANK", "0") == "1":
+    torch.save(model.state_dict(), folder + "/weights.pt")
+if "RANK" not in os.environ:
+    torch.save(model.state_dict(), folder + "/weights.pt")
+"""
+
+
+def run(arguments, **more):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, **more)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_same_weights_here_on_two_ranks_and_under_torchrun(tmp_path):
+    """From standard input, where there is no file to import, with classes of its own and a loader
+    process; and under torchrun."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run([sys.executable, str(program), "1", "1", str(tmp_path / "one")])
+    run([sys.executable, "-", "2", "0", str(tmp_path / "two")], input=PROGRAM)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run([*torchrun, str(program), "2", "0", str(tmp_path / "launched")])
+    states = [
+        torch.load(tmp_path / name / "weights.pt", weights_only=True)
+        for name in ("one", "two", "launched")
+    ]
+    assert same(states[0], states[1])
+    assert same(states[0], states[2])
+
+
+def test_a_program_beside_its_own_module(tmp_path):
+    """Imported from the folder of the program, which is not the current one."""
+    (tmp_path / "beside.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(*(nn.Linear(8, 8) for _ in range(3)))\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "import sys, torch\n"
+        "from beside import Net\n"
+        "from pipeline_local import fit\n"
+        "x = torch.randn(32, 8)\n"
+        "data = x, x.argmax(1)\n"
+        "print(fit(Net(), data, data, stages=2, train={'steps': 2}, head={'name': 'linear'},\n"
+        "          parallel={'threads': 1}, run_dir=sys.argv[1])['steps'])\n"
+    )
+    run([sys.executable, str(tmp_path / "program.py"), str(tmp_path / "run")], cwd="/")
+
+
+def test_a_file_trains_on_its_stages_without_a_launcher(tmp_path):
+    tree = {
+        "model": {"name": "mlp"},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
+        "modules": {"count": 2},
+        "head": {"name": "linear"},
+        "train": {"steps": 2, "log_every": 1},
+        "parallel": {"threads": 1, "stages": 2},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    summary = trainer.train(configfile.parse(tree))
+    assert len(summary["peak_memory_bytes"]) == 2
+    assert sorted(p.name for p in (tmp_path / "run" / "metrics").iterdir()) == [
+        "stage-0.jsonl",
+        "stage-1.jsonl",
+    ]
+
+
+@pytest.mark.long
+def test_a_notebook(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    text = PROGRAM.replace("sys.argv[1]", "2").replace("sys.argv[2]", "1")
+    text = text.replace("sys.argv[3]", repr(str(tmp_path / "run")))
+    cells = [nbformat.v4.new_code_cell(text), nbformat.v4.new_code_cell("print(summary['steps'])")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    kernel = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    try:
+        kernel.execute()
+    finally:
+        del os.environ["PYTHONPATH"]
+    assert notebook.cells[1].outputs[0]["text"] == "4\n"
+
+
+def test_the_callers_state_stays(fitted):
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = network().float()
+        torch.manual_seed(7)
+        with torch.no_grad():
+            fitted(model, parallel={"threads": 1})
+            assert not torch.is_grad_enabled()
+        assert torch.get_num_threads() == 2
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+# -- mistakes ----------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two tensors are alive from the first layer to the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+
+class Squeezed(nn.Module):
+    """Its outputs are [B]."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x))).squeeze(-1)
+
+
+X, Y = points(32)
+MISTAKES = {
+    "no cuts": (Branches, {}, "Branches cannot be cut .*pass an nn.Sequential"),
+    "no model": (lambda: 3, {}, "model: got int; pass an nn.Module"),
+    "labels beyond": (network, {"train": (X, Y + 1)}, "from 0 to 1, as the model has 2 outputs"),
+    "labels negative": (network, {"train": (X, Y - 1)}, "got -1; number the classes from 0"),
+    "labels of a column": (network, {"train": (X, Y[:, None])}, r"test data must look like"),
+    "regression of classes": (
+        network,
+        {"train": (X, X[:, 0]), "test": (X, X[:, 0])},
+        r"the classifier gives \[2, 2\].* the task learns \[1\]",
+    ),
+    "test of another shape": (
+        network,
+        {"test": points(20, (9,))},
+        r"test data must look like training data: got x \[9\] float32",
+    ),
+    "test of other labels": (network, {"test": (X, X[:, 0])}, "must look like training data"),
+    "loss without mean": (
+        network,
+        {"loss": nn.CrossEntropyLoss(reduction="none")},
+        r"loss: must return a scalar tensor .* got Tensor \[2\]",
+    ),
+    "loss is a number": (network, {"loss": lambda o, y: 3.0}, "a scalar tensor .* got float"),
+    "loss without gradient": (
+        network,
+        {"loss": lambda o, y: (o.argmax(1) != y).float().mean()},
+        "that depends on the outputs",
+    ),
+    "loss that fails": (network, {"loss": lambda o: o}, "loss: cannot be called with outputs"),
+    "metric that fails": (network, {"metric": lambda o, y: o}, "metric: cannot be called with"),
+    "an optimizer itself": (
+        network,
+        {"optimizer": torch.optim.SGD(network().parameters(), lr=0.1)},
+        "pass what makes one of parameters, such as lambda params",
+    ),
+    "no optimizer": (network, {"optimizer": list}, "must return a torch optimizer .* got list"),
+    "unknown optimizer": (network, {"optimizer": "sdg"}, "did you mean 'sgd'"),
+    "unknown key": (network, {"heads": {"name": "linear"}}, "heads"),
+    "unknown task": (network, {"task": "regresion"}, "did you mean 'regression'"),
+    "too many modules": (network, {"modules": 9}, "9"),
+    "too many stages": (network, {"stages": 3, "modules": 2}, "3 stages for 2 modules"),
+    "batch too large": (network, {"batch_size": 99}, "batch"),
+    "one number a sample": (
+        Squeezed,
+        {"train": (X, X[:, 0]), "test": (X, X[:, 0])},
+        r"model: must give outputs \[B, ...\] with at least one axis per sample, got \[2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(fitted, tmp_path, name):
+    make, settings, message = MISTAKES[name]
+    settings = dict(settings)
+    data = settings.pop("train", (X, Y)), settings.pop("test", (X, Y))
+    model = make()
+    with pytest.raises(UserError, match=message) as caught:
+        fitted(model, *data, **settings)
+    assert "\n" not in str(caught.value) or isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize("thing", [threading.Lock(), (x for x in "x")])
+def test_what_cannot_be_sent_is_refused(fitted, tmp_path, thing):
+    def loss(outputs, labels):
+        return functional.cross_entropy(outputs, labels) if thing else None
+
+    with pytest.raises(UserError, match=r"cannot be sent .* start the program with torchrun"):
+        fitted(network(), loss=loss, stages=2)
+    assert not (tmp_path / "run").exists()
