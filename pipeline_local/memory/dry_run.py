@@ -23,7 +23,7 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
-from pipeline_local.memory.fake_mode import fake_mode, values_are_one
+from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
 from pipeline_local.pipeline.stage import Stage
@@ -164,7 +164,7 @@ class _Acts(Trace):
     def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
         """Records the enclosed work."""
         before = self._live_bytes.peak = self._live_bytes.live
-        with values_are_one() if act == "update" else nullcontext():
+        with made_up_values() if act == "update" else nullcontext():
             yield
         name = f"{act}, module {module + 1}"
         self.peaks[name] = max(self.peaks[name], self._live_bytes.peak)
@@ -272,7 +272,7 @@ def make_state(params: Sequence[Tensor], optimizer: Optimizer) -> None:
     """Lets an optimizer make its state, as it does at its first step."""
     for parameter in params:
         parameter.grad = torch.empty_like(parameter)
-    with values_are_one():
+    with made_up_values():
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -64,7 +64,7 @@ class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
     """
 
     answers = False
-    """Values of fake tensors are 1."""
+    """Fake tensors have made-up values."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -74,14 +74,17 @@ class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
         if func in _IN_PLACE:
             return None
         if func is _VALUE and self.answers and isinstance(args[0], FakeTensor):
-            return 1
+            return 0.5 if args[0].is_floating_point() else 1
         return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 @contextmanager
-def values_are_one() -> Iterator[None]:
-    """Who asks for the value of a fake tensor gets 1 meanwhile, as an optimizer that reads how many
-    steps it has done. Networks may not ask, as what they do could depend on it."""
+def made_up_values() -> Iterator[None]:
+    """Who asks for the value of a fake tensor gets one half (1 of an integer) meanwhile.
+
+    It is for optimizers that read how many steps they have done, and divide by what follows from
+    it. Networks may not ask, as what they do could depend on it.
+    """
     _Fakes.answers = True
     try:
         yield
