@@ -187,3 +187,19 @@ class LaggedMessages:
         """Restore both queues from the result of `tensors`."""
         self.awaiting.load(named)
         self.pending.load(named)
+
+
+_EARLIER = {"feedback.unheeded.": "lagged.pending.", "feedback.awaiting.": "lagged.awaiting."}
+"""How earlier checkpoints name lagged messages, and how this program does."""
+
+
+def current_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the tensors of a checkpoint whose lagged messages have their earlier names."""
+
+    def renamed(name: str) -> str:
+        for old, new in _EARLIER.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    return {renamed(name): tensor for name, tensor in named.items()}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
+from pipeline_local.learning.lagged import current_names
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError
@@ -95,7 +96,7 @@ class Checkpoints:
         """
         path = self._file(step, module.index)
         try:
-            named = sealed.read(path)
+            named = current_names(sealed.read(path))
         except BrokenSealError as error:
             raise UserError(
                 f"checkpoint {path} {error}; start again, to fall back to an earlier checkpoint"
@@ -109,7 +110,7 @@ class Checkpoints:
             ) from None
         optimizer.load(module.optimizer, _part("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
-        lagged = _part("lagged.", _renamed(named))
+        lagged = _part("lagged.", named)
         module.lagged.load({name: tensor.to(device) for name, tensor in lagged.items()})
 
     def set_aside_after(self, step: int, report: Report = warn) -> None:
@@ -206,19 +207,9 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
     }
 
 
-def _renamed(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of earlier checkpoints, whose lagged messages are `feedback.`."""
-    return {
-        name.replace("feedback.unheeded.", "lagged.pending.", 1).replace(
-            "feedback.awaiting.", "lagged.awaiting.", 1
-        ): tensor
-        for name, tensor in named.items()
-    }
-
-
 def _part(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns one part of the tensors, its prefix removed."""
-    others = tuple({"optimizer.", "lagged.", "feedback."} - {prefix})
+    others = tuple({"optimizer.", "lagged."} - {prefix})
     return {
         name.removeprefix(prefix): value
         for name, value in named.items()
