@@ -59,7 +59,7 @@ def test_labels():
     assert torch.equal(
         task.accept(torch.where(LABELS == 0, 255, LABELS)).unique().cpu()[-1:], torch.tensor([255])
     )
-    with pytest.raises(UserError, match="from 0 to 2, .* got 7"):
+    with pytest.raises(UserError, match=r"from 0 to 2, .* got 7"):
         task.accept(torch.full((1, 2, 2), 7))
     with pytest.raises(ValueError, match=r"maps \[H, W\], got labels of shape \(\)"):
         Dense(3, ())
