@@ -1,0 +1,36 @@
+"""A callback that keeps an exponential moving average of the weights, stage by stage.
+
+python examples/moving_average.py [RUN_FOLDER]
+"""
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+from pipeline_local import Callback, fit
+
+
+class MovingAverage(Callback):
+    def on_start(self, run, step):
+        self.means = {}
+
+    def on_step(self, run, step):
+        for module in run.modules:
+            for name, weight in module.body.named_parameters(f"{module.index}"):
+                mean = self.means.setdefault(name, weight.detach().clone())
+                mean.lerp_(weight.detach(), 0.1)
+
+    def on_end(self, run, facts):
+        save_file(self.means, run.folder / f"average-{run.rank}.safetensors")
+
+
+x, y = load_digits(return_X_y=True)
+data = (x[:1400] / 16, y[:1400]), (x[1400:] / 16, y[1400:])
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 10))
+folder = Path((*sys.argv[1:], "runs/average")[0])
+fit(model, *data, stages=2, epochs=5, run_dir=folder, callbacks=[MovingAverage()])
+for file in sorted(folder.glob("average-*")):  # each stage has written its own
+    print(file.name, list(load_file(file)))
