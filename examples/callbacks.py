@@ -1,6 +1,6 @@
 """Callbacks: early stopping, the best checkpoint, and a logger of your own.
 
-python examples/callbacks.py [RUN_FOLDER]
+Run it as `python examples/callbacks.py [RUN_FOLDER]`.
 """
 
 import sys

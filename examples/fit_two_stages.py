@@ -1,6 +1,6 @@
 """Train an `nn.Sequential` of your own on two stages: two processes, started by `fit`.
 
-python examples/fit_two_stages.py [RUN_FOLDER]
+Run it as `python examples/fit_two_stages.py [RUN_FOLDER]`.
 """
 
 import sys

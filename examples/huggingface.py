@@ -1,6 +1,6 @@
 """Train on a Hugging Face data set: its columns `image` and `label` are found by their names.
 
-python examples/huggingface.py [RUN_FOLDER]        (needs `pip install datasets`)
+Run it as `python examples/huggingface.py [RUN_FOLDER]`. It needs `pip install datasets`.
 """
 
 import sys

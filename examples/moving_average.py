@@ -1,6 +1,6 @@
 """A callback that keeps an exponential moving average of the weights, stage by stage.
 
-python examples/moving_average.py [RUN_FOLDER]
+Run it as `python examples/moving_average.py [RUN_FOLDER]`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Multi-label classification: any number of classes per sample, as rows of 0 and 1.
 
-python examples/multi_label.py [RUN_FOLDER]
+Run it as `python examples/multi_label.py [RUN_FOLDER]`.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 Each module learns from its own loss. Nothing flows back from one to the one before.
 
-    python examples/own_loop.py
+Run it as `python examples/own_loop.py`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Train a residual network on a `Dataset` with random transforms, with your own loss and metric.
 
-python examples/own_model_and_dataset.py [RUN_FOLDER]
+Run it as `python examples/own_model_and_dataset.py [RUN_FOLDER]`.
 """
 
 import sys
@@ -16,26 +16,30 @@ from pipeline_local import fit
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(min(16**k, 16), 16, 3, padding=1) for k in range(4))
-        self.classifier = nn.Linear(16, 10)
+        self.layers = nn.ModuleList(nn.Conv2d(1 if k == 0 else 16, 16, 3, 1, 1) for k in range(4))
+        self.last = nn.Linear(16, 10)
 
     def forward(self, x):
         for layer in self.layers:
             x = x + layer(x).relu()
-        return self.classifier(x.amax((2, 3)))
+        return self.last(x.amax((2, 3)))
 
 
 class Digits(Dataset):
-    data, transform, __len__ = load_digits(), RandomCrop(8, padding=1), lambda self: 1797
+    data, crop = load_digits(), RandomCrop(8, padding=1)
+
+    def __len__(self):
+        return len(self.data.target)
 
     def __getitem__(self, index):
-        return self.transform(tensor(self.data.images[index][None] / 16)), self.data.target[index]
+        image = self.data.images[index, None] / 16
+        return self.crop(tensor(image)), self.data.target[index]
 
 
 def top3(outputs, labels):
     return (outputs.topk(3).indices == labels[:, None]).any(1).float().mean()
 
 
-loss, split = nn.CrossEntropyLoss(label_smoothing=0.1), random_split(Digits(), [0.8, 0.2])
-settings = {"modules": 2, "epochs": 8, "lr": 0.03, "loss": loss, "metric": top3}
-print(fit(Residual(), *split, run_dir=(*sys.argv[1:], None)[0], **settings)["top3"])
+settings = {"modules": 2, "epochs": 8, "lr": 0.03, "metric": top3}
+settings |= {"loss": nn.CrossEntropyLoss(label_smoothing=0.1), "run_dir": (*sys.argv[1:], None)[0]}
+print(fit(Residual(), *random_split(Digits(), [0.8, 0.2]), **settings)["top3"])

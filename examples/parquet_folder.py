@@ -1,6 +1,6 @@
 """Train on Parquet files with the columns `image` and `label`, as the Hugging Face hub has them.
 
-python examples/parquet_folder.py [FOLDER]        (needs `pip install pyarrow`)
+Run it as `python examples/parquet_folder.py [FOLDER]`. It needs `pip install pyarrow`.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Fine-tune a torchvision model: training starts at the weights that the model has.
 
-python examples/pretrained.py [RUN_FOLDER]
+Run it as `python examples/pretrained.py [RUN_FOLDER]`.
 """
 
 import sys
@@ -26,7 +26,7 @@ summary = fit(
     (x[:1400], y[:1400]),
     (x[1400:1500], y[1400:1500]),
     modules=2,
-    train={"steps": 12},
+    train={"steps": 8},
     batch_size=32,
     optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
     head={"name": "linear"},

@@ -1,6 +1,6 @@
 """Regression: the labels are floating-point numbers, so the loss is the squared error.
 
-python examples/regression.py [RUN_FOLDER]
+Run it as `python examples/regression.py [RUN_FOLDER]`.
 """
 
 import sys

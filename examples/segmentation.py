@@ -1,6 +1,6 @@
 """Dense classification: one class per pixel. Labels are maps [H, W]; the border (255) is ignored.
 
-python examples/segmentation.py [RUN_FOLDER]
+Run it as `python examples/segmentation.py [RUN_FOLDER]`.
 """
 
 import sys
@@ -33,7 +33,7 @@ summary = fit(
     discs(64),
     task={"name": "dense", "ignore": 255},
     modules=2,
-    epochs=2,
+    epochs=4,
     batch_size=16,
     run_dir=(*sys.argv[1:], None)[0],
 )

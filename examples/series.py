@@ -1,6 +1,6 @@
 """Time series: 1-D convolutions, whose activations are [B, channels, time].
 
-python examples/series.py [RUN_FOLDER]
+Run it as `python examples/series.py [RUN_FOLDER]`.
 """
 
 import sys

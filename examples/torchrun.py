@@ -1,6 +1,6 @@
 """The same program under torchrun, for several hosts: each rank runs it and becomes one stage.
 
-torchrun --nproc-per-node 2 examples/torchrun.py [RUN_FOLDER]
+Run it as `torchrun --nproc-per-node 2 examples/torchrun.py [RUN_FOLDER]`.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Train on WebDataset shards: tar files whose members `KEY.png` and `KEY.cls` are one sample.
 
-python examples/webdataset_folder.py [FOLDER]
+Run it as `python examples/webdataset_folder.py [FOLDER]`.
 """
 
 import io

@@ -26,7 +26,16 @@ PAGES = sorted(
     ]
 )
 GENERATED = ("configuration.md", "commands.md")
-FOLDERS = ("pipeline_local", "tests", "docs", "configs", "experiments", "launch", "docker")
+FOLDERS = (
+    "pipeline_local",
+    "tests",
+    "docs",
+    "examples",
+    "configs",
+    "experiments",
+    "launch",
+    "docker",
+)
 FILES = [path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*.*")]
 LONGEST_SENTENCE = 40
 """Words; the aim is 30."""
@@ -271,3 +280,31 @@ def test_every_page_is_on_the_site():
     listed = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
     pages = [str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")]
     assert sorted(listed) == sorted(pages)
+
+
+def in_examples(text):
+    """Whether lines stand in a program that tests/test_examples.py runs."""
+    programs = (ROOT / "examples").glob("*.py")
+    return any(text in program.read_text() for program in programs)
+
+
+def test_the_python_page_runs(tmp_path, monkeypatch):
+    """Block by block, but for what stands in an example; on one stage."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    namespace = {"nn": nn}
+    exec("from sklearn.datasets import load_digits", namespace)
+    blocks = code_blocks(ROOT / "docs" / "how-to" / "python.md", "python")
+    loop = next(text for text in blocks if "for number in" in text)
+    assert in_examples(loop)
+    for text in blocks:
+        if text is not loop:
+            short = text.replace("stages=2, epochs=20", "stages=1, epochs=1")
+            exec(compile(short, "python.md", "exec"), namespace)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "best",
+        "fit",
+        "fit-2",
+        "fit-3",
+    ]
+    assert namespace["best"] is namespace["model"]

@@ -42,8 +42,13 @@ def summary(folder):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_what_it_shows(path):
     text = path.read_text()
-    assert text.count("\n") <= 40
-    assert re.match(rf'"""[A-Z].*\.\n(\n.*)*    (python|torchrun.*) examples/{path.name}', text)
+    assert text.count("\n") <= 45
+    said = text.split('"""')[1]
+    assert said[0].isupper()
+    assert said.splitlines()[0].endswith(".")
+    assert re.search(
+        rf"as `(python|torchrun --nproc-per-node 2) examples/{path.name}[^`]*`\.", said
+    )
     code = text.split('"""', 2)[2].split("\n\nx", 1)[0] if path.stem == "fit_two_stages" else ""
     assert len([line for line in code.splitlines() if line]) <= 12
 
@@ -97,7 +102,7 @@ def test_regression(example):
 def test_pretrained(example):
     folder, printed = example("pretrained")
     assert "frozen weights stayed: True" in printed
-    assert summary(folder)["accuracy"][-1] > 0.2  # of ten classes, after 12 steps
+    assert summary(folder)["accuracy"][-1] > 0.2  # of ten classes, after 8 steps
 
 
 def test_callbacks(example):
