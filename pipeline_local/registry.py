@@ -29,6 +29,8 @@ Hint = Callable[[str, Sequence[str]], str]
 """(An option that an entry does not take, those that it does) -> what to do, in the same line."""
 _UNREADABLE = (NameError, AttributeError, TypeError, ValueError, SyntaxError, PydanticUserError)
 """Raised for annotations that stand for no type."""
+_FEW = 30
+"""Names that fit into a message; docs/models.md has them all."""
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -90,7 +92,8 @@ class Registry(Generic[Entry]):
             return cast(Entry, import_named(self.key, name))
         if name not in self._entries:
             hint = did_you_mean(name, self.names()) or ";"
-            names = ", ".join(self.names())
+            several = self.names()
+            names = ", ".join(several) if len(several) <= _FEW else f"{len(several)} {self.kind}s"
             raise UserError(
                 f"{self.key}: got {shorten(name)}{hint} choose one of {names}, or"
                 f" python:package.module:name"

@@ -284,7 +284,7 @@ MISTAKES = [
     ),
     Mistake("nothing", MINE, ("got NoneType",), model("def f(num_classes, image_shape): pass")),
     Mistake("text", MINE, ("got str",), model("def f(num_classes, image_shape): return 'abc'")),
-    Mistake("classes", MINE, ("gives [2, 3] for a batch of 2 in 10",), blocks(classes="3")),
+    Mistake("classes", MINE, ("gives [2, 3] for a batch of 2", "[10]"), blocks(classes="3")),
     Mistake("forward raises", MINE, ("KeyError: 'oh'",), forward("raise KeyError('oh')")),
     Mistake("two outputs", MINE, ("'block2' gives tuple instead",), forward("return x, x")),
     Mistake("whole numbers", MINE, ("gives torch.int64 instead",), forward("return x.long()")),

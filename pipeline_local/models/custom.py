@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline_local.errors import UserError
 from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models import layouts
-from pipeline_local.models.backbone import Backbone, Block, reset_method, reset_parameters
+from pipeline_local.models.backbone import Backbone, Block, reset_method, reset_parameters, through
 from pipeline_local.registry import reason
 
 
@@ -128,8 +128,11 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def _layout(name: str, blocks: Sequence[Block], image_shape: ImageShape) -> Layout:
     """Found on the meta device, on copies: lazy layers would change what they run in."""
     modules = [copy.deepcopy(block.module).eval() for block in blocks]
+    x = given = torch.empty(1, *image_shape, device="meta")
+    for block in blocks:
+        x = through(block, x)  # names the block that gives no batch of numbers
     try:
-        return layouts.find(modules, torch.empty(1, *image_shape, device="meta"))
+        return layouts.find(modules, given)
     except layouts.LayoutError as error:
         raise UserError(
             f"model.name: the blocks of {name} must all give [B, C], all [B, T, C], all [B, C, T],"
