@@ -19,7 +19,7 @@ from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
 from pipeline_local.data.samples import Form, generators_kept
 from pipeline_local.errors import UserError
-from pipeline_local.given import Given, Loss, handed
+from pipeline_local.given import Given, Loss, as_weights, handed, like
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
@@ -102,8 +102,10 @@ def fit(
         >>> summary = fit(model, (x, y), (x_test, y_test), stages=2, epochs=3)
         >>> summary["accuracy"][-1]
     """
+    _check_call(epochs, sections, callbacks)
     data = given(train), given(test)
     rank_info = RankInfo.from_environment()
+    folder = RunFolder(Path(run_dir) if run_dir is not None else _free_run(rank_info))
     objects = Given(
         model=model,
         example=_example(data[0], model),
@@ -118,11 +120,11 @@ def fit(
         "model": {"name": GIVEN},
         "data": _data(data[0], batch_size),
         "task": _task(objects, task, data[0]),
-        "modules": {"count": modules or _num_modules(stages, sections, rank_info)},
+        "modules": {"count": _num_modules(modules, stages, sections, rank_info, folder, resume)},
         "train": {} if epochs is None else {"epochs": epochs},
         "optimizer": _optimizer(optimizer, lr, schedule, objects),
         "parallel": {"stages": stages},
-        "run": {"dir": str(run_dir or _free_run(rank_info)), "resume": resume},
+        "run": {"dir": str(folder.path), "resume": resume},
     }
     config = configfile.parse(_merged(tree, sections))
     return _run(_with_data(objects, config, *data), config, rank_info, callbacks)
@@ -164,9 +166,8 @@ def load(
         parts = finished.load_parts(folder.path, step)
         named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)
         return nn.Sequential(named).eval()
-    info = DataInfo.from_json(folder.load_info())
-    example = torch.zeros(2, *info.image_shape, dtype=getattr(torch, info.dtype))
-    with handed(Given(model=model, example=_as_weights(example, model))):
+    folder.load_config()  # says what is no run folder
+    with handed(like(model, DataInfo.from_json(folder.load_info()))):
         return given_models.receive(model, finished.load_parts(folder.path, step)).eval()
 
 
@@ -180,18 +181,14 @@ def _example(data: GivenSamples, model: given_models.Given) -> Tensor:
     indices = range(min(2, len(data.samples)))
     with generators_kept():
         example = torch.stack([data.samples[index][0] for index in indices])
-    return _as_weights(example, model)
-
-
-def _as_weights(example: Tensor, model: given_models.Given) -> Tensor:
-    """Numbers in the precision of the model; whole numbers stay."""
-    weights = given_models.network_of(model)[0].parameters()
-    dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
-    return example.to(dtype) if example.is_floating_point() else example
+    if not example.isfinite().all():
+        raise UserError("data: the first training samples hold NaN or infinity; clean them")
+    return as_weights(example, model)
 
 
 def _data(own: GivenSamples, batch_size: int | None) -> dict[str, Any]:
-    size = batch_size or own.batch_size or min(128, len(own.samples))
+    usual = own.batch_size or min(128, len(own.samples))
+    size = usual if batch_size is None else batch_size
     return {"name": GIVEN, "batch_size": size, "workers": own.workers or 0}
 
 
@@ -200,9 +197,33 @@ def _free_run(rank_info: RankInfo) -> Path:
     return next(name for name in names if rank_info.launched or not name.exists())
 
 
-def _num_modules(stages: int | None, sections: Mapping[str, Any], rank_info: RankInfo) -> int:
-    """One module per stage."""
-    return stages or _merged({}, sections).get("parallel", {}).get("stages") or rank_info.world_size
+def _num_modules(
+    modules: int | None,
+    stages: int | None,
+    sections: Mapping[str, Any],
+    rank_info: RankInfo,
+    folder: RunFolder,
+    resume: bool,
+) -> int | None:
+    """As many as said, or as a run to be resumed has; else one per stage."""
+    if modules is not None:
+        return modules
+    if resume and folder.config.is_file():
+        return folder.load_config().modules.count
+    named: int | None = _merged({}, sections).get("parallel", {}).get("stages")
+    return stages or named or rank_info.world_size
+
+
+def _check_call(
+    epochs: int | None, sections: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> None:
+    """What a program can get wrong before anything is looked at."""
+    if epochs is None and not {"steps", "epochs"} & {*sections.get("train", {})}:
+        raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
+    if odd := [each for each in callbacks if not isinstance(each, Callback)]:
+        raise UserError(f"callbacks: pass instances of Callback, got {odd[0]!r}")
+    if torch.is_inference_mode_enabled():
+        raise UserError("fit: nothing can be trained in torch.inference_mode(); call it outside")
 
 
 def _task(

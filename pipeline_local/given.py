@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline_local.data.datasets import DATA, GivenData
+from pipeline_local.data.datasets import DATA, DataInfo, GivenData
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import UserError
@@ -70,6 +70,19 @@ class Given:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
+def like(model: given_models.Given, info: DataInfo) -> Given:
+    """A model in place of the one that was handed in when a run was made, without its data."""
+    example = torch.zeros(2, *info.image_shape, dtype=getattr(torch, info.dtype))
+    return Given(model=model, example=as_weights(example, model))
+
+
+def as_weights(example: Tensor, model: given_models.Given) -> Tensor:
+    """Numbers in the precision of the model; whole numbers stay."""
+    weights = given_models.network_of(model)[0].parameters()
+    dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
+    return example.to(dtype) if example.is_floating_point() else example
+
+
 _GIVEN: ContextVar[Given | None] = ContextVar("given", default=None)
 
 
@@ -88,8 +101,8 @@ def _given(key: str, what: str) -> Any:  # noqa: ANN401 (whatever the program ha
     found = None if objects is None else getattr(objects, what)
     if found is None:
         raise UserError(
-            f"{key}: got 'given', which stands for an object of a Python program; call fit(...) or"
-            f" load(run, model) there, or name a registered one"
+            f"{key}: got 'given', which stands for an object of a Python program; call fit(...),"
+            f" load(run, model) or Predictor(run, model=...) there, or name a registered one"
         )
     return found
 
