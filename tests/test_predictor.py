@@ -33,5 +33,7 @@ def test_a_run_classifies(tmp_path, narrow):
     assert right == pytest.approx(summary["ensemble_accuracy"][-1], abs=1e-9)
     assert summary["ensemble_accuracy"][-1] != summary["accuracy"][-1]
     torch.testing.assert_close(predict(images[:5]), said[:5])
-    with pytest.raises(ValueError, match=r"inputs must be a tensor \[B, 1, 8, 8\], got \[1, 8, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"inputs must be a tensor \[B, 1, 8, 8\], got \[1, 8, 8\]"
+    ):
         predict(images[0])
