@@ -50,33 +50,45 @@ def test_the_ranks_meet_and_have_what_the_function_needs(tmp_path):
     assert "RANK" not in os.environ
 
 
-def fail(error):
-    raise error
+def fail(kind, arguments):
+    raise kind(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "kind", "message"),
+    ("error", "arguments", "code", "kind", "message"),
     [
-        (UserError("the third is wrong; take another"), 2, UserError, "^the third is wrong; take"),
-        (ValueError("no room"), 1, RuntimeError, "code 1: ValueError: no room, test_call.py line"),
-        (StoppedError(7), 75, StoppedError, "after step 7"),
-        (NeighbourLostError(0, "gone"), 3, RuntimeError, "code 3: its lines above say why"),
-        (RefusedElsewhereError(), 2, RuntimeError, "code 2: its lines above say why"),
+        (
+            UserError,
+            ("the third is wrong; take another",),
+            2,
+            UserError,
+            "^the third is wrong; take",
+        ),
+        (
+            ValueError,
+            ("no room",),
+            1,
+            RuntimeError,
+            "code 1: ValueError: no room, test_call.py line",
+        ),
+        (StoppedError, (7,), 75, StoppedError, "after step 7"),
+        (NeighbourLostError, (0, "gone"), 3, RuntimeError, "code 3: its lines above say why"),
+        (RefusedElsewhereError, (), 2, RuntimeError, "code 2: its lines above say why"),
     ],
 )
-def test_the_caller_hears_why(monkeypatch, error, code, kind, message):
+def test_the_caller_hears_why(monkeypatch, error, arguments, code, kind, message):
     """The rank is this process; tests/test_callbacks.py has one that fails on its own."""
 
-    def rank_of_two(count, arguments):
-        assert (count, arguments[0]) == (2, "call")
-        with pytest.raises(type(error)):
-            run_here(Path(arguments[1]))
+    def rank_of_two(count, words):
+        assert (count, words[0]) == (2, "call")
+        with pytest.raises(error):
+            run_here(Path(words[1]))
         return code
 
     monkeypatch.setattr(call, "start_ranks", rank_of_two)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(kind, match=message):
-        on_ranks(2, partial(fail, error))
+        on_ranks(2, partial(fail, error, arguments))
 
 
 def test_what_cannot_be_sent_is_refused():
