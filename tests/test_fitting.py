@@ -399,6 +399,15 @@ def test_resuming_gives_the_same_bytes(fitted, tmp_path):
     assert same(state(whole), state(again))
 
 
+def test_a_run_is_resumed_with_its_own_modules(fitted, tmp_path):
+    fitted(network(), train={"steps": 2}, run_dir=tmp_path / "two", modules=2)
+    again = fitted(
+        *(network(), None, None),
+        **{"train": {"steps": 4}, "run_dir": tmp_path / "two", "modules": None, "resume": True},
+    )
+    assert (len(again["loss"]), again["resumed_after"]) == (2, 2)
+
+
 def test_a_run_folder_is_never_overwritten(fitted):
     fitted(network())
     model = network()
@@ -653,6 +662,11 @@ MISTAKES = {
     "too many modules": (network, {"modules": 9}, "9"),
     "too many stages": (network, {"stages": 3, "modules": 2}, "3 stages for 2 modules"),
     "batch too large": (network, {"batch_size": 99}, "batch"),
+    "no batch": (network, {"batch_size": 0}, "data.batch_size: should be greater"),
+    "no modules": (network, {"modules": 0}, "modules.count: should be greater"),
+    "a function as callback": (network, {"callbacks": [print]}, "pass instances of Callback, got"),
+    "a class as callback": (network, {"callbacks": [BestCheckpoint]}, "pass instances of Callback"),
+    "data of nan": (network, {"train": (X * float("nan"), Y)}, "samples hold NaN or infinity"),
     "one number a sample": (
         Squeezed,
         {"train": (X, X[:, 0]), "test": (X, X[:, 0])},
@@ -670,6 +684,17 @@ def test_a_mistake_is_one_line(fitted, tmp_path, name):
     with pytest.raises(UserError, match=message) as caught:
         fitted(model, *data, **settings)
     assert "\n" not in str(caught.value) or isinstance(caught.value, ConfigError)
+
+
+def test_how_long_must_be_said():
+    with pytest.raises(UserError, match="pass epochs=N or train="):
+        fit(network(), (X, Y), (X, Y))
+
+
+def test_inference_mode_is_refused(fitted):
+    model = network()
+    with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+        fitted(model)
 
 
 @pytest.mark.parametrize("thing", [threading.Lock(), (x for x in "x")])
