@@ -18,7 +18,7 @@ from pipeline_local.data.datasets import DataInfo, GivenData
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
 from pipeline_local.data.samples import Form, generators_kept
-from pipeline_local.errors import UserError
+from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
 from pipeline_local.given import Given, Loss, as_weights, handed, like
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
@@ -142,7 +142,10 @@ def _run(
             on_ranks(num_stages, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:
-            summary = trainer.train(config, rank_info, callbacks)
+            try:
+                summary = trainer.train(config, rank_info, callbacks)
+            except RefusedElsewhereError:  # the first rank raises the reason
+                raise SystemExit(EXIT_USER_ERROR) from None
         given_models.receive(objects.model, finished.load_parts(config.run.dir))
     return summary
 
