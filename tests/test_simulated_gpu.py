@@ -163,7 +163,7 @@ def test_the_host_never_waits_for_a_training_step(gpus, settings, tmp_path):
 
 def test_what_is_written_for_gpus_passes_there(gpus):
     """Those of the other tests that are skipped where there is no GPU."""
-    mine = ["pipeline/test_wires.py", "learning/test_guard.py"]
+    mine = ["ranks/test_p2p.py", "engines/test_guard.py"]
     mine += ["record/test_snapshot.py", "record/test_stopwatch.py"]
     names = "staged or nccl or on_a_gpu or never_waits"
     done = gpus(2, "-m", "pytest", "-q", "-k", names, *(TESTS / name for name in mine))
@@ -191,7 +191,7 @@ def test_what_a_stream_waits_for_is_told(gpus, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [1, 2])
 def test_channels_and_placement_hold_there(gpus, count):
-    mine = ("pipeline/test_transport.py", "learning/test_guard.py", "test_oracle.py")
+    mine = ("pipeline/test_transport.py", "engines/test_guard.py", "test_oracle.py")
     done = gpus(count, "-m", "pytest", "-q", *(TESTS / name for name in mine))
     assert done.returncode == 0, done.stdout
 
