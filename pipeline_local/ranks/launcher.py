@@ -111,11 +111,13 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
         for rank in ranks:
             os.kill(rank, number)
 
+    # the agent takes these for good, and the program that calls may live on
+    taken = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # the others are ours
     earlier = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
-        for number, handler in earlier.items():
+        for number, handler in (earlier | taken).items():
             signal.signal(number, handler)
