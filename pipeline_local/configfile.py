@@ -18,8 +18,8 @@ from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import ConfigError
+from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
-from pipeline_local.learning.reconcile import ESTIMATORS, estimator
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.registry import Registry

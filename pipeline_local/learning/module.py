@@ -19,7 +19,7 @@ from torch.autograd import grad
 from pipeline_local import seeds
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
-from pipeline_local.learning import reconcile
+from pipeline_local.learning import estimators, reconcile
 from pipeline_local.learning.body import FrozenStatistics, share_memory
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.lagged import LaggedMessages
@@ -74,6 +74,7 @@ class LocalModule(nn.Module):
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
+        self._estimator = estimators.estimator(rules.reconcile)
         self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
@@ -282,17 +283,18 @@ class LocalModule(nn.Module):
         first: Gradients | None,
     ) -> list[Tensor]:
         settings = self.rules.reconcile
+        between = reconcile.distance(settings.distance, self.rules.layout)
         with FrozenStatistics(self):
-            layout = self.rules.layout
-            added = reconcile.gradient(settings, objective, x, target, params, first, layout)
+            added = self._estimator.added(
+                estimators.Point(objective, x, target, params, first, between)
+            )
         torch._foreach_mul_(added, settings.strength)
         return added
 
     @property
     def _shifts(self) -> bool:
         """Whether this step takes the parameters' gradients at a moved input, and none at x."""
-        step, settings = self._now().step, self.rules.reconcile
-        return step.reconcile and self.index > 0 and reconcile.estimator(settings).moves
+        return self._now().step.reconcile and self.index > 0 and self._estimator.moves
 
     def _run_body(self, x: Tensor) -> Tensor:
         seeds.reseed(x.device, *self._draw("body"))

@@ -1,4 +1,4 @@
-"""Successive gradient reconciliation (Yang et al., ICML 2024): the discord and its estimators.
+"""Successive gradient reconciliation (Yang et al., ICML 2024): the discord and its gradients.
 
 Pure functions of tensors. A module's local loss l is mean-reduced over its batch of B samples;
 g = dl/dx is its gradient at its input x, s its upstream neighbour's gradient at that same tensor.
@@ -6,14 +6,11 @@ The paper's abstract names the mismatch of g and s; the distance and its scale a
 (docs/mathematics.md).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Annotated
+from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.errors import UserError
 from pipeline_local.layout import POSITIONS, Layout
-from pipeline_local.registry import Registry
 
 Objective = Callable[[Tensor], Tensor]
 """A module's local loss as a function of its input [B, ...]; the result is a scalar."""
@@ -83,33 +79,6 @@ def distance(name: str, layout: Layout) -> Distance:
         "pooled": partial(pooled, POSITIONS[layout]),
     }
     return named[name]
-
-
-def gradient(
-    settings: ReconcileConfig,
-    objective: Objective,
-    x: Tensor,
-    s: Tensor,
-    params: Sequence[Tensor],
-    first: Gradients | None = None,
-    layout: Layout = "NCHW",
-) -> list[Tensor]:
-    """Return the gradient of the distance between g and s, by the configured estimator.
-
-    Args:
-        settings: estimator, its options, and distance.
-        objective: the local loss; it must draw the same dropout masks in every call.
-        x: the input at which g is taken [B, ...].
-        s: the target of g, of the same shape.
-        params: the parameters to differentiate for.
-        first: the plain gradients at x, if known; its input gradient is overwritten.
-        layout: meaning of the axes of x.
-
-    Raises:
-        UserError: with `exact`, an operation of the network has no second derivative.
-    """
-    between = distance(settings.distance, layout)
-    return estimator(settings).added(objective, x, s, params, first, between)
 
 
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
@@ -265,129 +234,3 @@ def _norm(x: Tensor) -> Tensor:
     """The Euclidean norm of all numbers, never zero, so that it can be a divisor."""
     norm: Tensor = torch.linalg.vector_norm(wide(x))
     return norm.clamp_min(1e-30)
-
-
-class Estimator(ABC):
-    """A way to compute the gradient of the discord. Entries of `ESTIMATORS` make one.
-
-    Attributes:
-        moves: whether it takes the parameters' gradient at a moved input (`shift`), and none at the
-            input itself.
-        differentiates_twice: whether it needs second derivatives, which compiled modules lack.
-    """
-
-    moves = False
-    differentiates_twice = False
-
-    @abstractmethod
-    def added(
-        self,
-        objective: Objective,
-        x: Tensor,
-        s: Tensor,
-        params: Sequence[Tensor],
-        first: Gradients | None,
-        between: Distance,
-    ) -> list[Tensor]:
-        """Return dD/d(params); the arguments are those of `gradient`."""
-
-    @abstractmethod
-    def cost(self, forward: float, backward: float, again: float) -> float:
-        """Return the cost that it adds to a step that reconciles, in the unit of the arguments.
-
-        Args:
-            forward: cost of a forward pass.
-            backward: cost of a backward pass, recomputation included.
-            again: cost of the recomputation in it (activation checkpointing).
-        """
-
-    def of_part(self, cost: float, fraction: float) -> float:
-        """Return that cost where only a fraction of the batch is reconciled."""
-        return cost * fraction
-
-
-ESTIMATORS: Registry[Callable[..., Estimator]] = Registry("reconcile.estimator", kind="estimator")
-"""The registry of all estimators, by name (`reconcile.estimator`)."""
-
-
-@ESTIMATORS.add("exact")
-class Exact(Estimator):
-    """The exact gradient, by double backward."""
-
-    differentiates_twice = True
-
-    def added(
-        self,
-        objective: Objective,
-        x: Tensor,
-        s: Tensor,
-        params: Sequence[Tensor],
-        first: Gradients | None,
-        between: Distance,
-    ) -> list[Tensor]:
-        """Return dD/d(params) by `exact`."""
-        return exact(objective, x, s, params, between)
-
-    def cost(self, forward: float, backward: float, again: float) -> float:
-        """Return the cost of another step and of the double backward, which costs one more."""
-        return 2 * (forward + backward)
-
-
-@ESTIMATORS.add("finite_difference")
-class FiniteDifference(Estimator):
-    """A finite difference, by one more forward and backward pass at a perturbed input.
-
-    Args:
-        step: norm of the perturbation over the norm of the input.
-    """
-
-    def __init__(self, *, step: Annotated[float, Field(gt=0)] = 0.03) -> None:
-        self._step = step
-
-    def added(
-        self,
-        objective: Objective,
-        x: Tensor,
-        s: Tensor,
-        params: Sequence[Tensor],
-        first: Gradients | None,
-        between: Distance,
-    ) -> list[Tensor]:
-        """Return dD/d(params) by `finite_difference`."""
-        first = first or plain(objective, x, params)
-        return finite_difference(objective, x, s, params, self._step, first, between)
-
-    def cost(self, forward: float, backward: float, again: float) -> float:
-        """Return the cost of one more forward and backward pass."""
-        return forward + backward
-
-    def of_part(self, cost: float, fraction: float) -> float:
-        """Return twice the part's cost, as its plain gradient must be computed, too."""
-        return cost * fraction * (2 if fraction < 1 else 1)
-
-
-@ESTIMATORS.add("shift")
-class Shift(FiniteDifference):
-    """The plain gradient at an input moved by lambda times the discord's gradient (`shift`).
-
-    Where only the added gradient is needed, it is computed by a finite difference.
-    """
-
-    moves = True
-
-    def cost(self, forward: float, backward: float, again: float) -> float:
-        """Return the cost of one more pass, less the weight gradients at x, which are left out."""
-        return forward + (backward + again) / 2
-
-    def of_part(self, cost: float, fraction: float) -> float:
-        """Return the full cost: the whole batch is computed again, whichever part is moved."""
-        return cost
-
-
-@lru_cache(maxsize=64)
-def estimator(settings: ReconcileConfig) -> Estimator:
-    """Return the configured estimator."""
-    name = settings.estimator
-    options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
-    made: Estimator = ESTIMATORS.make(name, Estimator, {}, options)
-    return made

@@ -18,7 +18,7 @@ from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
-from pipeline_local.learning import reconcile as reconciliation
+from pipeline_local.learning import estimators
 from pipeline_local.learning.heads import copies
 
 Unit = Literal["seconds", "FLOPs"]
@@ -139,7 +139,7 @@ class Costs:
 
     def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:
         reconcile, added = self.config.reconcile, 0.0
-        estimator = reconciliation.estimator(reconcile)
+        estimator = estimators.estimator(reconcile)
         plain = head.forward + head.backward
         if reconcile.weight > 0 and reconcile.direction != "upstream" and index > 0:
             added += estimator.of_part(body.second + head.second, reconcile.fraction)
@@ -200,5 +200,5 @@ def _counted(
     forward = float(counter.get_total_flops() * config.data.batch_size)
     again = forward if is_body and config.modules.recompute else 0.0
     backward = 2 * forward + again
-    estimator = reconciliation.estimator(config.reconcile)
+    estimator = estimators.estimator(config.reconcile)
     return Cost(forward, backward, estimator.cost(forward, backward, again))

@@ -12,7 +12,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning import reconcile
+from pipeline_local.learning import estimators
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.learning.tasks.task import check as check_task
 from pipeline_local.models import backbone as backbones
@@ -106,7 +106,7 @@ def _check_layout(config: Config, backbone: Backbone) -> None:
 def _check_entries(blueprint: Blueprint) -> None:
     """A user's own estimator, optimizer or schedule that is none shows here."""
     config = blueprint.config
-    reconcile.estimator(config.reconcile)
+    estimators.estimator(config.reconcile)
     if config.optimizer.name.startswith("python:"):
         optimizer.build(config.optimizer, [nn.Parameter(torch.zeros(1))])
     if config.optimizer.schedule.startswith("python:"):

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.errors import UserError
-from pipeline_local.learning import reconcile
+from pipeline_local.learning import estimators, reconcile
 
 torch.manual_seed(0)
 
@@ -119,13 +119,8 @@ def test_finite_difference_converges_to_exact(problem, distance):
     params = list(net.parameters())
     layout = "NTC" if x.dim() == 3 else "NCHW"
     exact, added = (
-        reconcile.gradient(
-            ReconcileConfig(distance=distance, estimator=estimator, step=1e-6),
-            objective,
-            x,
-            s,
-            params,
-            layout=layout,
+        estimators.estimator(ReconcileConfig(estimator=estimator, step=1e-6)).added(
+            estimators.Point(objective, x, s, params, between=reconcile.distance(distance, layout))
         )
         for estimator in ("exact", "finite_difference")
     )
@@ -142,8 +137,7 @@ def test_what_a_shift_adds_is_exact_to_first_order_in_its_strength(problem, dist
     """A tenth of lambda, a tenth of the error."""
     net, objective, x, s = problem
     params, layout = list(net.parameters()), "NTC" if x.dim() == 3 else "NCHW"
-    settings = ReconcileConfig(distance=distance, estimator="exact")
-    added = reconcile.gradient(settings, objective, x, s, params, layout=layout)
+    added = reconcile.exact(objective, x, s, params, reconcile.distance(distance, layout))
     exact = torch.cat([a.flatten() for a in added])
     errors = []
     for weight in (1e-4, 1e-5):
@@ -290,6 +284,6 @@ def test_exact_refuses_flash_attention_that_a_model_insists_on():
 
     with pytest.raises(UserError, match="differentiates twice"):
         reconcile.exact(objective, x, torch.zeros_like(x), [weight])
-    settings = ReconcileConfig(weight=1.0)
-    added = reconcile.gradient(settings, objective, x, torch.zeros_like(x), [weight])
+    shift = estimators.estimator(ReconcileConfig(weight=1.0))
+    added = shift.added(estimators.Point(objective, x, torch.zeros_like(x), [weight]))
     assert added[0].isfinite().all()
