@@ -34,7 +34,7 @@ baselines() { # name, configuration, settings: one device, interleaved
 once versions python -c "import platform, torch, torchvision as v
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
 print(platform.python_version(), torch.__version__, v.__version__, torch.version.cuda, gpu)"
-once wires env PIPELINE_LOCAL_TEST_GPU=1 python -m pytest -q tests/pipeline/test_p2p.py \
+once p2p env PIPELINE_LOCAL_TEST_GPU=1 python -m pytest -q tests/ranks/test_p2p.py \
     tests/pipeline/test_transport.py tests/record tests/learning tests/bench/test_memory.py
 
 for batch in ${BATCHES:-128 256}; do

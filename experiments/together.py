@@ -17,7 +17,7 @@ from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.predictor import Predictor
 
 
-def votes(run: Path) -> tuple[Tensor, Tensor]:
+def log_probabilities(run: Path) -> tuple[Tensor, Tensor]:
     """A run's log-probabilities [N, classes] of its test set, and labels [N]."""
     data, predict = configfile.load(run / "config.yaml").data, Predictor(run)
     found = [(predict(images), labels) for images, labels in test_batches(data, describe(data))]
@@ -32,7 +32,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     total, labels = torch.tensor(0.0), torch.tensor(0)
     for run in runs:
-        own, labels = votes(run)
+        own, labels = log_probabilities(run)
         print(f"{run}: {100 * (own.argmax(1) == labels).double().mean():.2f} %")
         total = total + own
     print(f"together: {100 * (total.argmax(1) == labels).double().mean():.2f} %")

@@ -85,7 +85,7 @@ def train(
                 return _already_complete(config, rank_store)
             share_values(placement.blueprint.backbone, rank_info)
             modules = _modules(placement, rank_info, start["step"])
-            at.enter("meeting", peer=EVERYONE)
+            at.enter("rendezvous", peer=EVERYONE)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
         kind = common_kind(
             [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]

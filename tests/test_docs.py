@@ -251,6 +251,23 @@ def test_own_model_runs(name):
     assert nn.Sequential(*dict(blocks).values())(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        path
+        for name in FOLDERS
+        for path in (ROOT / name).rglob("*.*")
+        if path.suffix in (".sh", ".yaml")
+    ],
+    ids=lambda path: path.name,
+)
+def test_scripts_name_files_that_exist(script):
+    """Files of this repository that a script or a configuration names by their whole path."""
+    named = rf"(?<![\w/.$}}-])(?:{'|'.join(FOLDERS)})/[\w./-]+\.(?:py|sh|yaml|md)\b"
+    for found in re.findall(named, script.read_text()):
+        assert (ROOT / found).is_file(), found
+
+
 @every_page
 def test_files_exist(page):
     """Files of this repository that are named in code, wherever they are."""

@@ -73,7 +73,7 @@ STALLS = {
     ),
     "for one who has ended": ([at("recv", 61, peer=1), at("gather", 0, left=True)], 0, "rank 1"),
     "everybody for everybody": (
-        [at("meeting", 61, peer=EVERYONE), at("meeting", 62, peer=EVERYONE)],
+        [at("rendezvous", 61, peer=EVERYONE), at("rendezvous", 62, peer=EVERYONE)],
         0,
         "waiting for the other ranks",
     ),
