@@ -103,7 +103,7 @@ def fit(
         >>> summary["accuracy"][-1]
     """
     _check_call(epochs, sections, callbacks)
-    data = given(train), given(test)
+    data = _given("train", train), _given("test", test)
     rank_info = RankInfo.from_environment()
     folder = RunFolder(Path(run_dir) if run_dir is not None else _free_run(rank_info))
     objects = Given(
@@ -187,6 +187,13 @@ def _example(data: GivenSamples, model: given_models.Given) -> Tensor:
     if not example.isfinite().all():
         raise UserError("data: the first training samples hold NaN or infinity; clean them")
     return as_weights(example, model)
+
+
+def _given(name: str, data: object) -> GivenSamples:
+    try:
+        return given(data)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _data(own: GivenSamples, batch_size: int | None) -> dict[str, Any]:

@@ -666,6 +666,8 @@ MISTAKES = {
     "no modules": (network, {"modules": 0}, "modules.count: should be greater"),
     "a function as callback": (network, {"callbacks": [print]}, "pass instances of Callback, got"),
     "a class as callback": (network, {"callbacks": [BestCheckpoint]}, "pass instances of Callback"),
+    "no training data": (network, {"train": (X[:0], Y[:0])}, "^train: data has no samples"),
+    "no test data": (network, {"test": []}, "^test: data has no samples: got an empty list"),
     "data of nan": (network, {"train": (X * float("nan"), Y)}, "samples hold NaN or infinity"),
     "one number a sample": (
         Squeezed,
