@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 ROOT = Path(__file__).parent.parent
-NEEDS = {"huggingface": "datasets", "parquet_folder": "pyarrow"}
 
 
 @pytest.fixture
@@ -22,8 +21,6 @@ def example(tmp_path, monkeypatch, capsys):
     """Runs one in this process, on one thread; gives its run folder and its last printed lines."""
 
     def run(name):
-        if name in NEEDS:
-            pytest.importorskip(NEEDS[name])
         torch.manual_seed(0)
         folder = tmp_path / "run"
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})

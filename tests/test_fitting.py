@@ -220,7 +220,8 @@ def test_a_data_loader_says_batch_size_and_workers(fitted, tmp_path):
 
 
 def test_a_hugging_face_data_set(fitted, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = [
         datasets.Dataset.from_dict({"features": x.tolist(), "label": y.tolist()})
         for x, y in (points(64), points(20, seed=1))
@@ -558,9 +559,9 @@ def test_a_file_trains_on_its_stages_without_a_launcher(tmp_path):
 
 @pytest.mark.long
 def test_a_notebook(tmp_path):
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
+    import nbclient
+    import nbformat
+
     text = PROGRAM.replace("sys.argv[1]", "2").replace("sys.argv[2]", "1")
     text = text.replace("sys.argv[3]", repr(str(tmp_path / "run")))
     cells = [nbformat.v4.new_code_cell(text), nbformat.v4.new_code_cell("print(summary['steps'])")]

@@ -274,7 +274,8 @@ def test_named_columns():
 
 
 def test_a_hugging_face_data_set():
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pictures = [Image.fromarray(np.full((4, 5), 51 * i, np.uint8)) for i in range(5)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int8")})
     rows = {"image": pictures, "label": [0, 1, 2, 3, 4]}

@@ -5,6 +5,8 @@ import json
 import pickle
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,8 +19,6 @@ from pipeline_local.data.images.skipping import Skipped, UnreadableImageError
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import generator
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 NAMES = ["ant", "bee", "cow"]
@@ -222,7 +222,8 @@ def test_pyarrow_is_asked_for_where_it_is_missing(root, monkeypatch):
 
 
 def test_what_the_datasets_library_writes(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     features = datasets.Features(
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
