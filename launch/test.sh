@@ -29,7 +29,8 @@ bin=$PWD/.venv/bin
 check "ruff format" "$bin/ruff" format --check .
 check "ruff check" "$bin/ruff" check .
 check "mypy" "$bin/mypy"
-check "pytest" "$bin/python" -m pytest "$@"
+# one worker per core; a file stays on one, as its fixtures train models
+check "pytest" "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 
 echo "== summary"
 printf '%s\n' "${summary[@]}"

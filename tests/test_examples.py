@@ -70,6 +70,7 @@ def test_what_is_learned(example, name):
     assert summary(folder)["accuracy"][-1] > ACCURACIES[name]
 
 
+@pytest.mark.long
 def test_two_stages_are_two(example):
     """Called `fit_two_stages`, and trained as such; see above for what it learns."""
     folder, _ = example("moving_average")
@@ -115,6 +116,7 @@ def test_folders_of_images(example, name):
     assert summary(folder / "run")["accuracy"][-1] > 0.3
 
 
+@pytest.mark.long
 def test_torchrun(tmp_path):
     """The example "torchrun", as its docstring says."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

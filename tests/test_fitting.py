@@ -519,6 +519,7 @@ def test_the_same_weights_here_on_two_ranks_and_under_torchrun(tmp_path):
     assert same(states[0], states[2])
 
 
+@pytest.mark.long
 def test_a_program_beside_its_own_module(tmp_path):
     """Imported from the folder of the program, which is not the current one."""
     (tmp_path / "beside.py").write_text(
@@ -539,6 +540,7 @@ def test_a_program_beside_its_own_module(tmp_path):
     run([sys.executable, str(tmp_path / "program.py"), str(tmp_path / "run")], cwd="/")
 
 
+@pytest.mark.long
 def test_a_file_trains_on_its_stages_without_a_launcher(tmp_path):
     tree = {
         "model": {"name": "mlp"},

@@ -61,7 +61,10 @@ def test_launches_agree(name, tmp_path, expected):
     ("name", "more", "message"),
     [
         ("built-in launcher", ["modules.count=11"], "11 modules for 10 blocks"),
-        ("torchrun", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
+        pytest.param(
+            *("torchrun", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             *("torchrun", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
             marks=pytest.mark.long,
@@ -77,6 +80,7 @@ def test_mistakes_are_told_once(name, more, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_built_in_launcher_gives_the_exit_code_of_the_rank_that_failed(tmp_path):
     """The data is fine when it is described, and broken when it is read."""
     for split in ("train", "test"):

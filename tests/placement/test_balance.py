@@ -65,8 +65,18 @@ SMALL_VIT = {"name": "vit", "patch_size": 8, "num_layers": 5, "num_heads": 2}
 SMALL_VIT |= {"hidden_dim": 32, "mlp_dim": 64}
 
 
-@pytest.mark.parametrize("head", [{"name": "linear"}, {"name": "auglocal", "depth": 2}])
-@pytest.mark.parametrize("model", [RESNET, SMALL_VIT])
+LINEAR, AUGLOCAL = {"name": "linear"}, {"name": "auglocal", "depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (RESNET, LINEAR),
+        (SMALL_VIT, AUGLOCAL),
+        pytest.param(RESNET, AUGLOCAL, marks=pytest.mark.long),
+        pytest.param(SMALL_VIT, LINEAR, marks=pytest.mark.long),
+    ],
+)
 def test_even_memory(model, head):
     """Rehearsed by brute force, no cut into two takes much less: what is on its way between blocks
     is not in it. Heads count."""
