@@ -1,9 +1,10 @@
 """A module's body: its blocks in order, with or without activation checkpointing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import lru_cache, partial
+from functools import cache, partial
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,10 @@ class Body(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all blocks: activations [B, ...] -> activations [B, ...]."""
-        if not torch.is_grad_enabled():
-            return super().forward(x)  # type: ignore[no-any-return]
         for block in self:
+            if not torch.is_grad_enabled():
+                x = block(x)
+                continue
             seed = seeds.branch()
             x = self._again(block, x, seed) if self.recompute else block(x)
         return x
@@ -66,9 +68,7 @@ class _FirstRun(AbstractContextManager[None]):
 class _SecondRun(AbstractContextManager[None]):
     """The same as the first; a double backward enters it twice."""
 
-    def __init__(
-        self, buffers: Buffers, seed: int, norms: AbstractContextManager[object]
-    ) -> None:
+    def __init__(self, buffers: Buffers, seed: int, norms: AbstractContextManager[object]) -> None:
         self._buffers, self._seed, self._norms = buffers, seed, norms
         self._inside = ExitStack()
 
@@ -91,28 +91,28 @@ def compile_part(part: nn.Module, **options: str) -> None:
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = config.accumulated_recompile_limit
-    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)
+    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)  # type: ignore[call-overload]
     part._compiled_call_impl = partial(compiled, part)
 
 
-@lru_cache(maxsize=None)
-def _entry(kind: type[nn.Module]) -> Callable[..., Tensor]:
+@cache
+def _entry(kind: Hashable) -> Callable[..., Any]:
     """A function that calls a part of this class, with code (and so a cache of graphs) of its own.
 
     Up to torch 2.13, `Module.compile` passes over a part whose forward is torch.nn's own.
     """
 
-    def call(part: nn.Module, x: Tensor) -> Tensor:
+    def call(part: Any, x: Tensor) -> Any:  # noqa: ANN401 (what the part gives)
         return part._call_impl(x)
 
-    return FunctionType(call.__code__.replace(co_name=f"call_{kind.__name__}"), globals())
+    return FunctionType(call.__code__.replace(), globals())
 
 
 def eagerly(module: nn.Module) -> AbstractContextManager[object]:
     """A context in which the compiled parts of a module run as they were written."""
-    if any(layer._compiled_call_impl is not None for layer in module.modules()):
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+    compiled = any(layer._compiled_call_impl is not None for layer in module.modules())
+    context: AbstractContextManager[object] = nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiled else context
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

@@ -234,7 +234,9 @@ class LocalModule(nn.Module):
         seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, batch)
         # one odd batch is not worth another graph
         with eagerly(self) if count < size else nullcontext():
-            y, outputs, summed = self._predict(x[:count], summed if summed is None else summed[:count])
+            y, outputs, summed = self._predict(
+                x[:count], summed if summed is None else summed[:count]
+            )
         score = self.rules.task.evaluate(outputs, summed, labels[:count], self.index + 1, count)
         return _padded(y, size), _padded(summed, size), score
 

@@ -36,9 +36,10 @@ class Buffers:
         """
         for buffers, named in self._named:
             for name, tensor in named.items():
-                if tensor is not None and tensor.numel() > _SMALL and buffers.get(name) is tensor:
-                    if tensor._version == self._versions[id(tensor)]:
-                        self._copies.pop(id(tensor), None)
+                if tensor is None or tensor.numel() <= _SMALL or buffers.get(name) is not tensor:
+                    continue
+                if tensor._version == self._versions[id(tensor)]:
+                    self._copies.pop(id(tensor), None)
 
     @contextmanager
     def again(self) -> Iterator[None]:
