@@ -17,7 +17,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, GivenData
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
-from pipeline_local.data.samples import Form, generators_kept
+from pipeline_local.data.samples import Form
 from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
 from pipeline_local.given import Given, Loss, as_weights, handed, like
 from pipeline_local.layout import Layout
@@ -28,6 +28,7 @@ from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.registry import GIVEN, reason
+from pipeline_local.seeds import generators_kept
 from pipeline_local.watch.store import Facts
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -44,7 +44,7 @@ class Predictor:
         self._shape = blueprint.info.image_shape
         self._wire_format = blueprint.wire_format
         self._task = blueprint.task
-        self._modules = [module.eval() for module in modules]
+        self._modules = modules
         self._dtype = blueprint.input_dtype
         self._normalize = Normalize(info, self._dtype, device) if info.mean else None
         self._device = device

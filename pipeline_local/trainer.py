@@ -66,6 +66,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(_as_before(rank_info.device))
         rank_info.prepare(config.parallel)
+        stack.enter_context(rank_info.repeatable())
         store = stack.enter_context(joined(rank_info))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it

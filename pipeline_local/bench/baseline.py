@@ -11,6 +11,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.engines import optimizer
 from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.precision import autocast
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rank import RankInfo
@@ -163,8 +164,7 @@ class Part(nn.Module):
         """Map activations [B, ...] to activations [B, ...] or to logits [B, classes]."""
         if x.requires_grad:  # torch's pipelines ignore the strides of gradients
             x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
-        low = self._boundary == torch.bfloat16
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        with autocast(x.device.type, self._boundary):
             y: Tensor = self.classifier(self.body(x))
         return y.to(self._boundary).contiguous()
 

@@ -31,10 +31,9 @@ from pipeline_local.data.samples import (
     as_input,
     as_target,
     different,
-    generators_kept,
-    seed_generators,
 )
 from pipeline_local.errors import UserError
+from pipeline_local.seeds import generators_kept, seed_generators
 
 INPUT_COLUMNS = (*IMAGE_COLUMNS, "pixel_values", "input_ids", "x", "features", "inputs")
 TARGET_COLUMNS = (*LABEL_COLUMNS, "y", "targets")

@@ -1,9 +1,7 @@
 """Samples as pairs of tensors, read one by one or gathered into a batch."""
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from pipeline_local.errors import UserError
-from pipeline_local.seeds import derive
+from pipeline_local.seeds import derive, generators_kept, seed_generators
 
 Pair = tuple[Tensor, Tensor]
 Collate = Callable[[list[Any]], Any]
@@ -152,25 +150,6 @@ class CollatedSamples:
             f"collate_fn must give (x, y) with one entry per sample each: got {describe(made)} for"
             f" {len(items)} samples; return two tensors"
         )
-
-
-def seed_generators(value: int) -> None:
-    """Seed torch's, Python's and NumPy's global generators on the CPU."""
-    torch.default_generator.manual_seed(value)
-    random.seed(value)
-    np.random.seed(value % 2**32)
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put the three global generators back at the end, as they were."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
 
 
 def as_input(value: object) -> Tensor:

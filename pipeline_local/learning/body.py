@@ -1,16 +1,25 @@
 """A module's body: its blocks in order, with or without activation checkpointing."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache, partial
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline_local import seeds
+from pipeline_local.learning.precision import wide_norms
+from pipeline_local.learning.untouched import Buffers
+
 
 class Body(nn.Sequential):
     """The blocks of a module in order: activations [B, ...] -> activations [B, ...].
+
+    In training each block draws from Python's and NumPy's generators as if it were alone, so that
+    it can be recomputed alone; activation checkpointing puts torch's generators back itself.
 
     Args:
         blocks: the blocks, in order.
@@ -25,7 +34,11 @@ class Body(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Run all blocks: activations [B, ...] -> activations [B, ...]."""
         for block in self:
-            x = self._again(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
+            if not torch.is_grad_enabled():
+                x = block(x)
+                continue
+            seed = seeds.branch()
+            x = self._again(block, x, seed) if self.recompute else block(x)
         return x
 
     def compile_blocks(self, **options: str) -> None:
@@ -33,59 +46,73 @@ class Body(nn.Sequential):
         for block in self:
             compile_part(block, **options)
 
-    def _again(self, block: nn.Module, x: Tensor) -> Tensor:
-        contexts = partial(_first_and_second_run, block)
+    def _again(self, block: nn.Module, x: Tensor, seed: int) -> Tensor:
+        def contexts() -> tuple[_FirstRun, _SecondRun]:
+            buffers = Buffers(block)
+            return _FirstRun(buffers), _SecondRun(buffers, seed, wide_norms())
+
         y: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return y
+
+
+class _FirstRun(AbstractContextManager[None]):
+    """Of a block that is recomputed later."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
+
+    def __exit__(self, *_: object) -> None:
+        self._buffers.forget_constants()
+
+
+class _SecondRun(AbstractContextManager[None]):
+    """The same as the first; a double backward enters it twice."""
+
+    def __init__(self, buffers: Buffers, seed: int, norms: AbstractContextManager[object]) -> None:
+        self._buffers, self._seed, self._norms = buffers, seed, norms
+        self._inside = ExitStack()
+
+    def __enter__(self) -> None:
+        self._inside.enter_context(self._buffers.again())
+        self._inside.enter_context(self._norms)
+        seeds.seed_host(self._seed)
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
 
 
 def compile_part(part: nn.Module, **options: str) -> None:
     """Compile a block or a head with the options of `torch.compile`, for static shapes.
 
-    All blocks of a class share one cache of graphs: one per shape, for training, for evaluation,
-    and for the second run of a recomputed block. At eight graphs torch stops and goes on
-    uncompiled. It may do so between the two runs of a block, which then save different tensors.
-    So its limit is raised.
+    All blocks of a class share one cache of graphs: one per shape, for training and for evaluation.
+    At eight graphs torch stops and goes on uncompiled. It may do so between the two runs of a
+    recomputed block, which then save different tensors. So its limit is raised.
     """
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = config.accumulated_recompile_limit
-    part.compile(dynamic=False, **options)
+    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)  # type: ignore[call-overload]
+    part._compiled_call_impl = partial(compiled, part)
 
 
-def _first_and_second_run(
-    block: nn.Module,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), FrozenStatistics(block)
+@cache
+def _entry(kind: Hashable) -> Callable[..., Any]:
+    """A function that calls a part of this class, with code (and so a cache of graphs) of its own.
 
-
-class FrozenStatistics(AbstractContextManager[None]):
-    """A context in which batch norms use the batch's statistics and keep their running ones.
-
-    They still update them, with a momentum of zero, as a recomputation must save the same tensors
-    for the backward pass as the first run did. The context can be entered repeatedly, as a double
-    backward recomputes twice.
-
-    Args:
-        module: the module whose batch norms are frozen.
+    Up to torch 2.13, `Module.compile` passes over a part whose forward is torch.nn's own.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        tracking = (m for m in module.modules() if getattr(m, "track_running_stats", False))
-        self._kept = [(m, m.momentum, m.num_batches_tracked) for m in tracking]
+    def call(part: Any, x: Tensor) -> Any:  # noqa: ANN401 (what the part gives)
+        return part._call_impl(x)
 
-    def __enter__(self) -> None:
-        for norm, _, _ in self._kept:
-            _set(norm, momentum=0.0, num_batches_tracked=None)
-
-    def __exit__(self, *_: object) -> None:
-        for norm, momentum, count in self._kept:
-            _set(norm, momentum=momentum, num_batches_tracked=count)
+    return FunctionType(call.__code__.replace(), globals())
 
 
-def _set(norm: nn.Module, **values: object) -> None:
-    for name, value in values.items():
-        setattr(norm, name, value)
+def eagerly(module: nn.Module) -> AbstractContextManager[object]:
+    """A context in which the compiled parts of a module run as they were written."""
+    compiled = any(layer._compiled_call_impl is not None for layer in module.modules())
+    context: AbstractContextManager[object] = nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiled else context
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

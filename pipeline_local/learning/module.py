@@ -9,7 +9,8 @@
 A module knows nothing of processes: it takes tensors and returns detached tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,13 +21,15 @@ from pipeline_local import seeds
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.learning import estimators, reconcile
-from pipeline_local.learning.body import FrozenStatistics, share_memory
+from pipeline_local.learning.body import eagerly, share_memory
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.lagged import LaggedMessages
+from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks import Score
+from pipeline_local.learning.untouched import Buffers, evaluating
 
 
 @dataclass
@@ -38,6 +41,8 @@ class _Pass:
     x: Tensor
     labels: Tensor
     y: Tensor
+    buffers: Buffers | None = None
+    """Those before it, where it is passed through again."""
     signal: Tensor | None = None
     output_grad: Tensor | None = None
     head_grads: Sequence[Tensor] = ()
@@ -88,7 +93,8 @@ class LocalModule(nn.Module):
         if microbatch == 0:
             self.guard.begin()
         x = x.detach().requires_grad_(compares)
-        self._pass = _Pass(step, microbatch, x, labels, x)
+        buffers = Buffers(self) if step.reconcile and self.index > 0 else None
+        self._pass = _Pass(step, microbatch, x, labels, x, buffers)
         self._pass.y = self._run_body(x)
         return self._pass.y.detach()
 
@@ -174,11 +180,12 @@ class LocalModule(nn.Module):
         y = self.rules.wire_format.laid_out(y)  # checkpoints do not keep strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
-            with FrozenStatistics(self):  # they have seen this batch before
-                first = reconcile.plain(self._head_objective, y, self._head_params)
-            self._measure(feedback_cosine=compare(first.input, feedback).cosine)
             params = self._head_params
-            added = self._discord_gradient(self._head_objective, y, feedback, params, first)
+            # its buffers have seen this batch before
+            objective = self._again(self._run_head, labels, Buffers(self.head))
+            first = reconcile.plain(objective, y, params)
+            self._measure(feedback_cosine=compare(first.input, feedback).cosine)
+            added = self._discord_gradient(objective, y, feedback, params, first)
             unmoved = map(torch.zeros_like, self._body_params)
             self.engine.add([*unmoved, *added], step.microbatches)
         self._pass = None
@@ -202,28 +209,42 @@ class LocalModule(nn.Module):
 
     @torch.no_grad()
     def evaluate(
-        self, x: Tensor, labels: Tensor, summed: Tensor | None = None, samples: int | None = None
+        self,
+        x: Tensor,
+        labels: Tensor,
+        summed: Tensor | None = None,
+        samples: int | None = None,
+        batch: int = 0,
     ) -> tuple[Tensor, Tensor, Score]:
         """Score the head on a test batch, alone and together with all upstream heads.
+
+        The network sees no padding, as its outputs may depend on the whole batch.
 
         Args:
             x: input [B, ...].
             labels: labels [B, ...].
             summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
             samples: number of samples that are not padding, from the first; None: all.
+            batch: its number, for what is drawn in evaluation.
 
         Returns:
             Activations [B, ...], the sum with this head's part, and both scores.
         """
-        y, outputs, summed = self._predict(x, summed)
-        count = len(x) if samples is None else samples
-        score = self.rules.task.evaluate(outputs, summed, labels, self.index + 1, count)
-        return y, summed, score
+        size, count = len(x), len(x) if samples is None else samples
+        seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, batch)
+        # one odd batch is not worth another graph
+        with eagerly(self) if count < size else nullcontext():
+            y, outputs, summed = self._predict(
+                x[:count], summed if summed is None else summed[:count]
+            )
+        score = self.rules.task.evaluate(outputs, summed, labels[:count], self.index + 1, count)
+        return _padded(y, size), _padded(summed, size), score
 
     @torch.no_grad()
     def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return activations and the sum with this head's part, as `evaluate` does."""
-        y, _, summed = self._predict(x, summed)
+        with evaluating(self):
+            y, _, summed = self._predict(x, summed)
         return y, summed
 
     # ---- inside ---------------------------------------------------------------------------
@@ -255,24 +276,34 @@ class LocalModule(nn.Module):
         assert signal is not None, "who compares has received"
         # free what is not needed any more before the second pass
         now.x = now.y = now.signal = now.output_grad = first.input
+        assert now.buffers is not None, "who reconciles has kept them"
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
 
-        def objective(x: Tensor) -> Tensor:
-            return self._loss(self._run_head(self._run_body(x)), labels)
+        def run(x: Tensor) -> Tensor:
+            return self._run_head(self._run_body(x))
 
         if self._shifts:
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
             del x, signal
-            with FrozenStatistics(self):
-                return list(grad(objective(moved), self.trainable, materialize_grads=True))
+            loss = self._again(run, labels, now.buffers)(moved)
+            return list(grad(loss, self.trainable, materialize_grads=True))
         if part is not None:
             signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
+        objective = self._again(run, labels, now.buffers)
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return list(torch._foreach_add(list(first.params), added))
 
-    def _head_objective(self, y: Tensor) -> Tensor:
-        return self._loss(self._run_head(y), self._now().labels)
+    def _again(
+        self, run: Callable[[Tensor], Tensor], labels: Tensor, buffers: Buffers
+    ) -> Objective:
+        """The loss of what `run` gives, of a batch that has been passed through before."""
+
+        def objective(x: Tensor) -> Tensor:
+            with buffers.again():
+                return self._loss(run(x), labels)
+
+        return objective
 
     def _discord_gradient(
         self,
@@ -284,10 +315,8 @@ class LocalModule(nn.Module):
     ) -> list[Tensor]:
         settings = self.rules.reconcile
         between = reconcile.distance(settings.distance, self.rules.layout)
-        with FrozenStatistics(self):
-            added = self._estimator.added(
-                estimators.Point(objective, x, target, params, first, between)
-            )
+        point = estimators.Point(objective, x, target, params, first, between)
+        added = self._estimator.added(point)
         torch._foreach_mul_(added, settings.strength)
         return added
 
@@ -330,6 +359,12 @@ class LocalModule(nn.Module):
         assert self._pass is not None, "the acts come in order: forward, signal, learn"
         return self._pass
 
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        low = self.rules.wire_format.inside == torch.bfloat16
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=low)
+    def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
+        return autocast(x.device.type, self.rules.wire_format.inside)
+
+
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    """A tensor of fewer samples, filled up with zeros to this size."""
+    if len(tensor) == size:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(size - len(tensor), *tensor.shape[1:])])

@@ -21,6 +21,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
@@ -28,6 +29,7 @@ from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.models.backbone import fake_copy
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
+from pipeline_local.seeds import generators_kept
 
 CPU = Device()
 """A CPU, as a device to plan for."""
@@ -127,10 +129,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
             body = Body([fake_copy(part, FAKE_DEVICE, blueprint.dtype)], config.modules.recompute)
             live_bytes.hold([*body.parameters(), *body.buffers()])
             before = live_bytes.live
-            with (
-                live_bytes,
-                torch.autocast("cpu", torch.bfloat16, enabled=inside == torch.bfloat16),
-            ):
+            with live_bytes, autocast("cpu", inside):
                 x = body(x)
             kept.append(live_bytes.live - before)
     return kept
@@ -139,7 +138,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
 @contextmanager
 def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
     """Makes tensors fake in the context, and leaves the global generators as they were."""
-    with torch.random.fork_rng(devices=[]), fake_mode(device.type):
+    with generators_kept(), fake_mode(device.type):
         try:
             yield
         except (NotImplementedError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
 
@@ -78,15 +79,15 @@ def materialize(
     """Give a meta module memory and fresh weights; the original stays on the meta device.
 
     The weights are drawn on the CPU in float32, so they are the same on any device. The global
-    generator is left as it was.
+    generators are left as they were.
 
     Raises:
         UserError: `initialize` leaves tensors unfilled.
     """
     module = copy.deepcopy(module).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
+    with seeds.generators_kept(), torch.no_grad(), torch.device("cpu"):
         _spoil(module)
-        torch.manual_seed(seed)
+        seeds.seed_generators(seed)
         initialize(module)
         left = list(_spoiled(module))
     if left:

@@ -128,7 +128,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def _layout(name: str, blocks: Sequence[Block], image_shape: ImageShape) -> Layout:
     """Found on the meta device, on copies: lazy layers would change what they run in."""
     modules = [copy.deepcopy(block.module).eval() for block in blocks]
-    x = given = torch.empty(1, *image_shape, device="meta")
+    x = given = torch.empty(2, *image_shape, device="meta")
     for block in blocks:
         x = through(block, x)  # names the block that gives no batch of numbers
     try:

@@ -17,12 +17,15 @@ Messages between modules are rounded alike on all edges (boundary.py).
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline_local import seeds
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Score
+from pipeline_local.learning.untouched import evaluating
 from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
 from pipeline_local.record.trace import Trace
@@ -130,19 +133,22 @@ class Stage:
             For each module, its scores batch by batch.
         """
         scores: list[list[Score]] = [[] for _ in self.modules]
-        for module in self.modules:
-            module.eval()
-        for batch, samples in enumerate(batches):
-            for slot, row in zip(self._chain, scores, strict=True):
-                module = slot.module
-                with self.trace.span("recv", module.index, number, batch):
-                    x, labels, *sums = slot.upstream.recv()
-                with self.trace.span("evaluate", module.index, number, batch):
-                    summed = sums[0] if sums else None
-                    activations, summed, score = module.evaluate(x, labels, summed, samples)
-                with self.trace.span("send", module.index, number, batch):
-                    slot.downstream.send(activations, labels, summed)
-                row.append(score)
-        for module in self.modules:
-            module.train()
+        with ExitStack() as stack:
+            stack.enter_context(seeds.generators_kept())
+            for module in self.modules:
+                stack.enter_context(evaluating(module))
+            for batch, samples in enumerate(batches):
+                for slot, row in zip(self._chain, scores, strict=True):
+                    row.append(self._evaluate(slot, number, batch, samples))
         return scores
+
+    def _evaluate(self, slot: Slot, number: int, batch: int, samples: int) -> Score:
+        upstream, module, downstream = slot.upstream, slot.module, slot.downstream
+        with self.trace.span("recv", module.index, number, batch):
+            x, labels, *sums = upstream.recv()
+        with self.trace.span("evaluate", module.index, number, batch):
+            summed = sums[0] if sums else None
+            activations, summed, score = module.evaluate(x, labels, summed, samples, batch)
+        with self.trace.span("send", module.index, number, batch):
+            downstream.send(activations, labels, summed)
+        return score

@@ -193,11 +193,11 @@ def by_flops(blueprint: Blueprint) -> Costs:
 def _counted(
     config: Config, parts: Sequence[nn.Module], shape: tuple[int, ...], is_body: bool = False
 ) -> Cost:
-    x = torch.empty(1, *shape, device="meta")
+    x = torch.empty(2, *shape, device="meta")  # as norms of a batch need
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for part in parts:
             x = copy.deepcopy(part).eval()(x)
-    forward = float(counter.get_total_flops() * config.data.batch_size)
+    forward = counter.get_total_flops() * config.data.batch_size / 2
     again = forward if is_body and config.modules.recompute else 0.0
     backward = 2 * forward + again
     estimator = estimators.estimator(config.reconcile)

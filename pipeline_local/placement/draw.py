@@ -38,7 +38,7 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     dtype = input_dtype(info)
     backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape, dtype)
     _check_layout(config, backbone)
-    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape), dtype)]
+    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (2, *info.image_shape), dtype)]
     uncut = Blueprint(
         config=config,
         info=info,
@@ -50,6 +50,7 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
         run_plan=RunPlan(config, info.num_train, info.num_test),
         device=device or Device.here(),
     )
+    _check_last_test_batch(uncut)
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     _check_entries(blueprint)
@@ -111,6 +112,22 @@ def _check_entries(blueprint: Blueprint) -> None:
         optimizer.build(config.optimizer, [nn.Parameter(torch.zeros(1))])
     if config.optimizer.schedule.startswith("python:"):
         blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
+
+
+def _check_last_test_batch(uncut: Blueprint) -> None:
+    """A norm that takes its statistics from the batch may refuse a batch of one sample."""
+    if uncut.run_plan.test_batches[-1:] != [1]:
+        return
+    try:
+        shape = (1, *uncut.info.image_shape)
+        *_, features = backbones.shapes(uncut.backbone, shape, input_dtype(uncut.info))
+        backbones.through(uncut.backbone.classifier, torch.empty(features, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size: {uncut.config.data.batch_size} leaves a last test batch of one of"
+            f" {uncut.info.num_test} samples, which the model cannot take alone ({error}); choose"
+            f" another batch size"
+        ) from None
 
 
 def _check_trainable(blueprint: Blueprint) -> None:

@@ -8,6 +8,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.engines.optimizer import build
 from pipeline_local.learning.body import Body
+from pipeline_local.learning.precision import autocast
 from pipeline_local.memory.dry_run import FAKE_DEVICE, make_state, state
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.memory.fake_mode import fake_mode
@@ -51,8 +52,7 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
         x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
         with live_bytes:
             before = live_bytes.live
-            low = blueprint.wire_format.inside == torch.bfloat16
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            with autocast("cpu", blueprint.wire_format.inside):
                 y = body(x.requires_grad_(blocks.start > 0))
             kept = live_bytes.live - before
             grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)

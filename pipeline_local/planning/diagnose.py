@@ -24,13 +24,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from pipeline_local import finished, newfile
+from pipeline_local import finished, newfile, seeds
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
-from pipeline_local.learning.body import FrozenStatistics
+from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
+from pipeline_local.learning.untouched import Buffers
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
@@ -102,11 +103,13 @@ def measure(modules: Sequence[LocalModule], batches: Iterable[Batch]) -> list[Gr
         batches: at least one batch.
     """
     with ExitStack() as stack:
+        stack.enter_context(seeds.generators_kept())
+        seeds.seed_generators(0)
         # compiled blocks free their activations after one backward pass, and here are two
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in modules:
+            stack.enter_context(eagerly(module))
             stack.enter_context(_without_randomness(module))
-            stack.enter_context(FrozenStatistics(module))
+            stack.enter_context(Buffers(module).again())
         per_batch = [_compare(modules, x, labels) for x, labels in batches]
     return [_mean(rows) for rows in zip(*per_batch, strict=True)]
 
@@ -190,10 +193,10 @@ def _mean(rows: Sequence[GradientRow]) -> GradientRow:
 
 @contextmanager
 def _without_randomness(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, except for norms that keep running statistics: these are in training."""
+    """Evaluation mode, except for norms that keep running statistics: these stay in training."""
     modes = [(layer, layer.training) for layer in module.modules()]
-    for layer, _ in modes:
-        layer.training = bool(getattr(layer, "track_running_stats", False))
+    for layer, mode in modes:
+        layer.training = mode and bool(getattr(layer, "track_running_stats", False))
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,6 +115,27 @@ class RankInfo:
             torch.accelerator.set_device_index(self.device)
             # the rounding of TF32 is larger than the differences that reconciliation works with
             torch.backends.cudnn.allow_tf32 = False
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """A context in which CPUs add up numbers in one order, whatever the number of threads.
+
+        In the backward pass of `table[index]` their threads would add to one row as they come. On
+        GPUs this would cost time, and refuse operations.
+        """
+        found = torch.are_deterministic_algorithms_enabled()
+        if found or self.device.type != "cpu":
+            yield
+            return
+        memory: Any = torch.utils.deterministic
+        filled = memory.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # for debugging, and slow
+        try:
+            yield
+        finally:
+            memory.fill_uninitialized_memory = filled
+            torch.use_deterministic_algorithms(False)
 
     def p2p_kind(self, config: ParallelConfig) -> P2PKind:
         """Returns the fastest point-to-point transport that this rank can use.

@@ -56,8 +56,8 @@ def test_batches(
 
     Yields:
         uint8 images [B, C, H, W] and int64 labels [B]. The last batch is filled up with zeros and
-        the label `IGNORE_LABEL`; with data.on_error=skip, so is what cannot be read, and `skipped`
-        gets it.
+        the label `IGNORE_LABEL`, which with data.on_error=skip also stands for what cannot be read;
+        `skipped` gets that.
 
     Raises:
         UserError: an image cannot be read; with data.on_error=skip, not one can.
@@ -101,7 +101,11 @@ class TrainSource:
 
 @dataclass(frozen=True)
 class TestSource:
-    """The test batches, the last one filled up; what is passed over looks the same."""
+    """The test batches, the last one filled up.
+
+    In the place of what is passed over there is another image of the batch, without a label: the
+    network may compute with the batch as a whole, and must not see an empty one.
+    """
 
     __test__ = False  # for pytest
 
@@ -112,12 +116,17 @@ class TestSource:
 
     def batch(self, step: int) -> Batch:
         start = step * self.data.batch_size
-        return _stack([self._sample(start + i) for i in range(self.data.batch_size)])
+        stop = min(start + self.data.batch_size, len(self.dataset))
+        found = [self._sample(index) for index in range(start, stop)]
+        empty = torch.zeros(self.info.image_shape, dtype=torch.uint8), IGNORE_LABEL
+        other = next(((image, IGNORE_LABEL) for image, _ in filter(None, found)), empty)
+        padding = [empty] * (self.data.batch_size - len(found))
+        return _stack([sample or other for sample in found] + padding)
 
-    def _sample(self, index: int) -> tuple[Tensor, int]:
-        stored = self._stored(index) if index < len(self.dataset) else None
+    def _sample(self, index: int) -> tuple[Tensor, int] | None:
+        stored = self._stored(index)
         if stored is None:
-            return torch.zeros(self.info.image_shape, dtype=torch.uint8), IGNORE_LABEL
+            return None
         image, label = stored
         return fit(image, self.info.image_shape[1]), label
 

@@ -104,7 +104,7 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of one sample's output of a meta module, from that of one sample's input."""
     probe = copy.deepcopy(module).eval()
     with torch.no_grad():
-        return tuple(probe(torch.empty(1, *shape, device="meta")).shape[1:])
+        return tuple(probe(torch.empty(2, *shape, device="meta")).shape[1:])
 
 
 def reset(module: nn.Module) -> None:

@@ -1,0 +1,77 @@
+"""Two runs with two threads end with the same bytes."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local import configfile
+from pipeline_local.finished import export
+from pipeline_local.models import registry
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.trainer import train
+
+VIT = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 64, "mlp_dim": 64}
+SMALLEST = """
+    mlp resnet20 vgg vit resnet18 resnext50_32x4d wide_resnet50_2 vgg11_bn vit_b_16 swin_t swin_v2_t
+    alexnet squeezenet1_1 densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0 convnext_tiny
+    mnasnet0_5 shufflenet_v2_x0_5 regnet_y_400mf maxvit_t googlenet inception_v3
+""".split()
+"""A model of each family."""
+
+
+def weights(folder, model, **data):
+    tree = {
+        "model": model,
+        "modules": {"count": 2},
+        "data": {"name": "synthetic", "batch_size": 8, "limit": 16, **data},
+        "reconcile": {"weight": 0.1, "every": 1},
+        "train": {"steps": 2},
+        "parallel": {"threads": 2},
+        "run": {"dir": str(folder)},
+    }
+    train(configfile.parse(tree), RankInfo())
+    return export(folder, folder / "weights.safetensors")
+
+
+def assert_repeatable(folder, model, **data):
+    first, second = (weights(folder / name, model, **data) for name in ("one", "two"))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class Table(nn.Module):
+    """A learned table, indexed more often than torch adds up in one thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(3, 64))
+        self.register_buffer("places", torch.empty(2000, dtype=torch.int64))
+
+    def reset_parameters(self):
+        nn.init.normal_(self.table)
+        self.places.random_(3)
+
+    def forward(self, x):
+        return x + self.table[self.places].reshape(-1, 20, 64).square().sum(1).mean(0)
+
+
+def net(num_classes, image_shape):
+    stem = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64))
+    return [stem, Table(), nn.Sequential(nn.ReLU(), Table()), nn.Linear(64, num_classes)]
+
+
+def test_a_table_that_threads_add_to(tmp_path):
+    before = torch.are_deterministic_algorithms_enabled()
+    assert_repeatable(tmp_path, {"name": f"python:{__name__}:net"})
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", SMALLEST)
+def test_models_of_all_families(tmp_path, name):
+    size = {"alexnet": 224, "maxvit_t": 224, "inception_v3": 96}.get(name, 64)
+    assert_repeatable(tmp_path, {"name": name, **(VIT if name == "vit" else {})}, image_size=size)
+
+
+def test_no_family_is_left_out():
+    assert {name[:4] for name in registry.MODELS.names()} == {name[:4] for name in SMALLEST}
