@@ -47,8 +47,8 @@ class Guard:
         """Run one step of the optimizer, unless the loss or a gradient is not finite.
 
         Args:
-            optimizer: the optimizer; parameters without a gradient are left alone. A fused one takes the result of
-                the check on the device; for any other, the host waits for it.
+            optimizer: the optimizer. A fused one takes the result of the check on the device; for
+                any other, the host waits for it.
             loss: loss of this step, a scalar.
             number: number of this step, from 0.
         """

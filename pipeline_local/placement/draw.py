@@ -36,7 +36,9 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
     model = config.model
     task = make_task(config, info)
     dtype = input_dtype(info)
-    backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape, dtype)
+    backbone = registry.build(
+        model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
+    )
     _check_layout(config, backbone)
     outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (1, *info.image_shape), dtype)]
     uncut = Blueprint(
