@@ -95,7 +95,8 @@ def materialize(
             f"model.name: the initialisation of {type(module).__name__} leaves"
             f" {', '.join(left)} unfilled; let it fill every parameter and buffer"
         )
-    return module.to(device=device, dtype=dtype)
+    refill(module, lambda tensor: tensor.to(device, precision(tensor, dtype)))
+    return module
 
 
 def made(
@@ -116,8 +117,7 @@ def made(
     values, names = block.values, {tensor: name for name, tensor in tensors(module)}
 
     def value(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return values[names[tensor]].detach().to(device, kind, copy=True)
+        return values[names[tensor]].detach().to(device, precision(tensor, dtype), copy=True)
 
     with torch.no_grad():
         refill(module, value)
@@ -133,8 +133,7 @@ def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
         copied = copy.deepcopy(module)
 
     def empty(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return torch.empty(tensor.shape, dtype=kind, device=device)
+        return torch.empty(tensor.shape, dtype=precision(tensor, dtype), device=device)
 
     refill(copied, empty)
     return copied
@@ -145,13 +144,18 @@ def refill(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     made: dict[Tensor, Tensor] = {}
     for layer in module.modules():
         for owned in (layer._parameters, layer._buffers):
-            for name, old in owned.items():
+            for name, old in list(owned.items()):
                 if old is None:
                     continue
                 if old not in made:
                     new = make(old)
                     made[old] = nn.Parameter(new, old.requires_grad) if _is_parameter(old) else new
-                owned[name] = made[old]  # type: ignore[assignment]
+                setattr(layer, name, made[old])  # recurrent layers list their tensors, too
+
+
+def precision(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tensor in a run whose floating point is `dtype`: others keep their own."""
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _is_parameter(tensor: Tensor) -> bool:
