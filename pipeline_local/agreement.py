@@ -30,7 +30,7 @@ def check(config: Config, rank_info: RankInfo) -> Placement:
     Raises:
         UserError: a mistake that the user must fix.
     """
-    blueprint = draw(config, describe(config.data))
+    blueprint = draw(config, describe(config.data), tries=True)
     placement = Placement.of(blueprint, rank_info.world_size)
     rank_info.p2p_kind(config.parallel)
     if config.modules.profile is not None:

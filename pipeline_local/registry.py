@@ -316,8 +316,11 @@ def import_named(key: str, name: str) -> Callable[..., Any]:
 
 
 def reason(error: BaseException) -> str:
-    """What a user's code raised, and the line of code that raised it."""
+    """What a user's code raised, and the line of it that raised it, or called who did."""
     text = next(iter(str(error).splitlines()), "")
-    origin = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = ("site-packages", str(Path(__file__).parent))
+    own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
+    origin = (own or frames)[-1]
     where = f", {Path(origin.filename).name} line {origin.lineno}"
     return f"{type(error).__name__}: {text}{'' if isinstance(error, SyntaxError) else where}"

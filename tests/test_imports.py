@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    ("errors", "seeds", "layout", "yamltext", "values", "byvalue"),
+    ("errors", "seeds", "layout", "yamltext", "values", "byvalue", "writes"),
     ("config", "screen", "newfile", "registry"),
     ("engines",),
     ("learning", "models", "data"),

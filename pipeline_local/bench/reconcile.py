@@ -246,7 +246,9 @@ def _added(
     for weight in (own.weight, 0.0):
         module = _module(blueprint, index, device, replace(own, weight=weight))
         _acts(module, inputs, 0, lr=0.0)
-        vectors.append(torch.cat([g.double().flatten() for g in module.gradients]))
+        pairs = zip(module.gradients, module.trainable, strict=True)
+        found = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        vectors.append(torch.cat([g.double().flatten() for g in found]))
     return (vectors[0] - vectors[1]) / (own.strength or 1.0)
 
 

@@ -137,12 +137,19 @@ class Blueprint:
 
     def module(self, index: int, device: torch.device) -> LocalModule:
         """Allocates and initialises a module: weights are a function of (seed, block) alone."""
-        blocks = [self.fresh(block, device) for block in self.blocks(index)]
-        body, head = Body(blocks, self.config.modules.recompute), self._head(index, device)
+        body, head = self._body_and_head(index, device)
         if self.config.compile:
             body.compile_blocks()
             compile_part(head)
         return self.assembled(index, body, head)
+
+    def uncompiled(self, index: int, device: torch.device) -> LocalModule:
+        """Returns the same module, whatever `compile` says."""
+        return self.assembled(index, *self._body_and_head(index, device))
+
+    def _body_and_head(self, index: int, device: torch.device) -> tuple[Body, nn.Module]:
+        blocks = [self.fresh(block, device) for block in self.blocks(index)]
+        return Body(blocks, self.config.modules.recompute), self._head(index, device)
 
     def fake_module(self, index: int, device: torch.device) -> LocalModule:
         """Returns the same module, uninitialised and not compiled, for a FakeTensorMode."""

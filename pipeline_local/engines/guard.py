@@ -47,8 +47,8 @@ class Guard:
         """Run one step of the optimizer, unless the loss or a gradient is not finite.
 
         Args:
-            optimizer: the optimizer; its parameters have gradients. A fused one takes the result of
-                the check on the device; for any other, the host waits for it.
+            optimizer: the optimizer. A fused one takes the result of the check on the device; for
+                any other, the host waits for it.
             loss: loss of this step, a scalar.
             number: number of this step, from 0.
         """
@@ -106,5 +106,6 @@ def _not_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:
     """0 or 1 in float32, as a fused optimizer takes it, from one pass over the gradients."""
     found = (~loss.isfinite()).float()
     one = torch.ones((), device=loss.device)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
+    if gradients:  # none where no parameter was used
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
     return found

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline_local.engines import gradients as sums
+from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.optimizer import laid_out_as
 
@@ -31,22 +33,26 @@ class TorchEngine:
         self._params = params
         self._guard = guard
         self._clip = clip
-        self._sum: list[Tensor] = []
+        self._sum: list[Gradient] = []
         self.optimizer = make(params)
         usual = self.optimizer.defaults.get("lr") or 1.0
         self._rates = [float(group["lr"]) / usual for group in self.optimizer.param_groups]
 
     @property
-    def gradients(self) -> Sequence[Tensor]:
-        """The gradients that the next step applies, one per parameter; empty after a step."""
+    def gradients(self) -> Sequence[Gradient]:
+        """The gradients that the next step applies, one per parameter; empty after a step.
+
+        None where the loss does not depend on the parameter: then the step leaves it alone.
+        """
         return self._sum
 
-    def add(self, gradients: Sequence[Tensor], microbatches: int) -> None:
+    def add(self, gradients: Sequence[Gradient], microbatches: int) -> None:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
         share = list(gradients)
         if microbatches > 1:
-            share = list(torch._foreach_div(share, microbatches))
-        self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
+            divided = iter(torch._foreach_div(sums.known(share), microbatches))
+            share = [None if gradient is None else next(divided) for gradient in share]
+        self._sum = sums.plus(self._sum, share) if self._sum else share
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
@@ -60,7 +66,7 @@ class TorchEngine:
             Metrics by name.
         """
         for parameter, gradient in zip(self._params, self._sum, strict=True):
-            parameter.grad = laid_out_as(parameter, gradient)
+            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
         self._sum = []
         metrics = {}
         if self._clip is not None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.engines.gradients import Gradient
 from pipeline_local.learning.reconcile import (
     Distance,
     Gradients,
@@ -56,8 +57,8 @@ class Estimator(ABC):
     differentiates_twice = False
 
     @abstractmethod
-    def added(self, at: Point) -> list[Tensor]:
-        """Return dD/d(params) there."""
+    def added(self, at: Point) -> list[Gradient]:
+        """Return dD/d(params) there; None for a parameter that it does not depend on."""
 
     @abstractmethod
     def cost(self, forward: float, backward: float, again: float) -> float:
@@ -84,7 +85,7 @@ class Exact(Estimator):
 
     differentiates_twice = True
 
-    def added(self, at: Point) -> list[Tensor]:
+    def added(self, at: Point) -> list[Gradient]:
         """Return dD/d(params) by `exact`."""
         return exact(at.objective, at.x, at.s, at.params, at.between)
 
@@ -104,7 +105,7 @@ class FiniteDifference(Estimator):
     def __init__(self, *, step: Annotated[float, Field(gt=0)] = 0.03) -> None:
         self._step = step
 
-    def added(self, at: Point) -> list[Tensor]:
+    def added(self, at: Point) -> list[Gradient]:
         """Return dD/d(params) by `finite_difference`."""
         first = at.first or plain(at.objective, at.x, at.params)
         return finite_difference(at.objective, at.x, at.s, at.params, self._step, first, at.between)

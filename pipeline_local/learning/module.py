@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
 
 from pipeline_local import seeds
+from pipeline_local.engines import gradients
+from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.learning import estimators, reconcile
-from pipeline_local.learning.body import eagerly, share_memory
+from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.precision import autocast
@@ -45,7 +46,7 @@ class _Pass:
     """Those before it, where it is passed through again."""
     signal: Tensor | None = None
     output_grad: Tensor | None = None
-    head_grads: Sequence[Tensor] = ()
+    head_grads: Sequence[Gradient] = ()
 
 
 Message = tuple[Tensor, ...]
@@ -108,8 +109,9 @@ class LocalModule(nn.Module):
         outputs = self._run_head(y)
         loss = self._loss(outputs, now.labels)
         params = [] if self._shifts else self._head_params
-        now.output_grad, *now.head_grads = grad(loss, [y, *params], materialize_grads=True)
-        now.output_grad = self.rules.wire_format.laid_out(now.output_grad)  # as the body's output
+        output_grad, *now.head_grads = gradients.of(loss, [y, *params])
+        output_grad = torch.zeros_like(y) if output_grad is None else output_grad
+        now.output_grad = self.rules.wire_format.laid_out(output_grad)  # as the body's output
         self._measure(loss=loss.detach())
         if now.step.send_lagged:
             self.lagged.awaiting.push(now.step.number, now.microbatch, *self.lagged_awaiting())
@@ -186,7 +188,7 @@ class LocalModule(nn.Module):
             first = reconcile.plain(objective, y, params)
             self._measure(feedback_cosine=compare(first.input, feedback).cosine)
             added = self._discord_gradient(objective, y, feedback, params, first)
-            unmoved = map(torch.zeros_like, self._body_params)
+            unmoved = [None] * len(self._body_params)
             self.engine.add([*unmoved, *added], step.microbatches)
         self._pass = None
 
@@ -203,8 +205,11 @@ class LocalModule(nn.Module):
         return self.engine.optimizer
 
     @property
-    def gradients(self) -> Sequence[Tensor]:
-        """The gradients that the next update applies, one per parameter; empty after an update."""
+    def gradients(self) -> Sequence[Gradient]:
+        """The gradients that the next update applies, one per parameter; empty after an update.
+
+        None where the loss does not depend on the parameter: then the update leaves it alone.
+        """
         return self.engine.gradients
 
     @torch.no_grad()
@@ -257,19 +262,19 @@ class LocalModule(nn.Module):
         return y, outputs, part if summed is None else summed + part
 
     def _body_backward(self) -> Gradients:
-        """The plain gradients; at the input only where it is compared."""
+        """The plain gradients; at the input only where it is compared.
+
+        A frozen body's output needs no gradient, nor does that of one that is skipped in this step.
+        """
         now = self._now()
-        if not now.y.requires_grad:  # a frozen body, and nothing to compare
-            return Gradients(now.x, now.head_grads)
         inputs = [now.x] if now.x.requires_grad else []
         params = [] if self._shifts else self._body_params
-        grads = grad(now.y, [*inputs, *params], now.output_grad, materialize_grads=True)
+        grads = gradients.of(now.y, [*inputs, *params], now.output_grad)
         g = grads[0] if inputs else now.x
-        if now.output_grad is not None and share_memory(g, now.output_grad):
-            g = g.clone()  # a body that only reshapes: the signal is being sent, g is overwritten
+        g = torch.zeros_like(now.x) if g is None else g
         return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
 
-    def _reconciled(self, first: Gradients) -> list[Tensor]:
+    def _reconciled(self, first: Gradients) -> list[Gradient]:
         """The plain gradients plus lambda times those of the discord."""
         now, settings = self._now(), self.rules.reconcile
         x, signal, labels = now.x.detach(), now.signal, now.labels
@@ -286,13 +291,13 @@ class LocalModule(nn.Module):
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
             del x, signal
             loss = self._again(run, labels, now.buffers)(moved)
-            return list(grad(loss, self.trainable, materialize_grads=True))
+            return gradients.of(loss, self.trainable)
         if part is not None:
             signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
         objective = self._again(run, labels, now.buffers)
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
-        return list(torch._foreach_add(list(first.params), added))
+        return gradients.plus(first.params, added)
 
     def _again(
         self, run: Callable[[Tensor], Tensor], labels: Tensor, buffers: Buffers
@@ -312,12 +317,12 @@ class LocalModule(nn.Module):
         target: Tensor,
         params: Sequence[Tensor],
         first: Gradients | None,
-    ) -> list[Tensor]:
+    ) -> list[Gradient]:
         settings = self.rules.reconcile
         between = reconcile.distance(settings.distance, self.rules.layout)
         point = estimators.Point(objective, x, target, params, first, between)
         added = self._estimator.added(point)
-        torch._foreach_mul_(added, settings.strength)
+        torch._foreach_mul_(gradients.known(added), settings.strength)
         return added
 
     @property

@@ -16,6 +16,8 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.engines import gradients
+from pipeline_local.engines.gradients import Gradient
 from pipeline_local.errors import UserError
 from pipeline_local.layout import POSITIONS, Layout
 
@@ -33,10 +35,13 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gradients:
-    """The first-order gradients of a local loss at the input [B, ...] and for each parameter."""
+    """The first-order gradients of a local loss at the input [B, ...] and for each parameter.
+
+    Where nothing depends on it, that at the input is zero, and that of a parameter None.
+    """
 
     input: Tensor
-    params: Sequence[Tensor]
+    params: Sequence[Gradient]
 
 
 def discord(g: Tensor, s: Tensor) -> Tensor:
@@ -84,8 +89,8 @@ def distance(name: str, layout: Layout) -> Distance:
 def plain(objective: Objective, x: Tensor, params: Sequence[Tensor]) -> Gradients:
     """Return the gradients of the local loss at x, by one forward and one backward pass."""
     x = x.detach().requires_grad_()
-    g, *rest = grad(objective(x), [x, *params], materialize_grads=True)
-    return Gradients(g, rest)
+    g, *rest = gradients.of(objective(x), [x, *params])
+    return Gradients(torch.zeros_like(x) if g is None else g, rest)
 
 
 def exact(
@@ -94,7 +99,7 @@ def exact(
     s: Tensor,
     params: Sequence[Tensor],
     between: Distance = discord,
-) -> list[Tensor]:
+) -> list[Gradient]:
     """Return dD/d(params) by double backward: the reference for every other estimator.
 
     Attention runs on its composite kernel: flash and memory-efficient attention have no second
@@ -102,11 +107,13 @@ def exact(
     """
     x = x.detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):
-        (g,) = grad(objective(x), x, create_graph=True)
+        (g,) = gradients.of(objective(x), [x], create_graph=True)
+        if g is None:
+            return [None] * len(params)
         if _ends_early(g):
             raise UserError(f"{NOT_TWICE}; use reconcile.estimator=shift")
         try:
-            return list(grad(between(g, s), params, materialize_grads=True))
+            return gradients.of(between(g, s), params)
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
@@ -146,7 +153,7 @@ def finite_difference(
     step: float,
     first: Gradients,
     between: Distance = discord,
-) -> list[Tensor]:
+) -> list[Gradient]:
     """Return dD/d(params) to first order in `step`, by one more forward and backward pass.
 
     With v = dD/dg = 2B (g - s) held fixed, dD/d(params) = d<v, g>/d(params), the derivative of the
@@ -162,10 +169,10 @@ def finite_difference(
     size, length = _norm(v), step * _norm(x)
     moved = first.input.detach().copy_(x).addcmul_(v, length / size)
     del v
-    second = grad(objective(moved), params, materialize_grads=True)
-    added = torch._foreach_sub(second, list(first.params))
-    torch._foreach_mul_(added, size / length)
-    return list(added)
+    second = gradients.of(objective(moved), params)
+    added = gradients.plus(second, first.params, alpha=-1)
+    torch._foreach_mul_(gradients.known(added), size / length)
+    return added
 
 
 def shift(

@@ -94,7 +94,7 @@ def stage_bytes(
     with _faked(blueprint, device):
         modules = [blueprint.fake_module(number, FAKE_DEVICE) for number in numbers]
         for module in modules:
-            module.guard.is_refused = _never
+            module.guard.is_refused = never
             make_state(module.trainable, module.optimizer)
             live_bytes.hold(_statics(module))
         acts = _Acts(live_bytes)
@@ -174,9 +174,9 @@ class _Acts(Trace):
 def _perform(
     blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
 ) -> StageBytes:
-    first, last, step = modules[0].index, modules[-1].index, _heaviest(blueprint)
+    first, last, step = modules[0].index, modules[-1].index, heaviest(blueprint)
     for module in modules:
-        _fill_queues(blueprint, module, step)
+        fill_queues(blueprint, module, step)
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
     downstream = FakeDownstream(outer, blueprint.run_plan.lag is not None)
@@ -197,7 +197,7 @@ def _perform(
     )
 
 
-def _heaviest(blueprint: Blueprint) -> Step:
+def heaviest(blueprint: Blueprint) -> Step:
     """Returns a step with everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
@@ -221,7 +221,7 @@ def _applying(step: Step) -> Step:
     return Step(number, step.lr, step.microbatches, compare=True, apply_lagged=True, log=True)
 
 
-def _fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
+def fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
     """Fills a module's queues with what earlier steps have left there when `step` begins."""
     if (lag := blueprint.run_plan.lag) is None:
         return
@@ -262,7 +262,7 @@ def _evaluate(
     Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
 
 
-def _never(_: Tensor) -> bool:
+def never(_: Tensor) -> bool:
     """Whether an update is refused: a dry run has no numbers that could be wrong."""
     return False
 

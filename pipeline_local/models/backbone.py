@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
+from pipeline_local.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,7 +29,7 @@ class Block:
     Attributes:
         name: unique in its backbone.
         module: on the meta device. It never modifies its input, which may be a leaf that requires
-            a gradient or a tensor on its way to another rank.
+            a gradient or a tensor on its way to another rank; one that would gets a copy.
         prefix: put before its tensors' names, it gives their names in the model's state dict.
         values: of its parameters and buffers, by their names in `module`, where the user made the
             weights; None: the backbone's own rule draws them.
@@ -95,7 +96,8 @@ def materialize(
             f"model.name: the initialisation of {type(module).__name__} leaves"
             f" {', '.join(left)} unfilled; let it fill every parameter and buffer"
         )
-    return module.to(device=device, dtype=dtype)
+    refill(module, lambda tensor: tensor.to(device, precision(tensor, dtype)))
+    return module
 
 
 def made(
@@ -113,11 +115,10 @@ def made(
     if block.values is None:
         return materialize(block.module, initialize, seed, device, dtype)
     module = copy.deepcopy(block.module)
-    values, names = block.values, {tensor: name for name, tensor in _tensors(module)}
+    values, names = block.values, {tensor: name for name, tensor in tensors(module)}
 
     def value(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return values[names[tensor]].detach().to(device, kind, copy=True)
+        return values[names[tensor]].detach().to(device, precision(tensor, dtype), copy=True)
 
     with torch.no_grad():
         refill(module, value)
@@ -133,8 +134,7 @@ def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
         copied = copy.deepcopy(module)
 
     def empty(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return torch.empty(tensor.shape, dtype=kind, device=device)
+        return torch.empty(tensor.shape, dtype=precision(tensor, dtype), device=device)
 
     refill(copied, empty)
     return copied
@@ -145,13 +145,18 @@ def refill(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     made: dict[Tensor, Tensor] = {}
     for layer in module.modules():
         for owned in (layer._parameters, layer._buffers):
-            for name, old in owned.items():
+            for name, old in list(owned.items()):
                 if old is None:
                     continue
                 if old not in made:
                     new = make(old)
                     made[old] = nn.Parameter(new, old.requires_grad) if _is_parameter(old) else new
-                owned[name] = made[old]  # type: ignore[assignment]
+                setattr(layer, name, made[old])  # recurrent layers list their tensors, too
+
+
+def precision(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tensor in a run whose floating point is `dtype`: others keep their own."""
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _is_parameter(tensor: Tensor) -> bool:
@@ -211,6 +216,24 @@ def through(block: Block, x: Tensor) -> Tensor:
     return y
 
 
+def keeps_input(part: nn.Module, x: Tensor) -> bool:
+    """Whether a part on the meta device leaves its input [B, ...] alone, in both modes.
+
+    What cannot be run there, because values decide what it does, may not.
+    """
+    for training in (True, False):
+        given = x.clone()
+        storage = given.untyped_storage()._cdata
+        try:
+            with torch.no_grad(), Writes() as writes:
+                copy.deepcopy(part).train(training)(given)
+        except Exception:  # the user's own code; what is wrong with it shows later
+            return False
+        if writes.to(given) or given.untyped_storage()._cdata != storage:
+            return False
+    return True
+
+
 def reset_parameters(module: nn.Module) -> None:
     """Torch's own initialisation of every layer, inner layers first.
 
@@ -227,7 +250,8 @@ def reset_method(layer: nn.Module) -> Callable[[], None] | None:
     return reset or getattr(layer, "_reset_parameters", None)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers with their names."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
@@ -241,13 +265,13 @@ def _mark(tensor: Tensor) -> float | None:
 
 def _spoil(module: nn.Module) -> None:
     """Fresh memory often holds plausible zeros: make what stays unfilled plain to see."""
-    for _, tensor in _tensors(module):
+    for _, tensor in tensors(module):
         if (mark := _mark(tensor)) is not None:
             tensor.fill_(mark)
 
 
 def _spoiled(module: nn.Module) -> Iterator[str]:
-    return (name for name, tensor in _tensors(module) if _is_spoiled(tensor))
+    return (name for name, tensor in tensors(module) if _is_spoiled(tensor))
 
 
 def _is_spoiled(tensor: Tensor) -> bool:

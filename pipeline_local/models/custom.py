@@ -1,39 +1,62 @@
 """A user's own backbone: `model.name: python:package.module:function`.
 
-The function is called on the meta device with `num_classes`, `image_shape` and the further
-`model.*` keys. It returns a `Backbone`, or a list of modules or (name, module) pairs, the
-classifier last.
+The function is called with `num_classes`, `image_shape` and the further `model.*` keys. It returns
+a `Backbone`, or a list of modules or (name, module) pairs, the classifier last. It is called on the
+meta device first, which costs no memory. Where that does not do, as the function asks for values or
+sets them, it is called on the CPU, too, with all random numbers a function of the seed.
 """
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn.parameter import is_lazy
 
+from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models import layouts
-from pipeline_local.models.backbone import Backbone, Block, reset_method, reset_parameters, through
+from pipeline_local.models.backbone import (
+    Backbone,
+    Block,
+    keeps_input,
+    refill,
+    reset_method,
+    reset_parameters,
+    tensors,
+    through,
+)
+from pipeline_local.models.building import Record, Values, fill_rest, loses_values, own_tensors
 from pipeline_local.registry import reason
+from pipeline_local.writes import on_a_copy
+
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
-def builder(name: str, function: Callable[..., Any]) -> Callable[..., Backbone]:
+def builder(
+    name: str, function: Callable[..., Any], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Callable[..., Backbone]:
     """The user's function, with its own signature, giving a `Backbone`.
 
     Args:
         name: `python:package.module:function`, for messages.
         function: what stands there.
+        seed: of all random numbers that it draws.
+        dtype: of the input.
     """
 
     @functools.wraps(function)
     def build(*, num_classes: int, image_shape: ImageShape, **args: Any) -> Backbone:  # noqa: ANN401
+        given = {"num_classes": num_classes, "image_shape": image_shape, **args}
+        example = torch.empty(2, *image_shape, device=META, dtype=dtype)
+        called = _Called(name, functools.partial(function, **given), seed, example)
         try:
-            made = function(num_classes=num_classes, image_shape=image_shape, **args)
-            return made if isinstance(made, Backbone) else _assemble(name, made, image_shape)
+            return called.backbone()
         except UserError:
             raise
         except Exception as error:  # the user's own code
@@ -45,15 +68,99 @@ def builder(name: str, function: Callable[..., Any]) -> Callable[..., Backbone]:
     return build
 
 
-def _assemble(name: str, made: object, image_shape: ImageShape) -> Backbone:
+@dataclass(frozen=True)
+class _Called:
+    """One call of a user's function.
+
+    Attributes:
+        name: for messages.
+        function: with all its arguments.
+        seed: of all random numbers that it draws.
+        example: two inputs, on the meta device.
+    """
+
+    name: str
+    function: Callable[[], Any]
+    seed: int
+    example: Tensor
+
+    def backbone(self) -> Backbone:
+        """What it builds, on the meta device; values that are lost there come from the CPU."""
+        try:
+            made, blocks, record = self.made(META)
+        except UserError:
+            raise
+        except Exception:  # it asks for values; or it is wrong, and fails on the CPU, too
+            made, blocks, record = self.made(CPU)
+        rule = made.initialize if isinstance(made, Backbone) else reset_parameters
+        if rule is reset_parameters:
+            for block in blocks:
+                _check_filled(self.name, block, record)
+            if any(loses_values(block.module, rule, record) for block in blocks):
+                blocks = [replace(b, values=Values(self.values, b.name)) for b in blocks]
+        for block in blocks:
+            refill(block.module, lambda tensor: tensor.to(META))
+        if not isinstance(made, Backbone):
+            return _assemble(self.name, blocks, self.example)
+        _protect(blocks, self.example)
+        return replace(made, blocks=tuple(blocks[:-1]), classifier=blocks[-1])
+
+    def made(self, device: torch.device) -> tuple[Any, list[Block], Record]:
+        """What the function gives on a device, its blocks, and who has filled them.
+
+        Lazy layers have got their shapes.
+        """
+        record = Record()
+        with torch.random.fork_rng(devices=[]), torch.device(device), record:
+            seeds.reseed(CPU, self.seed, "model")
+            made = self.function()
+            if isinstance(made, Backbone):
+                blocks = [*made.blocks, made.classifier]
+            else:
+                blocks = _blocks(self.name, made)
+            modules = [block.module for block in blocks]
+            _give_shapes(modules, torch.zeros_like(self.example, device=device))
+            if device == CPU:
+                fill_rest(modules, reset_method, record)
+        return made, blocks, record
+
+    @functools.cache  # noqa: B019 (as long as the backbone)
+    def values(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The tensors of all blocks as the function has filled them."""
+        with unset_fake_temporarily():
+            _, blocks, _ = self.made(CPU)
+        return {block.name: dict(tensors(block.module)) for block in blocks}
+
+
+@torch.no_grad()
+def _give_shapes(modules: Sequence[nn.Module], x: Tensor) -> None:
+    """Lazy layers get their tensors when they are first called."""
+    if not any(is_lazy(tensor) for module in modules for _, tensor in tensors(module)):
+        return
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    for module in modules:
+        x = module.eval()(x)
+    for layer, mode in modes:
+        layer.training = mode
+
+
+def _protect(blocks: Sequence[Block], x: Tensor) -> None:
+    """Blocks that would modify their input get a copy of it."""
+    for block in blocks:
+        if not keeps_input(block.module, x):
+            on_a_copy(block.module)
+        x = through(block, x)  # names the block that gives no batch of numbers
+
+
+def _assemble(name: str, blocks: Sequence[Block], example: Tensor) -> Backbone:
     """A backbone from a list of parts; torch's own initialisation for every layer."""
-    *blocks, classifier = _blocks(name, made)
-    for block in (*blocks, classifier):
-        _check_initialization(name, block)
+    for block in blocks:
+        _check_attributes(name, block)
         _keep_input(block.module)
-    _check_unshared(name, (*blocks, classifier))
-    layout = _layout(name, (*blocks, classifier), image_shape)
-    return Backbone(tuple(blocks), classifier, reset_parameters, layout)
+    _check_unshared(name, blocks)
+    _protect(blocks, example)
+    layout = _layout(name, blocks, example)
+    return Backbone(tuple(blocks[:-1]), blocks[-1], reset_parameters, layout)
 
 
 def _blocks(name: str, made: object) -> list[Block]:
@@ -78,22 +185,29 @@ def _describe(made: object) -> str:
     return f"{type(made).__name__}{f' of {kinds}' if kinds else ''}"
 
 
-def _check_initialization(name: str, block: Block) -> None:
-    """Every layer that owns tensors must know how to fill them."""
+def _check_filled(name: str, block: Block, record: Record) -> None:
+    """Every layer that owns tensors must have filled them, or know how to."""
+    knows = any(map(reset_method, block.module.modules()))
     for path, layer in block.module.named_modules():
-        where = f"in {name}, layer {'.'.join(filter(None, [block.name, path]))}"
-        where += f" ({type(layer).__name__})"
-        owns = next(chain(layer.parameters(False), layer.buffers(False)), None) is not None
-        if owns and reset_method(layer) is None:
+        if any(record.by(tensor) == "nobody" for _, tensor in own_tensors(layer)) and not knows:
             raise UserError(
-                f"model.name: {where} holds tensors but has no reset_parameters();"
-                f" add one, or return a Backbone with its own `initialize`"
+                f"model.name: {_where(name, block, path, layer)} holds tensors that nothing fills,"
+                f" and has no reset_parameters(); add one"
             )
+
+
+def _check_attributes(name: str, block: Block) -> None:
+    for path, layer in block.module.named_modules():
         if plain := [key for key, value in vars(layer).items() if isinstance(value, Tensor)]:
             raise UserError(
-                f"model.name: {where} keeps {', '.join(plain)} as a plain attribute, which never"
-                f" gets memory; use register_buffer and fill it in reset_parameters()"
+                f"model.name: {_where(name, block, path, layer)} keeps {', '.join(plain)} as a"
+                f" plain attribute, which never gets memory; use register_buffer"
             )
+
+
+def _where(name: str, block: Block, path: str, layer: nn.Module) -> str:
+    where = ".".join(filter(None, [block.name, path]))
+    return f"in {name}, layer {where} ({type(layer).__name__})"
 
 
 def _check_unshared(name: str, blocks: Sequence[Block]) -> None:
@@ -125,12 +239,9 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     return (layer for layer in module.modules() if next(layer.children(), None) is None)
 
 
-def _layout(name: str, blocks: Sequence[Block], image_shape: ImageShape) -> Layout:
-    """Found on the meta device, on copies: lazy layers would change what they run in."""
+def _layout(name: str, blocks: Sequence[Block], given: Tensor) -> Layout:
+    """Found on the meta device, on copies."""
     modules = [copy.deepcopy(block.module).eval() for block in blocks]
-    x = given = torch.empty(2, *image_shape, device="meta")
-    for block in blocks:
-        x = through(block, x)  # names the block that gives no batch of numbers
     try:
         return layouts.find(modules, given)
     except layouts.LayoutError as error:

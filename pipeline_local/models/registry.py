@@ -45,6 +45,7 @@ def build(
     outputs: int | tuple[int, ...],
     image_shape: Shape,
     dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Backbone:
     """Build a backbone on the meta device: no memory, milliseconds.
 
@@ -55,13 +56,14 @@ def build(
             `num_classes`.
         image_shape: of one sample's input: channels, height, width of an image.
         dtype: of the input.
+        seed: of what a user's own function draws while it builds.
 
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
     builder, options = MODELS.find(name), MODELS.options(name, args)
     if name.startswith("python:"):
-        builder = custom.builder(name, builder)
+        builder = custom.builder(name, builder, seed, dtype)
     output_shape = (outputs,) if isinstance(outputs, int) else outputs
     try:
         with torch.device("meta"):

@@ -15,6 +15,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.learning.tasks.task import check as check_task
+from pipeline_local.memory import trial
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
@@ -22,21 +23,26 @@ from pipeline_local.placement import balance, partition
 from pipeline_local.placement.placement import costs_by_device, spread
 
 
-def draw(config: Config, info: DataInfo, device: Device | None = None) -> Blueprint:
+def draw(
+    config: Config, info: DataInfo, device: Device | None = None, tries: bool = False
+) -> Blueprint:
     """Derives the blueprint, and refuses what does not fit.
 
     Args:
         config: the configuration of the run.
         info: the facts about the data.
         device: the device that stages compute on; None for this host's.
+        tries: whether every module is tried, too, before it trains: on fake tensors.
 
     Raises:
-        UserError: the model cannot be built, or K does not fit its blocks.
+        UserError: the model cannot be built or trained, or K does not fit its blocks.
     """
     model = config.model
     task = make_task(config, info)
     dtype = input_dtype(info)
-    backbone = registry.build(model.name, model.args, task.output_shape, info.image_shape, dtype)
+    backbone = registry.build(
+        model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
+    )
     _check_layout(config, backbone)
     outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (2, *info.image_shape), dtype)]
     uncut = Blueprint(
@@ -51,9 +57,13 @@ def draw(config: Config, info: DataInfo, device: Device | None = None) -> Bluepr
         device=device or Device.here(),
     )
     _check_last_test_batch(uncut)
+    if tries and config.modules.cuts in ("auto", "memory"):
+        trial.check(uncut)  # before its blocks are weighed
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     _check_entries(blueprint)
+    if tries:
+        trial.check(blueprint)
     return blueprint
 
 

@@ -150,7 +150,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         UserError: the configuration does not fit together, its dry run fails, or the profile was
             measured on another type of device.
     """
-    blueprint = draw_blueprint(config, info, device)
+    blueprint = draw_blueprint(config, info, device, tries=True)
     placement = Placement.of(blueprint, num_stages)
     costs, parts = placement.costs, placement.stages
     _refuse_another(device, costs)

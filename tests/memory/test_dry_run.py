@@ -69,7 +69,7 @@ class Real:
 def measured_peak(blueprint, numbers):
     """Of the second step of a real stage (the first one makes the optimizers' state)."""
     modules = [blueprint.module(number, CPU) for number in numbers]
-    step = dry_run._heaviest(blueprint)
+    step = dry_run.heaviest(blueprint)
     contract = blueprint.contract(numbers[0] - 1)
     messages = [(contract.activations, contract.labels), (contract.activations,)]
 

@@ -1,0 +1,68 @@
+"""Gradients of several tensors, of which some have none.
+
+As in torch, None is not zero: an optimizer leaves a parameter without a gradient alone, where it
+would decay one whose gradient is zero, and move it by its momentum.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Gradient = Tensor | None
+"""The gradient of one tensor; None: nothing depends on the tensor."""
+
+
+def of(
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    output_grad: Tensor | None = None,
+    create_graph: bool = False,
+) -> list[Gradient]:
+    """Return the gradients of an output at its inputs; None at those that it does not depend on.
+
+    Each has memory of its own: torch returns one tensor for both terms of a sum, and the output's
+    gradient where the output is the input.
+
+    Args:
+        output: a scalar, or a tensor of any shape.
+        inputs: tensors that require a gradient.
+        output_grad: gradient at the output, of its shape; None: one, for a scalar.
+        create_graph: whether the gradients can be differentiated again.
+    """
+    if not output.requires_grad or not inputs:
+        return [None] * len(inputs)
+    found = torch.autograd.grad(
+        output, inputs, output_grad, create_graph=create_graph, allow_unused=True
+    )
+    taken: set[int | None] = set() if output_grad is None else {_memory(output_grad)}
+    own: list[Gradient] = []
+    for gradient in found:
+        memory = None if gradient is None else _memory(gradient)
+        own.append(gradient.clone() if gradient is not None and memory in taken else gradient)
+        taken.add(memory)
+    return own
+
+
+def _memory(tensor: Tensor) -> int:
+    storage: int = tensor.untyped_storage()._cdata  # fake tensors have no address
+    return storage
+
+
+def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -> list[Gradient]:
+    """Return ones + alpha * others, pair by pair; None where both have no gradient."""
+    pairs = list(zip(ones, others, strict=True))
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    added = iter(torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=alpha))
+
+    def total(one: Gradient, other: Gradient) -> Gradient:
+        if other is None:
+            return one
+        return other * alpha if one is None else next(added)
+
+    return [total(one, other) for one, other in pairs]
+
+
+def known(gradients: Sequence[Gradient]) -> list[Tensor]:
+    """Return those that there are."""
+    return [gradient for gradient in gradients if gradient is not None]

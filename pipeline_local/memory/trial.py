@@ -1,0 +1,318 @@
+"""A trial step of every module: what cannot be trained shows before anything is spent.
+
+On fake tensors of the true sizes, which cost neither memory nor compute. Where a step fails on
+them, a real one decides, as blocks may ask for values, which fake tensors do not have.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Spec
+from pipeline_local.config import Config
+from pipeline_local.engines import gradients
+from pipeline_local.engines.optimizer import OPTIMIZERS
+from pipeline_local.errors import UserError
+from pipeline_local.learning.estimators import ESTIMATORS
+from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.step import Step
+from pipeline_local.learning.tasks import TASKS
+from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, never
+from pipeline_local.memory.fake_mode import fake_mode, made_up_values
+from pipeline_local.models.registry import MODELS
+from pipeline_local.registry import GIVEN, Registry, reason
+
+_NO_VALUES = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+    NotImplementedError,
+)
+"""What fake tensors raise where real ones may do."""
+
+NUM_REAL_STEPS = 4
+"""Real steps of a module whose way through depends on random numbers."""
+
+
+def check(blueprint: Blueprint) -> None:
+    """Tries one training step of every module: all acts, second pass and update included.
+
+    What comes with this package is known to take one, from two samples on, and is not tried.
+
+    Raises:
+        UserError: a block or head cannot be trained, or behaves otherwise than in evaluation; it is
+            named, with the key to change.
+    """
+    if blueprint.module_specs(0).labels.shape[0] > 1 and _comes_with_us(blueprint.config):
+        return
+    for index in range(len(blueprint.modules)):
+        _check_kinds(blueprint, index)
+        size = blueprint.module_specs(index).labels.shape[0]
+        on_fakes = _failure(blueprint, index, size, fake=True)
+        if on_fakes is None:
+            continue
+        failure = _failure(blueprint, index, min(size, 2), fake=False)
+        if (failure is None) != on_fakes.needs_values and size > 2:
+            failure = _failure(blueprint, index, size, fake=False)
+        if failure is not None and not isinstance(failure.error, NotImplementedError):
+            raise UserError(failure.line(blueprint, index, size)) from failure.error
+
+
+def _comes_with_us(config: Config) -> bool:
+    """Whether all that a module is made of does."""
+    chosen: list[tuple[Registry[Any], str]] = [
+        (MODELS, config.model.name),
+        (HEADS, config.head.name),
+        (TASKS, config.task.name),
+        (ESTIMATORS, config.reconcile.estimator),
+        (OPTIMIZERS, config.optimizer.name),
+    ]
+    entries = [registry.find(name) for registry, name in chosen]
+    makers = [getattr(entry, "func", entry).__module__ for entry in entries]
+    package = __name__.partition(".")[0]
+    ours = all(maker.partition(".")[0] == package for maker in makers)
+    return ours and GIVEN not in [name for _, name in chosen]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block or a head.
+
+    Attributes:
+        label: for people.
+        key: of the configuration, which chose it.
+        module: it.
+        shape: of its output for one sample, in evaluation.
+    """
+
+    label: str
+    key: str
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+class _RefusedError(Exception):
+    """What a part gives cannot be trained."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a step has failed, and in which part; None where it is none alone."""
+
+    error: Exception
+    part: _Part | None
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether it may be the fault of fake tensors."""
+        text = str(self.error)
+        return isinstance(self.error, _NO_VALUES) or "Fake" in text or "meta" in text
+
+    def line(self, blueprint: Blueprint, index: int, size: int) -> str:
+        """What is wrong, in which part, and what to do."""
+        if isinstance(self.error, UserError):
+            return str(self.error)
+        names = ", ".join(block.name for block in blueprint.blocks(index))
+        label = self.part.label if self.part else f"module {index + 1} ({names})"
+        key = self.part.key if self.part else _model_key(blueprint)
+        if isinstance(self.error, _RefusedError):
+            return f"{key}: {label} {self.error}"
+        config = blueprint.config
+        sizes = f"data.batch_size={config.data.batch_size}"
+        sizes += f" and train.microbatches={config.train.microbatches}"
+        todo = f"fix it or change {key}"
+        if size == 1:
+            todo = f"raise data.batch_size, lower train.microbatches, or change {key}"
+        return (
+            f"{key}: {label} fails in a training step with {sizes} ({reason(self.error)}); {todo}"
+        )
+
+
+def _model_key(blueprint: Blueprint) -> str:
+    return "model" if blueprint.config.model.name == GIVEN else "model.name"
+
+
+def _parts(blueprint: Blueprint, index: int, module: LocalModule) -> list[_Part]:
+    """The blocks of a module, and its head."""
+    key, output_shape = _model_key(blueprint), blueprint.task.output_shape
+    blocks = [
+        _Part(f"block {blueprint.backbone.blocks[i].name!r}", key, part, blueprint.output_shapes[i])
+        for i, part in zip(blueprint.modules[index], module.body.children(), strict=True)
+    ]
+    if blueprint.is_last(index):
+        name = blueprint.backbone.classifier.name
+        return [*blocks, _Part(f"block {name!r}", key, module.head, output_shape)]
+    label = f"the {blueprint.config.head.name} head of module {index + 1}"
+    return [*blocks, _Part(label, "head.name", module.head, output_shape)]
+
+
+def _check_kinds(blueprint: Blueprint, index: int) -> None:
+    """Gradients, optimizers and checkpoints are for real numbers."""
+    for part in [*blueprint.blocks(index), *_last(blueprint, index)]:
+        for name, parameter in part.module.named_parameters():
+            if parameter.is_complex():
+                raise UserError(
+                    f"{_model_key(blueprint)}: block {part.name!r} has a parameter of"
+                    f" {parameter.dtype} ({name}), and optimizers take real ones; hold"
+                    f" torch.view_as_real of it, and use torch.view_as_complex in forward"
+                )
+
+
+def _last(blueprint: Blueprint, index: int) -> list[Any]:
+    return [blueprint.backbone.classifier] if blueprint.is_last(index) else []
+
+
+def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failure | None:
+    """Makes a module and runs its step with so many samples; says what has failed."""
+    with _quiet(), fake_mode() if fake else torch.device("cpu"):
+        if fake:
+            module = blueprint.fake_module(index, FAKE_DEVICE)
+        else:
+            module = blueprint.uncompiled(index, FAKE_DEVICE)
+        module.guard.is_refused = never
+        parts = _parts(blueprint, index, module)
+        watch = _Watch(parts)
+        try:
+            for number in range(1 if fake else NUM_REAL_STEPS):
+                _try_step(blueprint, module, size, number, fake)
+        except Exception as error:  # the user's own code
+            part = watch.now or _culprit(parts, blueprint, index, size)
+            return _Failure(error, part)
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The run says what there is to say; it finds the generators as they were."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _try_step(
+    blueprint: Blueprint, module: LocalModule, size: int, number: int, fake: bool
+) -> None:
+    specs, index = blueprint.module_specs(module.index), module.index
+    step = replace(heaviest(blueprint), microbatches=1)
+    if number:
+        step = Step(step.number + number, step.lr, reconcile=step.reconcile, compare=True, log=True)
+    x = _like(specs.x, size)
+    labels = _labels(blueprint, specs.labels, size, fake)
+    module.eval()
+    module.predict(x)
+    module.train()
+    if number == 0:
+        fill_queues(blueprint, module, step)
+    y = module(x, labels, step)
+    module.signal()
+    module.receive(_like(specs.x, size) if index else None)
+    module.learn()
+    if step.apply_lagged:
+        module.apply_lagged(step, None if blueprint.is_last(index) else torch.zeros_like(y))
+    if any(parameter.grad is not None for parameter in module.parameters()):
+        raise _RefusedError(_REENTRANT)
+    with made_up_values():
+        module.update(step)
+
+
+def _like(spec: Spec, size: int) -> Tensor:
+    shape = (size, *spec.shape[1:])
+    if spec.dtype.is_floating_point:
+        return torch.randn(shape, dtype=spec.dtype)
+    return torch.zeros(shape, dtype=spec.dtype)
+
+
+def _labels(blueprint: Blueprint, spec: Spec, size: int, fake: bool) -> Tensor:
+    if fake or spec.dtype.is_floating_point:
+        return torch.ones((size, *spec.shape[1:]), dtype=spec.dtype)
+    return blueprint.task.example_labels(size, torch.Generator())
+
+
+_REENTRANT = (
+    "uses reentrant checkpointing, whose gradients go past the module; pass use_reentrant=False"
+    " to torch.utils.checkpoint, or set modules.recompute=true instead"
+)
+
+
+class _Watch:
+    """Notes which part is running, and looks at what it gives.
+
+    Attributes:
+        now: the part that is running.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.now: _Part | None = None
+        self._evaluated: dict[str, torch.dtype] = {}
+        self._seen: set[Any] = set()
+        for part in parts:
+            part.module.register_forward_pre_hook(partial(self._before, part))
+            part.module.register_forward_hook(partial(self._after, part))
+
+    def _before(self, part: _Part, module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        self.now = part
+        x = args[0]
+        if torch.is_grad_enabled() and x.is_floating_point() and not x.requires_grad:
+            return (x.detach().requires_grad_(),)  # what happens inside has a graph then
+        return None
+
+    def _after(self, part: _Part, module: nn.Module, args: tuple[Any, ...], y: object) -> None:
+        mode = "while training" if module.training else "in evaluation"
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            kind = str(y.dtype) if isinstance(y, Tensor) else type(y).__name__
+            raise _RefusedError(
+                f"gives {kind} {mode} instead of a tensor of numbers; return one in both modes"
+            )
+        shape = (len(args[0]), *part.shape)
+        if tuple(y.shape) != shape:
+            raise _RefusedError(
+                f"gives {list(y.shape)} {mode}, and {list(shape)} are needed; return the same"
+                f" shape in both modes"
+            )
+        evaluated = self._evaluated.setdefault(part.label, y.dtype)
+        if module.training and y.dtype != evaluated:
+            raise _RefusedError(
+                f"gives {y.dtype} {mode} and {evaluated} in evaluation; return the same in both"
+            )
+        if self._reaches_checkpoint(y):
+            raise _RefusedError(_REENTRANT)
+        self.now = None
+
+    def _reaches_checkpoint(self, y: Tensor) -> bool:
+        """Whether there is a reentrant checkpoint, torch's or another library's, in the graph."""
+        nodes = [y.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in self._seen:
+                continue
+            if "CheckpointFunction" in node.name():
+                return True
+            self._seen.add(node)
+            nodes.extend(following for following, _ in node.next_functions)
+        return False
+
+
+def _culprit(parts: Sequence[_Part], blueprint: Blueprint, index: int, size: int) -> _Part | None:
+    """The first part whose own backward pass fails."""
+    specs = blueprint.module_specs(index)
+    shapes = [specs.x.shape[1:], *(part.shape for part in parts)]
+    for number, (part, shape) in enumerate(zip(parts, shapes, strict=False)):
+        x = _like(Spec((size, *shape), specs.x.dtype if number == 0 else specs.y.dtype), size)
+        x.requires_grad_(x.is_floating_point())
+        inputs = [t for t in (x, *part.module.parameters()) if t.requires_grad]
+        try:
+            y = part.module(x)
+            gradients.of(y, inputs, torch.zeros_like(y))
+        except Exception:  # the user's own code
+            return part
+    return None
