@@ -15,8 +15,8 @@ _MADE = -1
 """The label of an axis of channels that an operation has made; others have their number in x."""
 Labels = tuple[int | None, ...]
 _FIRST = ("conv", "batch_norm", "instance_norm", "group_norm", "max_pool", "avg_pool")
-_LAST = ("linear", "matmul", "__matmul__", "layer_norm", "rms_norm", "embedding", "lstm", "gru")
-_LAST += ("rnn_tanh", "rnn_relu", "_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+_LAST = {"linear", "matmul", "__matmul__", "layer_norm", "rms_norm", "embedding", "lstm", "gru"}
+_LAST |= {"rnn_tanh", "rnn_relu", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 
 
 class Channels(TorchFunctionMode):
@@ -72,9 +72,7 @@ class Channels(TorchFunctionMode):
         for value in got:
             labels = self._labels(value)
             if labels is not None and value is not out:
-                if out._is_view() and out.shape != value.shape or out.stride() != value.stride():
-                    labels = _moved(labels, value, out)
-                self._keep(out, labels)
+                self._keep(out, _moved(labels, value, out))
                 return
 
     def _keep(self, out: Tensor, labels: Labels) -> None:
@@ -90,9 +88,8 @@ def _channel_axis(name: str, source: Tensor, got: Sequence[Tensor]) -> int | Non
     """The axis that an operation takes for the channels, as it counts them."""
     if source.ndim > 2 and any(word in name for word in _FIRST):
         return 1
-    if name not in _LAST or name.endswith("matmul") and not _is_weight(got):
-        return None
-    return -1
+    of_weights = not name.endswith("matmul") or _is_weight(got)
+    return -1 if name in _LAST and of_weights else None
 
 
 def _is_weight(got: Sequence[Tensor]) -> bool:

@@ -79,7 +79,9 @@ def _check_sizes(shapes: list[tuple[int, ...]]) -> None:
     """Refuse a guess where one axis alone changes: of positions, mostly all or none do."""
     changing = [axis for axis in range(1, len(shapes[0])) if len({s[axis] for s in shapes}) > 1]
     if 0 < len(changing) < len(shapes[0]) - 1:
-        raise LayoutError(f"the blocks give {_few(shapes)}, which axis holds channels does not show")
+        raise LayoutError(
+            f"the blocks give {_few(shapes)}, which axis holds channels does not show"
+        )
 
 
 def _any_1d(layers: Iterator[nn.Module]) -> bool:

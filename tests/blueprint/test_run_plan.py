@@ -47,7 +47,11 @@ def test_after_the_last_step_only_an_evaluation_is_left():
 
 @pytest.mark.parametrize(
     ("train", "expected"),
-    [({"epochs": 2}, [10, 20]), ({"steps": 9, "evaluate_every": 4}, [4, 8, 9]), ({"steps": 3}, [3])],
+    [
+        ({"epochs": 2}, [10, 20]),
+        ({"steps": 9, "evaluate_every": 4}, [4, 8, 9]),
+        ({"steps": 3}, [3]),
+    ],
 )
 def test_by_default_every_evaluation_is_saved(train, expected):
     actions = list(run_plan(train=train).actions())
@@ -66,7 +70,10 @@ def test_a_run_is_never_shorter_than_what_is_done():
 
 def test_where_a_resumed_run_stands():
     plan = run_plan(optimizer={"schedule": "linear", "lr": 0.1})
-    assert plan.stand(15) == ": 5 of 20 steps to go (1.5 of 2 epochs), the next with learning rate 0.025"
+    assert (
+        plan.stand(15)
+        == ": 5 of 20 steps to go (1.5 of 2 epochs), the next with learning rate 0.025"
+    )
     assert plan.stand(0) == plan.stand(20) == ""
 
 

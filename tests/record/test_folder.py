@@ -51,7 +51,7 @@ def test_any_part_of_a_run_is_one(tmp_path, name):
 def test_links_to_nowhere(tmp_path):
     """Such as to a scratch disk that was cleaned: nothing is there, and yet nothing can be made."""
     (tmp_path / "run").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="run is a link to .*gone, which is not there"):
+    with pytest.raises(UserError, match=r"run is a link to .*gone, which is not there"):
         RunFolder(tmp_path / "run").check(configfile.parse(CONFIG), "{}", resume=False)
     (tmp_path / "checkpoints").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"holds a run \(checkpoints\)"):
