@@ -17,9 +17,12 @@ def main() -> int:
     open_what_is_closed()
     end_with_launcher()
     spin_briefly()
-    from pipeline_local import cli
+    try:
+        from pipeline_local import cli
 
-    return cli.main()
+        return cli.main()
+    except KeyboardInterrupt:  # while torch is loaded
+        return 130
 
 
 def open_what_is_closed() -> None:

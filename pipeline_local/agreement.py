@@ -1,11 +1,15 @@
 """What the ranks agree on before any work is done: the first one proposes, all others accept."""
 
+from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from pipeline_local import configfile
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
@@ -15,17 +19,18 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
-from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.folder import FREE, RunFolder, first_free
 from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts, RankStore
 
 
-def check(config: Config, rank_info: RankInfo) -> Placement:
+def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = None) -> Placement:
     """Draws the blueprint, and refuses whatever can be refused before a rank starts to work.
 
     Args:
         config: the configuration of the run.
         rank_info: any of the ranks that will run it.
+        said: the keys that the user has named beside a configuration file; None: all are meant.
 
     Raises:
         UserError: a mistake that the user must fix.
@@ -35,15 +40,30 @@ def check(config: Config, rank_info: RankInfo) -> Placement:
     rank_info.p2p_kind(config.parallel)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
-    if config.model.weights is not None:
-        blueprint.check_weights(weights.load(config.model.weights))
     resume = config.run.resume or rank_info.restarted
-    RunFolder(config.run.dir).check(blueprint.config, blueprint.info.to_json(), resume)
+    begun = resume and _checkpoints(blueprint).begun()
+    folder, info = RunFolder(config.run.dir), blueprint.info.to_json()
+    folder.check(blueprint.config, info, resume, said, begun)
+    if not begun:
+        _check_weights(blueprint)
     return placement
 
 
+def _checkpoints(blueprint: Blueprint) -> Checkpoints:
+    return Checkpoints(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
+
+
+def _check_weights(blueprint: Blueprint) -> None:
+    if blueprint.config.model.weights is not None:
+        blueprint.check_weights(weights.load(blueprint.config.model.weights))
+
+
 def propose(
-    config: Config, rank_info: RankInfo, rank_store: RankStore, run: ExitStack
+    config: Config,
+    rank_info: RankInfo,
+    rank_store: RankStore,
+    run: ExitStack,
+    said: Collection[str] | None = None,
 ) -> tuple[Facts, Placement | None]:
     """Returns what only the first rank finds out, by checking the run and making its folder.
 
@@ -52,10 +72,11 @@ def propose(
         rank_info: this rank.
         rank_store: the store through which the first rank informs the others.
         run: a stack; until it closes, no other run can use the folder.
+        said: as for `check`.
 
     Returns:
-        The facts: config, stages, info (of the data), step (to start from), complete (nothing is
-        left to do). And on the first rank the placement, which it has drawn for that.
+        The facts: config, folder, stages, info (of the data), step (to start from), complete
+        (nothing is left to do). And on the first rank the placement, which it has drawn for that.
 
     Raises:
         UserError: on the first rank, a mistake that the user must fix.
@@ -63,9 +84,11 @@ def propose(
     """
     if rank_info.rank > 0:
         return _receive(rank_store), None
+    if config.run.dir == FREE:
+        config = in_folder(config, str(first_free()))
     try:
-        placement = check(config, rank_info)
-        facts = _lead(placement, rank_info, run)
+        placement = check(config, rank_info, said)
+        facts = _lead(placement, run, said)
     except BaseException:
         rank_store.set("start", {"refused": True})
         raise
@@ -73,26 +96,37 @@ def propose(
     return facts, placement
 
 
-def _lead(placement: Placement, rank_info: RankInfo, run: ExitStack) -> Facts:
+def _lead(placement: Placement, run: ExitStack, said: Collection[str] | None) -> Facts:
     blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
-    checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
+    checkpoints = _checkpoints(blueprint)
+    begun = checkpoints.begun()
     step = checkpoints.latest() or 0  # reads and verifies all K files
-    complete = step >= blueprint.run_plan.num_steps and folder.summary.is_file()
+    if begun and not step:  # none of them counts
+        folder.check(config, info, True, said, begun=False)
+        _check_weights(blueprint)
+    blueprint.run_plan.refuse_shorter(step)
+    complete = step == blueprint.run_plan.num_steps and folder.is_concluded(step)
     if not complete:  # a complete run stays as it is
         if step or config.run.resume:
-            say(folder.describe_resume(config, step))
-        folder.create(config, info)
+            say(folder.describe_resume(config, step) + blueprint.run_plan.stand(step))
+        folder.create(folder.to_write(config, said) if step else config, info)
         checkpoints.set_aside_after(step)
     return {
         "config": configfile.dump(config),
+        "folder": str(config.run.dir),
         "stages": _openings(placement),
         "info": info,
         "step": step,
         "complete": complete,
     }
+
+
+def in_folder(config: Config, path: str) -> Config:
+    """Returns the configuration with another run.dir."""
+    return replace(config, run=replace(config.run, dir=Path(path)))
 
 
 def _openings(placement: Placement) -> list[int]:

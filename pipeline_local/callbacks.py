@@ -72,7 +72,7 @@ class Callback:
         """After a checkpoint of this stage was begun."""
 
     def on_end(self, run: Run, facts: Facts) -> None:
-        """At the end: on the first rank what summary.json holds, on others this stage's part."""
+        """At the end: what summary.json holds, on every rank."""
 
 
 class EarlyStopping(Callback):
@@ -104,8 +104,8 @@ class EarlyStopping(Callback):
 class BestCheckpoint(Callback):
     """Keeps the checkpoint with the last head's best score: `load(run, step="best")`.
 
-    There must be a checkpoint wherever there is an evaluation (`checkpoint.every_steps`). The step
-    and its score also stand in `best.json` of the run folder.
+    There must be a checkpoint wherever there is an evaluation, as there is by default. The step and
+    its score also stand in `best.json` of the run folder.
 
     Args:
         better: "higher" or "lower", for a metric of one's own; None: as the task says.

@@ -1,11 +1,12 @@
 """The commands: what each takes from the command line, and what it calls."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
+from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.call import COMMAND, run_here
 from pipeline_local.ranks.rank import RankInfo
@@ -36,6 +37,11 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("config", type=Path, help="YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
     train.set_defaults(run=_train)
+
+    resume = commands.add_parser("resume", help="go on with a run, by its own configuration")
+    resume.add_argument("run_folder", type=Path, help="run.dir of a run")
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
+    resume.set_defaults(run=_resume)
 
 
 def _add_planning(commands: Commands) -> None:
@@ -115,18 +121,31 @@ def _add_bench(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    config = configfile.load(options.config, options.overrides)
+    said = {text.partition("=")[0] for text in options.overrides}
+    return _run(config, arguments, said)
+
+
+def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local.record.folder import RunFolder
+
+    return _run(RunFolder(options.run_folder).resumed(options.overrides), arguments, None)
+
+
+def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
+    """Trains in this process, or on the ranks that it starts with the same arguments."""
     from pipeline_local import trainer
 
-    config = configfile.load(options.config, options.overrides)
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)
     if num_stages > 1 and not rank_info.launched:
         from pipeline_local import agreement
         from pipeline_local.ranks.launcher import start_ranks
 
-        agreement.check(config, RankInfo(world_size=num_stages, local_world_size=num_stages))
+        there = RankInfo(world_size=num_stages, local_world_size=num_stages)
+        agreement.check(config, there, said)
         return start_ranks(num_stages, arguments)
-    trainer.train(config, rank_info)
+    trainer.train(config, rank_info, said=said)
     return 0
 
 

@@ -226,7 +226,7 @@ class CheckpointConfig(Section):
     """One file per module, written without draining the pipeline."""
 
     every_steps: Positive | None = None
-    """null: only at the end."""
+    """null: after every evaluation. There is always one after the last step."""
     keep: Positive = 2
     """Newest complete checkpoints that stay."""
 

@@ -3,6 +3,7 @@
 import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,10 +18,11 @@ from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.tasks import TASKS
+from pipeline_local.models.registry import MODELS
 from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.registry import Registry
 from pipeline_local.values import Strict, by_key, shorten, should_be
@@ -78,10 +80,44 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
-    tree = asdict(config)
+    return yamltext.write(_tree(config))
+
+
+def tree(config: Config) -> dict[str, Any]:
+    """The sections as a file has them, every path absolute: it means the same in any folder."""
+    sections = _tree(config)
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            section |= {key: _absolute(value) for key, value in section.items()}
+            section |= dict(_typed_options(name, config))
+    return sections
+
+
+def _tree(config: Config) -> dict[str, Any]:
+    sections = asdict(config)
     for name in _sections():
-        tree[name] |= tree[name].pop("args", {})
-    return yamltext.write(tree)
+        sections[name] |= sections[name].pop("args", {})
+    return sections
+
+
+def _absolute(value: Any) -> Any:  # noqa: ANN401 (any value of a key)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_absolute(item) for item in value)
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _typed_options(section: str, config: Config) -> Iterator[tuple[str, str]]:
+    """Options that their entry takes as paths: the file has them as text."""
+    registry = {"model": MODELS, **REGISTRIES}.get(section)
+    keys = vars(getattr(config, section))
+    if registry is None or not keys["args"]:
+        return
+    name = keys[registry.key.partition(".")[2]]
+    with suppress(UserError):  # of a model's options, which are checked where it is built
+        options = registry.options(name, keys["args"], keys)
+        yield from (
+            (k, _absolute(options[k])) for k in keys["args"] if isinstance(options[k], Path)
+        )
 
 
 def keys() -> list[str]:

@@ -56,13 +56,15 @@ class StoppedError(Exception):
 
     Args:
         step: the optimizer steps done, after which there is a complete checkpoint.
+        how: what continues the run: a command, or a call.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, how: str) -> None:
         self.step = step
+        self.how = how
         super().__init__(
             f"stopped by a signal after step {step}, of which there is a complete checkpoint;"
-            f" continue with run.resume=true"
+            f" continue with: {how}"
         )
 
 

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local import agreement, configfile, finished, trainer
-from pipeline_local.callbacks import Callback
+from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, GivenData
 from pipeline_local.data.given import Given as GivenSamples
@@ -26,7 +25,7 @@ from pipeline_local.models import given as given_models
 from pipeline_local.placement.draw import make_task
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.folder import FREE, RunFolder, first_free
 from pipeline_local.registry import GIVEN, reason
 from pipeline_local.seeds import generators_kept
 from pipeline_local.watch.store import Facts
@@ -86,13 +85,13 @@ def fit(
         layout: of the activations, where it cannot be seen: NCHW, NHWC, NCT, NTC or NC.
         callbacks: are called at the points of the run plan, on every rank.
         run_dir: the run folder, never overwritten; None: runs/fit, or runs/fit-2 and so on where
-            that is taken (under a launcher, where all ranks must mean the same: runs/fit).
+            that is taken.
         resume: go on from its newest checkpoint.
         sections: further keys of the configuration, such as `head={"name": "linear"}`,
             `reconcile={"weight": 0.1}`, `train={"seed": 1}`, `precision="bfloat16"`.
 
     Returns:
-        What summary.json holds; on any rank but the first, this stage's own part of it.
+        What summary.json holds, on every rank.
 
     Raises:
         UserError: what the user must change, in one line.
@@ -104,9 +103,12 @@ def fit(
         >>> summary["accuracy"][-1]
     """
     _check_call(epochs, sections, callbacks)
+    if resume and run_dir is None:
+        raise UserError("resume: no run_dir was given; name the folder of the run to go on with")
     data = _given("train", train), _given("test", test)
     rank_info = RankInfo.from_environment()
-    folder = RunFolder(Path(run_dir) if run_dir is not None else _free_run(rank_info))
+    free = FREE if rank_info.launched else first_free()  # or the ranks might find different ones
+    folder = RunFolder(free if run_dir is None else Path(run_dir))
     objects = Given(
         model=model,
         example=_example(data[0], model),
@@ -143,12 +145,25 @@ def _run(
             on_ranks(num_stages, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:
+            where = _Where(config.run.dir)
             try:
-                summary = trainer.train(config, rank_info, callbacks)
+                summary = trainer.train(config, rank_info, (*callbacks, where))
             except RefusedElsewhereError:  # the first rank raises the reason
                 raise SystemExit(EXIT_USER_ERROR) from None
+            config = replace(config, run=replace(config.run, dir=where.folder))
         given_models.receive(objects.model, finished.load_parts(config.run.dir))
     return summary
+
+
+class _Where(Callback):
+    """Learns which folder the first rank has found free."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_start(self, run: Run, step: int) -> None:
+        """Before the first step."""
+        self.folder = run.folder
 
 
 def load(
@@ -201,11 +216,6 @@ def _data(own: GivenSamples, batch_size: int | None) -> dict[str, Any]:
     usual = own.batch_size or min(128, len(own.samples))
     size = usual if batch_size is None else batch_size
     return {"name": GIVEN, "batch_size": size, "workers": own.workers or 0}
-
-
-def _free_run(rank_info: RankInfo) -> Path:
-    names = (Path("runs", f"fit-{n}" if n > 1 else "fit") for n in count(1))
-    return next(name for name in names if rank_info.launched or not name.exists())
 
 
 def _num_modules(

@@ -4,6 +4,7 @@ with its log is full, or the terminal is gone (under nohup; else SIGHUP ends it)
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -34,6 +35,12 @@ def say(text: str = "", end: str = "\n") -> None:
 def complain(text: str) -> None:
     """Prints a line to stderr, in one write, as other ranks may print there, too."""
     _write(sys.stderr, text + "\n")
+
+
+def announce_interrupt() -> None:
+    """Says what Ctrl-C does, past sys.stderr: a signal handler may come while that is in use."""
+    with suppress(OSError):
+        os.write(2, b"interrupted: the run is asked to stop; again, to end it at once\n")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

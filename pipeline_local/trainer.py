@@ -1,13 +1,13 @@
 """config -> modules -> stage -> the run plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import NoReturn
 
 import torch
 
-from pipeline_local.agreement import accept, check, propose, share_values
+from pipeline_local.agreement import accept, check, in_folder, propose, share_values
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config
@@ -29,8 +29,9 @@ from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
-from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.folder import FREE, RunFolder
 from pipeline_local.record.progress import Progress, Silent
+from pipeline_local.record.resuming import how
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
@@ -41,7 +42,10 @@ from pipeline_local.watch.watchdog import Watchdog
 
 
 def train(
-    config: Config, rank_info: RankInfo | None = None, callbacks: Sequence[Callback] = ()
+    config: Config,
+    rank_info: RankInfo | None = None,
+    callbacks: Sequence[Callback] = (),
+    said: Collection[str] | None = None,
 ) -> Facts:
     """Run a configuration on this rank and, together with the others, on all of them.
 
@@ -50,9 +54,11 @@ def train(
         rank_info: this rank; None reads it from the launcher's environment. Without a launcher,
             `parallel.stages` ranks are started, and this process waits for them.
         callbacks: are called at the points of the run plan, on every rank.
+        said: the keys that the user has named beside a configuration file: no other ones may differ
+            from those of a run that is resumed; None: all are meant.
 
     Returns:
-        What summary.json holds; on any rank but the first, this stage's own part of it.
+        What summary.json holds, on every rank.
 
     Raises:
         UserError: what the user must mend.
@@ -72,18 +78,20 @@ def train(
         # around the watchdog: a launcher that hears of a death signals those who are to tell of it
         stop = stack.enter_context(Stop(rank_store))
         watchdog = stack.enter_context(Watchdog(rank_store, rank_info, config.parallel.timeout))
-        stop.listen()
+        stop.listen(lambda: watchdog.judged)
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
-        start, placement = propose(config, rank_info, rank_store, stack)
+        start, placement = propose(config, rank_info, rank_store, stack, said)
         at.enter("making the modules")
         with rank_store.unanimous(COLLECTIVE_TIMEOUT):
             if placement is None:  # the first rank has drawn it, to propose it
                 info = DataInfo.from_json(start["info"])
+                if config.run.dir == FREE:
+                    config = in_folder(config, start["folder"])
                 placement = Placement.of(draw(config, info), rank_info.world_size)
             accept(placement, rank_info, start)
             if start["complete"]:
-                return _already_complete(config, rank_store)
+                return _already_complete(placement, rank_store)
             share_values(placement.blueprint.backbone, rank_info)
             modules = _modules(placement, rank_info, start["step"])
             at.enter("rendezvous", peer=EVERYONE)
@@ -139,13 +147,12 @@ def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[Local
     return modules
 
 
-def _already_complete(config: Config, rank_store: RankStore) -> Facts:
+def _already_complete(placement: Placement, rank_store: RankStore) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
-    facts: Facts = RunFolder(config.run.dir).load_summary()
+    folder = placement.blueprint.config.run.dir
     if rank_store.rank == 0:
-        steps = facts["steps"]
-        say(f"{config.run.dir} is complete after {steps} steps; raise train.epochs to go on")
-    return facts
+        say(placement.blueprint.run_plan.complete(folder))
+    return RunFolder(folder).load_summary()
 
 
 class Trainer:
@@ -258,7 +265,7 @@ class Trainer:
 
     def _leave(self, step: int) -> NoReturn:
         self.stop.leave_together(COLLECTIVE_TIMEOUT)
-        error = StoppedError(step)
+        error = StoppedError(step, how(self.folder.path, self.blueprint.config))
         self.display.announce([str(error)])
         raise error
 
@@ -369,6 +376,8 @@ class Trainer:
         self.rank_store.set("result", facts)
         if self.rank_info.rank == 0:
             facts = self._sum_up(self.rank_store.gather("result", COLLECTIVE_TIMEOUT))
+            self.rank_store.set("summary", facts)
+        facts = self.rank_store.wait("summary", 0, COLLECTIVE_TIMEOUT)
         self.stop.leave_together(COLLECTIVE_TIMEOUT)  # or rank 0 would sum up unwatched
         for callback in self.callbacks:
             callback.on_end(self.run_facts, facts)

@@ -26,6 +26,7 @@ KINDS = {
     "SIGTERM in a step": (signal.SIGTERM, "step"),
     "SIGTERM at any moment": (signal.SIGTERM, "moment"),
     "SIGUSR1 in a step": (signal.SIGUSR1, "step"),
+    "Ctrl-C in a step": (signal.SIGINT, "step"),
     "SIGUSR1 within the write of a file": (signal.SIGUSR1, "write"),
 }
 """Signal, and what its moment is drawn from."""

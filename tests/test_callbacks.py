@@ -107,7 +107,7 @@ def test_on_two_ranks_each_has_its_own_modules_and_all_stop_together(tmp_path):
     steps = [sum(line.startswith("step") for line in calls) for calls in (first, second)]
     assert steps == [summary["steps"]] * 2
     assert 3 <= summary["steps"] < 500
-    assert (first[-1], second[-1]) == (f"end {steps[0]} True", f"end {steps[0]} False")
+    assert (first[-1], second[-1]) == (f"end {steps[0]} True",) * 2
     checkpoints = tmp_path / "run" / "checkpoints"
     assert (checkpoints / f"step-{steps[0]:08d}" / "module-002.safetensors").is_file()
 

@@ -66,9 +66,15 @@ def test_train_evaluate_export(config, tmp_path, capsys):
 def test_a_complete_run_stays_as_it_is(config, tmp_path, capsys):
     assert run("train", config, "run.dir=out") == 0
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    more = ("run.resume=true", "data.batch_size=16", "train.steps=5")
-    assert run("train", config, "run.dir=out", *more) == 0
-    assert "out is complete after 6 steps" in capsys.readouterr().out
+    assert run("train", config, "run.dir=out", "run.resume=true", "parallel.threads=1") == 0
+    assert "out is complete after 6 steps; raise train." in capsys.readouterr().out
+    assert run("resume", "out", "checkpoint.keep=9") == 0
+    assert "out is complete after 6 steps; raise train." in capsys.readouterr().out
+    for more in ("data.batch_size=16", "train.steps=5"):
+        assert run("resume", "out", more) == 2
+    refusals = capsys.readouterr().err.splitlines()
+    assert "another data.batch_size (16, was" in refusals[0]
+    assert "train.steps: 5 steps are fewer than the 6 that are done" in refusals[1]
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
 
@@ -165,3 +171,40 @@ def test_version_and_help(capsys):
             run(flag)
         assert caught.value.code == 0
     assert "train" in capsys.readouterr().out
+
+
+def test_a_run_is_resumed_by_its_own_configuration(config, tmp_path, monkeypatch, capsys):
+    """From another folder, without what it began with; the same run in the end."""
+    assert run("train", config, "run.dir=first") == 0
+    assert run("export", "first", "--output", "w.safetensors") == 0
+    began = [
+        "model.weights=w.safetensors",
+        "optimizer.lr=0.02",
+        "train.steps=9",
+        "train.epochs=null",
+    ]
+    assert run("train", config, *began, "run.dir=whole") == 0
+    assert run("train", config, *began[:2], "train.steps=6", began[3], "run.dir=out") == 0
+    (tmp_path / "w.safetensors").unlink()
+    assert run("train", config, "run.dir=out", "run.resume=true", "train.steps=9", began[3]) == 2
+    assert "optimizer.lr=0.1 (was 0.02) in out, and no key=value" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("resume", "../out", "train.steps=9") == 0
+    said = "resuming after step 6, train.steps=9 (was 6): 3 of 9 steps to go, the next with"
+    assert said in capsys.readouterr().out
+    text = (tmp_path / "out" / "config.yaml").read_text()
+    assert f"weights: {tmp_path / 'w.safetensors'}" in text
+    assert f"dir: {tmp_path / 'elsewhere' / '..' / 'out'}" in text
+
+
+def test_results_of_a_shorter_run_do_not_make_a_longer_one_complete(config, tmp_path, capsys):
+    """It was ended after its last checkpoint, before its results were written."""
+    assert run("train", config, "run.dir=out") == 0
+    short = (tmp_path / "out" / "summary.json").read_bytes()
+    assert run("resume", "out", "train.steps=9") == 0
+    (tmp_path / "out" / "summary.json").write_bytes(short)
+    capsys.readouterr()
+    assert run("resume", "out") == 0
+    assert "is complete" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == 9

@@ -35,7 +35,8 @@ def refused(rank_info, config):
 
 
 def test_a_refusal_is_explained_by_the_first_rank_alone(tmp_path, run_ranks):
-    (tmp_path / "run" / "old").mkdir(parents=True)
+    (tmp_path / "run" / "trace").mkdir(parents=True)
+    (tmp_path / "run" / "trace" / "old").write_text("")
     first, *others = run_ranks(refused, 3, parse(tmp_path / "run"))
     assert "never overwritten" in first
     assert others == ["", ""]

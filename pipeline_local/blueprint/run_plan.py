@@ -5,10 +5,12 @@ Every rank derives the same run plan alone, so no control message is ever sent.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.engines.schedule import learning_rate
+from pipeline_local.errors import UserError
 from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.step import Step
 
@@ -68,14 +70,49 @@ class RunPlan:
             yield Evaluate(self.num_steps)
         for number in range(start, self.num_steps):
             yield self.step(number)
-            if self._due(number, self.config.train.evaluate_every or self.steps_per_epoch):
+            if self._due(number, self._evaluate_every):
                 yield Evaluate(number + 1)
             if self.is_saved(number + 1):
                 yield Save(number + 1)
 
     def is_saved(self, steps: int) -> bool:
         """Whether there is a checkpoint after so many optimizer steps."""
-        return self._due(steps - 1, self.config.checkpoint.every_steps)
+        return self._due(steps - 1, self.config.checkpoint.every_steps or self._evaluate_every)
+
+    @property
+    def _evaluate_every(self) -> int:
+        return self.config.train.evaluate_every or self.steps_per_epoch
+
+    def refuse_shorter(self, done: int) -> None:
+        """Refuses to resume a run that has done more optimizer steps than the whole run has.
+
+        Raises:
+            UserError: it has.
+        """
+        if done > self.num_steps:
+            raise UserError(
+                f"{self._length}: {self.num_steps} steps are fewer than the {done} that are done;"
+                f" raise it, or name another run.dir"
+            )
+
+    def stand(self, done: int) -> str:
+        """Returns what follows a resumed run's number of steps, for display."""
+        if not 0 < done < self.num_steps:
+            return ""
+        epochs = self.config.train.epochs
+        passed = f" ({done / self.steps_per_epoch:.3g} of {epochs} epochs)" if epochs else ""
+        return (
+            f": {self.num_steps - done} of {self.num_steps} steps to go{passed}, the next with"
+            f" learning rate {self.lr(done):.3g}"
+        )
+
+    @property
+    def _length(self) -> str:
+        return "train.epochs" if self.config.train.epochs else "train.steps"
+
+    def complete(self, place: Path) -> str:
+        """Returns one line for display: nothing is left to do in a run folder."""
+        return f"{place} is complete after {self.num_steps} steps; raise {self._length} to go on"
 
     def step(self, number: int) -> Step:
         """Returns the optimizer step with this number, counted from 0."""
@@ -120,10 +157,9 @@ class RunPlan:
         epochs = (
             f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else "train.steps"
         )
-        every = train.evaluate_every or self.steps_per_epoch
         return (
             f"{self.num_steps} steps ({epochs}), {data.batch_size} of {self.num_train} samples"
-            f" each; evaluation every {every} steps"
+            f" each; evaluation every {self._evaluate_every} steps"
         )
 
     def _due(self, number: int, every: int | None) -> bool:

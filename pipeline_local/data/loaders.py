@@ -11,9 +11,9 @@ import signal
 import threading
 from multiprocessing import forkserver, resource_tracker
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Ask a run to stop. A launcher sends them to a rank's whole process group, Slurm to every process;
-the rank then finishes its step, for which it needs its loaders."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Ask a run to stop. A launcher and a terminal send them to a rank's whole process group, Slurm to
+every process; the rank then finishes its step, for which it needs its loaders."""
 
 
 def start_server(preload: str) -> None:

@@ -91,7 +91,7 @@ def compile_part(part: nn.Module, **options: str) -> None:
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = config.accumulated_recompile_limit
-    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)  # type: ignore[call-overload]
+    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)  # type: ignore[call-overload, arg-type]
     part._compiled_call_impl = partial(compiled, part)
 
 

@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
         reason = (isinstance(error, OSError) and error.strerror) or "it is not JSON"
         raise UserError(
             f"modules.profile: {path} cannot be read ({reason}); make one with"
-            f" pipeline-local profile"
+            f" pipeline-local profile, or set modules.profile=null"
         ) from None
     if not isinstance(facts, dict) or not isinstance(facts.get("setting"), dict):
         raise _damaged(path, "it has no setting")

@@ -5,6 +5,7 @@ it needs no guard around its main part, and what it has defined there, entries o
 included, is at hand on every rank.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -50,7 +51,7 @@ def on_ranks(count: int, function: Callable[[], object]) -> None:
     if code == EXIT_USER_ERROR and reasons:
         raise UserError(reasons[0])
     if code == EXIT_STOPPED and reasons:
-        raise StoppedError(int(reasons[0]))
+        raise StoppedError(*json.loads(reasons[0]))
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     if code:
@@ -88,5 +89,5 @@ def _packed(function: Callable[[], object]) -> bytes:
 def _reason(error: Exception) -> str:
     """What the process that waits is to know."""
     if isinstance(error, StoppedError):
-        return str(error.step)
+        return json.dumps([error.step, error.how])
     return str(error) if isinstance(error, UserError) else registry.reason(error)

@@ -6,7 +6,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.ranks.orphan import LAUNCHER
-from pipeline_local.screen import complain
+from pipeline_local.screen import announce_interrupt, complain
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
@@ -29,21 +29,25 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
 
     Returns:
         0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
-        the ranks to stop, their exit code, too.
+        the ranks to stop, their exit code, too; 130 where Ctrl-C has simply ended them.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     ranks = _ranks(count, arguments)
     agent = LocalElasticAgent(ranks, DefaultLogsSpecs())
     try:
-        with _passing_on(agent):
+        with _passing_on(agent) as received:
             result = agent.run()
     except SignalException as error:
         return 128 + error.sigval
     finally:
         ranks.rdzv_handler.shutdown()
         del os.environ[LAUNCHER]
-    return cause(result.failures) if result.is_failed() else 0
+    if not result.is_failed():
+        return 0
+    if signal.SIGINT in received and _ended_by_it(result.failures):
+        return 128 + signal.SIGINT
+    return cause(result.failures)
 
 
 def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
@@ -95,29 +99,47 @@ _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)
 
 
 @contextmanager
-def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
+def _passing_on(agent: LocalElasticAgent) -> Iterator[list[int]]:
     """Passes a signal that asks to stop on to the ranks, and goes on waiting for them.
 
     The agent itself would forget their exit codes, and kill after 30 seconds those that still
-    write. A second signal (or one before there are ranks) is left to the agent, which does that.
+    write. A second signal (or one before there are ranks) is left to the agent, which does that;
+    but a second Ctrl-C kills the ranks at once.
     """
-    received = []
+    received: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         received.append(number)
         ranks = [w.id for w in agent.get_worker_group().workers if isinstance(w.id, int)]
-        if len(received) > 1 or not ranks:
-            raise SignalException("asked to end", signal.Signals(number))
+        over = len(received) > 1 or not ranks
+        if not over and number == signal.SIGINT:
+            announce_interrupt()
         for rank in ranks:
-            os.kill(rank, number)
+            with suppress(ProcessLookupError):
+                os.kill(rank, _passed(number, over))
+        if over:
+            raise SignalException("asked to end", signal.Signals(number))
 
     # the agent takes these for good, and the program that calls may live on
-    taken = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # the others are ours
+    taken = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGQUIT)}
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
     earlier = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
         for number, handler in (earlier | taken).items():
             signal.signal(number, handler)
+
+
+def _ended_by_it(failures: Mapping[int, ProcessFailure]) -> bool:
+    """Whether Ctrl-C has ended ranks that do not train, or not yet: nothing else is to be told."""
+    ends = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT, EXIT_NEIGHBOUR_LOST)
+    return all(failure.exitcode in ends for failure in failures.values())
+
+
+def _passed(number: int, over: bool) -> signal.Signals:
+    """What a rank gets. A terminal may have sent it SIGINT already, and two of them are one end."""
+    if number != signal.SIGINT:
+        return signal.Signals(number)
+    return signal.SIGKILL if over else signal.SIGTERM

@@ -74,6 +74,12 @@ class Checkpoints:
             report(f"checkpoint {self.at(step)} does not count: {', '.join(problems.values())}")
         return None
 
+    def begun(self) -> bool:
+        """Whether a checkpoint has all its files, whatever is in them: reads none."""
+        return any(
+            all(self._file(s, k).is_file() for k in range(self.num_modules)) for s in self._steps()
+        )
+
     def problems(self, step: int) -> dict[int, str]:
         """Returns which modules (from 0) of a checkpoint are not as they were written, and why."""
         found = {}

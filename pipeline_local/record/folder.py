@@ -5,26 +5,31 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
-from pipeline_local import configfile
+from pipeline_local import configfile, yamltext
 from pipeline_local.config import Config
-from pipeline_local.errors import UserError
-from pipeline_local.learning.lagged import LagPlan
-from pipeline_local.record import atomic
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.record import atomic, resuming
 
 LOCK = ".lock"
 """The lock file, which names the process that uses the folder; empty when none does."""
 
+_OWN = ("config*.yaml", "data.json", "summary.json", "best.json", "metrics", "checkpoints", "trace")
+"""What a run leaves, and would overwrite."""
+
 _CLAIMED: set[Path] = set()
 """Folders that this process has claimed, as a file lock does not exclude its own process."""
+
+
+FREE = Path("runs/fit-*")
+"""Stands for the first free one of runs/fit, runs/fit-2 and so on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class RunFolder:
         """The path of the results, which exist once the run is complete."""
         return self.path / "summary.json"
 
+    @property
+    def origin(self) -> Path:
+        """The path of what says in which folder the run began."""
+        return self.path / "origin.json"
+
     def metrics(self, stage: int) -> Path:
         """Returns the path of a stage's metrics, one JSON object per line."""
         return self.path / "metrics" / f"stage-{stage}.jsonl"
@@ -65,59 +75,65 @@ class RunFolder:
         """Returns the path of a stage's newest spans, in Chrome's trace format."""
         return self.path / "trace" / f"stage-{stage}.json"
 
-    def check(self, config: Config, info: str, resume: bool) -> None:
+    def check(
+        self,
+        config: Config,
+        info: str,
+        resume: bool,
+        said: Collection[str] | None = None,
+        begun: bool = True,
+    ) -> None:
         """Refuses to overwrite an earlier run, or to resume a different one.
 
         Args:
             config: the configuration of the new run.
             info: the facts about its data, as JSON.
             resume: whether it resumes an earlier run.
+            said: the keys that the user has named beside a configuration file; None: all are meant.
+            begun: whether it has a checkpoint, from which it goes on.
 
         Raises:
-            UserError: the folder is not empty and `resume` is false, it holds a run of another
-                network or on other classes, or it cannot be read.
+            UserError: a run is there and `resume` is false, it differs in what must stay, or it
+                cannot be read.
         """
         try:
             self._refuse_overwriting(resume)
             if self.config.is_file():
-                self._refuse_another_run(config, info)
+                facts = self.info.read_text() if self.info.is_file() else "", info
+                before = self.load_config()
+                resuming.refuse(self.path, (before, config), facts, said, begun)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"run.dir: {_short(self.path)} cannot be read ({_reason(error)}); name another"
             ) from None
 
     def _refuse_overwriting(self, resume: bool) -> None:
+        if self.path.is_symlink() and not self.path.exists():
+            target = os.readlink(self.path)
+            raise UserError(f"run.dir: {self.path} is a link to {target}, which is not there")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
-        if not resume and self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()):
+        if not resume and (found := self._found()):
             raise UserError(
-                f"run.dir: {self.path} already holds a run, and runs are never overwritten;"
-                f" pass run.resume=true to resume it, or run.dir=ANOTHER"
+                f"run.dir: {self.path} already holds a run ({', '.join(found)}), and runs are never"
+                f" overwritten; pass run.resume=true to resume it, or run.dir=ANOTHER"
             )
 
-    def _refuse_another_run(self, config: Config, info: str) -> None:
-        before, now = _identity(self.load_config()), _identity(config)
-        if self.info.is_file():
-            before |= _classes(self.info.read_text())
-            now |= _classes(info)
-        if changed := [name for name, value in before.items() if now.get(name, value) != value]:
-            raise UserError(
-                f"run.resume: {self.path} holds a run with another {' and '.join(changed)};"
-                f" resume it as it was, or name another run.dir"
-            )
+    def _found(self) -> list[str]:
+        """Returns the names of what only a run leaves; a batch system's log is none of it."""
+        if not self.path.is_dir():
+            return []
+        there = sorted(p for p in self.path.iterdir() if any(map(p.match, _OWN)))
+        return [path.name for path in there if not path.is_dir() or any(path.iterdir())]
 
     def describe_resume(self, config: Config, step: int) -> str:
         """Returns one line for display: what is resumed, and which settings have changed."""
         if not self.config.is_file():  # with steps done: cut off while it was written
             new = f"nothing to resume in {_short(self.path)}: a new run"
             return f"resuming after step {step}" if step else new
-        before, now = _settings(self.load_config()), _settings(config)
-        changed = [
-            f"{key}={now.get(key)} (was {before.get(key)})"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        return ", ".join([f"resuming after step {step}", *changed])
+        begin = f"resuming after step {step}" if step else "no checkpoint yet: from the beginning"
+        differs = resuming.changes(self.load_config(), config, begun=step > 0)
+        return ", ".join([begin, *(str(c) for c in differs if not c.key.startswith("parallel."))])
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -162,15 +178,20 @@ class RunFolder:
     def create(self, config: Config, info: str) -> None:
         """Makes the folder and writes the configuration; an earlier one is renamed.
 
+        Paths in it are absolute, so that the run can be resumed from any folder.
+
         Raises:
             UserError: the folder cannot be written.
         """
-        text = configfile.dump(config)
+        whole = replace(config, run=replace(config.run, resume=False))
+        text = yamltext.write(configfile.tree(whole))
         try:
             if self.config.is_file() and self.config.read_text() != text:
                 self.config.rename(self._free_name())
             atomic.write_text(self.config, text)
             atomic.write_text(self.info, info)
+            if not self.origin.exists():
+                atomic.write_text(self.origin, json.dumps({"folder": str(Path.cwd())}) + "\n")
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
 
@@ -182,8 +203,28 @@ class RunFolder:
         names = (self.path / f"config-{number}.yaml" for number in count(1))
         return next(name for name in names if not name.exists())
 
-    def load_config(self) -> Config:
+    def to_write(self, config: Config, said: Collection[str] | None) -> Config:
+        """Returns what config.yaml is to hold of a resumed run.
+
+        Args:
+            config, said: as for `check`.
+        """
+        known = self.config.is_file()
+        return resuming.to_write(self.load_config(), config, said) if known else config
+
+    def is_concluded(self, step: int) -> bool:
+        """Whether there are results of so many steps: an earlier, shorter run may have left some.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self.summary.is_file() and self.load_summary()["steps"] == step
+
+    def load_config(self, overrides: Sequence[str] = ()) -> Config:
         """Returns the configuration of the run.
+
+        Args:
+            overrides: as `configfile.load` takes them.
 
         Raises:
             UserError: this is not a run folder.
@@ -192,7 +233,49 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is not a run folder: it has no config.yaml; give the run.dir of a run"
             )
-        return configfile.load(self.config)
+        self._find_modules()
+        return configfile.load(self.config, overrides)
+
+    def resumed(self, overrides: Sequence[str]) -> Config:
+        """Returns the configuration with which the run goes on: its own, and what is to change.
+
+        Args:
+            overrides: as `configfile.load` takes them.
+
+        Raises:
+            UserError: this is not a run folder, or only a Python program can resume the run.
+        """
+        named = {text.partition("=")[0] for text in overrides}
+        if own := sorted(key for key in named if key.partition(".")[0] == "run"):
+            raise UserError(f"{own[0]}: the run goes on in {self.path} itself; leave it out")
+        try:
+            before = self.load_config()
+        except ConfigError as error:
+            raise ConfigError([f"{line}; {self._in_program}" for line in error.problems]) from None
+        if resuming.is_given(before):
+            call = resuming.how(self.path, before)
+            raise UserError(f"{self.path} was made by a Python program; go on there, with {call}")
+        lengths = {"train.epochs", "train.steps"}
+        other = [f"{key}=null" for key in lengths - named if lengths & named]
+        config = self.load_config([*overrides, *other])
+        return replace(config, run=replace(config.run, dir=self.path, resume=True))
+
+    @property
+    def _in_program(self) -> str:
+        call = f"train(load_config({str(self.config)!r}, ['run.resume=true']))"
+        return f"where a Python program has registered it, go on there, with {call}"
+
+    def _find_modules(self) -> None:
+        """`python:` names are imported from the folder in which the run began, first of all."""
+        try:
+            folder = str(json.loads(self.origin.read_text())["folder"])
+            named = "python:" in self.config.read_text()
+        except (OSError, ValueError, TypeError, KeyError):
+            return
+        here = str(Path.cwd())
+        for place in (here, folder):  # the last one wins
+            if named and place != sys.path[0] and (place == folder or place not in sys.path):
+                sys.path.insert(0, place)
 
     def load_info(self) -> str:
         """Returns the facts about the data of the run, as JSON.
@@ -225,56 +308,17 @@ class RunFolder:
         return facts
 
 
+def first_free() -> Path:
+    """Returns the folder that `FREE` stands for."""
+    names = (Path("runs", f"fit-{n}" if n > 1 else "fit") for n in count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def _say_who(lock: IO[bytes], holder: str) -> None:
     """Writes the holder into the lock file, for messages only; a full disk is no error."""
     with suppress(OSError):
         lock.truncate(0)
         lock.write(holder.encode())
-
-
-def _identity(config: Config) -> dict[str, object]:
-    """Returns what cannot change when a run is resumed, as its checkpoints depend on it.
-
-    They hold the lagged messages under way, microbatch by microbatch, for the steps that follow.
-    """
-    lag = LagPlan.of(config.reconcile)
-    lagged = {
-        "reconcile.every": config.reconcile.every,
-        "data.batch_size": config.data.batch_size,
-        "train.microbatches": config.train.microbatches,
-    }
-    return {
-        "model": config.model,
-        "modules": replace(config.modules, profile=None),
-        "head": config.head,
-        "task": config.task,
-        "precision": config.precision,
-        "parallel.wire_dtype": config.parallel.wire_dtype,
-        "optimizer.name": config.optimizer.name,
-        "kind of lagged message (reconcile.direction, reconcile.weight)": lag
-        and type(lag.content).__name__,
-        **(lagged if lag else {}),
-    }
-
-
-def _settings(config: Config) -> dict[str, object]:
-    """Returns all settings that influence the results of a run, by dotted keys."""
-    tree = yaml.safe_load(configfile.dump(config))
-    rows = ((name, part) for name, part in tree.items() if name not in ("run", "parallel"))
-    return {
-        (f"{name}.{key}" if key else name): value
-        for name, part in rows
-        for key, value in (part.items() if isinstance(part, dict) else [("", part)])
-    }
-
-
-def _classes(info: str) -> dict[str, object]:
-    """Returns the same of its data; {} where the file is damaged, as it is written again."""
-    try:
-        facts = json.loads(info)
-        return {"set of classes": facts["classes"], "image shape": facts["image_shape"]}
-    except (ValueError, TypeError, KeyError):
-        return {}
 
 
 def _short(path: Path) -> str:

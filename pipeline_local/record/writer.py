@@ -74,7 +74,7 @@ class Writer:
             raise UserError(
                 f"checkpoint {self._checkpoints.at(step)} cannot be written"
                 f" ({error.strerror or error}); earlier ones are complete: free disk space or fix"
-                f" the permissions, then continue with run.resume=true"
+                f" the permissions, then resume the run"
             ) from None
         if max(copies) == self._checkpoints.num_modules - 1:
             self._checkpoints.prune(self._keep)

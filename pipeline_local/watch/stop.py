@@ -16,7 +16,8 @@ evaluation, a checkpoint) is done as usual: a resumed run repeats nothing and le
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -28,10 +29,13 @@ from pipeline_local.blueprint.run_plan import Action, Save
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
+from pipeline_local.screen import announce_interrupt
 from pipeline_local.watch.store import Facts, RankStore
 
 CALLBACK = "callback"
 """In place of a signal's name."""
+SAME_INTERRUPT_SECONDS = 0.5
+"""Nobody presses Ctrl-C twice within that, and a launcher passes it on much sooner."""
 
 
 class Stop:
@@ -49,6 +53,8 @@ class Stop:
         self._look = self._decide if rank_store.rank == 0 else self._learn
         self._earlier: dict[int, Any] = {}
         self._signal: str | None = None
+        self._interrupted: float | None = None
+        self._ends_at_once: Callable[[], bool] = lambda: False
         self._last: int | None = None
         self.by_signal = False
         """Whether a signal, and no callback, is the reason to leave early."""
@@ -58,11 +64,16 @@ class Stop:
     def __enter__(self) -> "Stop":
         return self
 
-    def listen(self) -> None:
+    def listen(self, ends_at_once: Callable[[], bool] = lambda: False) -> None:
         """Treats `STOP_SIGNALS` as requests to stop from now on; does so in the main thread only.
 
-        Until then they end the process, as it may wait for other ranks before a watchdog runs.
+        Until then they end the process, as it may wait for other ranks before a watchdog runs. A
+        second SIGINT (Ctrl-C) raises KeyboardInterrupt.
+
+        Args:
+            ends_at_once: whether the first one does, as the watchdog sends it to a rank that hangs.
         """
+        self._ends_at_once = ends_at_once
         if threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
@@ -109,6 +120,19 @@ class Stop:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """A launcher may pass on what a terminal sends to all: what comes that soon is the same."""
+        now = time.monotonic()
+        again = self._interrupted is not None and now - self._interrupted > SAME_INTERRUPT_SECONDS
+        if again or self._ends_at_once():
+            raise KeyboardInterrupt
+        if self._interrupted is None:
+            self._interrupted = now
+            if self._rank_store.rank == 0:
+                announce_interrupt()
 
     def _over(self, step: int) -> bool:
         """Whether `step`, which is about to begin, comes after the last one."""

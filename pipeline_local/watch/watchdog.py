@@ -87,6 +87,11 @@ class Watchdog:
         self._stuck = 0.0
         self._rounds = 0
 
+    @property
+    def judged(self) -> bool:
+        """Whether the run has failed: the main thread is to end, as soon as it is interrupted."""
+        return self._verdict is not None
+
     def __enter__(self) -> "Watchdog":
         self._heart.introduce()
         self._links: LivenessLinks = self._connect()

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan, Save
+from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 
 
@@ -44,10 +45,36 @@ def test_after_the_last_step_only_an_evaluation_is_left():
     assert list(run_plan().actions(20)) == [Evaluate(20)]
 
 
-def test_default_evaluates_every_epoch_and_saves_at_the_end():
-    actions = list(run_plan().actions())
-    assert [a.number for a in actions if isinstance(a, Evaluate)] == [10, 20]
-    assert [a.number for a in actions if isinstance(a, Save)] == [20]
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"epochs": 2}, [10, 20]),
+        ({"steps": 9, "evaluate_every": 4}, [4, 8, 9]),
+        ({"steps": 3}, [3]),
+    ],
+)
+def test_by_default_every_evaluation_is_saved(train, expected):
+    actions = list(run_plan(train=train).actions())
+    assert [a.number for a in actions if isinstance(a, Evaluate)] == expected
+    assert [a.number for a in actions if isinstance(a, Save)] == expected
+
+
+def test_a_run_is_never_shorter_than_what_is_done():
+    plan = run_plan()
+    plan.refuse_shorter(20)
+    with pytest.raises(UserError, match=r"train\.epochs: 20 steps are fewer than the 21 that"):
+        plan.refuse_shorter(21)
+    with pytest.raises(UserError, match=r"train\.steps: 7 steps are fewer"):
+        run_plan(train={"steps": 7}).refuse_shorter(8)
+
+
+def test_where_a_resumed_run_stands():
+    plan = run_plan(optimizer={"schedule": "linear", "lr": 0.1})
+    assert (
+        plan.stand(15)
+        == ": 5 of 20 steps to go (1.5 of 2 epochs), the next with learning rate 0.025"
+    )
+    assert plan.stand(0) == plan.stand(20) == ""
 
 
 def test_reconciling_and_comparing():

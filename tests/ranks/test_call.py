@@ -71,7 +71,7 @@ def fail(kind, arguments):
             RuntimeError,
             "code 1: ValueError: no room, test_call.py line",
         ),
-        (StoppedError, (7,), 75, StoppedError, "after step 7"),
+        (StoppedError, (7, "resume it"), 75, StoppedError, "after step 7, .*with: resume it"),
         (NeighbourLostError, (0, "gone"), 3, RuntimeError, "code 3: its lines above say why"),
         (RefusedElsewhereError, (), 2, RuntimeError, "code 2: its lines above say why"),
     ],

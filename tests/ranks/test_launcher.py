@@ -180,15 +180,43 @@ def test_a_killed_launcher_takes_its_ranks_along(start):
     run.leaves_nothing()
 
 
-def test_a_launcher_that_is_asked_to_stop(start):
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
+def test_a_launcher_that_is_asked_to_stop(start, number):
     """Its ranks, with their loaders, finish the same step and save it."""
     run = start()
     run.rank(1)
-    run.process.terminate()
+    run.process.send_signal(number)
     assert run.process.wait(LONGEST) == EXIT_STOPPED
     assert not run.told()
-    (saved,) = (run.folder / "runs" / "digits" / "checkpoints").iterdir()
+    *_, saved = sorted((run.folder / "runs" / "digits" / "checkpoints").iterdir())
     assert len(list(saved.glob("*.safetensors"))) == 4
+    run.leaves_nothing()
+
+
+@pytest.mark.long
+def test_ctrl_c_under_torchrun(start):
+    """It is sent to torchrun, which sends it to its ranks and their loaders."""
+    run = start(launcher=TORCHRUN)
+    run.rank(1)
+    run.process.send_signal(signal.SIGINT)
+    run.process.wait(LONGEST)
+    assert not run.told()
+    *_, saved = sorted((run.folder / "runs" / "digits" / "checkpoints").iterdir())
+    assert len(list(saved.glob("*.safetensors"))) == 4
+    run.leaves_nothing()
+
+
+def test_a_second_ctrl_c_kills_the_ranks(start):
+    """One of them is suspended, and would never end its step."""
+    run = start()
+    os.kill(run.rank(0), signal.SIGSTOP)
+    for _ in range(2):
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert run.process.wait(LONGEST) == 128 + signal.SIGINT
+    assert not run.told()
     run.leaves_nothing()
 
 

@@ -24,10 +24,38 @@ def test_a_new_or_empty_folder_is_fine(tmp_path):
 def test_an_existing_run_is_only_resumed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create(configfile.parse(CONFIG), "{}")
-    with pytest.raises(UserError, match=r"never overwritten; pass run\.resume=true"):
+    refusal = r"holds a run \(config.yaml, data.json\), .* overwritten; pass run\.resume=true"
+    with pytest.raises(UserError, match=refusal):
         folder.check(configfile.parse(CONFIG), "{}", resume=False)
     folder.check(configfile.parse(CONFIG), "{}", resume=True)
-    assert folder.load_config() == configfile.parse(CONFIG)
+    assert folder.load_config().model == configfile.parse(CONFIG).model
+
+
+@pytest.mark.parametrize("name", ["slurm-17.out", ".gitkeep", "lost+found/x", "my-config.yaml"])
+def test_what_no_run_has_left_is_no_run(tmp_path, name):
+    """A batch system's log, a new volume, empty folders that are mounted for what is to come."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    RunFolder(tmp_path).check(configfile.parse(CONFIG), "{}", resume=False)
+
+
+@pytest.mark.parametrize("name", ["metrics/stage-0.jsonl", "checkpoints/x", "trace/y", "best.json"])
+def test_any_part_of_a_run_is_one(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=rf"holds a run \({name.partition('/')[0]}\)"):
+        RunFolder(tmp_path).check(configfile.parse(CONFIG), "{}", resume=False)
+
+
+def test_links_to_nowhere(tmp_path):
+    """Such as to a scratch disk that was cleaned: nothing is there, and yet nothing can be made."""
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"run is a link to .*gone, which is not there"):
+        RunFolder(tmp_path / "run").check(configfile.parse(CONFIG), "{}", resume=False)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"holds a run \(checkpoints\)"):
+        RunFolder(tmp_path).check(configfile.parse(CONFIG), "{}", resume=False)
 
 
 @pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
@@ -52,7 +80,6 @@ UPSTREAM = {**CONFIG, "reconcile": {"weight": 0.1, "direction": "upstream"}}
         (CONFIG, UPSTREAM, "kind of lagged message"),
         (UPSTREAM, CONFIG, "kind of lagged message"),
         (UPSTREAM, {**UPSTREAM, "reconcile": {**UPSTREAM["reconcile"], "every": 4}}, "every"),
-        (UPSTREAM, {**UPSTREAM, "data": {"name": "digits", "batch_size": 8}}, "batch_size"),
         (UPSTREAM, {**UPSTREAM, "train": {"steps": 1, "microbatches": 2}}, "microbatches"),
     ],
 )
@@ -82,8 +109,7 @@ def test_a_run_keeps_its_task(tmp_path, task):
 def test_without_feedback_those_may_change(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create(configfile.parse(CONFIG), "{}")
-    data = {"name": "digits", "batch_size": 8}
-    changed = {"data": data, "train": {"steps": 1, "microbatches": 2}, "reconcile": {"weight": 0.1}}
+    changed = {"train": {"steps": 1, "microbatches": 2}, "reconcile": {"weight": 0.1}}
     folder.check(configfile.parse({**CONFIG, **changed}), "{}", resume=True)
 
 
@@ -184,11 +210,12 @@ def test_what_is_resumed_and_how_it_differs(tmp_path):
     assert folder.describe_resume(config, 0) == f"nothing to resume in {tmp_path}: a new run"
     assert folder.describe_resume(config, 7) == "resuming after step 7", "its config.yaml is gone"
     folder.create(config, "{}")
+    assert folder.describe_resume(config, 0) == "no checkpoint yet: from the beginning"
     assert folder.describe_resume(config, 7) == "resuming after step 7"
-    data, places = {"name": "digits", "batch_size": 32}, {"stages": 1, "threads": 1}
-    other = {**CONFIG, "data": data, "parallel": places, "channels_last": True}
+    places = {"stages": 1, "threads": 1}
+    other = {**CONFIG, "optimizer": {"lr": 0.5}, "parallel": places, "channels_last": True}
     assert folder.describe_resume(configfile.parse(other), 7) == (
-        "resuming after step 7, channels_last=True (was False), data.batch_size=32 (was 128)"
+        "resuming after step 7, channels_last=True (was False), optimizer.lr=0.5 (was 0.1)"
     )
 
 

@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_next_step(writer, checkp
     writer.save([make(0)], 2)
     message = fails(writer)
     assert "step-00000002 cannot be written (File exists); earlier ones are complete" in message
-    assert message.endswith("then continue with run.resume=true")
+    assert message.endswith("then resume the run")
     assert checkpoints.latest(lambda line: None) == 1
 
 

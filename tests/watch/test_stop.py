@@ -17,7 +17,7 @@ from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.watch.stop import Stop
+from pipeline_local.watch.stop import SAME_INTERRUPT_SECONDS, Stop
 from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
 from tests.forked import Forked
@@ -126,7 +126,7 @@ def draw(case):
     return random.randrange(case[1]), random.randrange(10), random.choice(SIGNALS)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -140,6 +140,7 @@ def test_stopped_and_resumed_is_never_stopped(case, tmp_path, train, uninterrupt
     saved = steps_saved(tmp_path)[-1]
     assert step < saved < STEPS
     assert output.count(f"stopped by a signal after step {saved}, of which there is a") == 1
+    assert f"continue with: pipeline-local resume {tmp_path / 'run'}\n" in output
     assert "error" not in output
     codes, output = train(1 + ranks % 3, config, "run.resume=true")
     assert set(codes) == {0}, output
@@ -188,6 +189,50 @@ def test_stopped_again_and_again(tmp_path, train, uninterrupted):
     codes, output = train(3, config, "run.resume=true")
     assert set(codes) == {0}, output
     assert checkpoint(tmp_path) == uninterrupted("both", 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_interrupt_ends_at_once(ranks, tmp_path, train):
+    """The first one is answered; who has no patience loses the steps since the last checkpoint."""
+
+    def prepare(rank):
+        learn, presses = Stage._learn, []
+
+        def pressed(stage, link, now, microbatch):
+            if now.number == 10 and rank == 0 and not presses:
+                presses.append(0)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(2 * SAME_INTERRUPT_SECONDS)
+                os.kill(os.getpid(), signal.SIGINT)
+            learn(stage, link, now, microbatch)
+
+        Stage._learn = pressed
+
+    codes, output = train(ranks, write_config(tmp_path), prepare=prepare)
+    assert codes[0] == 130, output
+    assert output.count("interrupted: the run is asked to stop; again, to end it at once") == 1
+    assert "stopped by" not in output
+    assert "Traceback" not in output
+    assert steps_saved(tmp_path)[0] == SAVES
+
+
+def test_a_launcher_may_pass_on_what_the_terminal_has_sent(tmp_path, train):
+    """Two signals within a moment are one press."""
+
+    def prepare(rank):
+        signal_oneself(0, 3, signal.SIGINT, part=0)(rank)
+        signal_oneself(0, 3, signal.SIGINT, part=1)(rank)
+
+    codes, output = train(1, write_config(tmp_path), prepare=prepare)
+    assert codes == [EXIT_STOPPED], output
+
+
+def test_who_hangs_is_still_interrupted():
+    """By the watchdog, which has given the run up: that is no wish to stop later."""
+    with Stop(RankStore(dist.HashStore(), 0, 1)) as stop:
+        stop.listen(lambda: True)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_caller_gets_its_own_handlers_back(tmp_path, monkeypatch):

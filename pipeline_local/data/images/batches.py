@@ -15,7 +15,7 @@ from pipeline_local.data.images.augment import augment, fit
 from pipeline_local.data.images.datasets import DataInfo, open_split
 from pipeline_local.data.images.mixup import mixup
 from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none
-from pipeline_local.data.images.subset import Dataset
+from pipeline_local.data.images.subset import Dataset, check_image
 from pipeline_local.data.loading import Batch, BatchSource, load
 from pipeline_local.data.sampler import train_indices
 from pipeline_local.errors import UserError
@@ -95,6 +95,7 @@ class TrainSource:
         image, label = (
             read_or_next(self.dataset, index, self.skipped) if skip else self.dataset[index]
         )
+        check_image(self.data.name, image, self.info.image_shape[0])
         draw = Random(derive(self.seed, "augment", epoch, index))
         return augment(image, self.info.image_shape[1], self.data.augment, draw), label
 
@@ -128,6 +129,7 @@ class TestSource:
         if stored is None:
             return None
         image, label = stored
+        check_image(self.data.name, image, self.info.image_shape[0])
         return fit(image, self.info.image_shape[1]), label
 
     def _stored(self, index: int) -> tuple[Tensor, int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images.entries import DATA, ImageData, Split, guess_pixels
-from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset
+from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset, check_image
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.registry import reason
 
@@ -71,10 +71,21 @@ def describe(data: DataConfig) -> DataInfo:
     entry = DATA.find(data.name)
     known = entry.pixels if isinstance(entry, ImageData) else None
     size, mean, std = known or guess_pixels(data.name, train, data.image_size)
+    if not _is_shipped(data.name):
+        for split in (train, test):
+            check_image(data.name, split[0][0], len(mean))
     side = data.image_size or size
     shape = (len(mean), side, side)
     num_classes = len(train.classes)
     return DataInfo(len(train), len(test), num_classes, shape, mean, std, train.classes)
+
+
+def _is_shipped(name: str) -> bool:
+    """Whether a data set comes with this package; others may give anything."""
+    entry = DATA.find(name)
+    opens = getattr(entry, "open", entry)
+    module = str(getattr(getattr(opens, "func", opens), "__module__", ""))
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def problems(data: DataConfig) -> list[str]:

@@ -7,13 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from pipeline_local.data.images.arrays import open_cifar, open_digits
 from pipeline_local.data.images.imagefolder import open_imagefolder
 from pipeline_local.data.images.parquet import open_parquet
-from pipeline_local.data.images.subset import Dataset
+from pipeline_local.data.images.subset import Dataset, check_image
 from pipeline_local.data.images.synthetic import SIZE, SyntheticDataset
 from pipeline_local.data.images.webdataset import open_webdataset
 from pipeline_local.errors import UserError
@@ -75,9 +72,7 @@ def guess_pixels(name: str, dataset: Dataset, image_size: int | None) -> Pixels:
         UserError: the first item is no image and label, or is not square and `image_size` is None.
     """
     image, _ = dataset[0]
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
-        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image)
-        raise UserError(f"data.name: {name} must give uint8 images [C, H, W], got {got}; convert")
+    check_image(name, image)
     channels, height, width = image.shape
     if image_size is None and height != width:
         raise UserError(

@@ -63,6 +63,33 @@ def check_dataset(source: str, dataset: Dataset) -> None:
         )
 
 
+def check_image(name: str, image: object, channels: int | None = None) -> None:
+    """Refuse what is no image as stored: floating-point pixels would be divided by 255 once more.
+
+    Args:
+        name: of the data set, as `data.name` has it.
+        image: what the data set gives.
+        channels: that it must have; None: any number.
+
+    Raises:
+        UserError: it is no uint8 tensor [C, H, W], or has other channels.
+    """
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        got = type(image).__name__
+        if isinstance(image, Tensor):
+            got = f"{image.dtype} {list(image.shape)}"
+        scale = " by (x * 255).round().to(torch.uint8)" if "float" in got else ""
+        raise UserError(
+            f"data.name: {name} must give uint8 images [C, H, W] with values from 0 to 255, got"
+            f" {got}; convert them{scale}"
+        )
+    if channels not in (None, image.shape[0]):
+        raise UserError(
+            f"data.name: {name} must give images of equal channels, got {image.shape[0]} and"
+            f" {channels}; convert them"
+        )
+
+
 @dataclass(frozen=True)
 class Subset:
     """The samples `indices` [n] (int64) of a data set."""

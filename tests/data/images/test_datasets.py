@@ -11,6 +11,7 @@ import torch
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.config import DataConfig
+from pipeline_local.data.images import batches
 from pipeline_local.data.images.arrays import ArrayDataset
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import DataInfo, describe, open_split, problems
@@ -222,3 +223,38 @@ def test_classes_must_agree_but_for_the_last_numbers(monkeypatch):
     assert describe(data).num_classes == 4
     with pytest.raises(UserError, match="got '4' for label 4 of the test split, and no such class"):
         describe(dataclasses.replace(data, args={"test_classes": 5}))
+
+
+FLOATS = """
+
+def dtype_from(first, dtype):
+    @dataclass(frozen=True)
+    class Floats(Grey):
+        def __getitem__(self, index):
+            pixels, label = super().__getitem__(index)
+            return (pixels / 255).to(dtype) if index >= first else pixels, label
+    return lambda root, split: Floats(20, 6, torch.arange(20) % 2)
+
+FLOAT = dtype_from(0, torch.float32)
+HALF = ImageData(dtype_from(0, torch.float16), Pixels(6, (0.1,), (0.3,)), needs_root=False)
+LATER = dtype_from(3, torch.float64)
+"""
+
+
+@pytest.mark.parametrize("entry", ["FLOAT", "HALF"])
+def test_images_of_floating_point_are_refused(mine, entry):
+    """They are mostly in [0, 1] already, and would be divided by 255."""
+    with Path(f"{mine.removeprefix('python:')}.py").open("a") as file:
+        file.write(FLOATS)
+    with pytest.raises(UserError, match=r"uint8 images .* got torch.float.*\* 255"):
+        describe(DataConfig(f"{mine}:{entry}", batch_size=4))
+
+
+def test_an_image_that_is_unlike_the_first_is_refused(mine):
+    with Path(f"{mine.removeprefix('python:')}.py").open("a") as file:
+        file.write(FLOATS)
+    data = DataConfig(f"{mine}:LATER", batch_size=4)
+    info = describe(data)
+    for read in (train_batches(data, info, 0, 0, 1), batches.test_batches(data, info)):
+        with pytest.raises(UserError, match=r"must give uint8 images .* got torch\.float64"):
+            next(read)
