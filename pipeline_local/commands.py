@@ -77,10 +77,12 @@ def _add_finished(commands: Commands) -> None:
 
     evaluate = commands.add_parser("evaluate", help="score every head on the test set")
     evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     evaluate.set_defaults(run=_evaluate)
 
     diagnose = commands.add_parser("diagnose", help="local gradients beside the true global one")
     diagnose.add_argument("run_folder", type=Path, help="run.dir of a run")
+    diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
     diagnose.add_argument("--json", type=Path, help="also write the rows to this file")
     diagnose.set_defaults(run=_diagnose)
@@ -216,14 +218,14 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import finished
     from pipeline_local.record import summary
 
-    finished.evaluate(options.run_folder, summary.show)
+    finished.evaluate(options.run_folder, summary.show, options.overrides)
     return 0
 
 
 def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.planning import diagnose
 
-    diagnose.diagnose(options.run_folder, options.batches, options.json)
+    diagnose.diagnose(options.run_folder, options.batches, options.json, options.overrides)
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, few
 from pipeline_local.models.backbone import Backbone, Block
 
 _WRAPPERS = ("state_dict", "model")  # what training scripts call the state dict in a checkpoint
@@ -81,7 +81,7 @@ def check(backbone: Backbone, state: Mapping[str, Tensor]) -> list[str]:
             if name in state and name not in fresh and state[name].shape != shape
         ],
     }
-    found = [f"{what}: {_few(names)}" for what, names in groups.items() if names]
+    found = [f"{what}: {few(names)}" for what, names in groups.items() if names]
     if found:
         raise UserError(
             f"model.weights does not fit the model; {'; '.join(found)};"
@@ -132,8 +132,3 @@ def _fresh(classifier: Mapping[str, torch.Size], state: Mapping[str, Tensor]) ->
         if name not in state
         or (state[name].shape != want and only_classes_differ(state[name].shape, want))
     ]
-
-
-def _few(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
