@@ -61,6 +61,7 @@ def describe(data: DataConfig) -> DataInfo:
         ConfigError: no such data set, or wrong options of it, one line each.
         UserError: the data is missing, inconsistent, or too small for one batch.
     """
+    open_split.cache_clear()  # the files may have changed since an earlier run of this process
     train, test = open_split(data, "train"), open_split(data, "test")
     if data.batch_size > len(train):
         remedy = "lower it" if data.limit is None else "lower it or raise data.limit"
@@ -89,6 +90,7 @@ def check_again(data: DataConfig, info: DataInfo, split: Split) -> DataInfo:
         UserError: the split cannot be opened, is too small for one training batch, or its classes
             or its images are not those that the run was trained on.
     """
+    open_split.cache_clear()
     found = open_split(data, split)
     side, mean, _ = _pixels(data, found)
     if (shape := (len(mean), side, side)) != info.image_shape:
