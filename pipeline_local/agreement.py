@@ -36,7 +36,7 @@ def check(config: Config, rank_info: RankInfo) -> Placement:
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     if config.model.weights is not None:
-        blueprint.check_weights(weights.load(config.model.weights))
+        blueprint.fit_weights(weights.load(config.model.weights)).check_finite()
     resume = config.run.resume or rank_info.restarted
     RunFolder(config.run.dir).check(blueprint.config, blueprint.info.to_json(), resume)
     return placement

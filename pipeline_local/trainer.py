@@ -132,9 +132,11 @@ def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[Local
         for module in modules:
             checkpoints.load(module, step)
     elif config.model.weights is not None:
-        state = weights.load(config.model.weights)
+        found = blueprint.fit_weights(weights.load(config.model.weights))
+        if rank_info.rank == 0:
+            summary.warn(found.notes)
         for module in modules:
-            blueprint.load_weights(module, state)
+            blueprint.load_weights(module, found)
     return modules
 
 
