@@ -70,6 +70,7 @@ def describe(data: DataConfig) -> DataInfo:
             f"got {data.batch_size}; {remedy}"
         )
     _check_classes(train.classes, test.classes)
+    _refuse_one_class(data, train)
     side, mean, std = _pixels(data, train)
     shape, num_classes = (len(mean), side, side), len(train.classes)
     return DataInfo(len(train), len(test), num_classes, shape, mean, std, train.classes)
@@ -163,6 +164,30 @@ def open_split(data: DataConfig, split: Split) -> Dataset:
             f" change data.*"
         ) from error
     return whole if data.limit is None else balanced_subset(whole, data.limit)
+
+
+def passed_over(data: DataConfig) -> list[str]:
+    """One line that counts what lies with the images of both splits and is not read, if anything."""
+    names = []
+    for split in ("train", "test"):
+        found = open_split(data, split)
+        dataset = getattr(found, "whole", found)
+        names += [f"{split}: {name}" for name in getattr(dataset, "passed_over", ())]
+    if not names:
+        return []
+    entries = "1 file or folder is" if len(names) == 1 else f"{len(names)} files and folders are"
+    return [f"{entries} passed over in data.root={data.root}: {few(names)}"]
+
+
+def _refuse_one_class(data: DataConfig, train: Dataset) -> None:
+    labels = getattr(train, "whole", train).labels
+    if int(labels.min()) == int(labels.max()):
+        name = train.classes[int(labels[0])]
+        hint = "" if data.root is None else " (is data.root one level too high?)"
+        raise UserError(
+            f"data: a single class is nothing to tell apart: all training samples are of {name!r};"
+            f" name data with several classes{hint}"
+        )
 
 
 def _check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
