@@ -17,13 +17,13 @@ from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.registry import Registry
-from pipeline_local.values import Strict, by_key, shorten, should_be
+from pipeline_local.values import Strict, by_key, expanded, shorten, should_be, written
 
 _KeyPath = tuple[Any, ...]
 """A key as it stands in the file: (section, key) or (key,). Anything hashable can be a YAML key."""
@@ -81,7 +81,28 @@ def dump(config: Config) -> str:
     tree = asdict(config)
     for name in _sections():
         tree[name] |= tree[name].pop("args", {})
-    return yamltext.write(tree)
+    return yamltext.write(_texts(tree))
+
+
+def _texts(value: Any) -> Any:  # noqa: ANN401 (any value of a configuration)
+    """The same, with paths as a user would write them."""
+    if isinstance(value, dict):
+        return {key: _texts(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_texts(item) for item in value]
+    return written(value) if isinstance(value, Path) else value
+
+
+def path(key: str, given: str | Path) -> Path:
+    """What a program gives for a path: text is read as in a file.
+
+    Raises:
+        UserError: it is no path; the message names the key.
+    """
+    try:
+        return expanded(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise UserError(f"{key}: should be {error}, got {shorten(given)}") from None
 
 
 def keys() -> list[str]:

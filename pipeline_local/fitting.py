@@ -105,7 +105,8 @@ def fit(
     _check_call(epochs, sections, callbacks)
     data = given(train), given(test)
     rank_info = RankInfo.from_environment()
-    folder = RunFolder(Path(run_dir) if run_dir is not None else _free_run(rank_info))
+    own = _free_run(rank_info) if run_dir is None else configfile.path("run_dir", run_dir)
+    folder = RunFolder(own)
     objects = Given(
         model=model,
         example=_example(data[0], model),
@@ -124,7 +125,7 @@ def fit(
         "train": {} if epochs is None else {"epochs": epochs},
         "optimizer": _optimizer(optimizer, lr, schedule, objects),
         "parallel": {"stages": stages},
-        "run": {"dir": str(folder.path), "resume": resume},
+        "run": {"dir": folder.path, "resume": resume},
     }
     config = configfile.parse(_merged(tree, sections))
     return _run(_with_data(objects, config, *data), config, rank_info, callbacks)
@@ -164,7 +165,7 @@ def load(
     Raises:
         UserError: no run, no such checkpoint, or the model is another one.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder(configfile.path("run", run))
     if model is None:
         parts = finished.load_parts(folder.path, step)
         named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline_local import configfile
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.finished import load
@@ -49,7 +50,7 @@ class Predictor:
         model: Given | None = None,
         heads: Sequence[int] | Literal["all"] | None = None,
     ) -> None:
-        folder = RunFolder(Path(run))
+        folder = RunFolder(configfile.path("run", run))
         folder.load_config()  # says what is no run folder
         info = DataInfo.from_json(folder.load_info())
         with nullcontext() if model is None else handed(like(model, info)):
