@@ -155,7 +155,11 @@ SIZES = ("data.batch_size", "data.limit")
 
 
 def reading(
-    blueprint: Blueprint, run: Path, overrides: Sequence[str], split: Split, keys: Collection[str] = READING + SIZES
+    blueprint: Blueprint,
+    run: Path,
+    overrides: Sequence[str],
+    split: Split,
+    keys: Collection[str] = READING + SIZES,
 ) -> Blueprint:
     """The blueprint of a finished run, to read its data where it is now.
 
@@ -187,5 +191,7 @@ def reading(
         if "data.root" not in str(error) or isinstance(error, ConfigError):
             raise
         raise UserError(f"{error}; if it has moved, pass data.root=NEW") from None
-    plan = replace(blueprint.run_plan, config=config, num_train=info.num_train, num_test=info.num_test)
+    plan = replace(
+        blueprint.run_plan, config=config, num_train=info.num_train, num_test=info.num_test
+    )
     return replace(blueprint, config=config, info=info, run_plan=plan)

@@ -93,7 +93,10 @@ def test_data_that_has_moved_is_named(image_run, tmp_path, capsys):
     run, images = image_run
     before = finished.evaluate(run, silent)
     images.rename(tmp_path / "elsewhere")
-    for look in (lambda *o: finished.evaluate(run, silent, o), lambda *o: diagnose(run, 1, None, o)):
+    for look in (
+        lambda *o: finished.evaluate(run, silent, o),
+        lambda *o: diagnose(run, 1, None, o),
+    ):
         with pytest.raises(UserError, match=r"not a folder: .*; if it has moved, pass data\.root="):
             look()
         look(f"data.root={tmp_path / 'elsewhere'}", "data.workers=0")
@@ -155,7 +158,9 @@ def test_data_of_other_classes_is_refused(image_run, change, names):
 def test_what_was_trained_cannot_be_changed_afterwards(image_run, override):
     run, _ = image_run
     key = override.partition("=")[0]
-    with pytest.raises(UserError, match=rf"{key}: cannot be changed .* only data\.name, data\.root"):
+    with pytest.raises(
+        UserError, match=rf"{key}: cannot be changed .* only data\.name, data\.root"
+    ):
         finished.evaluate(run, silent, [override])
     with pytest.raises(UserError, match="cannot be changed"):
         diagnose(run, 1, None, [override])

@@ -223,7 +223,6 @@ def _fresh(classifier: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
         for name, value in classifier.items()
         if name not in state
         or (
-            state[name].shape != value.shape
-            and only_classes_differ(state[name].shape, value.shape)
+            state[name].shape != value.shape and only_classes_differ(state[name].shape, value.shape)
         )
     ]

@@ -60,9 +60,7 @@ def test_fine_tuning_keeps_a_fresh_classifier(drop):
     found = weights.fitted(backbone, state)
     fresh = found.fresh
     assert fresh == ["fc.weight", "fc.bias"]
-    assert found.notes == [
-        "model.weights: the classifier keeps fresh weights: fc.weight, fc.bias"
-    ]
+    assert found.notes == ["model.weights: the classifier keeps fresh weights: fc.weight, fc.bias"]
     before = made[-1][1].fc.weight.clone()
     for block, module in made:
         weights.load_block(module, block, state, fresh)

@@ -70,7 +70,9 @@ def test_a_single_class_is_refused(image_root):
     data = DataConfig("imagefolder", root=image_root, batch_size=2)
     for split in ("train", "test"):
         shutil.rmtree(image_root / split / "bee")
-    wanted = r"single class .* all training samples are of 'ant'; name data .* one level too high\?\)$"
+    wanted = (
+        r"single class .* all training samples are of 'ant'; name data .* one level too high\?\)$"
+    )
     with pytest.raises(UserError, match=wanted):
         describe(data)
 
