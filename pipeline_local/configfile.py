@@ -93,16 +93,16 @@ def _texts(value: Any) -> Any:  # noqa: ANN401 (any value of a configuration)
     return written(value) if isinstance(value, Path) else value
 
 
-def path(key: str, given: str | Path) -> Path:
+def path(key: str, value: str | Path) -> Path:
     """What a program gives for a path: text is read as in a file.
 
     Raises:
         UserError: it is no path; the message names the key.
     """
     try:
-        return expanded(given) if isinstance(given, str) else given
+        return expanded(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise UserError(f"{key}: should be {error}, got {shorten(given)}") from None
+        raise UserError(f"{key}: should be {error}, got {shorten(value)}") from None
 
 
 def keys() -> list[str]:

@@ -6,7 +6,7 @@ false, and 2024-01-01 is a date.
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -40,7 +40,7 @@ def write(tree: Any) -> str:  # noqa: ANN401 (any YAML value)
 class _Loader(yaml.SafeLoader):
     """Plain values only."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)

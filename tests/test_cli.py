@@ -112,11 +112,6 @@ def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatc
         "head: {name: linear}\ntrain: {steps: 3}\noptimizer: {lr: 0.02}\nparallel: {threads: 1}\n"
     )
     assert run("train", "c.yaml", "run.dir=out") == 0
-    assert "Predictor takes head" in shown
-    assert run("evaluate", "out", "data.batch_size=100", "parallel.threads=1") == 0
-    assert run("diagnose", "out", "--batches=1", "data.workers=0") == 0
-    assert run("evaluate", "out", "train.seed=1") == 2
-
     assert run("export", "out", "--output", "model.safetensors") == 0
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict(load_file("model.safetensors"), strict=True)
@@ -179,7 +174,7 @@ def test_overrides_may_stand_behind_options(config, capsys):
             run(*bench, stray)
         assert caught.value.code == 2
     with pytest.raises(SystemExit):
-        run("evaluate", "out", "a=b")
+        run("export", "out", "--output=x.safetensors", "a=b")
 
 
 def test_version_and_help(capsys):

@@ -312,7 +312,8 @@ def test_a_file_that_cannot_be_one(tmp_path: Path, text: str, problem: str) -> N
     ("line", "problem"),
     [
         ("3: 4", "unknown key '3'; the keys here are engine, compile, channels_last,"),
-        ("on: 4", "unknown key 'True'; the keys here are "),
+        ("on: 4", "unknown key 'on'; "),
+        ("true: 4", "unknown key 'True'; the keys here are "),
         (
             "data.name: digits",
             "unknown key 'data.name'; in a file, write data: {name: ...}",

@@ -29,7 +29,7 @@ from pipeline_local import yamltext
         ),
         ("[yes, No, ON, off, y, =]", ["yes", "No", "ON", "off", "y", "="]),
         ("[2024-01-01, 2024-01-01 10:00:00]", ["2024-01-01", "2024-01-01 10:00:00"]),
-        ("[１０, ١e3, nan, inf]", ["１０", "١e3", "nan", "inf"]),
+        ("[\uff11\uff10, \u0661e3, nan]", ["\uff11\uff10", "\u0661e3", "nan"]),
     ],
 )
 def test_reads(text: str, value: object) -> None:

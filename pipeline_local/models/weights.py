@@ -1,6 +1,5 @@
 """Weights under the model's usual names: in from a state dict file, out to one."""
 
-import os
 import pickle
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def fitted(backbone: Backbone, state: Mapping[str, Tensor]) -> Fitted:
             f" set model.name and model.* as in the model that was saved"
         )
     used = {name: value for name, value in state.items() if name not in fresh}
-    if odd := [odd for name, value in used.items() if (odd := _odd(name, value, wanted[name]))]:
+    if odd := [why for name, value in used.items() if (why := _odd(name, value, wanted[name]))]:
         raise UserError(f"model.weights: {few(odd)}; save the weights as the model has them")
     notes = [*renamed]
     if counters:

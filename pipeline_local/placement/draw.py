@@ -78,8 +78,8 @@ def make_task(config: Config, info: DataInfo) -> Task:
         ) from None
     if type(task) in (Classification, Dense) and task.num_outputs == 1:
         raise UserError(
-            f"task.name: {config.task.name} has a single class, which is nothing to tell apart; give"
-            f" the data or the model several classes, or choose another task or loss"
+            f"task.name: {config.task.name} has a single class, which is nothing to tell apart;"
+            f" give the data or the model several, or choose another task or loss"
         )
     return task
 

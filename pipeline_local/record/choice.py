@@ -56,7 +56,7 @@ def choose(rows: Sequence[Facts], step: int, task: Task) -> HeadChoice:
     last, sign = len(rows), 1 if task.better == "higher" else -1
     if f"ensemble_{task.metric}" not in rows[-1]:  # a program's own, whose direction is not known
         return HeadChoice((last,), f"the run has not recorded the {task.metric} of heads together")
-    scores = {(last,): rows[-1][task.metric]}
+    scores: dict[tuple[int, ...], float | None] = {(last,): rows[-1][task.metric]}
     for k, row in enumerate(rows, start=1):
         scores.setdefault(tuple(range(1, k + 1)), row[f"ensemble_{task.metric}"])
     known = {heads: score for heads, score in scores.items() if score is not None}

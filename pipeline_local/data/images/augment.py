@@ -50,7 +50,8 @@ def _centre_of_narrow(image: Tensor, shorter: int, size: int) -> Tensor:
     first = (top * side // shorter - 2 * side) // unit * unit
     part = F.resize(image.narrow(axis, first, 6 * side // unit * unit), [shorter])
     part = part.narrow(axis, top - first * shorter // side, size)
-    return part.narrow(3 - axis, round((shorter - size) / 2), size)
+    centre: Tensor = part.narrow(3 - axis, round((shorter - size) / 2), size)
+    return centre
 
 
 def augment(image: Tensor, size: int, name: Augment, draw: Random) -> Tensor:

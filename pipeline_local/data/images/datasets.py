@@ -167,9 +167,10 @@ def open_split(data: DataConfig, split: Split) -> Dataset:
 
 
 def passed_over(data: DataConfig) -> list[str]:
-    """One line that counts what lies with the images of both splits and is not read, if anything."""
-    names = []
-    for split in ("train", "test"):
+    """One line that counts what lies with the images of both splits and is not read; or none."""
+    names: list[str] = []
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
         found = open_split(data, split)
         dataset = getattr(found, "whole", found)
         names += [f"{split}: {name}" for name in getattr(dataset, "passed_over", ())]

@@ -12,8 +12,12 @@ from torch import Tensor
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.errors import UserError, few
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm")
+EXTENSIONS = tuple(
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+    + ("ppm", "pgm", "pbm", "pnm")
+)
+"""What Pillow reads well."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _class_files(split: Path, name: str) -> tuple[list[str], list[str]]:
     """The names of a class's images, and the paths of what else is there; a folder ends with /."""
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     for entry in _entries(split / name):
         # no stat per file, but for links: ImageNet has 1.3 million
         is_folder = entry.is_dir()
