@@ -30,6 +30,10 @@ A run is described by a YAML file of sections and by `key=value` pairs that over
 `train.epochs=3`. Unknown keys, wrong types and contradictions are all reported at once, before
 anything starts. Every run folder holds the resolved configuration as `config.yaml`.
 
+In paths `~`, `$NAME` and `${NAME}` are expanded; `$$` is a dollar sign, and a variable that is not
+set is refused. Values are those of YAML 1.2: `010` is ten, and `1:30`, `yes` and `2024-01-01` are
+text. A number where text or a path is wanted, such as a run folder's name, stands in quotes.
+
 `required` means that the key has no default. `null` means that the value is derived, or that the
 feature is off; the text says which.
 """

@@ -19,7 +19,7 @@ from pipeline_local.predictor import Predictor
 
 def log_probabilities(run: Path) -> tuple[Tensor, Tensor]:
     """A run's log-probabilities [N, classes] of its test set, and labels [N]."""
-    data, predict = configfile.load(run / "config.yaml").data, Predictor(run)
+    data, predict = configfile.load(run / "config.yaml").data, Predictor(run, heads="all")
     found = [(predict(images), labels) for images, labels in test_batches(data, describe(data))]
     guesses, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return guesses[labels != IGNORE_LABEL], labels[labels != IGNORE_LABEL]

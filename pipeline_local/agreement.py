@@ -55,7 +55,7 @@ def _checkpoints(blueprint: Blueprint) -> Checkpoints:
 
 def _check_weights(blueprint: Blueprint) -> None:
     if blueprint.config.model.weights is not None:
-        blueprint.check_weights(weights.load(blueprint.config.model.weights))
+        blueprint.fit_weights(weights.load(blueprint.config.model.weights)).check_finite()
 
 
 def propose(

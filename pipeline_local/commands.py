@@ -11,6 +11,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.ranks.call import COMMAND, run_here
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
+from pipeline_local.values import expanded
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DESCRIPTION = "Pipelined training without a global backward pass."
@@ -31,10 +32,18 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _path(text: str) -> Path:
+    """As paths of the configuration; the shell leaves `--json=~/x` alone."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"should be {error}, got {text!r}") from None
+
+
 def _add_train(commands: Commands) -> None:
     """What trains."""
     train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
-    train.add_argument("config", type=Path, help="YAML file")
+    train.add_argument("config", type=_path, help="YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
     train.set_defaults(run=_train)
 
@@ -47,14 +56,14 @@ def _add_train(commands: Commands) -> None:
 def _add_planning(commands: Commands) -> None:
     """Before a run is paid for."""
     plan = commands.add_parser("plan", help="memory, traffic and balance, before anything is paid")
-    plan.add_argument("config", type=Path, help="YAML file")
+    plan.add_argument("config", type=_path, help="YAML file")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
-    plan.add_argument("--json", type=Path, help="also write all numbers to this file")
+    plan.add_argument("--json", type=_path, help="also write all numbers to this file")
     plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
     plan.set_defaults(run=_plan)
 
     simulate = commands.add_parser("simulate", help="other stages, links and methods, by a profile")
-    simulate.add_argument("config", type=Path, help="YAML file")
+    simulate.add_argument("config", type=_path, help="YAML file")
     simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
     simulate.add_argument("--methods", type=_words, default=("local", "1f1b", "gpipe", "ddp"))
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
@@ -63,13 +72,13 @@ def _add_planning(commands: Commands) -> None:
     simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
     simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
     simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")
-    simulate.add_argument("--json", type=Path, help="also write the rows to this file")
+    simulate.add_argument("--json", type=_path, help="also write the rows to this file")
     simulate.set_defaults(run=_simulate)
 
     profile = commands.add_parser("profile", help="measure blocks and heads, for modules.profile")
-    profile.add_argument("config", type=Path, help="YAML file")
+    profile.add_argument("config", type=_path, help="YAML file")
     profile.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=...")
-    profile.add_argument("--output", type=Path, required=True, help="file.json")
+    profile.add_argument("--output", type=_path, required=True, help="file.json")
     profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
     profile.set_defaults(run=_profile)
 
@@ -77,18 +86,20 @@ def _add_planning(commands: Commands) -> None:
 def _add_finished(commands: Commands) -> None:
     """About a run that is there."""
     export = commands.add_parser("export", help="write the trained model's weights")
-    export.add_argument("run_folder", type=Path, help="run.dir of a run")
-    export.add_argument("--output", type=Path, required=True, help="file.safetensors")
+    export.add_argument("run_folder", type=_path, help="run.dir of a run")
+    export.add_argument("--output", type=_path, required=True, help="file.safetensors")
     export.set_defaults(run=_export)
 
     evaluate = commands.add_parser("evaluate", help="score every head on the test set")
-    evaluate.add_argument("run_folder", type=Path, help="run.dir of a run")
+    evaluate.add_argument("run_folder", type=_path, help="run.dir of a run")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     evaluate.set_defaults(run=_evaluate)
 
     diagnose = commands.add_parser("diagnose", help="local gradients beside the true global one")
-    diagnose.add_argument("run_folder", type=Path, help="run.dir of a run")
+    diagnose.add_argument("run_folder", type=_path, help="run.dir of a run")
+    diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
-    diagnose.add_argument("--json", type=Path, help="also write the rows to this file")
+    diagnose.add_argument("--json", type=_path, help="also write the rows to this file")
     diagnose.set_defaults(run=_diagnose)
 
 
@@ -97,17 +108,17 @@ def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser("bench", help="measure; prints a Markdown table of ratios")
     what = bench.add_subparsers(required=True, metavar="WHAT")
     reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
-    reconcile.add_argument("config", type=Path, help="YAML file")
+    reconcile.add_argument("config", type=_path, help="YAML file")
     reconcile.add_argument("overrides", nargs="*", metavar="key=value")
     reconcile.add_argument(
         "--module", type=int, help="its number; default: the first with a discord"
     )
     reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
-    reconcile.add_argument("--json", type=Path, help="also write the rows to this file")
+    reconcile.add_argument("--json", type=_path, help="also write the rows to this file")
     reconcile.set_defaults(run=_bench_reconcile)
     methods = "local learning beside backpropagation, DDP, pipelines"
     baselines = what.add_parser("baselines", help=methods)
-    baselines.add_argument("config", type=Path, help="YAML file")
+    baselines.add_argument("config", type=_path, help="YAML file")
     baselines.add_argument("overrides", nargs="*", metavar="key=value")
     every = "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
     baselines.add_argument("--baselines", help=f"which of {every}")
@@ -116,7 +127,7 @@ def _add_bench(commands: Commands) -> None:
     )
     baselines.add_argument("--runs", type=int, default=5, help="turns of each")
     baselines.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
-    baselines.add_argument("--json", type=Path, help="also write the rows to this file")
+    baselines.add_argument("--json", type=_path, help="also write the rows to this file")
     baselines.set_defaults(run=_bench_baselines)
 
 
@@ -235,14 +246,14 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import finished
     from pipeline_local.record import summary
 
-    finished.evaluate(options.run_folder, summary.show)
+    finished.evaluate(options.run_folder, summary.show, options.overrides)
     return 0
 
 
 def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.planning import diagnose
 
-    diagnose.diagnose(options.run_folder, options.batches, options.json)
+    diagnose.diagnose(options.run_folder, options.batches, options.json, options.overrides)
     return 0
 
 

@@ -39,7 +39,8 @@ class ModelConfig(NamingSection):
     name: str
     """resnet20, resnet50, vit_b_16, swin_t, vgg11_bn, ... or "python:package.module:function"."""
     weights: Path | None = None
-    """State dict (.safetensors or .pt) to start from; null: fresh weights from the seed."""
+    """State dict (.safetensors or .pt) to start from; prefixes of wrappers (`module.`,
+    `_orig_mod.`, `model.`) are taken off. null: fresh weights from the seed."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline_local.learning.tasks import TASKS
 from pipeline_local.models.registry import MODELS
 from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.registry import Registry
-from pipeline_local.values import Strict, by_key, shorten, should_be
+from pipeline_local.values import Strict, by_key, expanded, shorten, should_be, written
 
 _KeyPath = tuple[Any, ...]
 """A key as it stands in the file: (section, key) or (key,). Anything hashable can be a YAML key."""
@@ -80,7 +80,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
-    return yamltext.write(_tree(config))
+    return yamltext.write(_texts(_tree(config)))
 
 
 def tree(config: Config) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _tree(config: Config) -> dict[str, Any]:
 def _absolute(value: Any) -> Any:  # noqa: ANN401 (any value of a key)
     if isinstance(value, (tuple, list)):
         return type(value)(_absolute(item) for item in value)
-    return str(value.absolute()) if isinstance(value, Path) else value
+    return written(value.absolute()) if isinstance(value, Path) else value
 
 
 def _typed_options(section: str, config: Config) -> Iterator[tuple[str, str]]:
@@ -118,6 +118,27 @@ def _typed_options(section: str, config: Config) -> Iterator[tuple[str, str]]:
         yield from (
             (k, _absolute(options[k])) for k in keys["args"] if isinstance(options[k], Path)
         )
+
+
+def _texts(value: Any) -> Any:  # noqa: ANN401 (any value of a configuration)
+    """The same, with paths as a user would write them."""
+    if isinstance(value, dict):
+        return {key: _texts(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_texts(item) for item in value]
+    return written(value) if isinstance(value, Path) else value
+
+
+def path(key: str, value: str | Path) -> Path:
+    """What a program gives for a path: text is read as in a file.
+
+    Raises:
+        UserError: it is no path; the message names the key.
+    """
+    try:
+        return expanded(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"{key}: should be {error}, got {shorten(value)}") from None
 
 
 def keys() -> list[str]:

@@ -72,3 +72,9 @@ def did_you_mean(word: str, candidates: Sequence[str]) -> str:
     """Returns `; did you mean 'x'?` for a near miss, else an empty string."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Returns the first names of many, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

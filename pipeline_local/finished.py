@@ -1,6 +1,7 @@
 """Uses a finished run: exports its weights under the model's own names, and evaluates it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -8,12 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline_local import newfile
+from pipeline_local import configfile, newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Evaluate
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.config import DataConfig
+from pipeline_local.data.datasets import DataInfo, check_again
+from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.skipping import Skipped
-from pipeline_local.errors import UserError
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Task
 from pipeline_local.models import weights
@@ -27,8 +30,10 @@ from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
+from pipeline_local.record.choice import chosen_heads
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
+from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts
 
 CPU = torch.device("cpu")
@@ -101,26 +106,29 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
-def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts, Task], None]) -> Facts:
+def evaluate(
+    run: Path,
+    show: Callable[[list[summary.ModuleRow], Facts, Task], None],
+    overrides: Sequence[str] = (),
+) -> Facts:
     """Scores every head on the test set, alone and with all upstream heads, in this process.
 
     Args:
-        run: the run folder.
-        show: prints the rows and the results, as the task shows its score.
+        run: its folder.
+        show: prints what each module is and the results, as the task shows its score.
+        overrides: `key=value`, of `READING` and `SIZES` alone.
 
     Returns:
-        The step, and per head the metric, the metric of the ensemble, and the loss.
-
-    Args:
-        run: its folder.
-        show: is called with what each module is, the scores, and the task.
+        The step, per head the metric, the metric of the ensemble and the loss, and `predicts`: the
+        heads that `Predictor` takes.
 
     Raises:
-        UserError: no run, or no complete checkpoint.
+        UserError: no run, no complete checkpoint, another key, or other data than in training.
     """
     rank_info = RankInfo()
     device = rank_info.device
     blueprint, modules, step = load(run, device)
+    blueprint = reading(blueprint, run, overrides, "test")
     rank_info.prepare(blueprint.config.parallel)
     action = Evaluate(step)
     skipped = Skipped()
@@ -131,7 +139,59 @@ def evaluate(run: Path, show: Callable[[list[summary.ModuleRow], Facts, Task], N
     scores = metrics.of_scores(modules, stage.evaluate(blueprint.run_plan.test_batches, step))
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
-    facts = {"steps": step, **summary.per_head(rows)}
+    choice = chosen_heads(RunFolder(run), step, len(modules), blueprint.task)
+    facts = {"steps": step, **summary.per_head(rows), "predicts": list(choice.heads)}
     show(describe(Placement.of(blueprint, 1)), facts, blueprint.task)
+    say(f"Predictor takes {choice}")
     summary.warn(skipped.warnings())
     return facts
+
+
+READING = ("data.name", "data.root", "data.workers", "data.on_error", "parallel.threads")
+"""Keys that may be changed for a finished run, and options of `data.name`: where its data is, and
+how it is read. They change no mathematics."""
+SIZES = ("data.batch_size", "data.limit")
+"""The same of an evaluation: how many samples there are, and how many at once."""
+
+
+def reading(
+    blueprint: Blueprint,
+    run: Path,
+    overrides: Sequence[str],
+    split: Split,
+    keys: Collection[str] = READING + SIZES,
+) -> Blueprint:
+    """The blueprint of a finished run, to read its data where it is now.
+
+    Args:
+        blueprint: of the run, as `load` gives it.
+        run: its folder.
+        overrides: `key=value` pairs.
+        split: the one that is going to be read.
+        keys: that may be overridden, beside options of the data.
+
+    Raises:
+        UserError: another key, or the data is not what the run was trained on.
+    """
+    own = {f"data.{each.name}" for each in fields(DataConfig)} - {*keys}
+    for key in (text.partition("=")[0] for text in overrides):
+        if key in own or not (key in keys or key.startswith("data.")):
+            raise UserError(
+                f"{key}: cannot be changed for a run that is trained; only {', '.join(keys)} and"
+                f" options of data.name can"
+            )
+    config = blueprint.config
+    if overrides:
+        # a batch of another size need not be a multiple
+        changed = configfile.load(RunFolder(run).config, [*overrides, "train.microbatches=1"])
+        config = replace(config, data=changed.data, parallel=changed.parallel)
+    try:
+        info = check_again(config.data, blueprint.info, split)
+    except UserError as error:
+        if "data.root" not in str(error) or isinstance(error, ConfigError):
+            raise
+        raise UserError(f"{error}; if it has moved, pass data.root=NEW") from None
+    plan = replace(
+        blueprint.run_plan, config=config, num_train=info.num_train, num_test=info.num_test
+    )
+    return replace(blueprint, config=config, info=info, run_plan=plan)

@@ -108,7 +108,7 @@ def fit(
     data = _given("train", train), _given("test", test)
     rank_info = RankInfo.from_environment()
     free = FREE if rank_info.launched else first_free()  # or the ranks might find different ones
-    folder = RunFolder(free if run_dir is None else Path(run_dir))
+    folder = RunFolder(free if run_dir is None else configfile.path("run_dir", run_dir))
     objects = Given(
         model=model,
         example=_example(data[0], model),
@@ -127,7 +127,7 @@ def fit(
         "train": {} if epochs is None else {"epochs": epochs},
         "optimizer": _optimizer(optimizer, lr, schedule, objects),
         "parallel": {"stages": stages},
-        "run": {"dir": str(folder.path), "resume": resume},
+        "run": {"dir": folder.path, "resume": resume},
     }
     config = configfile.parse(_merged(tree, sections))
     return _run(_with_data(objects, config, *data), config, rank_info, callbacks)
@@ -180,7 +180,7 @@ def load(
     Raises:
         UserError: no run, no such checkpoint, or the model is another one.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder(configfile.path("run", run))
     if model is None:
         parts = finished.load_parts(folder.path, step)
         named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)

@@ -11,7 +11,7 @@ from pipeline_local.agreement import accept, check, in_folder, propose, share_va
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.datasets import DataInfo, passed_over
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
@@ -141,9 +141,11 @@ def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[Local
         for module in modules:
             checkpoints.load(module, step)
     elif config.model.weights is not None:
-        state = weights.load(config.model.weights)
+        found = blueprint.fit_weights(weights.load(config.model.weights))
+        if rank_info.rank == 0:
+            summary.warn(found.notes)
         for module in modules:
-            blueprint.load_weights(module, state)
+            blueprint.load_weights(module, found)
     return modules
 
 
@@ -337,8 +339,10 @@ class Trainer:
         """What has been derived, with its reasons."""
         own = self.rank_info.explain(self.blueprint.config.parallel)
         lines = [explain(self.blueprint), self.blueprint.run_plan.explain(), own]
-        # nobody sees those of other ranks, and a profile need not be on every host
-        if self.rank_info.rank or self.blueprint.config.modules.profile is None:
+        if self.rank_info.rank:  # nobody sees them
+            return lines
+        lines += passed_over(self.blueprint.config.data)
+        if self.blueprint.config.modules.profile is None:  # it need not be on every host
             return lines
         measured = costs_by_device(self.blueprint)[0]
         return [*lines, *profile_file.doubts(measured, self.rank_info.device_name)]

@@ -1,10 +1,13 @@
 """How the values of a configuration are checked: strictly, and told in a user's words."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from pydantic import GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 _Location = tuple[int | str, ...]
 _WORDS = {
@@ -28,7 +31,8 @@ class Strict:
     """Marks a type, as in `Annotated[Config, Strict()]`, so that pydantic converts no scalar in it.
 
     1 is not true, "1" is not 1, and true is neither. What YAML cannot tell apart passes: a list is
-    a tuple, text is a path, 1e3 is a whole number, and '1e-3' is a number.
+    a tuple, 1e3 is a whole number, '1e-3' is a number, and text is a path, in which `~` and
+    $VARIABLES are expanded.
     """
 
     def __get_pydantic_core_schema__(
@@ -51,6 +55,8 @@ def _strict(node: Any, handler: GetCoreSchemaHandler, inside: tuple[str, ...]) -
     node = {key: _strict(part, handler, inside) for key, part in node.items()}
     if kind in ("bool", "int", "float", "str"):
         node["strict"] = True
+    if node.get("custom_error_type") == "path_type":
+        kind = "path"
     convert = _FROM_YAML.get(kind)
     return core_schema.no_info_before_validator_function(convert, node) if convert else node
 
@@ -60,13 +66,58 @@ def _whole(value: object) -> object:
 
 
 def _number(value: object) -> object:
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _path(value: object) -> object:
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        return expanded(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise PydanticCustomError("path_text", "{what}", {"what": str(error)}) from None
 
 
-_FROM_YAML: dict[object, Any] = {"int": _whole, "float": _number}
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_FROM_YAML: dict[object, Any] = {"int": _whole, "float": _number, "path": _path}
+_DOLLAR = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\}|)")
+
+
+def expanded(text: str) -> Path:
+    """The path that a user means, with `~`, `~user`, $NAME and ${NAME} expanded as a shell does.
+
+    `$$` is a dollar sign, and any other one is refused, as is a variable that is not set: no folder
+    gets such a name by accident.
+
+    Raises:
+        ValueError: the message ends `should be ...`.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[2] or found[3]
+        if found[1]:
+            return "$"
+        if not name:
+            raise ValueError("a path with $NAME or ${NAME} ($$ is a dollar sign)")
+        if not os.environ.get(name):
+            raise ValueError(f"a path of variables that are set ({name} is not)")
+        return os.environ[name]
+
+    home, slash, rest = text.partition("/")
+    if home.startswith("~"):
+        home = os.path.expanduser(home)
+        if home.startswith("~"):
+            raise ValueError(f"a path (no user {home[1:]!r} has a home; ./{home} is a file's name)")
+    else:
+        home = _DOLLAR.sub(value, home)
+    path = home + slash + _DOLLAR.sub(value, rest)
+    if not path:
+        raise ValueError("a path")
+    return Path(path)
+
+
+def written(path: Path) -> str:
+    """The text that `expanded` reads as this path."""
+    text = str(path).replace("$", "$$")
+    return f"./{text}" if text.startswith("~") else text
 
 
 def by_key(
@@ -99,7 +150,10 @@ def should_be(key: str, errors: Sequence[ErrorDetails], value: object) -> str:
         (error,) = errors
         key, value = ".".join([key, *map(str, error["loc"])]), error["input"]
     wanted = " or ".join(dict.fromkeys(map(_wanted if len(errors) == 1 else _in_whole, errors)))
-    return f"{key}: should be {wanted}, got {shorten(value)}"
+    kinds = {error["type"] for error in errors}
+    quote = isinstance(value, (int, float)) and kinds & {"string_type", "path_type"}
+    hint = f"; in quotes it is text (in a shell: {key}=\"'...'\")" if quote else ""
+    return f"{key}: should be {wanted}, got {shorten(value)}{hint}"
 
 
 def _in_whole(error: ErrorDetails) -> str:

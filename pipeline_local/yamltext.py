@@ -1,4 +1,8 @@
-"""The YAML of configuration files: text to plain Python values, and back."""
+"""The YAML of configuration files: text to plain Python values, and back.
+
+Scalars are those of YAML 1.2's core schema: PyYAML reads 1.1, where 010 is 8, 1:30 is 90, `no` is
+false, and 2024-01-01 is a date.
+"""
 
 import re
 from pathlib import Path
@@ -10,8 +14,8 @@ import yaml
 def parse(text: str) -> Any:  # noqa: ANN401 (any YAML value)
     """Returns the value of a YAML text.
 
-    1e-3 is a number (YAML 1.1 asks for 1.0e-3), a key occurs once in its section, whole numbers fit
-    64 bits, and an alias stands for a scalar: so no value holds itself or grows without bound.
+    A key occurs once in its section, whole numbers fit 64 bits, and an alias stands for a scalar:
+    so no value holds itself or grows without bound.
 
     Raises:
         ValueError: the text is not such YAML; the message is the reason, in one line.
@@ -34,7 +38,9 @@ def write(tree: Any) -> str:  # noqa: ANN401 (any YAML value)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, read as a user expects."""
+    """Plain values only."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
@@ -51,8 +57,16 @@ class _Loader(yaml.SafeLoader):
             names.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_core(self, node: yaml.ScalarNode) -> object:
+        """A value with an explicit tag, such as `!!int 1:30`, must be what the tag says, too."""
+        kind = node.tag.rpartition(":")[2]
+        if kind not in _CORE or not re.fullmatch(_CORE[kind][0], node.value):
+            raise _fault(node, f"{node.value[:60]!r} is no {kind} of YAML 1.2")
+        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = int(super().construct_yaml_int(node))
+        text = node.value
+        number = int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
         if abs(number) >= 2**63:
             raise _fault(node, "a whole number must be below 2^63")
         return number
@@ -63,12 +77,26 @@ def _fault(node: yaml.Node | None, problem: str) -> yaml.MarkedYAMLError:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would read as a number, and writes paths as text."""
+    """Quotes text that `_Loader`, or a reader of YAML 1.1, would take for something else."""
 
 
-_FLOAT = "tag:yaml.org,2002:float"
-_EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
-_Dumper.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
+NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+"""Numbers with a decimal point or an exponent, or without."""
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        NUMBER + r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+for _kind, (_pattern, _first) in _CORE.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first
+        )
+for _kind in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_core)
 _Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))

@@ -56,11 +56,29 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     for name in ("accuracy", "ensemble_accuracy"):
         assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary[name])
 
+    assert "Predictor takes head" in shown
+    assert run("evaluate", "out", "data.batch_size=100", "parallel.threads=1") == 0
+    assert run("diagnose", "out", "--batches=1", "data.workers=0") == 0
+    assert run("evaluate", "out", "train.seed=1") == 2
+
     assert run("export", "out", "--output", "model.safetensors") == 0
     state = load_file("model.safetensors")
     backbone = registry.build("resnet20", {"width": 4}, (10,), (1, 8, 8))
     names = [b.prefix + n for b in backbone.blocks for n in b.module.state_dict()]
     assert set(state) == {*names, "fc.weight", "fc.bias"}
+
+
+def test_paths_of_the_command_line_are_expanded(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JOB", "17")
+    assert run("train", config, "train.steps=1", "run.dir=~/$JOB") == 0
+    assert run("export", "~/${JOB}", "--output=~/model.safetensors") == 0
+    assert (tmp_path / "home/model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "home"]
+    with pytest.raises(SystemExit) as ended:
+        run("evaluate", "$NOT_SET")
+    assert ended.value.code == 2
+    assert "should be a path of variables that are set (NOT_SET is not)" in capsys.readouterr().err
 
 
 def test_a_complete_run_stays_as_it_is(config, tmp_path, capsys):
@@ -162,7 +180,7 @@ def test_overrides_may_stand_behind_options(config, capsys):
             run(*bench, stray)
         assert caught.value.code == 2
     with pytest.raises(SystemExit):
-        run("evaluate", "out", "a=b")
+        run("export", "out", "--output=x.safetensors", "a=b")
 
 
 def test_version_and_help(capsys):

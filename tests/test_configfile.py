@@ -10,7 +10,8 @@ from pydantic import Field
 
 from pipeline_local import configfile
 from pipeline_local.config import Config, HeadConfig
-from pipeline_local.errors import ConfigError
+from pipeline_local.data.images.entries import DATA
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.heads import title as title_of
 from pipeline_local.registry import Registry
 
@@ -104,6 +105,62 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     assert with_overrides(tmp_path, "train.steps=1e3").train.steps == 1000
 
 
+def test_paths_are_expanded_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HOME": "/home/ada", "JOB": "17", "SETS": "/sets"}.items():
+        monkeypatch.setenv(name, value)
+    overrides = ("run.dir=~/runs/${JOB}", "data.root=$SETS/a", "modules.profile=[~/$JOB.json, b]")
+    config = with_overrides(tmp_path, *overrides, "model.weights=$$JOB")
+    assert config.run.dir == Path("/home/ada/runs/17")
+    assert config.data.root == Path("/sets/a")
+    assert config.modules.profile == (Path("/home/ada/17.json"), Path("b"))
+    assert config.model.weights == Path("$JOB")
+    monkeypatch.delenv("JOB")
+    (tmp_path / "again.yaml").write_text(configfile.dump(config))
+    assert configfile.load(tmp_path / "again.yaml") == config, "what was meant, not what was typed"
+    (line,) = problems(tmp_path, TEXT, "run.dir=runs/${JOB}")
+    assert line == (
+        "run.dir: should be a path of variables that are set (JOB is not), got 'runs/${JOB}'"
+    )
+
+
+def test_options_that_are_paths_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+
+    def entry(root: Path | None, split: str, *, index: Path) -> None: ...
+
+    monkeypatch.setitem(DATA._entries, "own", entry)
+    args = with_overrides(tmp_path, "data.name=own", "data.index=~/i").data.args
+    assert DATA.options("own", args)["index"] == Path("/home/ada/i")
+    (line,) = problems(tmp_path, TEXT, "data.name=own", "data.index=$NOT_SET")
+    assert line.startswith(
+        "data.index: should be a path of variables that are set (NOT_SET is not)"
+    )
+
+
+def test_a_program_says_paths_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert configfile.path("run_dir", "~/runs") == Path("/home/ada/runs")
+    assert configfile.path("run_dir", Path("~/runs")) == Path("~/runs"), "it has said it"
+    with pytest.raises(UserError, match=r"^run_dir: should be a path of .* got '\$NOT_SET'$"):
+        configfile.path("run_dir", "$NOT_SET")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.seed=010", 10),
+        ("train.seed=08", 8),
+        ("train.seed=0x10", 16),
+        ("train.seed=0o10", 8),
+        ("train.seed=+7", 7),
+    ],
+)
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path, override: str, value: int) -> None:
+    assert with_overrides(tmp_path, override).train.seed == value
+
+
 NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list"
 
 
@@ -143,6 +200,27 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("optimizer.lr=fast", "optimizer.lr: should be a number, got 'fast'"),
         ("run.resume=1", "run.resume: should be true or false, got 1"),
         ("run.resume='yes'", "run.resume: should be true or false, got 'yes'"),
+        ("run.resume=yes", "run.resume: should be true or false, got 'yes'"),
+        ("train.steps=1:30", "train.steps: should be a whole number, got '1:30'"),
+        ("train.steps=1_000", "train.steps: should be a whole number, got '1_000'"),
+        ("train.steps=0b11", "train.steps: should be a whole number, got '0b11'"),
+        ("train.steps=on", "train.steps: should be a whole number, got 'on'"),
+        ("optimizer.lr=1_0.5", "optimizer.lr: should be a number, got '1_0.5'"),
+        ("optimizer.lr=1:30.5", "optimizer.lr: should be a number, got '1:30.5'"),
+        ("optimizer.lr=nan", "optimizer.lr: should be a number, got 'nan'"),
+        ("optimizer.lr=off", "optimizer.lr: should be a number, got 'off'"),
+        ("optimizer.lr=2024-01-01", "optimizer.lr: should be a number, got '2024-01-01'"),
+        (
+            "run.dir=17",
+            "run.dir: should be a path, got 17; in quotes it is text (in a shell:"
+            " run.dir=\"'...'\")",
+        ),
+        (
+            "model.name=0.5",
+            "model.name: should be text, got 0.5; in quotes it is text (in a shell:"
+            " model.name=\"'...'\")",
+        ),
+        ("run.dir=''", "run.dir: should be a path, got ''"),
         ("run.dir=5", "run.dir: should be a path, got 5"),
         ("data.root=[a]", "data.root: should be a path, got ['a']"),
         ("model.name=!!binary aGk=", "model.name: should be text, got b'hi'"),
@@ -219,7 +297,7 @@ def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:
         ("a: &a [*a]\n", "line 1: an alias must stand for a single value"),
         ("a: &a {b: 1}\nc: *a\n", "line 1: an alias must stand for a single value"),
         ("a: " + "[" * 5000, "is not valid YAML: "),
-        ("a: !!timestamp x", "is not valid YAML: a value cannot be read: "),
+        ("a: !!timestamp x", "is not valid YAML: line 1: 'x' is no timestamp of YAML 1.2"),
         ("a: !!python/name:os.system", "is not valid YAML: line 1: "),
         ("{[1]: {2: 3}}", "line 1: found unhashable key"),
         ("a: 0x1" + "0" * 16, "line 1: a whole number must be below 2^63"),
@@ -234,7 +312,8 @@ def test_a_file_that_cannot_be_one(tmp_path: Path, text: str, problem: str) -> N
     ("line", "problem"),
     [
         ("3: 4", "unknown key '3'; the keys here are engine, compile, channels_last,"),
-        ("on: 4", "unknown key 'True'; the keys here are "),
+        ("on: 4", "unknown key 'on'; "),
+        ("true: 4", "unknown key 'True'; the keys here are "),
         (
             "data.name: digits",
             "unknown key 'data.name'; in a file, write data: {name: ...}",

@@ -52,7 +52,7 @@ def test_commands_exist():
             words = ["pipeline-local", *words[words.index("train") :]]
         if words[0] == "pipeline-local":
             options = parser().parse_args(words[1:])
-            if hasattr(options, "overrides"):
+            if hasattr(options, "config"):
                 configfile.load(ROOT / options.config, options.overrides)
             parsed += 1
         elif words[0] in ("bash", "sbatch"):

@@ -19,6 +19,17 @@ from pipeline_local import yamltext
         (str(2**63 - 1), 2**63 - 1),
         ("{a: &x 3, b: *x}", {"a": 3, "b": 3}),
         ("", None),
+        ("[010, -08, 0x1F, 0o17, +3]", [10, -8, 31, 15, 3]),
+        ("[1., .5, -1.5E-3, .inf, -.INF]", [1.0, 0.5, -0.0015, float("inf"), -float("inf")]),
+        ("[true, False, TRUE, null, ~]", [True, False, True, None, None]),
+        # text in YAML 1.2, and something else in 1.1
+        (
+            "[1:30, 1:30.5, 1_000, 0b11, 0o8, -0x1]",
+            ["1:30", "1:30.5", "1_000", "0b11", "0o8", "-0x1"],
+        ),
+        ("[yes, No, ON, off, y, =]", ["yes", "No", "ON", "off", "y", "="]),
+        ("[2024-01-01, 2024-01-01 10:00:00]", ["2024-01-01", "2024-01-01 10:00:00"]),
+        ("[\uff11\uff10, \u0661e3, nan]", ["\uff11\uff10", "\u0661e3", "nan"]),
     ],
 )
 def test_reads(text: str, value: object) -> None:
@@ -32,6 +43,9 @@ def test_reads(text: str, value: object) -> None:
         ("9" * 5000, "a value cannot be read: ValueError"),
         ("a: 1\nb: 2\na: 3", "line 3: key 'a' stands twice; keep one"),
         ("a: &x [1]\nb: *x", "line 1: an alias must stand for a single value"),
+        ("!!int 1:30", "line 1: '1:30' is no int of YAML 1.2"),
+        ("!!float 1_0", "line 1: '1_0' is no float of YAML 1.2"),
+        ("!!timestamp 2024-01-01", "line 1: '2024-01-01' is no timestamp of YAML 1.2"),
         ("!!bool maybe", "a value cannot be read: KeyError"),
         ("[" * 5000, "a value cannot be read: RecursionError"),
         ("{[]: 1, {}: 2}", "line 1: found unhashable key"),
@@ -43,6 +57,15 @@ def test_refuses_with_a_reason_in_one_line(text: str, reason: str) -> None:
         yamltext.parse(text)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "0o7", "08", "0x1", "1:30", "yes", "2024-01-01", "1e3", "="]
+)
+def test_text_that_looks_like_something_else_is_written_in_quotes(text: str) -> None:
+    """For readers of both versions."""
+    assert yamltext.write([text]) == f"- '{text}'\n"
+    assert yamltext.parse(yamltext.write({"a": text})) == {"a": text}
 
 
 scalars = st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.text(max_size=8)

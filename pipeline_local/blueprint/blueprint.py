@@ -192,19 +192,18 @@ class Blueprint:
             part.to(memory_format=torch.channels_last)
         return part
 
-    def check_weights(self, state: dict[str, Tensor]) -> list[str]:
-        """Returns the classifier's tensors that keep fresh weights because the classes differ.
+    def fit_weights(self, state: dict[str, Tensor]) -> weights.Fitted:
+        """Returns a whole model's state dict under the names of this one.
 
         Raises:
             UserError: the state dict is of another model.
         """
-        return weights.check(self.backbone, state)
+        return weights.fitted(self.backbone, state)
 
-    def load_weights(self, module: LocalModule, state: dict[str, Tensor]) -> None:
+    def load_weights(self, module: LocalModule, found: weights.Fitted) -> None:
         """Loads a module's part of a whole model's state dict."""
-        skip = self.check_weights(state)
         for block, part in self.parts(module):
-            weights.load_block(part, block, state, skip)
+            weights.load_block(part, block, found.state, found.fresh)
 
     def parts(self, module: LocalModule) -> list[tuple[Block, nn.Module]]:
         """Returns a module's blocks, each with its weights; the classifier last."""

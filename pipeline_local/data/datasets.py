@@ -17,6 +17,7 @@ from pipeline_local.data.images import batches
 from pipeline_local.data.images import datasets as images
 from pipeline_local.data.images.datasets import DataInfo as DataInfo  # public here
 from pipeline_local.data.images.entries import DATA as DATA  # public here
+from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch
@@ -149,6 +150,22 @@ def describe(data: DataConfig) -> DataInfo:
         UserError: it is missing, inconsistent, or too small for one batch.
     """
     return open_data(data).describe()
+
+
+def check_again(data: DataConfig, info: DataInfo, split: Split) -> DataInfo:
+    """The facts of a run, with the size that one split of its data has now.
+
+    Raises:
+        UserError: it is not there, or not the data that the run was trained on.
+    """
+    if getattr(DATA.find(data.name), "run_data", None):
+        return info  # `fit` has checked what a program hands in
+    return images.check_again(data, info, split)
+
+
+def passed_over(data: DataConfig) -> list[str]:
+    """What lies with the data and is not read, in one line; none where nothing does."""
+    return [] if getattr(DATA.find(data.name), "run_data", None) else images.passed_over(data)
 
 
 def open_data(data: DataConfig) -> RunData:

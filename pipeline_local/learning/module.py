@@ -252,6 +252,12 @@ class LocalModule(nn.Module):
             y, _, summed = self._predict(x, summed)
         return y, summed
 
+    @torch.no_grad()
+    def activations(self, x: Tensor) -> Tensor:
+        """Return the activations alone, as `predict` does, for a head that is not asked."""
+        with self._autocast(x):
+            return self._laid_out(self.body(x))
+
     # ---- inside ---------------------------------------------------------------------------
 
     def _predict(self, x: Tensor, summed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,8 @@ from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators
 from pipeline_local.learning.tasks import TASKS, Task
+from pipeline_local.learning.tasks.classification import Classification
+from pipeline_local.learning.tasks.dense import Dense
 from pipeline_local.learning.tasks.task import check as check_task
 from pipeline_local.memory import trial
 from pipeline_local.models import backbone as backbones
@@ -80,12 +82,17 @@ def make_task(config: Config, info: DataInfo) -> Task:
         task: Task = TASKS.make(config.task.name, Task, given, options)
         if config.task.name.startswith("python:"):
             check_task(task)
-        return task
     except ValueError as error:
         raise UserError(
             f"task.name: {config.task.name} does not fit data.name={config.data.name} ({error});"
             f" choose another task or other data"
         ) from None
+    if type(task) in (Classification, Dense) and task.num_outputs == 1:
+        raise UserError(
+            f"task.name: {config.task.name} has a single class, which is nothing to tell apart;"
+            f" give the data or the model several, or choose another task or loss"
+        )
+    return task
 
 
 def _cut(uncut: Blueprint) -> Blueprint:

@@ -64,7 +64,9 @@ class GradientRow:
     cosine: float | None
 
 
-def diagnose(run: Path, num_batches: int, output: Path | None) -> list[GradientRow]:
+def diagnose(
+    run: Path, num_batches: int, output: Path | None, overrides: Sequence[str] = ()
+) -> list[GradientRow]:
     """Measure the newest checkpoint of a run, print a table, and write it as JSON if asked.
 
     Args:
@@ -72,9 +74,11 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[GradientR
         num_batches: number of training batches, augmented: those of the steps right after the
             checkpoint.
         output: a new JSON file, or None.
+        overrides: `key=value`, of `finished.READING` alone.
 
     Raises:
-        UserError: there is no run, no complete checkpoint or no batch, or `output` exists already.
+        UserError: there is no run, no complete checkpoint or no batch, `output` exists already, or
+            the data is not what the run was trained on.
     """
     if num_batches < 1:
         raise UserError(f"--batches: at least 1, got {num_batches}")
@@ -83,6 +87,7 @@ def diagnose(run: Path, num_batches: int, output: Path | None) -> list[GradientR
     rank_info = RankInfo()
     device = rank_info.device
     blueprint, modules, step = finished.load(run, device)
+    blueprint = finished.reading(blueprint, run, overrides, "train", finished.READING)
     rank_info.prepare(blueprint.config.parallel)
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]

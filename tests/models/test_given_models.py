@@ -113,7 +113,7 @@ def test_weights_go_back_into_the_model_under_its_names(case):
                 parameter.add_(1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     state = weights.model_state(made_parts)
-    assert weights.check(backbone, state) == []
+    assert weights.fitted(backbone, state).fresh == []
     model.load_state_dict(state, strict=True)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name] + 1)

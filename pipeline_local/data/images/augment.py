@@ -19,6 +19,8 @@ Augment = Literal["none", "standard", "trivial"]
 
 SMALL = 64
 """Up to this side in pixels an image is shifted; above, it is cropped and resized."""
+NARROW = 8
+"""From this ratio of its sides on, only a part of an image is resized."""
 
 
 def fit(image: Tensor, size: int) -> Tensor:
@@ -29,7 +31,26 @@ def fit(image: Tensor, size: int) -> Tensor:
     if image.shape[1:] == (size, size):
         return image
     shorter = size if size <= SMALL else round(size * 256 / 224)
+    if max(image.shape[1:]) > NARROW * min(image.shape[1:]):
+        return _centre_of_narrow(image, shorter, size)
     centre: Tensor = F.center_crop(F.resize(image, [shorter]), [size, size])
+    return centre
+
+
+def _centre_of_narrow(image: Tensor, shorter: int, size: int) -> Tensor:
+    """The same, of a part around the centre alone, as all of it would grow without bound.
+
+    The part begins where a pixel begins before and after resizing, so that these fall together.
+    """
+    side, length = sorted(image.shape[1:])
+    axis = 1 + (image.shape[2] > image.shape[1])
+    whole = shorter * length // side  # as `resize` rounds
+    top = round((whole - size) / 2)  # as `center_crop` does
+    unit = side // math.gcd(side, shorter)
+    first = (top * side // shorter - 2 * side) // unit * unit
+    part = F.resize(image.narrow(axis, first, 6 * side // unit * unit), [shorter])
+    part = part.narrow(axis, top - first * shorter // side, size)
+    centre: Tensor = part.narrow(3 - axis, round((shorter - size) / 2), size)
     return centre
 
 

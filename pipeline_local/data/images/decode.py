@@ -32,7 +32,14 @@ def read_image(path: str, file: IO[bytes] | None = None) -> Tensor:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The pixels [H, W, 3] of an image of any mode."""
-    if image.mode.startswith("I;16"):  # Pillow clips 16 bits of grey instead of scaling them
+    """The pixels [H, W, 3] of an image of any mode; of several, the first one.
+
+    Raises:
+        ValueError: its pixels have 32 bits, so that nobody knows which value is white.
+    """
+    # Pillow clips what has more than 8 bits of grey instead of scaling it.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits, mode {image.mode}; store 8 or 16")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,16 +1,23 @@
 """A folder of images: `root/train/<class>/*` and `root/test/<class>/*` (or `root/val`)."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline_local.data.images.decode import read_image
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, few
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXTENSIONS = tuple(
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+    + ("ppm", "pgm", "pbm", "pnm")
+)
+"""What Pillow reads well."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class ImageFolder:
     """Paths within `folder`, `<class>/<file>`."""
     labels: Tensor
     classes: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
+    """Paths within `folder` of what is not read: other files, and folders in a class folder."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -31,7 +40,7 @@ class ImageFolder:
 
 
 def open_imagefolder(root: Path, split: str) -> ImageFolder:
-    """Scan one split; a name that starts with a dot is passed over.
+    """Scan one split; a name that starts with a dot is passed over, and not even counted.
 
     Raises:
         UserError: no such folder, classes that differ between the splits, a class without images.
@@ -50,13 +59,14 @@ def _scan(root: Path, split: str) -> ImageFolder:
     train, test = _split_folder(root, "train"), _split_folder(root, "test", "val")
     classes = _common_classes(train, test)
     folder = train if split == "train" else test
-    files = [_image_names(folder / name) for name in classes]
+    files, others = zip(*(_class_files(folder, name) for name in classes), strict=True)
+    beside = sorted(entry.name for entry in _entries(folder) if entry.name not in classes)
     names = [
         f"{name}/{file}" for name, inside in zip(classes, files, strict=True) for file in inside
     ]
     counts = torch.tensor([len(inside) for inside in files])
     labels = torch.arange(len(classes)).repeat_interleave(counts)
-    return ImageFolder(str(folder), names, labels, classes)
+    return ImageFolder(str(folder), names, labels, classes, (*beside, *chain(*others)))
 
 
 def _split_folder(root: Path, *names: str) -> Path:
@@ -83,17 +93,28 @@ def _common_classes(train: Path, test: Path) -> tuple[str, ...]:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in _entries(folder) if entry.is_dir()))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+        yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:  # no stat per file: ImageNet has 1.3 million
-        names = sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS))
-    names = [name for name in names if not name.startswith(".")]
-    if not names:
+def _class_files(split: Path, name: str) -> tuple[list[str], list[str]]:
+    """The names of a class's images, and the paths of what else is there; a folder ends with /."""
+    images: list[str] = []
+    others: list[str] = []
+    for entry in _entries(split / name):
+        # no stat per file, but for links: ImageNet has 1.3 million
+        is_folder = entry.is_dir()
+        is_image = entry.name.lower().endswith(EXTENSIONS) and not is_folder
+        (images if is_image else others).append(entry.name + "/" * is_folder)
+    if not images:
+        folders = sorted(other for other in others if other.endswith("/"))
+        hint = f"it holds {few(folders)} (is data.root one level too high?); " * bool(folders)
         raise UserError(
-            f"a class folder has no images: got {folder}; add {', '.join(EXTENSIONS)} files or "
-            "remove the class from both splits"
+            f"a class folder has no images: got {split / name}; {hint}add {', '.join(EXTENSIONS)}"
+            f" files or remove the class from both splits"
         )
-    return names
+    return sorted(images), [f"{name}/{other}" for other in sorted(others)]

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline_local.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
-from pipeline_local.data.images.splits import class_names, split_files
+from pipeline_local.data.images.splits import class_names, passed_over, split_files
 from pipeline_local.errors import UserError
 
 CACHE_BYTES = 256 * 2**20
@@ -48,6 +48,7 @@ class ParquetImages:
     """Of the encoded images, such as `image.bytes`."""
     labels: Tensor
     classes: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
     _cache: "_Cache" = field(default_factory=lambda: _Cache(), repr=False, compare=False)
 
     @cached_property
@@ -90,7 +91,8 @@ def open_parquet(
         UserError: pyarrow is not installed, no files, a damaged file, or columns that do not fit.
     """
     pq = _pyarrow().parquet
-    files = [str(path) for path in split_files(root, split, ".parquet", test_split)]
+    paths = split_files(root, split, ".parquet", test_split)
+    files = [str(path) for path in paths]
     groups: list[_RowGroup] = []
     labels: list[Tensor] = []
     column, names = "", None
@@ -112,7 +114,9 @@ def open_parquet(
         ]
     every = torch.cat(labels)
     source = f"the files of {Path(files[0]).parent}"
-    return ParquetImages(tuple(groups), column, every, class_names(every, names, split, source))
+    classes = class_names(every, names, split, source)
+    others = passed_over(paths, root, split)
+    return ParquetImages(tuple(groups), column, every, classes, others)
 
 
 class _Cache:

@@ -46,6 +46,20 @@ def split_files(root: Path, split: str, suffix: str, test_split: str | None = No
     )
 
 
+def passed_over(files: Sequence[Path], root: Path, split: str) -> tuple[str, ...]:
+    """The names of what lies beside the files of a split and may be meant to belong to it."""
+    folder = files[0].parent
+    is_split = folder not in (root, root / "data")
+    names = TEST_NAMES if split == "test" else (split,)
+    return tuple(
+        sorted(
+            path.name
+            for path in {*folder.iterdir()} - {*files}
+            if not path.name.startswith(".") and (is_split or {*names} & {*_words(path)})
+        )
+    )
+
+
 def class_names(
     labels: Tensor, names: Sequence[str] | None, split: str, source: str
 ) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline_local.data.images import indexfile
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
-from pipeline_local.data.images.splits import class_names, split_files
+from pipeline_local.data.images.splits import class_names, passed_over, split_files
 from pipeline_local.errors import UserError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -45,6 +45,7 @@ class Shards:
     """Of each image, [N, 3] int64: number of the shard, offset in it, length in bytes."""
     labels: Tensor
     classes: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -82,10 +83,12 @@ def open_webdataset(
         UserError: no shards, a shard that is truncated or no tar file, a sample without a label or
             with two images.
     """
-    files = tuple(str(path) for path in split_files(root, split, ".tar", test_split))
+    paths = split_files(root, split, ".tar", test_split)
+    files = tuple(map(str, paths))
     places, labels = _index(files, label_field, indexfile.stamp(files, label_field))
     source = f"the shards of {Path(files[0]).parent}"
-    return Shards(files, places, labels, class_names(labels, _names(root), split, source))
+    classes = class_names(labels, _names(root), split, source)
+    return Shards(files, places, labels, classes, passed_over(paths, root, split))
 
 
 class _Place(NamedTuple):

@@ -80,3 +80,34 @@ def test_resized_crops_have_the_published_area_and_ratio(monkeypatch):
 def test_an_image_too_narrow_for_a_crop_gives_its_centre():
     image = random_image(400, 2)
     assert torch.equal(random_resized_crop(image, 72, Random(0)), fit(image, 72))
+
+
+@pytest.mark.parametrize("size", [10, 63, 100, 224])
+@pytest.mark.parametrize("sides", [(1, 400), (2, 17), (4, 60), (16, 130), (9, 700), (30, 301)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_centre_of_a_narrow_image_is_that_of_the_whole(sides, size, wide):
+    side, length = sides
+    shape = (side, length) if wide else (length, side)
+    shorter = size if size <= 64 else round(size * 256 / 224)
+    smooth = (torch.linspace(0, 60, length).sin() * 100 + 128).byte().expand(3, side, length)
+    exact = shorter * length % side == 0  # else `resize` rounds the length
+    image = random_image(*shape) if exact else smooth if wide else smooth.mT
+    whole = F.center_crop(F.resize(image, [shorter]), [size, size])
+    assert (fit(image, size).int() - whole.int()).abs().max() <= (1 if exact else 40)
+    assert (fit(image, size).int() - whole.int()).float().mean().abs() < 3
+
+
+@pytest.mark.parametrize("shape", [(400, 1), (1, 400), (1, 100_000), (30_000, 3)])
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("name", ["none", "standard"])
+def test_a_narrow_image_takes_little_memory(monkeypatch, shape, size, name):
+    seen, resize = [], F.resize
+
+    def watched(image, *args):
+        made = resize(image, *args)
+        seen.append(made.numel())
+        return made
+
+    monkeypatch.setattr(F, "resize", watched)
+    assert augment(random_image(*shape), size, name, Random(0)).shape == (3, size, size)
+    assert max(seen) < 3 * 8 * (size * 256 // 224 + 1) ** 2

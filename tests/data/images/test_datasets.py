@@ -18,6 +18,7 @@ from pipeline_local.data.images.datasets import DataInfo, describe, open_split, 
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.data.images.subset import check_dataset
 from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.placement.draw import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -63,6 +64,36 @@ def test_a_batch_beyond_the_training_set_is_refused():
     limited = dataclasses.replace(data, batch_size=20, limit=10)
     with pytest.raises(UserError, match=r"got 20; lower it or raise data\.limit"):
         describe(limited)
+
+
+def test_a_single_class_is_refused(image_root):
+    """It would be learned perfectly, and mean nothing."""
+    data = DataConfig("imagefolder", root=image_root, batch_size=2)
+    for split in ("train", "test"):
+        shutil.rmtree(image_root / split / "bee")
+    wanted = (
+        r"single class .* all training samples are of 'ant'; name data .* one level too high\?\)$"
+    )
+    with pytest.raises(UserError, match=wanted):
+        describe(data)
+
+
+def test_labels_that_are_all_the_same_are_a_single_class(monkeypatch):
+    zeros = torch.zeros(6, dtype=torch.int64)
+    same = ArrayDataset(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), zeros, ("a", "b"))
+    monkeypatch.setitem(DATA._entries, "same", lambda root, split: same)
+    for limit in (None, 1):
+        with pytest.raises(UserError, match="all training samples are of 'a'; name data with sev"):
+            describe(DataConfig("same", batch_size=1, limit=limit))
+    assert describe(DataConfig("digits", batch_size=1, limit=1)).num_train == 1, "a part of ten"
+
+
+def test_a_single_output_is_refused_where_classes_are_learned():
+    data = {"name": "digits", "batch_size": 32}
+    config = configfile.parse({"model": {"name": "mlp"}, "data": data, "train": {"steps": 1}})
+    info = dataclasses.replace(describe(config.data), num_classes=1)
+    with pytest.raises(UserError, match=r"task\.name: classification has a single class"):
+        draw(config, info)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagefolder", "webdataset", "parquet"])

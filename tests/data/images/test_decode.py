@@ -34,6 +34,39 @@ def test_sixteen_bits_become_eight(tmp_path):
     assert torch.equal(image[0], torch.from_numpy(levels).byte())
 
 
+def test_sixteen_bits_become_eight_in_every_format(tmp_path):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / "x.tif")
+    (tmp_path / "x.pgm").write_bytes(b"P5 16 16 65535\n" + (levels * 257).astype(">u2").tobytes())
+    for name in ("x.tif", "x.pgm"):
+        assert torch.equal(read_image(str(tmp_path / name))[2], torch.from_numpy(levels).byte())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((3, 3), dtype)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif \(pixels of 32 bits, mode [FI]; store 8 or 16\)"):
+        read_image(str(tmp_path / "x.tif"))
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.tif", "x.webp", "x.png"])
+def test_the_first_of_several_pictures_counts(tmp_path, name):
+    red, blue = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
+    settings = {"lossless": True} if "webp" in name else {}
+    red.save(tmp_path / name, save_all=True, append_images=[blue], **settings)
+    image = read_image(str(tmp_path / name))
+    assert image[:, 0, 0].tolist() == [255, 0, 0]
+    assert image.shape == (3, 3, 4)
+
+
+def test_a_picture_is_not_turned_as_exif_asks(tmp_path):
+    """As torchvision reads it: what is stored in rows stays in rows."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(str(tmp_path / "x.jpg")).shape == (3, 4, 6)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
 @pytest.mark.parametrize("name", ["x.jpg", "x.png"])
 def test_an_unreadable_image_is_named(tmp_path, write_image, name, content):

@@ -288,3 +288,15 @@ def test_long_names_and_folders_in_names_are_keys(tmp_path):
 def test_a_part_is_a_part_of_shards(root):
     data = dataclasses.replace(settings(root), limit=9, batch_size=9)
     assert open_split(data, "train").labels.bincount().tolist() == [3, 3, 3]
+
+
+def test_what_lies_beside_the_shards_is_named(tmp_path):
+    write(tmp_path / "deep/train/0.tar", samples(0, 4))
+    assert open_webdataset(tmp_path / "deep", "train").passed_over == ()
+    for name in ("1.tar.gz", ".hidden", "more"):
+        (tmp_path / "deep/train" / name).write_bytes(b"x")
+    assert open_webdataset(tmp_path / "deep", "train").passed_over == ("1.tar.gz", "more")
+    for name in ("set-train-0.tar", "set-train-1.tgz", "set-val-0.tar", "set-val.txt", "README"):
+        write(tmp_path / "flat" / name, samples(0, 4))
+    assert open_webdataset(tmp_path / "flat", "train").passed_over == ("set-train-1.tgz",)
+    assert open_webdataset(tmp_path / "flat", "test").passed_over == ("set-val.txt",)
