@@ -116,17 +116,18 @@ def _add_bench(commands: Commands) -> None:
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local import trainer
+    from pipeline_local.ranks.launcher import start_ranks, told_in_peace
 
     config = configfile.load(options.config, options.overrides)
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)
     if num_stages > 1 and not rank_info.launched:
         from pipeline_local import agreement
-        from pipeline_local.ranks.launcher import start_ranks
 
         agreement.check(config, RankInfo(world_size=num_stages, local_world_size=num_stages))
         return start_ranks(num_stages, arguments)
-    trainer.train(config, rank_info)
+    with told_in_peace():
+        trainer.train(config, rank_info)
     return 0
 
 
