@@ -146,17 +146,18 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
     """Trains in this process, or on the ranks that it starts with the same arguments."""
     from pipeline_local import trainer
+    from pipeline_local.ranks.launcher import start_ranks, told_in_peace
 
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)
     if num_stages > 1 and not rank_info.launched:
         from pipeline_local import agreement
-        from pipeline_local.ranks.launcher import start_ranks
 
         there = RankInfo(world_size=num_stages, local_world_size=num_stages)
         agreement.check(config, there, said)
         return start_ranks(num_stages, arguments)
-    trainer.train(config, rank_info, said=said)
+    with told_in_peace():
+        trainer.train(config, rank_info, said=said)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a command prints. A run goes on when nothing can be printed: the pipe is closed, the disk
 with its log is full, or the terminal is gone (under nohup; else SIGHUP ends it)."""
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,15 +11,48 @@ from typing import Any, TextIO
 from rich.console import Console
 
 WIDTH = 140
-"""The columns of a file or a pipe, such as a batch job's log."""
+"""The columns of what does not say how wide it is, such as a batch job's log."""
+NARROWEST = 40
+"""Columns; containers and editors that know none say 0 or 1, and a table would have no text."""
+
+
+def is_terminal() -> bool:
+    """Whether stdout is one; a notebook, or a program that takes what is printed, has put its own
+    object there."""
+    try:
+        return bool(sys.stdout.isatty())
+    except (AttributeError, ValueError):  # not a file, none at all, or closed
+        return False
+
+
+def width() -> int:
+    """The columns that COLUMNS or the terminal has; `WIDTH` where neither says so."""
+    said = os.environ.get("COLUMNS", "").strip()
+    known = int(said) if said.isdecimal() and len(said) < 6 else 0
+    if known < NARROWEST and is_terminal():
+        with suppress(OSError, ValueError):
+            known = os.get_terminal_size(sys.stdout.fileno()).columns
+    return known if known >= NARROWEST else WIDTH
 
 
 class Screen(Console):
-    """A console for tables, as wide as the terminal, where stdout is one or COLUMNS says so."""
+    """A console for tables, as wide as `width` says."""
 
     def __init__(self) -> None:
-        known = sys.stdout.isatty() or "COLUMNS" in os.environ
-        super().__init__(width=None if known else WIDTH)
+        shows = is_terminal() or None  # None: rich looks for what forces it, such as FORCE_COLOR
+        # with a height, too, or rich asks TERM; a notebook's cell gets text, as from any program
+        super().__init__(
+            file=io.StringIO(),
+            width=width(),
+            height=25,
+            force_terminal=shows,
+            force_jupyter=False,
+        )
+
+    @property
+    def encoding(self) -> str:
+        """That of stdout, by which the lines of a table are chosen."""
+        return str(getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 (as rich has it)
         """Prints a table or text to stdout, at once."""
@@ -50,16 +84,28 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
     try:
-        stream.write(text)
-        stream.flush()
+        _write_encoded(stream, text)
     except OSError:
         _discard(stream)
+    except (AttributeError, ValueError):  # no stream, or it is closed: nobody listens
+        return
 
 
-def _discard(stream: TextIO) -> None:
+def _write_encoded(stream: Any, text: str) -> None:  # noqa: ANN401 (whatever stands there)
+    """With marks in place of the letters that the stream's encoding does not have."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:
+        stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
+    stream.flush()
+
+
+def _discard(stream: TextIO | None) -> None:
     """Discards what was and will be printed, including what python flushes at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    with suppress(OSError, AttributeError, ValueError):  # it may have no file
+        number = stream.fileno()  # type: ignore[union-attr]
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)

@@ -1,11 +1,9 @@
 """config -> modules -> stage -> the run plan."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import NoReturn
-
-import torch
 
 from pipeline_local.agreement import accept, check, in_folder, propose, share_values
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
@@ -24,6 +22,7 @@ from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.call import on_ranks
+from pipeline_local.ranks.caller import as_found
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
@@ -64,13 +63,21 @@ def train(
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
-    if rank_info is None:
-        rank_info = RankInfo.from_environment()
-        if (count := rank_info.num_stages(config.parallel)) > rank_info.world_size:
-            return _on_new_ranks(config, count, callbacks)
-    rank_info.num_stages(config.parallel)
+    own = RankInfo.from_environment() if rank_info is None else rank_info
+    count = own.num_stages(config.parallel)
+    with as_found(own.device):
+        if rank_info is None and count > own.world_size:
+            return _on_new_ranks(config, count, callbacks, said)
+        return _on_this_rank(config, own, callbacks, said)
+
+
+def _on_this_rank(
+    config: Config,
+    rank_info: RankInfo,
+    callbacks: Sequence[Callback],
+    said: Collection[str] | None,
+) -> Facts:
     with ExitStack() as stack:
-        stack.enter_context(_as_before(rank_info.device))
         rank_info.prepare(config.parallel)
         stack.enter_context(rank_info.repeatable())
         store = stack.enter_context(joined(rank_info))
@@ -106,27 +113,12 @@ def train(
         return trainer.run()
 
 
-@contextmanager
-def _as_before(device: torch.device) -> Iterator[None]:
-    """The caller's generators, default dtype, grad mode and threads are put back at the end."""
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    tf32, devices = torch.backends.cudnn.allow_tf32, [device] if device.type == "cuda" else []
-    torch.set_default_dtype(torch.float32)
-    try:
-        generators = torch.random.fork_rng(devices, device_type="cuda")
-        with generators, torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.backends.cudnn.allow_tf32 = tf32
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
-
-
-def _on_new_ranks(config: Config, count: int, callbacks: Sequence[Callback]) -> Facts:
+def _on_new_ranks(
+    config: Config, count: int, callbacks: Sequence[Callback], said: Collection[str] | None
+) -> Facts:
     """Train on so many ranks of this host; the summary of the run."""
-    check(config, RankInfo(world_size=count, local_world_size=count))
-    on_ranks(count, partial(train, config, callbacks=callbacks))
+    check(config, RankInfo(world_size=count, local_world_size=count), said)
+    on_ranks(count, partial(train, config, callbacks=callbacks, said=said))
     return RunFolder(config.run.dir).load_summary()
 
 

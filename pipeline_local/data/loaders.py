@@ -7,9 +7,15 @@ for every evaluation.
 
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from multiprocessing import forkserver, resource_tracker
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, process, resource_tracker, util
+from pathlib import Path
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Ask a run to stop. A launcher and a terminal send them to a rank's whole process group, Slurm to
@@ -23,12 +29,79 @@ def start_server(preload: str) -> None:
         preload: a module, imported by the server once, so that each loader has it (and torch).
     """
     multiprocessing.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # first: it would unblock SIGTERM
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited; nothing is lost
+    _make_socket_folder()
+    with _safe_path():
+        resource_tracker.ensure_running()  # first: it would unblock SIGTERM
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+@contextmanager
+def server_ended() -> Iterator[None]:
+    """A fork server that is started meanwhile ends with the context, and its folder goes.
+
+    Left to the caller, it would make processes that are deaf to `STOP_SIGNALS`.
+    """
+    server, config = forkserver._forkserver, _process_config()
+    folder, preload = config.get("tempdir"), server._preload_modules
+    is_callers = server._forkserver_pid is not None
     try:
-        forkserver.ensure_running()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        server._preload_modules = preload
+        if not is_callers:
+            server._stop()
+            if (made := config.get("tempdir")) not in (None, folder):
+                shutil.rmtree(made, ignore_errors=True)
+                config["tempdir"] = folder
+
+
+def _make_socket_folder() -> None:
+    """Make multiprocessing's folder of sockets, whose addresses the system limits in length."""
+    config = _process_config()
+    if config.get("tempdir"):
+        return
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual) + b"/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS
+    base = usual if is_short else next(filter(_writable, _SHORT_FOLDERS), usual)
+    config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=base)
+    util.Finalize(None, shutil.rmtree, args=(config["tempdir"], True), exitpriority=-100)
+
+
+def _writable(folder: str) -> bool:
+    return Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+_LONGEST_ADDRESS = 107
+"""Bytes of the path of a Unix socket on Linux."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def _process_config() -> dict[str, Any]:
+    config: dict[str, Any] = process.current_process()._config  # type: ignore[attr-defined]
+    return config
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Python processes that are started meanwhile do not look for modules in the current folder:
+    a script named like one of the library's (random.py) would be taken for it."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
+
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+"""Heeded by Python 3.11 and later."""
 
 
 def obey_rank_only(worker: int) -> None:

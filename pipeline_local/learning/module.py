@@ -255,7 +255,7 @@ class LocalModule(nn.Module):
     @torch.no_grad()
     def activations(self, x: Tensor) -> Tensor:
         """Return the activations alone, as `predict` does, for a head that is not asked."""
-        with self._autocast(x):
+        with evaluating(self.body), self._autocast(x):
             return self._laid_out(self.body(x))
 
     # ---- inside ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
-from pipeline_local.ranks.launcher import start_ranks
+from pipeline_local.ranks.launcher import start_ranks, told_in_peace
 
 COMMAND = "call"
 """Of the command line, for the ranks alone."""
@@ -66,7 +66,8 @@ def run_here(file: Path) -> None:
         sys.path[:] = path  # first: the function may need it
         function, entries = unpack(packed)
         registry.add_again(entries)
-        function()
+        with told_in_peace():
+            function()
     except (RefusedElsewhereError, NeighbourLostError, StalledError):
         raise  # another rank knows the cause
     except Exception as error:

@@ -4,18 +4,21 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, ProcessFailure
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+import pipeline_local
 from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.ranks.orphan import LAUNCHER
@@ -23,7 +26,7 @@ from pipeline_local.screen import announce_interrupt, complain
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m pipeline_local ARGUMENTS` on `count` local ranks, as torchrun would.
+    """Runs `pipeline-local ARGUMENTS` on `count` local ranks, as torchrun would.
 
     The ranks end with this process, also when it is killed.
 
@@ -31,23 +34,48 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
         the ranks to stop, their exit code, too; 130 where Ctrl-C has simply ended them.
     """
-    os.environ[LAUNCHER] = str(os.getpid())
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    ranks = _ranks(count, arguments)
-    agent = LocalElasticAgent(ranks, DefaultLogsSpecs())
-    try:
-        with _passing_on(agent) as received:
-            result = agent.run()
-    except SignalException as error:
-        return 128 + error.sigval
-    finally:
-        ranks.rdzv_handler.shutdown()
-        del os.environ[LAUNCHER]
+    with _quiet(logging.getLogger("torch.distributed.elastic")):
+        ranks = _ranks(count, arguments)
+        agent = LocalElasticAgent(ranks, _NoLogs())
+        try:
+            with _passing_on(agent) as received:
+                result = agent.run()
+        except SignalException as error:
+            return 128 + error.sigval
+        finally:
+            ranks.rdzv_handler.shutdown()
     if not result.is_failed():
         return 0
     if signal.SIGINT in received and _ended_by_it(result.failures):
         return 128 + signal.SIGINT
     return cause(result.failures)
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _NoLogs(LogsSpecs):
+    """The ranks print where this process does; torch's own specification makes a folder in TMPDIR
+    for each run, and leaves it there."""
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Also gives each rank its environment."""
+        for environment in envs.values():
+            environment[LAUNCHER] = str(os.getpid())
+        console = dict.fromkeys(envs, "")
+        return LogsDest(console, console, error_files=dict.fromkeys(envs, os.devnull))
+
+    @property
+    def root_log_dir(self) -> str:
+        """No folder."""
+        return os.devnull
 
 
 def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
@@ -58,7 +86,8 @@ def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
         role="default",
         local_world_size=count,
         entrypoint=sys.executable,
-        args=("-m", "pipeline_local", *arguments),
+        # not by -m, which looks for every module in the current folder first
+        args=(str(Path(pipeline_local.__file__).with_name("__main__.py")), *arguments),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=0,
         monitor_interval=0.1,
@@ -120,16 +149,21 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[list[int]]:
         if over:
             raise SignalException("asked to end", signal.Signals(number))
 
+    if threading.current_thread() is not threading.main_thread():
+        yield []  # signals come to the main thread, which has its own way with them
+        return
     # the agent takes these for good, and the program that calls may live on
     taken = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGQUIT)}
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
+    theirs = os.environ.get(_TAKEN_BY_AGENT)
+    os.environ[_TAKEN_BY_AGENT] = "SIGHUP,SIGQUIT"  # the others are ours
     earlier = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
-        del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+        del os.environ[_TAKEN_BY_AGENT]
+        os.environ.update({} if theirs is None else {_TAKEN_BY_AGENT: theirs})
         for number, handler in (earlier | taken).items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _ended_by_it(failures: Mapping[int, ProcessFailure]) -> bool:
@@ -143,3 +177,18 @@ def _passed(number: int, over: bool) -> signal.Signals:
     if number != signal.SIGINT:
         return signal.Signals(number)
     return signal.SIGKILL if over else signal.SIGTERM
+
+
+_TAKEN_BY_AGENT = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+
+
+@contextmanager
+def told_in_peace() -> Iterator[None]:
+    """A rank whose work fails says why before it ends; its launcher, which has heard of it from the
+    others, must not cut it off."""
+    try:
+        yield
+    except Exception:
+        if "RANK" in os.environ and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise

@@ -1,15 +1,13 @@
 """The progress display: one line per logged step, from what every stage has set in the store."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
-from shutil import get_terminal_size
 
 from rich.control import Control
 from rich.segment import ControlType
 
 from pipeline_local.learning.tasks import Task
-from pipeline_local.screen import say
+from pipeline_local.screen import is_terminal, say, width
 from pipeline_local.watch.store import Facts
 
 _ANEW = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 0))
@@ -29,7 +27,7 @@ class Progress:
         self._task = task
         self._num_steps = num_steps
         self._num_modules = num_modules
-        self._live = sys.stdout.isatty()
+        self._live = is_terminal()
 
     def announce(self, lines: list[str]) -> None:
         """Prints what is about to run."""
@@ -41,7 +39,7 @@ class Progress:
             return
         line = self.line(stages, tests)
         if self._live:  # on one row, which the next one replaces
-            say(f"{_ANEW}{line[: get_terminal_size().columns - 1]}", end="")
+            say(f"{_ANEW}{line[: width() - 1]}", end="")
         else:
             say(line)
 
