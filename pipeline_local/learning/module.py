@@ -201,39 +201,35 @@ class LocalModule(nn.Module):
         return self.engine.gradients
 
     @torch.no_grad()
-    def evaluate(
-        self, x: Tensor, labels: Tensor, summed: Tensor | None = None, samples: int | None = None
-    ) -> tuple[Tensor, Tensor, Score]:
-        """Score the head on a test batch, alone and together with all upstream heads.
+    def evaluate(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Run body and head on test samples.
 
         Args:
             x: input [B, ...].
-            labels: labels [B, ...].
             summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
-            samples: number of samples that are not padding, from the first; None: all.
 
         Returns:
-            Activations [B, ...], the sum with this head's part, and both scores.
+            Activations [B, ...], the head's outputs, and the sum with this head's part.
         """
-        y, outputs, summed = self._predict(x, summed)
-        count = len(x) if samples is None else samples
-        score = self.rules.task.evaluate(outputs, summed, labels, self.index + 1, count)
-        return y, summed, score
-
-    @torch.no_grad()
-    def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return activations and the sum with this head's part, as `evaluate` does."""
-        y, _, summed = self._predict(x, summed)
-        return y, summed
-
-    # ---- inside ---------------------------------------------------------------------------
-
-    def _predict(self, x: Tensor, summed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast(x):
             y = self._laid_out(self.body(x))
             outputs = self.head(y)
         part = self.rules.task.part(outputs)
         return y, outputs, part if summed is None else summed + part
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, summed: Tensor, labels: Tensor, samples: int) -> Score:
+        """Score the head on a test batch, alone and together with all upstream heads, from what
+        `evaluate` has returned; `samples` of it, from the first, are not padding."""
+        return self.rules.task.evaluate(outputs, summed, labels, self.index + 1, samples)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return activations and the sum with this head's part, as `evaluate` does."""
+        y, _, summed = self.evaluate(x, summed)
+        return y, summed
+
+    # ---- inside ---------------------------------------------------------------------------
 
     def _body_backward(self) -> Gradients:
         """The plain gradients; at the input only where it is compared."""

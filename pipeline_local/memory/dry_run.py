@@ -255,12 +255,12 @@ def _evaluate(
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
-    size = blueprint.config.data.batch_size
-    images = Spec((size, *blueprint.info.image_shape), blueprint.input_dtype)
+    size, parts = blueprint.config.data.batch_size, blueprint.config.train.microbatches
+    images = Spec((size // parts, *blueprint.info.image_shape), blueprint.input_dtype)
     from_above = (contract.test_activations, contract.test_labels, contract.test_ensemble)
     message = from_above if first else (images, contract.test_labels)
     upstream = FakeUpstream(message, (), Step(0, 0.0))
-    Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
+    Stage(modules, upstream, downstream, acts).evaluate([size], 0, parts)
 
 
 def _never(_: Tensor) -> bool:
