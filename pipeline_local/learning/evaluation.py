@@ -1,5 +1,7 @@
 """The evaluation of one module: its head's scores on the test set, a microbatch at a time."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,10 @@ class Evaluation:
             self._score(samples)
 
     def _score(self, samples: int) -> None:
-        columns = zip(*self._kept, strict=True)
+        outputs, summed, labels = map(_joined, zip(*self._kept, strict=True))
         self._kept = []
-        whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in columns]
-        self.scores.append(self._module.score(*whole, samples))
+        self.scores.append(self._module.score(outputs, summed, labels, samples))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

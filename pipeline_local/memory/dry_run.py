@@ -30,7 +30,7 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
 
 RUN = 2
-"""The microbatches that are run: the third meets what the second does, gradients of earlier ones."""
+"""Microbatches that are run: the third meets what the second meets, gradients of earlier ones."""
 
 CPU = Device()
 """A CPU, as a device to plan for."""
