@@ -136,7 +136,8 @@ def evaluate(
         blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype, skipped
     )
     stage = Stage(modules, source, Nowhere(), Trace())
-    scores = metrics.of_scores(modules, stage.evaluate(blueprint.run_plan.test_batches, step))
+    batches, parts = blueprint.run_plan.test_batches, blueprint.config.train.microbatches
+    scores = metrics.of_scores(modules, stage.evaluate(batches, step, parts))
     source.close()
     rows = [scores[str(k + 1)] for k in range(len(modules))]
     choice = chosen_heads(RunFolder(run), step, len(modules), blueprint.task)

@@ -302,7 +302,8 @@ class Trainer:
             self._settle()
         batches = self.blueprint.run_plan.test_batches
         with self.clock.evaluating():
-            scores = self.stage.evaluate(batches, action.number)
+            microbatches = self.blueprint.config.train.microbatches
+            scores = self.stage.evaluate(batches, action.number, microbatches)
             self.scores = metrics.of_scores(self.stage.modules, scores)
         if self.refuses_divergence:
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)

@@ -90,9 +90,9 @@ class Blueprint:
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),
             labels=self._labels(micro),
-            test_activations=Spec((data.batch_size, *shape), wire_format.activations),
-            test_labels=Spec((data.batch_size, *task.label_shape), task.label_dtype),
-            test_ensemble=Spec((data.batch_size, *task.output_shape), torch.float32),
+            test_activations=Spec((micro, *shape), wire_format.activations),
+            test_labels=Spec((micro, *task.label_shape), task.label_dtype),
+            test_ensemble=Spec((micro, *task.output_shape), torch.float32),
             lagged=tuple(map(wire_format.lagged, self.lagged_message(index + 1))),
         )
 

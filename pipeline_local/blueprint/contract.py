@@ -17,9 +17,9 @@ class Contract:
         activations: the activations of a training microbatch.
         gradients: the signal of a training microbatch, shaped like the activations.
         labels: the labels of a training microbatch.
-        test_activations: the activations of a test batch.
-        test_labels: the labels of a test batch.
-        test_ensemble: the sum of the outputs of all upstream heads, for a test batch.
+        test_activations: the activations of a test microbatch.
+        test_labels: the labels of a test microbatch.
+        test_ensemble: the sum of the outputs of all upstream heads, for a test microbatch.
         lagged: one message in the other direction, as the mathematics chooses it; () for none.
     """
 
@@ -40,7 +40,7 @@ class Contract:
                     if action.compare:
                         yield (self.gradients,)
             elif isinstance(action, Evaluate):
-                for _ in run_plan.test_batches:
+                for _ in range(len(run_plan.test_batches) * run_plan.config.train.microbatches):
                     yield self.test_activations, self.test_labels, self.test_ensemble
 
     def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:

@@ -214,36 +214,35 @@ class LocalModule(nn.Module):
 
     @torch.no_grad()
     def evaluate(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        summed: Tensor | None = None,
-        samples: int | None = None,
-        batch: int = 0,
-    ) -> tuple[Tensor, Tensor, Score]:
-        """Score the head on a test batch, alone and together with all upstream heads.
+        self, x: Tensor, summed: Tensor | None = None, samples: int | None = None, number: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run body and head on test samples; the module is in evaluation mode.
 
-        The network sees no padding, as its outputs may depend on the whole batch.
+        The network sees no padding, as its outputs may depend on all samples.
 
         Args:
             x: input [B, ...].
-            labels: labels [B, ...].
             summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
             samples: number of samples that are not padding, from the first; None: all.
-            batch: its number, for what is drawn in evaluation.
+            number: of these samples among all of an evaluation, for what is drawn in it.
 
         Returns:
-            Activations [B, ...], the sum with this head's part, and both scores.
+            Activations [B, ...], the head's outputs, and the sum with this head's part; zeros where
+            there is padding.
         """
         size, count = len(x), len(x) if samples is None else samples
-        seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, batch)
+        seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, number)
         # one odd batch is not worth another graph
         with eagerly(self) if count < size else nullcontext():
-            y, outputs, summed = self._predict(
-                x[:count], summed if summed is None else summed[:count]
-            )
-        score = self.rules.task.evaluate(outputs, summed, labels[:count], self.index + 1, count)
-        return _padded(y, size), _padded(summed, size), score
+            results = self._predict(x[:count], None if summed is None else summed[:count])
+        activations, outputs, summed = (_padded(result, size) for result in results)
+        return activations, outputs, summed
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, summed: Tensor, labels: Tensor, samples: int) -> Score:
+        """Score the head on a test batch, alone and together with all upstream heads, from what
+        `evaluate` has returned; `samples` of it, from the first, are not padding."""
+        return self.rules.task.evaluate(outputs, summed, labels, self.index + 1, samples)
 
     @torch.no_grad()
     def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,9 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
 from pipeline_local.seeds import generators_kept
 
+RUN = 2
+"""Microbatches that are run: the third meets what the second meets, gradients of earlier ones."""
+
 CPU = Device()
 """A CPU, as a device to plan for."""
 
@@ -181,6 +184,7 @@ def _perform(
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
     downstream = FakeDownstream(outer, blueprint.run_plan.lag is not None)
     stage = Stage(modules, upstream, downstream, acts)
+    step = replace(step, microbatches=min(RUN, step.microbatches))
     stage.train(step)
     if step.send_lagged and not step.apply_lagged:
         stage.train(_applying(step))
@@ -222,16 +226,18 @@ def _applying(step: Step) -> Step:
 
 
 def fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
-    """Fills a module's queues with what earlier steps have left there when `step` begins."""
+    """Fills a module's queues with what earlier steps have left there when `step` begins, and with
+    what the microbatches of `step` leave there that are not run."""
     if (lag := blueprint.run_plan.lag) is None:
         return
-    for number in lag.under_way(step.number):
-        for part in range(step.microbatches):
-            awaiting = fake_message(blueprint.lagged_awaiting(module.index))
-            module.lagged.awaiting.push(number, part, *awaiting)
-            if module.index:
-                pending = fake_message(blueprint.lagged_message(module.index))
-                module.lagged.pending.push(number, part, *pending)
+    earlier = [(k, part) for k in lag.under_way(step.number) for part in range(step.microbatches)]
+    now = [(step.number, part) for part in range(RUN, step.microbatches)]
+    for number, part in [*earlier, *([] if step.apply_lagged else now)]:
+        awaiting = fake_message(blueprint.lagged_awaiting(module.index))
+        module.lagged.awaiting.push(number, part, *awaiting)
+    for number, part in [*earlier, *now] if module.index else []:
+        pending = fake_message(blueprint.lagged_message(module.index))
+        module.lagged.pending.push(number, part, *pending)
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
@@ -254,12 +260,18 @@ def _evaluate(
 ) -> None:
     first = modules[0].index
     contract = blueprint.contract(max(first - 1, 0))
-    size = blueprint.config.data.batch_size
+    parts = blueprint.config.train.microbatches
+    size = blueprint.config.data.batch_size // parts
     images = Spec((size, *blueprint.info.image_shape), blueprint.input_dtype)
     from_above = (contract.test_activations, contract.test_labels, contract.test_ensemble)
     message = from_above if first else (images, contract.test_labels)
-    upstream = FakeUpstream(message, (), Step(0, 0.0))
-    Stage(modules, upstream, downstream, acts).evaluate([images.shape[0]], 0)
+    upstream, outputs = FakeUpstream(message, (), Step(0, 0.0)), []
+    if not blueprint.task.adds_up:  # kept of the parts that are not run, and put together
+        kept = (contract.test_ensemble, contract.test_ensemble, contract.test_labels)
+        outputs = [fake_message(kept) for _ in range((parts - RUN) * (len(modules) + 1))]
+    run = min(RUN, parts)
+    Stage(modules, upstream, downstream, acts).evaluate([run * size], 0, run)
+    del outputs
 
 
 def never(_: Tensor) -> bool:

@@ -68,17 +68,19 @@ class Source:
         for action in actions:
             if isinstance(action, Step):
                 images, labels = next(batches)
-                yield from self._parts(images, labels, action)
+                for part in self._parts(images, labels, action.microbatches):
+                    yield part
+                    if action.compare:
+                        yield ()
             elif isinstance(action, Evaluate):
                 for images, labels in data.test_batches(info, skipped):
-                    yield self._ready(images, labels)
+                    yield from self._parts(images, labels, self._config.train.microbatches)
 
-    def _parts(self, images: Tensor, labels: Tensor, step: Step) -> Generator[tuple[Tensor, ...]]:
-        count = step.microbatches
+    def _parts(
+        self, images: Tensor, labels: Tensor, count: int
+    ) -> Generator[tuple[Tensor, Tensor]]:
         for x, y in zip(images.chunk(count), labels.chunk(count), strict=True):
             yield self._ready(x, y)
-            if step.compare:
-                yield ()
 
     def _ready(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self._device, non_blocking=True)

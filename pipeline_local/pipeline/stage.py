@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline_local import seeds
+from pipeline_local.learning.evaluation import Evaluation
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Score
@@ -122,33 +123,41 @@ class Stage:
             with span("apply"):
                 module.apply_lagged(step, *earlier)
 
-    def evaluate(self, batches: Sequence[int], number: int) -> list[list[Score]]:
+    def evaluate(
+        self, batches: Sequence[int], number: int, microbatches: int = 1
+    ) -> list[list[Score]]:
         """Scores every module's head on the test set, alone and with all upstream heads.
 
         Args:
             batches: the number of samples in each test batch, without padding.
             number: the optimizer steps done so far, for the trace.
+            microbatches: the number of equal parts in which each batch arrives.
 
         Returns:
-            For each module, its scores batch by batch.
+            For each module, scores that add up to those of the test set.
         """
-        scores: list[list[Score]] = [[] for _ in self.modules]
+        evaluations = [Evaluation(module) for module in self.modules]
         with ExitStack() as stack:
             stack.enter_context(seeds.generators_kept())
             for module in self.modules:
                 stack.enter_context(evaluating(module))
             for batch, samples in enumerate(batches):
-                for slot, row in zip(self._chain, scores, strict=True):
-                    row.append(self._evaluate(slot, number, batch, samples))
-        return scores
+                for part in range(batch * microbatches, (batch + 1) * microbatches):
+                    for slot, evaluation in zip(self._chain, evaluations, strict=True):
+                        self._evaluate(slot, evaluation, samples, number, part)
+                for module, evaluation in zip(self.modules, evaluations, strict=True):
+                    with self.trace.span("evaluate", module.index, number, part):
+                        evaluation.end_batch(samples)
+        return [evaluation.scores for evaluation in evaluations]
 
-    def _evaluate(self, slot: Slot, number: int, batch: int, samples: int) -> Score:
-        upstream, module, downstream = slot.upstream, slot.module, slot.downstream
-        with self.trace.span("recv", module.index, number, batch):
-            x, labels, *sums = upstream.recv()
-        with self.trace.span("evaluate", module.index, number, batch):
+    def _evaluate(
+        self, slot: Slot, evaluation: Evaluation, samples: int, number: int, part: int
+    ) -> None:
+        span = partial(self.trace.span, module=slot.module.index, step=number, microbatch=part)
+        with span("recv"):
+            x, labels, *sums = slot.upstream.recv()
+        with span("evaluate"):
             summed = sums[0] if sums else None
-            activations, summed, score = module.evaluate(x, labels, summed, samples, batch)
-        with self.trace.span("send", module.index, number, batch):
-            downstream.send(activations, labels, summed)
-        return score
+            activations, summed = evaluation.see(x, labels, summed, samples, part)
+        with span("send"):
+            slot.downstream.send(activations, labels, summed)

@@ -133,7 +133,9 @@ def _check_entries(blueprint: Blueprint) -> None:
 
 def _check_last_test_batch(uncut: Blueprint) -> None:
     """A norm that takes its statistics from the batch may refuse a batch of one sample."""
-    if uncut.run_plan.test_batches[-1:] != [1]:
+    config = uncut.config
+    part = config.data.batch_size // config.train.microbatches
+    if part == 1 or (uncut.run_plan.test_batches[-1] - 1) % part:
         return
     try:
         shape = (1, *uncut.info.image_shape)
@@ -141,9 +143,9 @@ def _check_last_test_batch(uncut: Blueprint) -> None:
         backbones.through(uncut.backbone.classifier, torch.empty(features, device="meta"))
     except ValueError as error:
         raise UserError(
-            f"data.batch_size: {uncut.config.data.batch_size} leaves a last test batch of one of"
-            f" {uncut.info.num_test} samples, which the model cannot take alone ({error}); choose"
-            f" another batch size"
+            f"data.batch_size: {config.data.batch_size} leaves a last test batch (or microbatch) of"
+            f" one of {uncut.info.num_test} samples, which the model cannot take alone ({error});"
+            f" choose another batch size"
         ) from None
 
 

@@ -1,12 +1,17 @@
-"""Estimates of what other methods need for the same network, batch and optimizer."""
+"""What local learning and its rivals need for the same network, batch and optimizer.
 
+All methods are shown with the same numbers of microbatches: the configured one, as many as devices,
+and four times as many.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.device import Device
 from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.memory.dry_run import stage_bytes
-from pipeline_local.placement import partition
+from pipeline_local.placement import balance, partition
+from pipeline_local.placement.costs import Cost
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.backprop import pass_through
@@ -15,78 +20,207 @@ from pipeline_local.simulation.simulate import step_seconds
 
 @dataclass(frozen=True)
 class Alternative:
-    """What another method needs for the same network, batch and optimizer.
+    """What a method needs for the same network, batch and optimizer.
 
     Attributes:
         name: name of the method, with its p devices and m microbatches.
+        method: name of the method alone.
+        microbatches: m; each device computes its share of the batch in m parts.
         peak: bytes on the device that needs the most memory.
+        fits: whether every device has room for it; None: the room is not known.
         bubble: theoretical idle fraction of an average device.
+        cost: cost of a step on the busiest device, in the plan's unit, heads and reconciliation
+            included.
         traffic: most bytes that one device sends per step.
         seconds: simulated seconds of a step; None without a profile.
+        speed: steps per second over those of local learning as configured, by simulated seconds,
+            else by costs and bubbles.
     """
 
     name: str
+    method: str
+    microbatches: int
     peak: int
+    fits: bool | None
     bubble: float
+    cost: float
     traffic: float
     seconds: float | None
+    speed: float = 1.0
 
 
-def alternatives(placement: Placement) -> tuple[Alternative, ...]:
-    """Return backpropagation on one device, and 1F1B and DDP on as many as there are stages."""
-    blueprint, devices = placement.blueprint, len(placement.stages)
-    size, device = blueprint.config.data.batch_size, placement.costs[0].device
-    whole = _backpropagation(blueprint, size, device)
-    peak = stage_bytes(whole, range(1), 1, whole.device).peak
-    seconds = step_seconds(blueprint, "ddp", 1)
-    found = [Alternative("BP, 1 device", peak, 0.0, 0.0, seconds)]
-    if devices > 1:
-        for parts in (devices, 4 * devices):
-            if size % parts == 0:
-                timed = step_seconds(blueprint, "1f1b", devices, parts)
-                found.append(replace(_one_f_one_b(whole, devices, parts), seconds=timed))
-        if size >= devices:
-            timed = step_seconds(blueprint, "ddp", devices)
-            found.append(replace(_data_parallel(blueprint, devices, device), seconds=timed))
-    return tuple(found)
+def alternatives(
+    placement: Placement, peaks: Sequence[int], traffic: float
+) -> tuple[Alternative, ...]:
+    """Return local learning first, backpropagation on one device, and 1F1B and DDP on as many
+    devices as there are stages, with each number of microbatches.
+
+    Args:
+        placement: the run and its stages.
+        peaks: bytes that each stage needs as configured.
+        traffic: most bytes that one stage sends per step.
+    """
+    compared = _Compared(placement, traffic)
+    own = compared.local(placement.blueprint.config.train.microbatches, peaks)
+    found = [own]
+    for m in microbatches(placement):
+        local = [] if m == own.microbatches else [compared.local(m)]
+        found += [*local, *compared.rivals(m)]
+    return tuple(replace(one, speed=_speed(one, own)) for one in found)
 
 
-def _backpropagation(blueprint: Blueprint, batch_size: int, device: Device) -> Blueprint:
-    config = blueprint.config
+def microbatches(placement: Placement) -> list[int]:
+    """Return the numbers of microbatches to compare, as far as the batch has equal parts."""
+    config, devices = placement.blueprint.config, len(placement.stages)
+    size = config.data.batch_size
+    usual = (max(m for m in range(1, n + 1) if size % m == 0) for n in (devices, 4 * devices))
+    return sorted({config.train.microbatches, *usual})
+
+
+def divided(blueprint: Blueprint, batch_size: int, microbatches: int) -> Blueprint:
+    """Return the same run with another batch and other parts of it."""
+    config = replace(
+        blueprint.config,
+        data=replace(blueprint.config.data, batch_size=batch_size),
+        train=replace(blueprint.config.train, microbatches=microbatches),
+    )
+    return replace(blueprint, config=config, run_plan=replace(blueprint.run_plan, config=config))
+
+
+def stage_peaks(placement: Placement, blueprint: Blueprint) -> list[int]:
+    """Return the bytes that each stage of this placement needs for another such run."""
+    count = len(placement.stages)
+    parts = zip(placement.stages, placement.costs, strict=True)
+    return [stage_bytes(blueprint, part, count, costs.device).peak for part, costs in parts]
+
+
+def fill(placement: Placement, microbatches: int) -> float:
+    """Return the part of the run before the last stage starts: the forward passes of one microbatch
+    through all other stages."""
+    costs, steps = placement.module_costs, placement.blueprint.run_plan.num_steps
+    first = sum(module.forward for stage in costs[:-1] for module in stage) / microbatches
+    whole = first + steps * max(sum(module.total for module in stage) for stage in costs)
+    return first / whole if whole else 0.0
+
+
+def _speed(one: Alternative, own: Alternative) -> float:
+    if one.seconds and own.seconds:
+        return own.seconds / one.seconds
+    mine, theirs = (each.cost / (1 - each.bubble) for each in (own, one))
+    return mine / theirs if theirs else 1.0
+
+
+class _Compared:
+    """The methods on the devices of one placement, with any number of microbatches."""
+
+    def __init__(self, placement: Placement, traffic: float) -> None:
+        self._placement = placement
+        self._traffic = traffic
+        self._blueprint = blueprint = placement.blueprint
+        self._devices = len(placement.stages)
+        self._size = blueprint.config.data.batch_size
+        self._rooms = balance.room(blueprint, placement.costs)
+        self._whole = _backpropagation(placement)
+        self._parts = [[*costs.blocks] for costs in placement.costs]
+        for blocks, costs in zip(self._parts, placement.costs, strict=True):
+            blocks[-1] += costs.classifier
+        count = len(blueprint.backbone.blocks)
+        self._cut = partition.cheapest(count, min(self._devices, count), self._cost)
+
+    def local(self, m: int, peaks: Sequence[int] | None = None) -> Alternative:
+        """Local learning as it is placed; `peaks` where they are known."""
+        if peaks is None:
+            peaks = stage_peaks(self._placement, divided(self._blueprint, self._size, m))
+        return Alternative(
+            name=f"local, p={self._devices}, m={m}",
+            method="local",
+            microbatches=m,
+            peak=max(peaks),
+            fits=self._fits(peaks),
+            bubble=fill(self._placement, m),
+            cost=max(sum(one.total for one in row) for row in self._placement.module_costs),
+            traffic=self._traffic,
+            seconds=step_seconds(self._blueprint, "local", self._devices, m),
+        )
+
+    def rivals(self, m: int) -> Iterator[Alternative]:
+        """All other methods that m microbatches are possible for."""
+        yield self._backprop(m)
+        if self._devices > 1:
+            yield self._one_f_one_b(m)
+            if self._size % (self._devices * m) == 0:
+                yield self._data_parallel(m)
+
+    def _backprop(self, m: int) -> Alternative:
+        peak = stage_bytes(divided(self._whole, self._size, m), range(1), 1, self._whole.device)
+        seconds = step_seconds(self._blueprint, "ddp", 1)
+        cost = self._cost(0, range(len(self._parts[0])))
+        fits = self._fits([peak.peak])
+        name = f"BP, 1 device, m={m}"
+        return Alternative(name, "BP", m, peak.peak, fits, 0.0, cost, 0.0, seconds)
+
+    def _one_f_one_b(self, m: int) -> Alternative:
+        """Stage s of p keeps the activations of up to p - s of the m microbatches, and where there
+        are several, gradients of earlier ones."""
+        devices, peaks, sent = self._devices, [], [0.0]
+        for stage, blocks in enumerate(self._cut):
+            held = pass_through(self._whole, blocks, self._size // m)
+            waiting = (min(devices - stage, m) - 1) * held.activations
+            peaks.append(held.peak + waiting + (held.gradients if m > 1 else 0))
+            if blocks.stop < len(self._parts[0]):
+                sent.append(2.0 * m * held.output)
+        return Alternative(
+            name=f"1F1B, p={devices}, m={m}",
+            method="1F1B",
+            microbatches=m,
+            peak=max(peaks),
+            fits=self._fits(peaks),
+            bubble=(devices - 1) / (m + devices - 1),
+            cost=max(self._cost(stage, blocks) for stage, blocks in enumerate(self._cut)),
+            traffic=max(sent),
+            seconds=step_seconds(self._blueprint, "1f1b", devices, m, self._cut),
+        )
+
+    def _data_parallel(self, m: int) -> Alternative:
+        """Each device has the whole network, its part of the batch, and DDP's gradient buckets,
+        which hold what several microbatches add up."""
+        devices = self._devices
+        part = divided(self._whole, self._size // devices, m)
+        held = stage_bytes(part, range(1), 1, self._whole.device)
+        gradients = held.modules[0].gradients
+        totals = (sum(blocks, Cost(0, 0, 0)) for blocks in self._parts)
+        costs = [(one.forward + one.backward) / devices + one.update for one in totals]
+        peak = held.peak + (gradients if m == 1 else 0)
+        return Alternative(
+            name=f"DDP, p={devices}, m={m}",
+            method="DDP",
+            microbatches=m,
+            peak=peak,
+            fits=self._fits([peak] * devices),
+            bubble=0.0,
+            cost=max(costs),
+            traffic=2 * gradients * (devices - 1) / devices,
+            seconds=step_seconds(self._blueprint, "ddp", devices),
+        )
+
+    def _cost(self, device: int, blocks: range) -> float:
+        """The cost of a step of these blocks under backpropagation."""
+        costs = (self._parts[device][block] for block in blocks)
+        return sum(one.forward + one.backward + one.update for one in costs)
+
+    def _fits(self, peaks: Sequence[int]) -> bool | None:
+        pairs = [*zip(peaks, self._rooms, strict=False)]
+        known = all(room < float("inf") for _, room in pairs)
+        return all(peak <= room for peak, room in pairs) if known else None
+
+
+def _backpropagation(placement: Placement) -> Blueprint:
+    """The same network as a single module, on the first device."""
+    config = placement.blueprint.config
     plain = replace(
         config,
         modules=ModulesConfig(count=1, recompute=config.modules.recompute),
         reconcile=ReconcileConfig(),
         parallel=ParallelConfig(),
-        data=replace(config.data, batch_size=batch_size),
-        train=replace(config.train, microbatches=1),
     )
-    return draw(plain, blueprint.info, device)
-
-
-def _one_f_one_b(whole: Blueprint, devices: int, microbatches: int) -> Alternative:
-    """Stage s of p keeps the activations of up to p - s of the m microbatches.
-
-    Blocks are divided evenly; the best cut by activations is not searched for.
-    """
-    blocks = len(whole.backbone.blocks)
-    micro = whole.config.data.batch_size // microbatches
-    peak, traffic = 0, 0.0
-    for stage, part in enumerate(partition.uniform(blocks, min(devices, blocks))):
-        held = pass_through(whole, part, micro)
-        in_flight = min(devices - stage, microbatches)
-        peak = max(peak, held.peak + (in_flight - 1) * held.activations)
-        if part.stop < blocks:
-            traffic = max(traffic, 2.0 * microbatches * held.output)
-    bubble = (devices - 1) / (microbatches + devices - 1)
-    return Alternative(f"1F1B, p={devices}, m={microbatches}", peak, bubble, traffic, None)
-
-
-def _data_parallel(blueprint: Blueprint, devices: int, device: Device) -> Alternative:
-    """Each device has the whole network, its part of the batch, and DDP's gradient buckets."""
-    part = blueprint.config.data.batch_size // devices
-    whole = _backpropagation(blueprint, part, device)
-    held = stage_bytes(whole, range(1), 1, whole.device)
-    gradients = held.modules[0].gradients
-    traffic = 2 * gradients * (devices - 1) / devices
-    return Alternative(f"data parallel, p={devices}", held.peak + gradients, 0.0, traffic, None)
+    return draw(plain, placement.blueprint.info, placement.costs[0].device)

@@ -22,12 +22,14 @@ class PassBytes:
 
     Attributes:
         activations: bytes kept between forward and backward.
+        gradients: bytes of all gradients.
         output: bytes of the last block's output as sent to the next device.
         peak: peak of a step, with parameters, all gradients, optimizer state, and the workspaces
             of the device's libraries.
     """
 
     activations: int
+    gradients: int
     output: int
     peak: int
 
@@ -59,7 +61,8 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
         del grads
     output = blueprint.output_shapes[blocks[-1]]
     wire_format = num_bytes([Spec((size, *output), blueprint.wire_format.inside)])
-    return PassBytes(kept, wire_format, live_bytes.peak + device.workspaces)
+    gradients = sum(p.numel() * p.element_size() for p in params)
+    return PassBytes(kept, gradients, wire_format, live_bytes.peak + device.workspaces)
 
 
 def _fake_body(blueprint: Blueprint, blocks: range) -> Body:

@@ -6,8 +6,10 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
+from pipeline_local.planning.verdict import best_of_each, helps, verdict
 from pipeline_local.screen import Screen
 
 STEPS_DRAWN = 5
@@ -167,20 +169,32 @@ def _edges(plan: Plan) -> Table:
 
 
 def _alternatives(plan: Plan) -> Table:
-    columns = ["method", "peak per device", "bubble", "sent per device and step", "ms per step"]
-    table = _table("Other methods (MiB; estimates)", columns, left=("method",))
-    local = max(stage.memory.peak for stage in plan.stages)
-    sent = max((e.activations + e.signals + e.lagged for e in plan.edges), default=0.0)
-    name = f"local, p={len(plan.stages)}"
-    table.add_row(name, mebibytes(local), _share(plan.fill), mebibytes(sent), _ms(plan.seconds))
-    for other in plan.alternatives:
-        sizes = mebibytes(other.peak), _share(other.bubble), mebibytes(other.traffic)
-        table.add_row(other.name, *sizes, _ms(other.seconds))
+    unit = "ms" if plan.unit == "seconds" else "GFLOP"
+    columns = ["peak per\ndevice", "bubble", f"{unit} of the\nbusiest", "speed"]
+    columns = ["method", *columns, "sent per device\nand step", "ms per\nstep"]
+    title = "Methods with the same microbatches (MiB; estimates)"
+    table = _table(title, columns, left=("method",))
+    for m in sorted({one.microbatches for one in plan.alternatives}):
+        for one in plan.alternatives:
+            if one.microbatches == m:
+                table.add_row(*_method(plan, one))
+        table.add_section()
     return table
 
 
+def _method(plan: Plan, one: Alternative) -> list[str]:
+    room = {None: "", True: "", False: " (does not fit)"}[one.fits]
+    sizes = mebibytes(one.peak) + room, _share(one.bubble), _cost(plan, one.cost)
+    return [one.name, *sizes, f"{one.speed:.2f}x", mebibytes(one.traffic), _ms(one.seconds)]
+
+
 def _facts(plan: Plan) -> list[str]:
+    own = plan.alternatives[0]
     lines = [
+        *verdict(plan.alternatives, plan.unit),
+        helps(plan.alternatives, plan.lever),
+        f"Best m of each: {_best(plan)}. Speed: steps per second over {own.name}, by simulated"
+        f" times, else by operations and bubbles. {_heads(plan)}",
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
         "Kept: activations between acts 1 and 3. Learn: act 3, with the update and with SGR, what"
@@ -201,6 +215,22 @@ def _facts(plan: Plan) -> list[str]:
             f" checkpoints). Step times are simulated, messages included."
         )
     return lines
+
+
+def _best(plan: Plan) -> str:
+    each = best_of_each(plan.alternatives)
+    return "; ".join(f"{one.name} ({mebibytes(one.peak)} MiB, {one.speed:.2f}x)" for one in each)
+
+
+def _heads(plan: Plan) -> str:
+    """What local learning computes that backpropagation does not."""
+    costs = [module.cost for stage in plan.stages for module in stage.modules]
+    whole = sum(cost.total for cost in costs) or 1.0
+    heads, added = sum(cost.signal for cost in costs[:-1]), sum(cost.added for cost in costs)
+    return (
+        f"Of local's operations {_share(heads / whole)} are auxiliary heads' (head.name=linear:"
+        f" nearly none, but weaker) and {_share(added / whole)} reconciliation's."
+    )
 
 
 def _peaks(plan: Plan) -> Iterator[str]:

@@ -23,7 +23,8 @@ from pipeline_local.placement.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.planning.alternatives import Alternative, alternatives
+from pipeline_local.planning.alternatives import Alternative, alternatives, fill
+from pipeline_local.planning.verdict import Lever, lever
 from pipeline_local.simulation.simulate import step_seconds
 
 TOLERATED = 1.15
@@ -118,7 +119,9 @@ class Plan:
         even_memory: bytes that the only stage would hold with `modules.cuts=memory`; None with
             several stages, a single module, or no such cut.
         block_names: names of all blocks.
-        alternatives: other methods, for comparison.
+        alternatives: local learning as configured, then it and other methods with the same numbers
+            of microbatches.
+        lever: the setting that takes local learning to the least memory; None where none does.
     """
 
     unit: Unit
@@ -135,6 +138,7 @@ class Plan:
     even_memory: int | None
     block_names: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
+    lever: Lever | None
 
 
 def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None = None) -> Plan:
@@ -155,7 +159,12 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
     costs, parts = placement.costs, placement.stages
     _refuse_another(device, costs)
     stages = tuple(_stages(placement))
-    totals = [stage.cost for stage in stages]
+    edges = tuple(
+        _edge(blueprint, part[-1], receiver.link)
+        for part, receiver in zip(parts, costs[1:], strict=False)
+    )
+    sent = max((edge.activations + edge.signals + edge.lagged for edge in edges), default=0.0)
+    compared = alternatives(placement, [stage.memory.peak for stage in stages], sent)
     return Plan(
         unit=costs[0].unit,
         origin="; ".join(dict.fromkeys(each.origin for each in costs)),
@@ -163,17 +172,15 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         steps=blueprint.run_plan.num_steps,
         seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
-        edges=tuple(
-            _edge(blueprint, part[-1], receiver.link)
-            for part, receiver in zip(parts, costs[1:], strict=False)
-        ),
-        imbalance=_imbalance(totals),
-        fill=_fill(stages, config.train.microbatches, blueprint.run_plan.num_steps),
+        edges=edges,
+        imbalance=_imbalance([stage.cost for stage in stages]),
+        fill=fill(placement, config.train.microbatches),
         stage_cut=_best_stages(placement),
         module_cut=_best_modules(placement),
         even_memory=_even_memory(placement),
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
-        alternatives=alternatives(placement),
+        alternatives=compared,
+        lever=lever(placement, compared),
     )
 
 
@@ -234,21 +241,18 @@ def _imbalance(costs: Sequence[float]) -> float:
     return max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
 
 
-def _fill(stages: Sequence[StagePlan], microbatches: int, steps: int) -> float:
-    """The forward passes of one microbatch through all stages but the last, over the whole run."""
-    first = sum(m.cost.forward for stage in stages[:-1] for m in stage.modules) / microbatches
-    whole = first + steps * max(stage.cost for stage in stages)
-    return first / whole if whole else 0.0
-
-
 def _best_stages(placement: Placement) -> Cut | None:
     blueprint, costs = placement.blueprint, placement.costs
     try:
-        best = replace(placement, stages=tuple(balance.best_stages(blueprint, costs)))
+        stages = balance.best_stages(blueprint, costs)
     except UserError:
         return None
-    totals = [sum(cost.total for cost in stage) for stage in best.module_costs]
-    return Cut(tuple(part.start for part in best.stages[1:]), _imbalance(totals))
+    modules = blueprint.modules
+    totals = [
+        sum(on_device.module(k, len(modules), modules[k]).total for k in part)
+        for on_device, part in zip(costs, stages, strict=True)
+    ]
+    return Cut(tuple(part.start for part in stages[1:]), _imbalance(totals))
 
 
 def _even_memory(placement: Placement) -> int | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
@@ -69,11 +70,16 @@ def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[SimulationR
             "modules.profile: a simulation needs measured times, got none; make them with"
             " pipeline-local profile"
         )
-    return [row for count in scenario.stages for row in _rows(blueprint, scenario, count)]
+    own = config.train.microbatches
+    return [row for count in scenario.stages for row in _rows(blueprint, scenario, count, own)]
 
 
 def step_seconds(
-    blueprint: Blueprint, method: str, stages: int, microbatches: int | None = None
+    blueprint: Blueprint,
+    method: str,
+    stages: int,
+    microbatches: int | None = None,
+    cut: Sequence[range] | None = None,
 ) -> float | None:
     """Return the seconds of a step in the steady state, over the profiled link.
 
@@ -81,7 +87,9 @@ def step_seconds(
         blueprint: the run's specification.
         method: a name from `METHODS`.
         stages: number of stages.
-        microbatches: as in `Scenario`.
+        microbatches: number of microbatches; None: one per stage of a pipeline, else as configured.
+        cut: the blocks of each stage of a pipeline with a global backward pass; None: as those of
+            local learning.
 
     Returns:
         None without a profile, or where it has not one entry for each stage.
@@ -90,17 +98,24 @@ def step_seconds(
         return None
     if len(costs_by_device(blueprint)) not in (1, stages):
         return None
-    (row,) = _rows(blueprint, Scenario((method,), (stages,), microbatches), stages)
+    scenario = Scenario((method,), (stages,), microbatches)
+    own = microbatches or blueprint.config.train.microbatches
+    (row,) = _rows(blueprint, scenario, stages, own, cut)
     return row.step_seconds
 
 
-def _rows(blueprint: Blueprint, scenario: Scenario, count: int) -> Iterable[SimulationRow]:
+def _rows(
+    blueprint: Blueprint,
+    scenario: Scenario,
+    count: int,
+    own: int,
+    cut: Sequence[range] | None = None,
+) -> Iterable[SimulationRow]:
     config, found = blueprint.config, []
     links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
-        own = config.train.microbatches
         parts = own if name in ("local", "ddp") else scenario.parts(config, count)
-        stages = stage_works(blueprint, count, config.data.batch_size / parts)
+        stages = stage_works(blueprint, count, config.data.batch_size / parts, cut)
         run = SimulatedRun(
             stages=stages,
             microbatches=parts,
@@ -148,16 +163,25 @@ def _row(name: str, run: SimulatedRun, samples: int, workers: Sequence[Worker]) 
     )
 
 
-def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[StageWork, ...]:
+def stage_works(
+    blueprint: Blueprint, count: int, samples: float, cut: Sequence[range] | None = None
+) -> tuple[StageWork, ...]:
     """Return the work of each stage for one microbatch.
 
     Args:
         blueprint: the specification of a run with a profile.
         count: number of stages. With more stages than modules, each gets the mean module.
         samples: samples in a microbatch; times are proportional to them.
+        cut: the blocks of each stage, for backpropagation alone; None: those of its modules.
     """
     part = samples / blueprint.config.data.batch_size
     modules = len(blueprint.modules)
+    if cut is not None:
+        devices = per_stage(costs_by_device(blueprint), len(cut))
+        return tuple(
+            _backpropagated(blueprint, costs, blocks, part)
+            for costs, blocks in zip(devices, cut, strict=True)
+        )
     if count <= modules:
         placement = Placement.of(blueprint, count)
         placed = zip(placement.costs, placement.stages, strict=True)
@@ -172,26 +196,33 @@ def stage_works(blueprint: Blueprint, count: int, samples: float) -> tuple[Stage
 def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> StageWork:
     modules = blueprint.modules
     blocks = range(modules[numbers[0]].start, modules[numbers[-1]].stop)
-    own = sum((costs.blocks[i] for i in blocks), Cost(0, 0, 0))
-    if blocks.stop == len(costs.blocks):
-        own += costs.classifier
-    last = blueprint.is_last(numbers[-1])
-    micro = blueprint.config.train.microbatches
-    wire_format = blueprint.contract(numbers[-1]).activations
-    messages, activations = (
-        0.0 if last else num_bytes([replace(wire_format, dtype=dtype)]) * micro * part
-        for dtype in (wire_format.dtype, blueprint.wire_format.inside)
-    )
-    meta = [blueprint.backbone.blocks[i].module for i in blocks]
-    if last:
-        meta.append(blueprint.backbone.classifier.module)
-    return StageWork(
+    plain = _backpropagated(blueprint, costs, blocks, part)
+    last, micro = blueprint.is_last(numbers[-1]), blueprint.config.train.microbatches
+    message = num_bytes([blueprint.contract(numbers[-1]).activations])
+    return replace(
+        plain,
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
-        messages=messages,
+        messages=0.0 if last else message * micro * part,
+    )
+
+
+def _backpropagated(blueprint: Blueprint, costs: Costs, blocks: range, part: float) -> StageWork:
+    """The work of consecutive blocks under backpropagation, the classifier behind the last one."""
+    own = sum((costs.blocks[i] for i in blocks), Cost(0, 0, 0))
+    meta = [blueprint.backbone.blocks[i].module for i in blocks]
+    last = blocks.stop == len(costs.blocks)
+    if last:
+        own += costs.classifier
+        meta.append(blueprint.backbone.classifier.module)
+    shape = blueprint.config.data.batch_size, *blueprint.output_shapes[blocks[-1]]
+    activations = num_bytes([Spec(shape, blueprint.wire_format.inside)]) * part
+    return StageWork(
+        modules=(),
+        messages=0.0,
         forward=own.forward * part,
         backward=own.backward * part,
         update=own.update,
-        activations=activations,
+        activations=0.0 if last else activations,
         gradients=_gradients(blueprint, meta),
     )
 

@@ -327,8 +327,9 @@ def test_evaluation_ignores_padding():
     module.eval()
     x, labels, _ = batch(shape, size=6)
     labels[4:] = IGNORE_LABEL
-    _, _, padded = module.evaluate(x, labels)
-    _, _, cut = module.evaluate(x[:4], labels[:4])
+    padded, cut = (
+        module.score(*module.evaluate(x[:size])[1:], labels[:size], size) for size in (6, 4)
+    )
     assert int(padded.count) == 4
     torch.testing.assert_close(padded.loss, cut.loss)
     assert padded.score == cut.score
@@ -343,8 +344,8 @@ def test_heads_together():
         head = nn.Linear(2, 2, bias=False)
         module = LocalModule(len(scores), nn.Identity(), head, plain_sgd, rules)
         module.head.weight.data = weight.contiguous()
-        _, summed, score = module.evaluate(torch.eye(2, dtype=torch.float64), labels, summed)
-        scores.append(score)
+        _, outputs, summed = module.evaluate(torch.eye(2, dtype=torch.float64), summed)
+        scores.append(module.score(outputs, summed, labels, 2))
     assert [int(score.score) for score in scores] == [1, 1, 1]
     assert [int(score.ensemble) for score in scores] == [1, 2, 2]
     product = torch.tensor([0.731 * 0.378 * 0.993, 0.269 * 0.622 * 0.007])
@@ -453,7 +454,7 @@ def test_what_crosses_a_boundary_is_contiguous():
     y, signal = one_step(module, x, labels, s, reconcile=False)
     assert y.is_contiguous()
     assert signal.is_contiguous()
-    assert module.evaluate(x, labels)[0].is_contiguous()
+    assert module.evaluate(x)[0].is_contiguous()
 
 
 def test_bfloat16_crosses_the_boundary():

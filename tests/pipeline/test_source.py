@@ -46,7 +46,8 @@ def test_messages_follow_the_schedule(microbatches):
             one = [16 // microbatches, 0] if action.compare else [16 // microbatches]
             expected += one * microbatches
         elif isinstance(action, Evaluate):
-            expected += [16] * len(run_plan.test_batches)
+            parts = len(run_plan.test_batches) * microbatches
+            expected += [16 // microbatches] * parts
     assert [len(message[0]) if message else 0 for message in drain(source)] == expected
 
 

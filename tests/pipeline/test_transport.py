@@ -45,8 +45,9 @@ def test_traffic_follows_the_schedule():
     data, test = (c.activations, c.labels), (c.test_activations, c.test_labels, c.test_ensemble)
     signal = (c.gradients,)
     plain, compared = [data, data], [data, signal, data, signal]
-    assert list(c.traffic(plan, 0)) == [*plain, test, test, test, *compared, test, test, test]
-    assert list(c.traffic(plan, 1)) == [*compared, test, test, test]
+    tests = [test] * (3 * 2)  # three batches in two parts each
+    assert list(c.traffic(plan, 0)) == [*plain, *tests, *compared, *tests]
+    assert list(c.traffic(plan, 1)) == [*compared, *tests]
 
 
 def test_local_is_a_queue():

@@ -26,6 +26,8 @@ class Dense(Task):
         ignore: label of positions without a class (255 in Pascal VOC and Cityscapes).
     """
 
+    adds_up = True
+
     def __init__(
         self, num_classes: int, label_shape: tuple[int, ...], *, ignore: int = IGNORE_LABEL
     ) -> None:

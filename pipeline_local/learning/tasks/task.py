@@ -48,6 +48,9 @@ class Task(ABC):
     """Whether higher or lower scores are better."""
     percent = True
     """Whether scores are fractions that are displayed in percent."""
+    adds_up = False
+    """Whether the scores of the parts of a test batch add up to those of the whole; then no outputs
+    of whole batches are kept."""
 
     def __init__(
         self,

@@ -1,0 +1,101 @@
+"""Evaluating in microbatches: less memory, the same scores."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline_local.layout import IGNORE_LABEL
+from pipeline_local.learning.evaluation import Evaluation
+from pipeline_local.learning.module import LocalModule
+from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.tasks import Classification, Dense, Task
+from pipeline_local.memory.live_bytes import LiveBytes
+
+SAMPLES = 13
+"""Of a batch of 16; the others are padding, in two microbatches of four."""
+
+
+class Median(Task):
+    """A metric that is no mean over samples: parts of a batch would have another."""
+
+    def loss(self, outputs, labels):
+        return outputs.float().square().mean()
+
+    def score(self, outputs, labels):
+        return outputs.median()
+
+
+def modules(task, make_head):
+    torch.manual_seed(0)
+    rules = replace(Rules(), task=task)
+    bodies = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)) for _ in range(2)]
+    made = [
+        LocalModule(k, body, make_head(), lambda p: torch.optim.SGD(p, lr=0.1), rules)
+        for k, body in enumerate(bodies)
+    ]
+    return [module.eval() for module in made]
+
+
+def evaluate(made, x, labels, parts):
+    scores, below = [], None
+    for module in made:
+        evaluation, activations, summed = Evaluation(module), [], []
+        above = [None] * parts if below is None else below.chunk(parts)
+        for part in zip(x.chunk(parts), labels.chunk(parts), above, strict=True):
+            y, s = evaluation.see(*part, SAMPLES)
+            activations.append(y)
+            summed.append(s)
+        evaluation.end_batch(SAMPLES)
+        x, below = torch.cat(activations), torch.cat(summed)
+        scores.append(evaluation.scores)
+    return scores
+
+
+def classifier():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5))
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("task", [Classification(5), Median((5,))], ids=["classes", "median"])
+def test_a_batch_has_one_score_whatever_its_parts(task, parts):
+    x, labels = torch.randn(16, 3, 6, 6), torch.randint(5, (16,))
+    labels[SAMPLES:] = IGNORE_LABEL
+    whole, cut = (evaluate(modules(task, classifier), x, labels, n) for n in (1, parts))
+    for (one,), (other,) in zip(whole, cut, strict=True):
+        assert other.count == one.count == SAMPLES
+        torch.testing.assert_close(vars(other), vars(one), rtol=1e-5, atol=1e-6)
+        if parts < 16:  # a matrix times a vector has a kernel of its own
+            assert vars(other) == vars(one), "bit for bit"
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_maps_are_scored_part_by_part(parts):
+    task = Dense(5, (6, 6))
+    x, labels = torch.randn(16, 3, 6, 6), torch.randint(-1, 5, (16, 6, 6))
+    labels[labels < 0] = task.ignore
+    whole, cut = (
+        evaluate(modules(task, lambda: nn.Conv2d(3, 5, 1)), x, labels, n) for n in (1, parts)
+    )
+    for (one,), several in zip(whole, cut, strict=True):
+        assert len(several) == parts
+        for name in ("score", "ensemble", "count"):
+            assert sum(getattr(s, name) for s in several) == getattr(one, name)
+        assert float(sum(s.loss for s in several)) == pytest.approx(float(one.loss), rel=1e-5)
+
+
+def test_parts_take_less_memory():
+    def peak(task, head, labels, parts):
+        first, _ = modules(task, head)
+        evaluation, x = Evaluation(first), torch.randn(16 // parts, 3, 6, 6)
+        with LiveBytes() as live_bytes:
+            for part in labels.chunk(parts):
+                evaluation.see(x, part, None, 16)
+            evaluation.end_batch(16)
+        return live_bytes.peak
+
+    classes = Classification(5), classifier, torch.zeros(16, dtype=torch.int64)
+    assert peak(*classes, 4) < 0.5 * peak(*classes, 1)
+    maps = Dense(5, (6, 6)), lambda: nn.Conv2d(3, 5, 1), torch.zeros(16, 6, 6, dtype=torch.int64)
+    assert peak(*maps, 4) < 0.4 * peak(*maps, 1)
