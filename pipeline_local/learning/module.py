@@ -293,7 +293,7 @@ class LocalModule(nn.Module):
             added = self._estimator.added(
                 estimators.Point(objective, x, target, params, first, between)
             )
-        torch._foreach_mul_(gradients.known(added), settings.strength)
+        gradients.scale(added, settings.strength)
         return added
 
     @property
