@@ -180,9 +180,10 @@ def _describe(made: object) -> str:
 
 def _check_filled(name: str, block: Block, record: Record) -> None:
     """Every layer that owns tensors must have filled them, or know how to."""
-    knows = any(map(reset_method, block.module.modules()))
     for path, layer in block.module.named_modules():
-        if any(record.by(tensor) == "nobody" for _, tensor in own_tensors(layer)) and not knows:
+        empty = any(record.by(tensor) == "nobody" for _, tensor in own_tensors(layer))
+        above = [m for p, m in block.module.named_modules() if f"{path}.".startswith(p and f"{p}.")]
+        if empty and not any(map(reset_method, above)):
             raise UserError(
                 f"model.name: {_where(name, block, path, layer)} holds tensors that nothing fills,"
                 f" and has no reset_parameters(); add one"
