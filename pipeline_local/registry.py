@@ -82,6 +82,10 @@ class Registry(Generic[Entry]):
         """All names that a user may write, in order of registration."""
         return [name for name in self._entries if name != GIVEN]
 
+    def comes_with_us(self, name: str) -> bool:
+        """Whether an entry is this package's, and not a program's own."""
+        return name != GIVEN and _is_ours(self.find(name))
+
     def find(self, name: str) -> Entry:
         """The entry of a name, or what `python:package.module:name` stands for.
 
@@ -247,12 +251,17 @@ Added = list[tuple[str, str, Any]]
 
 def added() -> Added:
     """The entries that do not come with this package: those of a program's own."""
-    own, root = [], __name__.partition(".")[0]
-    for registry in _REGISTRIES:
-        for name, entry in registry._entries.items():
-            if getattr(entry, "func", entry).__module__.partition(".")[0] != root:
-                own.append((registry.key, name, entry))
-    return own
+    return [
+        (registry.key, name, entry)
+        for registry in _REGISTRIES
+        for name, entry in registry._entries.items()
+        if not _is_ours(entry)
+    ]
+
+
+def _is_ours(entry: Any) -> bool:  # noqa: ANN401 (any callable)
+    module: str = getattr(entry, "func", entry).__module__
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def add_again(entries: Added) -> None:

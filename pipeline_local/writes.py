@@ -1,8 +1,10 @@
 """Which memory operations write to: a block must leave its input as it is."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -39,6 +41,24 @@ def written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[
             continue
         given = args[position] if position < len(args) else kwargs.get(argument.name)
         yield from (tensor for tensor in tree_iter(given) if isinstance(tensor, Tensor))
+
+
+def keeps_input(part: nn.Module, x: Tensor) -> bool:
+    """Whether a part on the meta device leaves its input [B, ...] alone, in both modes.
+
+    What cannot be run there, because values decide what it does, may not.
+    """
+    for training in (True, False):
+        given = x.clone()
+        storage = given.untyped_storage()._cdata
+        try:
+            with torch.no_grad(), Writes() as writes:
+                copy.deepcopy(part).train(training)(given)
+        except Exception:  # the user's own code; what is wrong with it shows later
+            return False
+        if writes.to(given) or given.untyped_storage()._cdata != storage:
+            return False
+    return True
 
 
 def on_a_copy(part: nn.Module) -> None:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values", "byvalue", "writes"),
-    ("config", "screen", "newfile", "registry"),
+    ("config", "screen", "newfile", "registry", "building"),
     ("engines",),
     ("learning", "models", "data"),
     ("given", "blueprint"),

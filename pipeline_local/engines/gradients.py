@@ -53,7 +53,8 @@ def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -
     """Return ones + alpha * others, pair by pair; None where both have no gradient."""
     pairs = list(zip(ones, others, strict=True))
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
-    added = iter(torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=alpha))
+    sums = torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=alpha) if both else ()
+    added = iter(sums)
 
     def total(one: Gradient, other: Gradient) -> Gradient:
         if other is None:
@@ -61,6 +62,19 @@ def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -
         return other * alpha if one is None else next(added)
 
     return [total(one, other) for one, other in pairs]
+
+
+def divided(gradients: Sequence[Gradient], divisor: int) -> list[Gradient]:
+    """Return the quotients of those that there are."""
+    there = known(gradients)
+    quotients = iter(torch._foreach_div(there, divisor) if there else ())
+    return [None if gradient is None else next(quotients) for gradient in gradients]
+
+
+def scale(gradients: Sequence[Gradient], factor: float | Tensor) -> None:
+    """Multiply those that there are, in place."""
+    if there := known(gradients):
+        torch._foreach_mul_(there, factor)
 
 
 def known(gradients: Sequence[Gradient]) -> list[Tensor]:

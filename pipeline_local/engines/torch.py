@@ -50,8 +50,7 @@ class TorchEngine:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
         share = list(gradients)
         if microbatches > 1:
-            divided = iter(torch._foreach_div(sums.known(share), microbatches))
-            share = [None if gradient is None else next(divided) for gradient in share]
+            share = sums.divided(share, microbatches)
         self._sum = sums.plus(self._sum, share) if self._sum else share
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:

@@ -327,7 +327,7 @@ class LocalModule(nn.Module):
         between = reconcile.distance(settings.distance, self.rules.layout)
         point = estimators.Point(objective, x, target, params, first, between)
         added = self._estimator.added(point)
-        torch._foreach_mul_(gradients.known(added), settings.strength)
+        gradients.scale(added, settings.strength)
         return added
 
     @property

@@ -171,7 +171,7 @@ def finite_difference(
     del v
     second = gradients.of(objective(moved), params)
     added = gradients.plus(second, first.params, alpha=-1)
-    torch._foreach_mul_(gradients.known(added), size / length)
+    gradients.scale(added, size / length)
     return added
 
 

@@ -29,6 +29,7 @@ from pipeline_local.learning.tasks import TASKS
 from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, never
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.models.registry import MODELS
+from pipeline_local.record.sealed import DTYPES
 from pipeline_local.registry import GIVEN, Registry, reason
 
 _NO_VALUES = (
@@ -77,11 +78,7 @@ def _comes_with_us(config: Config) -> bool:
         (ESTIMATORS, config.reconcile.estimator),
         (OPTIMIZERS, config.optimizer.name),
     ]
-    entries = [registry.find(name) for registry, name in chosen]
-    makers = [getattr(entry, "func", entry).__module__ for entry in entries]
-    package = __name__.partition(".")[0]
-    ours = all(maker.partition(".")[0] == package for maker in makers)
-    return ours and GIVEN not in [name for _, name in chosen]
+    return all(registry.comes_with_us(name) for registry, name in chosen)
 
 
 @dataclass(frozen=True)
@@ -142,34 +139,37 @@ def _model_key(blueprint: Blueprint) -> str:
     return "model" if blueprint.config.model.name == GIVEN else "model.name"
 
 
-def _parts(blueprint: Blueprint, index: int, module: LocalModule) -> list[_Part]:
-    """The blocks of a module, and its head."""
+def _parts(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[_Part]:
+    """The blocks of a module, and its head; `held` has them in this order."""
     key, output_shape = _model_key(blueprint), blueprint.task.output_shape
     blocks = [
         _Part(f"block {blueprint.backbone.blocks[i].name!r}", key, part, blueprint.output_shapes[i])
-        for i, part in zip(blueprint.modules[index], module.body.children(), strict=True)
+        for i, part in zip(blueprint.modules[index], held, strict=False)
     ]
     if blueprint.is_last(index):
         name = blueprint.backbone.classifier.name
-        return [*blocks, _Part(f"block {name!r}", key, module.head, output_shape)]
+        return [*blocks, _Part(f"block {name!r}", key, held[-1], output_shape)]
     label = f"the {blueprint.config.head.name} head of module {index + 1}"
-    return [*blocks, _Part(label, "head.name", module.head, output_shape)]
+    return [*blocks, _Part(label, "head.name", held[-1], output_shape)]
 
 
 def _check_kinds(blueprint: Blueprint, index: int) -> None:
-    """Gradients, optimizers and checkpoints are for real numbers."""
-    for part in [*blueprint.blocks(index), *_last(blueprint, index)]:
+    """Gradients and optimizers are for real numbers, and so are checkpoints."""
+    meta = [*blueprint.meta_body(index), blueprint.meta_head(index)]
+    for part in _parts(blueprint, index, meta):
         for name, parameter in part.module.named_parameters():
             if parameter.is_complex():
                 raise UserError(
-                    f"{_model_key(blueprint)}: block {part.name!r} has a parameter of"
-                    f" {parameter.dtype} ({name}), and optimizers take real ones; hold"
-                    f" torch.view_as_real of it, and use torch.view_as_complex in forward"
+                    f"{part.key}: {part.label} has a parameter of {parameter.dtype} ({name}), and"
+                    f" optimizers take real ones; hold torch.view_as_real of it, and use"
+                    f" torch.view_as_complex in forward"
                 )
-
-
-def _last(blueprint: Blueprint, index: int) -> list[Any]:
-    return [blueprint.backbone.classifier] if blueprint.is_last(index) else []
+        for name, tensor in part.module.state_dict().items():
+            if tensor.dtype not in DTYPES:
+                raise UserError(
+                    f"{part.key}: {part.label} has a buffer of {tensor.dtype} ({name}), which no"
+                    f" checkpoint holds; register it with persistent=False, or another dtype"
+                )
 
 
 def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failure | None:
@@ -180,7 +180,7 @@ def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failur
         else:
             module = blueprint.uncompiled(index, FAKE_DEVICE)
         module.guard.is_refused = never
-        parts = _parts(blueprint, index, module)
+        parts = _parts(blueprint, index, [*module.body.children(), module.head])
         watch = _Watch(parts)
         try:
             for number in range(1 if fake else NUM_REAL_STEPS):

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -214,24 +213,6 @@ def through(block: Block, x: Tensor) -> Tensor:
             f" must stay"
         )
     return y
-
-
-def keeps_input(part: nn.Module, x: Tensor) -> bool:
-    """Whether a part on the meta device leaves its input [B, ...] alone, in both modes.
-
-    What cannot be run there, because values decide what it does, may not.
-    """
-    for training in (True, False):
-        given = x.clone()
-        storage = given.untyped_storage()._cdata
-        try:
-            with torch.no_grad(), Writes() as writes:
-                copy.deepcopy(part).train(training)(given)
-        except Exception:  # the user's own code; what is wrong with it shows later
-            return False
-        if writes.to(given) or given.untyped_storage()._cdata != storage:
-            return False
-    return True
 
 
 def reset_parameters(module: nn.Module) -> None:

@@ -15,25 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.nn.parameter import is_lazy
 
 from pipeline_local import seeds
+from pipeline_local.building import (
+    Record,
+    Values,
+    fill_rest,
+    give_shapes,
+    loses_values,
+    own_tensors,
+)
 from pipeline_local.errors import UserError
 from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models import layouts
 from pipeline_local.models.backbone import (
     Backbone,
     Block,
-    keeps_input,
     refill,
     reset_method,
     reset_parameters,
     tensors,
     through,
 )
-from pipeline_local.models.building import Record, Values, fill_rest, loses_values, own_tensors
 from pipeline_local.registry import reason
-from pipeline_local.writes import on_a_copy
+from pipeline_local.writes import keeps_input, on_a_copy
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -119,7 +124,7 @@ class _Called:
             else:
                 blocks = _blocks(self.name, made)
             modules = [block.module for block in blocks]
-            _give_shapes(modules, torch.zeros_like(self.example, device=device))
+            give_shapes(modules, torch.zeros_like(self.example, device=device))
             if device == CPU:
                 fill_rest(modules, reset_method, record)
         return made, blocks, record
@@ -130,18 +135,6 @@ class _Called:
         with unset_fake_temporarily():
             _, blocks, _ = self.made(CPU)
         return {block.name: dict(tensors(block.module)) for block in blocks}
-
-
-@torch.no_grad()
-def _give_shapes(modules: Sequence[nn.Module], x: Tensor) -> None:
-    """Lazy layers get their tensors when they are first called."""
-    if not any(is_lazy(tensor) for module in modules for _, tensor in tensors(module)):
-        return
-    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
-    for module in modules:
-        x = module.eval()(x)
-    for layer, mode in modes:
-        layer.training = mode
 
 
 def _protect(blocks: Sequence[Block], x: Tensor) -> None:
@@ -187,9 +180,10 @@ def _describe(made: object) -> str:
 
 def _check_filled(name: str, block: Block, record: Record) -> None:
     """Every layer that owns tensors must have filled them, or know how to."""
-    knows = any(map(reset_method, block.module.modules()))
     for path, layer in block.module.named_modules():
-        if any(record.by(tensor) == "nobody" for _, tensor in own_tensors(layer)) and not knows:
+        empty = any(record.by(tensor) == "nobody" for _, tensor in own_tensors(layer))
+        above = [m for p, m in block.module.named_modules() if f"{path}.".startswith(p and f"{p}.")]
+        if empty and not any(map(reset_method, above)):
             raise UserError(
                 f"model.name: {_where(name, block, path, layer)} holds tensors that nothing fills,"
                 f" and has no reset_parameters(); add one"

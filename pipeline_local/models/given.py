@@ -19,6 +19,7 @@ from pipeline_local.models import layouts
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters, shapes, through
 from pipeline_local.models.chain import Chain, chain, spans
 from pipeline_local.models.tracing import UntraceableError, kept
+from pipeline_local.writes import Writes
 
 Given = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
 _ADVICE = "pass an nn.Sequential, or a list of blocks with the classifier last"
@@ -278,9 +279,10 @@ class _Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Through every block."""
         for k, block in enumerate(self.blocks):
-            before, version = x, x._version
-            x = block(x)
-            if before._version != version:
+            before = x
+            with Writes() as writes:
+                x = block(x)
+            if writes.to(before):
                 self.modifies.add(k)
         return x
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline_local.record import atomic
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -32,6 +32,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""All dtypes of tensors in a file, with their names there."""
 _BLANK = b"0" * 64
 _SEAL = re.compile(rb'"blake2b":"([0-9a-f]{64})"')
 _CHUNK = 1 << 20
@@ -115,7 +116,7 @@ def _head(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     begin = 0
     for name, tensor in tensors.items():
         end = begin + tensor.nbytes
-        shape, dtype = list(tensor.shape), _DTYPES[tensor.dtype]
+        shape, dtype = list(tensor.shape), DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -374,6 +374,50 @@ def test_frozen_parameters_stay_as_they_are(frozen, index, estimator):
     assert all((a != b).any() for a, b in zip(before, free, strict=True))
 
 
+class Skipped(nn.Linear):
+    """Hands on its input, as LayerDrop does in some steps."""
+
+    def forward(self, x):
+        return x
+
+
+class WithoutGradients(nn.Linear):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
+@pytest.mark.parametrize("compare", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("kind", [Skipped, WithoutGradients])
+def test_a_body_that_takes_no_part_is_left_alone(kind, index, compare, estimator):
+    torch.manual_seed(3)
+    body, head = nn.Sequential(kind(7, 7)).double(), nn.Linear(7, 5).double()
+    settings = ReconcileConfig(weight=0.5, estimator=estimator, every=1)
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64))
+    config = OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.1)
+    module = LocalModule(index, body, head, lambda p: optimizer.build(config, p), rules)
+    before = weights(module)
+    x, labels, s = batch((7,))
+    theirs = s if index and compare else None
+    one_step(module, x, labels, theirs, compare=compare, reconcile=theirs is not None)
+    after = weights(module)
+    assert all(torch.equal(a, b) for a, b in zip(before[:2], after[:2], strict=True))
+    assert all((a != b).any() for a, b in zip(before[2:], after[2:], strict=True))
+
+
+def test_the_input_gradient_of_a_body_without_gradients_is_zero():
+    rules = Rules(wire_format=WireFormat(torch.float64))
+    body, head = WithoutGradients(7, 7).double(), nn.Linear(7, 5).double()
+    module = LocalModule(1, body, head, plain_sgd, rules)
+    x, labels, _ = batch((7,))
+    module(x, labels, Step(0, lr=0.1, send_lagged=True))
+    module.signal()
+    (sent,) = module.learn()
+    assert not sent.any()
+
+
 @pytest.mark.parametrize("body", [nn.Identity(), nn.Unflatten(1, (7, 1))])
 def test_a_sent_signal_is_never_written(body):
     """Where the body only reshapes, the input gradient is the signal's own memory."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline_local.errors import UserError
 from pipeline_local.models import registry
-from pipeline_local.models.backbone import Backbone, materialize, shapes
+from pipeline_local.models.backbone import Backbone, made, materialize, shapes
 
 RGB = (3, 32, 32)
 CUSTOM = """
@@ -82,9 +82,76 @@ class Forgetful(nn.Linear):
         super().__init__(3072, 4)
         self.register_buffer("order", torch.arange(4))
 
-def unresettable(num_classes, image_shape):
-    body = nn.Sequential(nn.Linear(3072, 4), Scale())
-    return [nn.Flatten(), ("body", body), nn.Linear(4, num_classes)]
+class Unfilled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(4))
+    def forward(self, x):
+        return x * self.factor
+
+def in_front(middle, num_classes):
+    first = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    return [first, middle, nn.Linear(4, num_classes)]
+
+def constants(num_classes, image_shape):
+    return in_front(nn.Sequential(nn.Linear(4, 4), Scale()), num_classes)
+
+def unfilled(num_classes, image_shape):
+    return in_front(nn.Sequential(nn.Linear(4, 4), Unfilled()), num_classes)
+
+def lazy(num_classes, image_shape):
+    layers = [nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.ReLU()]
+    return in_front(nn.Sequential(*layers), num_classes)
+
+def numbers(num_classes, image_shape):
+    rates = [rate.item() for rate in torch.linspace(0, 0.2, 3)]
+    assert torch.ones(2).numpy().tolist() == [1, 1] and rates[2] > 0.1
+    return in_front(nn.Linear(4, 4), num_classes)
+
+def never(num_classes, image_shape):
+    return torch.ones(3).item()
+
+def eye(how):
+    def build(num_classes, image_shape):
+        layer = nn.Linear(4, 4)
+        with torch.no_grad():
+            how(layer, torch.eye(4))
+        return in_front(layer, num_classes)
+    return build
+
+by_init = eye(lambda layer, eye: nn.init.eye_(layer.weight))
+by_apply = eye(lambda layer, eye: layer.apply(lambda m: nn.init.eye_(m.weight)))
+by_copy = eye(lambda layer, eye: layer.weight.copy_(eye))
+by_data = eye(lambda layer, eye: setattr(layer.weight, "data", eye))
+by_parameter = eye(lambda layer, eye: setattr(layer, "weight", nn.Parameter(eye)))
+by_index = eye(lambda layer, eye: layer.weight.__setitem__(slice(None), eye))
+by_fill = eye(lambda layer, eye: layer.weight.zero_().fill_diagonal_(1))
+by_state = eye(lambda layer, eye: layer.load_state_dict({"weight": eye, "bias": torch.ones(4)}))
+by_assign = eye(
+    lambda layer, eye: layer.load_state_dict({"weight": eye, "bias": eye[0]}, assign=True)
+)
+
+class Eye(nn.Linear):
+    def __init__(self, *size):
+        super().__init__(*size)
+        nn.init.eye_(self.weight)
+
+def by_class(num_classes, image_shape):
+    return in_front(Eye(4, 4), num_classes)
+
+def by_backbone(num_classes, image_shape):
+    from pipeline_local.models.backbone import Backbone, Block, reset_parameters
+    first, layer, last = in_front(Eye(4, 4), num_classes)
+    blocks = (Block("first", first), Block("block1", layer))
+    return Backbone(blocks, Block("last", last), reset_parameters, "NC")
+
+class Writing(nn.Linear):
+    def forward(self, x):
+        x -= 1
+        return super().forward(nn.functional.relu_(x))
+
+def writing(num_classes, image_shape):
+    return in_front(Writing(4, 4), num_classes)
 
 def forgetful(num_classes, image_shape):
     return [nn.Sequential(nn.Flatten(), Forgetful()), nn.Linear(4, num_classes)]
@@ -190,12 +257,13 @@ def test_blocks_never_modify_their_input(training):
         ("python:my_models:nothing", "classifier last; got int"),
         ("python:my_models:alone", r"classifier last; got list of \['Linear'\]"),
         ("python:my_models:mixed", r"classifier last; got list of \['Identity', 'str'\]"),
-        ("python:my_models:unresettable", r"body\.1 \(Scale\).*reset_parameters"),
+        ("python:my_models:unfilled", r"block1\.1 \(Unfilled\).*reset_parameters"),
         ("python:my_models:shared", r"a\.weight and b\.0\.weight share"),
         ("python:my_models:twice", "several blocks are named a"),
         ("python:my_models:shrinking", r"\[1, 3, 32, 32\], \[1, 3072\].*flatten in the classifier"),
         ("python:my_models:impossible", "impossible cannot be built with"),
         ("python:my_models:broken", "no luck"),
+        ("python:my_models:never", r"cannot be converted to Scalar, my_models.py line \d+"),
     ],
 )
 def test_mistakes(name, message):
@@ -209,6 +277,50 @@ def test_misspelt_keys():
         build("blocks", widht=3)
 
 
-def test_tensors_that_reset_parameters_forgets_are_named():
-    with pytest.raises(UserError, match=r"leaves 1\.order unfilled"):
-        materialized(build("forgetful"))
+def filled(backbone):
+    return [
+        made(block, backbone.initialize, 1, torch.device("cpu"), torch.float32)
+        for block in (*backbone.blocks, backbone.classifier)
+    ]
+
+
+SET = ["init", "apply", "copy", "data", "parameter", "index", "fill", "state", "assign", "class"]
+
+
+@pytest.mark.parametrize("how", [*SET, "backbone"])
+def test_what_the_function_sets_is_kept(how):
+    """torch's meta device drops it without a word."""
+    backbone = build(f"by_{how}")
+    assert all(t.is_meta for block in backbone.blocks for t in block.module.parameters())
+    first, middle, _ = filled(backbone)
+    assert torch.equal(middle.weight, torch.eye(4))
+    again = filled(build(f"by_{how}"))
+    assert torch.equal(first[1].weight, again[0][1].weight), "a function of the seed"
+
+
+def test_constants_of_layers_that_cannot_reset_themselves():
+    assert filled(build("constants"))[1][1].factor.item() == 1
+    assert filled(build("forgetful"))[0][1].order.tolist() == [0, 1, 2, 3]
+
+
+def test_what_torch_fills_itself_is_filled_block_by_block():
+    """Then no rank builds the whole model, and its weights depend on (seed, block) alone."""
+    for name in ("blocks", "tokens", "series", "lazy"):
+        assert all(block.values is None for block in build(name).blocks), name
+
+
+def test_a_function_may_ask_for_values_while_it_builds():
+    assert filled(build("numbers"))[1].weight.shape == (4, 4)
+
+
+def test_lazy_layers_get_their_shapes():
+    layer, norm, _ = filled(build("lazy"))[1]
+    assert layer.weight.shape == (4, 4)
+    assert norm.running_var.tolist() == [1] * 4
+
+
+def test_a_block_that_writes_to_its_input_gets_a_copy():
+    _, middle, _ = filled(build("writing"))
+    x = torch.ones(2, 4, requires_grad=True)
+    assert middle(x).requires_grad
+    assert x.tolist() == torch.ones(2, 4).tolist()

@@ -7,7 +7,7 @@ grid, series in one row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline_local.config import HeadConfig
 from pipeline_local.layout import Layout
+from pipeline_local.learning.heads import own
 from pipeline_local.learning.heads.layers import output_shape, reset
 from pipeline_local.registry import Registry, reason
 
@@ -113,11 +114,14 @@ def build(config: HeadConfig, site: Site) -> nn.Module:
         ValueError: the head does not fit these activations or outputs.
         UserError: a user's own entry fails, or returns no module.
     """
-    with torch.device("meta"):
-        head: nn.Module = HEADS.make(config.name, nn.Module, {"site": site}, options(config))
-    if config.name not in HEADS.names():
-        _check_outputs(head, site)
-    return head
+    make = partial(HEADS.make, config.name, nn.Module, {"site": site}, options(config))
+    if HEADS.comes_with_us(config.name):
+        with torch.device("meta"):
+            head: nn.Module = make()
+        return head
+    head = own.build(make, site.shape, initialize)
+    _check_outputs(head, site)
+    return own.protected(head, site.shape)
 
 
 def _check_outputs(head: nn.Module, site: Site) -> None:
@@ -131,8 +135,8 @@ def _check_outputs(head: nn.Module, site: Site) -> None:
 
 def initialize(head: nn.Module) -> None:
     """Draw a head's weights afresh, by its method `initialize` if it has one, else by torch's."""
-    own = getattr(head, "initialize", None)
-    if own:
-        own()
+    method = own.rule(head)
+    if method:
+        method()
     else:
         reset(head)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -124,6 +125,24 @@ def loses_values(
             if by == "builder" or replaced or outside:
                 return True
     return False
+
+
+@torch.no_grad()
+def give_shapes(parts: Sequence[nn.Module], x: Tensor) -> None:
+    """Let lazy layers get their tensors, which they do when they are first called.
+
+    Args:
+        parts: of a model, in order.
+        x: a batch of inputs, on their device.
+    """
+    layers = [layer for part in parts for layer in part.modules()]
+    if not any(is_lazy(tensor) for layer in layers for _, tensor in own_tensors(layer)):
+        return
+    modes = [(layer, layer.training) for layer in layers]
+    for part in parts:
+        x = part.eval()(x)
+    for layer, mode in modes:
+        layer.training = mode
 
 
 @torch.no_grad()
