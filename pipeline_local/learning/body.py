@@ -1,6 +1,6 @@
 """A module's body: its blocks in order, with or without activation checkpointing."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache, partial
 from types import FunctionType
@@ -91,12 +91,12 @@ def compile_part(part: nn.Module, **options: str) -> None:
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = config.accumulated_recompile_limit
-    compiled = torch.compile(_entry(type(part)), dynamic=False, **options)  # type: ignore[call-overload, arg-type]
+    compiled = torch.compile(_entry(str(type(part))), dynamic=False, **options)  # type: ignore[call-overload]
     part._compiled_call_impl = partial(compiled, part)
 
 
 @cache
-def _entry(kind: Hashable) -> Callable[..., Any]:
+def _entry(kind: str) -> Callable[..., Any]:
     """A function that calls a part of this class, with code (and so a cache of graphs) of its own.
 
     Up to torch 2.13, `Module.compile` passes over a part whose forward is torch.nn's own.

@@ -10,16 +10,21 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
-@contextmanager
-def autocast(device_type: str, inside: torch.dtype) -> Iterator[None]:
+def autocast(device_type: str, inside: torch.dtype) -> AbstractContextManager[None]:
     """A context in which a network computes as `precision` says.
 
     Args:
         device_type: torch's name of the type of device.
         inside: dtype of activations inside modules; bfloat16 turns autocast on, any other off.
     """
-    low = inside == torch.bfloat16
-    with torch.autocast(device_type, torch.bfloat16, enabled=low), wide_norms(device_type):
+    if inside == torch.bfloat16:
+        return _low(device_type)
+    return torch.autocast(device_type, torch.bfloat16, enabled=False)
+
+
+@contextmanager
+def _low(device_type: str) -> Iterator[None]:
+    with torch.autocast(device_type, torch.bfloat16), wide_norms(device_type):
         yield
 
 

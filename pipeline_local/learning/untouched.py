@@ -61,7 +61,7 @@ class Buffers:
     def _copied(self) -> dict[int, Tensor]:
         """A copy of each, one for all places of a shared buffer."""
         shared = {id(t): t for _, named in self._named for t in _tensors(named)}
-        return {key: self._copies.get(key, t).detach().clone() for key, t in shared.items()}
+        return {key: self._copies.get(key, t).clone() for key, t in shared.items()}
 
 
 @contextmanager

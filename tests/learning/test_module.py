@@ -322,6 +322,26 @@ def test_clipping_bounds_the_modules_gradient():
     assert module.metrics["gradient_norm"] > 0.01
 
 
+@pytest.mark.parametrize("statistics", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_no_norm_sees_padding(statistics):
+    """Without running statistics outputs depend on the whole batch."""
+    torch.manual_seed(0)
+    norm = statistics(3, track_running_stats=False)
+    shape = (3,) if statistics is nn.BatchNorm1d else (3, 4)
+    body, head = nn.Sequential(norm, nn.Flatten()), nn.Linear(shape[0] * len(shape) ** 2, 5)
+    module = LocalModule(0, body, head, torch.optim.SGD, Rules(task=Classification(5)))
+    module.eval()
+    x, labels, _ = (tensor.float() for tensor in batch(shape, size=6))
+    labels = labels.long()
+    y, summed, score = module.evaluate(x, labels, torch.zeros(6, 5), samples=4)
+    own_y, own, own_score = module.evaluate(x[:4], labels[:4], torch.zeros(4, 5))
+    assert torch.equal(y[:4], own_y)
+    assert torch.equal(summed[:4], own)
+    assert not y[4:].any()
+    assert not summed[4:].any()
+    assert [score.loss, score.score, score.count] == [own_score.loss, own_score.score, 4]
+
+
 def test_evaluation_ignores_padding():
     module, shape = make("batch norm")
     module.eval()

@@ -119,6 +119,16 @@ def test_the_last_test_batch_is_filled_up():
     assert result[2][0][49].count_nonzero() > 0
 
 
+def test_unreadable_test_images_are_not_seen_as_black(image_root):
+    """Norms without running statistics would see it."""
+    broken = sorted((image_root / "test").rglob("*.*"))[0]
+    broken.write_bytes(b"no image")
+    data = DataConfig("imagefolder", root=image_root, batch_size=2, image_size=8, on_error="skip")
+    images, labels = next(iter(batches.test_batches(data, describe(data))))
+    assert labels.tolist() == [IGNORE_LABEL, 0]
+    assert torch.equal(images[0], images[1])
+
+
 def test_the_test_split_is_not_augmented():
     data = dataclasses.replace(SMALL, mixup=1.0)
     plain = dataclasses.replace(data, augment="none", mixup=0.0)

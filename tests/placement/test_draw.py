@@ -1,0 +1,33 @@
+"""What is refused before anything is spent."""
+
+import pytest
+from torch import nn
+
+from pipeline_local import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
+from pipeline_local.placement.draw import draw
+
+
+def batch_statistics(num_classes, image_shape):
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    return [nn.Sequential(nn.Flatten(), nn.Linear(64, 8), norm), nn.Linear(8, num_classes)]
+
+
+def drawn(limit, batch_size=64):
+    data = {"name": "digits", "batch_size": batch_size, "limit": limit}
+    model = {"name": f"python:{__name__}:batch_statistics"}
+    config = configfile.parse({"model": model, "data": data, "train": {"steps": 1}})
+    return draw(config, describe(config.data))
+
+
+def test_a_norm_of_the_batch_is_probed_with_more_than_one_sample():
+    assert drawn(66).output_shapes == ((8,),)
+
+
+def test_a_last_test_batch_of_one_sample_is_refused():
+    with pytest.raises(
+        UserError, match=r"data.batch_size: 64 leaves a last test batch of one"
+    ) as e:
+        drawn(65)
+    assert "\n" not in str(e.value)
