@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pipeline_local import BestCheckpoint, Task, configfile, fit, load, trainer
+from pipeline_local import BestCheckpoint, Callback, Task, configfile, fit, load, trainer
 from pipeline_local.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -517,6 +517,44 @@ def test_the_same_weights_here_on_two_ranks_and_under_torchrun(tmp_path):
     ]
     assert same(states[0], states[1])
     assert same(states[0], states[2])
+
+
+def launched(rank_info, folder):
+    """A rank of a program, which is run twice: what `fit` gives, with its run folder."""
+    os.chdir(folder)
+    os.environ.update(RANK=str(rank_info.rank), WORLD_SIZE=str(rank_info.world_size))
+    shown = []
+
+    class Where(Callback):
+        def on_start(self, run, step):
+            shown.append(str(run.folder))
+
+    small = {"parallel": {"threads": 1}, "head": {"name": "linear"}, "train": {"steps": 2}}
+    summary = fit(network(), points(64), points(20), batch_size=16, callbacks=[Where()], **small)
+    return [summary, *shown]
+
+
+def test_all_ranks_of_a_launched_program_get_the_results(tmp_path, run_ranks):
+    """And a second run takes another folder, the same one on all of them."""
+    for name in ("runs/fit", "runs/fit-2"):
+        first, second = run_ranks(launched, 2, tmp_path)
+        assert first == second
+        summary, folder = first
+        assert folder == name
+        assert summary == json.loads((tmp_path / folder / "summary.json").read_text())
+        assert len(summary["accuracy"]) == 2
+
+
+def test_going_on_needs_to_know_where():
+    with pytest.raises(UserError, match="resume: no run_dir was given; name the folder"):
+        fit(network(), points(64), points(20), resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_data(fitted):
+    fitted(network())
+    more = points(65), points(20, seed=1)
+    with pytest.raises(UserError, match=r"number of training samples \(65, was 64\).*fit\("):
+        fitted(network(), *more, resume=True, train={"steps": 8})
 
 
 @pytest.mark.long
