@@ -211,6 +211,20 @@ def test_names_that_a_model_has_itself_stay():
     assert found.notes == ["model.weights: the prefix 'module.' is taken off its names"]
 
 
+def test_an_averaged_model_is_a_model():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(2, 2) for _ in range(3))
+
+    blocks = tuple(Block(n, nn.Linear(2, 2), f"{n}.") for n in "ab")
+    backbone = Backbone(blocks, Block("c", nn.Linear(2, 2), "c."), reset_parameters, "NC")
+    state = torch.optim.swa_utils.AveragedModel(Model()).state_dict()
+    assert "n_averaged" in state
+    found = weights.fitted(backbone, state)
+    assert list(found.state) == [f"{n}.{kind}" for n in "abc" for kind in ("weight", "bias")]
+
+
 def test_what_is_beside_the_prefix_is_named():
     state = {f"model.{name}": value for name, value in saved_state().items()}
     state["loss.weight"] = torch.ones(10)
