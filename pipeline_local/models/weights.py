@@ -31,7 +31,8 @@ def load(path: Path) -> dict[str, Tensor]:
         UserError: missing, unreadable, or no flat dict of tensors.
     """
     if not path.is_file():
-        raise UserError(f"model.weights: {path} is no file; name a state dict file")
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"model.weights: {path} {what}; name a state dict file")
     state = _read(path)
     while isinstance(state, dict):
         inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)]

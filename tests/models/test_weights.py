@@ -135,7 +135,8 @@ class Bomb:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("none.pt", None, "is no file"),
+        ("none.pt", None, "does not exist"),
+        ("folder.pt", lambda p: p.mkdir(), "is no file"),
         ("a.safetensors", lambda p: p.write_bytes(b"garbage"), "cannot be read"),
         ("b.pt", lambda p: p.write_bytes(b"garbage"), r"model\.weights"),
         ("c.pt", lambda p: torch.save([1, 2], p), "holds no state dict"),
