@@ -74,7 +74,7 @@ def empty_class(part: str) -> Setup:
 
 def other_suffix(root: Path) -> None:
     for path in root.rglob("*.png"):
-        path.rename(path.with_suffix(".tiff"))
+        path.rename(path.with_suffix(".heic"))
 
 
 def state(content: object) -> Setup:

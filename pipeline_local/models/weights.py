@@ -18,6 +18,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "ne
 """What training scripts call the state dict in a checkpoint."""
 _INNER = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What wrappers of modules put into the names of tensors: DataParallel, torch.compile and so on."""
+_BESIDE = {"n_averaged"}
+"""What wrappers of modules keep beside the model: `swa_utils.AveragedModel` counts."""
 _COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,7 +31,8 @@ def load(path: Path) -> dict[str, Tensor]:
         UserError: missing, unreadable, or no flat dict of tensors.
     """
     if not path.is_file():
-        raise UserError(f"model.weights: {path} is no file; name a state dict file")
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"model.weights: {path} {what}; name a state dict file")
     state = _read(path)
     while isinstance(state, dict):
         inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)]
@@ -157,6 +160,7 @@ def _renamed(
 
     A prefix is what stands before the model's first name.
     """
+    state = {name: value for name, value in state.items() if name not in _BESIDE - {*wanted}}
     known = {_plain(name): name for name in wanted}
     first = next(iter(known), "")
     plain = {name: _plain(name) for name in state}

@@ -135,7 +135,8 @@ class Bomb:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("none.pt", None, "is no file"),
+        ("none.pt", None, "does not exist"),
+        ("folder.pt", lambda p: p.mkdir(), "is no file"),
         ("a.safetensors", lambda p: p.write_bytes(b"garbage"), "cannot be read"),
         ("b.pt", lambda p: p.write_bytes(b"garbage"), r"model\.weights"),
         ("c.pt", lambda p: torch.save([1, 2], p), "holds no state dict"),
@@ -209,6 +210,20 @@ def test_names_that_a_model_has_itself_stay():
     found = weights.fitted(backbone, wrapped)
     assert found.state.keys() == state.keys()
     assert found.notes == ["model.weights: the prefix 'module.' is taken off its names"]
+
+
+def test_an_averaged_model_is_a_model():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(2, 2) for _ in range(3))
+
+    blocks = tuple(Block(n, nn.Linear(2, 2), f"{n}.") for n in "ab")
+    backbone = Backbone(blocks, Block("c", nn.Linear(2, 2), "c."), reset_parameters, "NC")
+    state = torch.optim.swa_utils.AveragedModel(Model()).state_dict()
+    assert "n_averaged" in state
+    found = weights.fitted(backbone, state)
+    assert list(found.state) == [f"{n}.{kind}" for n in "abc" for kind in ("weight", "bias")]
 
 
 def test_what_is_beside_the_prefix_is_named():

@@ -12,11 +12,8 @@ from torch import Tensor
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.errors import UserError, few
 
-EXTENSIONS = tuple(
-    f".{name}"
-    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
-    + ("ppm", "pgm", "pbm", "pnm")
-)
+_KINDS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+EXTENSIONS = tuple(f".{kind}" for kind in (*_KINDS, "pbm", "pnm"))
 """What Pillow reads well."""
 
 
