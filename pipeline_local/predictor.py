@@ -11,6 +11,7 @@ from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.finished import load
 from pipeline_local.given import handed, like
 from pipeline_local.models.given import Given
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.record.folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -32,6 +33,7 @@ class Predictor:
         UserError: no run, or no complete checkpoint.
     """
 
+    @undisturbed
     def __init__(
         self, run: str | Path, device: torch.device = CPU, model: Given | None = None
     ) -> None:
@@ -49,6 +51,7 @@ class Predictor:
         self._normalize = Normalize(info, self._dtype, device) if info.mean else None
         self._device = device
 
+    @undisturbed
     def __call__(self, inputs: Tensor) -> Tensor:
         """The outputs of all heads together, of inputs [B, ...] such as images [B, C, H, W].
 

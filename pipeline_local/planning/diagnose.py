@@ -34,6 +34,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
 
@@ -63,6 +64,7 @@ class GradientRow:
     cosine: float | None
 
 
+@undisturbed
 def diagnose(run: Path, num_batches: int, output: Path | None) -> list[GradientRow]:
     """Measure the newest checkpoint of a run, print a table, and write it as JSON if asked.
 

@@ -121,9 +121,7 @@ class Watchdog:
             return links
         with reachable():  # no watchdog runs yet
             address = self._rank_store.wait("liveness", 0, ADDRESS_TIMEOUT)
-        return LivenessLinks.join(
-            os.environ.get("MASTER_ADDR", "localhost"), address, rank_info.rank
-        )
+        return LivenessLinks.join(self._rank_store.host, address, rank_info.rank)
 
     # -- the main thread's way out -----------------------------------------------------------------
 
