@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from pipeline_local.data.loaders import remove_socket_folder
 from pipeline_local.errors import (
     NeighbourLostError,
     RefusedElsewhereError,
@@ -236,6 +237,7 @@ class Watchdog:
                 return  # the main thread has noticed it otherwise, and leaves by itself
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
+        remove_socket_folder()
         os._exit(self._verdict.exit_code)
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
@@ -278,6 +280,7 @@ class Watchdog:
         signal.pthread_kill(ident, signal.SIGINT)
         if not self._closing.wait(UNWIND_SECONDS):
             _write(verdict.line)
+            remove_socket_folder()
             os._exit(verdict.exit_code)
 
 
