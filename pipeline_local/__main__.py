@@ -3,14 +3,11 @@
 import os
 import sys
 
-_FOLDER = os.path.dirname(os.path.abspath(__file__))
-"""The package. The launcher starts its ranks by this file's path; then the package's own modules
-are not to be found by their short names, and the package may be on no path at all."""
-if not __package__:
-    sys.path[:] = [path for path in sys.path if path != _FOLDER]
-    sys.path += [] if os.path.dirname(_FOLDER) in sys.path else [os.path.dirname(_FOLDER)]
-elif sys.path[0] in ("", os.getcwd()):  # python -m: a script there may be named like a library's
-    sys.path.append(sys.path.pop(0))
+if __name__ == "__main__":  # the current folder comes last: a script may be named as a library's
+    _FOLDER = os.path.dirname(os.path.abspath(__file__))
+    if sys.path[0] == (os.getcwd() if __package__ else _FOLDER):  # as -m, or the launcher, starts it
+        sys.path.pop(0)
+    sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
 from pipeline_local.ranks.orphan import end_with_launcher
 

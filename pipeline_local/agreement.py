@@ -17,6 +17,7 @@ from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.p2p import HOST_BACKEND
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder, first_free
@@ -173,9 +174,13 @@ def share_values(backbone: Backbone, rank_info: RankInfo) -> None:
     """
     if rank_info.world_size == 1:
         return
-    for block in (*backbone.blocks, backbone.classifier):
+    blocks = *backbone.blocks, backbone.classifier
+    if not any(block.values for block in blocks):
+        return
+    group = dist.new_group(backend=HOST_BACKEND)  # that of all ranks may be for GPUs alone
+    for block in blocks:
         for value in (block.values or {}).values():
             shared = value.detach().cpu().contiguous()
-            dist.broadcast(shared, src=0)
+            dist.broadcast(shared, src=0, group=group)
             with torch.no_grad():
                 value.copy_(shared)

@@ -27,6 +27,7 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
@@ -86,6 +87,7 @@ def _found(checkpoints: Checkpoints, step: int | str) -> int:
     return found
 
 
+@undisturbed
 def export(run: Path, output: Path) -> dict[str, Tensor]:
     """Writes backbone and classifier as safetensors, under the model's own names.
 
@@ -106,6 +108,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     return state
 
 
+@undisturbed
 def evaluate(
     run: Path,
     show: Callable[[list[summary.ModuleRow], Facts, Task], None],

@@ -24,6 +24,7 @@ from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
 from pipeline_local.placement.draw import make_task
 from pipeline_local.ranks.call import on_ranks
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import FREE, RunFolder, first_free
 from pipeline_local.registry import GIVEN, reason
@@ -33,6 +34,7 @@ from pipeline_local.watch.store import Facts
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+@undisturbed
 def fit(
     model: given_models.Given,
     train: object,
@@ -102,7 +104,7 @@ def fit(
         >>> summary = fit(model, (x, y), (x_test, y_test), stages=2, epochs=3)
         >>> summary["accuracy"][-1]
     """
-    _check_call(epochs, sections, callbacks)
+    _check_call(model, epochs, sections, callbacks)
     if resume and run_dir is None:
         raise UserError("resume: no run_dir was given; name the folder of the run to go on with")
     data = _given("train", train), _given("test", test)
@@ -166,6 +168,7 @@ class _Where(Callback):
         self.folder = run.folder
 
 
+@undisturbed
 def load(
     run: str | Path, model: given_models.Given | None = None, step: int | str = "newest"
 ) -> nn.Module:
@@ -236,15 +239,21 @@ def _num_modules(
 
 
 def _check_call(
-    epochs: int | None, sections: Mapping[str, Any], callbacks: Sequence[Callback]
+    model: given_models.Given,
+    epochs: int | None,
+    sections: Mapping[str, Any],
+    callbacks: Sequence[Callback],
 ) -> None:
     """What a program can get wrong before anything is looked at."""
     if epochs is None and not {"steps", "epochs"} & {*sections.get("train", {})}:
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
     if odd := [each for each in callbacks if not isinstance(each, Callback)]:
         raise UserError(f"callbacks: pass instances of Callback, got {odd[0]!r}")
-    if torch.is_inference_mode_enabled():
-        raise UserError("fit: nothing can be trained in torch.inference_mode(); call it outside")
+    if any(weight.is_inference() for weight in given_models.network_of(model)[0].parameters()):
+        raise UserError(
+            "model: its weights were made in torch.inference_mode(), which forbids to change them;"
+            " make it outside"
+        )
 
 
 def _task(

@@ -14,6 +14,7 @@ from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.finished import load
 from pipeline_local.given import handed, like
 from pipeline_local.models.given import Given
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.record.choice import HeadChoice, chosen_heads
 from pipeline_local.record.folder import RunFolder
 
@@ -43,6 +44,7 @@ class Predictor:
         ValueError: there are no such heads.
     """
 
+    @undisturbed
     def __init__(
         self,
         run: str | Path,
@@ -69,6 +71,7 @@ class Predictor:
         self._normalize = Normalize(info, self._dtype, device) if info.mean else None
         self._device = device
 
+    @undisturbed
     def __call__(self, inputs: Tensor, white: float | None = None) -> Tensor:
         """The outputs of the heads together, of inputs [B, ...] such as images [B, C, H, W].
 

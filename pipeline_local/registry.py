@@ -5,6 +5,7 @@ names it: their names, types and defaults are read off its signature.
 """
 
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
@@ -292,7 +293,8 @@ def _collector(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., dic
 
 
 def import_named(key: str, name: str) -> Callable[..., Any]:
-    """Import `python:package.module:name`, from the current folder too, as `python -m` would.
+    """Import `python:package.module:name`, from the current folder too, which comes last: else a
+    file there could stand in for a module that a library imports.
 
     Args:
         key: of the configuration, for messages.
@@ -304,8 +306,9 @@ def import_named(key: str, name: str) -> Callable[..., Any]:
     _, module, attribute = (*name.split(":"), "", "")[:3]
     if not module or module.startswith(".") or not attribute or name.count(":") != 2:
         raise UserError(f"{key}: got {name!r}; write python:package.module:name")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if not {str(Path.cwd()), ""} & {*sys.path}:
+        sys.path.append(str(Path.cwd()))
+    _refuse_hidden(key, module)
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
@@ -322,6 +325,20 @@ def import_named(key: str, name: str) -> Callable[..., Any]:
         hint = did_you_mean(attribute, callables) or "; name a function or class of it"
         raise UserError(f"{key}: module {module!r} has no callable {attribute!r}{hint}")
     return cast(Callable[..., Any], found)
+
+
+def _refuse_hidden(key: str, module: str) -> None:
+    """Refuses a module of the current folder where Python finds another one of its name."""
+    top = module.partition(".")[0]
+    here = [path for path in (Path(f"{top}.py"), Path(top, "__init__.py")) if path.is_file()]
+    found = sys.modules.get(top)
+    spec = found.__spec__ if found is not None else importlib.util.find_spec(top)
+    origin = getattr(found, "__file__", None) or (spec and spec.origin)
+    if here and not (origin and Path(origin).exists() and here[0].samefile(origin)):
+        raise UserError(
+            f"{key}: {here[0]} in the current folder has the name of another module ({origin});"
+            f" rename it"
+        )
 
 
 def reason(error: BaseException) -> str:

@@ -25,14 +25,14 @@ def is_terminal() -> bool:
         return False
 
 
-def width() -> int:
-    """The columns that COLUMNS or the terminal has; `WIDTH` where neither says so."""
+def width(least: int = NARROWEST) -> int:
+    """The columns that COLUMNS or the terminal has; `WIDTH` where neither has at least so many."""
     said = os.environ.get("COLUMNS", "").strip()
     known = int(said) if said.isdecimal() and len(said) < 6 else 0
-    if known < NARROWEST and is_terminal():
+    if known < least and is_terminal():
         with suppress(OSError, ValueError):
             known = os.get_terminal_size(sys.stdout.fileno()).columns
-    return known if known >= NARROWEST else WIDTH
+    return known if known >= least else WIDTH
 
 
 class Screen(Console):

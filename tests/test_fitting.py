@@ -734,10 +734,16 @@ def test_how_long_must_be_said():
         fit(network(), (X, Y), (X, Y))
 
 
-def test_inference_mode_is_refused(fitted):
+def test_weights_made_in_inference_mode_are_refused(fitted):
+    """Torch lets nobody change them; other weights are trained there as anywhere."""
     model = network()
-    with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+    before = model[0].weight.clone()
+    with torch.inference_mode():
         fitted(model)
+        assert torch.is_inference_mode_enabled()
+        with pytest.raises(UserError, match="made in torch.inference_mode.*; make it outside"):
+            fitted(network())
+    assert not torch.equal(model[0].weight, before)
 
 
 @pytest.mark.parametrize("thing", [threading.Lock(), (x for x in "x")])

@@ -59,22 +59,51 @@ def server_ended() -> Iterator[None]:
                 config["tempdir"] = folder
 
 
-def _make_socket_folder() -> None:
-    """Make multiprocessing's folder of sockets, whose addresses the system limits in length."""
-    config = _process_config()
-    if config.get("tempdir"):
+@contextmanager
+def socket_folder() -> Iterator[str | None]:
+    """A folder for the sockets of ranks that are started meanwhile, as `SOCKETS` tells them. One
+    that is killed could not remove its own. None where no folder can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix="pipeline_local-", dir=_base(), ignore_cleanup_errors=True
+        )
+    except OSError:
+        yield None
         return
+    with folder as path:
+        yield path
+
+
+def _make_socket_folder() -> None:
+    """Make the folder of multiprocessing's sockets, as it would itself but for its place."""
+    config = _process_config()
+    if not config.get("tempdir"):
+        base = os.environ.get(SOCKETS)
+        config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=base or _base())
+        util.Finalize(None, shutil.rmtree, args=(config["tempdir"], True), exitpriority=-100)
+
+
+def remove_socket_folder() -> None:
+    """Before this process ends without Python's own end."""
+    if folder := _process_config().get("tempdir"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _base() -> str:
+    """TMPDIR, or a folder with a shorter name: the system limits addresses of sockets in length."""
     usual = tempfile.gettempdir()
-    is_short = len(os.fsencode(usual) + b"/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS
-    base = usual if is_short else next(filter(_writable, _SHORT_FOLDERS), usual)
-    config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=base)
-    util.Finalize(None, shutil.rmtree, args=(config["tempdir"], True), exitpriority=-100)
+    longest = "/pipeline_local-12345678/pymp-12345678/listener-12345678"
+    if len(os.fsencode(usual + longest)) <= _LONGEST_ADDRESS:
+        return usual
+    return next(filter(_writable, _SHORT_FOLDERS), usual)
 
 
 def _writable(folder: str) -> bool:
     return Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
+SOCKETS = "PIPELINE_LOCAL_SOCKETS"
+"""The environment variable with the launcher's folder for the sockets of its ranks."""
 _LONGEST_ADDRESS = 107
 """Bytes of the path of a Unix socket on Linux."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")

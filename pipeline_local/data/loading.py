@@ -43,7 +43,7 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
     """
     workers = min(workers, len(steps))
     if workers:
-        start_server(preload="pipeline_local.data.images.batches")
+        _start_server()
     loader = DataLoader(
         _Steps(source),
         batch_size=None,
@@ -63,6 +63,16 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
     except (ConnectionError, EOFError) as error:
         # torch says so itself, except where the kernel has not reaped the process yet.
         raise RuntimeError(f"a DataLoader worker has ended while a batch came: {error}") from error
+
+
+def _start_server() -> None:
+    try:
+        start_server(preload="pipeline_local.data.images.batches")
+    except OSError as error:
+        raise UserError(
+            f"loader processes cannot be started ({error}); name a folder in TMPDIR that can be"
+            f" written, or use none (data.workers=0)"
+        ) from error
 
 
 def _started(loader: "DataLoader[Any]") -> Iterator[Any]:

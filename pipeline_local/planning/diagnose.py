@@ -35,6 +35,7 @@ from pipeline_local.learning.untouched import Buffers
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
 
@@ -64,6 +65,7 @@ class GradientRow:
     cosine: float | None
 
 
+@undisturbed
 def diagnose(
     run: Path, num_batches: int, output: Path | None, overrides: Sequence[str] = ()
 ) -> list[GradientRow]:

@@ -43,9 +43,10 @@ def on_ranks(count: int, function: Callable[[], object]) -> None:
         StoppedError: a signal has asked to stop.
         RuntimeError: a rank has failed; says why, where the rank could.
     """
-    with tempfile.TemporaryDirectory(prefix="pipeline_local-") as folder:
+    packed = _packed(function)
+    with _temporary_folder() as folder:
         file = Path(folder) / "call"
-        file.write_bytes(_packed(function))
+        file.write_bytes(packed)
         code = start_ranks(count, [COMMAND, str(file)])
         reasons = [path.read_text() for path in sorted(Path(folder).glob("reason-*"))]
     if code == EXIT_USER_ERROR and reasons:
@@ -57,6 +58,13 @@ def on_ranks(count: int, function: Callable[[], object]) -> None:
     if code:
         why = reasons[0] if reasons else "its lines above say why"
         raise RuntimeError(f"a rank has ended with exit code {code}: {why}")
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="pipeline_local-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"no ranks can be started ({error}); name a folder in TMPDIR") from error
 
 
 def run_here(file: Path) -> None:

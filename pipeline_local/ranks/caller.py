@@ -11,12 +11,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from pipeline_local.data.loaders import server_ended
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.seeds import generators_kept
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Setting = tuple[Callable[[], Any], Callable[[Any], object]]
 """What reads a setting of this process, and what writes it."""
@@ -35,6 +40,17 @@ def as_found(device: torch.device) -> Iterator[None]:
     """
     with _PROCESS.kept(device), _usual_torch(device):
         yield
+
+
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """Call it always as `as_found` says, for the device of this process."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        with as_found(RankInfo().device):
+            return function(*args, **kwargs)
+
+    return called
 
 
 class _Process:

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
-from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, socket_folder
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain
@@ -34,9 +34,10 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
         the ranks to stop, their exit code, too; 130 where Ctrl-C has simply ended them.
     """
-    with _quiet(logging.getLogger("torch.distributed.elastic")):
+    with _quiet(logging.getLogger("torch.distributed.elastic")), socket_folder() as sockets:
+        own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
         ranks = _ranks(count, arguments)
-        agent = LocalElasticAgent(ranks, _NoLogs())
+        agent = LocalElasticAgent(ranks, _NoLogs(own))
         try:
             with _passing_on(agent) as received:
                 result = agent.run()
@@ -63,12 +64,20 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 class _NoLogs(LogsSpecs):
     """The ranks print where this process does; torch's own specification makes a folder in TMPDIR
-    for each run, and leaves it there."""
+    for each run, and leaves it there.
+
+    Args:
+        environment: of each rank, beside torch's.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__()
+        self._environment = environment
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Also gives each rank its environment."""
+        """Nothing is redirected; each rank gets its environment."""
         for environment in envs.values():
-            environment[LAUNCHER] = str(os.getpid())
+            environment.update(self._environment)
         console = dict.fromkeys(envs, "")
         return LogsDest(console, console, error_files=dict.fromkeys(envs, os.devnull))
 

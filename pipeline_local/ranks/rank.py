@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import NeighbourLostError, UserError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError
 from pipeline_local.ranks import p2p
+from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rendezvous import rendezvous
 
@@ -44,10 +47,14 @@ class RankInfo:
     def from_environment(cls) -> "RankInfo":
         """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
+        Where the program has joined a process group of several ranks itself, that one counts.
+
         Raises:
             UserError: one of them is not a number, only some are set, or the rank is not below the
                 world size.
         """
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            return cls(dist.get_rank(), dist.get_world_size(), *_places_here(), launched=True)
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             _refuse_bare_srun()
             return cls()
@@ -55,7 +62,8 @@ class RankInfo:
             rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             local_rank = int(os.environ.get("LOCAL_RANK", rank))
             # deepspeed sets LOCAL_SIZE
-            local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+            said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+            local_size = _on_this_host(said) if said else world_size
             restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         except (KeyError, ValueError) as error:
             raise UserError(
@@ -72,7 +80,7 @@ class RankInfo:
             rank=rank,
             world_size=world_size,
             local_rank=local_rank,
-            local_world_size=int(local_size or world_size),
+            local_world_size=local_size,
             launched=True,
             restarted=restarts > 0,
         )
@@ -98,8 +106,9 @@ class RankInfo:
             return config.stages or 1
         wanted = (config.stages or self.world_size) * config.replicas
         if wanted != self.world_size:
+            has = "the program's group has" if dist.is_initialized() else "the launcher started"
             raise UserError(
-                f"parallel.stages={config.stages} needs {wanted} ranks, but the launcher started"
+                f"parallel.stages={config.stages} needs {wanted} ranks, but {has}"
                 f" {self.world_size}; start {wanted} or pass parallel.stages={self.world_size}"
             )
         return self.world_size
@@ -111,6 +120,7 @@ class RankInfo:
     def prepare(self, config: ParallelConfig) -> None:
         """Sets torch up for this rank: its threads, its device, and float32 without TF32."""
         torch.set_num_threads(self.threads(config))
+        torch.set_float32_matmul_precision("highest")  # a program may have lowered it, for CPUs too
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device)
             # the rounding of TF32 is larger than the differences that reconciliation works with
@@ -141,10 +151,14 @@ class RankInfo:
         """Returns the fastest point-to-point transport that this rank can use.
 
         Raises:
-            UserError: nccl was asked for without a GPU for every rank.
+            UserError: nccl was asked for without a GPU for every rank, or the environment names an
+                interface that is not here.
         """
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        return p2p.choose(config.backend, gpus, self.local_world_size)
+        kind = p2p.choose(config.backend, gpus, self.local_world_size)
+        if self.world_size > 1:
+            check_interfaces(nccl=kind == "nccl")
+        return kind
 
     def group_backend(self, config: ParallelConfig) -> str:
         """Returns the backend of a group for CPU tensors and, where possible, GPU tensors."""
@@ -167,6 +181,47 @@ class RankInfo:
         stages = f"{self.world_size} stage{'s' if self.world_size > 1 else ''}"
         over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
         return f"{stages} on {self.device.type}{over}; {threads} CPU threads each ({reason})"
+
+
+def _on_this_host(text: str) -> int:
+    """Reads a number, or Slurm's list of tasks per node such as 2(x3),1.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    node = int(os.environ.get("SLURM_NODEID", 0))
+    counts = [n for part in text.split(",") for n in _repeated(part.strip())]
+    if min(counts) < 1 or (len(counts) > 1 and node >= len(counts)):
+        raise ValueError(f"LOCAL_WORLD_SIZE={text!r}")
+    return counts[node if len(counts) > 1 else 0]
+
+
+def _repeated(part: str) -> list[int]:
+    found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+    if found is None:
+        raise ValueError(f"LOCAL_WORLD_SIZE={part!r}")
+    return [int(found[1])] * int(found[2] or 1)
+
+
+def _places_here() -> tuple[int, int]:
+    """Local rank and local size in the program's own process group, by the hosts of its ranks."""
+    store = dist.PrefixStore("pipeline_local hosts", _group_store())
+    own, count = dist.get_rank(), dist.get_world_size()
+    store.set(str(own), socket.gethostname())
+    hosts = [store.get(str(rank)) for rank in range(count)]
+    return hosts[:own].count(hosts[own]), hosts.count(hosts[own])
+
+
+def _group_store() -> dist.Store:
+    store: dist.Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
+def host_of(store: dist.Store) -> str:
+    """The host that serves a store; this one where it is a file."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return str(getattr(store, "host", "localhost"))
 
 
 def _refuse_bare_srun() -> None:
@@ -194,20 +249,32 @@ def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dis
     if rank_info.world_size == 1:
         yield dist.HashStore()
         return
-    store = _rendezvous_store()
+    own = dist.is_initialized()  # the program's own group, which outlives the run
+    try:
+        check_interfaces()
+    except UserError:
+        if rank_info.local_rank > 0:  # the first one of this host tells
+            raise RefusedElsewhereError from None
+        raise
+    store = _group_store() if own else _rendezvous_store()
     with connecting():
         store = rendezvous(store, rank_info.rank, rank_info.world_size, START_TIMEOUT)
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("group", store),
-            rank=rank_info.rank,
-            world_size=rank_info.world_size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
+        before = set(dist.distributed_c10d._world.pg_map)
+        if not own:
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("group", store),
+                rank=rank_info.rank,
+                world_size=rank_info.world_size,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
     try:
         yield dist.PrefixStore("pipeline_local", store)
     finally:
-        dist.destroy_process_group()
+        if not own:
+            dist.destroy_process_group()
+        for group in dist.distributed_c10d._world.pg_map.keys() - before:
+            dist.destroy_process_group(group)
 
 
 @contextmanager

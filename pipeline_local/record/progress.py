@@ -39,7 +39,7 @@ class Progress:
             return
         line = self.line(stages, tests)
         if self._live:  # on one row, which the next one replaces
-            say(f"{_ANEW}{line[: width() - 1]}", end="")
+            say(f"{_ANEW}{line[: width(least=2) - 1]}", end="")
         else:
             say(line)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
+from pipeline_local.ranks.rank import host_of
 
 Facts = dict[str, Any]
 """A JSON object: what a rank reports, or what a file of a run holds."""
@@ -143,6 +144,11 @@ class RankStore:
             raise RefusedElsewhereError from None
         if verdict["refused"]:
             raise RefusedElsewhereError
+
+    @property
+    def host(self) -> str:
+        """The host of the first rank."""
+        return host_of(self._store)
 
     @property
     def served_by_rank_0(self) -> bool:

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from pipeline_local.data.loaders import remove_socket_folder
 from pipeline_local.errors import (
     NeighbourLostError,
     RefusedElsewhereError,
@@ -126,9 +127,7 @@ class Watchdog:
             return links
         with reachable():  # no watchdog runs yet
             address = self._rank_store.wait("liveness", 0, ADDRESS_TIMEOUT)
-        return LivenessLinks.join(
-            os.environ.get("MASTER_ADDR", "localhost"), address, rank_info.rank
-        )
+        return LivenessLinks.join(self._rank_store.host, address, rank_info.rank)
 
     # -- the main thread's way out -----------------------------------------------------------------
 
@@ -243,6 +242,7 @@ class Watchdog:
                 return  # the main thread has noticed it otherwise, and leaves by itself
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
+        remove_socket_folder()
         os._exit(self._verdict.exit_code)
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
@@ -285,6 +285,7 @@ class Watchdog:
         signal.pthread_kill(ident, signal.SIGINT)
         if not self._closing.wait(UNWIND_SECONDS):
             _write(verdict.line)
+            remove_socket_folder()
             os._exit(verdict.exit_code)
 
 
