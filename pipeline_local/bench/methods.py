@@ -121,6 +121,7 @@ class DeepSpeed(TrainedParts):
         return {
             "train_micro_batch_size_per_gpu": size // self._microbatches,
             "gradient_accumulation_steps": self._microbatches,
+            "gradient_clipping": 0.0,  # else at 1, by a norm over all ranks that no other pays for
             "steps_per_print": None,
         }
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
-from pipeline_local.planning.verdict import best_of_each, helps, verdict
+from pipeline_local.planning.verdict import best_of_each, helps, mebibytes, verdict
 from pipeline_local.screen import Screen
 
 STEPS_DRAWN = 5
@@ -256,13 +256,6 @@ def _table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Tabl
         justify: Literal["left", "right"] = "left" if column in left else "right"
         table.add_column(column, justify=justify)
     return table
-
-
-def mebibytes(size: float) -> str:
-    """Return bytes as a number of MiB, with at most two decimals."""
-    value = size / 2**20
-    digits = 2 if value < 1 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}" if value else "0"
 
 
 def _cost(plan: Plan, value: float) -> str:

@@ -121,7 +121,7 @@ def verdict(found: Sequence[Alternative], unit: str) -> Iterator[str]:
     ratio = rival.speed / local.speed
     fits = f"{rival.method} fits and is" if rival.fits else f"{rival.method} is"
     where = "here" if rival.fits else "here, wherever it fits (parallel.memory=GIB says the room)"
-    memory = f"{_mib(rival)} MiB ({rival.name}) to {_mib(local)} ({local.name})"
+    memory = f"{mebibytes(rival.peak)} MiB ({rival.name}) to {mebibytes(local.peak)} ({local.name})"
     if local.fits is False:
         yield f"Verdict: local does not fit, {rival.method} does: {memory}."
     elif ratio >= CLOSE:
@@ -134,8 +134,9 @@ def verdict(found: Sequence[Alternative], unit: str) -> Iterator[str]:
     else:
         yield (
             f"Verdict: local is the fastest{' of what fits' if rival.fits else ''} here:"
-            f" {1 / ratio:.2f} times as fast as {rival.method} {basis}; it takes {_mib(local)} MiB"
-            f" ({local.name}) to {_mib(rival)} ({rival.name})."
+            f" {1 / ratio:.2f} times as fast as {rival.method} {basis}; it takes"
+            f" {mebibytes(local.peak)} MiB ({local.name}) to {mebibytes(rival.peak)}"
+            f" ({rival.name})."
         )
 
 
@@ -147,10 +148,13 @@ def helps(found: Sequence[Alternative], best: Lever | None) -> str:
     price = f" ({best.price})" if best.price else ""
     reservation = f"; not advised: {best.reservation}" if best.reservation else ""
     return (
-        f"What helps most: {best.setting} takes local from {_mib(own)} MiB to"
-        f" {best.peak / 2**20:.0f}{price}{reservation}."
+        f"What helps most: {best.setting} takes local from {mebibytes(own.peak)} MiB to"
+        f" {mebibytes(best.peak)}{price}{reservation}."
     )
 
 
-def _mib(one: Alternative) -> str:
-    return f"{one.peak / 2**20:.0f}"
+def mebibytes(size: float) -> str:
+    """Return bytes as a number of MiB, with at most two decimals."""
+    value = size / 2**20
+    digits = 2 if value < 1 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}" if value else "0"

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.bench.baseline import UnavailableError, Workload
-from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE, DeepSpeed
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined
@@ -42,6 +42,8 @@ def trained(rank_info, name, microbatches, more):
         warnings.simplefilter("ignore")  # DeepSpeed's
         baseline = BASELINES[name](workload(rank_info, **more), microbatches)
         baseline.setup()
+        if isinstance(baseline, DeepSpeed):
+            assert baseline._engine.gradient_clipping() == 0, "no other baseline clips"
         before = numbers(baseline)
         baseline.begin(STEPS)
         for _ in range(STEPS):

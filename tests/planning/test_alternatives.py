@@ -1,39 +1,99 @@
-"""What other methods would need, as far as it is known exactly."""
+"""What methods would need, as far as it is known exactly."""
 
 import pytest
 
 from pipeline_local import configfile
 from pipeline_local.data.images.datasets import describe
+from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.planning.alternatives import alternatives
+from pipeline_local.planning.alternatives import alternatives, stage_peaks
 
 
-def of(devices, batch_size=32):
+def placed(devices, batch_size=32, **sections):
     config = configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 32, "depth": 6},
             "data": {"name": "digits", "batch_size": batch_size},
             "modules": {"count": 3},
             "train": {"steps": 40},
+            **sections,
         }
     )
     blueprint = draw_blueprint(config, describe(config.data))
-    return {p.name: p for p in alternatives(Placement.of(blueprint, devices))}
+    return Placement.of(blueprint, devices)
+
+
+def of(devices, batch_size=32, **sections):
+    placement = placed(devices, batch_size, **sections)
+    peaks = stage_peaks(placement, placement.blueprint)
+    return {p.name: p for p in alternatives(placement, peaks, 7.0)}
+
+
+def test_every_method_has_the_same_microbatches():
+    found = of(2)
+    names = [
+        f"{name}, m={m}" for m in (1, 2, 8) for name in ("local, p=2", "BP, 1 device", "1F1B, p=2")
+    ]
+    assert {*names} <= {*found}
+    assert {*found} - {*names} == {f"DDP, p=2, m={m}" for m in (1, 2, 8)}
+    assert next(iter(found)) == "local, p=2, m=1", "as configured"
 
 
 def test_alternatives():
     found = of(2)
-    assert [*found] == ["BP, 1 device", "1F1B, p=2, m=2", "1F1B, p=2, m=8", "data parallel, p=2"]
     assert found["1F1B, p=2, m=2"].bubble == pytest.approx(1 / 3)
     assert found["1F1B, p=2, m=8"].bubble == pytest.approx(1 / 9)
-    assert found["1F1B, p=2, m=2"].peak < found["BP, 1 device"].peak
+    assert found["1F1B, p=2, m=2"].peak < found["BP, 1 device, m=2"].peak
     num_parameters = 64 * 32 + 32 + 5 * (32 * 32 + 32) + 32 * 10 + 10
-    assert found["data parallel, p=2"].traffic == 4 * num_parameters
-    assert [*of(1)] == ["BP, 1 device"]
+    assert found["DDP, p=2, m=1"].traffic == 4 * num_parameters
+    alone = [f"{name}, m={m}" for m in (1, 4) for name in ("local, p=1", "BP, 1 device")]
+    assert [*of(1)] == alone
     assert all(other.seconds is None for other in found.values()), "there is no profile"
 
 
+def test_a_row_says_what_a_plan_with_its_microbatches_says():
+    found = of(2)
+    for m in (2, 8):
+        blueprint = placed(2, train={"steps": 40, "microbatches": m}).blueprint
+        peaks = [stage_bytes(blueprint, part, 2).peak for part in placed(2).stages]
+        assert found[f"local, p=2, m={m}"].peak == max(peaks)
+
+
+def test_speed_by_operations():
+    """Heads and reconciliation cost local learning; idle time costs 1F1B."""
+    plain = of(2, head={"name": "linear"})
+    reconciled = of(2, head={"name": "linear"}, reconcile={"weight": 0.1, "every": 1})
+    heavy = of(2, head={"name": "auglocal", "depth": 2, "taper": False})
+    assert plain["local, p=2, m=1"].speed == plain["local, p=2, m=8"].speed == 1
+    ddp = [found["DDP, p=2, m=1"].speed for found in (plain, reconciled, heavy)]
+    assert 1 < ddp[0] < min(ddp[1:]), "every operation counts"
+    pipe, own = (plain[name] for name in ("1F1B, p=2, m=2", "local, p=2, m=1"))
+    assert pipe.speed == pytest.approx(own.cost / (pipe.cost * 3 / 2), rel=1e-2)
+    assert plain["1F1B, p=2, m=2"].speed < plain["1F1B, p=2, m=8"].speed
+    alone = plain["BP, 1 device, m=1"]
+    assert alone.speed == pytest.approx(plain["DDP, p=2, m=1"].speed / 2)
+
+
+def test_a_pipeline_is_cut_by_its_own_costs():
+    """Not by those of local learning's modules, which heads make uneven."""
+    uneven = of(2, modules={"cuts": [5]})
+    pipe = uneven["1F1B, p=2, m=2"]
+    assert pipe.cost == of(2)["1F1B, p=2, m=2"].cost
+    assert pipe.cost < 0.7 * uneven["BP, 1 device, m=1"].cost
+
+
+def test_room_is_compared():
+    found = of(2, parallel={"memory": 50 * 2**10 / 2**30})
+    assert {one.fits for one in found.values()} == {True, False}
+    for one in found.values():
+        if one.method != "1F1B":
+            assert one.fits == (one.peak <= 50 * 2**10), one.name
+    assert {one.fits for one in of(2).values()} == {None}
+
+
 def test_a_batch_has_only_so_many_parts():
-    assert [*of(2, batch_size=4)] == ["BP, 1 device", "1F1B, p=2, m=2", "data parallel, p=2"]
-    assert [*of(3, batch_size=2)] == ["BP, 1 device"]
+    names = {*of(2, batch_size=4)}
+    assert {"1F1B, p=2, m=4", "DDP, p=2, m=2"} <= names
+    assert "DDP, p=2, m=4" not in names, "its devices have two samples each"
+    assert not any("DDP" in name for name in of(3, batch_size=2))

@@ -29,7 +29,16 @@ def test_the_whole_page(capsys):
     arguments = ["modules.count=4", "parallel.stages=2", "train.epochs=1"]
     assert main(["plan", str(ROOT / "configs" / "digits.yaml"), *arguments]) == 0
     shown = capsys.readouterr().out
-    for text in ("Stages", "Modules", "Sent per step", "1F1B, p=2, m=8", "Imbalance", "fill"):
+    for text in (
+        "Stages",
+        "Modules",
+        "Sent per step",
+        "1F1B, p=2, m=8",
+        "Verdict",
+        "What helps",
+        "Imbalance",
+        "fill",
+    ):
         assert text in shown
 
 

@@ -141,8 +141,8 @@ def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
     assert fast["seconds"] == pytest.approx(computing, rel=0.01)
     assert slow["seconds"] > 2 * 2.0, "more where signals cross, too"
     assert f"Predicted: {1000 * slow['seconds']:.1f} ms per step" in shown
-    alone, *_ = slow["alternatives"]
-    assert alone["name"] == "BP, 1 device"
+    alone = next(one for one in slow["alternatives"] if one["method"] == "BP")
+    assert alone["name"] == "BP, 1 device, m=2"
     blocks = len(profile["blocks"])
     assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no link"
 
