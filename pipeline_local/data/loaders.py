@@ -45,7 +45,8 @@ def server_ended() -> Iterator[None]:
 
     Left to the caller, it would make processes that are deaf to `STOP_SIGNALS`.
     """
-    server, config = forkserver._forkserver, _process_config()
+    server: Any = forkserver._forkserver
+    config = _process_config()
     folder, preload = config.get("tempdir"), server._preload_modules
     is_callers = server._forkserver_pid is not None
     try:
