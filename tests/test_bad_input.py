@@ -199,7 +199,7 @@ MISTAKES = [
     Mistake(
         "other images",
         [*RESUME.split(), "data={name: synthetic, batch_size: 8, image_size: 8}"],
-        ("with another data.batch_size (8, was", "data.name (synthetic,", "set of classes"),
+        ("with another data.batch_size (8, was", "data.name (synthetic,"),
         finished_run,
     ),
     Mistake(

@@ -185,8 +185,9 @@ def test_commands_parse(page):
         if words[0] == "pipeline-local" and is_whole(words):
             words = words[: words.index("|")] if "|" in words else words
             options = _parse([filled(word) for word in words[1:]])
-            if hasattr(options, "config") and (ROOT / options.config).is_file():
-                configfile.load(ROOT / options.config, options.overrides)
+            config = ROOT / getattr(options, "config", "configs/digits.yaml")  # a run's own
+            if hasattr(options, "overrides") and config.is_file():
+                configfile.load(config, options.overrides)
 
 
 @every_page

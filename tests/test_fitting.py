@@ -547,7 +547,7 @@ def test_all_ranks_of_a_launched_program_get_the_results(tmp_path, run_ranks):
 
 def test_going_on_needs_to_know_where():
     with pytest.raises(UserError, match="resume: no run_dir was given; name the folder"):
-        fit(network(), points(64), points(20), resume=True)
+        fit(network(), points(64), points(20), epochs=1, resume=True)
 
 
 def test_a_run_does_not_go_on_with_other_data(fitted):

@@ -85,7 +85,8 @@ def refuse(
     """
     before, now = configs
     differs = changes(before, now, begun)
-    others = [*_others(before, now), *_other_data(differs), *_other_facts(*facts)]
+    data = [*_other_data(differs)] or [*_other_facts(*facts)]
+    others = [*_others(before, now), *data]
     if others:
         raise UserError(
             f"run.resume: {run} holds a run with another {' and '.join(dict.fromkeys(others))};"
