@@ -16,6 +16,7 @@ from pipeline_local.data.given import Given
 from pipeline_local.data.images import batches
 from pipeline_local.data.images import datasets as images
 from pipeline_local.data.images.datasets import DataInfo as DataInfo  # public here
+from pipeline_local.data.images.datasets import open_split as open_split  # public here
 from pipeline_local.data.images.entries import DATA as DATA  # public here
 from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.normalize import Normalize

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.images.augment import augment, fit
+from pipeline_local.data.augment import augment, fit
 from pipeline_local.data.images.datasets import DataInfo, open_split
 from pipeline_local.data.images.mixup import mixup
 from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as F
 
-from pipeline_local.data.images.trivial_augment import trivial_augment
+from pipeline_local.data.trivial_augment import trivial_augment
 
 Augment = Literal["none", "standard", "trivial"]
 

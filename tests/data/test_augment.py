@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from pipeline_local.data.images.augment import augment, fit, random_resized_crop, shifted_crop
+from pipeline_local.data.augment import augment, fit, random_resized_crop, shifted_crop
 from pipeline_local.seeds import generator
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipeline_local.data.images.trivial_augment import NUM_STRENGTHS, OPERATIONS, trivial_augment
+from pipeline_local.data.trivial_augment import NUM_STRENGTHS, OPERATIONS, trivial_augment
 from pipeline_local.seeds import generator
 
 
