@@ -4,6 +4,7 @@ A model, data, a task, an optimizer or a learning-rate schedule of one's own are
 registries like any others. They are there while `handed` lasts, on each rank of the run.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pipeline_local.data.datasets import DATA, DataInfo, GivenData
 from pipeline_local.engines.optimizer import OPTIMIZERS
@@ -166,9 +168,11 @@ class GivenTask(Task):
         if self._own_loss is None:
             assert self._base is not None, "one of them has a loss"
             return self._base.loss(outputs, labels)
-        if isinstance(self._own_loss, nn.Module):  # perhaps with weights of classes
-            self._own_loss.to(outputs.device)
-        return self._own_loss(outputs, labels)
+        own = self._own_loss
+        if isinstance(own, nn.Module):  # perhaps with weights of classes
+            own = copy.deepcopy(own) if isinstance(outputs, FakeTensor) else own  # it stays real
+            own = own.to(outputs.device)
+        return own(outputs, labels)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The program's own, or that of the base."""
