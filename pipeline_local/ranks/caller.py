@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline_local.data.loaders import server_ended
+from pipeline_local.data.loaders import drop_empty_caches, server_ended
 from pipeline_local.data.samples import generators_kept
 from pipeline_local.ranks.rank import RankInfo
 
@@ -82,6 +82,7 @@ class _Process:
     def _note(self, device: torch.device) -> None:
         enter = self._found.enter_context
         enter(_put_back([_START_METHOD, _ENVIRONMENT, *_signals()]))
+        self._found.callback(drop_empty_caches)
         enter(server_ended())
         enter(warnings.catch_warnings())
         enter(generators_kept())

@@ -89,6 +89,12 @@ class RunFolder:
     def _refuse_overwriting(self, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
+        for path in (self.path, *self.path.parents):
+            if path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"run.dir: {path} is a link to {path.readlink()}, which is not there; make that"
+                    f" folder, or name another"
+                )
         if not resume and self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()):
             raise UserError(
                 f"run.dir: {self.path} already holds a run, and runs are never overwritten;"

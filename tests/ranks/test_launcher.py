@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
 LONGEST = 90
 """Seconds; generous, as machines are noisy."""
+MAIN = str(ROOT / "pipeline_local" / "__main__.py").encode()
 KILLED, TERMINATED = -signal.SIGKILL, -signal.SIGTERM
 
 
@@ -98,7 +99,7 @@ class Run:
                 continue
             if self.mark in environment and state not in "ZX":
                 ranks = [e.removeprefix("RANK=") for e in environment if e.startswith("RANK=")]
-                is_rank = b"pipeline_local" in command
+                is_rank = {b"pipeline_local", MAIN} & {*command}
                 found[int(folder.name)] = int(ranks[0]) if ranks and is_rank else None
         return found
 
