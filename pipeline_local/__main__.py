@@ -5,7 +5,9 @@ import sys
 
 if __name__ == "__main__":  # the current folder comes last: a script may be named as a library's
     _FOLDER = os.path.dirname(os.path.abspath(__file__))
-    if sys.path[0] == (os.getcwd() if __package__ else _FOLDER):  # as -m, or the launcher, starts it
+    if sys.path[0] == (
+        os.getcwd() if __package__ else _FOLDER
+    ):  # as -m, or the launcher, starts it
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 

@@ -144,6 +144,7 @@ def share_values(backbone: Backbone, rank_info: RankInfo) -> None:
     if not any(block.values for block in blocks):
         return
     group = dist.new_group(backend=HOST_BACKEND)  # that of all ranks may be for GPUs alone
+    assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
     for block in blocks:
         for value in (block.values or {}).values():
             shared = value.detach().cpu().contiguous()

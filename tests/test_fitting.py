@@ -698,7 +698,7 @@ def test_weights_made_in_inference_mode_are_refused(fitted):
     with torch.inference_mode():
         fitted(model)
         assert torch.is_inference_mode_enabled()
-        with pytest.raises(UserError, match="made in torch.inference_mode.*; make it outside"):
+        with pytest.raises(UserError, match=r"made in torch.inference_mode.*; make it outside"):
             fitted(network())
     assert not torch.equal(model[0].weight, before)
 

@@ -79,7 +79,8 @@ def test_letters_that_stdout_does_not_have():
     """As with LC_ALL=C: no error, and a table has other lines."""
     written = io.BytesIO()
     table = Table("K\u00e4fer")
-    with contextlib.redirect_stdout(io.TextIOWrapper(written, "ascii", write_through=True)):
+    stdout = io.TextIOWrapper(written, "ascii", write_through=True)
+    with contextlib.redirect_stdout(stdout):
         say("K\u00e4fer")
         Screen().print(table)
     line, *drawn = written.getvalue().decode("ascii").splitlines()

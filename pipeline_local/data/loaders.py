@@ -45,7 +45,8 @@ def server_ended() -> Iterator[None]:
 
     Left to the caller, it would make processes that are deaf to `STOP_SIGNALS`.
     """
-    server, config = forkserver._forkserver, _process_config()
+    server: Any = forkserver._forkserver
+    config = _process_config()
     folder, preload = config.get("tempdir"), server._preload_modules
     is_callers = server._forkserver_pid is not None
     try:
@@ -93,7 +94,8 @@ def drop_empty_caches() -> None:
     """Remove the folder that torch makes in TMPDIR for its compiler, where nothing was compiled."""
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob("torchinductor_*"):
-            folder.rmdir()  # only one that is empty
+            with suppress(OSError):
+                folder.rmdir()  # only one that is empty
 
 
 def _base() -> str:

@@ -38,7 +38,7 @@ def as_found(device: torch.device) -> Iterator[None]:
     Args:
         device: that the run computes on; its generator is put back with those of the CPU.
     """
-    with _PROCESS.kept(device), _usual_torch(device):
+    with _PROCESS.kept(device), _put_back([_NUM_THREADS]), _usual_torch(device):
         yield
 
 
@@ -88,7 +88,7 @@ class _Process:
         enter(generators_kept())
         if device.type != "cpu":
             enter(torch.random.fork_rng([device], device_type=device.type))
-        enter(_put_back([*_SETTINGS, *_precisions()]))
+        enter(_put_back([_DTYPE, *_precisions()]))
 
 
 @contextmanager
@@ -160,13 +160,15 @@ def _precisions() -> list[Setting]:
 
 
 def _with_parts(backend: Any) -> list[Any]:  # noqa: ANN401 (torch's proxies)
-    return [backend, *(getattr(backend, n) for n in ("matmul", "conv", "rnn") if hasattr(backend, n))]
+    return [
+        backend,
+        *(getattr(backend, n) for n in ("matmul", "conv", "rnn") if hasattr(backend, n)),
+    ]
 
 
-_SETTINGS: list[Setting] = [
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_default_dtype, torch.set_default_dtype),
-]
+_NUM_THREADS: Setting = torch.get_num_threads, torch.set_num_threads
+"""Of the thread that asks, as OpenMP has it."""
+_DTYPE: Setting = torch.get_default_dtype, torch.set_default_dtype
 _ENVIRONMENT: Setting = (lambda: dict(os.environ), _environment)
 _START_METHOD: Setting = (
     lambda: multiprocessing.get_start_method(allow_none=True),

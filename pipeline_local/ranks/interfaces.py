@@ -32,7 +32,7 @@ def check_interfaces(nccl: bool = False) -> None:
 
 
 def _has_address(name: str) -> bool:
-    """Of IPv4 or IPv6. An interface without one, as of a cable that is not plugged in, is no use."""
+    """Of IPv4 or IPv6; one without, as of a cable that is not plugged in, is of no use."""
     request = struct.pack("256s", name.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:

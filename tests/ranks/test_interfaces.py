@@ -50,7 +50,7 @@ def test_what_nccl_finds(host, value):
 @pytest.mark.parametrize("value", ["nope0", "=eth", "^lo,eth,ib", "^=lo,eth0,ib0"])
 def test_what_nccl_does_not_find(host, value):
     host.setenv("NCCL_SOCKET_IFNAME", value)
-    with pytest.raises(UserError, match="NCCL_SOCKET_IFNAME=.* has lo, eth0, ib0"):
+    with pytest.raises(UserError, match=r"NCCL_SOCKET_IFNAME=.* has lo, eth0, ib0"):
         check_interfaces(nccl=True)
     check_interfaces()  # where nccl is not used, its variable does not matter
 

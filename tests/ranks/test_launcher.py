@@ -61,10 +61,10 @@ class Run:
         name, _, value = self.mark.partition("=")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
         environment |= {name: value, "PYTHONPATH": str(ROOT)}
+        module = () if launcher == SCRIPT else ("-m", "pipeline_local")
         command = [
             *launcher,
-            "-m",
-            "pipeline_local",
+            *module,
             "train",
             str(ROOT / "configs" / "digits.yaml"),
         ]
@@ -133,6 +133,7 @@ class Run:
 
 
 OWN = (sys.executable,)
+SCRIPT = (str(BIN / "pipeline-local"),)
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node=2")
 
 
@@ -227,3 +228,23 @@ def last_files(folder):
     files = {p.name: p.read_bytes() for p in folder.glob("checkpoints/step-00000300/*")}
     assert len(files) == 4
     return files
+
+
+SHADOWS = ("profile", "random", "queue", "copy", "socket", "numpy", "torch", "config", "yaml")
+"""Modules that ranks, their fork server or torch import, some only when they are first needed."""
+
+
+def test_scripts_beside_and_folders_left(start, tmp_path, monkeypatch):
+    """Where a user keeps scripts named as a library's modules, and has a TMPDIR whose path is too
+    long for a socket's address. The run ends by a mistake that comes up on one of its ranks."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the library')")
+    temporary = tmp_path / ("t" * 90)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    run = start("optimizer.lr=1e30", launcher=SCRIPT)
+    assert run.process.wait(LONGEST) == EXIT_USER_ERROR, run.errors.read_text()
+    (line,) = run.told()
+    assert "not finite" in line
+    assert not list(temporary.iterdir())
+    run.leaves_nothing()
