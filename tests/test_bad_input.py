@@ -470,6 +470,14 @@ def test_two_stages_refuse_in_one_line(folder, arguments, says) -> None:
     assert not (folder / "out").exists()
 
 
+def test_two_stages_know_of_a_wrong_interface_before_they_start(folder, monkeypatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
+    code, (line,) = launch(folder, "parallel.stages=2")
+    assert code == 2
+    assert line.startswith("error: GLOO_SOCKET_IFNAME=nope0: 'nope0' is no interface")
+    assert not (folder / "out").exists()
+
+
 def test_a_full_memory_is_told_in_one_line(folder, capsys) -> None:
     assert main(full("model.width=20000000 modules.count=1")) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,13 +1,19 @@
 """Tables fit where they go, and a reader who leaves stops nobody."""
 
+import contextlib
+import fcntl
+import io
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
+from rich.table import Table
 
-from pipeline_local.screen import WIDTH, Screen
+from pipeline_local.screen import WIDTH, Screen, complain, is_terminal, say
 
 
 def test_a_file_is_wide(monkeypatch):
@@ -18,6 +24,68 @@ def test_a_file_is_wide(monkeypatch):
 def test_columns_are_obeyed(monkeypatch):
     monkeypatch.setenv("COLUMNS", "77")
     assert Screen().width == 77
+
+
+@pytest.mark.parametrize("value", ["0", "1", "-5", "wide", "", "39", "4" * 30])
+@pytest.mark.parametrize("term", ["dumb", "", "xterm"])
+def test_columns_that_are_none_count_as_unknown(monkeypatch, capsys, value, term):
+    """As containers and editors export it, whose terminals tell no size."""
+    monkeypatch.setenv("COLUMNS", value)
+    monkeypatch.setenv("TERM", term)
+    assert Screen().width == WIDTH
+    Screen().print("text")
+    assert capsys.readouterr().out == "text\n"
+
+
+def test_a_terminal_without_a_size(monkeypatch):
+    """As docker run -t and expect make them."""
+    terminal, line = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "0")
+    with os.fdopen(line, "w") as stdout, contextlib.redirect_stdout(stdout):
+        assert Screen().width == WIDTH
+        fcntl.ioctl(line, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 99, 0, 0))
+        assert Screen().width == 99
+    os.close(terminal)
+
+
+class WriteOnly:
+    """All that a logging object may have."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, WriteOnly(), closed(), io.StringIO()], ids=str)
+def test_a_program_may_have_anything_as_stdout(stream):
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        say("line")
+        complain("line")
+        Screen().print("line")
+        assert not is_terminal()
+    if isinstance(stream, WriteOnly):
+        assert stream.text == "line\n" * 3
+
+
+def test_letters_that_stdout_does_not_have():
+    """As with LC_ALL=C: no error, and a table has other lines."""
+    written = io.BytesIO()
+    table = Table("K\u00e4fer")
+    stdout = io.TextIOWrapper(written, "ascii", write_through=True)
+    with contextlib.redirect_stdout(stdout):
+        say("K\u00e4fer")
+        Screen().print(table)
+    line, *drawn = written.getvalue().decode("ascii").splitlines()
+    assert line == "K?fer"
+    assert drawn[0].startswith("+-")
 
 
 @pytest.mark.parametrize("speak", ["say", "Screen().print"])

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,14 @@ def remove_socket_folder() -> None:
     """Before this process ends without Python's own end."""
     if folder := _process_config().get("tempdir"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_empty_caches() -> None:
+    """Remove the folder that torch makes in TMPDIR for its compiler, where nothing was compiled."""
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob("torchinductor_*"):
+            with suppress(OSError):
+                folder.rmdir()  # only one that is empty
 
 
 def _base() -> str:

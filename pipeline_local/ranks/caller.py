@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline_local.data.loaders import server_ended
+from pipeline_local.data.loaders import drop_empty_caches, server_ended
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.seeds import generators_kept
 
@@ -38,7 +38,7 @@ def as_found(device: torch.device) -> Iterator[None]:
     Args:
         device: that the run computes on; its generator is put back with those of the CPU.
     """
-    with _PROCESS.kept(device), _usual_torch(device):
+    with _PROCESS.kept(device), _put_back([_NUM_THREADS]), _usual_torch(device):
         yield
 
 
@@ -82,12 +82,13 @@ class _Process:
     def _note(self, device: torch.device) -> None:
         enter = self._found.enter_context
         enter(_put_back([_START_METHOD, _ENVIRONMENT, *_signals()]))
+        self._found.callback(drop_empty_caches)
         enter(server_ended())
         enter(warnings.catch_warnings())
         enter(generators_kept())
         if device.type != "cpu":
             enter(torch.random.fork_rng([device], device_type=device.type))
-        enter(_put_back([*_SETTINGS, *_precisions()]))
+        enter(_put_back([_DTYPE, *_precisions()]))
 
 
 @contextmanager
@@ -165,10 +166,9 @@ def _with_parts(backend: Any) -> list[Any]:  # noqa: ANN401 (torch's proxies)
     ]
 
 
-_SETTINGS: list[Setting] = [
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_default_dtype, torch.set_default_dtype),
-]
+_NUM_THREADS: Setting = torch.get_num_threads, torch.set_num_threads
+"""Of the thread that asks, as OpenMP has it."""
+_DTYPE: Setting = torch.get_default_dtype, torch.set_default_dtype
 _ENVIRONMENT: Setting = (lambda: dict(os.environ), _environment)
 _START_METHOD: Setting = (
     lambda: multiprocessing.get_start_method(allow_none=True),

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
-from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, socket_folder
+from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain
@@ -45,6 +45,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
             return 128 + error.sigval
         finally:
             ranks.rdzv_handler.shutdown()
+            drop_empty_caches()
     if not result.is_failed():
         return 0
     if signal.SIGINT in received and _ended_by_it(result.failures):

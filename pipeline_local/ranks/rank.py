@@ -191,7 +191,7 @@ def _on_this_host(text: str) -> int:
     """
     node = int(os.environ.get("SLURM_NODEID", 0))
     counts = [n for part in text.split(",") for n in _repeated(part.strip())]
-    if min(counts) < 1 or (len(counts) > 1 and node >= len(counts)):
+    if min(counts, default=0) < 1 or (len(counts) > 1 and node >= len(counts)):
         raise ValueError(f"LOCAL_WORLD_SIZE={text!r}")
     return counts[node if len(counts) > 1 else 0]
 

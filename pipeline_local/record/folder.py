@@ -108,9 +108,12 @@ class RunFolder:
             ) from None
 
     def _refuse_overwriting(self, resume: bool) -> None:
-        if self.path.is_symlink() and not self.path.exists():
-            target = os.readlink(self.path)
-            raise UserError(f"run.dir: {self.path} is a link to {target}, which is not there")
+        for path in (self.path, *self.path.parents):
+            if path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"run.dir: {path} is a link to {path.readlink()}, which is not there; make that"
+                    f" folder, or name another"
+                )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: {self.path} is a file; name a folder")
         if not resume and (found := self._found()):

@@ -11,6 +11,7 @@ import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline_local import configfile
+from pipeline_local.data import loaders as server
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.data.loaders import STOP_SIGNALS
@@ -122,3 +123,34 @@ def test_they_end_with_a_rank_that_is_killed(tmp_path):
         os.kill(loader, 0)
         rank.kill()
     assert gone([loader])
+
+
+def test_a_long_tmpdir_gets_a_folder_for_sockets_elsewhere(tmp_path, monkeypatch):
+    """The system limits the path of a socket to 107 bytes."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(server.tempfile, "tempdir", str(long))
+    monkeypatch.delenv(server.SOCKETS, raising=False)
+    assert len(server._base()) < 20
+    with server.socket_folder() as folder:
+        assert len(folder + "/pymp-12345678/listener-12345678") < 108
+    assert not Path(folder).exists()
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path)[:40])
+    assert server._base() == str(tmp_path)[:40]
+
+
+def test_nobody_can_make_a_folder(monkeypatch):
+    def refuse():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(server.tempfile, "gettempdir", refuse)
+    with server.socket_folder() as folder:
+        assert folder is None
+
+
+def test_torchs_empty_folder_goes_and_its_cache_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path))
+    for name in ("torchinductor_me", "torchinductor_you/cache", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    server.drop_empty_caches()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torchinductor_you"]

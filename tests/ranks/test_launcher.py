@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
 LONGEST = 90
 """Seconds; generous, as machines are noisy."""
+MAIN = str(ROOT / "pipeline_local" / "__main__.py").encode()
 KILLED, TERMINATED = -signal.SIGKILL, -signal.SIGTERM
 
 
@@ -60,10 +61,10 @@ class Run:
         name, _, value = self.mark.partition("=")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
         environment |= {name: value, "PYTHONPATH": str(ROOT)}
+        module = () if launcher == SCRIPT else ("-m", "pipeline_local")
         command = [
             *launcher,
-            "-m",
-            "pipeline_local",
+            *module,
             "train",
             str(ROOT / "configs" / "digits.yaml"),
         ]
@@ -98,7 +99,7 @@ class Run:
                 continue
             if self.mark in environment and state not in "ZX":
                 ranks = [e.removeprefix("RANK=") for e in environment if e.startswith("RANK=")]
-                is_rank = b"pipeline_local" in command
+                is_rank = {b"pipeline_local", MAIN} & {*command}
                 found[int(folder.name)] = int(ranks[0]) if ranks and is_rank else None
         return found
 
@@ -132,6 +133,7 @@ class Run:
 
 
 OWN = (sys.executable,)
+SCRIPT = (str(BIN / "pipeline-local"),)
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node=2")
 
 
@@ -254,3 +256,23 @@ def last_files(folder):
     files = {p.name: p.read_bytes() for p in folder.glob("checkpoints/step-00000300/*")}
     assert len(files) == 4
     return files
+
+
+SHADOWS = ("profile", "random", "queue", "copy", "socket", "numpy", "torch", "config", "yaml")
+"""Modules that ranks, their fork server or torch import, some only when they are first needed."""
+
+
+def test_scripts_beside_and_folders_left(start, tmp_path, monkeypatch):
+    """Where a user keeps scripts named as a library's modules, and has a TMPDIR whose path is too
+    long for a socket's address. The run ends by a mistake that comes up on one of its ranks."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the library')")
+    temporary = tmp_path / ("t" * 90)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    run = start("optimizer.lr=1e30", launcher=SCRIPT)
+    assert run.process.wait(LONGEST) == EXIT_USER_ERROR, run.errors.read_text()
+    (line,) = run.told()
+    assert "not finite" in line
+    assert not list(temporary.iterdir())
+    run.leaves_nothing()

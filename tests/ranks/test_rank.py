@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from pipeline_local import configfile
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.connect import WatchedP2P, open_p2p
 from pipeline_local.ranks import rank as places
 from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.trainer import train
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):
@@ -49,6 +52,72 @@ def test_srun_without_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="4 tasks without a launcher; run torchrun under srun"):
         RankInfo.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "size"),
+    [("4", 3, 4), ("2(x3),1", 0, 2), ("2(x3),1", 3, 1), ("1,3", 1, 3), ("8(x2)", 1, 8)],
+)
+def test_slurms_lists_of_tasks_per_node(monkeypatch, text, node, size):
+    environment = {"RANK": 0, "WORLD_SIZE": 9, "LOCAL_RANK": 0, "SLURM_NODEID": node}
+    for name, value in {**environment, "LOCAL_WORLD_SIZE": text}.items():
+        monkeypatch.setenv(name, str(value))
+    assert RankInfo.from_environment().local_world_size == size
+
+
+@pytest.mark.parametrize("text", ["2(x", "two", "0", "1,2", "-1", "2(x0)"])
+def test_other_lists_are_refused(monkeypatch, text):
+    environment = {"RANK": 0, "WORLD_SIZE": 9, "LOCAL_RANK": 0, "SLURM_NODEID": 2}
+    for name, value in {**environment, "LOCAL_WORLD_SIZE": text}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE"):
+        RankInfo.from_environment()
+
+
+def in_its_own_group(_, folder, method):
+    """As a program that has joined one before it calls; the environment tells of no launcher."""
+    import os
+
+    rank = int(os.environ["RANK"])
+    address = f"tcp://localhost:{os.environ['MASTER_PORT']}"
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        del os.environ[name]
+    dist.init_process_group(
+        "gloo",
+        init_method=address if method == "tcp" else f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+    )
+    assert RankInfo.from_environment() == RankInfo(rank, 2, rank, 2, launched=True)
+    with pytest.raises(UserError, match="needs 3 ranks, but the program's group has 2"):
+        RankInfo.from_environment().num_stages(ParallelConfig(stages=3))
+    for turn in range(2):
+        train(small(folder / f"run-{turn}"))
+        value = torch.ones(1)
+        dist.all_reduce(value)
+        assert value.item() == 2
+    assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD], "none of ours is left"
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["tcp", "file"])
+def test_the_programs_own_group_is_used_and_kept(run_ranks, tmp_path, method):
+    run_ranks(in_its_own_group, 2, tmp_path, method)
+    for turn in range(2):
+        assert len(list((tmp_path / f"run-{turn}" / "trace").iterdir())) == 2
+
+
+def small(folder):
+    tree = {
+        "model": {"name": "mlp", "hidden": 8, "depth": 2},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
+        "head": {"name": "linear"},
+        "modules": {"count": 2},
+        "train": {"steps": 2},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(folder)},
+    }
+    return configfile.parse(tree)
 
 
 def test_all_ranks_use_one_kind_of_wire():

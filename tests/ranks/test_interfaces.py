@@ -1,0 +1,62 @@
+"""Interfaces that the environment names, and the host has not."""
+
+import pytest
+
+from pipeline_local.config import ParallelConfig
+from pipeline_local.errors import UserError
+from pipeline_local.ranks import interfaces
+from pipeline_local.ranks.interfaces import check_interfaces
+from pipeline_local.ranks.rank import RankInfo
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    """With lo, eth0, ib0, and eth1, whose cable is not plugged in."""
+    names = ["lo", "eth0", "ib0", "eth1"]
+    monkeypatch.setattr(interfaces.socket, "if_nameindex", lambda: list(enumerate(names)))
+    monkeypatch.setattr(interfaces, "_has_address", lambda name: name != "eth1")
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("value", ["", "lo", "eth0,ib0", "eth0,"])
+def test_what_gloo_finds(host, value):
+    host.setenv("GLOO_SOCKET_IFNAME", value)
+    check_interfaces(nccl=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "missing"),
+    [("nope0", "nope0"), ("eth", "eth"), ("lo,eth7", "eth7"), ("eth1", "eth1"), ("^lo", "^lo")],
+)
+def test_what_gloo_does_not_find(host, value, missing):
+    host.setenv("GLOO_SOCKET_IFNAME", value)
+    says = rf"GLOO_SOCKET_IFNAME={value}: '{missing}' is no .*has lo, eth0, ib0; unset it"
+    with pytest.raises(UserError, match=says.replace("^", r"\^")):
+        check_interfaces()
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME"):
+        RankInfo(world_size=2, local_world_size=2).p2p_kind(ParallelConfig())
+    RankInfo().p2p_kind(ParallelConfig())  # one rank talks to nobody
+
+
+@pytest.mark.parametrize("value", ["eth", "=eth0", "^docker", "^=lo", "nope,ib", "^lo,eth"])
+def test_what_nccl_finds(host, value):
+    """Prefixes, whole names (=), all others (^)."""
+    host.setenv("NCCL_SOCKET_IFNAME", value)
+    check_interfaces(nccl=True)
+
+
+@pytest.mark.parametrize("value", ["nope0", "=eth", "^lo,eth,ib", "^=lo,eth0,ib0"])
+def test_what_nccl_does_not_find(host, value):
+    host.setenv("NCCL_SOCKET_IFNAME", value)
+    with pytest.raises(UserError, match=r"NCCL_SOCKET_IFNAME=.* has lo, eth0, ib0"):
+        check_interfaces(nccl=True)
+    check_interfaces()  # where nccl is not used, its variable does not matter
+
+
+def test_this_hosts_own(host):
+    host.undo()
+    names = [name for _, name in interfaces.socket.if_nameindex()]
+    assert any(interfaces._has_address(name) for name in names)
+    assert not interfaces._has_address("nope0")
