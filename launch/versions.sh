@@ -3,7 +3,7 @@
 #
 #   bash launch/versions.sh [pytest arguments]        such as tests/learning -x
 #
-# Prints a Markdown table of the versions and results (docs/how-to/develop.md has the last one).
+# Prints a Markdown table of the versions and results (docs/results/versions.md has the last one).
 # SETS="lowest newest" picks the sets, PYTHON= the interpreter. Each set gets an environment of its
 # own, of about 6 GB, in a temporary folder (TMPDIR= says where) that is removed at the end. Nothing
 # in the repository is touched: a copy of its files is installed and tested.
