@@ -7,7 +7,15 @@ import pytest
 from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.images.datasets import describe
-from pipeline_local.planning import drawing, plan
+from pipeline_local.planning import alternatives, drawing, plan
+
+
+@pytest.fixture(autouse=True)
+def as_configured(monkeypatch, request):
+    """One number of microbatches, for speed; the whole page has all."""
+    if request.node.name != "test_the_whole_page":
+        monkeypatch.setattr(alternatives, "microbatches", lambda placement: [1])
+
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from pipeline_local import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -81,7 +83,7 @@ def test_what_helps():
 
 def placed(**sections):
     tree = {
-        "model": {"name": "mlp", "hidden": 32, "depth": 6},
+        "model": {"name": "mlp", "hidden": 64, "depth": 2},
         "data": {"name": "digits", "batch_size": 128},
         "modules": {"count": 2},
         "head": {"name": "linear"},
@@ -98,8 +100,13 @@ def drawn(**sections):
     return plan.draw(config, describe(config.data), 2)
 
 
-def test_the_lever_is_what_a_plan_with_it_says():
-    best = drawn().lever
+@pytest.fixture(scope="module")
+def plain():
+    return drawn()
+
+
+def test_the_lever_is_what_a_plan_with_it_says(plain):
+    best = plain.lever
     assert best.setting == "train.microbatches=2", "eight parts of 16 samples are too small"
     assert best.price == "", "without batch norms it changes nothing but rounding"
     assert best.reservation == "so little memory needs no saving"
@@ -108,8 +115,8 @@ def test_the_lever_is_what_a_plan_with_it_says():
     assert again.lever.setting == "train.microbatches=8"
 
 
-def test_a_run_that_does_not_fit():
-    peaks = {one.microbatches: one.peak for one in drawn().alternatives if one.method == "local"}
+def test_a_run_that_does_not_fit(plain):
+    peaks = {one.microbatches: one.peak for one in plain.alternatives if one.method == "local"}
     between = (peaks[2] + peaks[8]) / 2 / GIB
     assert drawn(parallel={"memory": between}).lever.setting == "train.microbatches=8"
     less = drawn(parallel={"memory": peaks[8] / 2 / GIB}).lever

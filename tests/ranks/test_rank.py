@@ -145,6 +145,20 @@ def test_threads_share_the_cores(monkeypatch):
     assert "2 CPU threads each (8 cores" in RankInfo(0, 4, 0, 4).explain(ParallelConfig())
 
 
+@pytest.mark.parametrize(
+    ("load", "threads", "said"), [(6.0, None, True), (0.5, None, False), (6.0, 2, False)]
+)
+def test_a_busy_host_is_mentioned(monkeypatch, load, threads, said):
+    """Threads that wait for each other then make small models several times slower."""
+    monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(places.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(places.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    pretend(monkeypatch, 0)
+    line = RankInfo().explain(ParallelConfig(threads=threads))
+    assert ("load 6.0 on 8 cores" in line and "parallel.threads=1" in line) == said
+    assert "busy" not in RankInfo(0, 8, 0, 8).explain(ParallelConfig()), "one thread each"
+
+
 def pretend(monkeypatch, gpus):
     """This host has so many GPUs."""
     found = torch.device("cuda") if gpus else None
