@@ -46,7 +46,12 @@ class TorchEngine:
         share = list(gradients)
         if microbatches > 1:
             share = list(torch._foreach_div(share, microbatches))
-        self._sum = list(torch._foreach_add(self._sum, share)) if self._sum else share
+        if not self._sum:
+            self._sum = share
+        elif microbatches > 1:  # the sum is no one else's: not what autograd gave
+            torch._foreach_add_(self._sum, share)
+        else:
+            self._sum = list(torch._foreach_add(self._sum, share))
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
