@@ -64,6 +64,15 @@ def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -
     return [total(one, other) for one, other in pairs]
 
 
+def accumulate(total: list[Gradient], others: Sequence[Gradient]) -> None:
+    """Add the others to a sum in place, pair by pair."""
+    pairs = list(zip(total, others, strict=True))
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if both:
+        torch._foreach_add_(*map(list, zip(*both, strict=True)))
+    total[:] = [other if one is None else one for one, other in pairs]
+
+
 def divided(gradients: Sequence[Gradient], divisor: int) -> list[Gradient]:
     """Return the quotients of those that there are."""
     there = known(gradients)

@@ -51,7 +51,12 @@ class TorchEngine:
         share = list(gradients)
         if microbatches > 1:
             share = sums.divided(share, microbatches)
-        self._sum = sums.plus(self._sum, share) if self._sum else share
+        if not self._sum:
+            self._sum = share
+        elif microbatches > 1:  # the sum is no one else's: not what autograd gave
+            sums.accumulate(self._sum, share)
+        else:
+            self._sum = sums.plus(self._sum, share)
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
