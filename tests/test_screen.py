@@ -64,7 +64,10 @@ def closed():
     return stream
 
 
-@pytest.mark.parametrize("stream", [None, WriteOnly(), closed(), io.StringIO()], ids=str)
+STREAMS = {"none": None, "write only": WriteOnly(), "closed": closed(), "text": io.StringIO()}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_a_program_may_have_anything_as_stdout(stream):
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         say("line")
