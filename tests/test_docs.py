@@ -39,7 +39,7 @@ FOLDERS = (
 FILES = [path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*.*")]
 LONGEST_SENTENCE = 40
 """Words; the aim is 30."""
-PLACEHOLDERS = {"PATH": ".", "PATH16": ".", "K": "4", "N": "2"}
+PLACEHOLDERS = {"PATH": ".", "PATH16": ".", "K": "4", "M": "2", "N": "2"}
 """What commands on the pages leave to the reader."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -119,9 +119,15 @@ def test_a_run_that_does_not_fit(plain):
     peaks = {one.microbatches: one.peak for one in plain.alternatives if one.method == "local"}
     between = (peaks[2] + peaks[8]) / 2 / GIB
     assert drawn(parallel={"memory": between}).lever.setting == "train.microbatches=8"
-    less = drawn(parallel={"memory": peaks[8] / 2 / GIB}).lever
-    assert less.setting == "modules.recompute=true"
-    assert less.reservation == ""
+
+
+def test_where_no_microbatches_fit_recomputation_is_tried():
+    rows = [replace(row, fits=False) for row in LOCAL]
+    found = lever(placed(), rows)
+    assert found.setting == "modules.recompute=true"
+    assert found.peak < rows[1].peak
+    assert found.reservation == ""
+    assert lever(placed(modules={"count": 2, "recompute": True}), rows) is None
 
 
 def test_batch_norms_are_mentioned():
