@@ -56,12 +56,21 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """No test may leave environment variables, child processes or threads behind."""
+    """No test may leave environment variables, child processes or threads behind.
+
+    A rank that fails stops listening to SIGTERM, as it is about to end; a test goes on.
+    """
     before, threads = environment(), set(threading.enumerate())
+    on_stop = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, on_stop)
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()  # it is this test's fault, not that of the next ones
+        process.join()
     assert environment() == before
     assert torch.get_num_threads() == 1
-    assert not multiprocessing.active_children()
+    assert not left
     assert not [t for t in set(threading.enumerate()) - threads if not t.daemon]
 
 

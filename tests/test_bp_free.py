@@ -300,5 +300,5 @@ def test_a_module_without_anything_to_learn_is_refused():
 def test_one_class_has_no_simplex():
     config = parse(FAMILIES["mlp"])
     info = DataInfo(16, 16, 1, (3, 32, 32), (0.5,) * 3, (0.2,) * 3, ("all",))
-    with pytest.raises(UserError, match=r"head\.name: etf does not fit.*got 1 classes"):
+    with pytest.raises(UserError, match=r"task\.name: classification has a single class"):
         draw_blueprint(config, info)

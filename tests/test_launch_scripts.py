@@ -174,10 +174,13 @@ def test_a_missing_venv_module_is_one_clear_line(clone: Clone) -> None:
     assert f"run: sudo apt-get install python{version}-venv" in output
 
 
+WORKERS = "--numprocesses auto --maxprocesses 4 --dist loadfile"
+
+
 def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
     status, output = clone.run("launch/test.sh", "-m", "long", PYTEST_STATUS="3")
     assert status == 3, output
-    checks = ["ruff format --check .", "ruff check .", "mypy ", "pytest -m long"]
+    checks = ["ruff format --check .", "ruff check .", "mypy ", f"pytest {WORKERS} -m long"]
     assert clone.calls()[-4:] == checks
     assert "passed  mypy\nFAILED  pytest (exit status 3)\n" in output
 
@@ -185,13 +188,13 @@ def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
     status, output = clone.run("launch/test.sh", PYTEST_STATUS="3")
     assert status == 5
     assert "FAILED  ruff format (exit status 5)\npassed  ruff check\n" in output
-    assert clone.calls() == ["mypy ", "pytest "]
+    assert clone.calls() == ["mypy ", f"pytest {WORKERS}"]
 
 
 def test_continuous_integration_is_the_same_script(clone: Clone) -> None:
     status, output = clone.run(".ci/run", CI="true")
     assert status == 0, output
-    assert clone.calls()[-1] == "pytest "
+    assert clone.calls()[-1] == f"pytest {WORKERS}"
 
 
 # -- Slurm and plain hosts ---------------------------------------------------------------------

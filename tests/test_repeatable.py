@@ -14,7 +14,7 @@ VIT = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 64, "mlp_
 SMALLEST = [
     *("mlp", "resnet20", "vgg", "vit", "resnet18", "resnext50_32x4d", "wide_resnet50_2"),
     *("vgg11_bn", "vit_b_16", "swin_t", "swin_v2_t", "alexnet", "squeezenet1_1", "densenet121"),
-    *("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "mnasnet0_5"),
+    *("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"),
     *("shufflenet_v2_x0_5", "regnet_y_400mf", "maxvit_t", "googlenet", "inception_v3"),
 ]
 """A model of each family."""

@@ -81,13 +81,18 @@ def _make_socket_folder() -> None:
     if not config.get("tempdir"):
         base = os.environ.get(SOCKETS)
         config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=base or _base())
+        _made[os.getpid()] = config["tempdir"]
         util.Finalize(None, shutil.rmtree, args=(config["tempdir"], True), exitpriority=-100)
 
 
 def remove_socket_folder() -> None:
-    """Before this process ends without Python's own end."""
-    if folder := _process_config().get("tempdir"):
+    """Before this process ends without Python's own end. A forked process leaves its parent's."""
+    if folder := _made.pop(os.getpid(), None):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+_made: dict[int, str] = {}
+"""The folder that a process has made, by its number."""
 
 
 def drop_empty_caches() -> None:

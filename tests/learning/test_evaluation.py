@@ -43,8 +43,9 @@ def evaluate(made, x, labels, parts):
     for module in made:
         evaluation, activations, summed = Evaluation(module), [], []
         above = [None] * parts if below is None else below.chunk(parts)
-        for part in zip(x.chunk(parts), labels.chunk(parts), above, strict=True):
-            y, s = evaluation.see(*part, SAMPLES)
+        given = zip(x.chunk(parts), labels.chunk(parts), above, strict=True)
+        for number, part in enumerate(given):
+            y, s = evaluation.see(*part, SAMPLES, number)
             activations.append(y)
             summed.append(s)
         evaluation.end_batch(SAMPLES)
@@ -90,8 +91,8 @@ def test_parts_take_less_memory():
         first, _ = modules(task, head)
         evaluation, x = Evaluation(first), torch.randn(16 // parts, 3, 6, 6)
         with LiveBytes() as live_bytes:
-            for part in labels.chunk(parts):
-                evaluation.see(x, part, None, 16)
+            for number, part in enumerate(labels.chunk(parts)):
+                evaluation.see(x, part, None, 16, number)
             evaluation.end_batch(16)
         return live_bytes.peak
 

@@ -333,12 +333,15 @@ def test_no_norm_sees_padding(statistics):
     module.eval()
     x, labels, _ = (tensor.float() for tensor in batch(shape, size=6))
     labels = labels.long()
-    y, summed, score = module.evaluate(x, labels, torch.zeros(6, 5), samples=4)
-    own_y, own, own_score = module.evaluate(x[:4], labels[:4], torch.zeros(4, 5))
-    assert torch.equal(y[:4], own_y)
-    assert torch.equal(summed[:4], own)
-    assert not y[4:].any()
-    assert not summed[4:].any()
+    labels[4:] = IGNORE_LABEL
+    found = module.evaluate(x, torch.zeros(6, 5), samples=4)
+    own = module.evaluate(x[:4], torch.zeros(4, 5))
+    for tensor, alone in zip(found, own, strict=True):
+        assert torch.equal(tensor[:4], alone)
+        assert not tensor[4:].any()
+    score, own_score = (
+        module.score(*tensors[1:], labels[: len(tensors[0])], 4) for tensors in (found, own)
+    )
     assert [score.loss, score.score, score.count] == [own_score.loss, own_score.score, 4]
 
 

@@ -158,8 +158,7 @@ def test_evaluation_leaves_nothing_behind(kind):
 
     def evaluate(module):
         with evaluating(module):
-            _, summed, score = module.evaluate(torch.ones(5, WIDTH), torch.arange(5) % 3)
-        seen.append((summed, score))
+            seen.append(module.evaluate(torch.ones(5, WIDTH))[1:])
 
     module = module_of(kind)
     assert alike(train(module_of(kind)), train(module, between=evaluate))

@@ -260,7 +260,7 @@ def test_blocks_never_modify_their_input(training):
         ("python:my_models:unfilled", r"block1\.1 \(Unfilled\).*reset_parameters"),
         ("python:my_models:shared", r"a\.weight and b\.0\.weight share"),
         ("python:my_models:twice", "several blocks are named a"),
-        ("python:my_models:shrinking", r"\[1, 3, 32, 32\], \[1, 3072\].*flatten in the classifier"),
+        ("python:my_models:shrinking", r"\[2, 3, 32, 32\], \[2, 3072\].*flatten in the classifier"),
         ("python:my_models:impossible", "impossible cannot be built with"),
         ("python:my_models:broken", "no luck"),
         ("python:my_models:never", r"cannot be converted to Scalar, my_models.py line \d+"),

@@ -27,7 +27,7 @@ def test_a_norm_of_the_batch_is_probed_with_more_than_one_sample():
 
 def test_a_last_test_batch_of_one_sample_is_refused():
     with pytest.raises(
-        UserError, match=r"data.batch_size: 64 leaves a last test batch of one"
+        UserError, match=r"data.batch_size: 64 leaves a last test batch \(or microbatch\) of one"
     ) as e:
         drawn(65)
     assert "\n" not in str(e.value)

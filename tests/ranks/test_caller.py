@@ -215,7 +215,8 @@ def test_a_run_is_the_same_in_every_world(tmp_path):
 
 def test_a_run_in_a_thread_with_a_loader_process(tmp_path):
     usual, found = result(tmp_path / "run"), []
-    before = state()
+    before, server = state(), multiprocessing.forkserver._forkserver
+    running = server._forkserver_pid
 
     def run():
         found.append(result(tmp_path / "thread", data={**DATA, "workers": 1}))
@@ -225,4 +226,4 @@ def test_a_run_in_a_thread_with_a_loader_process(tmp_path):
     thread.join()
     assert found == [usual]
     assert state() == before
-    assert multiprocessing.forkserver._forkserver._forkserver_pid is None
+    assert server._forkserver_pid == running
