@@ -62,7 +62,7 @@ def test_upstream():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
 def test_compiled_modules_are_compared_with_uncompiled_exact_ones(monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", eagerly(torch.nn.Module.compile))
+    monkeypatch.setattr(torch, "compile", eagerly(torch.compile))
     config = configfile.parse({**TREE, "compile": True})
     found = reconcile.measure(config, describe(config.data), 1, 1, torch.device("cpu"))
     rows = {row.variant: row for row in found}
@@ -72,7 +72,7 @@ def test_compiled_modules_are_compared_with_uncompiled_exact_ones(monkeypatch):
 
 def eagerly(compile):
     """Through AOTAutograd, but without its code generator."""
-    return lambda module, **options: compile(module, **{**options, "backend": "aot_eager"})
+    return lambda part, **options: compile(part, **{**options, "backend": "aot_eager"})
 
 
 def test_exact_needs_more_memory(rows):
