@@ -30,7 +30,8 @@ check "ruff format" "$bin/ruff" format --check .
 check "ruff check" "$bin/ruff" check .
 check "mypy" "$bin/mypy"
 # one worker per core; a file stays on one, as its fixtures train models
-check "pytest" "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+check "pytest" "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "$@"
 
 echo "== summary"
 printf '%s\n' "${summary[@]}"

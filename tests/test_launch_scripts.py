@@ -174,7 +174,7 @@ def test_a_missing_venv_module_is_one_clear_line(clone: Clone) -> None:
     assert f"run: sudo apt-get install python{version}-venv" in output
 
 
-WORKERS = "--numprocesses auto --maxprocesses 4 --dist loadfile"
+WORKERS = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
