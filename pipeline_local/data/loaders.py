@@ -144,7 +144,7 @@ def _safe_path() -> Iterator[None]:
 
 
 _SAFE_PATH = "PYTHONSAFEPATH"
-"""Heeded by Python 3.11 and later."""
+"""Python reads it from 3.11 on."""
 
 
 def obey_rank_only(worker: int) -> None:
