@@ -5,32 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 
 from pipeline_local.errors import UserError
-from pipeline_local.models import (
-    cifar_resnet,
-    custom,
-    mlp,
-    resnet,
-    swin,
-    torchvision_families,
-    vgg,
-    vit,
-)
+from pipeline_local.models import cifar_resnet, custom, mlp
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import GIVEN, Registry
 
 Shape = tuple[int, ...]
 Builder = Callable[..., Backbone]
 
-_TORCHVISION: dict[tuple[str, ...], Builder] = {
-    ("resnet", "resnext", "wide_resnet"): resnet.build,
-    ("vit_",): vit.build,
-    ("swin_",): swin.build,
-    ("vgg",): vgg.build,
-    **torchvision_families.BUILDERS,
-}
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
@@ -77,17 +60,33 @@ def build(
 
 
 def _models() -> Registry[Builder]:
-    models: Registry[Builder] = Registry("model.name", "model", ("num_classes", "image_shape"))
+    given = ("num_classes", "image_shape")
+    models: Registry[Builder] = Registry("model.name", "model", given, slow=_torchvision)
     models.add("mlp", mlp.build)
     for depth in cifar_resnet.DEPTHS:
         models.add(f"resnet{depth}", partial(cifar_resnet.build, depth))
-    models.add("vit", vit.build_any)
-    models.add("vgg", vgg.build_small)
-    for name in torchvision.models.list_models(module=torchvision.models):
-        for prefixes, builder in _TORCHVISION.items():
-            if name.startswith(prefixes):
-                models.add(name, partial(builder, name))
     return models
+
+
+def _torchvision() -> dict[str, Builder]:
+    """Torchvision's models, and those made of its parts: it takes as long to import as torch."""
+    import torchvision
+
+    from pipeline_local.models import resnet, swin, torchvision_families, vgg, vit
+
+    families: dict[tuple[str, ...], Builder] = {
+        ("resnet", "resnext", "wide_resnet"): resnet.build,
+        ("vit_",): vit.build,
+        ("swin_",): swin.build,
+        ("vgg",): vgg.build,
+        **torchvision_families.BUILDERS,
+    }
+    found: dict[str, Builder] = {"vit": vit.build_any, "vgg": vgg.build_small}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for prefixes, builder in families.items():
+            if name.startswith(prefixes):
+                found[name] = partial(builder, name)
+    return found
 
 
 MODELS = _models()
