@@ -9,6 +9,8 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -133,6 +135,16 @@ def run_ranks() -> Callable[..., list[Any]]:
                 process.join()
 
     return run
+
+
+@pytest.fixture
+def forked_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`fit` forks its ranks. That they can be processes of their own, other tests show."""
+    from pipeline_local.ranks import call
+    from tests import forked
+
+    start = partial(forked.start_ranks, output=tmp_path / "output of ranks")
+    monkeypatch.setattr(call, "start_ranks", start)
 
 
 def _collect(pipes: list[Any], timeout: float) -> list[Any]:

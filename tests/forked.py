@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401 (once here, not in every forked rank)
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline_local import cli
+from pipeline_local.ranks import launcher
 from tests.conftest import free_port
 
 LONGEST = 60
@@ -102,6 +103,14 @@ class Forked:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
+
+
+def start_ranks(count: int, arguments: Sequence[str], output: Path) -> int:
+    """As the launcher does, but forked, so that the ranks need not import torch again."""
+    codes = Forked(count, [*arguments], output).ends()
+    print(output.read_text())
+    failures = {r: ProcessFailure(r, 0, code, "") for r, code in enumerate(codes) if code}
+    return launcher.cause(failures) if failures else 0
 
 
 def _is_stopped(process: int) -> bool:
