@@ -10,7 +10,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -138,13 +137,16 @@ def run_ranks() -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def forked_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`fit` forks its ranks. That they can be processes of their own, other tests show."""
-    from pipeline_local.ranks import call
+def forked_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`fit` and the commands fork their ranks; other tests start them as users do."""
+    from pipeline_local.ranks import call, launcher
     from tests import forked
 
-    start = partial(forked.start_ranks, output=tmp_path / "output of ranks")
-    monkeypatch.setattr(call, "start_ranks", start)
+    start = partial(forked.start_ranks, folder=tmp_path_factory.mktemp("ranks"))
+    for module in (call, launcher):
+        monkeypatch.setattr(module, "start_ranks", start)
 
 
 def _collect(pipes: list[Any], timeout: float) -> list[Any]:
