@@ -44,6 +44,18 @@ def build(
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
+    return build_with_shapes(name, args, outputs, image_shape, dtype, seed)[0]
+
+
+def build_with_shapes(
+    name: str,
+    args: Mapping[str, Any],
+    outputs: int | tuple[int, ...],
+    image_shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Backbone, list[Shape]]:
+    """The same, with the output shape of every block, for one sample."""
     builder, options = MODELS.find(name), MODELS.options(name, args)
     if name.startswith("python:"):
         builder = custom.builder(name, builder, seed, dtype)
@@ -55,8 +67,7 @@ def build(
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
-    _check_images(name, backbone, image_shape, output_shape, dtype)
-    return backbone
+    return backbone, _shapes(name, backbone, image_shape, output_shape, dtype)
 
 
 def _models() -> Registry[Builder]:
@@ -93,17 +104,18 @@ MODELS = _models()
 """What `model.name` may name."""
 
 
-def _check_images(
+def _shapes(
     name: str,
     backbone: Backbone,
     image_shape: Shape,
     output_shape: tuple[int, ...],
     dtype: torch.dtype,
-) -> None:
+) -> list[Shape]:
     """Images too small for the network show here, before anything is spent."""
     try:
-        *_, features = shapes(backbone, (2, *image_shape), dtype)
-        check_classifier(backbone, features, output_shape)
+        found = shapes(backbone, (2, *image_shape), dtype)
+        check_classifier(backbone, found[-1], output_shape)
+        return [tuple(shape[1:]) for shape in found]
     except Exception as error:  # a model of the user's may raise anything
         if name == GIVEN:
             raise UserError(

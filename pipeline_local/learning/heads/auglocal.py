@@ -13,7 +13,6 @@ from pipeline_local.learning.heads.head import HEADS, Head, Site
 from pipeline_local.learning.heads.layers import (
     ToChannelsLast,
     ToMap,
-    output_shape,
     readout,
     reset,
 )
@@ -60,7 +59,7 @@ class AugLocal:
                 layers.add_module(f"adapter{i}", _adapter(site.layout, shape, wanted))
             block = copy.deepcopy(site.later[index])
             layers.add_module(f"copy{i}", block)
-            shape = output_shape(block, wanted)
+            shape = site.later_shapes[index + 1]
         layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
         return AugLocalHead(layers, site.initialize)
 
