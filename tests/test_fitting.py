@@ -622,7 +622,7 @@ def test_a_notebook(tmp_path):
     assert " steps in " in shown  # rich colours the number
 
 
-def test_the_callers_state_stays(fitted):
+def test_the_callers_state_stays(fitted, idle_threads):
     torch.manual_seed(7)
     wanted = torch.rand(3)
     torch.manual_seed(7)
