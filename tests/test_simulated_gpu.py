@@ -39,7 +39,7 @@ def gpus(tmp_path_factory):
     build(folder)
     own = {"PYTHONPATH": f"{folder}:{TESTS.parent}", "PIPELINE_LOCAL_TEST_GPU": "1"}
     server = subprocess.Popen(
-        [sys.executable, TESTS / "simulated_gpu" / "server.py"],
+        [sys.executable, "-m", "tests.simulated_gpu.server"],
         env=os.environ | own,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Python commands as processes that have torch already: they are forked, and begin at once.
 
-`python server.py` reads requests from stdin, a line of JSON each: `arguments` of python (-c or -m),
+`python -m tests.simulated_gpu.server` reads requests from stdin, a line of JSON each: `arguments` of python (-c or -m),
 `environment`, `folder` (the current one), `output` (gets stdout, and with ".err" behind it stderr).
 It answers each with the exit code.
 """
