@@ -48,14 +48,22 @@ class Registry(Generic[Entry]):
         key: what names an entry, such as `head.name`; options are keys of the same section.
         kind: an entry in one word, such as "head".
         given: parameters that the caller of an entry passes itself, by their names.
+        slow: gives further entries by name; called when one of them, or all names, are asked for.
     """
 
-    def __init__(self, key: str, kind: str, given: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        key: str,
+        kind: str,
+        given: Collection[str] = (),
+        slow: Callable[[], Mapping[str, Entry]] = dict,
+    ) -> None:
         self.key = key
         self.kind = kind
         self.given = tuple(given)
         self._section = key.rpartition(".")[0]
         self._entries: dict[str, Entry] = {}
+        self._slow = slow
         _REGISTRIES.add(self)
 
     @overload
@@ -73,6 +81,8 @@ class Registry(Generic[Entry]):
         """
         if entry is None:
             return lambda entry: self.add(name, entry)
+        if not _is_ours(entry):
+            self._load_slow()
         old = self._entries.get(name)
         if old is not None and old.__module__ != entry.__module__:
             raise ValueError(f"{self.kind} {name!r} exists already, in {old.__module__}; rename it")
@@ -81,7 +91,12 @@ class Registry(Generic[Entry]):
 
     def names(self) -> list[str]:
         """All names that a user may write, in order of registration."""
+        self._load_slow()
         return [name for name in self._entries if name != GIVEN]
+
+    def _load_slow(self) -> None:
+        slow, self._slow = self._slow, dict
+        self._entries.update(slow())
 
     def comes_with_us(self, name: str) -> bool:
         """Whether an entry is this package's, and not a program's own."""
@@ -95,6 +110,8 @@ class Registry(Generic[Entry]):
         """
         if name.startswith("python:"):
             return cast(Entry, import_named(self.key, name))
+        if name not in self._entries:
+            self._load_slow()
         if name not in self._entries:
             hint = did_you_mean(name, self.names()) or ";"
             several = self.names()

@@ -1,4 +1,4 @@
-"""Fixtures: forked ranks (spawned where there are GPUs), one thread each, nothing left behind."""
+"""Fixtures: forked ranks (where there are GPUs by a fork server), one thread each, nothing left."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -9,6 +9,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -30,9 +31,21 @@ hypothesis.settings.register_profile("calm", deadline=None)  # no wall-clock ass
 hypothesis.settings.load_profile("calm")
 
 
+_OWN = os.getpid()
+_set_num_threads, _asked_for = torch.set_num_threads, set()
+
+
+def _watched(count: int) -> None:
+    if os.getpid() == _OWN:
+        _asked_for.add(count)
+    _set_num_threads(count)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Equal thread counts everywhere, and no pool of threads that a fork would break."""
+    """Equal thread counts everywhere, and no pool of threads: GNU OpenMP does not survive a fork
+    once it has one, and forked ranks that use several threads would hang (see `nothing_leaks`)."""
+    torch.set_num_threads = _watched
     torch.set_num_threads(1)
     # A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
     # backward pass of the process. Once there has been one, it never does.
@@ -54,6 +67,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in SET_BY_LIBRARIES}
 
 
+@pytest.fixture
+def idle_threads() -> Iterator[None]:
+    """For a test that asks for several threads and has no work for them."""
+    yield
+    _asked_for.clear()
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """No test may leave environment variables, child processes or threads behind.
@@ -64,12 +84,15 @@ def nothing_leaks() -> Iterator[None]:
     on_stop = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, on_stop)
+    asked_for = max(_asked_for, default=1)
+    _asked_for.clear()
     left = multiprocessing.active_children()
     for process in left:
         process.kill()  # it is this test's fault, not that of the next ones
         process.join()
     assert environment() == before
     assert torch.get_num_threads() == 1
+    assert asked_for == 1, "parallel.threads=1 here, or several in a forked process (run_ranks)"
     assert not left
     assert not [t for t in set(threading.enumerate()) - threads if not t.daemon]
 
@@ -111,8 +134,9 @@ def run_ranks() -> Callable[..., list[Any]]:
 
     def run(function: Callable, world_size: int, *args: Any, timeout: float = 100) -> list[Any]:
         # autograd has a thread for each GPU, which a fork would not have
-        way = "spawn" if torch.accelerator.is_available() else "fork"
+        way = "forkserver" if torch.accelerator.is_available() else "fork"
         context = multiprocessing.get_context(way)
+        context.set_forkserver_preload(["tests.conftest"])
         port = free_port()
         pipes, processes = [], []
         for rank in range(world_size):
@@ -133,6 +157,19 @@ def run_ranks() -> Callable[..., list[Any]]:
                 process.join()
 
     return run
+
+
+@pytest.fixture
+def forked_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`fit` and the commands fork their ranks; other tests start them as users do."""
+    from pipeline_local.ranks import call, launcher
+    from tests import forked
+
+    start = partial(forked.start_ranks, folder=tmp_path_factory.mktemp("ranks"))
+    for module in (call, launcher):
+        monkeypatch.setattr(module, "start_ranks", start)
 
 
 def _collect(pipes: list[Any], timeout: float) -> list[Any]:

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401 (once here, not in every forked rank)
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline_local import cli
+from pipeline_local.ranks import launcher
 from tests.conftest import free_port
 
 LONGEST = 60
@@ -29,6 +30,7 @@ class Forked:
         arguments: of the command line.
         output: file that gets what all of them print.
         prepare: called with the rank in each of them before it begins; may patch anything.
+        errors: file that gets what they print on stderr, if that is another one.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Forked:
         arguments: list[str],
         output: Path,
         prepare: Callable[[int], None] = lambda rank: None,
+        errors: Path | None = None,
     ) -> None:
         self.output = output
+        self.errors = errors or output
         self.outlived: list[int] = []
         context = multiprocessing.get_context("fork")
         port = free_port()
@@ -54,9 +58,8 @@ class Forked:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
         # a fork server that the parent has started is not this process's child: forget it
         multiprocessing.forkserver._forkserver.__init__()
-        output = os.open(self.output, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        for number, path in ((1, self.output), (2, self.errors)):
+            os.dup2(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY), number)
         # what pytest has put there belongs to its own process
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
@@ -102,6 +105,20 @@ class Forked:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
+
+
+def start_ranks(count: int, arguments: Sequence[str], folder: Path) -> int:
+    """As the launcher does, but forked, so that the ranks need not import torch again.
+
+    Args:
+        folder: gets what they print, until they have ended.
+    """
+    output, errors = folder / "stdout", folder / "stderr"
+    codes = Forked(count, [*arguments], output, errors=errors).ends()
+    sys.stdout.write(output.read_text())
+    sys.stderr.write(errors.read_text())
+    failures = {r: ProcessFailure(r, 0, code, "") for r, code in enumerate(codes) if code}
+    return launcher.cause(failures) if failures else 0
 
 
 def _is_stopped(process: int) -> bool:

@@ -6,7 +6,6 @@ A table of (setup, arguments, fragments of the line), through the command line's
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -440,40 +439,28 @@ def test_a_launcher_that_does_not_fit(folder, capsys, monkeypatch, environment, 
     assert not (folder / "out").exists()
 
 
-def launch(folder: Path, *arguments: str) -> tuple[int, list[str]]:
-    """Through a process of its own, as a user starts it; gives exit code and lines on stderr."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline_local", "train", "config.yaml", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    return done.returncode, done.stderr.splitlines()
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["modules.cuont=3"], "did you mean 'modules.count'"),
-        (["parallel.backend=nccl"], "each of the 2 ranks"),
-        (["run.dir=/proc/none/x"], "/proc/none/x cannot be written"),
+        ("modules.cuont=3", "did you mean 'modules.count'"),
+        ("modules.count=99", "99 modules for"),
+        ("parallel.backend=nccl", "each of the 2 ranks"),
+        ("run.dir=/proc/none/x", "/proc/none/x cannot be written"),
     ],
 )
-def test_two_stages_refuse_in_one_line(folder, arguments, says) -> None:
-    code, lines = launch(folder, "parallel.stages=2", *arguments)
-    assert code == 2
-    assert len(lines) == 1, lines
-    assert says in lines[0]
+def test_two_stages_refuse_in_one_line(folder, capsys, forked_launcher, arguments, says) -> None:
+    assert main(full(f"parallel.stages=2 {arguments}")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
     assert not (folder / "out").exists()
 
 
-def test_two_stages_know_of_a_wrong_interface_before_they_start(folder, monkeypatch) -> None:
+def test_two_stages_know_of_a_wrong_interface_before_they_start(
+    folder, capsys, monkeypatch, forked_launcher
+) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
-    code, (line,) = launch(folder, "parallel.stages=2")
-    assert code == 2
+    assert main(full("parallel.stages=2")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: GLOO_SOCKET_IFNAME=nope0: 'nope0' is no interface")
     assert not (folder / "out").exists()
 
@@ -485,14 +472,15 @@ def test_a_full_memory_is_told_in_one_line(folder, capsys) -> None:
     assert "lower data.batch_size" in line
 
 
-def test_an_image_that_breaks_a_run_of_two_stages_is_named_once(folder) -> None:
+def test_an_image_that_breaks_a_run_of_two_stages_is_named_once(
+    folder, capsys, forked_launcher
+) -> None:
     """Found by a loader process in the middle of the run: all ranks end, and one says why."""
     images(folder / "img", ((12, 12),) * 8)
     (folder / "img/train/bee/5.png").write_bytes(b"no image")
-    code, lines = launch(
-        folder, "parallel.stages=2", "data.workers=1", "train.steps=50", "model.width=2", *FOLDER
-    )
-    assert code == 2
+    settings = ["parallel.stages=2", "data.workers=1", "train.steps=50", "model.width=2", *FOLDER]
+    assert main(full(settings)) == 2
+    lines = capsys.readouterr().err.splitlines()
     (named,) = (line for line in lines if "img/train/bee/5.png" in line)
     assert named.startswith("error: an image cannot be read")
     assert "data.on_error=skip" in named

@@ -97,7 +97,7 @@ class StopsOnTheFirstRank(Callback):
             run.stop()
 
 
-def test_on_two_ranks_each_has_its_own_modules_and_all_stop_together(tmp_path):
+def test_on_two_ranks_each_has_its_own_modules_and_all_stop_together(tmp_path, forked_launcher):
     summary = fitted(
         tmp_path / "run", Witness(), StopsOnTheFirstRank(), stages=2, train={"steps": 500}
     )
@@ -209,6 +209,6 @@ class Broken(Callback):
             raise KeyError("my own mistake")
 
 
-def test_what_a_callback_raises_on_a_rank_is_said(tmp_path):
+def test_what_a_callback_raises_on_a_rank_is_said(tmp_path, forked_launcher):
     with pytest.raises(RuntimeError, match="exit code 1: KeyError: 'my own mistake', test_callba"):
         fitted(tmp_path / "run", Broken(), stages=2, train={"steps": 50})

@@ -65,7 +65,7 @@ ACCURACIES = {
 
 
 @pytest.mark.parametrize("name", ACCURACIES)
-def test_what_is_learned(example, name):
+def test_what_is_learned(example, name, forked_launcher):
     folder, _ = example(name)
     assert summary(folder)["accuracy"][-1] > ACCURACIES[name]
 

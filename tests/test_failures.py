@@ -192,7 +192,7 @@ def test_many_rounds(tmp_path, uninterrupted):
 def test_the_real_command_line(tmp_path):
     """Any of its processes is hit: launcher, ranks, loaders, and what Python starts beside them."""
     random, told = Random(SEED), [f"PIPELINE_LOCAL_SEED={SEED}"]
-    settings = ["train.steps=400", "checkpoint.every_steps=20", "run.resume=true"]
+    settings = ["data.workers=1", "train.steps=400", "checkpoint.every_steps=20", "run.resume=true"]
     for last in (*[False] * 6, True):
         run = Run(tmp_path, *settings, f"parallel.stages={random.randint(1, 3)}", launcher=OWN)
         try:

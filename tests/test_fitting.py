@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -502,21 +503,27 @@ def run(arguments, **more):
     return result.stdout
 
 
-def test_the_same_weights_here_on_two_ranks_and_under_torchrun(tmp_path):
-    """From standard input, where there is no file to import, with classes of its own and a loader
-    process; and under torchrun."""
-    program = tmp_path / "program.py"
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The weights of the program in this process, with a loader process."""
+    program, folder = tmp_path / "program.py", tmp_path / "one"
     program.write_text(PROGRAM)
-    run([sys.executable, str(program), "1", "1", str(tmp_path / "one")])
+    monkeypatch.setattr(sys, "argv", [str(program), "1", "1", str(folder)])
+    runpy.run_path(str(program), run_name="__main__")
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def test_the_same_weights_here_and_on_two_ranks(tmp_path, here):
+    """From standard input, where there is no file to import, with classes of its own."""
     run([sys.executable, "-", "2", "0", str(tmp_path / "two")], input=PROGRAM)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run([*torchrun, str(program), "2", "0", str(tmp_path / "launched")])
-    states = [
-        torch.load(tmp_path / name / "weights.pt", weights_only=True)
-        for name in ("one", "two", "launched")
-    ]
-    assert same(states[0], states[1])
-    assert same(states[0], states[2])
+    assert same(here, torch.load(tmp_path / "two" / "weights.pt", weights_only=True))
+
+
+@pytest.mark.long
+def test_the_same_weights_here_and_under_torchrun(tmp_path, here):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run([*launcher, str(tmp_path / "program.py"), "2", "0", str(tmp_path / "two")])
+    assert same(here, torch.load(tmp_path / "two" / "weights.pt", weights_only=True))
 
 
 def launched(rank_info, folder):
@@ -615,7 +622,7 @@ def test_a_notebook(tmp_path):
     assert " steps in " in shown  # rich colours the number
 
 
-def test_the_callers_state_stays(fitted):
+def test_the_callers_state_stays(fitted, idle_threads):
     torch.manual_seed(7)
     wanted = torch.rand(3)
     torch.manual_seed(7)

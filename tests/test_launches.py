@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_local.cli import main
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 SMALL = ["model.width=4", "train.epochs=null", "train.steps=8", "parallel.threads=1"]
 TRAIN = ["train", str(ROOT / "configs" / "digits.yaml"), *SMALL]
-FOUR = ["parallel.stages=4"]
+TWO, FOUR = ["parallel.stages=2"], ["parallel.stages=4"]
+
+RUN = Path("runs", "digits")
 
 LAUNCHES = {
-    "one process": ["pipeline-local", *TRAIN, "parallel.stages=1"],
-    "built-in launcher": ["pipeline-local", *TRAIN, "parallel.stages=2"],
-    "torchrun": ["torchrun", "--nproc-per-node=4", "-m", "pipeline_local", *TRAIN, *FOUR],
+    "built-in launcher": ["pipeline-local", *TRAIN, *TWO],
+    "torchrun": ["torchrun", "--nproc-per-node=2", "-m", "pipeline_local", *TRAIN, *TWO],
+    "torchrun, 4": ["torchrun", "--nproc-per-node=4", "-m", "pipeline_local", *TRAIN, *FOUR],
     "deepspeed": ["deepspeed", "--num_accelerators", "2", "--module", "pipeline_local", *TRAIN],
 }
 
@@ -37,18 +41,25 @@ def launch(command, folder, **more):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
+    """Those of all modules in one process, this one."""
     folder = tmp_path_factory.mktemp("alone")
-    done = launch(LAUNCHES["one process"], folder)
-    assert done.returncode == 0, done.stderr
+    assert main([*TRAIN, "parallel.stages=1", f"run.dir={folder / RUN}"]) == 0
     return checkpoint(folder)
 
 
 def checkpoint(folder):
-    files = folder.glob("runs/digits/checkpoints/step-00000008/*.safetensors")
+    files = (folder / RUN).glob("checkpoints/step-00000008/*.safetensors")
     return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("name", ["built-in launcher", "torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "built-in launcher",
+        "torchrun",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("torchrun, 4", "deepspeed")),
+    ],
+)
 def test_launches_agree(name, tmp_path, expected):
     done = launch(LAUNCHES[name], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -57,18 +68,13 @@ def test_launches_agree(name, tmp_path, expected):
     assert checkpoint(tmp_path) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
         ("built-in launcher", ["modules.count=11"], "11 modules for 10 blocks"),
-        pytest.param(
-            *("torchrun", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            *("torchrun", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
-            marks=pytest.mark.long,
-        ),
+        ("torchrun, 4", ["parallel.stages=3"], "needs 3 ranks, but the launcher started 4"),
+        ("torchrun, 4", ["modules.count=3", "parallel.stages=null"], "4 stages for 3 modules"),
     ],
 )
 def test_mistakes_are_told_once(name, more, message, tmp_path):

@@ -29,30 +29,40 @@ room = torch.empty(3, pin_memory=True)
 
 @pytest.fixture(scope="module")
 def gpus(tmp_path_factory):
-    """Run a Python command on so many of them; gives the finished process."""
+    """Run a Python command on so many of them; gives the finished process.
+
+    All are forked from one process (simulated_gpu/server.py), ranks included.
+    """
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler: g++")
     folder = tmp_path_factory.mktemp("simgpu")
     build(folder)
+    own = {"PYTHONPATH": f"{folder}:{TESTS.parent}", "PIPELINE_LOCAL_TEST_GPU": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.simulated_gpu.server"],
+        env=os.environ | own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
-    def run(count, *arguments, **options):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{folder}:{TESTS.parent}",
-            "SIMGPU_DEVICES": str(count),
-            "PIPELINE_LOCAL_TEST_GPU": "1",
+    def run(count, *arguments, cwd=folder):
+        output = tmp_path_factory.mktemp("command") / "output"
+        output.with_name("ranks").mkdir()
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "environment": os.environ | own | {"SIMGPU_DEVICES": str(count)},
+            "folder": str(cwd),
+            "output": str(output),
         }
-        return subprocess.run(
-            [sys.executable, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=1800,  # pytest has limits of its own
-            check=False,
-            **options,
-        )
+        print(json.dumps(request), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        told = output.read_text(), output.with_name("output.err").read_text()
+        return subprocess.CompletedProcess(arguments, code, *told)
 
-    return run
+    with server:
+        yield run
+        server.stdin.close()
 
 
 @pytest.mark.parametrize(

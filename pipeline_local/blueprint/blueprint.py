@@ -246,7 +246,7 @@ class Blueprint:
             layout=self.backbone.layout,
             shape=self.output_shapes[end - 1],
             later=[block.module for block in self.backbone.blocks[end:]],
-            later_shapes=self.input_shapes[end:],
+            later_shapes=(*self.input_shapes[end:], self.output_shapes[-1]),
             copies=copies,
             initialize=self.backbone.initialize,
             output_shape=self.task.output_shape,

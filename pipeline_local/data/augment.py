@@ -7,13 +7,10 @@ change an image.
 
 import math
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.transforms.v2 import functional as F
-
-from pipeline_local.data.trivial_augment import trivial_augment
 
 Augment = Literal["none", "standard", "trivial"]
 
@@ -21,6 +18,13 @@ SMALL = 64
 """Up to this side in pixels an image is shifted; above, it is cropped and resized."""
 NARROW = 8
 """From this ratio of its sides on, only a part of an image is resized."""
+
+
+def _torchvision() -> Any:  # noqa: ANN401 (a module)
+    """Its functions take seconds to import, and images that have their size do without."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def fit(image: Tensor, size: int) -> Tensor:
@@ -33,7 +37,8 @@ def fit(image: Tensor, size: int) -> Tensor:
     shorter = size if size <= SMALL else round(size * 256 / 224)
     if max(image.shape[1:]) > NARROW * min(image.shape[1:]):
         return _centre_of_narrow(image, shorter, size)
-    centre: Tensor = F.center_crop(F.resize(image, [shorter]), [size, size])
+    resized = _torchvision().resize(image, [shorter])
+    centre: Tensor = _torchvision().center_crop(resized, [size, size])
     return centre
 
 
@@ -48,7 +53,7 @@ def _centre_of_narrow(image: Tensor, shorter: int, size: int) -> Tensor:
     top = round((whole - size) / 2)  # as `center_crop` does
     unit = side // math.gcd(side, shorter)
     first = (top * side // shorter - 2 * side) // unit * unit
-    part = F.resize(image.narrow(axis, first, 6 * side // unit * unit), [shorter])
+    part = _torchvision().resize(image.narrow(axis, first, 6 * side // unit * unit), [shorter])
     part = part.narrow(axis, top - first * shorter // side, size)
     centre: Tensor = part.narrow(3 - axis, round((shorter - size) / 2), size)
     return centre
@@ -62,7 +67,11 @@ def augment(image: Tensor, size: int, name: Augment, draw: Random) -> Tensor:
     image = crop(image, size, draw)
     if draw.random() < 0.5:
         image = image.flip(-1)
-    return image if name == "standard" else trivial_augment(image, draw)
+    if name == "standard":
+        return image
+    from pipeline_local.data.trivial_augment import trivial_augment  # takes seconds to import
+
+    return trivial_augment(image, draw)
 
 
 def shifted_crop(image: Tensor, size: int, draw: Random) -> Tensor:
@@ -86,6 +95,6 @@ def random_resized_crop(image: Tensor, size: int, draw: Random) -> Tensor:
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             top, left = draw.randrange(height - h + 1), draw.randrange(width - w + 1)
-            crop: Tensor = F.resized_crop(image, top, left, h, w, [size, size])
+            crop: Tensor = _torchvision().resized_crop(image, top, left, h, w, [size, size])
             return crop
     return fit(image, size)

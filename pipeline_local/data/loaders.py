@@ -22,13 +22,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 every process; the rank then finishes its step, for which it needs its loaders."""
 
 
-def start_server(preload: str) -> None:
+def start_server(preload: list[str]) -> None:
     """Start the fork server, deaf to `STOP_SIGNALS` like all that it forks.
 
     Args:
-        preload: a module, imported by the server once, so that each loader has it (and torch).
+        preload: modules, imported by the server once, so that each loader has them (and torch).
     """
-    multiprocessing.set_forkserver_preload([preload])
+    multiprocessing.set_forkserver_preload(preload)
     _make_socket_folder()
     with _safe_path():
         resource_tracker.ensure_running()  # first: it would unblock SIGTERM

@@ -1,5 +1,6 @@
 """Batches by loader processes: they only share out the steps, whatever computes a batch."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pipeline_local.data.loaders import obey_rank_only, start_server
 from pipeline_local.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+
+_SLOW = {"torchvision.transforms.v2"}
+"""Modules that take seconds to import: where this process has them, its loaders will need them."""
 
 
 class BatchSource(Protocol):
@@ -67,7 +71,7 @@ def load(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batc
 
 def _start_server() -> None:
     try:
-        start_server(preload="pipeline_local.data.images.batches")
+        start_server(["pipeline_local.data.images.batches", *_SLOW & sys.modules.keys()])
     except OSError as error:
         raise UserError(
             f"loader processes cannot be started ({error}); name a folder in TMPDIR that can be"

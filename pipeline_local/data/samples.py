@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import derive, generators_kept, seed_generators
@@ -155,6 +154,8 @@ class CollatedSamples:
 def as_input(value: object) -> Tensor:
     """A tensor of a number, numbers, an array or a PIL image, whose dtype stays."""
     if isinstance(value, Image.Image):
+        from torchvision.transforms.v2 import functional as F  # takes seconds to import
+
         image: Tensor = F.to_dtype(F.to_image(value), torch.float32, scale=True)
         return image.as_subclass(Tensor)
     return _as_tensor(value)

@@ -5,32 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 
 from pipeline_local.errors import UserError
-from pipeline_local.models import (
-    cifar_resnet,
-    custom,
-    mlp,
-    resnet,
-    swin,
-    torchvision_families,
-    vgg,
-    vit,
-)
+from pipeline_local.models import cifar_resnet, custom, mlp
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import GIVEN, Registry
 
 Shape = tuple[int, ...]
 Builder = Callable[..., Backbone]
 
-_TORCHVISION: dict[tuple[str, ...], Builder] = {
-    ("resnet", "resnext", "wide_resnet"): resnet.build,
-    ("vit_",): vit.build,
-    ("swin_",): swin.build,
-    ("vgg",): vgg.build,
-    **torchvision_families.BUILDERS,
-}
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
@@ -61,6 +44,18 @@ def build(
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
+    return build_with_shapes(name, args, outputs, image_shape, dtype, seed)[0]
+
+
+def build_with_shapes(
+    name: str,
+    args: Mapping[str, Any],
+    outputs: int | tuple[int, ...],
+    image_shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Backbone, list[Shape]]:
+    """The same, with the output shape of every block, for one sample."""
     builder, options = MODELS.find(name), MODELS.options(name, args)
     if name.startswith("python:"):
         builder = custom.builder(name, builder, seed, dtype)
@@ -72,39 +67,55 @@ def build(
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
-    _check_images(name, backbone, image_shape, output_shape, dtype)
-    return backbone
+    return backbone, _shapes(name, backbone, image_shape, output_shape, dtype)
 
 
 def _models() -> Registry[Builder]:
-    models: Registry[Builder] = Registry("model.name", "model", ("num_classes", "image_shape"))
+    given = ("num_classes", "image_shape")
+    models: Registry[Builder] = Registry("model.name", "model", given, slow=_torchvision)
     models.add("mlp", mlp.build)
     for depth in cifar_resnet.DEPTHS:
         models.add(f"resnet{depth}", partial(cifar_resnet.build, depth))
-    models.add("vit", vit.build_any)
-    models.add("vgg", vgg.build_small)
-    for name in torchvision.models.list_models(module=torchvision.models):
-        for prefixes, builder in _TORCHVISION.items():
-            if name.startswith(prefixes):
-                models.add(name, partial(builder, name))
     return models
+
+
+def _torchvision() -> dict[str, Builder]:
+    """Torchvision's models, and those made of its parts: it takes as long to import as torch."""
+    import torchvision
+
+    from pipeline_local.models import resnet, swin, torchvision_families, vgg, vit
+
+    families: dict[tuple[str, ...], Builder] = {
+        ("resnet", "resnext", "wide_resnet"): resnet.build,
+        ("vit_",): vit.build,
+        ("swin_",): swin.build,
+        ("vgg",): vgg.build,
+        **torchvision_families.BUILDERS,
+    }
+    found: dict[str, Builder] = {"vit": vit.build_any, "vgg": vgg.build_small}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for prefixes, builder in families.items():
+            if name.startswith(prefixes):
+                found[name] = partial(builder, name)
+    return found
 
 
 MODELS = _models()
 """What `model.name` may name."""
 
 
-def _check_images(
+def _shapes(
     name: str,
     backbone: Backbone,
     image_shape: Shape,
     output_shape: tuple[int, ...],
     dtype: torch.dtype,
-) -> None:
+) -> list[Shape]:
     """Images too small for the network show here, before anything is spent."""
     try:
-        *_, features = shapes(backbone, (2, *image_shape), dtype)
-        check_classifier(backbone, features, output_shape)
+        found = shapes(backbone, (2, *image_shape), dtype)
+        check_classifier(backbone, found[-1], output_shape)
+        return [tuple(shape[1:]) for shape in found]
     except Exception as error:  # a model of the user's may raise anything
         if name == GIVEN:
             raise UserError(

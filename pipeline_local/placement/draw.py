@@ -42,11 +42,10 @@ def draw(
     model = config.model
     task = make_task(config, info)
     dtype = input_dtype(info)
-    backbone = registry.build(
+    backbone, outputs = registry.build_with_shapes(
         model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
     )
     _check_layout(config, backbone)
-    outputs = [tuple(s[1:]) for s in backbones.shapes(backbone, (2, *info.image_shape), dtype)]
     uncut = Blueprint(
         config=config,
         info=info,

@@ -1,5 +1,6 @@
 """Blocks run in order are torchvision's own model, to the bit, for every family."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from torchvision.ops import StochasticDepth
 
 from pipeline_local.errors import UserError
 from pipeline_local.models import registry, weights
-from pipeline_local.models.backbone import materialize, shapes
+from pipeline_local.models.backbone import materialize
 from pipeline_local.models.torchvision_families import _SizesOnTheCpu
 from pipeline_local.models.torchvision_models import Steps
 
@@ -123,7 +124,7 @@ def assert_alike(name, got, want):
 
 def test_initialisation_fills_every_tensor(case):
     for block in case.blocks:
-        module = case.fresh(block)
+        module = copy.deepcopy(block.module).to_empty(device="cpu")
         with torch.no_grad():
             for p in (*module.parameters(), *module.buffers()):
                 p.fill_(float("nan") if p.is_floating_point() else -1)
@@ -198,7 +199,6 @@ def test_large_models_on_paper_have_torchvisions_names_and_shapes(name, count):
     assert len(backbone.blocks) == count
     assert [(n, t.shape) for n, t in got.items()] == [(n, t.shape) for n, t in wanted.items()]
     assert all(t.is_meta for t in got.values())
-    assert len(shapes(backbone, (1, 3, 224, 224))) == count
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_t", "vgg11", "vit"])

@@ -186,10 +186,8 @@ def test_a_profile_of_each_device(tmp_path):
     assert len(last) == 4
 
 
-def test_another_device_than_the_profiles_is_told(tmp_path):
+def test_another_device_than_the_profiles_is_told(tmp_path, idle_threads):
     blueprint = draw(modules={"profile": write(tmp_path / "p.json")})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         assert doubts(blueprint, "cpu") == []
         (doubt,) = doubts(blueprint, "gpu")
@@ -202,4 +200,4 @@ def test_another_device_than_the_profiles_is_told(tmp_path):
         (doubt,) = doubts(blueprint, "cpu")
         assert "measured on cpu, 1 threads, not on cpu, 2 threads" in doubt
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)

@@ -32,8 +32,17 @@ def config(tmp_path, monkeypatch):
     return "config.yaml"
 
 
-def test_profile_then_plan_then_train(config, capsys):
+@pytest.fixture
+def small(config):
+    """Of few parts, which are soon measured."""
+    few = CONFIG.replace("{name: resnet20, width: 4}", "{name: mlp, hidden: 8, depth: 5}")
+    Path(config).write_text(few.replace("{name: auglocal, depth: 2}", "{name: linear}"))
+    return config
+
+
+def test_profile_then_plan_then_train(small, capsys):
     """A run that was cut by a profile resumes and evaluates without it."""
+    config = small
     assert main(["profile", config, "--output", "p.json", "--runs", "1"]) == 0
     assert "modules.profile=p.json" in capsys.readouterr().out
     auto = ["modules.profile=p.json", "modules.cuts=auto", "parallel.cuts=auto", "run.dir=out"]
@@ -79,7 +88,9 @@ def test_reconciliation_adds_to_two_acts():
     assert times.medians(reconciles=False)["added"] == 0
 
 
-def test_each_rank_measures_its_own_device(config, run_ranks):
+def test_each_rank_measures_its_own_device(small, run_ranks):
+    config = small
+
     def measured(rank_info, path):
         loaded = configfile.load(Path(path))
         return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), rank_info)
@@ -92,7 +103,8 @@ def test_each_rank_measures_its_own_device(config, run_ranks):
     assert main(["profile", config, "--output", "p.json", "parallel.stages=2"]) == 2
 
 
-def test_a_plan_for_another_device_than_the_profile_is_of(config, capsys):
+def test_a_plan_for_another_device_than_the_profile_is_of(small, capsys):
+    config = small
     assert main(["profile", config, "--output", "p.json", "--runs", "1"]) == 0
     arguments = ["plan", config, "modules.profile=p.json", "--device"]
     assert main([*arguments, "cpu"]) == 0

@@ -22,12 +22,9 @@ from pipeline_local.ranks.call import on_ranks, run_here
 from pipeline_local.ranks.rank import RankInfo, joined
 
 
-def rank():
-    return RankInfo.from_environment().rank
-
-
-def test_the_ranks_meet_and_have_what_the_function_needs(tmp_path):
-    """A closure, tensors, and an entry of a registry that only this program has."""
+def test_the_ranks_meet_and_end_with_an_interrupt(tmp_path):
+    """They have what the function needs: a closure, tensors, and an entry of a registry that only
+    this program has. As in a notebook, the cell is interrupted, and the kernel goes on."""
     weights = torch.arange(3.0)
 
     @HEADS.add("head of test_call")
@@ -40,13 +37,26 @@ def test_the_ranks_meet_and_have_what_the_function_needs(tmp_path):
             value = weights * (info.rank + 1)
             torch.distributed.all_reduce(value)
         found = HEADS.find("head of test_call")(site=value.tolist())
-        (tmp_path / str(info.rank)).write_text(str(found))
+        file = tmp_path / str(info.rank)
+        file.with_suffix(".partial").write_text(f"{os.getpid()} {found}")
+        file.with_suffix(".partial").rename(file)
+        while True:
+            time.sleep(0.1)
 
+    def interrupt():
+        while not all((tmp_path / name).exists() for name in "01"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
-        on_ranks(2, together)
+        with pytest.raises(KeyboardInterrupt):
+            on_ranks(2, together)
     finally:
         del HEADS._entries["head of test_call"]
-    assert [(tmp_path / name).read_text() for name in "01"] == ["[0.0, 3.0, 6.0]"] * 2
+    told = [(tmp_path / name).read_text().split(maxsplit=1) for name in "01"]
+    assert [found for _, found in told] == ["[0.0, 3.0, 6.0]"] * 2
+    assert not any(Path(f"/proc/{number}").exists() for number, _ in told)
     assert "RANK" not in os.environ
 
 
@@ -96,23 +106,3 @@ def test_what_cannot_be_sent_is_refused():
     with pytest.raises(UserError, match=r"be sent to them .*lock.*torchrun instead") as caught:
         on_ranks(2, lambda: lock)
     assert "\n" not in str(caught.value)
-
-
-def test_an_interrupt_ends_the_ranks(tmp_path):
-    """As in a notebook: the cell is interrupted, and the kernel goes on."""
-
-    def wait():
-        (tmp_path / str(rank())).write_text(str(os.getpid()))
-        while True:
-            time.sleep(0.1)
-
-    def interrupt():
-        while len(list(tmp_path.iterdir())) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        on_ranks(2, wait)
-    numbers = [int((tmp_path / name).read_text()) for name in "01"]
-    assert not any(Path(f"/proc/{number}").exists() for number in numbers)

@@ -123,7 +123,7 @@ WORLDS = {
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_all_is_as_before_also_after_an_error(name):
+def test_all_is_as_before_also_after_an_error(name, idle_threads):
     with WORLDS[name]():
         before = state()
         with suppress(ValueError), as_found(CPU):
@@ -137,7 +137,7 @@ def test_all_is_as_before_also_after_an_error(name):
         assert not signal_handling._SIGCHLD_handler_set, "torch sets its handler again when needed"
 
 
-def test_a_precision_said_in_torchs_new_way_stays():
+def test_a_precision_said_in_torchs_new_way_stays(idle_threads):
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     before = precision()
     try:
@@ -150,7 +150,7 @@ def test_a_precision_said_in_torchs_new_way_stays():
         torch.set_float32_matmul_precision("highest")
 
 
-def test_threads_that_overlap_leave_what_the_first_has_found():
+def test_threads_that_overlap_leave_what_the_first_has_found(idle_threads):
     """The first ends while the second is at work."""
     inside, leave = threading.Event(), threading.Event()
 

@@ -77,7 +77,6 @@ class Run:
                     *command,
                     *small,
                     "parallel.stages=2",
-                    "data.workers=1",
                     "train.log_every=5",
                     *more,
                 ],
@@ -151,7 +150,11 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "victim", "code"), [(OWN, 1, 128 + signal.SIGKILL), (TORCHRUN, 0, 1)]
+    ("launcher", "victim", "code"),
+    [
+        (OWN, 1, 128 + signal.SIGKILL),
+        pytest.param(TORCHRUN, 0, 1, marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_rank(start, launcher, victim, code):
     run = start(launcher=launcher)
@@ -164,8 +167,9 @@ def test_a_killed_rank(start, launcher, victim, code):
     run.leaves_nothing()
 
 
+@pytest.mark.long
 def test_a_stopped_rank(start):
-    """Its launcher could only wait for it."""
+    """Its launcher could only wait for it. See tests/test_failures.py for ranks without one."""
     run = start("parallel.timeout=4")
     os.kill(run.rank(0), signal.SIGSTOP)
     assert run.process.wait(LONGEST) == EXIT_STALLED
@@ -175,7 +179,7 @@ def test_a_stopped_rank(start):
 
 
 def test_a_killed_launcher_takes_its_ranks_along(start):
-    run = start()
+    run = start("data.workers=1")
     run.rank(1)
     assert len(run.processes()) >= 4, "launcher, two ranks, a loader"
     run.process.kill()
@@ -187,7 +191,7 @@ def test_a_killed_launcher_takes_its_ranks_along(start):
 )
 def test_a_launcher_that_is_asked_to_stop(start, number):
     """Its ranks, with their loaders, finish the same step and save it."""
-    run = start()
+    run = start("data.workers=1")
     run.rank(1)
     run.process.send_signal(number)
     assert run.process.wait(LONGEST) == EXIT_STOPPED
@@ -200,7 +204,7 @@ def test_a_launcher_that_is_asked_to_stop(start, number):
 @pytest.mark.long
 def test_ctrl_c_under_torchrun(start):
     """It is sent to torchrun, which sends it to its ranks and their loaders."""
-    run = start(launcher=TORCHRUN)
+    run = start("data.workers=1", launcher=TORCHRUN)
     run.rank(1)
     run.process.send_signal(signal.SIGINT)
     run.process.wait(LONGEST)
@@ -210,6 +214,7 @@ def test_ctrl_c_under_torchrun(start):
     run.leaves_nothing()
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_kills_the_ranks(start):
     """One of them is suspended, and would never end its step."""
     run = start()
@@ -225,7 +230,7 @@ def test_a_second_ctrl_c_kills_the_ranks(start):
 @pytest.mark.long
 def test_signals_to_all_processes_stop_a_run_once(start):
     """As a batch system sends them: launcher, ranks and loaders all get it."""
-    run = start()
+    run = start("data.workers=1")
     run.rank(1)
     for process in run.processes():
         os.kill(process, signal.SIGUSR1)

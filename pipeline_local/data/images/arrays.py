@@ -1,17 +1,18 @@
 """Data sets that fit in memory as one array: digits and CIFAR."""
 
+import gzip
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from pipeline_local.data.images.subset import rank_in_class
 from pipeline_local.errors import UserError
-
-_CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,25 @@ def open_digits(split: str) -> ArrayDataset:
 
     Every fifth sample of each class is the test split, so both splits know every writer.
     """
-    from sklearn.datasets import load_digits  # takes seconds to import
-
-    stored = load_digits()
-    images = torch.from_numpy(stored.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    labels = torch.from_numpy(stored.target).long()
+    stored = torch.from_numpy(_stored_digits())
+    images = stored[:, :-1].mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = stored[:, -1].long()
     in_test = rank_in_class(labels) % 5 == 4
     mine = in_test if split == "test" else ~in_test
     return ArrayDataset(images[mine], labels[mine], tuple(str(name) for name in range(10)))
+
+
+def _stored_digits() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """An image of 64 values from 0 to 16 and its label in each row [1797, 65].
+
+    As `sklearn.datasets.load_digits` reads them, whose import takes seconds.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
+    with gzip.open(file, "rt") as rows:
+        return np.loadtxt(rows, delimiter=",")
 
 
 def open_cifar(name: str, root: Path, split: str) -> ArrayDataset:
@@ -55,8 +67,10 @@ def open_cifar(name: str, root: Path, split: str) -> ArrayDataset:
     return ArrayDataset(images, torch.tensor(stored.targets), tuple(stored.classes))
 
 
-def _load_cifar(name: str, root: Path, split: str) -> torchvision.datasets.CIFAR10:
-    cls = _CIFAR[name]
+def _load_cifar(name: str, root: Path, split: str) -> Any:  # noqa: ANN401 (torchvision's data set)
+    from torchvision.datasets import CIFAR10, CIFAR100  # take seconds to import
+
+    cls = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
         with warnings.catch_warnings():
             # The files are pickles, the only ones ever read here: torchvision first compares their

@@ -44,7 +44,7 @@ def train_batches(
     """
     source = TrainSource(open_split(data, "train"), data, info, seed)
     steps = range(start_step, start_step + num_steps)
-    return _load(source, steps, data.workers, skipped or Skipped())
+    return _load(source, steps, data, skipped or Skipped())
 
 
 def test_batches(
@@ -64,7 +64,7 @@ def test_batches(
     """
     source = TestSource(open_split(data, "test"), data, info)
     num_batches = -(-info.num_test // data.batch_size)
-    loaded = _load(source, range(num_batches), data.workers, skipped or Skipped())
+    loaded = _load(source, range(num_batches), data, skipped or Skipped())
     readable = False
     for number, (images, labels) in enumerate(loaded, start=1):
         readable = readable or bool((labels != IGNORE_LABEL).any())
@@ -143,7 +143,9 @@ def _stack(samples: list[tuple[Tensor, int]]) -> Batch:
     return torch.stack(images), torch.tensor(labels)
 
 
-def _load(source: BatchSource, steps: range, workers: int, skipped: Skipped) -> Iterator[Batch]:
-    for batch, paths in load(source, steps, workers):
+def _load(source: BatchSource, steps: range, data: DataConfig, skipped: Skipped) -> Iterator[Batch]:
+    if data.workers and (data.root is not None or data.augment == "trivial"):
+        import torchvision.transforms.v2  # noqa: F401 (now, so that not every loader has to)
+    for batch, paths in load(source, steps, data.workers):
         skipped.add(paths)
         yield batch

@@ -14,7 +14,6 @@ from pipeline_local.learning.heads.layers import (
     Pool,
     ToChannelsLast,
     ToMap,
-    output_shape,
     readout,
     reset,
 )
@@ -74,7 +73,7 @@ class AugLocal:
                 layers.add_module(f"adapter{i}", _adapter(site.layout, shape, wanted))
             block = copy.deepcopy(site.later[index])
             layers.add_module(f"copy{i}", block)
-            shape = output_shape(block, wanted)
+            shape = site.later_shapes[index + 1]
         layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
         return AugLocalHead(layers, site.initialize)
 

@@ -38,7 +38,7 @@ class Site:
         layout: meaning of the axes of the activations.
         shape: shape of one sample's activations, without the batch axis.
         later: the backbone's blocks behind this module, on the meta device.
-        later_shapes: for each of them, the shape of one sample's input.
+        later_shapes: for each of them, the shape of one sample's input; then of the last's output.
         copies: how many of the later blocks a head copies, if it copies any (`copies`).
         initialize: the backbone's own initialisation, for copies of its blocks.
         output_shape: shape of one sample's outputs: (classes,), or (classes, H, W) for dense tasks.

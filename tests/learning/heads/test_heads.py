@@ -18,15 +18,18 @@ def mark(module):
 
 
 def later_blocks(layout):
-    """Three blocks; on maps the second one halves the side and doubles the channels."""
+    """Three blocks, and the shapes before each and behind the last.
+
+    On maps the second one halves the side and doubles the channels.
+    """
     if layout == "NCHW":
         blocks = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)]
-        return [*blocks, nn.Conv2d(16, 16, 3, padding=1)], [(8, 6, 6), (8, 6, 6), (16, 3, 3)]
+        return [*blocks, nn.Conv2d(16, 16, 3, padding=1)], [(8, 6, 6)] * 2 + [(16, 3, 3)] * 2
     if layout == "NCT":
         blocks = [nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 16, 3, 2, 1)]
-        return [*blocks, nn.Conv1d(16, 16, 3, padding=1)], [(8, 12), (8, 12), (16, 6)]
+        return [*blocks, nn.Conv1d(16, 16, 3, padding=1)], [(8, 12)] * 2 + [(16, 6)] * 2
     shape = SHAPES[layout]
-    return [nn.Linear(8, 8) for _ in range(3)], [shape] * 3
+    return [nn.Linear(8, 8) for _ in range(3)], [shape] * 4
 
 
 def site(layout, copies=2, shape=None):
