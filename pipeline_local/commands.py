@@ -120,10 +120,11 @@ def _add_bench(commands: Commands) -> None:
     baselines = what.add_parser("baselines", help=methods)
     baselines.add_argument("config", type=_path, help="YAML file")
     baselines.add_argument("overrides", nargs="*", metavar="key=value")
-    every = "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
+    every = "bp,checkpoint,accumulate,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
+    every += ",deepspeed,deepspeed-dualpipev,local"
     baselines.add_argument("--baselines", help=f"which of {every}")
     baselines.add_argument(
-        "--microbatches", help="of the pipelines, such as 2,4,8; default: stages"
+        "--microbatches", help="of pipelines and accumulate, such as 2,4,8; default: stages"
     )
     baselines.add_argument("--runs", type=int, default=5, help="turns of each")
     baselines.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
