@@ -107,7 +107,8 @@ def test_a_compressed_pipeline_stands_beside_1f1b(config, tmp_path):
     assert found["1f1b"].ratio == 1
     assert found["1f1b-8bit"].ratio == pytest.approx(4, rel=0.2), "float32"
     assert found["1f1b-1percent"].ratio > 10
-    half = by_method(profiled(tmp_path, precision="bfloat16"), **slow)
+    (tmp_path / "half").mkdir()
+    half = by_method(profiled(tmp_path / "half", precision="bfloat16"), **slow)
     assert half["1f1b"].step_seconds == pytest.approx(found["1f1b"].step_seconds / 2, rel=0.1)
     assert half["1f1b-8bit"].step_seconds == found["1f1b-8bit"].step_seconds
     near = by_method(config, methods=("1f1b", "1f1b-8bit"))
@@ -164,6 +165,8 @@ def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
     assert alone["name"] == "BP, 1 device, m=2"
     blocks = len(profile["blocks"])
     assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no link"
+    again = next(one for one in slow["alternatives"] if one["method"] == "BP checkpointed")
+    assert again["seconds"] == pytest.approx(alone["seconds"] + blocks * 2 * 0.01)
 
 
 def total(module):
