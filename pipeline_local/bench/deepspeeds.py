@@ -36,10 +36,12 @@ class DeepSpeed(TrainedParts):
             raise UnavailableError("DeepSpeed reduces no gradients in float64")
         if self.workload.config.channels_last:
             raise UnavailableError("DeepSpeed takes no channels_last weights: channels_last=false")
-        self._check()
         try:
             with contextlib.redirect_stdout(sys.stderr):
+                self._check()
                 self._initialize()
+        except UnavailableError:
+            raise
         except Exception as error:  # DeepSpeed raises many types
             reason = next(iter(str(error).splitlines()), "")
             raise UnavailableError(f"{type(error).__name__}: {reason}") from error

@@ -1,5 +1,9 @@
 """Stages of pipelines: evenly cut, each rank's together; and what a schedule cannot run."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 
 from pipeline_local import configfile
@@ -59,8 +63,19 @@ def test_compiled_modules_cannot_be_split(name):
         Pipelined(workload(compile=True), 4, name).setup()
 
 
+def deepspeed_of(monkeypatch, version, **contents):
+    """A DeepSpeed of another version, as far as it is looked at."""
+    whole, pipe = (ModuleType(name, "") for name in ("deepspeed", "deepspeed.pipe"))
+    whole.__spec__ = ModuleSpec("deepspeed", None)
+    whole.__version__, whole.pipe = version, pipe
+    vars(pipe).update(contents)
+    monkeypatch.setitem(sys.modules, "deepspeed", whole)
+    monkeypatch.setitem(sys.modules, "deepspeed.pipe", pipe)
+
+
 @pytest.mark.parametrize("name", ["dualpipev", "deepspeed-dualpipev"])
-def test_dualpipev_needs_a_microbatch_for_each_stage(name):
+def test_dualpipev_needs_a_microbatch_for_each_stage(monkeypatch, name):
+    deepspeed_of(monkeypatch, "0.19.8", DualPipeVModule=object)
     reason = "a microbatch for each of 4 stages, got 2; pass --microbatches 4"
     with pytest.raises(UnavailableError, match=reason):
         PIPELINED[name](workload(), 2).setup()
@@ -68,9 +83,9 @@ def test_dualpipev_needs_a_microbatch_for_each_stage(name):
 
 def test_a_deepspeed_without_dualpipev(monkeypatch):
     """The lowest version that the package takes has none."""
-    deepspeed = pytest.importorskip("deepspeed")
-    monkeypatch.delattr(deepspeed.pipe, "DualPipeVModule")
-    with pytest.raises(UnavailableError, match=r"DeepSpeed \S+ has no DualPipeV; pip install"):
+    deepspeed_of(monkeypatch, "0.19.4")
+    reason = "DeepSpeed 0.19.4 has no DualPipeV; pip install -U deepspeed"
+    with pytest.raises(UnavailableError, match=f"^{reason}$"):
         PIPELINED["deepspeed-dualpipev"](workload(), 4).setup()
 
 

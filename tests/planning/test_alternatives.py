@@ -85,7 +85,9 @@ def test_speed_by_operations():
 def test_memory_rivals_on_one_device():
     """Accumulation costs nothing but small microbatches, checkpointing a forward pass of blocks."""
     deep = {"model": {"name": "mlp", "hidden": 32, "depth": 12}, "head": {"name": "linear"}}
-    found, again = (of(1, 1024, modules={"count": 3, "recompute": on}, **deep) for on in (0, 1))
+    found, again = (
+        of(1, 1024, modules={"count": 3, "recompute": on}, **deep) for on in (False, True)
+    )
     plain, checkpointed = (found[f"{name}, m=1"] for name in ALONE)
     accumulating = found["BP, 1 device, m=4"]
     assert accumulating.peak < 0.4 * plain.peak
