@@ -65,9 +65,12 @@ def _add_planning(commands: Commands) -> None:
     simulate = commands.add_parser("simulate", help="other stages, links and methods, by a profile")
     simulate.add_argument("config", type=_path, help="YAML file")
     simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
-    simulate.add_argument("--methods", type=_words, default=("local", "1f1b", "gpipe", "ddp"))
+    methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
+    simulate.add_argument("--methods", type=_words, default=methods)
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
-    simulate.add_argument("--microbatches", type=int, help="of 1f1b and gpipe; default: stages")
+    simulate.add_argument(
+        "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: stages"
+    )
     simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
     simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
     simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
@@ -120,10 +123,11 @@ def _add_bench(commands: Commands) -> None:
     baselines = what.add_parser("baselines", help=methods)
     baselines.add_argument("config", type=_path, help="YAML file")
     baselines.add_argument("overrides", nargs="*", metavar="key=value")
-    every = "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
+    every = "bp,checkpoint,accumulate,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
+    every += ",deepspeed,deepspeed-dualpipev,local"
     baselines.add_argument("--baselines", help=f"which of {every}")
     baselines.add_argument(
-        "--microbatches", help="of the pipelines, such as 2,4,8; default: stages"
+        "--microbatches", help="of pipelines and accumulate, such as 2,4,8; default: stages"
     )
     baselines.add_argument("--runs", type=int, default=5, help="turns of each")
     baselines.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")

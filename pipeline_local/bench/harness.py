@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local.bench.baseline import Baseline, Unavailable, UnavailableError, Workload
+from pipeline_local.bench.bubbles import bubble
 from pipeline_local.bench.local import IsolatedStage, LocalPipeline
 from pipeline_local.bench.memory import Footprint
-from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
-from pipeline_local.bench.pipelines import bubble
+from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
@@ -114,7 +114,7 @@ def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measu
 
 
 def entries(workload: Workload, request: Request) -> list[Entry]:
-    """Return an entry for each baseline; for pipelines, one for each number of microbatches."""
+    """Return an entry for each baseline; one for each number of microbatches where it has any."""
     return [entry for name in request.baselines for entry in _entries(workload, request, name)]
 
 
@@ -123,7 +123,8 @@ def _entries(workload: Workload, request: Request, name: str) -> Iterator[Entry]
     threads = workload.rank_info.threads(workload.config.parallel)
     if name in WHOLE:
         whole = threads * workload.rank_info.local_world_size
-        yield Entry(name, 1, 1, WHOLE[name](workload, 1), whole)
+        for count in request.microbatches if name in ACCUMULATING else (1,):
+            yield Entry(name, 1, count, WHOLE[name](workload, count), whole)
     elif name in REPLICATED:
         yield Entry(name, ranks, 1, REPLICATED[name](workload, 1), threads)
     elif name in PIPELINED:

@@ -10,9 +10,11 @@ import torch
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
+    ScheduleDualPipeV,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
 )
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
@@ -30,44 +32,47 @@ SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]]
     "1f1b": Schedule1F1B,
     "interleaved": ScheduleInterleaved1F1B,
     "zerobubble": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
+    "dualpipev": ScheduleDualPipeV,
 }
-LOOPS = {"interleaved": 2, "zerobubble": 2}
-"""Stages on each rank of the schedules that have several; stage i is on rank i modulo the ranks."""
-PIECES = {"gpipe": 1, "1f1b": 1, "deepspeed": 1, "interleaved": 2, "zerobubble": 6}
-"""For the theoretical bubble: equal pieces that a rank's work on one microbatch is cut into. In a
-step a rank is idle for one piece per other rank.
-
-1: forward and backward. 2: those of one of two stages (Narayanan et al., 2021). 6: the forward pass
-of one of two stages, as weight gradients fill the other gaps (Qi et al., 2024); this assumes that
-the forward pass, input gradients and weight gradients cost the same."""
-
-
-def bubble(name: str, ranks: int, microbatches: int) -> float | None:
-    """Return the theoretical idle fraction of a rank; None for methods without a pipeline."""
-    if name not in PIECES:
-        return None
-    return (ranks - 1) / (PIECES[name] * microbatches + ranks - 1)
+SHAPES = {
+    "interleaved": "loop",
+    "zerobubble": "loop",
+    "zbv": "V",
+    "dualpipev": "V",
+    "deepspeed-dualpipev": "V",
+}
+"""Pipelines with two stages on each rank, and how the second ones follow the first: in the same
+order of ranks, or backwards, so that the first rank has the last stage, too."""
+SPLITTING = ("zerobubble", "zbv", "dualpipev")
+"""Schedules that take the gradients of inputs before those of weights."""
 
 
-def cut(workload: Workload, loops: int) -> list[range]:
-    """Return the blocks of each stage, `loops` stages per rank; stage i is on rank i modulo ranks.
+def owners(name: str, ranks: int) -> list[int]:
+    """Return the rank of each stage of a pipeline."""
+    line = list(range(ranks))
+    return line + {"loop": line, "V": line[::-1]}.get(SHAPES.get(name, ""), [])
 
-    With one stage per rank these are the stages of local learning. With more, each of those is
-    taken to cost the same, as its cuts were chosen to balance it, and is divided among its blocks
-    by their estimated costs.
+
+def cut(workload: Workload, ranks: Sequence[int]) -> list[range]:
+    """Return the blocks of each stage, given the rank of each stage.
+
+    With one stage per rank these are the stages of local learning. With two, each of those is taken
+    to cost the same, as its cuts were chosen to balance it, and is divided among its blocks by
+    their estimated costs.
     """
-    ranks, costs = workload.rank_info.world_size, workload.placement.costs[0]
-    stages = [workload.stage_blocks(stage) for stage in range(ranks)]
-    if loops == 1:
+    costs = workload.placement.costs[0]
+    stages = [workload.stage_blocks(stage) for stage in range(workload.rank_info.world_size)]
+    if len(ranks) == len(stages):
         return stages
     totals = [cost.forward + cost.backward + cost.update for cost in costs.blocks]
     totals[-1] += costs.classifier.forward + costs.classifier.backward + costs.classifier.update
     shares = [totals[i] / (sum(totals[i] for i in part) or 1.0) for part in stages for i in part]
-    return around(shares, ranks, loops)
+    return around(shares, ranks)
 
 
-def around(costs: Sequence[float], ranks: int, loops: int) -> list[range]:
-    """Return contiguous non-empty ranges, `loops` per rank, that minimise a step with m = p.
+def around(costs: Sequence[float], ranks: Sequence[int]) -> list[range]:
+    """Return contiguous non-empty ranges, one for each stage, that minimise a step with m = p.
 
     The step's time is that of p microbatches on the most expensive rank, plus p - 1 microbatches on
     the most expensive stage to fill the pipeline. The search starts from the most even stages and
@@ -75,16 +80,17 @@ def around(costs: Sequence[float], ranks: int, loops: int) -> list[range]:
 
     Args:
         costs: cost of each block, in any unit.
-        ranks: p.
-        loops: stages on each rank.
+        ranks: the rank of each stage, of 0 to p - 1.
     """
+    count = max(ranks) + 1
 
     def seconds(edges: Sequence[int]) -> float:
         stages = [sum(costs[a:b]) for a, b in pairwise(edges)]
-        most = max(sum(stages[rank::ranks]) for rank in range(ranks))
-        return ranks * most + (ranks - 1) * max(stages)
+        pairs = [*zip(stages, ranks, strict=True)]
+        most = max(sum(cost for cost, own in pairs if own == rank) for rank in range(count))
+        return count * most + (count - 1) * max(stages)
 
-    best = [*(part.start for part in partition.balanced(costs, ranks * loops)), len(costs)]
+    best = [*(part.start for part in partition.balanced(costs, len(ranks))), len(costs)]
     while True:
         nearest = min(_moved(best), key=seconds, default=best)
         if seconds(nearest) >= seconds(best) * (1 - 1e-9):  # rounding must not cause a loop
@@ -134,19 +140,22 @@ class Pipelined(TrainedParts):
 
     def setup(self) -> None:
         """Build this rank's stages and the schedule."""
-        rank_info, loops = self.workload.rank_info, LOOPS.get(self._name, 1)
+        rank_info, name = self.workload.rank_info, self._name
         check_ranks(self.workload)
-        every = cut(self.workload, loops)
-        if self._name == "zerobubble":
+        ranks = owners(name, rank_info.world_size)
+        if name == "dualpipev":
+            check_dualpipev(self.workload, self._microbatches)
+        every = cut(self.workload, ranks)
+        if name in SPLITTING:
             _needs_splitting(self.workload, every)
-        numbers = range(rank_info.rank, len(every), rank_info.world_size)
+        numbers = [number for number, rank in enumerate(ranks) if rank == rank_info.rank]
         parts = self.make(*(every[number] for number in numbers))
         self._stages = [
-            TimedStage(part, number, len(every), rank_info.device)
+            TimedStage(part, number, len(ranks), rank_info.device)
             for part, number in zip(parts, numbers, strict=True)
         ]
-        kind: Any = SCHEDULES[self._name]  # takes one stage or a list of them
-        stages = self._stages if loops > 1 else self._stages[0]
+        kind: Any = SCHEDULES[name]  # takes one stage or a list of them
+        stages = self._stages if name in SHAPES else self._stages[0]
         schedule = kind(stages, self._microbatches, self.workload.loss)
         x, labels = self.workload.batch
         inputs = (x,) if self._stages[0].is_first else ()
@@ -163,6 +172,20 @@ class Pipelined(TrainedParts):
         """Return the seconds in which this rank has computed."""
         busy = sum(stage.busy.seconds for stage in self._stages)
         return {"busy": busy + self._updating.seconds}
+
+
+def check_dualpipev(workload: Workload, microbatches: int) -> None:
+    """Check that there are enough microbatches to fill both ways.
+
+    Raises:
+        UnavailableError: there are fewer than stages.
+    """
+    least = 2 * workload.rank_info.world_size
+    if microbatches < least:
+        raise UnavailableError(
+            f"DualPipeV needs a microbatch for each of {least} stages, got {microbatches}; pass"
+            f" --microbatches {least}"
+        )
 
 
 def _needs_splitting(workload: Workload, stages: Sequence[range]) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_local import newfile
-from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
-from pipeline_local.bench.pipelines import LOOPS
+from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WHOLE
+from pipeline_local.bench.pipelines import SHAPES
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
@@ -26,7 +26,7 @@ class Request:
 
     Attributes:
         baselines: names of the methods, in the order of their turns.
-        microbatches: the numbers of microbatches to measure pipelines with.
+        microbatches: the numbers of microbatches of pipelines and of `accumulate`.
         runs: number of turns of each method.
         steps: timed steps in a turn, a multiple of `reconcile.every`.
         output: JSON file for the rows, or None.
@@ -102,15 +102,17 @@ class Request:
     def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
         size = config.data.batch_size
         pipelined = num_stages > 1 and any(name in PIPELINED for name in self.baselines)
-        looped = ", ".join(name for name in self.baselines if name in LOOPS)
-        for count in self.microbatches if pipelined else ():
+        looped = ", ".join(name for name in self.baselines if SHAPES.get(name) == "loop")
+        least = num_stages if pipelined else 1
+        cut = pipelined or any(name in ACCUMULATING for name in self.baselines)
+        for count in self.microbatches if cut else ():
             rounds = count // num_stages
-            if count < num_stages or size % count:
+            if count < least or size % count:
                 yield (
-                    f"--microbatches: at least one per stage ({num_stages}), in equal parts of"
+                    f"--microbatches: at least one per stage ({least}), in equal parts of"
                     f" data.batch_size={size}, got {count}"
                 )
-            elif looped and count % rounds:
+            elif pipelined and looped and count % rounds:
                 yield (
                     f"--microbatches: {looped} runs them in {rounds} equal rounds, got {count};"
                     f" pass a multiple of the {num_stages} ranks"
@@ -130,14 +132,13 @@ class Request:
 
     def _refuse_too_few(self, num_blocks: int, num_stages: int) -> None:
         """Pipelines with several stages per rank need a block for each stage."""
-        for name in LOOPS if num_stages > 1 else ():
-            least = num_stages * LOOPS[name]
-            if name in self.baselines and num_blocks < least:
-                raise UserError(
-                    f"--baselines: {name} has {LOOPS[name]} stages on each of {num_stages} ranks,"
-                    f" so at least {least} blocks are needed, got {num_blocks}; use a deeper model"
-                    f" or leave {','.join(LOOPS)} out"
-                )
+        names = [name for name in self.baselines if name in SHAPES] if num_stages > 1 else []
+        if names and num_blocks < 2 * num_stages:
+            raise UserError(
+                f"--baselines: {names[0]} has 2 stages on each of {num_stages} ranks, so at least"
+                f" {2 * num_stages} blocks are needed, got {num_blocks}; use a deeper model or"
+                f" leave {','.join(names)} out"
+            )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class BaselineRow:
         efficiency: throughput over that of the slowest stage without neighbours.
         waited: fraction of a step in which each rank waited in channels: exposed communication, and
             for all but the slowest stage also imbalance.
-        bubble_in_theory: idle fraction by `pipelines.bubble`.
+        bubble_in_theory: idle fraction by `bubbles.bubble`.
         bubble: measured idle fraction, the mean over the ranks.
         reason: why there are no numbers; else "".
     """

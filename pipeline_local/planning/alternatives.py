@@ -52,8 +52,9 @@ class Alternative:
 def alternatives(
     placement: Placement, peaks: Sequence[int], traffic: float
 ) -> tuple[Alternative, ...]:
-    """Return local learning first, backpropagation on one device, and 1F1B and DDP on as many
-    devices as there are stages, with each number of microbatches.
+    """Return local learning first, backpropagation on one device, without and with activation
+    checkpointing, and 1F1B and DDP on as many devices as there are stages, with each number of
+    microbatches. Of several, all but pipelines accumulate the gradients.
 
     Args:
         placement: the run and its stages.
@@ -120,7 +121,9 @@ class _Compared:
         self._devices = len(placement.stages)
         self._size = blueprint.config.data.batch_size
         self._rooms = balance.room(blueprint, placement.costs)
-        self._whole = _backpropagation(placement)
+        self._recomputes = blueprint.config.modules.recompute
+        self._alone = {again: _backpropagation(placement, again) for again in (False, True)}
+        self._whole = self._alone[self._recomputes]
         self._parts = [[*costs.blocks] for costs in placement.costs]
         for blocks, costs in zip(self._parts, placement.costs, strict=True):
             blocks[-1] += costs.classifier
@@ -145,19 +148,34 @@ class _Compared:
 
     def rivals(self, m: int) -> Iterator[Alternative]:
         """All other methods that m microbatches are possible for."""
-        yield self._backprop(m)
+        yield self._backprop("BP", m, recompute=False)
+        yield self._backprop("BP checkpointed", m, recompute=True)
         if self._devices > 1:
             yield self._one_f_one_b(m)
             if self._size % (self._devices * m) == 0:
                 yield self._data_parallel(m)
 
-    def _backprop(self, m: int) -> Alternative:
-        peak = stage_bytes(divided(self._whole, self._size, m), range(1), 1, self._whole.device)
+    def _backprop(self, method: str, m: int, recompute: bool) -> Alternative:
+        whole = divided(self._alone[recompute], self._size, m)
+        peak = stage_bytes(whole, range(1), 1, whole.device).peak
+        again = self._recomputing(recompute)
         seconds = step_seconds(self._blueprint, "ddp", 1)
-        cost = self._cost(0, range(len(self._parts[0])))
-        fits = self._fits([peak.peak])
-        name = f"BP, 1 device, m={m}"
-        return Alternative(name, "BP", m, peak.peak, fits, 0.0, cost, 0.0, seconds)
+        return Alternative(
+            name=f"{method}, 1 device, m={m}",
+            method=method,
+            microbatches=m,
+            peak=peak,
+            fits=self._fits([peak]),
+            bubble=0.0,
+            cost=self._cost(0, range(len(self._parts[0]))) + again,
+            traffic=0.0,
+            seconds=None if seconds is None else seconds + again,
+        )
+
+    def _recomputing(self, recompute: bool) -> float:
+        """What recomputation adds to a step as configured, or takes from it."""
+        forward = sum(block.forward for block in self._placement.costs[0].blocks)
+        return forward * (int(recompute) - int(self._recomputes))
 
     def _one_f_one_b(self, m: int) -> Alternative:
         """Stage s of p keeps the activations of up to p - s of the m microbatches, and where there
@@ -214,12 +232,12 @@ class _Compared:
         return all(peak <= room for peak, room in pairs) if known else None
 
 
-def _backpropagation(placement: Placement) -> Blueprint:
+def _backpropagation(placement: Placement, recompute: bool) -> Blueprint:
     """The same network as a single module, on the first device."""
     config = placement.blueprint.config
     plain = replace(
         config,
-        modules=ModulesConfig(count=1, recompute=config.modules.recompute),
+        modules=ModulesConfig(count=1, recompute=recompute),
         reconcile=ReconcileConfig(),
         parallel=ParallelConfig(),
     )

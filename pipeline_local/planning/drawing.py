@@ -197,6 +197,8 @@ def _facts(plan: Plan) -> list[str]:
         f" times, else by operations and bubbles. {_heads(plan)}",
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
+        "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
+        " runs their forward passes again.",
         "Kept: activations between acts 1 and 3. Learn: act 3, with the update and with SGR, what"
         " reconciliation adds on average over the steps. Peak in: the act with the highest memory.",
         f"Imbalance: the most expensive stage costs {plan.imbalance:.2f} times the mean.",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from pipeline_local.learning.step import LAG
@@ -41,6 +41,7 @@ class SimulatedRun:
         replicas: number of replicas of each stage.
         jitter: largest random delay of a message, in seconds.
         seed: seed of the jitter.
+        value_bytes: bytes of a value of the activations that backpropagation sends.
     """
 
     stages: tuple[StageWork, ...]
@@ -52,6 +53,7 @@ class SimulatedRun:
     replicas: int = 1
     jitter: float = 0.0
     seed: int = 0
+    value_bytes: float = 4.0
 
     def link(self, stage: int) -> Link:
         """Return the link from a stage to the next."""
@@ -85,6 +87,22 @@ def one_f_one_b(run: SimulatedRun) -> list[Program]:
     return _pipelines(run, _one_f_one_b, _of_stages(run), depth=math.inf, ahead=False)
 
 
+def eight_bits(run: SimulatedRun) -> list[Program]:
+    """1F1B whose messages, activations and their gradients, have 8 bits per value."""
+    return one_f_one_b(_compressed(run, 1.0 / run.value_bytes))
+
+
+def one_percent(run: SimulatedRun) -> list[Program]:
+    """1F1B whose messages, activations and their gradients, have 1 % of their bytes."""
+    return one_f_one_b(_compressed(run, 0.01))
+
+
+def _compressed(run: SimulatedRun, share: float) -> SimulatedRun:
+    """The run with messages of a share of the bytes; compressing takes no time."""
+    stages = (replace(stage, activations=share * stage.activations) for stage in run.stages)
+    return replace(run, stages=tuple(stages))
+
+
 def data_parallel(run: SimulatedRun) -> list[Program]:
     """DDP: each worker has the whole network and its share of the batch.
 
@@ -98,6 +116,8 @@ def data_parallel(run: SimulatedRun) -> list[Program]:
 METHODS: dict[str, Method] = {
     "local": local,
     "1f1b": one_f_one_b,
+    "1f1b-8bit": eight_bits,
+    "1f1b-1percent": one_percent,
     "gpipe": gpipe,
     "ddp": data_parallel,
 }

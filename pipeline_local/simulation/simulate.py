@@ -125,6 +125,7 @@ def _rows(
             feedback=blueprint.run_plan.lag is not None,
             replicas=scenario.replicas,
             jitter=scenario.jitter,
+            value_bytes=blueprint.wire_format.inside.itemsize,
         )
         samples = config.data.batch_size * scenario.replicas
         found.append(_row(name, run, samples, simulate(METHODS[name](run))))

@@ -23,8 +23,8 @@ TREE = {
     "train": {"steps": 1},
     "parallel": {"threads": 1},
 }
-PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble")
-ALL = ("bp", "checkpoint", "ddp", *PIPELINES, "local")
+PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble", "zbv")
+ALL = ("bp", "checkpoint", "accumulate", "ddp", *PIPELINES, "dualpipev", "local")
 
 
 def rows(rank_info, baselines, microbatches, more):
@@ -46,23 +46,26 @@ def two_ranks(run_ranks, found):
         answers = run_ranks(rows, 2, ALL, (2, 4), {})
         assert answers[0] == answers[1]
         found.update({(row.method, row.microbatches): row for row in answers[0]})
+        refused = found.pop(("dualpipev", 2))
+        assert refused.reason.endswith("4 stages, got 2; pass --microbatches 4")
     return found
 
 
 def test_every_row_is_complete(two_ranks):
     pipelines = [(name, count) for name in PIPELINES for count in (2, 4)]
-    whole = [("bp", 1), ("checkpoint", 1), ("ddp", 1)]
+    whole = [("bp", 1), ("checkpoint", 1), ("accumulate", 2), ("accumulate", 4), ("ddp", 1)]
+    pipelines.append(("dualpipev", 4))
     assert list(two_ranks) == [*whole, *pipelines, ("local", 1), ("local, reconciled", 1)]
     for (name, _), row in two_ranks.items():
         assert not row.reason
         assert row.samples_per_second == pytest.approx(512 / row.step_seconds)
-        assert row.ranks == (1 if name in ("bp", "checkpoint") else 2)
+        assert row.ranks == (1 if name in ("bp", "checkpoint", "accumulate") else 2)
         assert len(row.peak_memory_bytes) == row.ranks
         assert all(size > 0 for size in row.peak_memory_bytes)
         assert (row.overhead is not None) == name.startswith("local")
         assert (row.efficiency is not None) == name.startswith("local")
         assert (row.waited is not None) == name.startswith("local")
-        assert (row.bubble is not None) == (name in PIPELINES)
+        assert (row.bubble is not None) == (name in (*PIPELINES, "dualpipev"))
     assert two_ranks["1f1b", 2].bubble_in_theory == pytest.approx(1 / 3)
     assert two_ranks["1f1b", 4].bubble_in_theory == pytest.approx(1 / 5)
     assert two_ranks["zerobubble", 4].bubble_in_theory == pytest.approx(1 / 25)
@@ -74,6 +77,7 @@ def test_memory_is_as_theory_says(two_ranks):
         return two_ranks[name, count].peak_memory_bytes[rank]
 
     assert peak("checkpoint", 1) < peak("bp", 1)
+    assert peak("accumulate", 4) < peak("accumulate", 2) < peak("bp", 1)
     assert peak("1f1b", 4, rank=1) < peak("gpipe", 4, rank=1)  # one microbatch at a time
 
 

@@ -1,13 +1,16 @@
 """Every baseline trains the same network: after some steps it has the weights of plain backprop."""
 
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from pipeline_local import configfile
 from pipeline_local.bench.baseline import UnavailableError, Workload
-from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE, DeepSpeed
+from pipeline_local.bench.deepspeeds import DeepSpeed
+from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined
@@ -67,6 +70,7 @@ def backprop(**more):
     ("name", "ranks", "microbatches"),
     [
         ("checkpoint", 1, 1),
+        ("accumulate", 1, 4),
         ("ddp", 2, 1),
         ("gpipe", 2, 2),
         ("gpipe", 2, 8),
@@ -78,6 +82,12 @@ def backprop(**more):
         ("zerobubble", 2, 2),
         ("zerobubble", 2, 8),
         ("zerobubble", 4, 4),
+        ("zbv", 2, 2),
+        ("zbv", 2, 8),
+        ("zbv", 4, 8),
+        ("dualpipev", 2, 4),
+        ("dualpipev", 2, 16),
+        ("dualpipev", 4, 8),
     ],
 )
 def test_same_weights_as_backprop(run_ranks, name, ranks, microbatches):
@@ -94,21 +104,30 @@ ATTENTION = {"name": "vit", "patch_size": 4, "num_layers": 4, "num_heads": 2}
 ATTENTION |= {"hidden_dim": 8, "mlp_dim": 8}
 
 
-@pytest.mark.parametrize("model", [CONVOLUTIONS, ATTENTION], ids=lambda model: model["name"])
-def test_gradients_of_inputs_before_those_of_weights_change_nothing(run_ranks, model):
+@pytest.mark.parametrize(
+    ("model", "splitting"),
+    [
+        (CONVOLUTIONS, "zerobubble"),
+        (ATTENTION, "zerobubble"),
+        (CONVOLUTIONS, "zbv"),
+        (ATTENTION, "dualpipev"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one["name"],
+)
+def test_gradients_of_inputs_before_those_of_weights_change_nothing(run_ranks, model, splitting):
     """Batch norms see microbatches, so the baseline to compare with is a pipeline, too."""
     data = {"name": "synthetic", "image_size": 16, "batch_size": 16}
     more = {"model": model, "data": data, "modules": {"count": 2}}
     expected, found = (
         merged([after for _, after in run_ranks(trained, 2, name, 4, more)])
-        for name in ("gpipe", "zerobubble")
+        for name in ("gpipe", splitting)
     )
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["ddp", "1f1b", "interleaved", "zerobubble"])
+@pytest.mark.parametrize("name", ["ddp", "1f1b", "interleaved", "zerobubble", "zbv"])
 def test_channels_last_change_nothing(run_ranks, name):
     """Libraries send memory as it lies, and take it for contiguous."""
     data = {"name": "synthetic", "image_size": 16, "batch_size": 16}
@@ -123,26 +142,37 @@ def test_channels_last_change_nothing(run_ranks, name):
 
 
 @pytest.mark.timeout(320)  # the first one compiles an operation, once per environment
-@pytest.mark.parametrize("microbatches", [2, 4])
-def test_same_weights_with_deepspeed(run_ranks, microbatches):
+@pytest.mark.parametrize(
+    ("name", "microbatches"),
+    [("deepspeed", 2), ("deepspeed", 4), ("deepspeed-dualpipev", 4), ("deepspeed-dualpipev", 8)],
+)
+def test_same_weights_with_deepspeed(run_ranks, name, microbatches):
+    if name == "deepspeed-dualpipev" and Version(version("deepspeed")) < Version("0.19.8"):
+        pytest.skip("it has no DualPipeV")
     single = {"precision": "float32"}
     expected = backprop(**single)
-    (_, first), (_, last) = run_ranks(trained, 2, "deepspeed", microbatches, single, timeout=300)
+    (_, first), (_, last) = run_ranks(trained, 2, name, microbatches, single, timeout=300)
     assert {**first, **last}.keys() == expected.keys()
     for name, tensor in {**first, **last}.items():
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_first_rank_works_for_one_process(run_ranks):
-    _, (before, after) = run_ranks(trained, 2, "bp", 1, {})
+@pytest.mark.parametrize("name", ["bp", "accumulate"])
+def test_only_the_first_rank_works_for_one_process(run_ranks, name):
+    _, (before, after) = run_ranks(trained, 2, name, 2, {})
     assert before == after == {}
 
 
-@pytest.mark.parametrize("name", ["1f1b", "interleaved"])
+def test_one_microbatch_accumulates_nothing():
+    with pytest.raises(UnavailableError, match="with one microbatch it is bp"):
+        BASELINES["accumulate"](workload(RankInfo()), 1).setup()
+
+
+@pytest.mark.parametrize("name", ["1f1b", "interleaved", "zbv", "dualpipev"])
 def test_pipelines_know_how_long_they_compute(run_ranks, name):
     def busy(rank_info):
         with joined(rank_info):
-            baseline = BASELINES[name](workload(rank_info), 2)
+            baseline = BASELINES[name](workload(rank_info), 4)
             baseline.setup()
             baseline.step()
             return baseline.seconds()["busy"]

@@ -1,21 +1,18 @@
-"""Stages of pipelines: evenly cut; theory says what torch's own orders of work come to."""
+"""Stages of pipelines: evenly cut, each rank's together; and what a schedule cannot run."""
 
-import math
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
 from pipeline_local import configfile
 from pipeline_local.bench.baseline import UnavailableError, Workload
-from pipeline_local.bench.pipelines import LOOPS, SCHEDULES, Pipelined, around, bubble, cut
+from pipeline_local.bench.methods import PIPELINED
+from pipeline_local.bench.pipelines import SPLITTING, Pipelined, around, cut
 from pipeline_local.data.images.datasets import describe
-from pipeline_local.placement.costs import Link
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.simulation.simulator import Channel, Recv, Send, Work, simulate
-
-WORK = {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}
-"""Forward; gradients of inputs, of weights, of both."""
 
 
 def workload(ranks=2, **more):
@@ -30,74 +27,66 @@ def workload(ranks=2, **more):
     return Workload(draw_blueprint(config, describe(config.data)), rank_info, "gloo")
 
 
-def order_of_torch(name, ranks, microbatches):
-    """What each rank does, in order: (stage, one letter of WORK)."""
-    of_rank = {"group_size": ranks, "group_rank": 0, "num_stages": 2 * ranks, "submod": None}
-    stages = [SimpleNamespace(stage_index=index, **of_rank) for index in range(2)]
-    schedule = SCHEDULES[name](stages, microbatches, loss_fn=max)
-    orders = [schedule.pipeline_order[rank] for rank in range(ranks)]
-    return [[(act[0], act[1].value) for act in order if act is not None] for order in orders]
-
-
-def program(order, down, up):
-    """One rank's acts; channels by the stage that sends."""
-    for stage, what in order:
-        if what == "F" and stage - 1 in down:
-            yield Recv(down[stage - 1])
-        if what in "IB" and stage + 1 in up:
-            yield Recv(up[stage + 1])
-        yield Work(WORK[what])
-        if what == "F" and stage in down:
-            yield Send(down[stage], 1)
-        if what in "IB" and stage in up:
-            yield Send(up[stage], 1)
-
-
-@pytest.mark.parametrize("name", LOOPS)
-@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 2), (2, 8), (4, 4), (4, 16)])
-def test_the_bubble_of_theory_is_that_of_the_order_of_torch(name, ranks, microbatches):
-    at_once, last = Link(0.0, math.inf), 2 * ranks - 1
-    down = {stage: Channel(at_once) for stage in range(last)}
-    up = {stage: Channel(at_once) for stage in range(1, last + 1)}
-    orders = order_of_torch(name, ranks, microbatches)
-    workers = simulate([program(order, down, up) for order in orders])
-    (busy,) = {worker.busy for worker in workers}
-    assert busy == 2 * 3 * microbatches
-    end = max(worker.clock for worker in workers)
-    assert 1 - busy / end == pytest.approx(bubble(name, ranks, microbatches))
-
-
-def test_bubbles_of_the_others():
-    assert bubble("1f1b", 4, 8) == bubble("deepspeed", 4, 8) == 3 / 11
-    assert bubble("ddp", 4, 8) is None
-
-
 def test_one_stage_per_rank_is_that_of_local():
     uneven = workload(modules={"cuts": [2]})
-    assert cut(uneven, 1) == [range(2), range(2, 8)]
+    assert cut(uneven, [0, 1]) == [range(2), range(2, 8)]
 
 
 def test_stages_of_local_learning_count_as_equal():
     """All blocks are alike, so two for each would be evenest; but halves of 2 and of 6 they are."""
     uneven = workload(model={"name": "mlp", "hidden": 64, "depth": 8}, modules={"cuts": [2]})
-    assert cut(uneven, 2) == [range(1), range(1, 2), range(2, 5), range(5, 8)]
+    assert cut(uneven, [0, 1, 0, 1]) == [range(1), range(1, 2), range(2, 5), range(5, 8)]
 
 
 def test_every_stage_gets_a_block():
     """The first stage of `local` has only one, and there are as many blocks as stages."""
     least = workload(model={"name": "mlp", "hidden": 16, "depth": 4}, modules={"cuts": [1]})
-    assert cut(least, 2) == [range(k, k + 1) for k in range(4)]
+    assert cut(least, [0, 1, 1, 0]) == [range(k, k + 1) for k in range(4)]
 
 
 def test_ranks_count_more_than_stages():
     """The evenest stages would be 4 and 3 of 7 blocks, 5 and 4 of 9: a rank with 4 / 7 + 5 / 9."""
-    parts = around([1 / 7] * 7 + [1 / 9] * 9, ranks=2, loops=2)
-    assert [len(part) for part in parts] == [4, 3, 4, 5]
+    costs = [1 / 7] * 7 + [1 / 9] * 9
+    assert [len(part) for part in around(costs, [0, 1, 0, 1])] == [4, 3, 4, 5]
 
 
-def test_compiled_modules_cannot_be_split():
+def test_a_v_pairs_the_first_stage_with_the_last():
+    """So a heavy stem is balanced by few blocks at the end."""
+    parts = around([3.0, *[1.0] * 9], [0, 1, 1, 0])
+    totals = [sum([3.0, *[1.0] * 9][part.start : part.stop]) for part in parts]
+    assert totals[0] + totals[3] == totals[1] + totals[2] == 6
+
+
+@pytest.mark.parametrize("name", SPLITTING)
+def test_compiled_modules_cannot_be_split(name):
     with pytest.raises(UnavailableError, match="does not split the backward pass of compiled"):
-        Pipelined(workload(compile=True), 2, "zerobubble").setup()
+        Pipelined(workload(compile=True), 4, name).setup()
+
+
+def deepspeed_of(monkeypatch, version, **contents):
+    """A DeepSpeed of another version, as far as it is looked at."""
+    whole, pipe = (ModuleType(name, "") for name in ("deepspeed", "deepspeed.pipe"))
+    whole.__spec__ = ModuleSpec("deepspeed", None)
+    whole.__version__, whole.pipe = version, pipe
+    vars(pipe).update(contents)
+    monkeypatch.setitem(sys.modules, "deepspeed", whole)
+    monkeypatch.setitem(sys.modules, "deepspeed.pipe", pipe)
+
+
+@pytest.mark.parametrize("name", ["dualpipev", "deepspeed-dualpipev"])
+def test_dualpipev_needs_a_microbatch_for_each_stage(monkeypatch, name):
+    deepspeed_of(monkeypatch, "0.19.8", DualPipeVModule=object)
+    reason = "a microbatch for each of 4 stages, got 2; pass --microbatches 4"
+    with pytest.raises(UnavailableError, match=reason):
+        PIPELINED[name](workload(), 2).setup()
+
+
+def test_a_deepspeed_without_dualpipev(monkeypatch):
+    """The lowest version that the package takes has none."""
+    deepspeed_of(monkeypatch, "0.19.4")
+    reason = "DeepSpeed 0.19.4 has no DualPipeV; pip install -U deepspeed"
+    with pytest.raises(UnavailableError, match=f"^{reason}$"):
+        PIPELINED["deepspeed-dualpipev"](workload(), 4).setup()
 
 
 VIEWS = """

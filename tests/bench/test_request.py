@@ -4,6 +4,7 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.bench.request import NAMES, Request
+from pipeline_local.cli import main
 from pipeline_local.errors import ConfigError, UserError
 
 
@@ -20,8 +21,13 @@ def config(**more):
 def test_defaults():
     request = Request.read(config(), 2)
     assert request.baselines == NAMES
-    assert ",".join(NAMES) == "bp,checkpoint,ddp,gpipe,1f1b,interleaved,zerobubble,deepspeed,local"
     assert (request.microbatches, request.runs, request.steps) == ((2,), 5, 8)
+
+
+def test_the_help_names_every_baseline(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "baselines", "--help"])
+    assert f"whichof{','.join(NAMES)}" in "".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, 8), (3, 9), (8, 8), (20, 20)])
@@ -38,6 +44,20 @@ def test_order_is_kept_and_duplicates_are_dropped():
 
 def test_microbatches_are_ignored_without_pipelines():
     assert Request.read(config(), 2, baselines="ddp", microbatches="1").microbatches == (1,)
+    assert Request.read(config(), 2, baselines="bp", microbatches="3").microbatches == (3,)
+
+
+def test_what_accumulates_needs_equal_parts_only():
+    assert Request.read(config(), 2, baselines="accumulate", microbatches="1").microbatches == (1,)
+    with pytest.raises(ConfigError, match=r"equal parts of data.batch_size=16, got 3"):
+        Request.read(config(), 1, baselines="accumulate,1f1b", microbatches="3")
+
+
+def test_every_stage_of_a_v_needs_a_block():
+    shallow = config(model={"name": "mlp", "hidden": 16, "depth": 3})
+    with pytest.raises(UserError, match=r"zbv has 2 stages .* 4 blocks are needed, got 3; .* zbv,"):
+        Request.read(shallow, 2, baselines="1f1b,zbv,dualpipev")
+    assert Request.read(shallow, 2, baselines="1f1b")
 
 
 def test_all_problems_at_once():

@@ -11,6 +11,8 @@ from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import alternatives, stage_peaks
 
+ALONE = ("BP, 1 device", "BP checkpointed, 1 device")
+
 
 def placed(devices, batch_size=32, **sections):
     config = configfile.parse(
@@ -39,9 +41,7 @@ def of(devices, batch_size=32, **sections):
 
 def test_every_method_has_the_same_microbatches():
     found = of_plain(2)
-    names = [
-        f"{name}, m={m}" for m in (1, 2, 8) for name in ("local, p=2", "BP, 1 device", "1F1B, p=2")
-    ]
+    names = [f"{name}, m={m}" for m in (1, 2, 8) for name in ("local, p=2", *ALONE, "1F1B, p=2")]
     assert {*names} <= {*found}
     assert {*found} - {*names} == {f"DDP, p=2, m={m}" for m in (1, 2, 8)}
     assert next(iter(found)) == "local, p=2, m=1", "as configured"
@@ -54,7 +54,7 @@ def test_alternatives():
     assert found["1F1B, p=2, m=2"].peak < found["BP, 1 device, m=2"].peak
     num_parameters = 64 * 32 + 32 + 2 * (32 * 32 + 32) + 32 * 10 + 10
     assert found["DDP, p=2, m=1"].traffic == 4 * num_parameters
-    alone = [f"{name}, m={m}" for m in (1, 4) for name in ("local, p=1", "BP, 1 device")]
+    alone = [f"{name}, m={m}" for m in (1, 4) for name in ("local, p=1", *ALONE)]
     assert [*of(1)] == alone
     assert all(other.seconds is None for other in found.values()), "there is no profile"
 
@@ -80,6 +80,24 @@ def test_speed_by_operations():
     assert plain["1F1B, p=2, m=2"].speed < plain["1F1B, p=2, m=8"].speed
     alone = plain["BP, 1 device, m=1"]
     assert alone.speed == pytest.approx(plain["DDP, p=2, m=1"].speed / 2)
+
+
+def test_memory_rivals_on_one_device():
+    """Accumulation costs nothing but small microbatches, checkpointing a forward pass of blocks."""
+    deep = {"model": {"name": "mlp", "hidden": 32, "depth": 12}, "head": {"name": "linear"}}
+    found, again = (
+        of(1, 1024, modules={"count": 3, "recompute": on}, **deep) for on in (False, True)
+    )
+    plain, checkpointed = (found[f"{name}, m=1"] for name in ALONE)
+    accumulating = found["BP, 1 device, m=4"]
+    assert accumulating.peak < 0.4 * plain.peak
+    assert checkpointed.peak < 0.7 * plain.peak
+    assert found["BP checkpointed, 1 device, m=4"].peak < accumulating.peak
+    assert accumulating.speed == plain.speed
+    assert checkpointed.cost / plain.cost == pytest.approx(4 / 3, rel=0.01)
+    for name in (f"{name}, m=1" for name in ALONE):  # whatever is configured for local learning
+        assert again[name].peak == found[name].peak
+        assert again[name].cost == pytest.approx(found[name].cost)
 
 
 def test_a_pipeline_is_cut_by_its_own_costs():

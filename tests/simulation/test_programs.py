@@ -68,6 +68,21 @@ def test_latency_costs_a_pipeline_round_trips_and_local_learning_nothing():
     assert step_seconds("1f1b", run(4, 4, link=far)) > step_seconds("1f1b", run(4, 4)) + 3
 
 
+def test_compressed_messages_take_less_of_a_narrow_line():
+    """Of 8 bytes in values of 4: 2 in 8 bits, 0.08 in 1 %. Two stages wait for a line of 1 byte/s:
+    in a step of one microbatch a message goes each way."""
+    narrow = run(2, 1, link=Link(0.0, 1.0), value_bytes=4.0)
+    for method, size in (("1f1b", 8.0), ("1f1b-8bit", 2.0), ("1f1b-1percent", 0.08)):
+        assert step_seconds(method, narrow) == pytest.approx(2 * (3.0 + size)), method
+    half = replace(narrow, value_bytes=2.0)
+    assert step_seconds("1f1b-8bit", half) == pytest.approx(2 * (3.0 + 4.0)), "of bfloat16"
+
+
+def test_compression_does_not_shorten_a_line():
+    far = run(4, 4, link=Link(0.5, 1e30))
+    assert step_seconds("1f1b-1percent", far) == step_seconds("1f1b", far)
+
+
 def test_every_edge_has_a_line_of_its_own():
     """A narrow one costs those whose messages cross it, and only while it is the slowest part."""
     narrow = Link(0.0, STAGE.messages / 20)

@@ -36,7 +36,7 @@ def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
     ("wrong", "problem"),
     [
         ({"methods": ("locl",)}, "--methods: got 'locl'; did you mean 'local'?"),
-        ({"methods": ("x",)}, "--methods: got 'x'; choose from local, 1f1b, gpipe, ddp"),
+        ({"methods": ("x",)}, "--methods: got 'x'; choose from local, 1f1b, 1f1b-8bit, "),
         ({"stages": (4, 0)}, "--stages: positive whole numbers such as 4,64, got 4,0"),
         ({"stages": ()}, "--stages: positive whole numbers such as 4,64, got none"),
         ({"stages": (64,)}, "--stages: at most data.batch_size=32 with ddp, .* got 64;"),

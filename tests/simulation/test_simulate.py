@@ -10,6 +10,7 @@ from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.simulation.programs import METHODS
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulate import rows, stage_works, step_seconds
 
@@ -24,10 +25,9 @@ TREE = {
 COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
 
 
-@pytest.fixture
-def config(tmp_path):
+def profiled(tmp_path, **more):
     """Every block costs the same, heads nothing; of one microbatch."""
-    config = configfile.parse(TREE)
+    config = configfile.parse({**TREE, **more})
     blueprint = draw_blueprint(config, describe(config.data))
     from pipeline_local.placement import profile_file
 
@@ -43,7 +43,12 @@ def config(tmp_path):
     }
     path = tmp_path / "profile.json"
     profile_file.save(facts, path)
-    return configfile.parse({**TREE, "modules": {"count": 4, "profile": str(path)}})
+    return configfile.parse({**TREE, **more, "modules": {"count": 4, "profile": str(path)}})
+
+
+@pytest.fixture
+def config(tmp_path):
+    return profiled(tmp_path)
 
 
 def scenario(**more):
@@ -93,6 +98,21 @@ def test_a_narrow_wire_is_local_learnings(config):
     before, after = by_method(config, bandwidth=slow), by_method(narrow, bandwidth=slow)
     assert after["local"].step_seconds == pytest.approx(before["local"].step_seconds / 2, rel=0.01)
     assert after["1f1b"].step_seconds == before["1f1b"].step_seconds
+
+
+def test_a_compressed_pipeline_stands_beside_1f1b(config, tmp_path):
+    """A message of 16 samples takes 2 s; stages compute 0.2 s. So messages are nearly all."""
+    slow = {"bandwidth": 16 * 8 * 4 / 2.0 * 8, "methods": ("1f1b", "1f1b-8bit", "1f1b-1percent")}
+    found = by_method(config, **slow)
+    assert found["1f1b"].ratio == 1
+    assert found["1f1b-8bit"].ratio == pytest.approx(4, rel=0.2), "float32"
+    assert found["1f1b-1percent"].ratio > 10
+    (tmp_path / "half").mkdir()
+    half = by_method(profiled(tmp_path / "half", precision="bfloat16"), **slow)
+    assert half["1f1b"].step_seconds == pytest.approx(found["1f1b"].step_seconds / 2, rel=0.1)
+    assert half["1f1b-8bit"].step_seconds == found["1f1b-8bit"].step_seconds
+    near = by_method(config, methods=("1f1b", "1f1b-8bit"))
+    assert near["1f1b-8bit"].ratio == pytest.approx(1)
 
 
 def test_local_learning_beats_the_bubble(config):
@@ -145,6 +165,8 @@ def test_a_plan_tells_what_the_line_costs(config, tmp_path, capsys):
     assert alone["name"] == "BP, 1 device, m=2"
     blocks = len(profile["blocks"])
     assert alone["seconds"] == pytest.approx(blocks * (2 * 0.03 + 0.001)), "it has no link"
+    again = next(one for one in slow["alternatives"] if one["method"] == "BP checkpointed")
+    assert again["seconds"] == pytest.approx(alone["seconds"] + blocks * 2 * 0.01)
 
 
 def total(module):
@@ -167,8 +189,9 @@ def test_the_command(config, tmp_path, capsys):
     path.write_text(configfile.dump(config))
     command = ["simulate", str(path), "--stages", "1,4", "--json", str(output)]
     assert main(command) == 0
-    assert "| 1f1b | 4 | 4 |" in capsys.readouterr().out
-    assert len(json.loads(output.read_text())["rows"]) == 8
+    shown = capsys.readouterr().out
+    assert [name for name in METHODS if f"| {name} | 4 | 4 |" not in shown] == ["local", "ddp"]
+    assert len(json.loads(output.read_text())["rows"]) == 2 * len(METHODS)
     assert main(command) == 2
     assert "files are never overwritten" in capsys.readouterr().err
     assert main(["simulate", str(path), "modules.profile=null"]) == 2
