@@ -21,6 +21,7 @@ from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.information import INFORMATION
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.models.registry import MODELS
 from pipeline_local.ranks.p2p import P2PS
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "data": DATA,
     "task": TASKS,
     "head": HEADS,
+    "information": INFORMATION,
     "reconcile": ESTIMATORS,
     "optimizer": OPTIMIZERS,
     "parallel": P2PS,
@@ -322,6 +324,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"parallel.cuts must name the first module of each stage but the first: expected"
             f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
+        )
+    if config.information.name is None and config.information.args:
+        yield (
+            f"information.{next(iter(config.information.args))}: needs information.name, got none;"
+            f" choose one of {', '.join(INFORMATION.names())}, or leave it out"
         )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile

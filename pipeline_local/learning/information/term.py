@@ -1,0 +1,88 @@
+"""The seam for information terms: a second term of a module's local loss, beside its head's.
+
+It makes the activations keep what the head's own loss does not ask for, and later modules may need
+(InfoPro: Wang et al., ICLR 2021). It exists in training only: its parameters belong to the
+auxiliary head, and are left behind with it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_local.config import InformationConfig
+from pipeline_local.layout import Layout
+from pipeline_local.learning.heads import initialize, own
+from pipeline_local.learning.spec import Spec
+from pipeline_local.registry import Registry
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of a module, between which a term is attached.
+
+    Attributes:
+        layout: meaning of the axes of the activations.
+        shape: shape of one sample's activations, without the batch axis.
+        input_layout: meaning of the axes of the module's input; None where data has others.
+        input_shape: shape of one sample's input.
+        input_dtype: dtype of the input.
+        labels: labels of a microbatch [B, ...].
+    """
+
+    layout: Layout
+    shape: tuple[int, ...]
+    input_layout: Layout | None
+    input_shape: tuple[int, ...]
+    input_dtype: torch.dtype
+    labels: Spec
+
+
+class Information(nn.Module, ABC):
+    """The base class of information terms: a network behind the activations, and its loss.
+
+    Attributes:
+        target: what its loss compares with: the module's own input, or the labels.
+    """
+
+    target: Literal["input", "labels"] = "input"
+
+    @abstractmethod
+    def forward(self, y: Tensor) -> Tensor:
+        """Map activations [B, ...] to a prediction [B, ...]."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the term, a mean over the batch: prediction and target [B, ...] -> scalar."""
+
+
+INFORMATION: Registry[Callable[..., Information]] = Registry(
+    "information.name", kind="information term", given=("ends",)
+)
+"""The registry of information terms, by name (`information.name`).
+
+An entry takes `Ends` and its own options, and returns an `Information` on the meta device.
+"""
+
+
+def build(config: InformationConfig, ends: Ends) -> Information:
+    """Build the term of one module on the meta device, uninitialised.
+
+    Raises:
+        ValueError: the term does not fit these activations, inputs or labels.
+        UserError: a user's own entry fails, or returns no term.
+    """
+    assert config.name is not None, "who builds a term has one"
+    options = INFORMATION.options(config.name, config.args)
+    make = partial(INFORMATION.make, config.name, Information, {"ends": ends}, options)
+    if INFORMATION.comes_with_us(config.name):
+        with torch.device("meta"):
+            term: Information = make()
+        return term
+    own.protected(term := own.build(make, ends.shape, initialize), ends.shape)
+    assert isinstance(term, Information), "`make` gives nothing else"
+    return term
