@@ -83,6 +83,6 @@ def build(config: InformationConfig, ends: Ends) -> Information:
         with torch.device("meta"):
             term: Information = make()
         return term
-    own.protected(term := own.build(make, ends.shape, initialize), ends.shape)
-    assert isinstance(term, Information), "`make` gives nothing else"
-    return term
+    made = own.protected(own.build(make, ends.shape, initialize), ends.shape)
+    assert isinstance(made, Information), "`make` gives nothing else"
+    return made
