@@ -109,7 +109,7 @@ class Blueprint:
             x=Spec((size, *self.input_shapes[blocks.start]), x_dtype),
             y=Spec((size, *self.output_shapes[blocks.stop - 1]), inside),
             labels=self._labels(size),
-            recalls_input=self._recalls_input(index),
+            recalls_input=self.config.information.name is not None and not self.is_last(index),
             parameters=tuple(Spec(tuple(p.shape), self.dtype) for p in parameters),
         )
 
@@ -240,11 +240,6 @@ class Blueprint:
         if term is None:
             return head
         return InformedHead(head, term, *terms.weights(self.config.information, index, count))
-
-    def _recalls_input(self, index: int) -> bool:
-        """Whether the local loss of a module compares with its input."""
-        term = None if self.is_last(index) else self.information(self.modules[index])
-        return term is not None and term.target == "input"
 
     def auxiliary_head(self, end: int, copies: int) -> nn.Module:
         """Returns the head behind the first `end` blocks, on the meta device.

@@ -30,7 +30,7 @@ class ModuleSpecs:
         x: its input [B, ...].
         y: its activations [B, ...].
         labels: of the batch [B, ...].
-        recalls_input: whether its head's loss compares with x.
+        recalls_input: whether its local loss depends on x beside y.
         parameters: of its body, in order.
     """
 

@@ -82,8 +82,7 @@ class LocalModule(nn.Module):
         self.trainable = [*self._body_params, *self._head_params]
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self._estimator = estimators.estimator(rules.reconcile)
-        term = term_of(head)
-        self._recalls_input = term is not None and term.target == "input"
+        self._recalls_input = term_of(head) is not None
         self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None

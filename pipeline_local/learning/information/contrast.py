@@ -1,6 +1,6 @@
 """Contrast: samples of one class are to be closer to each other than to all others."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -20,8 +20,6 @@ class Contrast(Information):
         temperature: what cosines are divided by.
     """
 
-    target: Literal["input", "labels"] = "labels"
-
     def __init__(self, network: nn.Module, temperature: float) -> None:
         super().__init__()
         self.network, self.temperature = network, temperature
@@ -31,7 +29,7 @@ class Contrast(Information):
         projections: Tensor = self.network(y)
         return projections
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Return the supervised contrastive loss (Khosla et al., 2020): for each sample, the mean
         cross-entropy of finding those of its class (P) among all others (A),
 
@@ -42,7 +40,7 @@ class Contrast(Information):
         z = functional.normalize(wide(prediction), dim=1)
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         logits = (z @ z.T / self.temperature).masked_fill(itself, float("-inf"))
-        alike = (target[:, None] == target) & ~itself
+        alike = (labels[:, None] == labels) & ~itself
         costs = (logits.logsumexp(1, keepdim=True) - logits).masked_fill(~alike, 0.0)
         return (costs.sum(1) / alike.sum(1).clamp_min(1)).mean()
 

@@ -71,7 +71,7 @@ def local_loss(
         task: the loss of the head's outputs.
         y: activations [B, ...].
         labels: of the same samples [B, ...].
-        x: input of the module [B, ...]; no gradient flows into it. None where no term needs it.
+        x: input of the module [B, ...]; no gradient flows into it. None where there is no term.
         networks: a context for the head and the term's network, such as autocast.
     """
     term = term_of(head)
@@ -82,9 +82,8 @@ def local_loss(
     if prediction is None:
         return LocalLoss(loss, outputs)
     assert isinstance(head, InformedHead), "there is a term"
-    target = labels if head.information.target == "labels" else x
-    assert target is not None, "what the term compares with is kept"
-    information = head.information.loss(prediction, target.detach())
+    assert x is not None, "the input is kept for it"
+    information = head.information.loss(prediction, x.detach(), labels)
     return LocalLoss(
         head.task_weight * loss + head.weight * information, outputs, information.detach()
     )

@@ -49,10 +49,10 @@ class Reconstruction(Information):
         maps: Tensor = self.decoder(y)
         return maps
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Return the part of the input's variance that is not explained: 0 where it is given back,
         about 1 where nothing is known but the mean of each channel."""
-        target = self.to_target(wide(target))
+        target = self.to_target(wide(x))
         spread = target - target.mean((0, 2, 3), keepdim=True)
         error = (wide(prediction) - target).square().mean()
         return error / (spread.square().mean() + EPSILON)

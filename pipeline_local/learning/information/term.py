@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from pipeline_local.config import InformationConfig
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads import initialize, own
 from pipeline_local.learning.spec import Spec
-from pipeline_local.registry import Registry
+from pipeline_local.registry import Registry, reason
 
 
 @dataclass(frozen=True)
@@ -43,21 +42,21 @@ class Ends:
 
 
 class Information(nn.Module, ABC):
-    """The base class of information terms: a network behind the activations, and its loss.
-
-    Attributes:
-        target: what its loss compares with: the module's own input, or the labels.
-    """
-
-    target: Literal["input", "labels"] = "input"
+    """The base class of information terms: a network behind the activations, and its loss."""
 
     @abstractmethod
     def forward(self, y: Tensor) -> Tensor:
         """Map activations [B, ...] to a prediction [B, ...]."""
 
     @abstractmethod
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the term, a mean over the batch: prediction and target [B, ...] -> scalar."""
+    def loss(self, prediction: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the term, a scalar and a mean over the batch.
+
+        Args:
+            prediction: what `forward` gives [B, ...].
+            x: input of the module [B, ...], detached.
+            labels: of the same samples [B, ...].
+        """
 
 
 INFORMATION: Registry[Callable[..., Information]] = Registry(
@@ -85,4 +84,23 @@ def build(config: InformationConfig, ends: Ends) -> Information:
         return term
     made = own.protected(own.build(make, ends.shape, initialize), ends.shape)
     assert isinstance(made, Information), "`make` gives nothing else"
+    _check_loss(made, ends)
     return made
+
+
+def _check_loss(term: Information, ends: Ends) -> None:
+    """Try the loss of a user's own term, without values."""
+    x = torch.empty(2, *ends.input_shape, dtype=ends.input_dtype, device="meta")
+    labels = torch.empty(2, *ends.labels.shape[1:], dtype=ends.labels.dtype, device="meta")
+    prediction = term(torch.empty(2, *ends.shape, device="meta"))
+    try:
+        value = term.loss(prediction, x, labels)
+    except NotImplementedError:  # it asks for values
+        return
+    except Exception as error:  # the user's own code
+        raise ValueError(f"its loss fails: {reason(error)}") from error
+    if not isinstance(value, Tensor) or value.dim():
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"its loss must be a scalar tensor, a mean over the batch, got {got}")
+    if not value.requires_grad:
+        raise ValueError("its loss does not depend on what it learns")
