@@ -55,7 +55,8 @@ class Reconstruction(Information):
         target = self.to_target(wide(x))
         spread = target - target.mean((0, 2, 3), keepdim=True)
         error = (wide(prediction) - target).square().mean()
-        return error / (spread.square().mean() + EPSILON)
+        unexplained: Tensor = error / (spread.square().mean() + EPSILON)
+        return unexplained
 
 
 class Unfold(nn.Module):
