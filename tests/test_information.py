@@ -176,7 +176,8 @@ def test_what_reconciliation_adds_is_counted():
     assert b.added - a.added == b.signal - a.signal > 0, "one more pass of the decoder"
 
 
-def test_what_waits_for_feedback_is_planned():
+@pytest.mark.parametrize("name", ["reconstruction", "contrast"])
+def test_what_waits_for_feedback_is_planned(name):
     def lagged(information):
         blueprint = drawn(model=MLP, information=information, reconcile=BOTH)
         return stage_bytes(blueprint, range(3), 1).lagged
@@ -185,7 +186,7 @@ def test_what_waits_for_feedback_is_planned():
     shapes = [blueprint.input_shapes[part.start] for part in blueprint.modules[:-1]]
     inputs = sum(4 * 8 * torch.Size(shape).numel() for shape in shapes)
     under_way = 3 * 2  # steps and microbatches
-    assert lagged(RECONSTRUCTION) - lagged({}) == under_way * inputs
+    assert lagged({"name": name}) - lagged({}) == under_way * inputs
 
 
 @pytest.mark.parametrize("cuts", ["auto", "memory"])

@@ -294,16 +294,15 @@ class LocalModule(nn.Module):
         now.x = now.y = now.signal = now.output_grad = first.input
         assert now.buffers is not None, "who reconciles has kept them"
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
-        recalled = x if self._recalls_input else None
         if self._shifts:
+            recalled = x if self._recalls_input else None
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
             del x, signal
             loss = self._again(self._run_body, labels, recalled, now.buffers)(moved)
             return gradients.of(loss, self.trainable)
         if part is not None:
             signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
-            recalled = x if self._recalls_input else None
-        objective = self._again(self._run_body, labels, recalled, now.buffers)
+        objective = self._again(self._run_body, labels, x, now.buffers)
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return gradients.plus(first.params, added)
@@ -316,7 +315,7 @@ class LocalModule(nn.Module):
         buffers: Buffers,
     ) -> Objective:
         """The loss of the activations that `run` gives, of a batch that has been passed through
-        before, with that pass's input where it is `recalled`."""
+        before, with the input `recalled` then."""
 
         def objective(x: Tensor) -> Tensor:
             with buffers.again():

@@ -107,11 +107,11 @@ class Costs:
         blocks: the cost of each block, in order.
         heads: the costs of auxiliary heads, by position and number of copied blocks.
         classifier: the cost of the last module's head.
-        information: the costs of information terms, by the blocks of a module; empty without them.
         link: the network link to the upstream device (for the first device, to the downstream
             one); None where it has not been measured.
         device: the device that the costs apply to.
         origin: the origin of the costs, for display.
+        information: the costs of information terms, by the blocks of a module; empty without them.
     """
 
     config: Config
@@ -119,10 +119,10 @@ class Costs:
     blocks: tuple[Cost, ...]
     heads: Mapping[HeadKey, Cost]
     classifier: Cost
-    information: Mapping[range, Cost] = field(default_factory=dict)
     link: Link | None = None
     device: Device = field(default_factory=Device)
     origin: str = "FLOPs counted on the meta device"
+    information: Mapping[range, Cost] = field(default_factory=dict)
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
         """Returns the cost of module `index` (from 0) of `count`, if it had these blocks."""

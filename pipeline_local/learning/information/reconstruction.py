@@ -41,7 +41,7 @@ class Reconstruction(Information):
             nn.BatchNorm2d(width),
             nn.ReLU(),
             _convolution(width, channels * math.prod(factors), smaller),
-            Unfold((factors[0], factors[1]), (size[0], size[1])),
+            ToPixels((factors[0], factors[1]), (size[0], size[1])),
         )
 
     def forward(self, y: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Reconstruction(Information):
         return unexplained
 
 
-class Unfold(nn.Module):
+class ToPixels(nn.Module):
     """Turns groups of channels into pixels: [B, C * a * b, h, w] -> [B, C, H, W], H up to a * h.
 
     It is torch's `PixelShuffle` for sides that are no multiples; what is beyond them is cut off.

@@ -11,7 +11,7 @@ from pipeline_local.config import InformationConfig
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads import initialize
 from pipeline_local.learning.information import Ends, build, weights
-from pipeline_local.learning.information.reconstruction import Unfold
+from pipeline_local.learning.information.reconstruction import ToPixels
 from pipeline_local.learning.spec import Spec
 
 LABELS = Spec((6,), torch.int64)
@@ -94,9 +94,9 @@ def test_tokens_are_normalised_and_the_class_token_is_left_out():
 
 def test_pixels_are_unfolded_as_by_torch():
     x = torch.randn(2, 12, 3, 5)
-    assert torch.equal(Unfold((2, 2), (6, 10))(x), nn.PixelShuffle(2)(x))
-    assert torch.equal(Unfold((2, 2), (5, 9))(x), nn.PixelShuffle(2)(x)[..., :5, :9])
-    assert Unfold((1, 3), (3, 14))(x).shape == (2, 4, 3, 14)
+    assert torch.equal(ToPixels((2, 2), (6, 10))(x), nn.PixelShuffle(2)(x))
+    assert torch.equal(ToPixels((2, 2), (5, 9))(x), nn.PixelShuffle(2)(x)[..., :5, :9])
+    assert ToPixels((1, 3), (3, 14))(x).shape == (2, 4, 3, 14)
 
 
 def test_contrast_is_that_of_its_formula():
