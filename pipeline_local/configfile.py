@@ -253,7 +253,13 @@ def _entry_problems(section: str, leaves: _Leaves) -> list[str]:
         path[1]: here.get(path, value) for path, value in _schema().items() if path[0] == section
     }
     name = own.pop(registry.key.partition(".")[2])
-    if not isinstance(name, str):  # to be derived; or wrong, and pydantic says so
+    if name is None:  # to be derived, or nothing
+        key = registry.key
+        return [
+            f"unknown key '{section}.{option}' without {key}{_suggest((section, option))}"
+            for option in args
+        ]
+    if not isinstance(name, str):  # pydantic says so
         return []
     return registry.problems(name, args, own, lambda key, keys: _suggest((section, key), keys))
 
@@ -324,11 +330,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"parallel.cuts must name the first module of each stage but the first: expected"
             f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
-        )
-    if config.information.name is None and config.information.args:
-        yield (
-            f"information.{next(iter(config.information.args))}: needs information.name, got none;"
-            f" choose one of {', '.join(INFORMATION.names())}, or leave it out"
         )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile

@@ -186,6 +186,10 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ),
         ("presicion=float32", "unknown key 'presicion'; did you mean 'precision'?"),
         (
+            "parallel.stges=2",
+            "unknown key 'parallel.stges' without parallel.backend; did you mean 'parallel.stages'?",
+        ),
+        (
             "head.zzz=3",
             "unknown key 'head.zzz' for head.name=auglocal; the keys here are name, depth",
         ),
