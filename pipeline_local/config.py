@@ -83,6 +83,21 @@ class HeadConfig(NamingSection):
 
 
 @dataclass(frozen=True)
+class InformationConfig(NamingSection):
+    """A second term of the local loss of each module with an auxiliary head, in training only: it
+    keeps in the activations what later modules may need. Where a weight is a list of two, it is
+    that of the first and of the last of these modules, and linear between them."""
+
+    name: str | None = None
+    """reconstruction: a small decoder gives back the module's own input; contrast: projections of
+    the same class are to be close. null: no such term."""
+    weight: NonNegative | tuple[NonNegative, NonNegative] = 0.5
+    """Of the term."""
+    task_weight: NonNegative | tuple[NonNegative, NonNegative] = 1.0
+    """Of the loss of the head's outputs, where there is such a term."""
+
+
+@dataclass(frozen=True)
 class ReconcileConfig(NamingSection):
     """Successive gradient reconciliation: `weight * discord` is added to each local loss."""
 
@@ -252,6 +267,7 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     modules: ModulesConfig = ModulesConfig()
     head: HeadConfig = HeadConfig()
+    information: InformationConfig = InformationConfig()
     reconcile: ReconcileConfig = ReconcileConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -21,6 +21,7 @@ from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.information import INFORMATION
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.models.registry import MODELS
 from pipeline_local.ranks.p2p import P2PS
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "data": DATA,
     "task": TASKS,
     "head": HEADS,
+    "information": INFORMATION,
     "reconcile": ESTIMATORS,
     "optimizer": OPTIMIZERS,
     "parallel": P2PS,
@@ -253,7 +255,13 @@ def _entry_problems(section: str, leaves: _Leaves) -> list[str]:
         path[1]: here.get(path, value) for path, value in _schema().items() if path[0] == section
     }
     name = own.pop(registry.key.partition(".")[2])
-    if not isinstance(name, str):  # to be derived; or wrong, and pydantic says so
+    if name is None:  # to be derived, or nothing
+        key = registry.key
+        return [
+            f"unknown key '{section}.{option}' without {key}{_suggest((section, option))}"
+            for option in args
+        ]
+    if not isinstance(name, str):  # pydantic says so
         return []
     return registry.problems(name, args, own, lambda key, keys: _suggest((section, key), keys))
 

@@ -23,8 +23,8 @@ MINIMAL: dict[str, Any] = {
 TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
-    "model", "data", "task", "modules", "head", "reconcile", "train",
-    "optimizer", "parallel", "checkpoint", "run",
+    "model", "data", "task", "modules", "head", "information", "reconcile",
+    "train", "optimizer", "parallel", "checkpoint", "run",
 ]  # fmt: skip
 
 
@@ -194,6 +194,11 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             " did you mean 'reconcile.weight'?",
         ),
         ("presicion=float32", "unknown key 'presicion'; did you mean 'precision'?"),
+        (
+            "parallel.stges=2",
+            "unknown key 'parallel.stges' without parallel.backend; did you mean"
+            " 'parallel.stages'?",
+        ),
         (
             "head.zzz=3",
             "unknown key 'head.zzz' for head.name=auglocal; the keys here are name, depth",

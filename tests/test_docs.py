@@ -134,9 +134,15 @@ def test_commands_lists_every_flag():
 
 @every_page
 def test_keys_exist(page):
-    """`section.key` in code; anything goes behind `model.`."""
+    """`section.key` in code, or an option of an entry; anything goes behind `model.`."""
     keys = set(configfile.keys())
-    sections = "data|modules|head|reconcile|train|optimizer|parallel|checkpoint|run"
+    keys |= {
+        f"{section}.{option}"
+        for section, registry in configfile.REGISTRIES.items()
+        for name in registry.names()
+        for option in registry._parameters(name)
+    }
+    sections = "data|modules|head|information|reconcile|train|optimizer|parallel|checkpoint|run"
     text = re.sub(r"^```python\n.*?^```$", "", page.read_text(), flags=re.S | re.M)
     for found in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)\b(?!\(|/)", text):
         if not found.endswith((".json", ".py", ".yaml", ".sbatch")):

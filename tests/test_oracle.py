@@ -93,6 +93,19 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
         "channels_last": True,
     },
+    "reconstruction, both directions, microbatches, dropout": {
+        **VIT,
+        "information": {"name": "reconstruction", "weight": [1, 0.2], "task_weight": [0.5, 1]},
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
+    "contrast, on half of the batch": {
+        **RESNET,
+        "information": {"name": "contrast", "weight": 0.3},
+        "train": {"steps": 10},
+        "reconcile": {**FINITE, "every": 3, "fraction": 0.5},
+    },
 }
 
 

@@ -129,7 +129,7 @@ def train_rank(rank_info, config):
 
 def test_each_takes_a_few_lines():
     entries = [text for text in blocks("python") if not text.startswith("import")]
-    assert len(entries) == 8
+    assert len(entries) == 9
     assert max(len(text.splitlines()) for text in entries) <= LONGEST_BLOCK
 
 
@@ -140,6 +140,15 @@ def test_the_placement_changes_nothing(folder, one_stage, run_ranks):
     down = 12 * 2 + (12 // 2) + 2 * 3  # activations, labels; signals; an evaluation
     assert sent[0] > down
     assert 0 < sent[1] < sent[0], "lagged messages only"
+
+
+def test_an_information_term_of_ones_own(folder, run_ranks):
+    own = "information={name: 'python:mine:Means', bias: false, weight: [1, 0.5]}"
+    train(load(folder, own, "run.dir=runs/means"), RankInfo())
+    run_ranks(train_rank, 2, load(folder, own, "run.dir=runs/means-two"))
+    assert checkpoints(folder / "runs" / "means-two") == checkpoints(folder / "runs" / "means")
+    with pytest.raises(UserError, match="with another information; resume it as it was"):
+        train(load(folder, "run.dir=runs/means", "run.resume=true"), RankInfo())
 
 
 def test_a_resumed_run_is_the_same_one(folder, one_stage, run_ranks):

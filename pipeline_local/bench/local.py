@@ -13,6 +13,7 @@ from pipeline_local.bench.baseline import Baseline, Weights, Workload
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning import information
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.edge import Message, Nowhere
@@ -162,7 +163,7 @@ class LocalPipeline(Baseline):
         for module in self._modules:
             shape = self.blueprint.input_shapes[self.blueprint.modules[module.index].start]
             body, y = _flops(module.body, torch.empty(2, *shape, device="meta"))
-            head, _ = _flops(module.head, y)
+            head = sum(_flops(part, y)[0] for part in information.parts(module.head))
             own += body
             if self.blueprint.is_last(module.index):
                 own += head

@@ -19,9 +19,12 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
+from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
+from pipeline_local.learning import information as terms
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.heads import Site, copies
+from pipeline_local.learning.information import Ends, Information, InformedHead
 from pipeline_local.learning.lagged import ModuleSpecs
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -106,6 +109,7 @@ class Blueprint:
             x=Spec((size, *self.input_shapes[blocks.start]), x_dtype),
             y=Spec((size, *self.output_shapes[blocks.stop - 1]), inside),
             labels=self._labels(size),
+            recalls_input=self.config.information.name is not None and not self.is_last(index),
             parameters=tuple(Spec(tuple(p.shape), self.dtype) for p in parameters),
         )
 
@@ -140,7 +144,8 @@ class Blueprint:
         body, head = self._body_and_head(index, device)
         if self.config.compile:
             body.compile_blocks()
-            compile_part(head)
+            for part in terms.parts(head):
+                compile_part(part)
         return self.assembled(index, body, head)
 
     def uncompiled(self, index: int, device: torch.device) -> LocalModule:
@@ -229,8 +234,12 @@ class Blueprint:
         return self._auxiliary_head(index)
 
     def _auxiliary_head(self, index: int) -> nn.Module:
-        blocks, end, count = self.backbone.blocks, self.modules[index].stop, len(self.modules)
-        return self.auxiliary_head(*head_key(self.config, end, len(blocks), index, count))
+        blocks, part, count = self.backbone.blocks, self.modules[index], len(self.modules)
+        key = head_key(self.config, part.stop, len(blocks), index, count)
+        head, term = self.auxiliary_head(*key), self.information(part)
+        if term is None:
+            return head
+        return InformedHead(head, term, *terms.weights(self.config.information, index, count))
 
     def auxiliary_head(self, end: int, copies: int) -> nn.Module:
         """Returns the head behind the first `end` blocks, on the meta device.
@@ -258,6 +267,39 @@ class Blueprint:
                 f"head.name: {self.config.head.name} does not fit behind block"
                 f" {self.backbone.blocks[end - 1].name} ({error});"
                 f" choose another head or other modules.cuts"
+            ) from None
+
+    def ends(self, blocks: range) -> Ends:
+        """The two ends of a module of these blocks."""
+        shape = self.input_shapes[blocks.start]
+        of_data: dict[int, Layout] = {1: "NC", 2: "NCT", 3: "NCHW"}
+        return Ends(
+            layout=self.backbone.layout,
+            shape=self.output_shapes[blocks.stop - 1],
+            input_layout=self.backbone.layout if blocks.start else of_data.get(len(shape)),
+            input_shape=shape,
+            input_dtype=self.wire_format.inside if blocks.start else self.input_dtype,
+            labels=self._labels(self.config.data.batch_size // self.config.train.microbatches),
+        )
+
+    def information(self, blocks: range) -> Information | None:
+        """Returns the information term of a module of these blocks, on the meta device; None where
+        none is configured.
+
+        Raises:
+            UserError: it does not fit there.
+        """
+        config = self.config.information
+        if config.name is None:
+            return None
+        try:
+            return terms.build(config, self.ends(blocks))
+        except ValueError as error:
+            names = [self.backbone.blocks[i].name for i in (blocks.start, blocks.stop - 1)]
+            raise UserError(
+                f"information.name: {config.name} does not fit a module of the blocks"
+                f" {' .. '.join(dict.fromkeys(names))} ({error}); choose another term or other"
+                f" modules.cuts"
             ) from None
 
 

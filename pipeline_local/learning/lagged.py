@@ -30,12 +30,14 @@ class ModuleSpecs:
         x: its input [B, ...].
         y: its activations [B, ...].
         labels: of the batch [B, ...].
+        recalls_input: whether its local loss depends on x beside y.
         parameters: of its body, in order.
     """
 
     x: Spec
     y: Spec
     labels: Spec
+    recalls_input: bool
     parameters: tuple[Spec, ...]
 
 
@@ -59,8 +61,8 @@ class InputGradient:
         return (sender.x,)
 
     def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
-        """The activations and the labels of the batch."""
-        return receiver.y, receiver.labels
+        """The activations and the labels of the batch, and the input if the loss needs it."""
+        return receiver.y, receiver.labels, *([receiver.x] if receiver.recalls_input else [])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.learning import estimators, reconcile
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import compare
+from pipeline_local.learning.information import LocalLoss, local_loss, term_of
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.reconcile import Gradients, Objective
@@ -81,6 +82,7 @@ class LocalModule(nn.Module):
         self.trainable = [*self._body_params, *self._head_params]
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self._estimator = estimators.estimator(rules.reconcile)
+        self._recalls_input = term_of(head) is not None
         self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
@@ -106,18 +108,19 @@ class LocalModule(nn.Module):
         """
         now = self._now()
         y = now.y.detach().requires_grad_()
-        outputs = self._run_head(y)
-        loss = self._loss(outputs, now.labels)
+        local = self._loss(y, now.labels, now.x)
         params = [] if self._shifts else self._head_params
-        output_grad, *now.head_grads = gradients.of(loss, [y, *params])
+        output_grad, *now.head_grads = gradients.of(local.total, [y, *params])
         output_grad = torch.zeros_like(y) if output_grad is None else output_grad
         now.output_grad = self.rules.wire_format.laid_out(output_grad)  # as the body's output
-        self._measure(loss=loss.detach())
+        self._measure(loss=local.total.detach())
         if now.step.send_lagged:
             self.lagged.awaiting.push(now.step.number, now.microbatch, *self.lagged_awaiting())
         if now.step.log:
             task = self.rules.task
-            self._measure(**{task.metric: task.score(outputs.detach(), now.labels)})
+            self._measure(**{task.metric: task.score(local.outputs.detach(), now.labels)})
+            if local.information is not None:
+                self._measure(information=local.information)
         return now.output_grad
 
     def receive(self, signal: Tensor | None = None) -> None:
@@ -153,9 +156,10 @@ class LocalModule(nn.Module):
 
     def lagged_awaiting(self) -> Message:
         """What this microbatch keeps until the message from downstream has come: its activations
-        and labels, all detached. As `LaggedContent.awaiting` says it."""
+        and labels, and its input if the local loss needs it, all detached. As
+        `LaggedContent.awaiting` says it."""
         now = self._now()
-        return now.y.detach(), now.labels
+        return now.y.detach(), now.labels, *([now.x.detach()] if self._recalls_input else [])
 
     def lagged_message(self, first: Gradients) -> Message:
         """What this microbatch sends upstream: the input gradient. As `LaggedContent.message` says
@@ -178,13 +182,15 @@ class LocalModule(nn.Module):
             feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
                 None for the last module, which has no downstream neighbour.
         """
-        number, microbatch, (y, labels) = self.lagged.awaiting.pop()
-        y = self.rules.wire_format.laid_out(y)  # checkpoints do not keep strides
+        number, microbatch, (y, labels, *inputs) = self.lagged.awaiting.pop()
+        # checkpoints do not keep strides
+        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         if feedback is not None:
             params = self._head_params
             # its buffers have seen this batch before
-            objective = self._again(self._run_head, labels, Buffers(self.head))
+            buffers = Buffers(self.head)
+            objective = self._again(lambda y: y, labels, inputs[0] if inputs else None, buffers)
             first = reconcile.plain(objective, y, params)
             self._measure(feedback_cosine=compare(first.input, feedback).cosine)
             added = self._discord_gradient(objective, y, feedback, params, first)
@@ -288,30 +294,32 @@ class LocalModule(nn.Module):
         now.x = now.y = now.signal = now.output_grad = first.input
         assert now.buffers is not None, "who reconciles has kept them"
         part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
-
-        def run(x: Tensor) -> Tensor:
-            return self._run_head(self._run_body(x))
-
         if self._shifts:
+            recalled = x if self._recalls_input else None
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
             del x, signal
-            loss = self._again(run, labels, now.buffers)(moved)
+            loss = self._again(self._run_body, labels, recalled, now.buffers)(moved)
             return gradients.of(loss, self.trainable)
         if part is not None:
             signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
-        objective = self._again(run, labels, now.buffers)
+        objective = self._again(self._run_body, labels, x, now.buffers)
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return gradients.plus(first.params, added)
 
     def _again(
-        self, run: Callable[[Tensor], Tensor], labels: Tensor, buffers: Buffers
+        self,
+        run: Callable[[Tensor], Tensor],
+        labels: Tensor,
+        recalled: Tensor | None,
+        buffers: Buffers,
     ) -> Objective:
-        """The loss of what `run` gives, of a batch that has been passed through before."""
+        """The loss of the activations that `run` gives, of a batch that has been passed through
+        before, with the input `recalled` then."""
 
         def objective(x: Tensor) -> Tensor:
             with buffers.again():
-                return self._loss(run(x), labels)
+                return self._loss(run(x), labels, recalled).total
 
         return objective
 
@@ -345,17 +353,13 @@ class LocalModule(nn.Module):
         wire_format = self.rules.wire_format
         return wire_format.laid_out(y.to(wire_format.inside))
 
-    def _run_head(self, y: Tensor) -> Tensor:
-        seeds.reseed(y.device, *self._draw("head"))
-        with self._autocast(y):
-            return self.head(y)  # type: ignore[no-any-return]
-
     def _draw(self, use: str) -> tuple[int, str | int, int, int, int]:
         now = self._now()
         return self.rules.seed, use, self.index, now.step.number, now.microbatch
 
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.rules.task.loss(outputs, labels)
+    def _loss(self, y: Tensor, labels: Tensor, x: Tensor | None) -> LocalLoss:
+        seeds.reseed(y.device, *self._draw("head"))
+        return local_loss(self.head, self.rules.task, y, labels, x, self._autocast(y))
 
     def _measure(self, **values: Tensor) -> None:
         """Add to the mean over the microbatches, without waiting for the device."""

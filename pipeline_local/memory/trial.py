@@ -23,6 +23,7 @@ from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.errors import UserError
 from pipeline_local.learning.estimators import ESTIMATORS
 from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.information import INFORMATION, term_of
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import TASKS
@@ -78,6 +79,8 @@ def _comes_with_us(config: Config) -> bool:
         (ESTIMATORS, config.reconcile.estimator),
         (OPTIMIZERS, config.optimizer.name),
     ]
+    if config.information.name is not None:
+        chosen.append((INFORMATION, config.information.name))
     return all(registry.comes_with_us(name) for registry, name in chosen)
 
 
@@ -89,13 +92,13 @@ class _Part:
         label: for people.
         key: of the configuration, which chose it.
         module: it.
-        shape: of its output for one sample, in evaluation.
+        shape: of its output for one sample, in evaluation; None: any.
     """
 
     label: str
     key: str
     module: nn.Module
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
 
 
 class _RefusedError(Exception):
@@ -150,7 +153,11 @@ def _parts(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[
         name = blueprint.backbone.classifier.name
         return [*blocks, _Part(f"block {name!r}", key, held[-1], output_shape)]
     label = f"the {blueprint.config.head.name} head of module {index + 1}"
-    return [*blocks, _Part(label, "head.name", held[-1], output_shape)]
+    head = _Part(label, "head.name", held[-1], output_shape)
+    if (term := term_of(held[-1])) is None:
+        return [*blocks, head]
+    label = f"the {blueprint.config.information.name} term of module {index + 1}"
+    return [*blocks, head, _Part(label, "information.name", term, None)]
 
 
 def _check_kinds(blueprint: Blueprint, index: int) -> None:
@@ -273,8 +280,8 @@ class _Watch:
             raise _RefusedError(
                 f"gives {kind} {mode} instead of a tensor of numbers; return one in both modes"
             )
-        shape = (len(args[0]), *part.shape)
-        if tuple(y.shape) != shape:
+        shape = y.shape if part.shape is None else (len(args[0]), *part.shape)
+        if tuple(y.shape) != tuple(shape):
             raise _RefusedError(
                 f"gives {list(y.shape)} {mode}, and {list(shape)} are needed; return the same"
                 f" shape in both modes"
@@ -305,7 +312,8 @@ class _Watch:
 def _culprit(parts: Sequence[_Part], blueprint: Blueprint, index: int, size: int) -> _Part | None:
     """The first part whose own backward pass fails."""
     specs = blueprint.module_specs(index)
-    shapes = [specs.x.shape[1:], *(part.shape for part in parts)]
+    blocks = [blueprint.output_shapes[i] for i in blueprint.modules[index]]
+    shapes = [specs.x.shape[1:], *blocks, blocks[-1]]  # head and term read the same
     for number, (part, shape) in enumerate(zip(parts, shapes, strict=False)):
         x = _like(Spec((size, *shape), specs.x.dtype if number == 0 else specs.y.dtype), size)
         x.requires_grad_(x.is_floating_point())

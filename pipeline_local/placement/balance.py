@@ -18,7 +18,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.heads import copies
 from pipeline_local.memory.dry_run import kept_bytes, stage_bytes
 from pipeline_local.placement import partition
-from pipeline_local.placement.costs import Costs, possible_heads
+from pipeline_local.placement.costs import Costs, possible_heads, possible_terms
 
 GIBIBYTE = 2**30
 """Bytes in a GiB."""
@@ -81,14 +81,20 @@ def even_memory(uncut: Blueprint, count: int) -> list[range]:
     first = kept_bytes(uncut, blocks, 0)  # from images, so maybe in another precision
     later = [0, *kept_bytes(uncut, blocks[1:], 1)] if len(blocks) > 1 else first
     heads = {key: _kept_bytes_of_head(uncut, head, key[0]) for key, head in possible_heads(uncut)}
+    terms = {
+        uncut.ends(part): _kept_bytes_of_head(uncut, term, part.stop)
+        for part, term in possible_terms(uncut)
+    }
 
     def keeps(index: int, part: range) -> float:
-        kept = sum((later if part.start else first)[block] for block in part)
+        kept: float = sum((later if part.start else first)[block] for block in part)
         if index == count - 1:
             return kept if part.stop == len(blocks) else math.inf
         if part.stop == len(blocks):
             return math.inf
         key = head_key(uncut.config, part.stop, len(blocks), index, count)
+        if uncut.config.information.name is not None:
+            kept += terms.get(uncut.ends(part), math.inf)
         return kept + heads.get(key, math.inf)
 
     cut = partition.cheapest(len(blocks), count, keeps)
@@ -159,8 +165,9 @@ def _received_bytes(blueprint: Blueprint) -> list[float]:
 
 def _grows(blueprint: Blueprint) -> bool:
     """Whether a longer part never holds less: not so with activation checkpointing, where a part
-    that begins with a more expensive block may."""
-    return not blueprint.config.modules.recompute
+    that begins with a more expensive block may, nor with a term that reconstructs its input."""
+    config = blueprint.config
+    return not config.modules.recompute and config.information.name is None
 
 
 def room(blueprint: Blueprint, costs: Sequence[Costs]) -> list[float]:

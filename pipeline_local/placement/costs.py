@@ -20,6 +20,7 @@ from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators
 from pipeline_local.learning.heads import copies
+from pipeline_local.learning.information import Information
 
 Unit = Literal["seconds", "FLOPs"]
 """The unit of costs."""
@@ -110,6 +111,7 @@ class Costs:
             one); None where it has not been measured.
         device: the device that the costs apply to.
         origin: the origin of the costs, for display.
+        information: the costs of information terms, by the blocks of a module; empty without them.
     """
 
     config: Config
@@ -120,6 +122,7 @@ class Costs:
     link: Link | None = None
     device: Device = field(default_factory=Device)
     origin: str = "FLOPs counted on the meta device"
+    information: Mapping[range, Cost] = field(default_factory=dict)
 
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
         """Returns the cost of module `index` (from 0) of `count`, if it had these blocks."""
@@ -128,6 +131,8 @@ class Costs:
         if index < count - 1:
             key = head_key(self.config, blocks.stop, len(self.blocks), index, count)
             head = self.heads.get(key, IMPOSSIBLE)
+            if self.information:
+                head += self.information.get(blocks, IMPOSSIBLE)
         added = self._added(index, count, body, head)
         return ModuleCost(
             forward=body.forward,
@@ -172,6 +177,38 @@ def possible_heads(blueprint: Blueprint) -> Iterator[tuple[HeadKey, nn.Module]]:
             continue
 
 
+def possible_terms(blueprint: Blueprint) -> Iterator[tuple[range, Information]]:
+    """Yields the information terms of all modules that any cut could make and that fit, on the meta
+    device: each with the blocks of one such module, out of those that have the same ends."""
+    if blueprint.config.information.name is None:
+        return
+    for part in {blueprint.ends(part): part for part in _possible_parts(blueprint)}.values():
+        try:
+            term = blueprint.information(part)
+        except UserError:
+            continue
+        assert term is not None, "they are configured"
+        yield part, term
+
+
+def of_all_parts(blueprint: Blueprint, known: Mapping[range, Cost]) -> dict[range, Cost]:
+    """Returns the cost of the term of every module that a cut could make.
+
+    Args:
+        blueprint: the run.
+        known: the costs by the blocks that `possible_terms` yields.
+    """
+    by_ends = {blueprint.ends(part): cost for part, cost in known.items()}
+    parts = _possible_parts(blueprint) if known else []
+    return {part: by_ends.get(blueprint.ends(part), IMPOSSIBLE) for part in parts}
+
+
+def _possible_parts(blueprint: Blueprint) -> list[range]:
+    """The blocks of all modules that any cut could make; the last module has no term."""
+    stops = range(1, len(blueprint.backbone.blocks))
+    return [range(start, stop) for stop in stops for start in range(stop)]
+
+
 def by_flops(blueprint: Blueprint) -> Costs:
     """Counts floating-point operations on the meta device; memory traffic has no cost there."""
     config, blocks = blueprint.config, blueprint.backbone.blocks
@@ -186,6 +223,13 @@ def by_flops(blueprint: Blueprint) -> Costs:
             for key, head in possible_heads(blueprint)
         },
         classifier=_counted(config, [blueprint.backbone.classifier.module], outputs[-1]),
+        information=of_all_parts(
+            blueprint,
+            {
+                part: _counted(config, [term], outputs[part[-1]])
+                for part, term in possible_terms(blueprint)
+            },
+        ),
         device=blueprint.device,
     )
 

@@ -15,9 +15,16 @@ def describe(placement: Placement) -> list[ModuleRow]:
     for index in range(len(blueprint.modules)):
         names = [block.name for block in blueprint.blocks(index)]
         blocks = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
-        head = "classifier" if blueprint.is_last(index) else blueprint.config.head.name
-        rows.append(ModuleRow(stage_of[index], blocks, head))
+        rows.append(ModuleRow(stage_of[index], blocks, _head(blueprint, index)))
     return rows
+
+
+def _head(blueprint: Blueprint, index: int) -> str:
+    """The name of a module's head, with that of its information term."""
+    head, term = blueprint.config.head.name, blueprint.config.information.name
+    if blueprint.is_last(index):
+        return "classifier"
+    return head if term is None else f"{head} + {term}"
 
 
 def explain(blueprint: Blueprint) -> str:

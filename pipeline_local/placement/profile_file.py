@@ -1,7 +1,8 @@
 """A saved profile: the costs of the parts of one network, measured on one device.
 
 JSON: `version`, `setting` (of the network and its step), `device` (where it was measured; `memory`
-and `workspaces` in bytes), `blocks`, `heads`, `classifier` (seconds per microbatch), `link`.
+and `workspaces` in bytes), `blocks`, `heads`, `information`, `classifier` (seconds per microbatch),
+`link`.
 """
 
 import json
@@ -17,13 +18,15 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import TaskConfig
 from pipeline_local.errors import UserError
-from pipeline_local.placement.costs import Cost, Costs, Link
+from pipeline_local.placement.costs import Cost, Costs, Link, of_all_parts
 
 VERSION = 1
 """The version of the file format."""
 
-_NEW = {
+_NEW: Mapping[str, Any] = {
     "head": {},
+    "information.name": None,
+    "information": {},
     "labels": [],
     "task.name": TaskConfig.name,
     "task": {},
@@ -47,6 +50,8 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,
         "modules.recompute": config.modules.recompute,
         "head": config.head.args,
+        "information.name": config.information.name,
+        "information": config.information.args,
         "labels": list(blueprint.info.label_shape),
         "task.name": config.task.name,
         "task": config.task.args,
@@ -80,6 +85,7 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
     _refuse_another(path, facts, blueprint)
     parts = blueprint.config.train.microbatches
     names = [block.name for block in blueprint.backbone.blocks]
+    terms = facts.get("information", [])
     try:
         device, link = facts["device"], facts["link"]
         return Costs(
@@ -88,6 +94,9 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
             blocks=tuple(_cost(facts["blocks"][name], parts) for name in names),
             heads={(row["end"], row["copies"]): _cost(row, parts) for row in facts["heads"]},
             classifier=_cost(facts["classifier"], parts),
+            information=of_all_parts(
+                blueprint, {range(row["start"], row["stop"]): _cost(row, parts) for row in terms}
+            ),
             link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
             device=Device(
                 type=str(device.get("type", blueprint.device.type)),

@@ -29,6 +29,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
+from pipeline_local.learning.information import local_loss
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.untouched import Buffers
@@ -164,7 +165,7 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
     x = x.detach().requires_grad_()
     for module in modules:
         y = module.body(x)
-        loss = module.rules.task.loss(module.head(y), labels)
+        loss = local_loss(module.head, module.rules.task, y, labels, x).total
         yield _ModuleGraph([p for p in module.body.parameters() if p.requires_grad], x, y, loss)
         x = y
 

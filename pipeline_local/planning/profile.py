@@ -23,11 +23,13 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
+from pipeline_local.learning import information
 from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.information import Information, InformedHead
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement import profile_file
-from pipeline_local.placement.costs import Cost, Link, possible_heads
+from pipeline_local.placement.costs import Cost, Link, possible_heads, possible_terms
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks.p2p import by_device
@@ -104,6 +106,10 @@ def measure(config: Config, info: DataInfo, runs: int, rank_info: RankInfo) -> d
             {"end": end, "copies": copies, **profile_file.row(parts.head(head, end))}
             for (end, copies), head in possible_heads(blueprint)
         ],
+        "information": [
+            {"start": part.start, "stop": part.stop, **profile_file.row(parts.term(term, part))}
+            for part, term in possible_terms(blueprint)
+        ],
         "classifier": profile_file.row(parts.classifier()),
         "link": profile_file.row(_link(blueprint, runs, rank_info)),
     }
@@ -156,6 +162,28 @@ class ActTimes:
         return found
 
 
+class _Constant(nn.Module):
+    """A body that gives the same activations for any input, and costs nothing."""
+
+    def __init__(self, y: Tensor) -> None:
+        super().__init__()
+        self.y = y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.y + x.mean()  # reconciliation differentiates by x
+
+
+class _Silent(nn.Module):
+    """A head whose outputs are all zero."""
+
+    def __init__(self, output_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output_shape = output_shape
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y.new_zeros(len(y), *self.output_shape)
+
+
 class _PartTimer:
     """Times parts of one network.
 
@@ -176,6 +204,7 @@ class _PartTimer:
         self._runs = runs
         self._device = device
         self._generator = torch.Generator().manual_seed(0)
+        self._size = config.data.batch_size // config.train.microbatches
 
     def blocks(self) -> list[Cost]:
         """Measure all blocks, interleaved as in training, so that caches are cold."""
@@ -204,8 +233,20 @@ class _PartTimer:
         return self._only_head(own, len(blueprint.output_shapes))
 
     def _only_head(self, head: nn.Module, end: int) -> Cost:
-        subject = self._subject(nn.Identity(), head, 1, self.blueprint.output_shapes[end - 1])
-        (acts,) = self._repeat([subject])
+        return self._alone(nn.Identity(), head, self.blueprint.output_shapes[end - 1])
+
+    def term(self, term: Information, part: range) -> Cost:
+        """Measure the information term of a module of these blocks."""
+        blueprint = self.blueprint
+        silent = _Silent(blueprint.task.output_shape)
+        head = blueprint.fresh_head(InformedHead(silent, term, 1.0, 1.0), 0, self._device)
+        y = self._random(self._size, *blueprint.output_shapes[part[-1]])
+        body = _Constant(y.to(self._device, blueprint.wire_format.inside))
+        return self._alone(body, head, blueprint.input_shapes[part.start])
+
+    def _alone(self, body: nn.Module, head: nn.Module, shape: tuple[int, ...]) -> Cost:
+        """Measure a head behind a body that costs nothing."""
+        (acts,) = self._repeat([self._subject(body, head, 1, shape)])
         return Cost(acts["signal"], 0.0, acts["added"], acts["update"])
 
     def _subject(
@@ -215,9 +256,10 @@ class _PartTimer:
         whole = Body([body], config.modules.recompute and any(True for _ in body.parameters()))
         if config.compile:
             whole.compile_blocks()
-            compile_part(head)
+            for part in information.parts(head):
+                compile_part(part)
         module = self.blueprint.assembled(index, whole, head)
-        size = config.data.batch_size // config.train.microbatches
+        size = self._size
         dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
         x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))
         labels = self.blueprint.task.example_labels(size, self._generator)

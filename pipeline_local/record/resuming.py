@@ -159,11 +159,12 @@ def _identity(config: Config) -> dict[str, object]:
         "train.microbatches": config.train.microbatches,
     }
     sections = configfile.tree(config)
-    model, modules = sections["model"], sections["modules"]
+    model, modules, information = (sections[k] for k in ("model", "modules", "information"))
     return {
         "model": {key: value for key, value in model.items() if key != "weights"},
         "modules": {key: modules[key] for key in ("count", "cuts")},
         "head": sections["head"],
+        "information": {k: v for k, v in information.items() if not k.endswith("weight")},
         "task": sections["task"],
         "precision": config.precision,
         "parallel.wire_dtype": config.parallel.wire_dtype,

@@ -10,12 +10,21 @@ from pipeline_local.layout import POSITIONS, Layout
 
 
 class ToMap(nn.Module):
-    """Turns any activations [B, ...] into feature maps [B, C, H, W]."""
+    """Turns any activations [B, ...] into feature maps [B, C, H, W].
 
-    def __init__(self, layout: Layout, shape: tuple[int, ...]) -> None:
+    Args:
+        layout: meaning of the axes of the activations.
+        shape: shape of one sample's activations.
+        affine: whether the norm of tokens has a scale and a shift.
+    """
+
+    def __init__(self, layout: Layout, shape: tuple[int, ...], affine: bool = True) -> None:
         super().__init__()
         self.layout = layout
-        self.norm = nn.LayerNorm(shape[-1]) if layout == "NTC" else nn.Identity()
+        is_tokens = layout == "NTC"
+        self.norm = (
+            nn.LayerNorm(shape[-1], elementwise_affine=affine) if is_tokens else nn.Identity()
+        )
         self.map_shape = self._map_shape(shape)
 
     def _map_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -130,6 +139,32 @@ def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...
     width = channels(layout, shape)
     norm = [nn.LayerNorm(width)] if layout == "NTC" else []
     return nn.Sequential(*norm, MeanPool(layout), nn.Linear(width, num_outputs))
+
+
+def one_conv(
+    layout: Layout, shape: tuple[int, ...], width: int, stride: int, hidden: int, outputs: int
+) -> nn.Sequential:
+    """Build InfoPro's 1c2f: a 3x3 convolution, a pool and two linear layers.
+
+    Args:
+        layout: meaning of the axes of the activations.
+        shape: shape of one sample's activations.
+        width: channels of the convolution.
+        stride: its stride.
+        hidden: width of the first linear layer.
+        outputs: width of the second.
+    """
+    to_map = ToMap(layout, shape)
+    return nn.Sequential(
+        to_map,
+        nn.Conv2d(to_map.map_shape[0], width, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        MeanPool("NCHW"),
+        nn.Linear(width, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )
 
 
 def channels(layout: Layout, shape: tuple[int, ...]) -> int:

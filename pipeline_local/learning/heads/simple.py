@@ -1,12 +1,14 @@
 """Heads of a few layers: linear, fixed vertices, and the small networks of DGL and InfoPro."""
 
 import math
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
 from pipeline_local.learning.heads.etf import SimplexETF
 from pipeline_local.learning.heads.head import HEADS, Head, Site
-from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, readout
+from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, one_conv, readout
 
 
 @HEADS.add("linear")
@@ -49,18 +51,11 @@ def mlp(site: Site) -> Head:
 
 
 @HEADS.add("conv")
-def conv(site: Site) -> Head:
+def conv(
+    site: Site,
+    *,
+    width: Annotated[int, Field(ge=1)] = 128,
+    stride: Annotated[int, Field(ge=1)] = 1,
+) -> Head:
     """InfoPro's 1c2f (Wang et al., ICLR 2021): a 3x3 convolution, a pool and two linear layers."""
-    to_map = ToMap(site.layout, site.shape)
-    return Head(
-        nn.Sequential(
-            to_map,
-            nn.Conv2d(to_map.map_shape[0], 128, 3, padding=1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            MeanPool("NCHW"),
-            nn.Linear(128, 128),
-            nn.ReLU(),
-            nn.Linear(128, site.num_outputs),
-        )
-    )
+    return Head(one_conv(site.layout, site.shape, width, stride, 128, site.num_outputs))
