@@ -24,6 +24,7 @@ from pipeline_local.config import Config, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement import profile_file
@@ -217,6 +218,7 @@ class _PartTimer:
             whole.compile_blocks()
             compile_part(head)
         module = self.blueprint.assembled(index, whole, head)
+        module.lagged = LaggedMessages()  # it has no neighbours
         size = config.data.batch_size // config.train.microbatches
         dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
         x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))
