@@ -124,7 +124,7 @@ def checkpoints(folder):
 
 @pytest.mark.parametrize(
     ("case", "shape"),
-    [(MLP, (12, 12)), (MAPS, (16, 16, 3, 3))],
+    [(MLP, (12, 12)), (MAPS, (16, 8, 3, 3))],
     ids=["narrow wire", "channels last"],
 )
 def test_it_takes_every_way(case, shape, tmp_path, run_ranks, monkeypatch):
