@@ -182,17 +182,16 @@ def _perform(
 ) -> StageBytes:
     first, last, step = modules[0].index, modules[-1].index, heaviest(blueprint)
     lag = blueprint.run_plan.lag
-    for module in modules:
-        fill_queues(blueprint, module, step)
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
     steps = [replace(each, microbatches=min(RUN, each.microbatches)) for each in _steps(step, lag)]
     arriving = [outer.lagged_messages(blueprint.run_plan, each) for each in steps if outer]
     downstream = FakeDownstream(outer, chain.from_iterable(arriving))
-    stage = Stage(modules, upstream, downstream, acts)
     for each in steps:
-        stage.train(each)
-    del stage, upstream
+        for module in modules:
+            fill_queues(blueprint, module, replace(each, microbatches=step.microbatches))
+        Stage(modules, upstream, downstream, acts).train(each)
+    del upstream
     _evaluate(blueprint, modules, acts, downstream)
     act = max(acts.peaks, key=lambda name: acts.peaks[name])
     return StageBytes(
@@ -240,6 +239,8 @@ def fill_queues(
         size: of the microbatches; None: as configured.
     """
     lag, index, count = blueprint.run_plan.lag, module.index, step.microbatches
+    module.lagged.awaiting.drop(step.number)
+    module.lagged.pending.drop(step.number)
     specs, kept = blueprint.lagged_specs(index, size), _kept(blueprint, index, size)
     parts = [(n, part) for n in range(step.number - lag.lag, step.number) for part in range(count)]
     parts += [(step.number, part) for part in range(RUN, count)]

@@ -54,26 +54,11 @@ def test_traffic(sections, compared, fed_back):
     assert edge.lagged == pytest.approx(fed_back * x)
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
-def test_traffic_and_memory_of_copies(microbatches):
-    """Once per period, whatever the microbatches; the head holds the copy without a gradient."""
-    train = {"steps": 40, "log_every": 10, "microbatches": microbatches}
-    head = {"name": "ema", "refresh": 5}
-    drawn = draw(head=head, train=train)
-    (edge,) = drawn.edges
-    copy = 4 * (32 * 32 + 32)
-    assert edge.lagged == pytest.approx(copy / 5)
-    first, (second, third) = (stage.modules for stage in drawn.stages)
-    plain = draw(train=train)
-    scale = 2 * 32 * 4
-    for module, linear in zip((first[0], second), [m for s in plain.stages for m in s.modules]):
-        assert module.memory.parameters - linear.memory.parameters == copy + scale
-        assert module.memory.gradients - linear.memory.gradients == scale
-        assert module.memory.optimizer - linear.memory.optimizer == scale
-    assert third.head == "classifier"
-    assert [stage.memory.lagged for stage in drawn.stages] == [0, 2 * copy]
-    often = draw(head={**head, "refresh": 1}, train=train)
-    assert [stage.memory.lagged for stage in often.stages] == [0, 2 * 5 * copy]
+def test_traffic_of_copies():
+    """Once per period, whatever the microbatches."""
+    train = {"steps": 40, "log_every": 10, "microbatches": 4}
+    (edge,) = draw(head={"name": "ema", "refresh": 5}, train=train).edges
+    assert edge.lagged == pytest.approx(4 * (32 * 32 + 32) / 5)
 
 
 def test_a_narrow_wire_takes_half_of_it():
