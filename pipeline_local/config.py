@@ -75,7 +75,9 @@ class HeadConfig(NamingSection):
 
     name: str = "auglocal"
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
-    1c2f; auglocal: fresh copies of later blocks."""
+    1c2f; auglocal: fresh copies of later blocks; ema: a running mean of the next module's first
+    block, read-only (`head.refresh`, 10: steps between two publications of its parameters;
+    `head.decay`, 0.995: of the mean, for each step)."""
     depth: Positive = 2
     """auglocal: copied blocks in the first module's head."""
     taper: bool = True
