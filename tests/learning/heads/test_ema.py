@@ -30,7 +30,7 @@ def site(layout, later=None):
 def made(layout="NCHW", **options):
     """A head, and the block that it has begun with."""
     torch.manual_seed(0)
-    head = heads.build(HeadConfig("ema", args=options), site(layout))
+    head = heads.build(HeadConfig("ema", **options), site(layout))
     assert all(tensor.is_meta for tensor in head.state_dict().values())
     head = head.to_empty(device="cpu")
     heads.initialize(head)
@@ -137,6 +137,6 @@ def test_options_are_checked(options, problem):
 
 def test_only_this_head_is_refreshed():
     assert heads.refresh(HeadConfig("ema")) == 10
-    assert heads.refresh(HeadConfig("ema", args={"refresh": 3})) == 3
+    assert heads.refresh(HeadConfig("ema", refresh=3)) == 3
     assert heads.refresh(HeadConfig("linear")) == 0
     assert isinstance(heads.build(HeadConfig("ema"), site("NC")), EmaHead)
