@@ -84,7 +84,7 @@ class HeadConfig(NamingSection):
     refresh: Positive = 10
     """ema: steps from one publication of the block's parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """ema: of the running mean that the copy is, for each step; 0: the newest publication itself."""
+    """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
 
 
 @dataclass(frozen=True)
