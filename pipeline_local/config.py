@@ -75,11 +75,16 @@ class HeadConfig(NamingSection):
 
     name: str = "auglocal"
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
-    1c2f; auglocal: fresh copies of later blocks."""
+    1c2f; auglocal: fresh copies of later blocks; ema: a read-only copy of the next module's first
+    block."""
     depth: Positive = 2
     """auglocal: copied blocks in the first module's head."""
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
+    refresh: Positive = 10
+    """ema: steps from one publication of the block's parameters to the next."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
 
 
 @dataclass(frozen=True)

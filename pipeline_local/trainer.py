@@ -243,7 +243,8 @@ class Trainer:
             last = self.status.during("checkpoint", self._done, "last", act="write")
             with last, self.clock.saving():
                 self.writer.wait()
-            self.downstream.finish(len(self.stage.modules[-1].lagged.awaiting))
+            below = self.stage.modules[-1].index + 1
+            self.downstream.finish(self.blueprint.run_plan.under_way(below, self._done))
             self.upstream.finish()
         finally:
             self.writer.close()

@@ -87,6 +87,14 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
         "parallel": {"wire_dtype": "float16"},
     },
+    "copies of parameters": {**RESNET, "head": {"name": "ema", "refresh": 3, "decay": 0.9}},
+    "copies, both directions, microbatches, dropout, narrow wire": {
+        **VIT,
+        "head": {"name": "ema", "refresh": 2, "decay": 0.5},
+        "train": {"steps": 12, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
     "channels last, both directions, microbatches": {
         **RESNET,
         "train": {"steps": 12, "microbatches": 2},
@@ -114,7 +122,7 @@ def parse(case, folder):
     tree["train"] = {"steps": 12, "log_every": 7, "evaluate_every": 8, **tree["train"]}
     tree["run"] = {"dir": str(folder)}
     tree["parallel"] = {"threads": 1, **case.get("parallel", {})}
-    tree["head"] = {"name": "auglocal"}
+    tree["head"] = case.get("head", {"name": "auglocal"})
     return configfile.parse(tree)
 
 
@@ -225,15 +233,22 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("direction", "channels_last"), [("downstream", False), ("both", False), ("both", True)]
+    ("direction", "channels_last", "head"),
+    [
+        ("downstream", False, "auglocal"),
+        ("both", False, "auglocal"),
+        ("both", True, "auglocal"),
+        ("downstream", True, "ema"),
+    ],
 )
-def test_resuming_changes_nothing(direction, channels_last, tmp_path, run_ranks):
+def test_resuming_changes_nothing(direction, channels_last, head, tmp_path, run_ranks):
     """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages; with
-    feedback, some of it is on its way then."""
+    feedback or copies of parameters, some of them are on their way then."""
     case = {
         **RESNET,
         "train": {"steps": 20},
         "channels_last": channels_last,
+        "head": {"name": head, **({"refresh": 3} if head == "ema" else {})},
         "reconcile": {**FINITE, **UPSTREAM, "direction": direction},
         "checkpoint": {"every_steps": 5, "keep": 9},
     }
@@ -243,7 +258,8 @@ def test_resuming_changes_nothing(direction, channels_last, tmp_path, run_ranks)
         run_ranks(run_until, 2, parse(case, cut), 13)
     assert not list(cut.glob("checkpoints/step-*20/*"))
     with safe_open(sorted(cut.glob("checkpoints/*/module-002*"))[-1], "pt") as file:
-        assert any(name.startswith("lagged.") for name in file.keys()) == (direction == "both")  # noqa: SIM118
+        under_way = direction == "both" or head == "ema"
+        assert any(name.startswith("lagged.") for name in file.keys()) == under_way  # noqa: SIM118
     config = parse(case, cut)
     run_ranks(run_stage, 3, replace(config, run=replace(config.run, resume=True)))
     assert checkpoint(cut) == checkpoint(whole)

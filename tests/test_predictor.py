@@ -16,12 +16,15 @@ from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
 
-@pytest.mark.parametrize("narrow", [None, "bfloat16"])
-def test_a_run_classifies(tmp_path, narrow):
+@pytest.mark.parametrize(
+    ("narrow", "head"), [(None, "auglocal"), ("bfloat16", "auglocal"), (None, "ema")]
+)
+def test_a_run_classifies(tmp_path, narrow, head):
     tree = {
         "model": {"name": "resnet20", "width": 4},
         "data": {"name": "digits", "batch_size": 32},
         "modules": {"count": 3},
+        "head": {"name": head},
         "train": {"steps": 20},
         "parallel": {"threads": 1, "wire_dtype": narrow},
         "run": {"dir": str(tmp_path / "run")},

@@ -1,7 +1,7 @@
 """Local learning as `pipeline-local bench` runs it: the real stage and edges, fed from memory."""
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.bench.baseline import Baseline, Weights, Workload
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import information
@@ -77,30 +78,30 @@ class InMemoryUpstream:
                     yield signal
 
 
-class ConstantDownstream:
-    """The downstream edge of a stage without a neighbour: it always returns the same message.
+class AnsweringDownstream:
+    """The downstream edge of a stage without a neighbour: it has all answers.
 
     Args:
-        answer: the lagged message that every `recv_lagged` returns.
+        answers: the lagged messages that `recv_lagged` returns, in order.
     """
 
     waited = 0.0
 
-    def __init__(self, answer: Message) -> None:
-        self._answer = answer
+    def __init__(self, answers: Iterator[Message]) -> None:
+        self._answers = answers
 
     def send(self, *tensors: Tensor) -> None:
         """Drop the message: there is no downstream stage."""
 
     def recv_lagged(self) -> Message:
-        """Return the constant message."""
-        return self._answer
+        """Return the next answer."""
+        return next(self._answers)
 
     def finish(self, pending: int = 0) -> None:
         """Do nothing: no message is in flight."""
 
 
-StageEdges = tuple[InMemoryUpstream | Inlet, Nowhere | ConstantDownstream | Outlet]
+StageEdges = tuple[InMemoryUpstream | Inlet, Nowhere | AnsweringDownstream | Outlet]
 """The two edges of a stage: upstream and downstream."""
 
 
@@ -140,7 +141,8 @@ class LocalPipeline(Baseline):
         """Wait until the neighbours have received all messages in flight."""
         assert self._open is not None, "a turn begins before it ends"
         upstream, downstream = self._open
-        downstream.finish(len(self._modules[-1].lagged.awaiting))
+        below = self._modules[-1].index + 1
+        downstream.finish(self.blueprint.run_plan.under_way(below, self._number))
         upstream.finish()
         self._waited, self._open = self._waited + _waited(self._open), None
 
@@ -225,28 +227,32 @@ class IsolatedStage(LocalPipeline):
         if first == 0:
             upstream = InMemoryUpstream(self._steps(), self._microbatches(x, labels))
         else:
-            like = self._like(first - 1)
+            contract = self.blueprint.contract(first - 1)
+            like = self._like(contract.activations)
             parts = [(like, part[1]) for part in self._microbatches(x, labels)]
-            upstream = InMemoryUpstream(self._steps(), parts, (self._gradient(first - 1),))
+            signal = self._like(contract.gradients, 1000)
+            upstream = InMemoryUpstream(self._steps(), parts, (signal,))
         if self.blueprint.is_last(last):
             return upstream, Nowhere()
-        return upstream, ConstantDownstream((self._gradient(last),))
+        return upstream, AnsweringDownstream(self._answers(turn, last))
 
-    def _gradient(self, index: int) -> Tensor:
-        """Small random numbers shaped like the gradient at a module's activations."""
-        return (self._like(index) / 1000).to(self.blueprint.wire_format.gradients)
+    def _answers(self, turn: Blueprint, index: int) -> Iterator[Message]:
+        """Small random numbers as the lagged messages that a module receives."""
+        contract = turn.contract(index)
+        made: dict[tuple[Spec, ...], Message] = {}
+        for specs in contract.lagged_traffic(turn.run_plan, self._number):
+            if specs not in made:
+                made[specs] = tuple(self._like(spec, 1000) for spec in specs)
+            yield made[specs]
 
-    def _like(self, index: int) -> Tensor:
-        """Random numbers shaped like the activations of a module."""
-        spec = self.blueprint.contract(index).activations
-        generator = torch.Generator().manual_seed(index)
-        return torch.randn(spec.shape, generator=generator).to(
-            self.workload.rank_info.device, spec.dtype
-        )
+    def _like(self, spec: Spec, over: int = 1) -> Tensor:
+        """Random numbers of this shape and dtype, divided by a number."""
+        drawn = torch.randn(spec.shape, generator=torch.Generator().manual_seed(0)) / over
+        return drawn.to(self.workload.rank_info.device, spec.dtype)
 
 
 def _waited(
-    edges: Sequence[InMemoryUpstream | Inlet | Nowhere | ConstantDownstream | Outlet],
+    edges: Sequence[InMemoryUpstream | Inlet | Nowhere | AnsweringDownstream | Outlet],
 ) -> float:
     return sum(edge.waited for edge in edges)
 

@@ -20,6 +20,8 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.errors import UserError
+from pipeline_local.learning.contents import Feedback
+from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw
@@ -192,7 +194,8 @@ def _step_inputs(blueprint: Blueprint, index: int, device: torch.device) -> Step
     activations, signals, lagged = [x], [x], []
     for number in range(min(index + 2, len(blueprint.modules))):
         module = blueprint.module(number, device)
-        activations.append(module(activations[-1], labels, Step(0, 0.0, send_lagged=True)))
+        module.lagged = LaggedMessages(LagPlan((Feedback(1),)), number)
+        activations.append(module(activations[-1], labels, Step(0, 0.0)))
         signals.append(module.signal())
         lagged.append(module.learn())
     downstream = lagged[index + 1] if index + 1 < len(lagged) else ()
@@ -202,22 +205,27 @@ def _step_inputs(blueprint: Blueprint, index: int, device: torch.device) -> Step
 def _module(
     blueprint: Blueprint, index: int, device: torch.device, own: ReconcileConfig
 ) -> LocalModule:
-    return replace(blueprint, config=replace(blueprint.config, reconcile=own)).module(index, device)
+    """Its feedback comes at once, and all of it is the same."""
+    config = replace(blueprint.config, reconcile=own)
+    module = replace(blueprint, config=config).module(index, device)
+    contents = (Feedback(own.every),) if own.feeds_back else ()
+    module.lagged = LaggedMessages(LagPlan(contents, lag=0), index)
+    return module
 
 
 def _acts(module: LocalModule, inputs: StepInputs, number: int, lr: float) -> Step:
     """Run everything of a step but the update."""
     own = module.rules.reconcile
     due = own.weight > 0 and number % own.every == 0
-    down, up = due and own.direction != "upstream", due and own.direction != "downstream"
-    step = Step(number, lr, reconcile=down, compare=down, send_lagged=up, apply_lagged=up)
+    down = due and own.direction != "upstream"
+    step = Step(number, lr, reconcile=down, compare=down)
     module(inputs.x, inputs.labels, step)
     module.signal()
     if down:
         module.receive(inputs.signal)
     module.learn()
-    if up:
-        module.apply_lagged(step, *inputs.lagged)
+    if module.lagged.expects(step, 0):
+        module.apply_lagged(step, 0, *inputs.lagged)
     return step
 
 

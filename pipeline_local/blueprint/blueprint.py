@@ -23,9 +23,9 @@ from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.heads import Site, copies
+from pipeline_local.learning.heads import EmaHead, Site, copies
 from pipeline_local.learning.information import Ends, Information, InformedHead
-from pipeline_local.learning.lagged import ModuleSpecs
+from pipeline_local.learning.lagged import LaggedContent, ModuleSpecs
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Task
@@ -96,33 +96,46 @@ class Blueprint:
             test_activations=Spec((micro, *shape), wire_format.activations),
             test_labels=Spec((micro, *task.label_shape), task.label_dtype),
             test_ensemble=Spec((micro, *task.output_shape), torch.float32),
-            lagged=tuple(map(wire_format.lagged, self.lagged_message(index + 1))),
+            receiver=index,
+            lagged={
+                content: tuple(map(wire_format.lagged, specs))
+                for content, specs in self.lagged_specs(index + 1).items()
+            },
         )
 
-    def module_specs(self, index: int) -> ModuleSpecs:
-        """The tensors of a module (from 0) and a microbatch, as they are inside the module."""
+    def module_specs(self, index: int, size: int | None = None) -> ModuleSpecs:
+        """The tensors of a module (from 0), as they are inside the module.
+
+        Args:
+            index: of the module.
+            size: of the microbatch; None: as configured.
+        """
         blocks, inside = self.modules[index], self.wire_format.inside
-        size = self.config.data.batch_size // self.config.train.microbatches
+        size = size or self.config.data.batch_size // self.config.train.microbatches
         x_dtype = inside if index else self.input_dtype
-        parameters = (p for part in self.meta_body(index) for p in part.parameters())
         return ModuleSpecs(
             x=Spec((size, *self.input_shapes[blocks.start]), x_dtype),
             y=Spec((size, *self.output_shapes[blocks.stop - 1]), inside),
             labels=self._labels(size),
             recalls_input=self.config.information.name is not None and not self.is_last(index),
-            parameters=tuple(Spec(tuple(p.shape), self.dtype) for p in parameters),
+            blocks=tuple(
+                tuple(Spec(tuple(p.shape), self.dtype) for p in part.parameters())
+                for part in self.meta_body(index)
+            ),
         )
 
-    def lagged_message(self, index: int) -> tuple[Spec, ...]:
-        """What module `index` (from 0) sends upstream; () where it sends nothing."""
-        if (lag := self.run_plan.lag) is None or not 0 < index < len(self.modules):
-            return ()
-        return lag.content.message(self.module_specs(index))
+    def lagged_specs(
+        self, index: int, size: int | None = None
+    ) -> dict[LaggedContent, tuple[Spec, ...]]:
+        """What module `index` (from 0) sends upstream, by content; none where it sends nothing.
 
-    def lagged_awaiting(self, index: int) -> tuple[Spec, ...]:
-        """What module `index` (from 0) keeps for the message from downstream."""
-        lag = self.run_plan.lag
-        return () if lag is None else lag.content.awaiting(self.module_specs(index))
+        Args:
+            index, size: as for `module_specs`.
+        """
+        if not 0 < index < len(self.modules):
+            return {}
+        of = partial(self.module_specs, size=size)
+        return {content: content.specs(index, of) for content in self.run_plan.lag.contents}
 
     def _labels(self, size: int) -> Spec:
         """Labels of so many training samples."""
@@ -174,6 +187,7 @@ class Blueprint:
             on_nan=config.train.on_nan,
             layout=self.backbone.layout,
             wire_format=self.wire_format,
+            lag=self.run_plan.lag,
         )
         make = partial(optimizer.build, config.optimizer)
         return LocalModule(index, body, head, make, rules)
@@ -207,7 +221,10 @@ class Blueprint:
 
     def load_weights(self, module: LocalModule, found: weights.Fitted) -> None:
         """Loads a module's part of a whole model's state dict."""
-        for block, part in self.parts(module):
+        parts = self.parts(module)
+        if isinstance(head := terms.parts(module.head)[0], EmaHead):
+            parts.append((self._next_block(module.index), head.copy))
+        for block, part in parts:
             weights.load_block(part, block, found.state, found.fresh)
 
     def parts(self, module: LocalModule) -> list[tuple[Block, nn.Module]]:
@@ -221,7 +238,14 @@ class Blueprint:
         if self.is_last(index):
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
-        return self.fresh_head(self._auxiliary_head(index), seed, device)
+        head = self.fresh_head(self._auxiliary_head(index), seed, device)
+        if isinstance(own := terms.parts(head)[0], EmaHead):
+            own.begin(self.fresh(self._next_block(index), device))
+        return head
+
+    def _next_block(self, index: int) -> Block:
+        """Returns the first block of the next module."""
+        return self.backbone.blocks[self.modules[index].stop]
 
     def meta_body(self, index: int) -> list[nn.Module]:
         """Returns a module's blocks on the meta device."""

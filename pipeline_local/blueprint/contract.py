@@ -1,10 +1,10 @@
 """The contract of an edge: shapes and dtypes of every message, known to both ends beforehand."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import repeat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan
+from pipeline_local.learning.lagged import LaggedContent
 from pipeline_local.learning.spec import Spec as Spec  # public here
 from pipeline_local.learning.step import Step
 
@@ -20,7 +20,8 @@ class Contract:
         test_activations: the activations of a test microbatch.
         test_labels: the labels of a test microbatch.
         test_ensemble: the sum of the outputs of all upstream heads, for a test microbatch.
-        lagged: one message in the other direction, as the mathematics chooses it; () for none.
+        receiver: the module (from 0) that is upstream, and receives lagged messages.
+        lagged: the parts of lagged messages, which flow upstream, as the mathematics chooses them.
     """
 
     activations: Spec
@@ -29,7 +30,8 @@ class Contract:
     test_activations: Spec
     test_labels: Spec
     test_ensemble: Spec
-    lagged: tuple[Spec, ...] = ()
+    receiver: int = 0
+    lagged: Mapping[LaggedContent, tuple[Spec, ...]] = field(default_factory=dict)
 
     def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Yields every message of a run from step `start` on, in order."""
@@ -46,5 +48,12 @@ class Contract:
     def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
         """Yields every lagged message, which flows upstream, in the order of use."""
         for action in run_plan.actions(start):
-            if isinstance(action, Step) and action.apply_lagged:
-                yield from repeat(self.lagged, action.microbatches)
+            if isinstance(action, Step):
+                yield from self.lagged_messages(run_plan, action)
+
+    def lagged_messages(self, run_plan: RunPlan, step: Step) -> Iterator[tuple[Spec, ...]]:
+        """Yields every lagged message that is applied in this step, in order."""
+        lag, count = run_plan.lag, step.microbatches
+        for microbatch in range(count):
+            if contents := lag.applied(self.receiver, step.number, microbatch, count):
+                yield tuple(spec for content in contents for spec in self.lagged[content])

@@ -11,6 +11,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.engines.schedule import learning_rate
 from pipeline_local.errors import UserError
+from pipeline_local.learning.contents import lag_plan
 from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.step import Step
 
@@ -119,7 +120,6 @@ class RunPlan:
         reconcile = self.config.reconcile
         due = reconcile.weight > 0 and number % reconcile.every == 0
         log = self._due(number, self.config.train.log_every)
-        lag = self.lag
         return Step(
             number=number,
             lr=self.lr(number),
@@ -127,14 +127,12 @@ class RunPlan:
             reconcile=due and reconcile.direction != "upstream",
             compare=(due and reconcile.direction != "upstream") or log,
             log=log,
-            send_lagged=lag is not None and lag.is_sent(number),
-            apply_lagged=lag is not None and lag.is_applied(number),
         )
 
     @property
-    def lag(self) -> LagPlan | None:
-        """The steps at which lagged messages are sent and applied; None if there are none."""
-        return LagPlan.of(self.config.reconcile)
+    def lag(self) -> LagPlan:
+        """When lagged messages are sent and applied, and what they hold."""
+        return lag_plan(self.config)
 
     @property
     def part_that_compares(self) -> float:
@@ -144,8 +142,17 @@ class RunPlan:
 
     @property
     def most_pending(self) -> int:
-        """The most lagged messages that may be on their way upstream at once; 0 without any."""
-        return self.lag.most_pending * self.config.train.microbatches if self.lag else 0
+        """The most lagged messages that may be on their way upstream at once; 0 without any.
+
+        A channel must hold as many. Else a stage would wait until its message is applied, and keep
+        its upstream neighbour from reaching the step that applies it.
+        """
+        lag, microbatches = self.lag, self.config.train.microbatches
+        return sum(lag.most_pending(content, microbatches) for content in lag.contents)
+
+    def under_way(self, sender: int, steps: int) -> int:
+        """The lagged messages that module `sender` (from 0) has on its way after so many steps."""
+        return len(self.lag.under_way(sender, steps, self.config.train.microbatches))
 
     def lr(self, number: int) -> float:
         """The learning rate of a step: warm-up, then `optimizer.schedule`."""

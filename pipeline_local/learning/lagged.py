@@ -1,25 +1,26 @@
 """Lagged messages: tensors sent upstream, which are applied a fixed number of steps later.
 
 So no module waits for them within a step, and no placement changes their effect. The mathematics
-chooses the content: today the input gradients of upstream reconciliation (feedback). A
-`LaggedContent` here states its shapes, and `LocalModule` its numbers. Stages, edges, contracts,
-checkpoints and dry runs do not depend on it.
+chooses their contents (contents.py): input gradients of upstream reconciliation, copies of
+parameters. A `LaggedContent` states when it is sent, its shapes and its numbers. What several
+contents have to say with one microbatch travels as one message. Modules, stages, edges, contracts,
+checkpoints and dry runs know none of them.
 
-A module keeps the tensors it needs once the message from downstream has arrived (`awaiting`), and
-the messages it has sent that upstream has not applied yet (`pending`). Both are part of a
-checkpoint, so that a resumed run finds the messages that were in flight.
+A module keeps what it needs once the message from downstream has arrived (`awaiting`), and the
+messages it has sent that upstream has not applied yet (`pending`). Both are part of a checkpoint,
+so that a resumed run finds the messages that were in flight.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.spec import Spec
-from pipeline_local.learning.step import LAG
+from pipeline_local.learning.step import LAG, Step
 
 
 @dataclass(frozen=True)
@@ -31,79 +32,23 @@ class ModuleSpecs:
         y: its activations [B, ...].
         labels: of the batch [B, ...].
         recalls_input: whether its local loss depends on x beside y.
-        parameters: of its body, in order.
+        blocks: the parameters of each block of its body, in order.
     """
 
     x: Spec
     y: Spec
     labels: Spec
     recalls_input: bool
-    parameters: tuple[Spec, ...]
-
-
-class LaggedContent(Protocol):
-    """What a lagged message holds, and what is kept for it, as shapes and dtypes."""
-
-    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
-        """What a module sends upstream, before it is rounded for the way."""
-        ...
-
-    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
-        """What a module keeps until the message from downstream has come."""
-        ...
-
-
-class InputGradient:
-    """The content of upstream reconciliation: the gradient of the sender's loss at its input."""
-
-    def message(self, sender: ModuleSpecs) -> tuple[Spec, ...]:
-        """A tensor like the input."""
-        return (sender.x,)
-
-    def awaiting(self, receiver: ModuleSpecs) -> tuple[Spec, ...]:
-        """The activations and the labels of the batch, and the input if the loss needs it."""
-        return receiver.y, receiver.labels, *([receiver.x] if receiver.recalls_input else [])
-
-
-@dataclass(frozen=True)
-class LagPlan:
-    """When lagged messages are sent and applied, and what they hold.
-
-    Attributes:
-        every: messages are sent on every n-th step.
-        content: the content of each message.
-        lag: number of steps from sending to applying.
-    """
-
-    every: int
-    content: LaggedContent = field(default_factory=InputGradient)
-    lag: int = LAG
-
-    @classmethod
-    def of(cls, reconcile: ReconcileConfig) -> "LagPlan | None":
-        """Return the plan for this configuration; None: nothing is sent upstream."""
-        return cls(reconcile.every) if reconcile.feeds_back else None
-
-    def is_sent(self, step: int) -> bool:
-        """Return whether a message is sent in this step (counted from 0)."""
-        return step >= 0 and step % self.every == 0
-
-    def is_applied(self, step: int) -> bool:
-        """Return whether an earlier message is applied in this step."""
-        return self.is_sent(step - self.lag)
-
-    def under_way(self, step: int) -> list[int]:
-        """The earlier steps whose messages are on their way when `step` begins."""
-        return [n for n in range(step - self.lag, step) if self.is_sent(n)]
+    blocks: tuple[tuple[Spec, ...], ...]
 
     @property
-    def most_pending(self) -> int:
-        """Most steps whose messages are in flight at once.
+    def kept(self) -> tuple[Spec, ...]:
+        """What is kept of a batch for later: activations, labels, and the input if recalled."""
+        return self.y, self.labels, *([self.x] if self.recalls_input else [])
 
-        A channel must hold as many. Else a stage would wait until its message is applied, and keep
-        its upstream neighbour from reaching the step that applies it.
-        """
-        return self.lag // self.every + 1
+
+SpecsOf = Callable[[int], ModuleSpecs]
+"""The specs of each module, by its index from 0."""
 
 
 class Kept(NamedTuple):
@@ -112,6 +57,102 @@ class Kept(NamedTuple):
     step: int
     microbatch: int
     tensors: tuple[Tensor, ...]
+
+
+class Learner(Protocol):
+    """What a content may use of a module."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def heed(self, step: Step, kept: Kept, feedback: Tensor) -> None:
+        """Train the head with the batch of an earlier step (`LocalModule.heed`)."""
+        ...
+
+
+class LaggedContent(ABC):
+    """A part of lagged messages: when it is sent, its shapes and its numbers. It is immutable.
+
+    Attributes:
+        every: messages of one module have it on every n-th step.
+        once: whether it is sent with the last microbatch of a step only; else with each.
+        keeps: whether activations and labels of the batch are kept until it has come.
+        differentiates: whether it needs the gradient at the sender's input.
+    """
+
+    every: int
+    once = False
+    keeps = False
+    differentiates = False
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether module `sender` (from 0) sends it in this step (from 0)."""
+        return step % self.every == 0
+
+    @abstractmethod
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """What module `sender` sends upstream, before it is rounded for the way."""
+
+    @abstractmethod
+    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+        """What this microbatch sends upstream, as `specs` says it; nobody may write to it later.
+
+        Args:
+            sender: the module, after its backward pass and before its update.
+            g: the plain gradient at its input, if the content `differentiates`.
+        """
+
+    @abstractmethod
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> None:
+        """Apply the message that was sent `LagPlan.lag` steps ago.
+
+        Args:
+            receiver: the module, after its backward pass and before its update.
+            step: the current step.
+            kept: activations and labels of the microbatch that it was sent with, if the content
+                `keeps` them.
+            arrived: the tensors of the message; the content takes as many as it has sent. None
+                where no module is downstream.
+        """
+
+
+@dataclass(frozen=True)
+class LagPlan:
+    """When lagged messages are sent and applied, and what they hold.
+
+    Attributes:
+        contents: their parts, in order.
+        lag: number of steps from sending to applying, the same for all: so they keep their order.
+    """
+
+    contents: tuple[LaggedContent, ...] = ()
+    lag: int = LAG
+
+    def sent(
+        self, sender: int, step: int, microbatch: int, microbatches: int
+    ) -> tuple[LaggedContent, ...]:
+        """Return what module `sender` (from 0) sends with a microbatch; () for no message."""
+        if step < 0:
+            return ()
+        last = microbatch == microbatches - 1
+        return tuple(c for c in self.contents if (last or not c.once) and c.is_sent(sender, step))
+
+    def applied(
+        self, receiver: int, step: int, microbatch: int, microbatches: int
+    ) -> tuple[LaggedContent, ...]:
+        """Return what module `receiver` applies after a microbatch; () for no message."""
+        return self.sent(receiver + 1, step - self.lag, microbatch, microbatches)
+
+    def under_way(self, sender: int, step: int, microbatches: int) -> list[tuple[int, int]]:
+        """The (step, microbatch) of the messages that are on their way when `step` begins."""
+        earlier = ((n, part) for n in range(step - self.lag, step) for part in range(microbatches))
+        return [(n, part) for n, part in earlier if self.sent(sender, n, part, microbatches)]
+
+    def most_pending(self, content: LaggedContent, microbatches: int) -> int:
+        """Most messages with a content that are in flight at once."""
+        return (self.lag // content.every + 1) * (1 if content.once else microbatches)
 
 
 class LaggedQueue:
@@ -173,13 +214,75 @@ class LaggedQueue:
 
 
 class LaggedMessages:
-    """The lagged messages of a module that are not applied yet: a part of its checkpoint."""
+    """The lagged messages of a module: a part of its checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        plan: when there are messages, and what they hold.
+        index: of the module, from 0.
+    """
+
+    def __init__(self, plan: LagPlan | None = None, index: int = 0) -> None:
+        self._plan = plan or LagPlan()
+        self._index = index
         self.awaiting = LaggedQueue("awaiting")
-        """Tensors that are needed once the downstream neighbour's messages arrive."""
+        """Batches that are needed once the downstream neighbour's messages arrive."""
         self.pending = LaggedQueue("pending")
         """Messages sent upstream that are not applied yet."""
+
+    def differentiate(self, step: Step, microbatch: int) -> bool:
+        """Return whether the message of this microbatch needs the gradient at the input."""
+        return any(content.differentiates for content in self._sent(step, microbatch))
+
+    def keep(self, step: Step, microbatch: int, *tensors: Tensor) -> None:
+        """Keep tensors of a batch (`ModuleSpecs.kept`), if the message from downstream will need
+        them."""
+        parts = self._plan.sent(self._index + 1, step.number, microbatch, step.microbatches)
+        if any(content.keeps for content in parts):
+            self.awaiting.push(step.number, microbatch, *tensors)
+
+    def send(self, module: Learner, step: Step, microbatch: int, g: Tensor) -> tuple[Tensor, ...]:
+        """Return the message of this microbatch for the upstream neighbour; () for none.
+
+        Args:
+            module: the one that these are the messages of.
+            step, microbatch: the current ones.
+            g: the plain gradient at the module's input [B, ...].
+        """
+        parts = self._sent(step, microbatch)
+        tensors = tuple(tensor for content in parts for tensor in content.message(module, g))
+        if parts:
+            self.pending.push(step.number, microbatch, *tensors)
+        return tensors
+
+    def expects(self, step: Step, microbatch: int) -> bool:
+        """Return whether a message from downstream is applied after this microbatch."""
+        return bool(self._applied(step, microbatch))
+
+    def apply(
+        self, module: Learner, step: Step, microbatch: int, tensors: tuple[Tensor, ...]
+    ) -> None:
+        """Apply the oldest message from downstream.
+
+        Args:
+            module, step, microbatch: as for `send`.
+            tensors: the message; () where no module is downstream.
+        """
+        parts, arrived = self._applied(step, microbatch), iter(tensors)
+        kept = self.awaiting.pop() if any(content.keeps for content in parts) else None
+        for content in parts:
+            content.apply(module, step, kept, arrived)
+
+    def forget(self, step: int) -> None:
+        """Drop the messages that upstream has applied at the end of this step."""
+        self.pending.drop(step - self._plan.lag)
+
+    def _sent(self, step: Step, microbatch: int) -> tuple[LaggedContent, ...]:
+        if self._index == 0:
+            return ()
+        return self._plan.sent(self._index, step.number, microbatch, step.microbatches)
+
+    def _applied(self, step: Step, microbatch: int) -> tuple[LaggedContent, ...]:
+        return self._plan.applied(self._index, step.number, microbatch, step.microbatches)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""

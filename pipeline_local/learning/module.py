@@ -25,11 +25,11 @@ from pipeline_local.learning import estimators, reconcile
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.information import LocalLoss, local_loss, term_of
-from pipeline_local.learning.lagged import LaggedMessages
+from pipeline_local.learning.lagged import Kept, LaggedMessages
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Score
 from pipeline_local.learning.untouched import Buffers, evaluating
 
@@ -86,13 +86,13 @@ class LocalModule(nn.Module):
         self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
         self.metrics: dict[str, Tensor] = {}
         self._pass: _Pass | None = None
-        self.lagged = LaggedMessages()
+        self.lagged = LaggedMessages(rules.lag, index)
 
     # ---- the three acts -------------------------------------------------------------------
 
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1: run the body. Input and labels [B, ...] -> activations [B, ...], detached."""
-        compares = (step.compare or step.send_lagged) and self.index > 0
+        compares = (step.compare and self.index > 0) or self.lagged.differentiate(step, microbatch)
         if microbatch == 0:
             self.guard.begin()
         x = x.detach().requires_grad_(compares)
@@ -114,8 +114,8 @@ class LocalModule(nn.Module):
         output_grad = torch.zeros_like(y) if output_grad is None else output_grad
         now.output_grad = self.rules.wire_format.laid_out(output_grad)  # as the body's output
         self._measure(loss=local.total.detach())
-        if now.step.send_lagged:
-            self.lagged.awaiting.push(now.step.number, now.microbatch, *self.lagged_awaiting())
+        recalled = [now.x.detach()] if self._recalls_input else []
+        self.lagged.keep(now.step, now.microbatch, now.y.detach(), now.labels, *recalled)
         if now.step.log:
             task = self.rules.task
             self._measure(**{task.metric: task.score(local.outputs.detach(), now.labels)})
@@ -139,10 +139,10 @@ class LocalModule(nn.Module):
         now = self._now()
         first = self._body_backward()
         total = first.params
-        sends = now.step.send_lagged and self.index > 0
-        lagged = self.lagged_message(first) if sends else ()
-        if now.step.reconcile:
-            lagged = tuple(tensor.clone() for tensor in lagged)  # the estimator overwrites it
+        g = first.input
+        if now.step.reconcile and self.lagged.differentiate(now.step, now.microbatch):
+            g = g.clone()  # the estimator overwrites it
+        lagged = self.lagged.send(self, now.step, now.microbatch, g)
         if now.signal is not None:
             if now.step.log:
                 self._measure(**vars(compare(first.input, now.signal)))
@@ -150,58 +150,47 @@ class LocalModule(nn.Module):
                 total = self._reconciled(first)
         self.engine.add(total, now.step.microbatches)
         self._pass = None
-        if lagged:
-            self.lagged.pending.push(now.step.number, now.microbatch, *lagged)
         return lagged
 
-    def lagged_awaiting(self) -> Message:
-        """What this microbatch keeps until the message from downstream has come: its activations
-        and labels, and its input if the local loss needs it, all detached. As
-        `LaggedContent.awaiting` says it."""
-        now = self._now()
-        return now.y.detach(), now.labels, *([now.x.detach()] if self._recalls_input else [])
-
-    def lagged_message(self, first: Gradients) -> Message:
-        """What this microbatch sends upstream: the input gradient. As `LaggedContent.message` says
-        it.
+    def apply_lagged(self, step: Step, microbatch: int, *tensors: Tensor) -> None:
+        """Apply the oldest lagged message from downstream, after a microbatch of this step.
 
         Args:
-            first: the plain gradients of the local loss.
+            tensors: the message; none for the last module, which has no downstream neighbour.
         """
-        return (first.input,)
+        self.lagged.apply(self, step, microbatch, tensors)
 
-    def apply_lagged(self, step: Step, feedback: Tensor | None = None) -> None:
-        """Apply the oldest lagged message from downstream: train the head so that its signal comes
-        closer to the downstream neighbour's input gradient.
+    def heed(self, step: Step, kept: Kept, feedback: Tensor) -> None:
+        """Train the head so that its signal comes closer to the downstream neighbour's input
+        gradient.
 
         The distance of the two is differentiated through the head alone, with the batch and the
-        dropout masks of `LAG` steps ago.
+        dropout masks of an earlier step.
 
         Args:
             step: the current step.
-            feedback: g_{k+1} of the oldest microbatch that awaits it, shaped like the activations;
-                None for the last module, which has no downstream neighbour.
+            kept: activations and labels of the earlier microbatch, and its input if recalled.
+            feedback: g_{k+1} of that microbatch, shaped like the activations.
         """
-        number, microbatch, (y, labels, *inputs) = self.lagged.awaiting.pop()
+        number, microbatch, (y, labels, *inputs) = kept
         # checkpoints do not keep strides
         y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
-        if feedback is not None:
-            params = self._head_params
-            # its buffers have seen this batch before
-            buffers = Buffers(self.head)
-            objective = self._again(lambda y: y, labels, inputs[0] if inputs else None, buffers)
-            first = reconcile.plain(objective, y, params)
-            self._measure(feedback_cosine=compare(first.input, feedback).cosine)
-            added = self._discord_gradient(objective, y, feedback, params, first)
-            unmoved = [None] * len(self._body_params)
-            self.engine.add([*unmoved, *added], step.microbatches)
+        params = self._head_params
+        # its buffers have seen this batch before
+        buffers = Buffers(self.head)
+        objective = self._again(lambda y: y, labels, inputs[0] if inputs else None, buffers)
+        first = reconcile.plain(objective, y, params)
+        self._measure(feedback_cosine=compare(first.input, feedback).cosine)
+        added = self._discord_gradient(objective, y, feedback, params, first)
+        unmoved = [None] * len(self._body_params)
+        self.engine.add([*unmoved, *added], step.microbatches)
         self._pass = None
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""
         self.metrics |= self.engine.step(step.lr, self.metrics["loss"], step.number)
-        self.lagged.pending.drop(step.number - LAG)
+        self.lagged.forget(step.number)
         if self.rules.on_nan == "skip":
             self.metrics["skipped_updates"] = self.guard.skipped
 

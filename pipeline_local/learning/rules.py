@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.engines.guard import OnNan
 from pipeline_local.layout import Layout
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.tasks import Classification, Task
 from pipeline_local.learning.wire_format import WireFormat
 
@@ -24,3 +25,5 @@ class Rules:
     wire_format: WireFormat = field(default_factory=WireFormat)
     """Dtypes of activations and signals inside modules (bfloat16 also turns on autocast) and in
     messages between them."""
+    lag: LagPlan = field(default_factory=LagPlan)
+    """What flows upstream, and when."""

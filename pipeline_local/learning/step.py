@@ -22,9 +22,5 @@ class Step:
     compare: bool = False
     """Whether signals are sent, so that input gradients can be compared with them. `reconcile`
     implies it; it is also set on logged steps, for the metrics."""
-    send_lagged: bool = False
-    """Whether modules send lagged messages upstream, to be applied `LAG` steps later."""
-    apply_lagged: bool = False
-    """Whether the lagged messages that were sent `LAG` steps ago are applied."""
     log: bool = False
     """Whether the metrics of the step are recorded."""

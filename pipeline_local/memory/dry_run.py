@@ -6,10 +6,12 @@ there is no separate model of what is alive when: activations after act 1, the h
 What kernels allocate temporarily is not seen; what libraries keep, a profile measures.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.device import Device
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.step import LAG, Step
@@ -178,17 +181,17 @@ def _perform(
     blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
 ) -> StageBytes:
     first, last, step = modules[0].index, modules[-1].index, heaviest(blueprint)
-    for module in modules:
-        fill_queues(blueprint, module, step)
+    lag = blueprint.run_plan.lag
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
-    downstream = FakeDownstream(outer, blueprint.run_plan.lag is not None)
-    stage = Stage(modules, upstream, downstream, acts)
-    step = replace(step, microbatches=min(RUN, step.microbatches))
-    stage.train(step)
-    if step.send_lagged and not step.apply_lagged:
-        stage.train(_applying(step))
-    del stage, upstream
+    steps = [replace(each, microbatches=min(RUN, each.microbatches)) for each in _steps(step, lag)]
+    arriving = [outer.lagged_messages(blueprint.run_plan, each) for each in steps if outer]
+    downstream = FakeDownstream(outer, chain.from_iterable(arriving))
+    for each in steps:
+        for module in modules:
+            fill_queues(blueprint, module, replace(each, microbatches=step.microbatches))
+        Stage(modules, upstream, downstream, acts).train(each)
+    del upstream
     _evaluate(blueprint, modules, acts, downstream)
     act = max(acts.peaks, key=lambda name: acts.peaks[name])
     return StageBytes(
@@ -205,45 +208,63 @@ def heaviest(blueprint: Blueprint) -> Step:
     """Returns a step with everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
-    lag = blueprint.run_plan.lag
-    number = -(-LAG // reconcile.every) * reconcile.every
+    every = math.lcm(*(content.every for content in blueprint.run_plan.lag.contents))
     return Step(
-        number=number,
+        number=-(-LAG // every) * every,
         lr=blueprint.config.optimizer.lr,
         microbatches=blueprint.config.train.microbatches,
         reconcile=on and direction != "upstream",
         compare=True,
-        send_lagged=lag is not None,
-        apply_lagged=lag is not None and lag.is_applied(number),
         log=True,
     )
 
 
-def _applying(step: Step) -> Step:
-    """Returns the later step at which the lagged messages of `step` are applied."""
-    number = step.number + LAG
-    return Step(number, step.lr, step.microbatches, compare=True, apply_lagged=True, log=True)
+def _steps(step: Step, lag: LagPlan) -> list[Step]:
+    """Returns this step, and a later one that applies what it sends and does not apply itself."""
+    later = step.number + lag.lag
+    if all((step.number - lag.lag) % content.every == 0 for content in lag.contents):
+        return [step]
+    return [step, Step(later, step.lr, step.microbatches, compare=True, log=True)]
 
 
-def fill_queues(blueprint: Blueprint, module: LocalModule, step: Step) -> None:
+def fill_queues(
+    blueprint: Blueprint, module: LocalModule, step: Step, size: int | None = None
+) -> None:
     """Fills a module's queues with what earlier steps have left there when `step` begins, and with
-    what the microbatches of `step` leave there that are not run."""
-    if (lag := blueprint.run_plan.lag) is None:
-        return
-    earlier = [(k, part) for k in lag.under_way(step.number) for part in range(step.microbatches)]
-    now = [(step.number, part) for part in range(RUN, step.microbatches)]
-    for number, part in [*earlier, *([] if step.apply_lagged else now)]:
-        awaiting = fake_message(blueprint.lagged_awaiting(module.index))
-        module.lagged.awaiting.push(number, part, *awaiting)
-    for number, part in [*earlier, *now] if module.index else []:
-        pending = fake_message(blueprint.lagged_message(module.index))
-        module.lagged.pending.push(number, part, *pending)
+    what the microbatches of `step` leave there that are not run.
+
+    Args:
+        blueprint, module: of the run, and in it.
+        step: the one that will be run.
+        size: of the microbatches; None: as configured.
+    """
+    lag, index, count = blueprint.run_plan.lag, module.index, step.microbatches
+    module.lagged.awaiting.drop(step.number)
+    module.lagged.pending.drop(step.number)
+    specs = blueprint.lagged_specs(index, size)
+    kept = blueprint.module_specs(index, size).kept
+    parts = [(n, part) for n in range(step.number - lag.lag, step.number) for part in range(count)]
+    parts += [(step.number, part) for part in range(RUN, count)]
+    applies = lag.applied(index, step.number, 0, count)
+    for number, part in parts:
+        now = number == step.number
+        if any(c.keeps for c in lag.sent(index + 1, number, part, count)) and not (now and applies):
+            module.lagged.awaiting.push(number, part, *fake_message(kept))
+        contents = [c for c in lag.sent(index, number, part, count) if not (now and c.once)]
+        message = [spec for content in contents for spec in specs.get(content, ())]
+        if message:
+            module.lagged.pending.push(number, part, *fake_message(message))
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Returns the most bytes that a module's queues hold."""
-    held = [*blueprint.lagged_awaiting(index), *blueprint.lagged_message(index)]
-    return blueprint.run_plan.most_pending * num_bytes(held)
+    lag, specs = blueprint.run_plan.lag, blueprint.lagged_specs(index)
+    kept = num_bytes(blueprint.module_specs(index).kept)
+    return sum(
+        lag.most_pending(content, blueprint.config.train.microbatches)
+        * (num_bytes(specs.get(content, ())) + kept * content.keeps)
+        for content in lag.contents
+    )
 
 
 def _upstream(blueprint: Blueprint, first: int, step: Step) -> FakeUpstream:

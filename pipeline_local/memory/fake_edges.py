@@ -1,7 +1,7 @@
 """Fake edges of a stage in a dry run: they hold what real edges would have under way."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,17 +46,17 @@ class FakeDownstream:
 
     Args:
         contract: the contract of the edge; None if no stage is downstream.
-        lagged: whether the run has lagged messages.
+        lagged: the specs of the lagged messages that will come, in order; none without a contract.
 
     Attributes:
         num_bytes: the bytes that the edge holds at most.
     """
 
-    def __init__(self, contract: Contract | None, lagged: bool) -> None:
-        self._lagged = contract.lagged if contract and lagged else ()
-        self._ahead = fake_message(self._lagged)
+    def __init__(self, contract: Contract | None, lagged: Iterable[tuple[Spec, ...]] = ()) -> None:
+        self._lagged = deque(lagged)
+        self.num_bytes = max(map(num_bytes, self._lagged), default=0)
+        self._ahead = self._next()
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=DEPTH if contract else 0)
-        self.num_bytes = num_bytes(self._lagged)
         if contract:  # a message of activations, and its signal or another one
             self.num_bytes += 2 * num_bytes([contract.activations, contract.labels])
 
@@ -65,9 +65,12 @@ class FakeDownstream:
         self._held.append(tensors)
 
     def recv_lagged(self) -> tuple[Tensor, ...]:
-        """Returns a lagged message; () where no stage is downstream."""
-        message, self._ahead = self._ahead, fake_message(self._lagged)
+        """Returns the next lagged message; () where no stage is downstream."""
+        message, self._ahead = self._ahead, self._next()
         return message
+
+    def _next(self) -> tuple[Tensor, ...]:
+        return fake_message(self._lagged.popleft()) if self._lagged else ()
 
 
 def fake_message(specs: Sequence[Spec]) -> tuple[Tensor, ...]:

@@ -219,17 +219,25 @@ def _try_step(
     module.predict(x)
     module.train()
     if number == 0:
-        fill_queues(blueprint, module, step)
-    y = module(x, labels, step)
+        fill_queues(blueprint, module, step, size)
+    module(x, labels, step)
     module.signal()
     module.receive(_like(specs.x, size) if index else None)
     module.learn()
-    if step.apply_lagged:
-        module.apply_lagged(step, None if blueprint.is_last(index) else torch.zeros_like(y))
+    if module.lagged.expects(step, 0):
+        module.apply_lagged(step, 0, *_arrived(blueprint, index, step, size))
     if any(parameter.grad is not None for parameter in module.parameters()):
         raise _RefusedError(_REENTRANT)
     with made_up_values():
         module.update(step)
+
+
+def _arrived(blueprint: Blueprint, index: int, step: Step, size: int) -> list[Tensor]:
+    """A lagged message for a module, of zeros."""
+    specs = blueprint.lagged_specs(index + 1, size)
+    contents = blueprint.run_plan.lag.applied(index, step.number, 0, step.microbatches)
+    message = (spec for content in contents for spec in specs.get(content, ()))
+    return [torch.zeros(spec.shape, dtype=spec.dtype) for spec in message]
 
 
 def _like(spec: Spec, size: int) -> Tensor:

@@ -56,7 +56,7 @@ def open_edges(
     """
     options = blueprint.config.parallel.args
     upstream, downstream = open_p2p(rank_info, kind, status, options=options)
-    if blueprint.run_plan.lag is None:
+    if not blueprint.run_plan.lag.contents:
         return P2PEnds(upstream, downstream)
     backward = lagged_kind(kind)  # one that is derived has no options
     own = options if backward == kind else None

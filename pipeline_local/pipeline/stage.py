@@ -117,11 +117,11 @@ class Stage:
         if lagged:
             with span("send"):
                 upstream.send_lagged(*lagged)
-        if step.apply_lagged:
+        if module.lagged.expects(step, microbatch):
             with span("recv"):
                 earlier = downstream.recv_lagged()
             with span("apply"):
-                module.apply_lagged(step, *earlier)
+                module.apply_lagged(step, microbatch, *earlier)
 
     def evaluate(
         self, batches: Sequence[int], number: int, microbatches: int = 1

@@ -6,7 +6,7 @@ meta device. From these follows the cost of any module, and so the best cuts.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +19,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators
-from pipeline_local.learning.heads import copies
+from pipeline_local.learning.heads import EmaHead, copies
 from pipeline_local.learning.information import Information
 
 Unit = Literal["seconds", "FLOPs"]
@@ -217,16 +217,15 @@ def by_flops(blueprint: Blueprint) -> Costs:
     return Costs(
         config=config,
         unit="FLOPs",
-        blocks=tuple(_counted(config, [b.module], shape, is_body=True) for b, shape in pairs),
+        blocks=tuple(_block(config, b.module, shape) for b, shape in pairs),
         heads={
-            key: _counted(config, [head], outputs[key[0] - 1])
-            for key, head in possible_heads(blueprint)
+            key: _head(config, head, outputs[key[0] - 1]) for key, head in possible_heads(blueprint)
         },
-        classifier=_counted(config, [blueprint.backbone.classifier.module], outputs[-1]),
+        classifier=_head(config, blueprint.backbone.classifier.module, outputs[-1]),
         information=of_all_parts(
             blueprint,
             {
-                part: _counted(config, [term], outputs[part[-1]])
+                part: _head(config, term, outputs[part[-1]])
                 for part, term in possible_terms(blueprint)
             },
         ),
@@ -234,15 +233,28 @@ def by_flops(blueprint: Blueprint) -> Costs:
     )
 
 
-def _counted(
-    config: Config, parts: Sequence[nn.Module], shape: tuple[int, ...], is_body: bool = False
-) -> Cost:
+def _block(config: Config, block: nn.Module, shape: tuple[int, ...]) -> Cost:
+    forward = _forward(config, block, shape)
+    again = forward if config.modules.recompute else 0.0
+    return _cost(config, forward, 2 * forward + again, again)
+
+
+def _head(config: Config, head: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """Where parameters are a copy, only the gradient at the input is computed."""
+    forward = _forward(config, head, shape)
+    copied = _forward(config, head.copy, shape) if isinstance(head, EmaHead) else 0.0
+    return _cost(config, forward, 2 * forward - copied, 0.0)
+
+
+def _cost(config: Config, forward: float, backward: float, again: float) -> Cost:
+    second = estimators.estimator(config.reconcile).cost(forward, backward, again)
+    return Cost(forward, backward, second)
+
+
+def _forward(config: Config, part: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of a forward pass of the whole batch."""
     x = torch.empty(2, *shape, device="meta")  # as norms of a batch need
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for part in parts:
-            x = copy.deepcopy(part).eval()(x)
-    forward = counter.get_total_flops() * config.data.batch_size / 2
-    again = forward if is_body and config.modules.recompute else 0.0
-    backward = 2 * forward + again
-    estimator = estimators.estimator(config.reconcile)
-    return Cost(forward, backward, estimator.cost(forward, backward, again))
+        copy.deepcopy(part).eval()(x)
+    forward: float = counter.get_total_flops() * config.data.batch_size / 2
+    return forward

@@ -223,16 +223,18 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
 
 
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
-    contract, reconcile = blueprint.contract(index), blueprint.config.reconcile
+    contract = blueprint.contract(index)
     micro = blueprint.config.train.microbatches
     signals = blueprint.run_plan.part_that_compares * micro
-    lagged = micro / reconcile.every if blueprint.run_plan.lag else 0.0
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(
         activations=micro * message,
         signals=gradient * signals,
-        lagged=num_bytes(contract.lagged) * lagged,
+        lagged=sum(
+            num_bytes(specs) * (1 if content.once else micro) / content.every
+            for content, specs in contract.lagged.items()
+        ),
         seconds=link.seconds(message) if link else None,
     )
 

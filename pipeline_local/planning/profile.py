@@ -26,6 +26,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import information
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.information import Information, InformedHead
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement import profile_file
@@ -259,6 +260,7 @@ class _PartTimer:
             for part in information.parts(head):
                 compile_part(part)
         module = self.blueprint.assembled(index, whole, head)
+        module.lagged = LaggedMessages()  # it has no neighbours
         size = self._size
         dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
         x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))

@@ -10,7 +10,6 @@ from typing import Any
 from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
-from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.registry import GIVEN
 
 Facts = Mapping[str, Any]
@@ -146,15 +145,16 @@ def _leaves(config: Config) -> dict[str, object]:
 def _others(before: Config, now: Config) -> list[str]:
     """Returns the names of what the checkpoints depend on and is another one now.
 
-    They hold the lagged messages under way, microbatch by microbatch, for the steps that follow.
+    They hold the feedback under way, microbatch by microbatch, for the steps that follow. Copies of
+    parameters under way fit any microbatches.
     """
     old, new = _identity(before), _identity(now)
     return [name for name, value in old.items() if new.get(name, value) != value]
 
 
 def _identity(config: Config) -> dict[str, object]:
-    lag = LagPlan.of(config.reconcile)
-    lagged = {
+    feeds_back = config.reconcile.feeds_back
+    feedback = {
         "reconcile.every": config.reconcile.every,
         "train.microbatches": config.train.microbatches,
     }
@@ -170,9 +170,8 @@ def _identity(config: Config) -> dict[str, object]:
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
         "train.seed": config.train.seed,
-        "kind of lagged message (reconcile.direction, reconcile.weight)": lag
-        and type(lag.content).__name__,
-        **(lagged if lag else {}),
+        "kind of lagged message (reconcile.direction, reconcile.weight)": feeds_back,
+        **(feedback if feeds_back else {}),
     }
 
 

@@ -38,6 +38,7 @@ class SimulatedRun:
         links: the link from each stage to the next, or one for all. Replicas use the worst of them.
         every: steps from one comparison of gradients to the next; 0: never.
         feedback: whether input gradients are sent upstream on those steps.
+        refresh: steps from one publication of parameters to the next; 0: never.
         replicas: number of replicas of each stage.
         jitter: largest random delay of a message, in seconds.
         seed: seed of the jitter.
@@ -50,6 +51,7 @@ class SimulatedRun:
     links: tuple[Link, ...]
     every: int = 0
     feedback: bool = False
+    refresh: int = 0
     replicas: int = 1
     jitter: float = 0.0
     seed: int = 0
@@ -187,16 +189,26 @@ def _local(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     stage = run.stages[ends.number]
     for step in range(run.steps):
         compares = run.every > 0 and step % run.every == 0
-        applies = run.feedback and run.every > 0
-        applies = applies and step >= LAG and (step - LAG) % run.every == 0
-        for _ in range(run.microbatches):
+        for microbatch in range(run.microbatches):
             yield from _on(ends.recv, Recv)
             yield from _three_acts(stage, ends, compares)
-            if compares and run.feedback and ends.back_send:
-                yield Send(ends.back_send, run.stages[ends.number - 1].messages)
-            if applies and ends.back_recv:
-                yield Recv(ends.back_recv)
+            if size := _lagged(run, ends.number, step, microbatch):
+                yield from _on(ends.back_send, Send, size)
+            if _lagged(run, ends.number + 1, step - LAG, microbatch):
+                yield from _on(ends.back_recv, Recv)
         yield Update(sum(module.update for module in stage.modules))
+
+
+def _lagged(run: SimulatedRun, sender: int, step: int, microbatch: int) -> float:
+    """Bytes that a stage sends upstream with a microbatch."""
+    size = 0.0
+    if not 0 < sender < len(run.stages) or step < 0:
+        return size
+    if run.feedback and run.every > 0 and step % run.every == 0:
+        size += run.stages[sender - 1].messages
+    if run.refresh and step > 0 and step % run.refresh == 0 and microbatch == run.microbatches - 1:
+        size += run.stages[sender].copies
+    return size
 
 
 def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:

@@ -4,6 +4,7 @@ The cost of each part has been measured (`pipeline-local profile`); the simulato
 Each worker has a device of its own: contention between workers on one host is not simulated.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
+from pipeline_local.learning import heads
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw
@@ -112,6 +114,7 @@ def _rows(
     cut: Sequence[range] | None = None,
 ) -> Iterable[SimulationRow]:
     config, found = blueprint.config, []
+    refresh = heads.refresh(config.head)
     links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
         parts = own if name in ("local", "ddp") else scenario.parts(config, count)
@@ -119,10 +122,11 @@ def _rows(
         run = SimulatedRun(
             stages=stages,
             microbatches=parts,
-            steps=2 * _counted(parts, config.reconcile.every),
+            steps=2 * _counted(parts, math.lcm(config.reconcile.every, refresh or 1)),
             links=links,
             every=config.reconcile.every if config.reconcile.weight else 0,
-            feedback=blueprint.run_plan.lag is not None,
+            feedback=config.reconcile.feeds_back,
+            refresh=refresh,
             replicas=scenario.replicas,
             jitter=scenario.jitter,
             value_bytes=blueprint.wire_format.inside.itemsize,
@@ -200,10 +204,12 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
     plain = _backpropagated(blueprint, costs, blocks, part)
     last, micro = blueprint.is_last(numbers[-1]), blueprint.config.train.microbatches
     message = num_bytes([blueprint.contract(numbers[-1]).activations])
+    published = blueprint.contract(numbers[0] - 1).lagged if numbers[0] else {}
     return replace(
         plain,
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
         messages=0.0 if last else message * micro * part,
+        copies=float(sum(num_bytes(specs) for each, specs in published.items() if each.once)),
     )
 
 

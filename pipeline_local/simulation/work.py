@@ -40,6 +40,7 @@ class StageWork:
         activations: bytes of one microbatch's activations as sent to the next stage; their
             gradients are as large.
         gradients: bytes of all gradients, classifier included, that replicas all-reduce.
+        copies: bytes of the parameters that it publishes to the stage upstream.
     """
 
     modules: tuple[ModuleWork, ...]
@@ -49,6 +50,7 @@ class StageWork:
     update: float
     activations: float
     gradients: float
+    copies: float = 0.0
 
 
 def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
@@ -62,6 +64,7 @@ def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
         modules=(ModuleWork(**mean(modules, *(field.name for field in fields(ModuleWork)))),),
         messages=max(stage.messages for stage in stages),
         activations=max(stage.activations for stage in stages),
+        copies=max(stage.copies for stage in stages),
         **mean(stages, "forward", "backward", "update", "gradients"),
     )
     return (one,) * count

@@ -11,7 +11,7 @@ TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 3},
     "data": {"name": "digits", "batch_size": 16},
     "modules": {"count": 3},
-    "head": {"name": "linear"},
+    "head": {"name": "ema", "refresh": 3},
     "reconcile": {"weight": 0.1, "direction": "both", "distance": "relative", "every": 2},
     "train": {"steps": 1, "microbatches": 2},
     "parallel": {"threads": 1},
@@ -59,7 +59,7 @@ def test_isolated_stages_do_the_same_work_and_learn_nothing(run_ranks):
 
 def test_overhead_is_counted_on_the_meta_device():
     """Two auxiliary heads of 16 x 10, beside 64 x 16, twice 16 x 16 and a classifier of 16 x 10."""
-    own = workload(RankInfo())
+    own = workload(RankInfo(), head={"name": "linear"})
     baseline = LocalPipeline(own, own.config.reconcile)
     baseline.setup()
     auxiliary, network = baseline.flops()

@@ -110,16 +110,28 @@ def test_learning_rate():
 
 def test_feedback_is_heeded_a_fixed_number_of_steps_later():
     own = {"weight": 1.0, "every": 3, "direction": "both"}
-    steps = [run_plan(reconcile=own, train={"steps": 12}).step(n) for n in range(12)]
-    assert [s.number for s in steps if s.send_lagged] == [0, 3, 6, 9]
-    assert [s.number for s in steps if s.apply_lagged] == [4, 7, 10]
-    assert [s.reconcile for s in steps] == [s.send_lagged for s in steps]
+    plan = run_plan(reconcile=own, train={"steps": 12})
+    assert [n for n in range(12) if plan.lag.sent(1, n, 0, 2)] == [0, 3, 6, 9]
+    assert [n for n in range(12) if plan.lag.applied(0, n, 0, 2)] == [4, 7, 10]
+    assert [n for n in range(12) if plan.step(n).reconcile] == [0, 3, 6, 9]
+
+
+def test_copies_are_published_once_per_period():
+    """With the last microbatch; beside feedback, in one message."""
+    both = {"weight": 1.0, "every": 4, "direction": "both"}
+    plan = run_plan(head={"name": "ema", "refresh": 6}, reconcile=both)
+    feedback, copies = plan.lag.contents
+    parts = [(n, part) for n in range(25) for part in range(3)]
+    sent = [(n, part) for n, part in parts if copies in plan.lag.sent(1, n, part, 3)]
+    assert sent == [(6, 2), (12, 2), (18, 2), (24, 2)]
+    assert plan.lag.sent(1, 12, 1, 3) == (feedback,)
+    assert plan.lag.sent(1, 12, 2, 3) == plan.lag.applied(0, 16, 2, 3) == (feedback, copies)
+    assert plan.lag.under_way(1, 8, 3) == [(4, 0), (4, 1), (4, 2), (6, 2)]
+    assert (plan.under_way(1, 8), plan.under_way(1, 0)) == (2, 0), "it has one microbatch"
 
 
 def test_upstream_reconciliation_needs_no_signals():
     own = {"weight": 1.0, "every": 3, "direction": "upstream"}
     steps = [run_plan(reconcile=own, train={"steps": 8}).step(n) for n in range(7)]
     assert not any(s.reconcile or s.compare for s in steps)
-    assert not any(
-        run_plan().step(n).send_lagged or run_plan().step(n).apply_lagged for n in range(20)
-    )
+    assert not run_plan().lag.contents

@@ -8,7 +8,9 @@ from torch._dynamo.utils import counters
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.heads.head import Head
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
@@ -32,15 +34,15 @@ def make(estimator, recompute, compile_with=None):
         body.compile_blocks(backend=compile_with)
         compile_part(head, backend=compile_with)
     settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
-    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), clip=1.0)
+    lag = LagPlan((Feedback(1),), lag=0)
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), clip=1.0, lag=lag)
     return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
 
 
 def train(module, microbatches=1, steps=2):
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
-        both = {"reconcile": True, "compare": True, "send_lagged": True, "apply_lagged": True}
-        step = Step(number, 0.1, microbatches, **both)
+        step = Step(number, 0.1, microbatches, reconcile=True, compare=True)
         for part in range(microbatches):
             x = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64)
             s = torch.randn(6, 4, 8, 8, generator=generator, dtype=torch.float64) / 6
@@ -48,7 +50,7 @@ def train(module, microbatches=1, steps=2):
             module.signal()
             module.receive(s)
             module.learn()
-            module.apply_lagged(step, s)
+            module.apply_lagged(step, part, s)
         module.update(step)
     return module.state_dict()
 

@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.engines import optimizer
 from pipeline_local.layout import IGNORE_LABEL
+from pipeline_local.learning.contents import Feedback
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
@@ -431,11 +433,11 @@ def test_a_body_that_takes_no_part_is_left_alone(kind, index, compare, estimator
 
 
 def test_the_input_gradient_of_a_body_without_gradients_is_zero():
-    rules = Rules(wire_format=WireFormat(torch.float64))
+    rules = Rules(wire_format=WireFormat(torch.float64), lag=LagPlan((Feedback(1),)))
     body, head = WithoutGradients(7, 7).double(), nn.Linear(7, 5).double()
     module = LocalModule(1, body, head, plain_sgd, rules)
     x, labels, _ = batch((7,))
-    module(x, labels, Step(0, lr=0.1, send_lagged=True))
+    module(x, labels, Step(0, lr=0.1))
     module.signal()
     (sent,) = module.learn()
     assert not sent.any()
@@ -544,18 +546,23 @@ def test_acts_out_of_order_are_refused():
         module.signal()
 
 
+FED_BACK = LagPlan((Feedback(2 * LAG),))
+"""Sent in step 0, and not again before it is applied."""
+
+
 def applied(module, x, labels, target, **step):
     """Feedback for step 0 is heeded with step 4, which has another batch."""
     later, later_labels, _ = batch(x.shape[1:], seed=9)
-    module(x, labels, Step(0, lr=0.0, send_lagged=True))
+    module(x, labels, Step(0, lr=0.0))
     module.signal()
     sent = module.learn()
     module.update(Step(0, lr=0.0))
-    now = Step(LAG, lr=1.0, apply_lagged=True, **step)
+    now = Step(LAG, lr=1.0, **step)
     module(later, later_labels, now)
     module.signal()
     module.learn()
-    module.apply_lagged(now, target)
+    assert module.lagged.expects(now, 0)
+    module.apply_lagged(now, 0, *([] if target is None else [target]))
     module.update(now)
     return sent, later, later_labels
 
@@ -565,7 +572,7 @@ def test_heeding_trains_the_head_alone(architecture):
     """theta - d l(now) - lambda d D(then): D is the distance of the head's signal to the feedback,
     written out with plain autograd; only the head has a part in it."""
     weight, distance = 0.7, {"reconcile": {"estimator": "exact", "distance": "relative"}}
-    module, shape = make(architecture, weight, **distance)
+    module, shape = make(architecture, weight, **distance, lag=FED_BACK)
     reference, _ = make(architecture, weight, **distance)
     x, labels, _ = batch(shape)
     with torch.no_grad():
@@ -592,7 +599,7 @@ def test_heeding_leaves_batch_norm_statistics_alone():
     """They have seen the batch when it came."""
     head = nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(9), nn.Linear(9, 5))
     ARCHITECTURES["head with batch norm"] = lambda: (nn.Linear(7, 9), head, (7,))
-    module, shape = make("head with batch norm", 0.7)
+    module, shape = make("head with batch norm", 0.7, lag=FED_BACK)
     del ARCHITECTURES["head with batch norm"]
     x, labels, _ = batch(shape)
     applied(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
@@ -603,7 +610,7 @@ def test_heeding_by_finite_differences_agrees_with_exact():
     vectors = []
     for estimator in ("exact", "finite_difference"):
         own = {"estimator": estimator, "distance": "relative", "step": 1e-5}
-        module, shape = make("residual with batch norm", 0.7, reconcile=own)
+        module, shape = make("residual with batch norm", 0.7, reconcile=own, lag=FED_BACK)
         x, labels, _ = batch(shape)
         applied(module, x, labels, torch.ones(6, *shape, dtype=torch.float64))
         vectors.append(torch.cat([p.flatten() for p in module.parameters()]))
@@ -611,7 +618,7 @@ def test_heeding_by_finite_differences_agrees_with_exact():
 
 
 def test_nobody_corrects_the_last_head():
-    module, shape = make("mlp", 0.7)
+    module, shape = make("mlp", 0.7, lag=FED_BACK)
     plain, _ = make("mlp", 0.0)
     x, labels, _ = batch(shape)
     _, later, later_labels = applied(module, x, labels, None)
@@ -621,17 +628,15 @@ def test_nobody_corrects_the_last_head():
 
 
 def test_what_is_under_way_is_let_go_once_it_is_heeded():
-    module, shape = make("mlp", 0.7)
+    module, shape = make("mlp", 0.7, lag=LagPlan((Feedback(3),)))
     x, labels, _ = batch(shape)
     for number in range(12):
-        step = Step(
-            number, 0.1, send_lagged=number % 3 == 0, apply_lagged=number % 3 == 1 and number >= 4
-        )
+        step = Step(number, 0.1)
         module(x, labels, step)
         y = module.signal()
         module.learn()
-        if step.apply_lagged:
-            module.apply_lagged(step, y)
+        if module.lagged.expects(step, 0):
+            module.apply_lagged(step, 0, y)
         module.update(step)
         due = [n for n in (0, 3, 6, 9) if n <= number < n + LAG]
         assert [kept.step for kept in module.lagged.awaiting] == due

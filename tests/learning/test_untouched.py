@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body
+from pipeline_local.learning.contents import Feedback
+from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
@@ -103,8 +105,8 @@ def train(module, steps=2, microbatches=2, between=lambda module: None, **plan):
             module.signal()
             module.receive(s / 8 if step.compare else None)
             module.learn()
-            if step.apply_lagged:
-                module.apply_lagged(step, s / 8)
+            if module.lagged.expects(step, part):
+                module.apply_lagged(step, part, s / 8)
         module.update(step)
         between(module)
     return module.state_dict()
@@ -127,9 +129,9 @@ def test_recomputing_changes_no_bit(kind):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_buffers_count_steps_and_not_passes(estimator, recompute):
-    plan = {"reconcile": True, "compare": True, "send_lagged": True, "apply_lagged": True}
     module = module_of(Counted, recompute, estimator=estimator)
-    state = train(module, **plan)
+    module.lagged = LaggedMessages(LagPlan((Feedback(1),), lag=0), 1)
+    state = train(module, reconcile=True, compare=True)
     passes = [value.item() for name, value in state.items() if name.endswith(("passes", "again"))]
     assert passes == [4] * 6
 

@@ -164,6 +164,39 @@ def test_feedback_waits_in_queues():
     assert stage_bytes(seldom, range(1, 2), 4).lagged == held.lagged / 5
 
 
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_copies_of_parameters(microbatches):
+    """The head holds one without a gradient, the module downstream one that is on its way."""
+    train, head = {"steps": 1, "microbatches": microbatches}, {"name": "ema", "refresh": 5}
+    plain = stage_bytes(draw("mlp", head={"name": "linear"}, train=train), range(1, 3), 2)
+    held = stage_bytes(draw("mlp", head=head, train=train), range(1, 3), 2)
+    copy, scale = 4 * (64 * 64 + 64), 2 * 64 * 4
+    for module, linear in zip(held.modules, plain.modules, strict=True):
+        assert module.parameters - linear.parameters == copy + scale
+        assert module.gradients - linear.gradients == scale
+        assert module.optimizer - linear.optimizer == scale
+    assert held.lagged == 2 * copy
+    assert held.boundary == plain.boundary + copy, "received ahead"
+    often = draw("mlp", head={**head, "refresh": 1}, train=train)
+    assert stage_bytes(often, range(1, 3), 2).lagged == 5 * held.lagged
+
+
+@pytest.mark.parametrize(
+    ("every", "refresh", "microbatches"), [(1, 1, 4), (3, 2, 4), (8, 2, 1), (2, 3, 2), (8, 10, 4)]
+)
+def test_copies_beside_feedback(every, refresh, microbatches):
+    """In one message, or in turns."""
+    blueprint = draw(
+        "mlp",
+        head={"name": "ema", "refresh": refresh},
+        reconcile={"weight": 0.1, "direction": "both", "every": every},
+        train={"steps": 1, "microbatches": microbatches},
+    )
+    x, labels, copy = 16 * 64 * 4, 16 * 8, 4 * (64 * 64 + 64)
+    held = stage_bytes(blueprint, range(1, 3), 2).lagged
+    assert held == 2 * ((4 // every + 1) * (2 * x + labels) + (4 // refresh + 1) * copy)
+
+
 def test_edges_hold_what_is_under_way():
     held = stage_bytes(draw("mlp"), range(1, 2), 4)
     message = 16 * 64 * 4 + 16 * 8

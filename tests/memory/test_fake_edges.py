@@ -8,7 +8,8 @@ from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_
 
 X = Spec((4, 3), torch.float32)
 LABELS = Spec((4,), torch.int64)
-CONTRACT = Contract(X, X, LABELS, X, LABELS, X, (X,))
+CONTRACT = Contract(X, X, LABELS, X, LABELS, X)
+COPY = Spec((2,), torch.float32)
 
 
 def shapes(message):
@@ -25,18 +26,19 @@ def test_messages_come_as_the_contract_has_them():
 
 
 def test_the_newest_messages_are_unfinished():
-    downstream = FakeDownstream(CONTRACT, lagged=True)
+    downstream = FakeDownstream(CONTRACT, [(X,), (X, COPY)])
     sent = [fake_message([X]) for _ in range(3)]
     for message in sent:
         downstream.send(*message)
     held = [message[0] for message in downstream._held]
     assert [id(x) for x in held] == [id(message[0]) for message in sent[1:]]
     assert shapes(downstream.recv_lagged()) == [(4, 3)]
-    assert downstream.num_bytes == num_bytes([X]) + 2 * num_bytes([X, LABELS])
+    assert shapes(downstream.recv_lagged()) == [(4, 3), (2,)]
+    assert downstream.num_bytes == num_bytes([X, COPY]) + 2 * num_bytes([X, LABELS])
 
 
 def test_nobody_is_downstream():
-    nobody = FakeDownstream(None, lagged=True)
+    nobody = FakeDownstream(None)
     nobody.send(*fake_message([X]))
     assert not nobody._held
     assert nobody.recv_lagged() == ()

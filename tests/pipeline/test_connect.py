@@ -60,9 +60,10 @@ def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
             downstream.send(activations)
     if step.compare:
         upstream.recv()
-    if step.send_lagged and rank_info.rank > 0:
+    lag = blueprint.run_plan.lag
+    if rank_info.rank > 0 and lag.sent(rank_info.rank, step.number, 0, 1):
         upstream.send_lagged(torch.full(spec.shape, float(step.number)))
-    if not step.apply_lagged:
+    if not lag.applied(rank_info.rank, step.number, 0, 1):
         return 0
     feedback = downstream.recv_lagged()
     assert all((t == step.number - 4).all() for t in feedback)
@@ -78,15 +79,14 @@ def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
     blueprint = draw(direction, every, microbatches)
     run_plan = blueprint.run_plan
     found = run_ranks(talk, 3, blueprint, timeout=30)
-    applies = sum(run_plan.step(n).apply_lagged for n in range(run_plan.num_steps)) * microbatches
+    applies = len([n for n in range(4, run_plan.num_steps) if (n - 4) % every == 0]) * microbatches
     assert found == [applies, applies, 0]
 
 
 def cut_short(rank_info, blueprint, start, stop):
     """Leave the schedule before step `stop`; what the receives that were posted then have got."""
     run_plan = blueprint.run_plan
-    kept = [n for n in range(max(0, start - 4), start) if run_plan.step(n).send_lagged]
-    under_way = [n for n in range(max(0, stop - 4), stop) if run_plan.step(n).send_lagged]
+    kept = [number for number, _ in run_plan.lag.under_way(1, start, 1)]
     with joined(rank_info):
         upstream, downstream = joined_edges(blueprint, rank_info, start)
         spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
@@ -94,7 +94,7 @@ def cut_short(rank_info, blueprint, start, stop):
             upstream.send_lagged(torch.full(spec.shape, float(number)))
         for number in range(start, stop):
             talk_once(run_plan.step(number), upstream, downstream, blueprint, rank_info, spec)
-        downstream.finish(len(under_way))
+        downstream.finish(run_plan.under_way(1, stop))
         upstream.finish()
         receivers = [getattr(upstream, "messages", None), getattr(downstream, "lagged", None)]
         posted = [p for receiver in receivers if receiver for p in receiver._posted]

@@ -8,21 +8,22 @@ drawn by hypothesis lets stages and transfers move in any order and at any speed
 In the end every stage has done its work or has ended because a neighbour had. Where a stage hangs
 without ending, the stall is there for all to see, and the diagnosis must name that stage.
 
-Feedback, from a stage to the one before it, is consumed a fixed number of steps after it was made.
+What flows upstream is consumed a fixed number of steps after it was sent: feedback with every
+microbatch, copies of parameters with the last one of a step, in one message where both are due.
 Its channel must hold all that may be on its way: see `test_feedback_needs_room_for_its_delay`.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_local.learning.lagged import LaggedMessages
+from pipeline_local.learning.contents import Copies, Feedback
+from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.pipeline.stage import Stage
@@ -40,22 +41,28 @@ class Plan:
     compared: tuple[bool, ...]
     depth: int = 2
     delay: int | None = None
-    """Steps after which feedback is consumed; None: no feedback."""
-    every: int = 1
-    """Feedback flows on every n-th step."""
+    """Steps after which lagged messages are consumed; None: there are none."""
+    every: int | None = 1
+    """Feedback flows on every n-th step; None: never."""
+    refresh: int | None = None
+    """Copies flow on every n-th step but the first; None: never."""
     rendezvous: bool = True
     narrow: bool = False
     """Room for one message of feedback only, whatever the delay: a mistake."""
 
     @property
     def feedback_depth(self):
-        """As `RunPlan.most_pending`."""
-        steps = (self.delay or 0) // self.every + 1
-        return 1 if self.narrow else steps * self.microbatches
+        """As `RunPlan.most_pending`; a channel without messages has room for one."""
+        periods = [self.every] * self.microbatches + [self.refresh]
+        return 1 if self.narrow else sum((self.delay or 0) // n + 1 for n in periods if n) or 1
 
-    def feeds_back(self, step):
-        """Also whether it will be heeded: nobody would take the last ones."""
-        return self.delay is not None and step % self.every == 0 and step >= 0
+    def sends_lagged(self, step, microbatch):
+        """Whether a lagged message is sent with this microbatch."""
+        if self.delay is None or step < 0:
+            return False
+        feedback = self.every and step % self.every == 0
+        last = microbatch == self.microbatches - 1
+        return bool(feedback or (self.refresh and last and step > 0 and step % self.refresh == 0))
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,13 @@ def program(plan, stage):
     """What a stage does that can make it wait, in order. As `Stage.train` does it."""
     ops = []
     for step, compared in enumerate(plan.compared):
-        for _ in range(plan.microbatches):
+        for microbatch in range(plan.microbatches):
             ops += [Op("recv", stage - 1), Op("send", stage + 1)]
             if compared:
                 ops += [Op("send", stage + 1), Op("recv", stage - 1)]
-            if plan.feeds_back(step) and step + plan.delay < len(plan.compared):
+            if plan.sends_lagged(step, microbatch) and step + plan.delay < len(plan.compared):
                 ops.append(Op("send", stage - 1, feedback=True))
-            if plan.delay is not None and plan.feeds_back(step - plan.delay):
+            if plan.sends_lagged(step - (plan.delay or 0), microbatch):
                 ops.append(Op("recv", stage + 1, feedback=True))
     ops += [Op("close", stage + 1), Op("close", stage - 1, feedback=True)]
     return [op for op in ops if 0 <= op.peer < plan.stages]
@@ -192,7 +199,8 @@ PLANS = st.builds(
     st.lists(st.booleans(), min_size=1, max_size=6),
     st.integers(1, 4),
     st.none() | st.integers(1, 4),
-    st.integers(1, 4),
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 4),
     st.booleans(),
 )
 SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=6, max_size=6)
@@ -288,6 +296,12 @@ def test_feedback_needs_room_for_its_delay():
     assert ends(start(Plan(**own)))
 
 
+def test_so_do_copies():
+    own = {"stages": 2, "microbatches": 2, "compared": (True,) * 12, "depth": 1, "delay": 6}
+    assert not ends(start(Plan(**own, every=None, refresh=1, narrow=True)))
+    assert ends(start(Plan(**own, every=None, refresh=1)))
+
+
 # -- the model is that of the code ---------------------------------------------------------------
 
 
@@ -318,26 +332,53 @@ class Recorder:
         return (NUMBER,)
 
 
-@pytest.mark.parametrize("every", [1, 2, 9])
+class Module:
+    """A module in the middle without any mathematics; the lagged messages are the real ones."""
+
+    index = 1
+    rules = Rules()
+
+    def __init__(self, lag, steps):
+        self.lagged = LaggedMessages(lag, self.index)
+        self.steps = steps
+        self.body = torch.nn.Sequential(torch.nn.Linear(1, 1))
+        self.head = None
+
+    def forward(self, x, labels, step, microbatch):
+        self.now = step, microbatch
+        self.lagged.keep(*self.now, NUMBER, NUMBER)
+        return NUMBER
+
+    def signal(self):
+        return NUMBER
+
+    def receive(self, *_):
+        pass
+
+    def learn(self):
+        """The real edges drop what would be consumed after the end."""
+        lagged = self.lagged.send(self, *self.now, NUMBER)
+        return lagged if self.now[0].number + LAG < self.steps else ()
+
+    def apply_lagged(self, step, microbatch, *tensors):
+        self.lagged.apply(self, step, microbatch, ())
+
+    def update(self, step):
+        pass
+
+
+@pytest.mark.parametrize(("every", "refresh"), [(1, None), (2, None), (9, 3), (2, 1), (None, 2)])
 @pytest.mark.parametrize("compare", [True, False])
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every):
-    plan = Plan(3, microbatches, (compare,) * 6, delay=LAG, every=every)
+def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every, refresh):
+    plan = Plan(3, microbatches, (compare,) * 9, delay=LAG, every=every, refresh=refresh)
+    contents = [Feedback(every)] if every else []
+    contents += [Copies(refresh)] if refresh else []
     edges = Recorder(compare)
-    module = SimpleNamespace(
-        index=1,
-        rules=Rules(),
-        lagged=LaggedMessages(),
-        forward=lambda *_: NUMBER,
-        signal=lambda: NUMBER,
-        receive=lambda *_: None,
-        update=lambda _: None,
-        apply_lagged=lambda *_: None,
-    )
+    module = Module(LagPlan(tuple(contents)), 9)
     stage = Stage([module], edges, edges, Trace())
-    for number in range(6):
-        feedback = plan.feeds_back(number) and number + LAG < 6
-        module.learn = lambda feedback=feedback: (NUMBER,) if feedback else ()
-        apply_lagged = plan.feeds_back(number - LAG)
-        stage.train(Step(number, 0.1, microbatches, compare=compare, apply_lagged=apply_lagged))
-    assert edges.ops == [op for op in program(plan, 1) if op.kind != "close"]
+    for number in range(9):
+        stage.train(Step(number, 0.1, microbatches, compare=compare))
+    ops = [op for op in program(plan, 1) if op.kind != "close"]
+    assert edges.ops == ops
+    assert {op.kind for op in ops if op.feedback} == {"send", "recv"}

@@ -49,8 +49,18 @@ def test_what_estimators_add_in_forward_passes(estimator, plain, recomputed):
         assert counted.classifier.second == plain * counted.classifier.forward
 
 
+def test_a_copied_block_costs_no_gradients_of_its_weights():
+    """In the head a [32, 32] copy passes the gradient on, and a [32, 10] classifier learns."""
+    counted = costs.by_flops(draw(head={"name": "ema"}))
+    copied, classifier = 2 * 10 * 32 * 32, 2 * 10 * 32 * 10
+    for head in counted.heads.values():
+        assert head.forward == copied + classifier
+        assert head.backward == copied + 2 * classifier
+
+
 @pytest.mark.parametrize(
-    ("head", "taper"), [("linear", True), ("auglocal", True), ("auglocal", False)]
+    ("head", "taper"),
+    [("linear", True), ("auglocal", True), ("auglocal", False), ("ema", True)],
 )
 def test_heads_are_those_that_the_modules_get(head, taper):
     for count in (2, 3, 5):

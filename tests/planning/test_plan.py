@@ -54,6 +54,13 @@ def test_traffic(sections, compared, fed_back):
     assert edge.lagged == pytest.approx(fed_back * x)
 
 
+def test_traffic_of_copies():
+    """Once per period, whatever the microbatches."""
+    train = {"steps": 40, "log_every": 10, "microbatches": 4}
+    (edge,) = draw(head={"name": "ema", "refresh": 5}, train=train).edges
+    assert edge.lagged == pytest.approx(4 * (32 * 32 + 32) / 5)
+
+
 def test_a_narrow_wire_takes_half_of_it():
     """Not of the labels."""
     both = {"weight": 0.1, "every": 2, "direction": "both"}

@@ -53,13 +53,25 @@ def test_reconciliation_adds_to_the_steps_that_compare():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize("feedback", [False, True])
-def test_every_method_ends(method, replicas, feedback):
-    slow = Link(0.5, 10.0)
-    what = run(3, 2, 12, slow, every=2, feedback=feedback, replicas=replicas, jitter=0.3)
+@pytest.mark.parametrize(("feedback", "refresh"), [(False, 0), (True, 0), (True, 3), (False, 1)])
+def test_every_method_ends(method, replicas, feedback, refresh):
+    slow, lagged = Link(0.5, 10.0), {"every": 2, "feedback": feedback, "refresh": refresh}
+    what = run(3, 2, 12, slow, **lagged, replicas=replicas, jitter=0.3)
     workers = simulate(METHODS[method](what))
     assert len(workers) == 3 * replicas
     assert all(len(worker.steps) == 12 for worker in workers)
+
+
+def test_copies_cost_nothing_while_the_line_has_room():
+    """They have a line of their own upstream, and as long as the next ones are not due."""
+    line = Link(0.0, 4.0)  # of activations it takes 2 seconds, and a microbatch takes 3
+
+    def seconds(copies):
+        stage = replace(STAGE, copies=copies)
+        return step_seconds("local", SimulatedRun((stage,) * 3, 4, 20, (line,), refresh=2))
+
+    assert seconds(80.0) == pytest.approx(12.0), "20 seconds of 24"
+    assert seconds(160.0) == pytest.approx(20.0), "40 seconds of 24"
 
 
 def test_latency_costs_a_pipeline_round_trips_and_local_learning_nothing():

@@ -1,6 +1,7 @@
 """Auxiliary heads: one file per family. A registry entry owns its name, options and depth."""
 
 from pipeline_local.learning.heads.auglocal import AugLocal, AugLocalHead
+from pipeline_local.learning.heads.ema import EmaHead
 from pipeline_local.learning.heads.head import (
     HEADS,
     Head,
@@ -8,6 +9,7 @@ from pipeline_local.learning.heads.head import (
     build,
     copies,
     initialize,
+    refresh,
     title,
 )
 from pipeline_local.learning.heads.layers import MeanPool, ToMap, output_shape, readout
@@ -17,6 +19,7 @@ __all__ = [
     "HEADS",
     "AugLocal",
     "AugLocalHead",
+    "EmaHead",
     "Head",
     "MeanPool",
     "Site",
@@ -29,5 +32,6 @@ __all__ = [
     "mlp",
     "output_shape",
     "readout",
+    "refresh",
     "title",
 ]

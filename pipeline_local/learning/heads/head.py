@@ -25,8 +25,9 @@ HEADS: Registry[Callable[..., nn.Module]] = Registry("head.name", kind="head", g
 An entry takes a `Site` and its own options, and returns an `nn.Module` on the meta device. Its
 attribute `copies`, if there is one, is a function that returns how many later blocks a head copies,
 from the module's index, the number of modules, the number of later blocks, and the options. Its
-attribute `learns`, if false, states that its heads have no parameters. Its attribute `title` puts
-the options into words for display.
+attribute `learns`, if false, states that its heads have no parameters. Its attribute `refresh`, if
+there is one, returns after how many steps copies of the next block's parameters are published, from
+the options. Its attribute `title` puts the options into words for display.
 """
 
 
@@ -94,10 +95,16 @@ def copies(config: HeadConfig, index: int, count: int, later: int) -> int:
     return int(rule(index, count, later, **options(config))) if rule else 0
 
 
+def refresh(config: HeadConfig) -> int:
+    """Return the steps from one publication of parameters for the heads to the next; 0: none."""
+    rule = getattr(HEADS.find(config.name), "refresh", None)
+    return int(rule(**options(config))) if rule else 0
+
+
 @lru_cache(maxsize=64)
 def options(config: HeadConfig) -> dict[str, Any]:
     """Return the options of the configured head: the general keys that it takes, and its own."""
-    own = {"depth": config.depth, "taper": config.taper}
+    own = {key: value for key, value in vars(config).items() if key not in ("name", "args")}
     return HEADS.options(config.name, config.args, own)
 
 

@@ -93,9 +93,10 @@ class Pool(nn.Module):
             return self._means(x[:, :, None]).squeeze(2)
         if self.layout == "NHWC":
             return self._means(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        apart, tokens = x.split([x.shape[1] - math.prod(self.grid), math.prod(self.grid)], dim=1)
-        means = self._means(tokens.transpose(1, 2).unflatten(2, self.grid))
-        return torch.cat([apart, means.flatten(2).transpose(1, 2)], dim=1)
+        apart = x.shape[1] - math.prod(self.grid)
+        maps = x[:, apart:].transpose(1, 2).reshape(len(x), x.shape[2], *self.grid)
+        means = self._means(maps).flatten(2).transpose(1, 2)
+        return torch.cat([x[:, :apart], means], dim=1)
 
     def _means(self, maps: Tensor) -> Tensor:
         squares = [min(self.side, size) for size in maps.shape[2:]]

@@ -1,0 +1,84 @@
+"""The contents of lagged messages: what flows upstream, and what is done with it there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipeline_local.config import Config
+from pipeline_local.learning import heads
+from pipeline_local.learning.heads import EmaHead
+from pipeline_local.learning.information import parts
+from pipeline_local.learning.lagged import Kept, LaggedContent, LagPlan, Learner, SpecsOf
+from pipeline_local.learning.spec import Spec
+from pipeline_local.learning.step import Step
+
+
+@dataclass(frozen=True)
+class Feedback(LaggedContent):
+    """Upstream reconciliation: the gradient of the sender's loss at its input, with which the
+    receiver trains its head."""
+
+    every: int
+    keeps = True
+    differentiates = True
+
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """A tensor like the input."""
+        return (of(sender).x,)
+
+    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+        """The gradient itself."""
+        return (g,)
+
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> None:
+        """Bring the head's signal closer to the gradient."""
+        feedback = next(arrived, None)
+        if feedback is not None:
+            assert kept is not None, "it keeps what it needs"
+            receiver.heed(step, kept, feedback)
+
+
+@dataclass(frozen=True)
+class Copies(LaggedContent):
+    """Parameter copies: those of the sender's first block, which the receiver's head follows.
+
+    A message of step n `every` (n = 1, 2, ...) holds the parameters as that many updates have made
+    them; the initial ones are known upstream. The head uses it from the step after it has come.
+    """
+
+    every: int
+    once = True
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether the step is the first one of a period, but for the first period."""
+        return step > 0 and super().is_sent(sender, step)
+
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """The parameters of the first block."""
+        return of(sender).blocks[0]
+
+    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+        """They are cloned, as the update of this very step changes them."""
+        first = next(sender.body.children())
+        return tuple(parameter.detach().clone() for parameter in first.parameters())
+
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> None:
+        """Let the head's copy follow; the last module has none."""
+        head = parts(receiver.head)[0]
+        if isinstance(head, EmaHead):
+            head.follow(arrived)
+
+
+def lag_plan(config: Config) -> LagPlan:
+    """Return what flows upstream in a run with this configuration."""
+    contents: list[LaggedContent] = []
+    if config.reconcile.feeds_back:
+        contents.append(Feedback(config.reconcile.every))
+    if refresh := heads.refresh(config.head):
+        contents.append(Copies(refresh))
+    return LagPlan(tuple(contents))
