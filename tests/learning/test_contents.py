@@ -1,5 +1,6 @@
 """Parameter copies in a run: which parameters a head has, in which step."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -120,31 +121,33 @@ def network():
     return nn.Sequential(*layers)
 
 
-def fitted(model, folder, modules):
-    return fit(
+def test_a_programs_own_model_gives_the_first_copy(tmp_path):
+    """With the values that it comes with."""
+    model = network()
+    third = model[2].weight.detach().clone()
+    fit(
         model,
         points(64),
         points(20),
         batch_size=16,
-        lr=1e-30,
-        run_dir=folder,
+        run_dir=tmp_path / "run",
         train={"steps": 2},
-        modules=modules,
+        modules=2,
         head={"name": "ema"},
         parallel={"threads": 1},
     )
-
-
-def test_a_programs_own_model_gives_the_first_copy(tmp_path):
-    """With the values that it comes with; a block that cannot be copied is one clear line."""
-    model = network()
-    third = model[2].weight.detach().clone()
-    fitted(model, tmp_path / "run", 2)
     file = next((tmp_path / "run").glob("checkpoints/*/module-001*"))
     with safe_open(file, "pt") as state:
         (copied,) = (n for n in state.keys() if n.startswith("head.layers.copy") and "weight" in n)  # noqa: SIM118
         assert torch.equal(state.get_tensor(copied), third)
+
+
+def test_a_next_block_without_parameters_is_one_clear_line():
+    blueprint = blueprint_of()
+    blocks, first = list(blueprint.backbone.blocks), blueprint.modules[1].start
+    blocks[first] = replace(blocks[first], module=nn.ReLU())
+    backbone = replace(blueprint.backbone, blocks=tuple(blocks))
     with pytest.raises(UserError, match=r"head\.name: ema does not fit behind block") as error:
-        fitted([*network()], tmp_path / "other", 4)
-    assert "has no parameters" in str(error.value)
+        replace(blueprint, backbone=backbone).module(0, torch.device("cpu"))
+    assert "the next one, has no parameters" in str(error.value)
     assert "\n" not in str(error.value)
