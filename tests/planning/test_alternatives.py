@@ -95,7 +95,7 @@ def test_memory_rivals_on_one_device():
     assert checkpointed.peak < 0.8 * plain.peak
     assert found["BP checkpointed, 1 device, m=4"].peak < accumulating.peak
     assert accumulating.speed == plain.speed
-    assert checkpointed.cost / plain.cost == pytest.approx(4 / 3, rel=0.01)
+    assert checkpointed.cost - plain.cost == 1024 * 2 * (64 * 32 + 5 * 32 * 32), "no classifier"
     for name in (f"{name}, m=1" for name in ALONE):  # whatever is configured for local learning
         assert again[name].peak == found[name].peak
         assert again[name].cost == pytest.approx(found[name].cost)
