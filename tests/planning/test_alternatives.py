@@ -84,17 +84,18 @@ def test_speed_by_operations():
 
 def test_memory_rivals_on_one_device():
     """Accumulation costs nothing but small microbatches, checkpointing a forward pass of blocks."""
-    deep = {"model": {"name": "mlp", "hidden": 32, "depth": 12}, "head": {"name": "linear"}}
+    model = {"name": "mlp", "hidden": 32, "depth": 6, "activation": "gelu"}  # keeps its input, too
+    deep = {"model": model, "head": {"name": "linear"}}
     found, again = (
         of(1, 1024, modules={"count": 3, "recompute": on}, **deep) for on in (False, True)
     )
     plain, checkpointed = (found[f"{name}, m=1"] for name in ALONE)
     accumulating = found["BP, 1 device, m=4"]
     assert accumulating.peak < 0.4 * plain.peak
-    assert checkpointed.peak < 0.7 * plain.peak
+    assert checkpointed.peak < 0.8 * plain.peak
     assert found["BP checkpointed, 1 device, m=4"].peak < accumulating.peak
     assert accumulating.speed == plain.speed
-    assert checkpointed.cost / plain.cost == pytest.approx(4 / 3, rel=0.01)
+    assert checkpointed.cost - plain.cost == 1024 * 2 * (64 * 32 + 5 * 32 * 32), "no classifier"
     for name in (f"{name}, m=1" for name in ALONE):  # whatever is configured for local learning
         assert again[name].peak == found[name].peak
         assert again[name].cost == pytest.approx(found[name].cost)
