@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.information import Ends, InformedHead
 from pipeline_local.learning.information.contrast import contrast
 from pipeline_local.learning.information.reconstruction import reconstruction
+from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.spec import Spec
@@ -29,7 +31,7 @@ def plain_sgd(params):
     return torch.optim.SGD(params, lr=1.0)
 
 
-def make(name, estimator="exact", **reconcile):
+def make(name, estimator="exact", lag=LagPlan(), **reconcile):  # noqa: B008 (immutable)
     """GELUs and no ReLUs: finite differences are to be close."""
     torch.manual_seed(3)
     body = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), nn.BatchNorm2d(C), nn.GELU())
@@ -42,7 +44,7 @@ def make(name, estimator="exact", **reconcile):
     informed = InformedHead(head, term, TASK_WEIGHT, WEIGHT)
     own = {"every": 1, "distance": "squared", "step": 1e-6, **reconcile}
     settings = ReconcileConfig(weight=LAMBDA, estimator=estimator, **own)
-    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64))
+    rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), lag=lag)
     return LocalModule(1, body.double(), informed.double(), plain_sgd, rules)
 
 
@@ -142,20 +144,21 @@ def test_finite_differences_agree_with_exact(name, fraction):
 @pytest.mark.parametrize("name", TERMS)
 def test_feedback_trains_head_and_term(name):
     """Four steps later, with the input of then: the term is a part of the signal."""
-    module, reference = make(name), make(name)
+    module = make(name, lag=LagPlan((Feedback(2 * LAG),)))
+    reference = make(name)
     (x, labels, _), (later, later_labels, _) = batch(), batch(1)
     g = torch.Generator().manual_seed(5)
     feedback = torch.randn(B, C, SIDE, SIDE, generator=g, dtype=torch.float64) / 100
-    send = Step(0, lr=0.0, send_lagged=True)
+    send = Step(0, lr=0.0)
     y = module(x, labels, send)
     module.signal()
     module.learn()
     module.update(send)
-    apply = Step(LAG, lr=1.0, apply_lagged=True)
+    apply = Step(LAG, lr=1.0)
     module(later, later_labels, apply)
     module.signal()
     module.learn()
-    module.apply_lagged(apply, feedback)
+    module.apply_lagged(apply, 0, feedback)
     module.update(apply)
 
     reference.body(x)  # the statistics of its batch norm
