@@ -298,8 +298,8 @@ def mine(tmp_path, monkeypatch):
 
 def test_a_term_of_ones_own(mine, tmp_path):
     information = {"name": "python:mine:Means", "bias": False, "weight": 2}
-    slow = {"lr": 0.001}
-    config = parse(tmp_path / "run", information=information, reconcile=BOTH, optimizer=slow)
+    few = {"optimizer": {"lr": 0.001}, "train": {"steps": 5}}
+    config = parse(tmp_path / "run", information=information, reconcile=BOTH, **few)
     trial.check(draw(config, describe(config.data)))
     train(config, RankInfo())
     _, modules, _ = finished.load(tmp_path / "run")

@@ -143,12 +143,12 @@ def test_the_placement_changes_nothing(folder, one_stage, run_ranks):
 
 
 def test_an_information_term_of_ones_own(folder, run_ranks):
-    own = "information={name: 'python:mine:Means', bias: false, weight: [1, 0.5]}"
-    train(load(folder, own, "run.dir=runs/means"), RankInfo())
-    run_ranks(train_rank, 2, load(folder, own, "run.dir=runs/means-two"))
+    own = "information={name: 'python:mine:Means', bias: false, weight: [1, 0.5]}", "train.steps=4"
+    train(load(folder, *own, "run.dir=runs/means"), RankInfo())
+    run_ranks(train_rank, 2, load(folder, *own, "run.dir=runs/means-two"))
     assert checkpoints(folder / "runs" / "means-two") == checkpoints(folder / "runs" / "means")
     with pytest.raises(UserError, match="with another information; resume it as it was"):
-        train(load(folder, "run.dir=runs/means", "run.resume=true"), RankInfo())
+        train(load(folder, own[1], "run.dir=runs/means", "run.resume=true"), RankInfo())
 
 
 def test_a_resumed_run_is_the_same_one(folder, one_stage, run_ranks):
