@@ -1,4 +1,4 @@
-"""A stage's edges: feedback never closes a cycle of waits."""
+"""A stage's edges: what flows upstream never closes a cycle of waits."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from pipeline_local.ranks.rank import joined
 from pipeline_local.watch.status import RankStatus
 
 
-def draw(direction, every=1, microbatches=1, image_size=8):
+def draw(direction, every=1, microbatches=1, image_size=8, refresh=None):
     tree = {
         "model": {"name": "resnet20", "width": 2},
         "modules": {"count": 3},
-        "head": {"name": "linear"},
+        "head": {"name": "ema", "refresh": refresh} if refresh else {"name": "linear"},
         "data": {"name": "synthetic", "batch_size": 12, "image_size": image_size},
         "train": {"steps": 16, "microbatches": microbatches, "evaluate_every": 99, "log_every": 4},
         "reconcile": {"weight": 1.0, "direction": direction, "every": every},
@@ -39,19 +39,27 @@ def talk(rank_info, blueprint):
     came_back = 0
     with joined(rank_info):
         upstream, downstream = joined_edges(blueprint, rank_info, 0)
-        spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
         for action in blueprint.run_plan.actions():
             if not isinstance(action, Step):
                 continue
-            for _ in range(action.microbatches):
-                came_back += talk_once(action, upstream, downstream, blueprint, rank_info, spec)
+            for part in range(action.microbatches):
+                came_back += talk_once(action, part, upstream, downstream, blueprint, rank_info)
         downstream.finish(0)
         upstream.finish()
         upstream.close()
     return came_back
 
 
-def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
+def lagged(blueprint, rank, number, part):
+    """The message that a rank sends upstream: every tensor holds the number of the step."""
+    contents = blueprint.run_plan.lag.sent(rank, number, part, blueprint.config.train.microbatches)
+    specs = blueprint.contract(rank - 1).lagged if rank else {}
+    tensors = [spec for content in contents for spec in specs.get(content, ())]
+    return [torch.full(spec.shape, float(number)) for spec in tensors]
+
+
+def talk_once(step, part, upstream, downstream, blueprint, rank_info):
+    """A microbatch; whether a message has come back."""
     _, labels = upstream.recv()
     if rank_info.rank < 2:
         activations = torch.zeros(blueprint.contract(rank_info.rank).activations.shape)
@@ -60,23 +68,30 @@ def talk_once(step, upstream, downstream, blueprint, rank_info, spec):
             downstream.send(activations)
     if step.compare:
         upstream.recv()
-    lag = blueprint.run_plan.lag
-    if rank_info.rank > 0 and lag.sent(rank_info.rank, step.number, 0, 1):
-        upstream.send_lagged(torch.full(spec.shape, float(step.number)))
-    if not lag.applied(rank_info.rank, step.number, 0, 1):
+    if message := lagged(blueprint, rank_info.rank, step.number, part):
+        upstream.send_lagged(*message)
+    if not blueprint.run_plan.lag.applied(rank_info.rank, step.number, part, step.microbatches):
         return 0
-    feedback = downstream.recv_lagged()
-    assert all((t == step.number - 4).all() for t in feedback)
-    return len(feedback)
+    arrived = downstream.recv_lagged()
+    assert all((t == step.number - 4).all() for t in arrived)
+    return len(arrived) > 0
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
-@pytest.mark.parametrize("every", [1, 2, 5])
+def test_copies_arrive_once_per_period(microbatches, run_ranks):
+    """Those of steps 3, 6 and 9; those of 12 and 15 would come after the end."""
+    blueprint = draw("downstream", 1, microbatches, refresh=3)
+    assert run_ranks(talk, 3, blueprint, timeout=30) == [3, 3, 0]
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize(("every", "refresh"), [(1, None), (2, 4), (5, None)])
 @pytest.mark.parametrize("direction", ["upstream", "both"])
 def test_feedback_arrives_in_order_and_nobody_waits_for_ever(
-    direction, every, microbatches, run_ranks
+    direction, every, refresh, microbatches, run_ranks
 ):
-    blueprint = draw(direction, every, microbatches)
+    """With every second one come copies."""
+    blueprint = draw(direction, every, microbatches, refresh=refresh)
     run_plan = blueprint.run_plan
     found = run_ranks(talk, 3, blueprint, timeout=30)
     applies = len([n for n in range(4, run_plan.num_steps) if (n - 4) % every == 0]) * microbatches
@@ -89,11 +104,10 @@ def cut_short(rank_info, blueprint, start, stop):
     kept = [number for number, _ in run_plan.lag.under_way(1, start, 1)]
     with joined(rank_info):
         upstream, downstream = joined_edges(blueprint, rank_info, start)
-        spec = blueprint.contract(max(rank_info.rank - 1, 0)).activations
         for number in kept if rank_info.rank > 0 else ():
-            upstream.send_lagged(torch.full(spec.shape, float(number)))
+            upstream.send_lagged(*lagged(blueprint, rank_info.rank, number, 0))
         for number in range(start, stop):
-            talk_once(run_plan.step(number), upstream, downstream, blueprint, rank_info, spec)
+            talk_once(run_plan.step(number), 0, upstream, downstream, blueprint, rank_info)
         downstream.finish(run_plan.under_way(1, stop))
         upstream.finish()
         receivers = [getattr(upstream, "messages", None), getattr(downstream, "lagged", None)]

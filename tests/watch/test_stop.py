@@ -48,11 +48,13 @@ def train(tmp_path):
 
 
 def write_config(folder, direction="downstream", microbatches=1, **reconcile):
+    """In both directions, copies of parameters flow upstream, too."""
     path = folder / "config.yaml"
     tree = {
         "model": {"name": "mlp", "hidden": 8, "depth": 6},
         "modules": {"count": MODULES},
         "reconcile": {"weight": 0.2, "every": 2, "direction": direction, **reconcile},
+        "head": {"name": "ema" if direction == "both" else "auglocal", "refresh": 5},
         "data": {"name": "digits", "batch_size": 16},
         "train": {"steps": STEPS, "microbatches": microbatches}
         | {"log_every": 7, "evaluate_every": 8},

@@ -1,5 +1,7 @@
 """A head that begins with a copy of the next block: what learns, what follows, what only passes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from pipeline_local import configfile
 from pipeline_local.config import HeadConfig
 from pipeline_local.errors import ConfigError
 from pipeline_local.learning import heads
+from pipeline_local.learning.body import compile_part
 from pipeline_local.learning.heads import EmaHead, Site
 
 SHAPES = {"NCHW": (6, 5, 5), "NHWC": (5, 5, 6), "NCT": (6, 9), "NTC": (9, 6), "NC": (6,)}
@@ -140,3 +143,14 @@ def test_only_this_head_is_refreshed():
     assert heads.refresh(HeadConfig("ema", refresh=3)) == 3
     assert heads.refresh(HeadConfig("linear")) == 0
     assert isinstance(heads.build(HeadConfig("ema"), site("NC")), EmaHead)
+
+
+def test_a_compiled_head_sees_its_copy_move():
+    head, _ = made()
+    compiled = copy.deepcopy(head)
+    compile_part(compiled, backend="aot_eager")
+    x, published = torch.randn(4, *SHAPES["NCHW"]), torch.ones(1)
+    for _ in range(2):
+        assert torch.equal(compiled(x), head(x))
+        for each in (compiled, head):
+            each.follow(published.expand_as(p) for p in each.copy.parameters())
