@@ -1,8 +1,8 @@
 """Python commands as processes that have torch already: they are forked, and begin at once.
 
-`python -m tests.simulated_gpu.server` reads requests from stdin, a line of JSON each: `arguments` of python (-c or -m),
-`environment`, `folder` (the current one), `output` (gets stdout, and with ".err" behind it stderr).
-It answers each with the exit code.
+`python -m tests.simulated_gpu.server` reads requests from stdin, a line of JSON each: `arguments`
+of python (-c or -m), `environment`, `folder` (the current one), `output` (gets stdout, and with
+".err" behind it stderr). It answers each with the exit code.
 """
 
 import atexit
