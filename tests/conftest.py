@@ -5,7 +5,6 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank
 
 from pipeline_local.ranks.rank import RankInfo
+from tests.ports import free_port
 
 hypothesis.settings.register_profile("calm", deadline=None)  # no wall-clock assertions
 hypothesis.settings.load_profile("calm")
@@ -95,12 +95,6 @@ def nothing_leaks() -> Iterator[None]:
     assert asked_for == 1, "parallel.threads=1 here, or several in a forked process (run_ranks)"
     assert not left
     assert not [t for t in set(threading.enumerate()) - threads if not t.daemon]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 def _rank_main(

@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline_local import cli
 from pipeline_local.ranks import launcher
-from tests.conftest import free_port
+from tests.ports import free_port
 
 LONGEST = 60
 """Seconds until all ranks must have ended; generous, as machines are noisy."""
@@ -83,12 +83,12 @@ class Forked:
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
 
-    def ends(self) -> list[int]:
+    def ends(self, longest: float = LONGEST) -> list[int]:
         """Exit codes by rank. As launchers do, kills those that outlive another's end for long.
 
         Who is killed for that is in `outlived`.
         """
-        until = time.monotonic() + LONGEST
+        until = time.monotonic() + longest
         while (alive := [p for p in self.processes if p.is_alive()]) and time.monotonic() < until:
             if any(process.exitcode for process in self.processes):
                 until = min(until, time.monotonic() + PATIENCE)
@@ -114,7 +114,7 @@ def start_ranks(count: int, arguments: Sequence[str], folder: Path) -> int:
         folder: gets what they print, until they have ended.
     """
     output, errors = folder / "stdout", folder / "stderr"
-    codes = Forked(count, [*arguments], output, errors=errors).ends()
+    codes = Forked(count, [*arguments], output, errors=errors).ends(longest=600)
     sys.stdout.write(output.read_text())
     sys.stderr.write(errors.read_text())
     failures = {r: ProcessFailure(r, 0, code, "") for r, code in enumerate(codes) if code}

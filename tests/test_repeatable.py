@@ -34,9 +34,12 @@ def weights(folder, model, **data):
     return export(folder, folder / "weights.safetensors")
 
 
-def assert_repeatable(folder, model, **data):
+def differing(_, folder, model, data):
+    """The weights that two runs do not have in common. A rank, as it uses several threads."""
+    before = torch.are_deterministic_algorithms_enabled()
     first, second = (weights(folder / name, model, **data) for name in ("one", "two"))
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert torch.are_deterministic_algorithms_enabled() == before
+    return [name for name in first if not torch.equal(first[name], second[name])]
 
 
 class Table(nn.Module):
@@ -60,18 +63,17 @@ def net(num_classes, image_shape):
     return [stem, Table(), nn.Sequential(nn.ReLU(), Table()), nn.Linear(64, num_classes)]
 
 
-def test_a_table_that_threads_add_to(tmp_path):
-    before = torch.are_deterministic_algorithms_enabled()
-    assert_repeatable(tmp_path, {"name": f"python:{__name__}:net"})
-    assert torch.are_deterministic_algorithms_enabled() == before
+def test_a_table_that_threads_add_to(tmp_path, run_ranks):
+    assert run_ranks(differing, 1, tmp_path, {"name": f"python:{__name__}:net"}, {}) == [[]]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SMALLEST)
-def test_models_of_all_families(tmp_path, name):
-    size = {"alexnet": 224, "maxvit_t": 224, "inception_v3": 96}.get(name, 64)
-    assert_repeatable(tmp_path, {"name": name, **(VIT if name == "vit" else {})}, image_size=size)
+def test_models_of_all_families(tmp_path, run_ranks, name):
+    model = {"name": name, **(VIT if name == "vit" else {})}
+    data = {"image_size": {"alexnet": 224, "maxvit_t": 224, "inception_v3": 96}.get(name, 64)}
+    assert run_ranks(differing, 1, tmp_path, model, data, timeout=300) == [[]]
 
 
 def test_no_family_is_left_out():

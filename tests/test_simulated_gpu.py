@@ -28,7 +28,7 @@ room = torch.empty(3, pin_memory=True)
 
 
 @pytest.fixture(scope="module")
-def gpus(tmp_path_factory):
+def gpus(tmp_path_factory, request):
     """Run a Python command on so many of them; gives the finished process.
 
     All are forked from one process (simulated_gpu/server.py), ranks included.
@@ -36,7 +36,8 @@ def gpus(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler: g++")
     folder = tmp_path_factory.mktemp("simgpu")
-    build(folder)
+    cache = getattr(request.config, "cache", None)
+    build(folder, cache and cache.mkdir("simgpu"))
     own = {"PYTHONPATH": f"{folder}:{TESTS.parent}", "PIPELINE_LOCAL_TEST_GPU": "1"}
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.simulated_gpu.server"],

@@ -9,7 +9,7 @@ from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
 from pipeline_local.ranks.rank import joined
 from pipeline_local.watch import store as store_module
 from pipeline_local.watch.store import RankStore
-from tests.conftest import free_port
+from tests.ports import free_port
 
 
 def test_look_shows_only_what_is_there():

@@ -23,8 +23,8 @@ from pipeline_local.trainer import train
 from pipeline_local.watch.liveness import LivenessLinks
 from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
-from tests.conftest import free_port
 from tests.faults import once_results_are_in
+from tests.ports import free_port
 
 RANKS = 3
 LONGEST = 40
