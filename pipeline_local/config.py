@@ -81,6 +81,9 @@ class HeadConfig(NamingSection):
     """auglocal: copied blocks in the first module's head."""
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
+    pool: Positive = 1
+    """auglocal: side of the squares of positions whose means the copies see; 2: they cost a
+    quarter."""
     refresh: Positive = 10
     """ema: steps from one publication of the block's parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995

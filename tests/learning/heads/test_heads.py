@@ -119,7 +119,7 @@ def test_auglocal_adapts_to_a_later_resolution(layout):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "NCT", "NTC"])
 def test_copies_on_pooled_positions(layout):
     """Every position of the pooled activations is the mean of a square of them."""
-    config = HeadConfig(name="auglocal", args={"pool": 2})
+    config = HeadConfig(name="auglocal", pool=2)
     head = materialized(heads.build(config, site(layout)))
     x = torch.randn(4, *SHAPES[layout], requires_grad=True)
     seen = head.layers.pool(x)
@@ -139,7 +139,7 @@ def test_copies_on_pooled_positions(layout):
 
 def test_without_positions_there_is_nothing_to_pool():
     with pytest.raises(ValueError, match="no positions to pool"):
-        heads.build(HeadConfig(name="auglocal", args={"pool": 2}), site("NC"))
+        heads.build(HeadConfig(name="auglocal", pool=2), site("NC"))
 
 
 def test_auglocal_refuses_what_it_cannot_adapt():
