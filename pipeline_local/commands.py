@@ -137,6 +137,14 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return _run(config, arguments, said)
 
 
+def _read(options: argparse.Namespace) -> tuple[Config, RankInfo, int]:
+    """The configuration, this rank, and the number of stages."""
+    config = configfile.load(options.config, options.overrides)
+    rank_info = RankInfo.from_environment()
+    num_stages = rank_info.num_stages(config.parallel)
+    return config.on_stages(num_stages), rank_info, num_stages
+
+
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.record.folder import RunFolder
 
@@ -174,8 +182,7 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     if options.json is not None:
         newfile.check("--json", options.json)
-    config = configfile.load(options.config, options.overrides)
-    num_stages = RankInfo.from_environment().num_stages(config.parallel)
+    config, _rank_info, num_stages = _read(options)
     device = None if options.device is None else Device.named(options.device)
     drawn = plan.draw(config, describe(config.data), num_stages, device)
     drawing.show(drawn)
@@ -189,8 +196,7 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.simulation import simulate
     from pipeline_local.simulation.scenario import Scenario
 
-    config = configfile.load(options.config, options.overrides)
-    num_stages = RankInfo.from_environment().num_stages(config.parallel)
+    config, _rank_info, num_stages = _read(options)
     scenario = Scenario(
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
@@ -219,9 +225,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import profile
 
-    config = configfile.load(options.config, options.overrides)
-    rank_info = RankInfo.from_environment()
-    num_stages = rank_info.num_stages(config.parallel)
+    config, rank_info, num_stages = _read(options)
     profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
     if num_stages > 1 and not rank_info.launched:
@@ -270,9 +274,7 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
     from pipeline_local.bench import table
     from pipeline_local.bench.request import Request
 
-    config = configfile.load(options.config, options.overrides)
-    rank_info = RankInfo.from_environment()
-    num_stages = rank_info.num_stages(config.parallel)
+    config, rank_info, num_stages = _read(options)
     request = Request.read(
         config,
         num_stages,

@@ -4,7 +4,7 @@ A key that can be derived is absent here; what `null` means is said beside each 
 trainer prints the derived value with its reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +48,7 @@ class ModulesConfig(Section):
     """How blocks are grouped into gradient-isolated modules: this fixes the mathematics."""
 
     count: Positive | None = None
-    """K. One module is plain backpropagation. null: as many as `cuts` makes, else 1."""
+    """K. One module is plain backpropagation. null: as many as `cuts` makes, else one per stage."""
     cuts: Literal["uniform", "parameters", "blocks", "auto", "memory"] | tuple[str | int, ...] = (
         "uniform"
     )
@@ -266,3 +266,10 @@ class Config(Section):
     """Channels of maps are last in memory: for tensor cores; mostly faster on CPUs, too."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast, and boundaries in bfloat16; parameters stay float32."""
+
+    def on_stages(self, count: int) -> "Config":
+        """Return this configuration with one module per stage, where it does not say K itself."""
+        modules = self.modules
+        if modules.count is not None or modules.cuts == "blocks" or isinstance(modules.cuts, tuple):
+            return self
+        return replace(self, modules=replace(modules, count=count))

@@ -73,6 +73,8 @@ def parse(tree: Mapping[str, Any]) -> Config:
         config = _adapter().validate_python(_nest(leaves))
     except ValidationError as error:
         raise ConfigError(list(dict.fromkeys([*problems, *_explain(error, leaves)]))) from None
+    if config.parallel.stages is not None:
+        config = config.on_stages(config.parallel.stages)
     if lines := problems or list(_contradictions(config)):
         raise ConfigError(lines)
     return config
@@ -311,7 +313,10 @@ def _contradictions(config: Config) -> Iterator[str]:
             f" expected {count - 1} entries, got {len(cuts)}; or leave modules.count out"
         )
     if cuts in ("auto", "memory") and config.modules.count is None:
-        yield f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make"
+        yield (
+            f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make, or"
+            f" set parallel.stages, for one on each"
+        )
     if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
         yield (
             f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"

@@ -65,6 +65,7 @@ def train(
     """
     own = RankInfo.from_environment() if rank_info is None else rank_info
     count = own.num_stages(config.parallel)
+    config = config.on_stages(count)
     with as_found(own.device):
         if rank_info is None and count > own.world_size:
             return _on_new_ranks(config, count, callbacks, said)

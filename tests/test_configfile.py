@@ -88,6 +88,10 @@ def test_ways_to_write_a_number(tmp_path: Path, override: str, value: float) -> 
         (["modules.cuts=blocks"], None),
         (["modules.cuts=blocks", "modules.count=9"], 9),
         (["modules.cuts=blocks", "parallel.stages=64"], None),
+        (["parallel.stages=2"], 2),
+        (["parallel.stages=2", "modules.count=4"], 4),
+        (["parallel.stages=3", "modules.cuts=auto"], 3),
+        (["parallel.stages=2", "modules.cuts=[2, 5]"], 3),
     ],
 )
 def test_the_number_of_modules_follows_from_the_cuts(
@@ -99,6 +103,11 @@ def test_the_number_of_modules_follows_from_the_cuts(
 def test_cuts_and_count_must_agree(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, TEXT, "modules.count=3", "modules.cuts=[3]")
     assert line.startswith("modules.cuts must name the first block of modules 2..3: expected 2")
+
+
+def test_a_stage_holds_a_module(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "modules.count=2", "parallel.stages=3")
+    assert line.startswith("parallel.stages must not exceed modules.count (a stage holds at least")
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
@@ -263,7 +272,6 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("modules.cuts=auto", "modules.cuts=auto needs modules.count, got none"),
         ("modules.cuts=memory", "modules.cuts=memory needs modules.count, got none"),
         ("parallel={stages: 1, cuts: [2]}", "parallel.cuts must name the first module of each"),
-        ("parallel.stages=2", "parallel.stages must not exceed modules.count (a stage holds"),
         ("data.name=cifar10", "data.root is needed for data.name=cifar10; name the folder"),
     ],
 )

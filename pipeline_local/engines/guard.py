@@ -31,7 +31,7 @@ class Guard:
         self._policy = policy
         self.remedy = remedy
         self.is_refused: Callable[[Tensor], bool] = bool
-        """Reads a verdict for an optimizer that cannot on the device."""
+        """Reads a verdict where the optimizer does not."""
         self._before: list[Tensor] = []
         self._first_refused = torch.tensor(0)
         self.skipped = torch.tensor(0.0)
@@ -47,18 +47,21 @@ class Guard:
         """Run one step of the optimizer, unless the loss or a gradient is not finite.
 
         Args:
-            optimizer: the optimizer. A fused one takes the result of the check on the device; for
-                any other, the host waits for it.
+            optimizer: the optimizer. On a GPU a fused one takes the result of the check there; for
+                any other, the host waits for it. On a CPU there is nothing to wait for.
             loss: loss of this step, a scalar.
             number: number of this step, from 0.
         """
         refused = _not_finite(loss, list(_gradients(optimizer)))
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if fused and refused.device.type != "cpu":
             optimizer.found_inf = refused  # type: ignore[attr-defined]
             optimizer.step()
-        elif not self.is_refused(refused):
+            self._count(refused, number)
+        elif self.is_refused(refused):
+            self._count(refused, number)
+        else:
             optimizer.step()
-        self._count(refused, number)
         if self._before:
             for buffer, old in zip(self._module.buffers(), self._before, strict=True):
                 buffer.copy_(torch.where(refused > 0, old, buffer))

@@ -79,5 +79,6 @@ class TorchEngine:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * lr
         self._guard.step(self.optimizer, loss, number)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._params:
+            parameter.grad = None
         return metrics

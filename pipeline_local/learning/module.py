@@ -362,7 +362,7 @@ class LocalModule(nn.Module):
         now = self._now()
         for name, value in values.items():
             earlier = self.metrics.get(name) if now.microbatch else None
-            share = value / now.step.microbatches
+            share = value if now.step.microbatches == 1 else value / now.step.microbatches
             self.metrics[name] = share if earlier is None else earlier + share
 
     def _now(self) -> _Pass:

@@ -19,6 +19,8 @@ def autocast(device_type: str, inside: torch.dtype) -> AbstractContextManager[No
     """
     if inside == torch.bfloat16:
         return _low(device_type)
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
     return torch.autocast(device_type, torch.bfloat16, enabled=False)
 
 

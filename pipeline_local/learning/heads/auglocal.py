@@ -11,6 +11,7 @@ from torch import nn
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads.head import HEADS, Head, Site
 from pipeline_local.learning.heads.layers import (
+    Pool,
     ToChannelsLast,
     ToMap,
     readout,
@@ -40,7 +41,12 @@ class AugLocal:
     """The registry entry: builds heads that copy as many later blocks as `copies` returns."""
 
     def __call__(
-        self, site: Site, *, depth: Annotated[int, Field(ge=1)] = 2, taper: bool = True
+        self,
+        site: Site,
+        *,
+        depth: Annotated[int, Field(ge=1)] = 2,
+        taper: bool = True,
+        pool: Annotated[int, Field(ge=1)] = 1,
     ) -> AugLocalHead:
         """Copy later blocks at even distances, up to the last; add adapters where shapes differ.
 
@@ -49,12 +55,20 @@ class AugLocal:
             depth: number of copied blocks in the first module's head.
             taper: whether later modules copy linearly fewer blocks; else all copy as many, as long
                 as there are enough.
+            pool: side of the squares of positions whose means the copies see; with 2, a copy costs
+                about a quarter.
+
+        Raises:
+            ValueError: there are no positions to pool.
         """
         chosen = [(i + 1) * len(site.later) // site.copies - 1 for i in range(site.copies)]
         layers = nn.Sequential()
         shape = site.shape
+        if pool > 1:
+            layers.add_module("pool", Pool(site.layout, shape, pool))
+            shape = _pooled(site.layout, shape, pool)
         for i, index in enumerate(chosen):
-            wanted = site.later_shapes[index]
+            wanted = _pooled(site.layout, site.later_shapes[index], pool)
             if shape != wanted:
                 layers.add_module(f"adapter{i}", _adapter(site.layout, shape, wanted))
             block = copy.deepcopy(site.later[index])
@@ -64,7 +78,9 @@ class AugLocal:
         return AugLocalHead(layers, site.initialize)
 
     @staticmethod
-    def copies(index: int, count: int, later: int, *, depth: int = 2, taper: bool = True) -> int:
+    def copies(
+        index: int, count: int, later: int, *, depth: int = 2, taper: bool = True, pool: int = 1
+    ) -> int:
         """Return how many of the `later` blocks behind module `index` (of `count`) are copied.
 
         The number falls linearly towards the output (Ma et al., 2024), or is the same for all
@@ -74,12 +90,17 @@ class AugLocal:
         return min(max(1, math.ceil(depth * shrinks)), later)
 
     @staticmethod
-    def title(*, depth: int, taper: bool) -> str:
+    def title(*, depth: int, taper: bool, pool: int = 1) -> str:
         """How deep the first module's head is, or each, for people."""
-        return f"{depth} blocks{'' if taper else ' each'}"
+        pooled = f" on maps pooled {pool} x {pool}" if pool > 1 else ""
+        return f"{depth} blocks{'' if taper else ' each'}{pooled}"
 
 
 HEADS.add("auglocal", AugLocal())
+
+
+def _pooled(layout: Layout, shape: tuple[int, ...], side: int) -> tuple[int, ...]:
+    return shape if side == 1 else output_shape(Pool(layout, shape, side), shape)
 
 
 def _adapter(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:

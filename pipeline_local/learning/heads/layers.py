@@ -56,6 +56,43 @@ class MeanPool(nn.Module):
         return x.mean(self.axes) if self.axes else x
 
 
+class Pool(nn.Module):
+    """Takes the means of squares of positions; a class token stays as it is.
+
+    Args:
+        layout: meaning of the axes of the activations, which the result has, too.
+        shape: shape of one sample's activations.
+        side: of a square, in positions.
+
+    Raises:
+        ValueError: the activations have no positions.
+    """
+
+    def __init__(self, layout: Layout, shape: tuple[int, ...], side: int) -> None:
+        super().__init__()
+        if not POSITIONS[layout]:
+            raise ValueError(f"activations {shape} have no positions to pool")
+        self.layout = layout
+        self.side = side
+        self.grid = ToMap(layout, shape).map_shape[1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return activations [B, ...] with fewer positions."""
+        if self.layout == "NCHW":
+            return self._means(x)
+        if self.layout == "NCT":
+            return self._means(x[:, :, None]).squeeze(2)
+        if self.layout == "NHWC":
+            return self._means(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        apart, tokens = x.split([x.shape[1] - math.prod(self.grid), math.prod(self.grid)], dim=1)
+        means = self._means(tokens.transpose(1, 2).unflatten(2, self.grid))
+        return torch.cat([apart, means.flatten(2).transpose(1, 2)], dim=1)
+
+    def _means(self, maps: Tensor) -> Tensor:
+        squares = [min(self.side, size) for size in maps.shape[2:]]
+        return nn.functional.avg_pool2d(maps, squares, ceil_mode=True)
+
+
 class ToChannelsLast(nn.Module):
     """Moves channels to the last axis: [B, C, H, W] -> [B, H, W, C]."""
 

@@ -116,6 +116,32 @@ def test_auglocal_adapts_to_a_later_resolution(layout):
     assert materialized(head)(torch.randn(2, *SHAPES[layout])).shape == (2, 5)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "NCT", "NTC"])
+def test_copies_on_pooled_positions(layout):
+    """Every position of the pooled activations is the mean of a square of them."""
+    config = HeadConfig(name="auglocal", args={"pool": 2})
+    head = materialized(heads.build(config, site(layout)))
+    x = torch.randn(4, *SHAPES[layout], requires_grad=True)
+    seen = head.layers.pool(x)
+    to_map = ToMap(layout, SHAPES[layout])
+    to_map.norm = nn.Identity()
+    shape = heads.layers.output_shape(head.layers.pool, SHAPES[layout])
+    small = ToMap(layout, shape)
+    small.norm = nn.Identity()
+    squares = [2 if size > 1 else 1 for size in to_map.map_shape[1:]]
+    expected = nn.functional.avg_pool2d(to_map(x), squares, ceil_mode=True)
+    torch.testing.assert_close(small(seen), expected)
+    if layout == "NTC":
+        torch.testing.assert_close(seen[:, 0], x[:, 0])  # the class token
+    head(x).logsumexp(1).sum().backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_without_positions_there_is_nothing_to_pool():
+    with pytest.raises(ValueError, match="no positions to pool"):
+        heads.build(HeadConfig(name="auglocal", args={"pool": 2}), site("NC"))
+
+
 def test_auglocal_refuses_what_it_cannot_adapt():
     with pytest.raises(ValueError, match="no adapter"):
         heads.build(HeadConfig(name="auglocal"), site("NTC", shape=(5, 8)))
