@@ -41,7 +41,7 @@ def test_torch_is_not_loaded_too_early():
 
 @pytest.mark.parametrize("command", [[sys.executable, "-m", "pipeline_local"], ["pipeline-local"]])
 def test_both_ways_in(command):
-    """The module, which launchers start, and the script."""
+    """The module, which launchers start, and the script. What takes seconds to import is left."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     shown = subprocess.run(
         [*command, "--version"],
@@ -49,9 +49,12 @@ def test_both_ways_in(command):
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "PYTHONPROFILEIMPORTTIME": "1"},
     )
     assert shown.stdout.strip()
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "torch" in imported
+    assert not imported & {"torchvision", "torch._dynamo", "sklearn", "deepspeed"}
 
 
 def test_a_daemon_has_nobody_to_talk_to(tmp_path):

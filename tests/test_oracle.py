@@ -101,8 +101,9 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
         "channels_last": True,
     },
-    "reconstruction, both directions, microbatches, dropout": {
+    "reconstruction beside copies, both directions, microbatches, dropout": {
         **VIT,
+        "head": {"name": "ema", "refresh": 2},
         "information": {"name": "reconstruction", "weight": [1, 0.2], "task_weight": [0.5, 1]},
         "train": {"steps": 12, "microbatches": 2},
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},

@@ -64,6 +64,7 @@ def test_a_run_of_fit_predicts_by_its_best_heads(tmp_path):
     network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     run = tmp_path / "run"
     settings = {"modules": 2, "epochs": 1, "batch_size": 20, "head": {"name": "linear"}}
+    settings["parallel"] = {"threads": 1}
     summary = fit(network, (x, y), (x, y), run_dir=run, **settings)
     other = copy.deepcopy(network)
     for parameter in other.parameters():

@@ -237,8 +237,7 @@ class RunFolder:
                 f"{self.path} is not a run folder: it has no config.yaml; give the run.dir of a run"
             )
         self._find_modules()
-        # a run from before every run recorded K, and which does not name it, has one module
-        return configfile.load(self.config, overrides).on_stages(1)
+        return configfile.load(self.config, overrides)
 
     def resumed(self, overrides: Sequence[str]) -> Config:
         """Returns the configuration with which the run goes on: its own, and what is to change.

@@ -55,7 +55,8 @@ def changes(before: Config, now: Config, begun: bool) -> list[Change]:
         now: the new one.
         begun: whether it goes on from a checkpoint, which holds all weights.
     """
-    old, new = _leaves(before), _leaves(now)
+    # a run from before every run recorded K, and which does not name it, has one module
+    old, new = _leaves(before.on_stages(1)), _leaves(now.on_stages(1))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     ignored = {_NOT_READ} if begun else set()
     others = (key for key in keys if not key.startswith("run.") and key not in ignored)
@@ -148,7 +149,7 @@ def _others(before: Config, now: Config) -> list[str]:
     They hold the feedback under way, microbatch by microbatch, for the steps that follow. Copies of
     parameters under way fit any microbatches.
     """
-    old, new = _identity(before), _identity(now)
+    old, new = _identity(before.on_stages(1)), _identity(now.on_stages(1))
     return [name for name, value in old.items() if new.get(name, value) != value]
 
 

@@ -201,7 +201,7 @@ def test_train_and_plan_say_the_same_line_and_leave_nothing(tmp_path, monkeypatc
     )
     (tmp_path / "c.yaml").write_text(
         "{model: {name: 'python:tuples:net'}, data: {name: digits, batch_size: 64},"
-        " modules: {count: 2}, train: {steps: 2}, run: {dir: out}}"
+        " modules: {count: 2}, train: {steps: 2}, run: {dir: out}, parallel: {threads: 1}}"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

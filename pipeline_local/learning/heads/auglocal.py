@@ -74,7 +74,8 @@ class AugLocal:
                 layers.add_module(f"adapter{i}", _adapter(site.layout, shape, wanted))
             block = copy.deepcopy(site.later[index])
             layers.add_module(f"copy{i}", block)
-            shape = site.later_shapes[index + 1] if pool == 1 else output_shape(block, wanted)
+            known = pool == 1  # a dry run of a block takes milliseconds
+            shape = site.later_shapes[index + 1] if known else output_shape(block, wanted)
         layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
         return AugLocalHead(layers, site.initialize)
 
