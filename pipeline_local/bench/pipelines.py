@@ -44,6 +44,9 @@ SHAPES = {
 }
 """Pipelines with two stages on each rank, and how the second ones follow the first: in the same
 order of ranks, or backwards, so that the first rank has the last stage, too."""
+TO_ITSELF = not hasattr(PipelineScheduleMulti, "_initialize_pp_stages")
+"""Whether torch first sends a message from each stage to the next, also where both are on one rank:
+then V shapes fail over gloo, which has no connection of a rank to itself. torch 2.11 does so."""
 SPLITTING = ("zerobubble", "zbv", "dualpipev")
 """Schedules that take the gradients of inputs before those of weights."""
 
@@ -145,6 +148,8 @@ class Pipelined(TrainedParts):
         ranks = owners(name, rank_info.world_size)
         if name == "dualpipev":
             check_dualpipev(self.workload, self._microbatches)
+        if SHAPES.get(name) == "V" and TO_ITSELF and rank_info.device.type == "cpu":
+            raise UnavailableError("needs a newer torch: this one sends messages to itself by gloo")
         every = cut(self.workload, ranks)
         if name in SPLITTING:
             _needs_splitting(self.workload, every)

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from pipeline_local import configfile
+from pipeline_local.bench import pipelines
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.methods import PIPELINED
 from pipeline_local.bench.pipelines import SPLITTING, Pipelined, around, cut
@@ -79,6 +80,14 @@ def test_dualpipev_needs_a_microbatch_for_each_stage(monkeypatch, name):
     reason = "a microbatch for each of 4 stages, got 2; pass --microbatches 4"
     with pytest.raises(UnavailableError, match=reason):
         PIPELINED[name](workload(), 2).setup()
+
+
+@pytest.mark.parametrize("name", ["zbv", "dualpipev"])
+def test_a_torch_that_sends_to_itself(monkeypatch, name):
+    """As the lowest version that the package takes does."""
+    monkeypatch.setattr(pipelines, "TO_ITSELF", True)
+    with pytest.raises(UnavailableError, match="needs a newer torch"):
+        PIPELINED[name](workload(), 4).setup()
 
 
 def test_a_deepspeed_without_dualpipev(monkeypatch):
