@@ -148,11 +148,11 @@ class Pipelined(TrainedParts):
         ranks = owners(name, rank_info.world_size)
         if name == "dualpipev":
             check_dualpipev(self.workload, self._microbatches)
-        if SHAPES.get(name) == "V" and TO_ITSELF and rank_info.device.type == "cpu":
-            raise UnavailableError("needs a newer torch: this one sends messages to itself by gloo")
         every = cut(self.workload, ranks)
         if name in SPLITTING:
             _needs_splitting(self.workload, every)
+        if SHAPES.get(name) == "V" and TO_ITSELF and rank_info.device.type == "cpu":
+            raise UnavailableError("needs a newer torch: this one sends messages to itself by gloo")
         numbers = [number for number, rank in enumerate(ranks) if rank == rank_info.rank]
         parts = self.make(*(every[number] for number in numbers))
         self._stages = [

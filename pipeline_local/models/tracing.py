@@ -83,7 +83,7 @@ def traced(network: nn.Module, whole: Parts) -> tuple[fx.Graph, dict[str, Any]]:
             node.op, node.target = "call_module", name
         elif node.op in ("call_module", "get_attr"):
             held[str(node.target)] = _attribute(network, str(node.target))
-    if not isinstance(next(reversed(graph.nodes)).args[0], fx.Node):
+    if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
         raise UntraceableError("it gives more than one tensor")
     return graph, held
 

@@ -119,7 +119,9 @@ def assert_alike(name, got, want):
     assert abs(got.mean() - want.mean()) < 6 * deviation / n**0.5, name
     assert got.std().item() == pytest.approx(deviation, rel=5 / n**0.5), name
     if n > 1000:  # tells a uniform distribution from a normal one
-        assert got.abs().max().item() == pytest.approx(want.abs().max().item(), rel=0.4), name
+        # not the largest: torch 2.11's truncated normals have single values at the far ends
+        tail = [values.abs().float().quantile(0.999).item() for values in (got, want)]
+        assert tail[0] == pytest.approx(tail[1], rel=0.4), name
 
 
 def test_initialisation_fills_every_tensor(case):
