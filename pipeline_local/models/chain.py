@@ -97,6 +97,15 @@ class Piece(fx.GraphModule):
             self.get_submodule(path).train(False)
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Piece":
+        """A copy keeps what is no part of a state dict out of it; torch 2.11's would not."""
+        copied = super().__deepcopy__(memo)
+        assert isinstance(copied, Piece)
+        for path, module in self.named_modules():
+            kept_out = copied.get_submodule(path)._non_persistent_buffers_set
+            kept_out.update(module._non_persistent_buffers_set)
+        return copied
+
 
 def chain(network: nn.Module, example: Tensor, opened: bool = True) -> Chain:
     """Trace a network and cut it wherever one tensor of activations is all that is alive.

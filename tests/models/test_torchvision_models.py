@@ -115,11 +115,13 @@ def assert_alike(name, got, want):
     if not want.is_floating_point() or want.min() == want.max():
         assert torch.equal(got, want), name
         return
+    # torch 2.11's truncated normals have single values at the far ends: those tell nothing
+    tail = want.abs().float().quantile(0.999)
+    got, want = (values.clamp(-2 * tail, 2 * tail) for values in (got, want))
     n, deviation = want.numel(), want.std().item()
     assert abs(got.mean() - want.mean()) < 6 * deviation / n**0.5, name
     assert got.std().item() == pytest.approx(deviation, rel=5 / n**0.5), name
     if n > 1000:  # tells a uniform distribution from a normal one
-        # not the largest: torch 2.11's truncated normals have single values at the far ends
         tail = [values.abs().float().quantile(0.999).item() for values in (got, want)]
         assert tail[0] == pytest.approx(tail[1], rel=0.4), name
 
