@@ -76,16 +76,17 @@ class HeadConfig(NamingSection):
     name: str = "auglocal"
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
     1c2f; auglocal: fresh copies of later blocks; ema: a read-only copy of the next module's first
-    block."""
-    depth: Positive = 2
-    """auglocal: copied blocks in the first module's head."""
+    block; readout: for language models, private blocks and a read-only copy of the last module's
+    unembedding."""
+    depth: Annotated[int, Field(ge=0, lt=2**63)] = 2
+    """auglocal: copied blocks in the first module's head; readout: in each head."""
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
     pool: Positive = 1
     """auglocal: side of the squares of positions whose means the copies see; 2: they cost a
     quarter."""
     refresh: Positive = 10
-    """ema: steps from one publication of the block's parameters to the next."""
+    """ema, readout: steps from one publication of the copied parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
 

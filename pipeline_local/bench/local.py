@@ -184,7 +184,7 @@ class LocalPipeline(Baseline):
 
     def _turn(self, stop: int) -> Blueprint:
         own = self.blueprint.run_plan
-        turn = PartialRunPlan(own.config, own.num_train, own.num_test, stop)
+        turn = PartialRunPlan(**vars(own), stop=stop)
         return replace(self.blueprint, run_plan=turn)
 
     def _step(self, number: int) -> Step:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from pipeline_local.config import Config
 from pipeline_local.learning import heads
-from pipeline_local.learning.heads import EmaHead
+from pipeline_local.learning.heads import EmaHead, ReadoutHead
 from pipeline_local.learning.information import parts
 from pipeline_local.learning.lagged import Kept, LaggedContent, LagPlan, Learner, SpecsOf
 from pipeline_local.learning.spec import Spec
-from pipeline_local.learning.step import Step
+from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.tasks.next_token import HasHidden
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,48 @@ class Copies(LaggedContent):
             head.follow(arrived)
 
 
-def lag_plan(config: Config) -> LagPlan:
-    """Return what flows upstream in a run with this configuration."""
+@dataclass(frozen=True)
+class Unembeddings(LaggedContent):
+    """Copies of the last module's unembedding, which the heads of all others read.
+
+    The last module publishes it as after n `every` updates (n = 1, 2, ...). Each other module has
+    it after a message's lag, and hands it on in its next step.
+    """
+
+    every: int
+    num_modules: int
+    once = True
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether a publication has come to module `sender` in the step before."""
+        published = step - (self.num_modules - 1 - sender) * (LAG + 1)
+        return published > 0 and super().is_sent(sender, published)
+
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """The matrix."""
+        return of(sender).unembedding
+
+    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+        """It is cloned, as the update of this very step changes it."""
+        head = parts(sender.head)[0]
+        assert isinstance(head, HasHidden), "as all heads of such a run"
+        return (head.weight.detach().clone(),)
+
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> None:
+        """Let the head's copy follow; the last module has none."""
+        head = parts(receiver.head)[0]
+        if isinstance(head, ReadoutHead):
+            head.follow(arrived)
+
+
+def lag_plan(config: Config, num_modules: int) -> LagPlan:
+    """Return what flows upstream in a run with this configuration and so many modules."""
     contents: list[LaggedContent] = []
     if config.reconcile.feeds_back:
         contents.append(Feedback(config.reconcile.every))
     if refresh := heads.refresh(config.head):
-        contents.append(Copies(refresh))
+        shared = heads.follows(config.head) == "unembedding"
+        contents.append(Unembeddings(refresh, num_modules) if shared else Copies(refresh))
     return LagPlan(tuple(contents))

@@ -33,6 +33,7 @@ class ModuleSpecs:
         labels: of the batch [B, ...].
         recalls_input: whether its local loss depends on x beside y.
         blocks: the parameters of each block of its body, in order.
+        unembedding: the matrix of the backbone's classifier, where that has one (`HasHidden`).
     """
 
     x: Spec
@@ -40,6 +41,7 @@ class ModuleSpecs:
     labels: Spec
     recalls_input: bool
     blocks: tuple[tuple[Spec, ...], ...]
+    unembedding: tuple[Spec, ...] = ()
 
     @property
     def kept(self) -> tuple[Spec, ...]:
