@@ -202,17 +202,21 @@ class OptimizerConfig(NamingSection):
     """One optimizer per module, all of the same settings."""
 
     name: str = "sgd"
-    """sgd or adamw."""
+    """sgd, adamw, or muon: for matrices, with adamw for all else."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """sgd: Nesterov momentum; adamw: beta1."""
+    """sgd, muon: Nesterov momentum; adamw: beta1."""
     weight_decay: NonNegative = 1e-4
-    """Of every parameter."""
+    """Of the parameters that `decay` names."""
+    decay: Literal["all", "matrices"] = "all"
+    """all: every parameter decays; matrices: no biases, norms, embeddings or unembeddings, as is
+    usual for language models. muon: always matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
     schedule: str = "cosine"
-    """After the warm-up. cosine: to zero; linear: to zero; constant; or
+    """After the warm-up. cosine: to zero; linear: to zero; constant; wsd: constant, then linear to
+    zero in the last fifth; or
     "python:package.module:function" of (step, num_steps), a factor of the rate."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm of a module; null: off. Local to the module, never a global vote."""

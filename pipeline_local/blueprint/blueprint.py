@@ -198,7 +198,7 @@ class Blueprint:
             wire_format=self.wire_format,
             lag=self.run_plan.lag,
         )
-        make = partial(optimizer.build, config.optimizer)
+        make = partial(optimizer.build, config.optimizer, tables=tables(body, head))
         return LocalModule(index, body, head, make, rules)
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
@@ -338,6 +338,17 @@ class Blueprint:
                 f" {' .. '.join(dict.fromkeys(names))} ({error}); choose another term or other"
                 f" modules.cuts"
             ) from None
+
+
+def tables(*networks: nn.Module) -> set[nn.Parameter]:
+    """The embeddings and unembeddings among the parameters of networks."""
+    weights: list[object] = [
+        layer.weight
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, nn.Embedding | HasHidden)
+    ]
+    return {weight for weight in weights if isinstance(weight, nn.Parameter)}
 
 
 def input_dtype(info: DataInfo) -> torch.dtype:
