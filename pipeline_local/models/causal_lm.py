@@ -9,6 +9,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -140,7 +142,8 @@ def build(
         model = _model(made, attn_implementation)
         _check_sizes(model.config, num_classes, image_shape)
         blocks, classifier = _cut(model)
-        _compare(model, (*blocks, classifier), image_shape[0])
+        text = f"{_published(model)} {model.config._attn_implementation}"
+        _compare(_Cut(text, model, (*blocks, classifier)), image_shape[0])
 
     def initialize(part: nn.Module) -> None:
         for layer in reversed(list(part.modules())):
@@ -265,30 +268,50 @@ def _path(model: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is part)
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """A model and its blocks; two of one configuration are equal."""
+
+    text: str
+    model: Any = field(compare=False)
+    blocks: tuple[Block, ...] = field(compare=False)
+
+
+@lru_cache(maxsize=32)
 @torch.no_grad()
-def _compare(model: Any, blocks: tuple[Block, ...], length: int) -> None:  # noqa: ANN401
-    """The blocks in order must compute what the model does, in both modes.
+def _compare(cut: _Cut, length: int) -> None:
+    """The blocks in order must compute what the model does.
+
+    As many layers are looked at as it takes to see each kind of attention, and two at least: what
+    is not of its kind is a layer's own.
 
     Raises:
         UserError: they do not.
     """
+    config, base = cut.model.config, cut.model.base_model
+    kinds = _kinds(config)
+    count = min(len(kinds), max(2, *(1 + kinds.index(kind) for kind in kinds)))
+    name = next(name for name, child in base.named_children() if isinstance(child, nn.ModuleList))
+    layers = base.get_submodule(name)
+    embedding, *body, unembedding = cut.blocks
     ids = torch.zeros(2, length, dtype=torch.int64)
-    for training in (False, True):
-        model.train(training)
-        try:
-            with Symbolic() as symbolic:
-                x = ids
-                for block in blocks:
-                    x = block.module.train(training)(x)
-                wanted = model(input_ids=ids).logits
-        except Exception as error:  # anything that the meta device cannot do, for instance
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise _unsupported(model.config.model_type, f"it cannot be cut ({reason})") from error
-        if symbolic.name(wanted) != symbolic.name(x):
-            raise _unsupported(
-                model.config.model_type,
-                "its layers, one after another, do not compute what the whole model does",
-            )
+    setattr(base, name, layers[:count])
+    try:
+        with Symbolic() as symbolic:
+            x = ids
+            for block in (embedding, *body[:count], unembedding):
+                x = block.module.train()(x)
+            wanted = cut.model.train()(input_ids=ids).logits
+    except Exception as error:  # anything that the meta device cannot do, for instance
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _unsupported(config.model_type, f"it cannot be cut ({reason})") from error
+    finally:
+        setattr(base, name, layers)
+    if symbolic.name(wanted) != symbolic.name(x):
+        raise _unsupported(
+            config.model_type,
+            "its layers, one after another, do not compute what the whole model does",
+        )
 
 
 def _published(model: Any) -> str:  # noqa: ANN401 (transformers is untyped)
