@@ -24,9 +24,9 @@ from pipeline_local.models.symbolic import Symbolic
 from pipeline_local.models.unembedding import Unembedding
 
 TESTED = (
-    *("arcee", "exaone4", "gemma", "glm", "gpt2", "gpt_neox", "helium", "llama", "ministral"),
-    *("mistral", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3"),
-    *("stablelm", "starcoder2"),
+    *("arcee", "exaone4", "gemma", "gemma3_text", "glm", "gpt2", "gpt_neox", "helium", "llama"),
+    *("ministral3", "mistral", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss"),
+    *("smollm3", "stablelm", "starcoder2"),
 )
 """The architectures that the tests compare with the uncut model."""
 _MIXTURE = re.compile(r"Moe|MoE|MOE|Expert|Router")
