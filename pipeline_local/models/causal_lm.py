@@ -68,6 +68,8 @@ class Layer(nn.Module):
         kind: of its attention, one of "full_attention" and "sliding_attention".
     """
 
+    layer: nn.Module
+
     def __init__(
         self,
         name: str,
@@ -80,8 +82,10 @@ class Layer(nn.Module):
         from transformers import masking_utils
 
         self.add_module(name, layer)
+        # by one name in all blocks, which share their compiled graphs
+        self.__dict__["layer"] = layer
         self.rotary = rotary
-        self._name, self._kind, self._config = name, kind, config
+        self._kind, self._config = kind, config
         self._by_kind = rotary is not None and "layer_type" in _parameters(rotary)
         self._takes_positions = "position_ids" in _parameters(layer)
         sliding = kind == "sliding_attention"
@@ -101,7 +105,7 @@ class Layer(nn.Module):
             given["position_embeddings"] = self.rotary(x, where, *kind)
         if self._takes_positions:
             given["position_ids"] = where
-        y = self.get_submodule(self._name)(x, **given)
+        y = self.layer(x, **given)
         # some layers return a tuple, most the tensor itself, whose [0] would be a sample
         return y if isinstance(y, Tensor) else cast(Tensor, y[0])
 
@@ -317,7 +321,8 @@ def _compare(cut: _Cut, length: int) -> None:
 def _published(model: Any) -> str:  # noqa: ANN401 (transformers is untyped)
     """The config.json of an export; the weights say what dtype they have."""
     facts = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
-    facts.pop("dtype", None)
+    for key in ("dtype", "use_cache"):
+        facts.pop(key, None)
     return json.dumps(facts, indent=2, sort_keys=True) + "\n"
 
 

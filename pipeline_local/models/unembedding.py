@@ -11,9 +11,16 @@ class Unembedding(nn.Module):
         unembedding: a linear layer [V, d] without a bias.
         names: dotted paths that hold the two: their tensors' names in a state dict begin with them.
 
+    Attributes:
+        norm: the final norm.
+        unembedding: the linear layer.
+
     Raises:
         ValueError: the unembedding has a bias, which `hidden` and `weight` could not tell.
     """
+
+    norm: nn.Module
+    unembedding: nn.Module
 
     def __init__(
         self,
@@ -24,19 +31,11 @@ class Unembedding(nn.Module):
         super().__init__()
         if unembedding.bias is not None:
             raise ValueError("its unembedding has a bias")
-        self._names = names
-        for name, module in zip(names, (norm, unembedding), strict=True):
+        for own, name, module in zip(
+            ("norm", "unembedding"), names, (norm, unembedding), strict=True
+        ):
             _hold(self, name, module)
-
-    @property
-    def norm(self) -> nn.Module:
-        """The final norm."""
-        return self.get_submodule(self._names[0])
-
-    @property
-    def unembedding(self) -> nn.Module:
-        """The linear layer."""
-        return self.get_submodule(self._names[1])
+            self.__dict__[own] = module  # beside the path, which a state dict shows
 
     @property
     def weight(self) -> Tensor:
