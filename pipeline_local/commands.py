@@ -90,7 +90,8 @@ def _add_finished(commands: Commands) -> None:
     """About a run that is there."""
     export = commands.add_parser("export", help="write the trained model's weights")
     export.add_argument("run_folder", type=_path, help="run.dir of a run")
-    export.add_argument("--output", type=_path, required=True, help="file.safetensors")
+    help_text = "file.safetensors; or of a language model a folder"
+    export.add_argument("--output", type=_path, required=True, help=help_text)
     export.set_defaults(run=_export)
 
     evaluate = commands.add_parser("evaluate", help="score every head on the test set")

@@ -37,10 +37,12 @@ class ModelConfig(NamingSection):
     """The backbone. Any further `model.KEY` is passed to the builder of that model."""
 
     name: str
-    """resnet20, resnet50, vit_b_16, swin_t, vgg11_bn, ... or "python:package.module:function"."""
+    """resnet20, resnet50, vit_b_16, swin_t, vgg11_bn, causal_lm, ... or
+    "python:package.module:function"."""
     weights: Path | None = None
-    """State dict (.safetensors or .pt) to start from; prefixes of wrappers (`module.`,
-    `_orig_mod.`, `model.`) are taken off. null: fresh weights from the seed."""
+    """State dict (.safetensors or .pt, or a folder of safetensors) to start from; prefixes of
+    wrappers (`module.`, `_orig_mod.`, `model.`) are taken off. null: fresh weights from the
+    seed."""
 
 
 @dataclass(frozen=True)

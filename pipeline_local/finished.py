@@ -19,7 +19,7 @@ from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Task
-from pipeline_local.models import weights
+from pipeline_local.models import hf_folder, weights
 from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
@@ -91,15 +91,23 @@ def _found(checkpoints: Checkpoints, step: int | str) -> int:
 def export(run: Path, output: Path) -> dict[str, Tensor]:
     """Writes backbone and classifier as safetensors, under the model's own names.
 
-    A torchvision model loads the file with `strict=True`.
+    A torchvision model loads the file with `strict=True`. Of a language model, anything but a
+    .safetensors file is a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
     Raises:
         UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
     """
     newfile.check("--output", output)
-    if output.suffix != ".safetensors":
+    blueprint, modules, _ = load(run)
+    language = blueprint.backbone.language
+    if output.suffix != ".safetensors" and not language:
         raise UserError(f"--output: must end in .safetensors, got {output}; name such a file")
-    state = weights.model_state(load_parts(run))
+    state = weights.model_state(part for module in modules for part in blueprint.parts(module))
+    if output.suffix != ".safetensors" and language:
+        files = {name: text.encode() for name, text in language.files.items()}
+        tokenizer = hf_folder.tokenizer_files(blueprint.config.data.args.get("tokenizer"))
+        hf_folder.write(output, state, files | tokenizer)
+        return state
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in state.items()}, output)

@@ -45,11 +45,11 @@ class Workload:
     @cached_property
     def batch(self) -> tuple[Tensor, Tensor]:
         """Random images [B, C, H, W] and labels [B] on this rank's device, the same on each."""
-        info, size = self.blueprint.info, self.config.data.batch_size
+        size = self.config.data.batch_size
         generator = torch.Generator().manual_seed(self.config.train.seed)
-        x = torch.randn(size, *info.image_shape, generator=generator)
+        x = self.blueprint.example_inputs(size, generator)
         labels = self.blueprint.task.example_labels(size, generator)
-        return x.to(self.rank_info.device, self.blueprint.dtype), labels.to(self.rank_info.device)
+        return x.to(self.rank_info.device), labels.to(self.rank_info.device)
 
     @cached_property
     def placement(self) -> Placement:

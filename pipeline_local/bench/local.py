@@ -163,8 +163,8 @@ class LocalPipeline(Baseline):
         """Count the forward FLOPs of one sample: auxiliary heads, and this stage's network."""
         auxiliary, own = 0, 0
         for module in self._modules:
-            shape = self.blueprint.input_shapes[self.blueprint.modules[module.index].start]
-            body, y = _flops(module.body, torch.empty(2, *shape, device="meta"))
+            x = self.blueprint.meta_input(self.blueprint.modules[module.index].start)
+            body, y = _flops(module.body, x)
             head = sum(_flops(part, y)[0] for part in information.parts(module.head))
             own += body
             if self.blueprint.is_last(module.index):
@@ -271,5 +271,6 @@ def _flops(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
     """FLOPs of one forward pass on the meta device, and its output."""
     meta = copy.deepcopy(module).to("meta")
     with FlopCounterMode(display=False) as counter:
-        y: Tensor = meta(x.to(next((p.dtype for p in meta.parameters()), x.dtype)))
+        own = next((p.dtype for p in meta.parameters()), x.dtype)
+        y: Tensor = meta(x.to(own) if x.is_floating_point() else x)
     return counter.get_total_flops(), y.detach()

@@ -204,7 +204,7 @@ def _needs_splitting(workload: Workload, stages: Sequence[range]) -> None:
     blueprint = workload.blueprint
     for end in (part[-1] for part in stages[:-1]):
         block = blueprint.backbone.blocks[end]
-        x = torch.empty(2, *blueprint.input_shapes[end], device="meta")
+        x = blueprint.meta_input(end)
         y = copy.deepcopy(block.module).eval()(x).to(blueprint.wire_format.inside).contiguous()
         if y._is_view():
             raise UnavailableError(

@@ -186,10 +186,10 @@ def _cells(row: ReconcileRow) -> list[str]:
 
 def _step_inputs(blueprint: Blueprint, index: int, device: torch.device) -> StepInputs:
     """Run the module's neighbours on random images, for real activations, signal and message."""
-    info, config = blueprint.info, blueprint.config
+    config = blueprint.config
     size = config.data.batch_size // config.train.microbatches
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(size, *info.image_shape, generator=generator).to(device, blueprint.dtype)
+    x = blueprint.example_inputs(size, generator).to(device)
     labels = blueprint.task.example_labels(size, generator).to(device)
     activations, signals, lagged = [x], [x], []
     for number in range(min(index + 2, len(blueprint.modules))):

@@ -79,6 +79,21 @@ class Blueprint:
         given = input_dtype(self.info)
         return self.dtype if given.is_floating_point else given
 
+    def example_inputs(self, size: int, generator: torch.Generator) -> Tensor:
+        """Returns random inputs of the first module [size, ...] on the CPU, for measurements
+        without data; whole numbers are below the number of classes."""
+        shape = (size, *self.info.image_shape)
+        if self.input_dtype.is_floating_point:
+            return torch.randn(*shape, generator=generator).to(self.input_dtype)
+        most = self.info.num_classes
+        return torch.randint(most, shape, generator=generator).to(self.input_dtype)
+
+    def meta_input(self, block: int) -> Tensor:
+        """Returns two samples of a block's input on the meta device, as its meta module takes
+        them."""
+        dtype = torch.float32 if block else input_dtype(self.info)
+        return torch.empty(2, *self.input_shapes[block], device="meta", dtype=dtype)
+
     @property
     def wire_format(self) -> WireFormat:
         """The dtypes and layout of activations and gradients on the wire between modules."""

@@ -125,7 +125,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
     """
     config, inside = blueprint.config, blueprint.wire_format.inside
     size = config.data.batch_size // config.train.microbatches
-    dtype = inside if start else blueprint.dtype
+    dtype = inside if start else blueprint.input_dtype
     kept, live_bytes = [], LiveBytes()
     with _faked(blueprint, CPU):
         shape = size, *blueprint.input_shapes[start]

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,27 @@ class Block:
     values: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
+Adopt = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+"""A published state dict -> the same under the model's names, and what was made of it."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """What is known of a language model beside its blocks.
+
+    Attributes:
+        vocabulary: the number of tokens that it gives logits for, at least that of the data.
+        args: the `model.*` keys that build it again, wherever they came from.
+        files: what belongs beside its weights in a folder, by name.
+        adopt: reads state dicts as others publish them.
+    """
+
+    vocabulary: int
+    args: Mapping[str, Any]
+    files: Mapping[str, str]
+    adopt: Adopt
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A network cut as finely as it can be.
@@ -51,6 +72,7 @@ class Backbone:
         initialize: the architecture's own rule. It fills every parameter and buffer of an
             uninitialised block, drawing from torch's global generator.
         layout: of the blocks' outputs.
+        language: what it is beside that, if it is a language model.
 
     Raises:
         ValueError: no block, or two of one name.
@@ -60,6 +82,7 @@ class Backbone:
     classifier: Block
     initialize: Callable[[nn.Module], None]
     layout: Layout
+    language: Language | None = None
 
     def __post_init__(self) -> None:
         names = [block.name for block in (*self.blocks, self.classifier)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline_local.errors import UserError
-from pipeline_local.models import cifar_resnet, custom, mlp
+from pipeline_local.models import causal_lm, cifar_resnet, custom, mlp
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.registry import GIVEN, Registry
 
@@ -36,7 +36,7 @@ def build(
         name: one of `names()`, or "python:package.module:function".
         args: the further `model.*` keys, for that model's builder.
         outputs: the classifier's output shape for one sample, or its only axis; the first axis is
-            `num_classes`.
+            `num_classes`, of outputs for each of a row of whole numbers the last one.
         image_shape: of one sample's input: channels, height, width of an image.
         dtype: of the input.
         seed: of what a user's own function draws while it builds.
@@ -60,20 +60,29 @@ def build_with_shapes(
     if name.startswith("python:"):
         builder = custom.builder(name, builder, seed, dtype)
     output_shape = (outputs,) if isinstance(outputs, int) else outputs
+    classes = output_shape[-1 if _is_sequence(output_shape, dtype) else 0]
     try:
         with torch.device("meta"):
-            backbone = builder(num_classes=output_shape[0], image_shape=image_shape, **options)
+            backbone = builder(num_classes=classes, image_shape=image_shape, **options)
     except _REFUSALS as error:
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
+    if backbone.language:
+        output_shape = (*output_shape[:-1], backbone.language.vocabulary)
     return backbone, _shapes(name, backbone, image_shape, output_shape, dtype)
+
+
+def _is_sequence(output_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether outputs are one row [T, classes] for inputs of whole numbers."""
+    return len(output_shape) == 2 and not dtype.is_floating_point
 
 
 def _models() -> Registry[Builder]:
     given = ("num_classes", "image_shape")
     models: Registry[Builder] = Registry("model.name", "model", given, slow=_torchvision)
     models.add("mlp", mlp.build)
+    models.add("causal_lm", causal_lm.build)
     for depth in cifar_resnet.DEPTHS:
         models.add(f"resnet{depth}", partial(cifar_resnet.build, depth))
     return models
@@ -121,9 +130,9 @@ def _shapes(
             raise UserError(
                 f"model: does not fit the data or the task ({_line(error)}); change one of them"
             ) from None
-        size = "x".join(map(str, image_shape))
+        size, what = "x".join(map(str, image_shape)), "images" if len(image_shape) > 1 else "inputs"
         raise UserError(
-            f"model.name: {name} cannot take images of {size} ({_line(error)});"
+            f"model.name: {name} cannot take {what} of {size} ({_line(error)});"
             f" choose another model, or other data"
         ) from None
 

@@ -1,5 +1,6 @@
 """Weights under the model's usual names: in from a state dict file, out to one."""
 
+import json
 import pickle
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def load(path: Path) -> dict[str, Tensor]:
     """Read a state dict: .safetensors, or what `torch.save` wrote (weights only, never code).
 
+    Args:
+        path: the file, or a folder with `model.safetensors` or its parts and their index.
+
     Raises:
         UserError: missing, unreadable, or no flat dict of tensors.
     """
+    if path.is_dir():
+        return {name: value for part in _parts(path) for name, value in load(part).items()}
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise UserError(f"model.weights: {path} {what}; name a state dict file")
@@ -48,6 +54,30 @@ def load(path: Path) -> dict[str, Tensor]:
                 f" {type(value).__name__}; save model.state_dict() alone"
             )
     return dict(state)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of a folder that hold a state dict as Hugging Face writes it.
+
+    Raises:
+        UserError: there are none, or one that the index names is missing.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    try:
+        names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        parts = [folder / name for name in sorted(names)]
+    except FileNotFoundError:
+        raise UserError(
+            f"model.weights: {folder} has no model.safetensors, nor an index of its parts; name a"
+            f" state dict file, or a folder of safetensors"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.weights: {index} cannot be read ({error}); is it whole?") from None
+    if odd := [part.name for part in parts if part.parent != folder or not part.is_file()]:
+        raise UserError(f"model.weights: {folder} lacks {few(odd)}, which its index names; add it")
+    return parts
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 (whatever is in the file)
@@ -110,12 +140,16 @@ def fitted(backbone: Backbone, state: Mapping[str, Tensor]) -> Fitted:
     body, classifier = _tensors(backbone.blocks), _tensors([backbone.classifier])
     wanted = body | classifier
     state, renamed = _renamed(state, wanted.keys())
+    language = backbone.language
+    if language:
+        state, adopted = language.adopt(state)
+        renamed += adopted
     counters = [n for n in wanted if n.rpartition(".")[2] == _COUNTER and n not in state]
     # as torch loads files from before there were counters
     state |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
-    fresh = _fresh(classifier, state)
+    fresh = [] if language else _fresh(classifier, state)
     groups = {
-        "missing": [name for name in body if name not in state],
+        "missing": [name for name in (wanted if language else body) if name not in state],
         "unexpected": [name for name in state if name not in wanted],
         "of another shape": [
             f"{name} {list(state[name].shape)} instead of {list(value.shape)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
@@ -213,11 +213,12 @@ def by_flops(blueprint: Blueprint) -> Costs:
     """Counts floating-point operations on the meta device; memory traffic has no cost there."""
     config, blocks = blueprint.config, blueprint.backbone.blocks
     outputs = blueprint.output_shapes
-    pairs = zip(blocks, blueprint.input_shapes, strict=True)
     return Costs(
         config=config,
         unit="FLOPs",
-        blocks=tuple(_block(config, b.module, shape) for b, shape in pairs),
+        blocks=tuple(
+            _block(config, block.module, blueprint.meta_input(i)) for i, block in enumerate(blocks)
+        ),
         heads={
             key: _head(config, head, outputs[key[0] - 1]) for key, head in possible_heads(blueprint)
         },
@@ -233,17 +234,18 @@ def by_flops(blueprint: Blueprint) -> Costs:
     )
 
 
-def _block(config: Config, block: nn.Module, shape: tuple[int, ...]) -> Cost:
-    forward = _forward(config, block, shape)
+def _block(config: Config, block: nn.Module, x: Tensor) -> Cost:
+    forward = _forward(config, block, x)
     again = forward if config.modules.recompute else 0.0
     return _cost(config, forward, 2 * forward + again, again)
 
 
 def _head(config: Config, head: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Where parameters are a copy, only the gradient at the input is computed."""
-    forward = _forward(config, head, shape)
+    x = torch.empty(2, *shape, device="meta")
+    forward = _forward(config, head, x)
     own = head.copy if isinstance(head, Follower) else None
-    copied = _forward(config, own, shape) if own is not None else 0.0
+    copied = _forward(config, own, x) if own is not None else 0.0
     return _cost(config, forward, 2 * forward - copied, 0.0)
 
 
@@ -252,9 +254,8 @@ def _cost(config: Config, forward: float, backward: float, again: float) -> Cost
     return Cost(forward, backward, second)
 
 
-def _forward(config: Config, part: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of a forward pass of the whole batch."""
-    x = torch.empty(2, *shape, device="meta")  # as norms of a batch need
+def _forward(config: Config, part: nn.Module, x: Tensor) -> float:
+    """FLOPs of a forward pass of the whole batch, by those of two samples, which norms need."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy.deepcopy(part).eval()(x)
     forward: float = counter.get_total_flops() * config.data.batch_size / 2

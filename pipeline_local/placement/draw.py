@@ -46,6 +46,10 @@ def draw(
         model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
     )
     _check_layout(config, backbone)
+    if language := backbone.language:
+        # its own keys, wherever their file goes, and its whole vocabulary, which may be larger
+        config = replace(config, model=replace(model, args={**language.args}))
+        task = make_task(config, replace(info, num_classes=language.vocabulary))
     uncut = Blueprint(
         config=config,
         info=info,

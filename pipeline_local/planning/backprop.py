@@ -51,7 +51,8 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
         optimizer = build(blueprint.config.optimizer, params)
         make_state(params, optimizer)
         live_bytes.hold([*body.parameters(), *body.buffers(), *state(optimizer)])
-        x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=blueprint.dtype)
+        dtype = blueprint.dtype if blocks.start else blueprint.input_dtype
+        x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=dtype)
         with live_bytes:
             before = live_bytes.live
             with autocast("cpu", blueprint.wire_format.inside):

@@ -262,8 +262,12 @@ class _PartTimer:
         module = self.blueprint.assembled(index, whole, head)
         module.lagged = LaggedMessages()  # it has no neighbours
         size = self._size
-        dtype = self.blueprint.wire_format.inside if index else self.blueprint.dtype
-        x = self.blueprint.wire_format.laid_out(self._random(size, *shape).to(self._device, dtype))
+        wire_format = self.blueprint.wire_format
+        if index:
+            x = self._random(size, *shape).to(wire_format.inside)
+        else:
+            x = self.blueprint.example_inputs(size, self._generator)
+        x = wire_format.laid_out(x.to(self._device))
         labels = self.blueprint.task.example_labels(size, self._generator)
         return _Subject(module, x, labels.to(self._device), x.clone())
 

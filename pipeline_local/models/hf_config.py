@@ -1,0 +1,158 @@
+"""The configuration of a Hugging Face language model: from its file, or from arguments.
+
+Nothing is downloaded, and no code that comes with a model is run.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline_local.errors import UserError, did_you_mean
+from pipeline_local.values import shorten
+
+MISSING = (
+    "model.name: causal_lm needs Hugging Face's transformers, which is not installed; run"
+    ' pip install "pipeline-local[lm]"'
+)
+_NOT_OURS = {
+    *("transformers_version", "architectures", "dtype", "torch_dtype", "model_type", "auto_map"),
+    *("id2label", "label2id", "num_labels", "problem_type", "return_dict", "use_cache"),
+    *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "extra_config_files"),
+    *("is_encoder_decoder", "is_decoder", "add_cross_attention", "name_or_path", "extra_files"),
+}
+"""Keys of a configuration that say nothing about a decoder, or that a run decides."""
+_LEGACY = {"rope_theta", "rope_scaling"}
+"""Keys that every configuration of a model with rotary embeddings reads."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which transformers logs errors alone: what matters is said in our own words."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def configuration(
+    file: Path | None, architecture: str | None, keys: Mapping[str, Any], vocabulary: int
+) -> Any:  # noqa: ANN401 (transformers' own class)
+    """The configuration of a model.
+
+    Args:
+        file: a `config.json`, or the folder that holds one; None: there is none.
+        architecture: Hugging Face's name of it (`model_type`); None: the file says it.
+        keys: of the configuration; they go before the file's.
+        vocabulary: the number of tokens of the data, which the model's defaults to.
+
+    Raises:
+        UserError: it is missing, no decoder's, or has unknown keys or wrong values.
+    """
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        raise UserError(MISSING) from None
+    found = {} if file is None else _read(file)
+    kind = found.pop("model_type", None)
+    if architecture is not None and kind not in (None, architecture):
+        raise UserError(
+            f"model.architecture: {file} is of {kind!r}, got {architecture!r}; leave it out"
+        )
+    kind = kind or architecture
+    if kind is None:
+        raise UserError(
+            "missing key 'model.architecture': model.name=causal_lm needs it, or model.config; add"
+            " model.architecture=llama, for instance, or model.config=FOLDER"
+        )
+    if kind not in CONFIG_MAPPING:
+        hint = did_you_mean(str(kind), list(CONFIG_MAPPING.keys())) or "; choose another model"
+        raise UserError(f"model.architecture: transformers has no {shorten(kind)}{hint}")
+    with quiet():
+        return _made(CONFIG_MAPPING[kind], kind, found, keys, vocabulary)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    path = file / "config.json" if file.is_dir() else file
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"model.config: {path} cannot be read ({error.strerror}); name a config.json, or the"
+            f" folder that holds it"
+        ) from None
+    except ValueError:
+        raise UserError(f"model.config: {path} is no JSON file; is it whole?") from None
+    if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
+        raise UserError(
+            f"model.config: {path} has no model_type; name the config.json of a Hugging Face model"
+        )
+    if "quantization_config" in found:
+        raise UserError(
+            f"model.config: {path} is of a quantized model, which cannot be trained; name that of"
+            f" the model before it was quantized"
+        )
+    return found
+
+
+def _made(
+    kind: Any,  # noqa: ANN401 (transformers' own class)
+    name: str,
+    found: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    vocabulary: int,
+) -> Any:  # noqa: ANN401
+    known = [each.name for each in fields(kind) if not each.name.startswith("_")]
+    known = [*known, *kind.attribute_map, *(_LEGACY if "rope_parameters" in known else ())]
+    for key in keys:
+        if key not in known or key in _NOT_OURS:
+            names = [each for each in known if each not in _NOT_OURS]
+            hint = did_you_mean(key, names).replace("'", "'model.", 1)
+            hint = hint or f"; it takes {', '.join(names)}"
+            raise UserError(
+                f"unknown key {shorten(f'model.{key}')} for model.architecture={name}{hint}"
+            )
+    aliases = kind.attribute_map
+    own = {aliases.get(key, key): value for key, value in found.items()}
+    own |= {aliases.get(key, key): value for key, value in keys.items()}
+    own = {key: value for key, value in own.items() if key not in _NOT_OURS - {"is_decoder"}}
+    _fit_layers(own, {aliases.get(key, key) for key in keys})
+    own.setdefault("vocab_size", vocabulary)
+    if not found:  # the defaults are of one model of the architecture, and of its tokenizer
+        own = {token: None for token in _TOKENS if token in known} | own
+        if "num_key_value_heads" in known and "num_attention_heads" in own:
+            own.setdefault("num_key_value_heads", own["num_attention_heads"])
+    try:
+        config = kind(**own)
+    except Exception as error:  # whatever its checks raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1] if lines else type(error).__name__
+        raise UserError(
+            f"model.*: {name} cannot be configured with {shorten(dict(keys) or dict(own))} ({why});"
+            f" change them"
+        ) from None
+    return config
+
+
+def _fit_layers(own: dict[str, Any], said: set[str]) -> None:
+    """A file's list with an entry per layer follows another number of layers."""
+    types, count = own.get("layer_types"), own.get("num_hidden_layers")
+    if isinstance(types, list) and isinstance(count, int) and "layer_types" not in said:
+        if count > len(types):
+            del own["layer_types"]
+        else:
+            own["layer_types"] = types[:count]
+
+
+def arguments(config: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers' own class)
+    """The `model.*` keys that give this configuration again, without a file."""
+    own = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_OURS}
+    own = {key: value for key, value in own.items() if not key.startswith("_")}
+    return {"architecture": config.model_type, **own, "vocab_size": config.vocab_size}
