@@ -299,9 +299,15 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
 def _contradictions(config: Config) -> Iterator[str]:
     """Values that are fine alone and impossible together."""
     train, data, parallel = config.train, config.data, config.parallel
-    if (train.epochs is None) == (train.steps is None):
-        got = "neither" if train.epochs is None else "both"
-        yield f"give either train.epochs or train.steps, got {got}"
+    lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
+    if len(lengths) != 1:
+        got = " and ".join(lengths) or "none"
+        yield f"give one of train.epochs, train.steps and train.tokens, got {got}"
+    if train.tokens is not None and "sequence_length" not in data.args:
+        yield (
+            f"train.tokens needs data.name=tokens, got {data.name}; give train.epochs or"
+            f" train.steps"
+        )
     if data.batch_size % train.microbatches:
         yield (
             f"data.batch_size must be a multiple of train.microbatches,"

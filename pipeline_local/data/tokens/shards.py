@@ -1,6 +1,7 @@
 """Files of token ids, read by memory map: ours, nanoGPT's, llm.c's and Megatron's."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,15 +64,16 @@ class TokenStream:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, places: slice) -> npt.NDArray[np.int64]:
-        """Ids from `places.start` on, up to and without `places.stop`, int64."""
-        parts, stop = [], min(places.stop, len(self))
-        for shard, end in zip(self.shards, self._ends, strict=True):
-            begin = end - shard.count
-            if begin < stop and places.start < end:
-                first = max(places.start - begin, 0)
-                parts.append(shard.ids()[first : stop - begin])
-        return np.concatenate([part.astype(np.int64) for part in parts])
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Ids from `start` on, up to and without `stop` or the end; int64."""
+        parts = [np.empty(0, np.int64)]
+        for number in range(bisect_right(self._ends, start), len(self.shards)):
+            shard = self.shards[number]
+            begin = self._ends[number] - shard.count
+            if begin >= stop:
+                break
+            parts.append(shard.ids()[max(start - begin, 0) : stop - begin].astype(np.int64))
+        return np.concatenate(parts)
 
 
 def open_shard(path: Path) -> Shard:
