@@ -266,8 +266,8 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("run.dir={", "override 'run.dir={': the value is not valid YAML (line 1: expected the"),
         ("train.seed=0x" + "f" * 5000, "override 'train.seed=0xfff"),
         # contradictions
-        ("train.epochs=3", "give either train.epochs or train.steps, got both"),
-        ("train.steps=null", "give either train.epochs or train.steps, got neither"),
+        ("train.epochs=3", "give one of train.epochs, train.steps and train.tokens, got epochs and steps"),
+        ("train.steps=null", "give one of train.epochs, train.steps and train.tokens, got none"),
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
         (
             "parallel.wire_dtype=int8",

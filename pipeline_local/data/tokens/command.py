@@ -1,5 +1,5 @@
-"""`pipeline-local tokenize`: token files of a folder of texts, with a tokenizer that is made of them
-or given."""
+"""`pipeline-local tokenize`: token files of a folder of texts, by a tokenizer of theirs or a given
+one."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,6 +1,5 @@
 """`data.name=tokens`: sequences of token ids, each to be continued by one token at every place."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -17,7 +16,7 @@ from pipeline_local.data.images.entries import DATA, Split
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch, load
 from pipeline_local.data.sampler import train_indices
-from pipeline_local.data.tokens import opening
+from pipeline_local.data.tokens import opening, shards
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream
 from pipeline_local.errors import ConfigError, UserError, few
@@ -40,7 +39,7 @@ class TokenData:
         Raises:
             UserError: the data is missing or damaged, or too small for one batch.
         """
-        _open.cache_clear()  # the files may have changed since an earlier run of this process
+        _forget()
         train, test = _open(self.config, "train"), _open(self.config, "test")
         length = _options(self.config).sequence_length
         return DataInfo(
@@ -88,7 +87,7 @@ class TokenData:
         Raises:
             UserError: the split is not there, or its ids or sequences are not those of the run.
         """
-        _open.cache_clear()
+        _forget()
         found, length = _open(self.config, split), _options(self.config).sequence_length
         if (length,) != info.image_shape:
             raise UserError(
@@ -155,6 +154,12 @@ def _open(data: DataConfig, split: Split) -> TokenSplit:
             "data.vocabulary: data.tokenizer says how large it is; leave one of them out"
         )
     return opening.open_split(data.root, split, options)
+
+
+def _forget() -> None:
+    """The files may have changed since an earlier run of this process."""
+    _open.cache_clear()
+    shards.forget()
 
 
 def _options(data: DataConfig) -> Options:

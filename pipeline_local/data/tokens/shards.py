@@ -51,6 +51,11 @@ def _mapped(shard: Shard) -> Ids:
     return np.memmap(shard.path, shard.dtype, "r", offset=shard.offset, shape=(shard.count,))
 
 
+def forget() -> None:
+    """Let go of all mapped files: others may have taken their places."""
+    _mapped.cache_clear()
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """The ids of several shards, one behind the other."""
