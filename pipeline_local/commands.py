@@ -41,6 +41,10 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"should be {error}, got {text!r}") from None
 
 
+def _tokenizer(text: str) -> str | Path:
+    return text if text == "bytes" else _path(text)
+
+
 def _add_train(commands: Commands) -> None:
     """What trains."""
     train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
@@ -60,7 +64,7 @@ def _add_tokenize(commands: Commands) -> None:
     tokenize.add_argument("data", type=_path, help="folder with texts in train/ and test/")
     which = tokenize.add_mutually_exclusive_group(required=True)
     which.add_argument("--vocabulary", type=int, help="train a byte-level BPE of so many tokens")
-    which.add_argument("--tokenizer", help="bytes, a tokenizer.json, or its folder")
+    which.add_argument("--tokenizer", type=_tokenizer, help="bytes, tokenizer.json or folder")
     tokenize.add_argument("--output", type=_path, help="new folder; default: DATA with a suffix")
     tokenize.add_argument("--field", default="text", help="of JSON lines or parquet")
     tokenize.add_argument("--end", help="end token; default: what the tokenizer's folder says")
@@ -190,13 +194,11 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
 def _tokenize(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.tokens.command import Request, tokenize
 
-    name = options.tokenizer
-    tokenizer = name if name in (None, "bytes") else _path(name)
     tokenize(
         Request(
             root=options.data,
             vocabulary=options.vocabulary,
-            tokenizer=tokenizer,
+            tokenizer=options.tokenizer,
             output=options.output,
             field=options.field,
             end=options.end,

@@ -266,7 +266,10 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("run.dir={", "override 'run.dir={': the value is not valid YAML (line 1: expected the"),
         ("train.seed=0x" + "f" * 5000, "override 'train.seed=0xfff"),
         # contradictions
-        ("train.epochs=3", "give one of train.epochs, train.steps and train.tokens, got epochs and steps"),
+        (
+            "train.epochs=3",
+            "give one of train.epochs, train.steps and train.tokens, got epochs and steps",
+        ),
         ("train.steps=null", "give one of train.epochs, train.steps and train.tokens, got none"),
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
         (

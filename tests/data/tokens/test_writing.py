@@ -11,7 +11,6 @@ from pipeline_local.data.tokens.writing import SplitFacts, Texts, dtype_for, wri
 from pipeline_local.errors import UserError
 from tests.data.tokens.conftest import prose
 
-
 BYTES = ByteTokenizer()
 
 
