@@ -14,7 +14,7 @@ from pipeline_local import (
     given,  # noqa: F401 (its entries are names, too)
     yamltext,
 )
-from pipeline_local.config import Config, ReconcileConfig
+from pipeline_local.config import Config, DataConfig, ReconcileConfig, TrainConfig
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
@@ -296,9 +296,8 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
     return f"; the keys here are {', '.join(siblings)}"
 
 
-def _contradictions(config: Config) -> Iterator[str]:
-    """Values that are fine alone and impossible together."""
-    train, data, parallel = config.train, config.data, config.parallel
+def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
+    """What is wrong with how long to train."""
     lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
     if len(lengths) != 1:
         got = " and ".join(lengths) or "none"
@@ -308,6 +307,12 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"train.tokens needs data.name=tokens, got {data.name}; give train.epochs or"
             f" train.steps"
         )
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Values that are fine alone and impossible together."""
+    train, data, parallel = config.train, config.data, config.parallel
+    yield from _lengths(train, data)
     if data.batch_size % train.microbatches:
         yield (
             f"data.batch_size must be a multiple of train.microbatches,"

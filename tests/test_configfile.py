@@ -419,7 +419,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     text = "data: {name: nodata}\nhead: {dpth: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
         "data.name: got 'nodata'; choose one of digits, synthetic, cifar10, cifar100, imagefolder,"
-        " webdataset, parquet, or python:package.module:name",
+        " webdataset, parquet, tokens, or python:package.module:name",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
         "train.steps: should be a whole number, got '5'",

@@ -9,10 +9,12 @@ from typing import Any
 
 from pipeline_local import newfile
 from pipeline_local.data.images.splits import NoSplitError
-from pipeline_local.data.tokens import draft
 from pipeline_local.data.tokens.opening import find_texts
-from pipeline_local.data.tokens.progress import shown
-from pipeline_local.data.tokens.tokenizer import (
+from pipeline_local.errors import UserError
+from pipeline_local.screen import say
+from pipeline_local.text import draft
+from pipeline_local.text.progress import shown
+from pipeline_local.text.tokenizer import (
     END,
     FILE,
     FileTokenizer,
@@ -20,9 +22,7 @@ from pipeline_local.data.tokens.tokenizer import (
     open_tokenizer,
     train,
 )
-from pipeline_local.data.tokens.writing import SplitFacts, Texts, Told, write_facts, write_split
-from pipeline_local.errors import UserError
-from pipeline_local.screen import say
+from pipeline_local.text.writing import SplitFacts, Texts, Told, write_facts, write_split
 
 _LEAST = 257
 _TRAINING = "tokenizer"

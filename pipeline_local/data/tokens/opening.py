@@ -11,8 +11,6 @@ import numpy as np
 
 from pipeline_local.data.images import indexfile
 from pipeline_local.data.images.splits import NoSplitError, passed_over, split_files
-from pipeline_local.data.tokens import draft, writing
-from pipeline_local.data.tokens.progress import shown
 from pipeline_local.data.tokens.shards import (
     SUFFIX,
     Contents,
@@ -22,9 +20,11 @@ from pipeline_local.data.tokens.shards import (
     digests,
     open_shard,
 )
-from pipeline_local.data.tokens.texts import SUFFIXES
-from pipeline_local.data.tokens.tokenizer import FILE, Tokenizer, open_tokenizer
 from pipeline_local.errors import UserError
+from pipeline_local.text import draft, writing
+from pipeline_local.text.documents import SUFFIXES
+from pipeline_local.text.progress import shown
+from pipeline_local.text.tokenizer import FILE, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)

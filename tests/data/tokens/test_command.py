@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline_local import cli
-from pipeline_local.data.tokens import command, writing
+from pipeline_local.data.tokens import command
 from pipeline_local.data.tokens.opening import Options, open_split
-from pipeline_local.data.tokens.tokenizer import ByteTokenizer, open_tokenizer, train
-from tests.data.tokens.conftest import prose
+from pipeline_local.text import writing
+from pipeline_local.text.tokenizer import ByteTokenizer, open_tokenizer, train
+from tests.prose import prose
 
 
 def run(*arguments):

@@ -10,9 +10,9 @@ from pipeline_local.data.datasets import check_again, describe, open_data, passe
 from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.tokens.command import Request, tokenize
-from pipeline_local.data.tokens.tokenizer import ByteTokenizer, train
 from pipeline_local.errors import ConfigError, UserError
-from tests.data.tokens.conftest import prose
+from pipeline_local.text.tokenizer import ByteTokenizer, train
+from tests.prose import prose
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 LENGTH = 8

@@ -7,10 +7,10 @@ import pytest
 
 from pipeline_local.data.tokens.command import Request, tokenize
 from pipeline_local.data.tokens.opening import Options, open_split
-from pipeline_local.data.tokens.tokenizer import ByteTokenizer, open_tokenizer, train
 from pipeline_local.errors import UserError
-from tests.data.tokens.conftest import prose
+from pipeline_local.text.tokenizer import ByteTokenizer, open_tokenizer, train
 from tests.data.tokens.test_shards import llm_c, megatron
+from tests.prose import prose
 
 OPTIONS = Options(sequence_length=16)
 BYTES = Options(sequence_length=16, tokenizer="bytes")

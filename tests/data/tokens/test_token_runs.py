@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline_local import cli, configfile, finished
-from pipeline_local.data.tokens.tokenizer import ByteTokenizer
 from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import Task
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.text.tokenizer import ByteTokenizer
 from pipeline_local.trainer import train
-from tests.data.tokens.conftest import prose
+from tests.prose import prose
 
 
 class Logits(nn.Linear):

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_local.data.tokens.texts import needs
 from pipeline_local.errors import UserError, few
+from pipeline_local.text.documents import needs
 
 FILE, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 END = "<|endoftext|>"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline_local.data.tokens.writing import Texts, Told
+from pipeline_local.text.writing import Texts, Told
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from pipeline_local.data.tokens import texts
-from pipeline_local.data.tokens.tokenizer import train
 from pipeline_local.errors import UserError
-from tests.data.tokens.conftest import prose
+from pipeline_local.text import documents
+from pipeline_local.text.tokenizer import train
+from tests.prose import prose
 
 DOCUMENTS = ["first", "", "zweite Zeile\nmit Ümläuten", "third 世界"]
 
@@ -20,7 +20,7 @@ DOCUMENTS = ["first", "", "zweite Zeile\nmit Ümläuten", "third 世界"]
 def read(path, field="text"):
     """The documents of a file, put together from their pieces."""
     found, parts = [], []
-    for piece in texts.pieces(path, field):
+    for piece in documents.pieces(path, field):
         assert piece.starts == (not parts)
         parts.append(piece.text)
         if piece.ends:
@@ -46,7 +46,7 @@ def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path):
     path.write_bytes("\ufeffone\r\ntwo".encode())
     assert read(path) == ["one\r\ntwo"]
     path.write_text("")
-    assert [piece.is_blank for piece in texts.pieces(path, "")] == [True]
+    assert [piece.is_blank for piece in documents.pieces(path, "")] == [True]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".JSONL.GZ"])
@@ -88,12 +88,12 @@ def test_parquet(tmp_path):
 def test_long_documents_come_in_pieces_that_words_do_not_cross(tmp_path, monkeypatch):
     text = prose(3000)
     whole = train([text], 300)
-    monkeypatch.setattr(texts, "PIECE", 1200)
-    monkeypatch.setattr(texts, "_CHUNK", 999)
+    monkeypatch.setattr(documents, "PIECE", 1200)
+    monkeypatch.setattr(documents, "_CHUNK", 999)
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "a.jsonl").write_bytes(lines([text]))
     for name in ("a.txt", "a.jsonl"):
-        parts = [piece.text for piece in texts.pieces(tmp_path / name, "text")]
+        parts = [piece.text for piece in documents.pieces(tmp_path / name, "text")]
         assert len(parts) > 5
         assert max(map(len, parts)) <= 1200
         assert "".join(parts) == text
@@ -102,14 +102,14 @@ def test_long_documents_come_in_pieces_that_words_do_not_cross(tmp_path, monkeyp
 
 
 def test_a_document_without_any_word_break_is_cut_anywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "PIECE", 100)
+    monkeypatch.setattr(documents, "PIECE", 100)
     (tmp_path / "a.txt").write_text("x" * 1050)
     assert read(tmp_path / "a.txt") == ["x" * 1050]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 10, 2**20])
 def test_no_utf8_is_named_with_its_byte(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(texts, "_CHUNK", chunk)
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
     path = tmp_path / "a.txt"
     path.write_bytes("Zoë and ".encode() + b"\xff\xfe")
     assert f"no UTF-8: got byte 9 of {path}; convert it" in refusal(path)

@@ -12,10 +12,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline_local.data.tokens import draft
-from pipeline_local.data.tokens.texts import Piece, pieces
-from pipeline_local.data.tokens.tokenizer import Tokenizer
 from pipeline_local.errors import UserError
+from pipeline_local.text import draft
+from pipeline_local.text.documents import Piece, pieces
+from pipeline_local.text.tokenizer import Tokenizer
 
 FACTS = "tokens.json"
 FORMAT = 1

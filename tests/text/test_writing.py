@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from pipeline_local.data.tokens import texts, writing
-from pipeline_local.data.tokens.tokenizer import ByteTokenizer, train
-from pipeline_local.data.tokens.writing import SplitFacts, Texts, dtype_for, write_split
 from pipeline_local.errors import UserError
-from tests.data.tokens.conftest import prose
+from pipeline_local.text import documents, writing
+from pipeline_local.text.tokenizer import ByteTokenizer, train
+from pipeline_local.text.writing import SplitFacts, Texts, dtype_for, write_split
+from tests.prose import prose
 
 BYTES = ByteTokenizer()
 
@@ -17,7 +17,7 @@ BYTES = ByteTokenizer()
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Many pieces, batches and notes."""
-    monkeypatch.setattr(texts, "PIECE", 200)
+    monkeypatch.setattr(documents, "PIECE", 200)
     monkeypatch.setattr(writing, "_BATCH", 250)
     monkeypatch.setattr(writing, "_EVERY", 0.0)
 

@@ -6,15 +6,15 @@ import sys
 import pytest
 import tokenizers
 
-from pipeline_local.data.tokens.tokenizer import (
+from pipeline_local.errors import UserError
+from pipeline_local.text.tokenizer import (
     END,
     ByteTokenizer,
     FileTokenizer,
     open_tokenizer,
     train,
 )
-from pipeline_local.errors import UserError
-from tests.data.tokens.conftest import prose
+from tests.prose import prose
 
 TEXT = "Hé llo\n\n世界's  end\t\x00 <|endoftext|>"
 

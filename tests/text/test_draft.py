@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from pipeline_local.data.tokens import draft
 from pipeline_local.errors import UserError
+from pipeline_local.text import draft
 
 
 def test_a_folder_appears_whole_without_what_helped_to_make_it(tmp_path):
