@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_tokenize(commands)
     _add_planning(commands)
     _add_finished(commands)
     _add_bench(commands)
@@ -40,6 +41,10 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"should be {error}, got {text!r}") from None
 
 
+def _tokenizer(text: str) -> str | Path:
+    return text if text == "bytes" else _path(text)
+
+
 def _add_train(commands: Commands) -> None:
     """What trains."""
     train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
@@ -51,6 +56,19 @@ def _add_train(commands: Commands) -> None:
     resume.add_argument("run_folder", type=Path, help="run.dir of a run")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
     resume.set_defaults(run=_resume)
+
+
+def _add_tokenize(commands: Commands) -> None:
+    """What makes data."""
+    tokenize = commands.add_parser("tokenize", help="write token files of a folder of texts")
+    tokenize.add_argument("data", type=_path, help="folder with texts in train/ and test/")
+    which = tokenize.add_mutually_exclusive_group(required=True)
+    which.add_argument("--vocabulary", type=int, help="train a byte-level BPE of so many tokens")
+    which.add_argument("--tokenizer", type=_tokenizer, help="bytes, tokenizer.json or folder")
+    tokenize.add_argument("--output", type=_path, help="new folder; default: DATA with a suffix")
+    tokenize.add_argument("--field", default="text", help="of JSON lines or parquet")
+    tokenize.add_argument("--end", help="end token; default: what the tokenizer's folder says")
+    tokenize.set_defaults(run=_tokenize)
 
 
 def _add_planning(commands: Commands) -> None:
@@ -171,6 +189,22 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
         return start_ranks(num_stages, arguments)
     with told_in_peace():
         trainer.train(config, rank_info, said=said)
+    return 0
+
+
+def _tokenize(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.tokens.command import Request, tokenize
+
+    tokenize(
+        Request(
+            root=options.data,
+            vocabulary=options.vocabulary,
+            tokenizer=options.tokenizer,
+            output=options.output,
+            field=options.field,
+            end=options.end,
+        )
+    )
     return 0
 
 

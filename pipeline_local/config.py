@@ -147,12 +147,13 @@ class DataConfig(NamingSection):
 
     name: str
     """digits: scikit-learn's; synthetic: made on the fly; cifar10, cifar100, imagefolder,
-    webdataset, parquet: read `data.root`; or "python:package.module:function"."""
+    webdataset, parquet, tokens: read `data.root`; or "python:package.module:function"."""
     root: Path | None = None
-    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`), webdataset (`train/*.tar`) or
-    parquet (`train/*.parquet`), with `test` or `val` beside `train`."""
+    """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`), webdataset (`train/*.tar`),
+    parquet (`train/*.parquet`) or tokens (texts or token files), with `test` or `val` beside
+    `train`."""
     batch_size: Positive = 128
-    """Samples per optimizer step, over all microbatches and replicas."""
+    """Samples (of tokens: sequences) per optimizer step, over all microbatches and replicas."""
     image_size: Positive | None = None
     """Side in pixels; null: the data's own (imagefolder: 224)."""
     augment: Literal["none", "standard", "trivial"] = "none"
@@ -160,7 +161,8 @@ class DataConfig(NamingSection):
     mixup: NonNegative = 0.0
     """Mixup's Beta(alpha, alpha); labels become soft targets. 0: off."""
     limit: Positive | None = None
-    """Use at most this many training samples, and as many test samples; null: all."""
+    """Use at most this many training samples (of tokens: sequences), and as many test samples;
+    null: all."""
     workers: Annotated[int, Field(ge=0, le=_MOST_OF_A_HOST)] = 0
     """Loader processes of the first stage. Never changes a result."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -181,9 +183,11 @@ class TrainConfig(Section):
     """How long, how often, from which seed."""
 
     epochs: Positive | None = None
-    """Passes over the data. Give this or `steps`."""
+    """Passes over the data. Give this, `steps` or `tokens`."""
     steps: Positive | None = None
     """Optimizer steps."""
+    tokens: Positive | None = None
+    """Tokens to train on, rounded up to whole steps; with `data.name=tokens`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random is a pure function of it."""
     microbatches: Positive = 1

@@ -14,7 +14,7 @@ from pipeline_local import (
     given,  # noqa: F401 (its entries are names, too)
     yamltext,
 )
-from pipeline_local.config import Config, ReconcileConfig
+from pipeline_local.config import Config, DataConfig, ReconcileConfig, TrainConfig
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
@@ -296,12 +296,23 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
     return f"; the keys here are {', '.join(siblings)}"
 
 
+def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
+    """What is wrong with how long to train."""
+    lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
+    if len(lengths) != 1:
+        got = " and ".join(lengths) or "none"
+        yield f"give one of train.epochs, train.steps and train.tokens, got {got}"
+    if train.tokens is not None and "sequence_length" not in data.args:
+        yield (
+            f"train.tokens needs data.name=tokens, got {data.name}; give train.epochs or"
+            f" train.steps"
+        )
+
+
 def _contradictions(config: Config) -> Iterator[str]:
     """Values that are fine alone and impossible together."""
     train, data, parallel = config.train, config.data, config.parallel
-    if (train.epochs is None) == (train.steps is None):
-        got = "neither" if train.epochs is None else "both"
-        yield f"give either train.epochs or train.steps, got {got}"
+    yield from _lengths(train, data)
     if data.batch_size % train.microbatches:
         yield (
             f"data.batch_size must be a multiple of train.microbatches,"

@@ -246,7 +246,7 @@ def _check_call(
     callbacks: Sequence[Callback],
 ) -> None:
     """What a program can get wrong before anything is looked at."""
-    if epochs is None and not {"steps", "epochs"} & {*sections.get("train", {})}:
+    if epochs is None and not {"steps", "epochs", "tokens"} & {*sections.get("train", {})}:
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
     if odd := [each for each in callbacks if not isinstance(each, Callback)]:
         raise UserError(f"callbacks: pass instances of Callback, got {odd[0]!r}")

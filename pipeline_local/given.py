@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import DATA, DataInfo, GivenData
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
@@ -123,9 +124,9 @@ class _Data:
 
     def __call__(self, root: object, split: str) -> Any:  # noqa: ANN401
         """A split, as it was handed in."""
-        return getattr(self.run_data(), split).samples
+        return getattr(_given("data.name", "data"), split).samples
 
-    def run_data(self) -> GivenData:
+    def run_data(self, _: DataConfig) -> GivenData:
         """What was handed in."""
         data: GivenData = _given("data.name", "data")
         return data

@@ -266,8 +266,11 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("run.dir={", "override 'run.dir={': the value is not valid YAML (line 1: expected the"),
         ("train.seed=0x" + "f" * 5000, "override 'train.seed=0xfff"),
         # contradictions
-        ("train.epochs=3", "give either train.epochs or train.steps, got both"),
-        ("train.steps=null", "give either train.epochs or train.steps, got neither"),
+        (
+            "train.epochs=3",
+            "give one of train.epochs, train.steps and train.tokens, got epochs and steps",
+        ),
+        ("train.steps=null", "give one of train.epochs, train.steps and train.tokens, got none"),
         ("train.microbatches=3", "data.batch_size must be a multiple of train.microbatches, got"),
         (
             "parallel.wire_dtype=int8",
@@ -416,7 +419,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     text = "data: {name: nodata}\nhead: {dpth: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
         "data.name: got 'nodata'; choose one of digits, synthetic, cifar10, cifar100, imagefolder,"
-        " webdataset, parquet, or python:package.module:name",
+        " webdataset, parquet, tokens, or python:package.module:name",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
         "train.steps: should be a whole number, got '5'",

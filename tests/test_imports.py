@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 FLOORS = (
     ("errors", "seeds", "layout", "yamltext", "values", "byvalue", "writes"),
     ("config", "screen", "newfile", "registry", "building"),
-    ("engines",),
+    ("engines", "text"),
     ("learning", "models", "data"),
     ("given", "blueprint"),
     ("ranks",),

@@ -260,7 +260,12 @@ def _waited(
 def _endless(blueprint: Blueprint, reconcile: ReconcileConfig) -> Blueprint:
     config = blueprint.config
     train = replace(
-        config.train, epochs=None, steps=ENDLESS, log_every=ENDLESS, evaluate_every=ENDLESS
+        config.train,
+        epochs=None,
+        tokens=None,
+        steps=ENDLESS,
+        log_every=ENDLESS,
+        evaluate_every=ENDLESS,
     )
     optimizer = replace(config.optimizer, warmup=0.0)  # all methods use the highest rate
     config = replace(config, train=train, optimizer=optimizer, reconcile=reconcile)

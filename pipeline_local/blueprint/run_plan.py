@@ -59,7 +59,15 @@ class RunPlan:
     def num_steps(self) -> int:
         """The optimizer steps of the whole run."""
         train = self.config.train
+        if train.tokens:
+            return -(-train.tokens // self._tokens_per_step)
         return train.steps or (train.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def _tokens_per_step(self) -> int:
+        """Of data that are sequences of tokens."""
+        data = self.config.data
+        return data.batch_size * int(data.args["sequence_length"])
 
     @property
     def test_batches(self) -> list[int]:
@@ -111,7 +119,8 @@ class RunPlan:
 
     @property
     def _length(self) -> str:
-        return "train.epochs" if self.config.train.epochs else "train.steps"
+        train = self.config.train
+        return next(f"train.{k}" for k in ("epochs", "tokens", "steps") if getattr(train, k))
 
     def complete(self, place: Path) -> str:
         """Returns one line for display: nothing is left to do in a run folder."""
@@ -163,11 +172,9 @@ class RunPlan:
     def explain(self) -> str:
         """Returns one line for display: how long the run is, and why."""
         data, train = self.config.data, self.config.train
-        epochs = (
-            f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else "train.steps"
-        )
+        why = f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else self._length
         return (
-            f"{self.num_steps} steps ({epochs}), {data.batch_size} of {self.num_train} samples"
+            f"{self.num_steps} steps ({why}), {data.batch_size} of {self.num_train} samples"
             f" each; evaluation every {self._evaluate_every} steps"
         )
 

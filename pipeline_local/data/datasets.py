@@ -1,4 +1,4 @@
-"""The data of a run: images that the configuration names, or what a program hands in.
+"""The data of a run: images or tokens that the configuration names, or what a program hands in.
 
 Every rank knows its facts (`DataInfo`); only the first stage reads it.
 """
@@ -22,6 +22,7 @@ from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch
+from pipeline_local.data.tokens import entry as tokens
 from pipeline_local.errors import UserError
 
 
@@ -46,6 +47,14 @@ class RunData(Protocol):
         self, info: DataInfo, dtype: torch.dtype, device: torch.device
     ) -> Callable[[Tensor], Tensor]:
         """What makes the network's input of a batch that is on the device."""
+        ...
+
+    def check_again(self, info: DataInfo, split: Split) -> DataInfo:
+        """The facts of a run, with the size that one split of its data has now."""
+        ...
+
+    def passed_over(self) -> list[str]:
+        """What lies with the data and is not read, in a line or two; none where nothing does."""
         ...
 
 
@@ -74,6 +83,14 @@ class Images:
     ) -> Callable[[Tensor], Tensor]:
         """As `RunData.ready`."""
         return Normalize(info, dtype, device)
+
+    def check_again(self, info: DataInfo, split: Split) -> DataInfo:
+        """As `RunData.check_again`."""
+        return images.check_again(self.config, info, split)
+
+    def passed_over(self) -> list[str]:
+        """As `RunData.passed_over`."""
+        return images.passed_over(self.config)
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,14 @@ class GivenData:
         """As `RunData.ready`."""
         return lambda x: x.to(dtype) if x.is_floating_point() else x
 
+    def check_again(self, info: DataInfo, split: Split) -> DataInfo:
+        """The same facts: `fit` has checked what a program hands in."""
+        return info
+
+    def passed_over(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def _accepted(self, loaded: Iterator[Batch]) -> Iterator[Batch]:
         accept = self.accept or _narrow
         return ((x, accept(y)) for x, y in loaded)
@@ -159,18 +184,18 @@ def check_again(data: DataConfig, info: DataInfo, split: Split) -> DataInfo:
     Raises:
         UserError: it is not there, or not the data that the run was trained on.
     """
-    if getattr(DATA.find(data.name), "run_data", None):
-        return info  # `fit` has checked what a program hands in
-    return images.check_again(data, info, split)
+    return open_data(data).check_again(info, split)
 
 
 def passed_over(data: DataConfig) -> list[str]:
-    """What lies with the data and is not read, in one line; none where nothing does."""
-    return [] if getattr(DATA.find(data.name), "run_data", None) else images.passed_over(data)
+    """What lies with the data and is not read, in a line or two; none where nothing does."""
+    return open_data(data).passed_over()
+
+
+DATA.add("tokens", tokens.ENTRY)
 
 
 def open_data(data: DataConfig) -> RunData:
     """The configured data."""
-    entry = DATA.find(data.name)
-    own = getattr(entry, "run_data", None)  # of what a program hands in
-    return own() if own else Images(data)
+    own = getattr(DATA.find(data.name), "run_data", None)  # of an entry that reads no images
+    return own(data) if own else Images(data)

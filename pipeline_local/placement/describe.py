@@ -3,6 +3,7 @@
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.data.datasets import DataInfo
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
 
@@ -34,9 +35,14 @@ def explain(blueprint: Blueprint) -> str:
     modules = f"{len(blueprint.modules)} modules{' (BP-free)' if is_bp_free(blueprint) else ''}"
     return (
         f"{blueprint.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
-        f" {modules}; images {'x'.join(map(str, blueprint.info.image_shape))},"
-        f" {blueprint.info.num_classes} classes"
+        f" {modules}; {_data(blueprint.info)}"
     )
+
+
+def _data(info: DataInfo) -> str:
+    if info.label_shape == info.image_shape and info.dtype == "int64":
+        return f"sequences of {info.image_shape[0]} tokens, {info.num_classes} different ones"
+    return f"images {'x'.join(map(str, info.image_shape))}, {info.num_classes} classes"
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:

@@ -258,7 +258,7 @@ class RunFolder:
         if resuming.is_given(before):
             call = resuming.how(self.path, before)
             raise UserError(f"{self.path} was made by a Python program; go on there, with {call}")
-        lengths = {"train.epochs", "train.steps"}
+        lengths = {"train.epochs", "train.steps", "train.tokens"}
         other = [f"{key}=null" for key in lengths - named if lengths & named]
         config = self.load_config([*overrides, *other])
         return replace(config, run=replace(config.run, dir=self.path, resume=True))

@@ -9,12 +9,13 @@ from typing import Any
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, few
 from pipeline_local.registry import GIVEN
 
 Facts = Mapping[str, Any]
-_PLACE = ("data.root", "data.workers", "data.on_error")
-"""Where the data is and how it is read: everything else of `data` says which batch a step gets."""
+_PLACE = ("data.root", "data.workers", "data.on_error", "data.tokenizer")
+"""Where the data is and how it is read: everything else of `data` says which batch a step gets. Of
+a tokenizer the digest counts."""
 _NOT_READ = "model.weights"
 """Where a run began, which it does not read again."""
 _COUNTS = {
@@ -25,6 +26,8 @@ _COUNTS = {
     "std": "deviation of the pixels",
     "label_shape": "label shape",
     "dtype": "dtype of the inputs",
+    "tokenizer": "tokenizer",
+    "end_token": "end token",
 }
 """Facts of the data that a run depends on, in words; the names of the classes beside."""
 
@@ -194,8 +197,18 @@ def _other_facts(before: str, now: str) -> Iterator[str]:
         for key, name in _COUNTS.items():
             if key in old and key in new and old[key] != new[key]:
                 yield f"{name} ({_short(new[key])}, was {_short(old[key])})"
+        if changed := _changed_files(old.get("files"), new.get("files")):
+            yield f"content of {few(changed)}"
     except (ValueError, TypeError, AttributeError):
         return
+
+
+def _changed_files(old: list[str] | None, new: list[str] | None) -> list[str]:
+    """The names of files that are new, are gone, or hold something else; each begins a line."""
+    if old is None or new is None:
+        return []
+    differs = {*old} ^ {*new}
+    return list(dict.fromkeys(line.rpartition(" ")[0] for line in [*old, *new] if line in differs))
 
 
 def _short(value: object) -> object:

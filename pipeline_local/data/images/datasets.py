@@ -31,6 +31,14 @@ class DataInfo:
     """Of one sample's label; () is a number."""
     dtype: str = "float32"
     """Of the network's input, as torch names it: floating point gets the run's precision."""
+    tokenizer: str | None = None
+    """Digest of what token ids mean; None where there are none, or nobody knows."""
+    end_token: int | None = None
+    """Id of the token that ends a document, where it is known."""
+    bytes_per_token: float | None = None
+    """Of the test split's text, in UTF-8, for each token that is predicted."""
+    files: tuple[str, ...] = ()
+    """Name and digest of each file of token ids or their text, of the training split."""
 
     def to_json(self) -> str:
         """One line, read back by `from_json`."""

@@ -44,6 +44,11 @@ def save(name: str, tensors: dict[str, Tensor]) -> None:
         return
 
 
+def cache() -> Path:
+    """The user's cache folder for this package, which need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "pipeline_local"
+
+
 def _path(name: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "pipeline_local" / f"{name}.safetensors"
+    return cache() / f"{name}.safetensors"

@@ -12,7 +12,13 @@ TEST_NAMES = ("test", "val", "validation")
 """What the test split may be called: the first one that is there is taken."""
 
 
-def split_files(root: Path, split: str, suffix: str, test_split: str | None = None) -> list[Path]:
+class NoSplitError(UserError):
+    """The folder is there, and has no files of a split."""
+
+
+def split_files(
+    root: Path, split: str, suffix: str | tuple[str, ...], test_split: str | None = None
+) -> list[Path]:
     """The files of one split, in the order of their names.
 
     `root/train/*` comes first, then files in `root` or `root/data` with the word `train` in their
@@ -22,16 +28,18 @@ def split_files(root: Path, split: str, suffix: str, test_split: str | None = No
     Args:
         root: folder of the data set.
         split: train or test.
-        suffix: of the files, such as `.tar`.
+        suffix: of the files, such as `.tar`; or several.
         test_split: what the test split is called; None: one of `TEST_NAMES`.
 
     Raises:
-        UserError: no such folder, or no such files in it.
+        NoSplitError: no such files in the folder.
+        UserError: no such folder, or it cannot be read.
     """
     names = ("train",) if split == "train" else (test_split,) if test_split else TEST_NAMES
+    kinds = suffix if isinstance(suffix, str) else ", ".join(suffix)
     try:
         if not root.is_dir():
-            raise UserError(f"data.root is not a folder: got {root}; name one with {suffix} files")
+            raise UserError(f"data.root is not a folder: got {root}; name one with {kinds} files")
         for name in names:
             for folder, is_split in ((root / name, True), (root, False), (root / "data", False)):
                 files = _files(folder, suffix)
@@ -40,9 +48,10 @@ def split_files(root: Path, split: str, suffix: str, test_split: str | None = No
                     return found
     except OSError as error:
         raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
-    wanted = " or ".join(f"{name}/*{suffix} or {name}-*{suffix}" for name in names)
-    raise UserError(
-        f"data.root has no {suffix} files of the {split} split: got {root}; put them at {wanted}"
+    ending = suffix if isinstance(suffix, str) else ""
+    wanted = " or ".join(f"{name}/*{ending} or {name}-*{ending}" for name in names)
+    raise NoSplitError(
+        f"data.root has no {kinds} files of the {split} split: got {root}; put them at {wanted}"
     )
 
 
@@ -102,7 +111,7 @@ def _check_gaps(labels: Tensor, highest: int, source: str) -> None:
         )
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
+def _files(folder: Path, suffix: str | tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
         return []
     files = [path for path in folder.iterdir() if path.name.lower().endswith(suffix)]

@@ -1,0 +1,172 @@
+"""`pipeline-local tokenize`: token files of a folder of texts, by a tokenizer of theirs or a given
+one."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_local import newfile
+from pipeline_local.data.images.splits import NoSplitError
+from pipeline_local.data.tokens.opening import find_texts
+from pipeline_local.errors import UserError
+from pipeline_local.screen import say
+from pipeline_local.text import draft
+from pipeline_local.text.progress import shown
+from pipeline_local.text.tokenizer import (
+    END,
+    FILE,
+    FileTokenizer,
+    Tokenizer,
+    open_tokenizer,
+    train,
+)
+from pipeline_local.text.writing import SplitFacts, Texts, Told, write_facts, write_split
+
+_LEAST = 257
+_TRAINING = "tokenizer"
+"""The name of the bar of its training."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        root: holds texts of both splits, or of one.
+        vocabulary: of a tokenizer to be trained on the training split; None: one is given.
+        tokenizer: bytes, a `tokenizer.json` or its folder; None: one is trained.
+        output: a new folder; None: `root` with a suffix.
+        field: of JSON lines or parquet, that holds the text.
+        end: token of the given tokenizer that ends a document; None: what its folder says.
+    """
+
+    root: Path
+    vocabulary: int | None = None
+    tokenizer: str | Path | None = None
+    output: Path | None = None
+    field: str = "text"
+    end: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the result goes."""
+        if self.output is not None:
+            return self.output
+        root, path = self.root.absolute(), Path(self.tokenizer or str(self.vocabulary))
+        name = path.absolute().parent.name if path.name == FILE else path.name
+        return root.with_name(f"{root.name}-{name}")
+
+    def texts(self) -> dict[str, Texts]:
+        """The files of each split.
+
+        Raises:
+            UserError: there are none, or none to train a tokenizer on.
+        """
+        found: dict[str, Texts] = {}
+        absent: list[NoSplitError] = []
+        for split in ("train", "test"):
+            try:
+                found[split] = find_texts(self.root, split, self.field)
+            except NoSplitError as error:
+                absent.append(error)
+        if absent and (not found or (self.vocabulary and "train" not in found)):
+            raise absent[0]
+        return found
+
+
+def tokenize(request: Request) -> Path:
+    """Write token files, `tokens.json` and the tokenizer into a new folder, and say what is in it.
+
+    What an interrupted call has done is kept in a folder beside it, and not done again.
+
+    Raises:
+        UserError: a mistake that the user must fix; the folder is then not there.
+    """
+    if request.vocabulary is not None and request.vocabulary < _LEAST:
+        raise UserError(
+            f"--vocabulary: at least {_LEAST}, for 256 bytes and the end token, got"
+            f" {request.vocabulary}"
+        )
+    texts, output = request.texts(), request.folder
+    newfile.check("--output", output)
+    given = None
+    if request.tokenizer is not None:
+        given = open_tokenizer(request.tokenizer, request.end)
+    training = {} if given else {_TRAINING: texts["train"]}
+    with shown({**training, **texts}) as told:
+        made = draft.make(
+            output, _facts(request, texts, given), lambda f: _fill(f, request, texts, given, told)
+        )
+    if not made:
+        raise UserError(f"--output: another process has written {output} meanwhile; use it")
+    say(f"wrote {output}; train with data.name=tokens data.root={output} data.sequence_length=N")
+    return output
+
+
+def _facts(request: Request, texts: dict[str, Texts], given: Tokenizer | None) -> dict[str, Any]:
+    """What a draft must have been begun with, to go on with it."""
+    files = {
+        split: [
+            (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in found.files
+        ]
+        for split, found in texts.items()
+    }
+    tokenizer = given and (given.digest, given.end_token)
+    return {
+        "files": files,
+        "field": request.field,
+        "vocabulary": request.vocabulary,
+        "tokenizer": tokenizer,
+    }
+
+
+def _fill(
+    folder: Path,
+    request: Request,
+    texts: dict[str, Texts],
+    given: Tokenizer | None,
+    told: Callable[[str], Told],
+) -> None:
+    tokenizer = given
+    if tokenizer is None:
+        assert request.vocabulary is not None, "one of both is given"
+        tokenizer = _trained(folder, texts["train"], request.vocabulary, told(_TRAINING))
+    splits = {}
+    for split, found in texts.items():
+        splits[split] = write_split(folder, split, found, tokenizer, told(split))
+        say(f"{split}: {_described(splits[split])}")
+    tokenizer.save(folder)
+    write_facts(folder, tokenizer, splits)
+
+
+def _trained(folder: Path, texts: Texts, vocabulary: int, told: Told) -> Tokenizer:
+    """The tokenizer that is in the draft, or else a new one."""
+    kept = draft.own(folder, FILE)
+    if not kept.is_file():
+        say(f"training a tokenizer of {vocabulary} tokens on {texts.bytes / 1e6:.1f} MB")
+        made = train(_read(texts, told), vocabulary)
+        if made.vocabulary < vocabulary:
+            say(f"the text has only {made.vocabulary} different tokens")
+        draft.write_json(kept, json.loads(made.content))
+    return FileTokenizer(kept.read_bytes(), END)
+
+
+def _read(texts: Texts, told: Told) -> Iterator[str]:
+    done = 0
+    for path in texts.files:
+        for piece in Texts((path,), texts.field).pieces():
+            told(done + piece.position)
+            yield piece.text
+        done += path.stat().st_size
+
+
+def _described(facts: SplitFacts) -> str:
+    each = facts.bytes / max(facts.tokens - 1, 1)
+    empty = f"; {facts.empty} empty ones are passed over" if facts.empty else ""
+    return (
+        f"{facts.tokens} tokens of {facts.bytes / 1e6:.1f} MB in {facts.documents} documents,"
+        f" {each:.3f} bytes per token{empty}"
+    )

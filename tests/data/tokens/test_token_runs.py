@@ -1,0 +1,135 @@
+"""Runs on tokens: they are resumed to the byte, judged on other texts, and keep to their data."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline_local import cli, configfile, finished
+from pipeline_local.errors import UserError
+from pipeline_local.learning.tasks import Task
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.text.tokenizer import ByteTokenizer
+from pipeline_local.trainer import train
+from tests.prose import prose
+
+
+class Logits(nn.Linear):
+    """[B, T, C] -> [B, V, T]."""
+
+    def forward(self, x):
+        return super().forward(x).transpose(1, 2)
+
+
+def bigrams(*, num_classes, image_shape):
+    return [nn.Embedding(num_classes, 8), nn.LayerNorm(8), Logits(8, num_classes)]
+
+
+class Next(Task):
+    """The next token at every place."""
+
+    adds_up = True
+
+    def __init__(self, num_classes, label_shape):
+        super().__init__((num_classes, *label_shape), label_shape)
+
+    def loss(self, outputs, labels):
+        return functional.cross_entropy(outputs.float(), labels)
+
+    def score(self, outputs, labels):
+        right = (outputs.argmax(1) == labels) & (labels >= 0)
+        return right.sum() / (labels >= 0).sum().clamp_min(1)
+
+
+@pytest.fixture
+def settings(texts, tmp_path):
+    return {
+        "model": {"name": f"python:{__name__}:bigrams"},
+        "task": {"name": f"python:{__name__}:Next"},
+        "data": {
+            "name": "tokens",
+            "root": str(texts),
+            "tokenizer": "bytes",
+            "sequence_length": 16,
+            "batch_size": 4,
+        },
+        "train": {"tokens": 1000},
+        "optimizer": {"name": "adamw", "lr": 0.05, "schedule": "constant"},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+
+
+def run(tree, resume=False, **changes):
+    sections = {name: {**tree.get(name, {}), **keys} for name, keys in changes.items()}
+    config = configfile.parse({**tree, **sections})
+    if resume:
+        said = [f"{name}.{k}={v}" for name, keys in changes.items() for k, v in keys.items()]
+        config = RunFolder(config.run.dir).resumed(said)
+    return train(config, RankInfo())
+
+
+def test_a_run_learns_and_is_resumed_to_the_byte(settings, tmp_path):
+    whole = run(settings)
+    assert whole["steps"] == 16, "1000 tokens of 64 in each step"
+    assert whole["loss"][0] < 3.5, "uniform would be 5.5"
+    (tmp_path / "run").rename(tmp_path / "whole")
+    run(settings, train={"tokens": 450})
+    again = run(settings, resume=True, train={"tokens": 1000})
+    assert again["resumed_after"] == 8
+    assert again["loss"] == whole["loss"]
+    for (_, one), (_, other) in zip(
+        finished.load_parts(tmp_path / "whole"), finished.load_parts(tmp_path / "run"), strict=True
+    ):
+        values = other.state_dict()
+        assert all(torch.equal(v, values[k]) for k, v in one.state_dict().items())
+
+
+def test_the_run_keeps_what_its_tokens_were(settings, tmp_path, capsys):
+    run(settings)
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert facts["tokenizer"] == ByteTokenizer().digest
+    assert facts["end_token"] == 256
+    assert "sequences of 16 tokens, 257 different ones" in capsys.readouterr().out
+
+
+def test_a_text_that_has_changed_is_named_on_resume(settings, texts):
+    run(settings, train={"tokens": 450})
+    text = (texts / "train" / "b.txt").read_text()
+    (texts / "train" / "b.txt").write_text(text.replace("sea", "sky"))
+    with pytest.raises(UserError, match=r"another content of train/b\.txt; resume it as it was"):
+        run(settings, resume=True, train={"tokens": 1000})
+    (texts / "train" / "b.txt").write_text(text)
+    assert run(settings, resume=True, train={"tokens": 1000})["steps"] == 16
+    with pytest.raises(UserError, match=r"another data\.sequence_length \(8, was 16\)"):
+        run(settings, resume=True, data={"sequence_length": 8})
+
+
+def test_evaluation_on_another_text(settings, tmp_path, capsys):
+    run(settings)
+    folder = tmp_path / "run"
+    other = tmp_path / "other"
+    (other / "test").mkdir(parents=True)
+    (other / "test" / "x.jsonl").write_text(json.dumps({"text": prose(60, 9)}) + "\n")
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder), f"data.root={other}", "data.batch_size=3"]) == 0
+    assert "Test set, per head" in capsys.readouterr().out
+    (other / "test" / "x.jsonl").unlink()
+    torch.arange(40, dtype=torch.int16).numpy().tofile(other / "test.bin")
+    assert cli.main(["evaluate", str(folder), f"data.root={other}"]) == 0, "it says bytes"
+    overrides = [f"data.root={other}", "data.tokenizer=null", "data.vocabulary=257"]
+    assert cli.main(["evaluate", str(folder), *overrides]) == 2
+    assert "are of another tokenizer (unknown of 257 tokens)" in capsys.readouterr().err
+
+
+def test_one_length_is_given(settings):
+    for changes, got in (({"steps": 3}, "steps and tokens"), ({"tokens": None}, "none")):
+        with pytest.raises(
+            UserError, match=f"one of train.epochs, train.steps and train.tokens, got {got}"
+        ):
+            run(settings, train=changes)
+    with pytest.raises(UserError, match=r"train\.tokens needs data\.name=tokens, got digits"):
+        configfile.parse({**settings, "data": {"name": "digits"}})
