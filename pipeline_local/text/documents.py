@@ -18,7 +18,7 @@ from pipeline_local.values import shorten
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 """Of files with text."""
-PIECE = 2**18
+PIECE = 2**16
 """Characters; a longer document comes in pieces of about so many."""
 _CHUNK = 2**20
 _ROWS = 256

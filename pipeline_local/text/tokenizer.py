@@ -25,6 +25,7 @@ _ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 """What the end token is called where nothing says so."""
 _DECISIVE = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 """Parts of a `tokenizer.json`."""
+_CLASS = "PreTrainedTokenizerFast"
 _NUM_BYTES = 256
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 
@@ -50,6 +51,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are no character become a question mark in a lozenge."""
 
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """How many bytes of text each id stands for [vocabulary]; None where that is not known."""
+
     def save(self, folder: Path) -> None:
         """Write it as a Hugging Face tokenizer folder."""
 
@@ -73,6 +77,10 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """As `Tokenizer.decode`; the end token is left out."""
         return bytes(i for i in ids if i < _NUM_BYTES).decode("utf-8", "replace")
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """As `Tokenizer.byte_lengths`."""
+        return np.array([1] * _NUM_BYTES + [0])
 
     def save(self, folder: Path) -> None:
         """As `Tokenizer.save`; `tokenizers` gives the same ids by the file."""
@@ -122,12 +130,23 @@ class FileTokenizer:
         """As `Tokenizer.decode`; special tokens are left out."""
         return str(self._library.decode(list(ids)))
 
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """As `Tokenizer.byte_lengths`: known of byte-level ones, a character for each byte."""
+        if type(self._library.decoder).__name__ != "ByteLevel":
+            return None
+        lengths = np.zeros(self.vocabulary, np.int64)
+        for token, number in self._library.get_vocab(with_added_tokens=False).items():
+            lengths[number] = len(token)
+        for number, token in self._library.get_added_tokens_decoder().items():
+            lengths[number] = 0 if token.special else len(token.content.encode())
+        return lengths
+
     def save(self, folder: Path) -> None:
-        """As `Tokenizer.save`: its own files, unchanged."""
+        """As `Tokenizer.save`: its own files, unless they name another end token."""
         (folder / FILE).write_bytes(self.content)
         for name, content in self.settings:
             (folder / name).write_bytes(content)
-        if not self.settings:
+        if _said(self.settings) != [self.end]:
             _save_settings(folder, self.end)
 
 
@@ -235,8 +254,9 @@ def _said(settings: Iterable[tuple[str, bytes]]) -> list[str]:
 
 
 def _save_settings(folder: Path, end: str) -> None:
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
-    (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
+    path = folder / SETTINGS
+    facts = json.loads(path.read_bytes()) if path.is_file() else {"tokenizer_class": _CLASS}
+    path.write_text(json.dumps({**facts, "eos_token": end}, indent=1) + "\n")
 
 
 def _byte_characters() -> list[str]:

@@ -19,7 +19,7 @@ from pipeline_local.text.tokenizer import Tokenizer
 
 FACTS = "tokens.json"
 FORMAT = 1
-_BATCH = 2**22
+_BATCH = 2**21
 """Characters that are encoded at once."""
 _EVERY = 2.0
 """Seconds between two notes of how far a file is."""

@@ -92,6 +92,15 @@ def test_saved_and_opened_it_is_the_same(trained, tmp_path):
     assert all((tmp_path / "again" / n).read_bytes() == (tmp_path / n).read_bytes() for n in names)
 
 
+def test_the_bytes_of_each_id_are_those_of_its_text(trained):
+    text = TEXT.replace(END, "") + prose(60)
+    for tokenizer in (trained, ByteTokenizer()):
+        lengths = tokenizer.byte_lengths()
+        (ids,) = tokenizer.encode([text])
+        assert lengths[ids].sum() == len(text.encode())
+        assert lengths[tokenizer.end_token] == 0
+
+
 def words(tmp_path, *special):
     """A tokenizer of whole words, as a folder."""
     vocab = {word: i for i, word in enumerate(["a", "b", *special])}
@@ -110,6 +119,7 @@ def test_the_end_token_is_what_the_folder_says(tmp_path):
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     assert open_tokenizer(folder / "tokenizer.json").end_token == 2
     assert open_tokenizer(folder, "b").end_token == 1
+    assert open_tokenizer(folder).byte_lengths() is None
     with pytest.raises(UserError, match=r"got none of nope among its tokens; .* data\.end_token"):
         open_tokenizer(folder, "nope")
 

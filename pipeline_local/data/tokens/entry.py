@@ -21,6 +21,7 @@ from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream
 from pipeline_local.errors import ConfigError, UserError, few
 from pipeline_local.layout import IGNORE_LABEL
+from pipeline_local.text.tokenizer import FILE, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,33 @@ def _open(data: DataConfig, split: Split) -> TokenSplit:
             "data.vocabulary: data.tokenizer says how large it is; leave one of them out"
         )
     return opening.open_split(data.root, split, options)
+
+
+def tokenizer_of(data: DataConfig, info: DataInfo) -> Tokenizer:
+    """The tokenizer of a run, for texts that come later.
+
+    Args:
+        data: of the run.
+        info: the facts of its data.
+
+    Raises:
+        UserError: nothing says which it is, or it is another one by now.
+    """
+    options = _options(data)
+    found = options.open_tokenizer()
+    if found is None and data.root is not None and (data.root / FILE).is_file():
+        found = open_tokenizer(data.root, options.end_token)
+    if found is None:
+        raise UserError(
+            f"data.tokenizer: nothing in data.root={data.root} says which it is; name it by"
+            f" data.tokenizer=PATH"
+        )
+    if info.tokenizer not in (None, found.digest):
+        raise UserError(
+            f"data.tokenizer: got {_named(found.digest, found.vocabulary)}, and the run was trained"
+            f" with {_named(info.tokenizer, info.num_classes)}; name that by data.tokenizer=PATH"
+        )
+    return found
 
 
 def _forget() -> None:

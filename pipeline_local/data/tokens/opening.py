@@ -99,11 +99,13 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
     _check_range(shards, found, vocabulary)
     beside = {Path(name).with_suffix(SUFFIX).name for name in map(str, paths)}
     others = passed_over(paths, root, split)
+    stream, lengths = TokenStream(shards), tokenizer.byte_lengths() if tokenizer else None
     return TokenSplit(
-        stream=TokenStream(shards),
+        stream=stream,
         vocabulary=vocabulary,
         tokenizer=tokenizer.digest if tokenizer else None,
         end_token=tokenizer.end_token if tokenizer else None,
+        bytes=None if lengths is None or split == "train" else stream.weigh(lengths),
         files=_named(root, paths, [each.digest for each in found]),
         passed_over=tuple(n for n in others if Path(n).with_suffix(SUFFIX).name not in beside),
     )

@@ -80,6 +80,14 @@ class TokenStream:
             parts.append(shard.ids()[max(start - begin, 0) : stop - begin].astype(np.int64))
         return np.concatenate(parts)
 
+    def weigh(self, weights: npt.NDArray[np.int64]) -> int:
+        """The sum of a weight [vocabulary] of each id."""
+        return sum(
+            int(weights[shard.ids()[start : start + _BLOCK]].sum())
+            for shard in self.shards
+            for start in range(0, shard.count, _BLOCK)
+        )
+
 
 def open_shard(path: Path) -> Shard:
     """Find out of which kind a file is, and whether it is whole.

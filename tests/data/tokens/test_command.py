@@ -55,6 +55,8 @@ def test_a_given_tokenizer_stays_as_it_is(texts, tmp_path):
     assert run(texts, "--tokenizer", folder, "--output", tmp_path / "b", "--end", "b") == 0
     ids = np.fromfile(tmp_path / "b" / "test.bin", np.uint16)
     assert ids[-1] == open_tokenizer(folder, "b").end_token
+    assert ids[-1] == open_tokenizer(tmp_path / "b").end_token, "the copy says so"
+    assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["more"] == 1
 
 
 def test_bytes_and_another_field(tmp_path):

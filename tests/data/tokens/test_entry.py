@@ -10,6 +10,7 @@ from pipeline_local.data.datasets import check_again, describe, open_data, passe
 from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.tokens.command import Request, tokenize
+from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.text.tokenizer import ByteTokenizer, train
 from tests.prose import prose
@@ -162,6 +163,19 @@ def test_other_texts_of_the_same_tokenizer_are_taken_again(texts, tmp_path):
     with pytest.raises(UserError, match=r"another tokenizer \(unknown of 290 tokens\)"):
         check_again(settings(other, vocabulary=290), info, "test")
     assert check_again(settings(tokens), info, "train") == info
+
+
+def test_the_tokenizer_of_a_run_is_found_again(texts, numbers, tmp_path):
+    mine = train([prose(900)], 290)
+    mine.save(tmp_path)
+    tokens = tokenize(Request(texts, tokenizer=tmp_path / "tokenizer.json", output=tmp_path / "t"))
+    info = describe(settings(tokens))
+    for data in (settings(tokens), settings(texts, tokenizer=tmp_path)):
+        assert tokenizer_of(data, info).digest == mine.digest
+    with pytest.raises(UserError, match=r"got \w{8} of 257 tokens, and the run .* of 290 tokens"):
+        tokenizer_of(settings(texts, tokenizer="bytes"), info)
+    with pytest.raises(UserError, match=r"nothing in data\.root=.* says which it is"):
+        tokenizer_of(settings(texts, vocabulary=100), info)
 
 
 def test_what_is_passed_over_is_said(texts):

@@ -128,6 +128,8 @@ def test_a_tokenizer_says_which_ids_there_may_be(tmp_path):
     found = open_split(tmp_path, "train", BYTES)
     assert (found.vocabulary, found.end_token) == (257, 256)
     assert found.tokenizer == ByteTokenizer().digest
+    nano_gpt(tmp_path / "val.bin", [1, 256, 2])
+    assert open_split(tmp_path, "test", BYTES).bytes_per_token == 1, "two bytes, two predictions"
     nano_gpt(tmp_path / "train.bin", [255, 257])
     with pytest.raises(UserError, match=r"must be 0 to 256, .*got 255 to 257"):
         open_split(tmp_path, "train", BYTES)
