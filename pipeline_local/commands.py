@@ -117,6 +117,15 @@ def _add_finished(commands: Commands) -> None:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     evaluate.set_defaults(run=_evaluate)
 
+    generate = commands.add_parser("generate", help="continue a text by a language model's run")
+    generate.add_argument("run_folder", type=_path, help="run.dir of a run")
+    generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
+    generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
+    generate.add_argument("--tokens", type=int, default=100, help="at most so many")
+    generate.add_argument("--temperature", type=float, default=1.0, help="0: the most probable")
+    generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    generate.set_defaults(run=_generate)
+
     diagnose = commands.add_parser("diagnose", help="local gradients beside the true global one")
     diagnose.add_argument("run_folder", type=_path, help="run.dir of a run")
     diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
@@ -291,6 +300,22 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.record import summary
 
     finished.evaluate(options.run_folder, summary.show, options.overrides)
+    return 0
+
+
+def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.generation import Generator
+
+    if options.temperature < 0 or options.tokens < 1:
+        raise UserError(
+            f"--temperature must be at least 0 and --tokens at least 1, got"
+            f" {options.temperature:g} and {options.tokens}"
+        )
+    speaker = Generator(options.run_folder, exit=options.exit)
+    say(options.prompt, end="")
+    for piece in speaker.text(options.prompt, options.tokens, options.temperature, options.seed):
+        say(piece, end="")
+    say("")
     return 0
 
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("memory",),
     ("placement",),
     ("callbacks", "agreement", "finished"),
-    ("trainer", "predictor"),
+    ("trainer", "predictor", "generation"),
     ("fitting",),
     ("simulation",),
     ("planning",),

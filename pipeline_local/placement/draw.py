@@ -78,16 +78,15 @@ def make_task(config: Config, info: DataInfo) -> Task:
     Raises:
         UserError: their labels do not fit the configured task.
     """
-    twice = config.reconcile.feeds_back or config.reconcile.estimator == "exact"
     own = {
         "label_smoothing": config.train.label_smoothing,
-        "twice": twice,
         "bytes_per_token": info.bytes_per_token,
     }
     options = TASKS.options(config.task.name, config.task.args, own)
     try:
         given = {"num_classes": info.num_classes, "label_shape": info.label_shape}
         task: Task = TASKS.make(config.task.name, Task, given, options)
+        task.twice = config.reconcile.feeds_back or config.reconcile.estimator == "exact"
         if config.task.name.startswith("python:"):
             check_task(task)
     except ValueError as error:

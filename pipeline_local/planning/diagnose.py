@@ -92,6 +92,7 @@ def diagnose(
     blueprint, modules, step = finished.load(run, device)
     blueprint = finished.reading(blueprint, run, overrides, "train", finished.READING)
     rank_info.prepare(blueprint.config.parallel)
+    blueprint.task.twice = True
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
     _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
@@ -162,7 +163,7 @@ def _compare(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> list[
 
 
 def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterator[_ModuleGraph]:
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_(x.is_floating_point())
     for module in modules:
         y = module.body(x)
         loss = local_loss(module.head, module.rules.task, y, labels, x).total
@@ -171,8 +172,11 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
 
 
 def _gradients(loss: Tensor, graph: _ModuleGraph) -> _Gradients:
-    inputs = [graph.x, graph.y, *graph.params]
-    x, y, *params = grad(loss, inputs, retain_graph=True, materialize_grads=True)
+    of_x = [graph.x] if graph.x.requires_grad else []  # tokens have no gradient
+    inputs = [*of_x, graph.y, *graph.params]
+    found = grad(loss, inputs, retain_graph=True, materialize_grads=True)
+    x = found[0] if of_x else graph.x
+    y, *params = found[len(of_x) :]
     return _Gradients(x, y, params)
 
 

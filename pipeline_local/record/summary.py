@@ -108,13 +108,16 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
     table = Table(title="Test set, per head", title_justify="left")
     metric = task.metric
     title = metric.replace("_", " ")
-    for column in ("module", "stage", "blocks", "head", title, "ensemble", "loss"):
+    shown = [name for name in task.shown if name in facts]
+    more = [name.replace("_", " ") for name in shown]
+    for column in ("module", "stage", "blocks", "head", title, "ensemble", *more, "loss"):
         justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
         table.add_column(column, justify=justify)
-    results = zip(rows, facts[metric], facts[f"ensemble_{metric}"], facts["loss"], strict=True)
-    for number, (row, *values, loss) in enumerate(results, start=1):
-        shown = [task.score_text(value).replace("%", " %") for value in values]
-        table.add_row(str(number), str(row.stage), row.blocks, row.head, *shown, f"{loss:.4f}")
+    scores, others = (metric, f"ensemble_{metric}"), (*shown, "loss")
+    for index, row in enumerate(rows):
+        values = [task.score_text(facts[name][index]).replace("%", " %") for name in scores]
+        values += [f"{facts[name][index]:.4f}" for name in others]
+        table.add_row(str(index + 1), str(row.stage), row.blocks, row.head, *values)
     console = Screen()
     console.print(table)
     if "seconds" in facts:

@@ -93,9 +93,7 @@ def uncut(backbone, modules):
 
 
 def ids_of(length=LENGTH, batch=3, seed=0):
-    return torch.randint(
-        VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @BOTH
@@ -339,9 +337,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_trained_is_one_line(args, message):
     with pytest.raises(UserError) as caught:
-        registry.build_with_shapes(
-            "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
-        )
+        registry.build_with_shapes("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -57,13 +57,12 @@ class NextToken(Task):
         num_classes: size of the vocabulary, V.
         label_shape: (T,), the length of a sequence.
         bytes_per_token: of the test text, for the bits per byte; None: unknown.
-        twice: whether the loss is differentiated twice, as the estimator `exact` does; then all
-            logits are held.
     """
 
     metric = "perplexity"
     better = "lower"
     percent = False
+    shown = ("accuracy", "bits_per_byte")
     adds_up = True
 
     def __init__(
@@ -72,13 +71,11 @@ class NextToken(Task):
         label_shape: tuple[int, ...],
         *,
         bytes_per_token: float | None = None,
-        twice: bool = False,
     ) -> None:
         if len(label_shape) != 1:
             raise ValueError(f"labels are tokens [T], got labels of shape {label_shape}")
         super().__init__((*label_shape, num_classes), label_shape)
         self.bytes_per_token = bytes_per_token
-        self.twice = twice
 
     @property
     def num_outputs(self) -> int:
@@ -91,7 +88,8 @@ class NextToken(Task):
         return self.label_shape
 
     def outputs(self, head: nn.Module, y: Tensor) -> Tensor | Logits:
-        """Run a head on activations [B, T, d]; return unformed logits if it offers them."""
+        """Run a head on activations [B, T, d]; return unformed logits if it offers them, and
+        their loss is differentiated once."""
         if not self.twice and isinstance(head, HasHidden):
             return Logits(head.hidden(y), head.weight)
         outputs: Tensor = head(y)

@@ -50,6 +50,11 @@ class Task(ABC):
     """Whether higher or lower scores are better."""
     percent = True
     """Whether scores are fractions that are displayed in percent."""
+    twice = False
+    """Whether a loss is differentiated more than once, as by the estimator `exact` and by
+    `diagnose`: then it may not take a way that allows it only once."""
+    shown: tuple[str, ...] = ()
+    """The names of further metrics (`measures`) for the table of results."""
     adds_up = False
     """Whether the scores of the parts of a test batch add up to those of the whole; then no outputs
     of whole batches are kept."""

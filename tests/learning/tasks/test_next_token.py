@@ -87,7 +87,8 @@ def test_a_head_without_hidden_state_gives_all_logits():
     assert isinstance(TASK.outputs(head, x), Logits)
     logits = TASK.outputs(plain, x)
     assert torch.equal(logits, head(x))
-    twice = NextToken(V, (T,), twice=True)
+    twice = NextToken(V, (T,))
+    twice.twice = True
     assert torch.equal(twice.outputs(head, x), logits)
     torch.testing.assert_close(TASK.loss(logits, labels), TASK.loss(TASK.outputs(head, x), labels))
 
