@@ -93,9 +93,7 @@ def uncut(backbone, modules):
 
 
 def ids_of(length=LENGTH, batch=3, seed=0):
-    return torch.randint(
-        VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @BOTH
@@ -251,8 +249,9 @@ def test_fresh_weights_follow_the_architecture_and_the_block_alone():
     assert torch.equal(state["transformer.ln_f.bias"], torch.zeros(64))
     block = backbone.blocks[2]
     again = made(block, backbone.initialize, seeds.derive(0, block.name), CPU, torch.float32)
-    assert torch.equal(again.state_dict()["1.mlp.c_fc.weight"], state["transformer.h.1.mlp.c_fc.weight"])  # fmt: skip
-    assert not torch.equal(state["transformer.h.0.mlp.c_fc.weight"], state["transformer.h.1.mlp.c_fc.weight"])  # fmt: skip
+    first, second = (state[f"transformer.h.{layer}.mlp.c_fc.weight"] for layer in (0, 1))
+    assert torch.equal(again.state_dict()["1.mlp.c_fc.weight"], second)
+    assert not torch.equal(first, second)
 
 
 def test_every_token_is_trained():
@@ -339,9 +338,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_trained_is_one_line(args, message):
     with pytest.raises(UserError) as caught:
-        registry.build_with_shapes(
-            "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
-        )
+        registry.build_with_shapes("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
