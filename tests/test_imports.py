@@ -45,6 +45,9 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
+HEAVY = {"deepspeed", "transformers", "tokenizers"}
+"""Libraries that take seconds to import, or may not be installed."""
+
 LARGEST_FOLDER = 0.15
 """Part of the package's lines."""
 
@@ -161,14 +164,15 @@ def processes_in_the_mathematics(package: Path) -> Iterator[str]:
             yield f"{source.name}:{line}: {source.part} knows no process: no torch.distributed"
 
 
-def deepspeed_at_import_time(package: Path) -> Iterator[str]:
+def heavy_at_import_time(package: Path) -> Iterator[str]:
     for source in sources(package):
         inside = {id(node) for f in source.functions() for node in ast.walk(f)}
         for node in ast.walk(source.tree):
             if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in inside:
                 continue
-            if any(name.split(".")[0] == "deepspeed" for _, name in source.imports(node)):
-                yield f"{source.name}:{node.lineno}: import deepspeed inside the function using it"
+            for _, name in source.imports(node):
+                if name.split(".")[0] in HEAVY:
+                    yield f"{source.name}:{node.lineno}: import {name} inside the function using it"
 
 
 def roles_in_the_step_loop(package: Path) -> Iterator[str]:
@@ -263,7 +267,7 @@ RULES = [
     circles,
     large_folders,
     processes_in_the_mathematics,
-    deepspeed_at_import_time,
+    heavy_at_import_time,
     roles_in_the_step_loop,
     long_functions,
     long_files,
@@ -309,9 +313,10 @@ TALL = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
         (processes_in_the_mathematics, "learning/a.py", "import torch.distributed as dist"),
         (processes_in_the_mathematics, "learning/a.py", "from torch import distributed"),
         (processes_in_the_mathematics, "models/a.py", "torch.distributed.barrier()"),
-        (deepspeed_at_import_time, "trainer.py", "import deepspeed"),
+        (heavy_at_import_time, "trainer.py", "import deepspeed"),
+        (heavy_at_import_time, "models/a.py", "from transformers import CONFIG_MAPPING"),
         (
-            deepspeed_at_import_time,
+            heavy_at_import_time,
             "learning/a.py",
             "try:\n    from deepspeed import x\nfinally: 1",
         ),

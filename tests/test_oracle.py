@@ -34,6 +34,34 @@ VIT = {
     },
     "data": {"name": "synthetic", "batch_size": 32, "image_size": 16, "limit": 200},
 }
+TOKENS = {"name": "tokens", "sequence_length": 16, "batch_size": 8, "tokenizer": "bytes"}
+LLAMA = {
+    "model": {
+        "name": "causal_lm",
+        "architecture": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "data": TOKENS,
+    "task": {"name": "next_token"},
+    "head": {"name": "readout", "depth": 1, "refresh": 3},
+    "optimizer": {"name": "muon", "lr": 0.01, "momentum": 0.9},
+}
+GPT2 = {
+    **LLAMA,
+    "model": {
+        "name": "causal_lm",
+        "architecture": "gpt2",
+        "n_embd": 16,
+        "n_layer": 5,
+        "n_head": 2,
+        "n_positions": 16,
+        "tie_word_embeddings": False,
+    },
+}
 EXACT = {"weight": 0.2, "estimator": "exact", "every": 1}
 FINITE = {"weight": 0.2, "estimator": "finite_difference", "every": 1}
 UPSTREAM = {"distance": "relative", "every": 2}
@@ -109,6 +137,13 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
         "parallel": {"wire_dtype": "bfloat16"},
     },
+    "readouts over several hops, both directions, microbatches": {
+        **LLAMA,
+        "train": {"steps": 20, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
+    "readouts, dropout, finite difference": {**GPT2, "reconcile": FINITE},
     "contrast, on half of the batch": {
         **RESNET,
         "information": {"name": "contrast", "weight": 0.3},
@@ -124,7 +159,19 @@ def parse(case, folder):
     tree["run"] = {"dir": str(folder)}
     tree["parallel"] = {"threads": 1, **case.get("parallel", {})}
     tree["head"] = case.get("head", {"name": "auglocal"})
+    if tree["data"]["name"] == "tokens":
+        tree["data"] = {**tree["data"], "root": str(texts(folder.parent / "texts"))}
     return configfile.parse(tree)
+
+
+def texts(folder):
+    """A folder of texts; the same ones wherever it is."""
+    for split, count in (("train", 300), ("test", 60)):
+        path = folder / split / "squares.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(" ".join(str(n * n) for n in range(count)))
+    return folder
 
 
 def run_stage(rank_info, config):
@@ -138,7 +185,8 @@ def checkpoint(folder):
 
 def scores(folder):
     summary = json.loads((folder / "summary.json").read_text())
-    return summary["accuracy"], summary["ensemble_accuracy"], summary["loss"]
+    names = ("accuracy", "ensemble_accuracy", "perplexity", "ensemble_perplexity", "loss")
+    return {name: summary[name] for name in names if name in summary}
 
 
 @pytest.mark.parametrize("name", CASES)

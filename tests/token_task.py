@@ -57,7 +57,7 @@ def head(site):
     return Head(nn.Sequential(Unembedding(norm, matrix)))
 
 
-def settings(run, **sections):
+def settings(run, /, **sections):
     """A mapping of sections that `configfile` takes, for a tiny model of two layers."""
     model = {
         "name": "causal_lm",

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,

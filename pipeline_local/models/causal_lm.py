@@ -269,7 +269,8 @@ def _kinds(config: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
 
 
 def _path(model: nn.Module, part: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is part)
+    path: str = next(name for name, module in model.named_modules() if module is part)
+    return path
 
 
 @dataclass(frozen=True)

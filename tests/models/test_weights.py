@@ -136,7 +136,7 @@ class Bomb:
     ("name", "write", "message"),
     [
         ("none.pt", None, "does not exist"),
-        ("folder.pt", lambda p: p.mkdir(), "is no file"),
+        ("folder.pt", lambda p: p.mkdir(), "has no model.safetensors"),
         ("a.safetensors", lambda p: p.write_bytes(b"garbage"), "cannot be read"),
         ("b.pt", lambda p: p.write_bytes(b"garbage"), r"model\.weights"),
         ("c.pt", lambda p: torch.save([1, 2], p), "holds no state dict"),
