@@ -23,6 +23,7 @@ from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch
 from pipeline_local.data.tokens import entry as tokens
+from pipeline_local.data.tokens import synthetic as synthetic_tokens
 from pipeline_local.errors import UserError
 
 
@@ -193,6 +194,7 @@ def passed_over(data: DataConfig) -> list[str]:
 
 
 DATA.add("tokens", tokens.ENTRY)
+DATA.add("synthetic_tokens", synthetic_tokens.ENTRY)
 
 
 def open_data(data: DataConfig) -> RunData:

@@ -148,13 +148,13 @@ def _named(tokenizer: str | None, vocabulary: int) -> str:
 def _open(data: DataConfig, split: Split) -> TokenSplit:
     if lines := problems(data):
         raise ConfigError(lines)
-    assert data.root is not None, "an entry that needs a root"
     options = _options(data)
     if options.vocabulary is not None and options.tokenizer is not None:
         raise UserError(
             "data.vocabulary: data.tokenizer says how large it is; leave one of them out"
         )
-    return opening.open_split(data.root, split, options)
+    entry: TokenEntry = DATA.find(data.name)
+    return entry.open(data.root, split, options)
 
 
 def tokenizer_of(data: DataConfig, info: DataInfo) -> Tokenizer:
@@ -192,7 +192,9 @@ def _forget() -> None:
 
 def _options(data: DataConfig) -> Options:
     checked = DATA.options(data.name, data.args)
-    return Options(**{each.name: checked[each.name] for each in fields(Options)})
+    return Options(
+        **{each.name: checked[each.name] for each in fields(Options) if each.name in checked}
+    )
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class TestSource:
         return x, y
 
 
-class _Entry:
+class TokenEntry:
     """The entry of `DATA`: gives its own `RunData` instead of opening images."""
 
     __module__ = __name__
@@ -285,8 +287,12 @@ class _Entry:
             test_split: what the test split is called; null: test, val or validation.
             augment, mixup, image_size, on_error: of images alone.
         """
-        assert root is not None, "an entry that needs a root"
         options = Options(sequence_length, tokenizer, end_token, field, vocabulary, test_split)
+        return self.open(root, split, options)
+
+    def open(self, root: Path | None, split: str, options: Options) -> TokenSplit:
+        """A split of a folder."""
+        assert root is not None, "an entry that needs a root"
         return opening.open_split(root, split, options)
 
     def run_data(self, data: DataConfig) -> TokenData:
@@ -294,4 +300,4 @@ class _Entry:
         return TokenData(data)
 
 
-ENTRY = _Entry()
+ENTRY = TokenEntry()
