@@ -153,8 +153,9 @@ def _open(data: DataConfig, split: Split) -> TokenSplit:
         raise UserError(
             "data.vocabulary: data.tokenizer says how large it is; leave one of them out"
         )
-    entry: TokenEntry = DATA.find(data.name)
-    return entry.open(data.root, split, options)
+    entry: Any = DATA.find(data.name)
+    found: TokenSplit = entry.open(data.root, split, options)
+    return found
 
 
 def tokenizer_of(data: DataConfig, info: DataInfo) -> Tokenizer:
