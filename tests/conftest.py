@@ -20,6 +20,7 @@ import pytest
 if not os.environ.get("PIPELINE_LOCAL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 import torch
 import torch._dynamo  # the first optimizer step imports it: once here, not in every forked rank

@@ -63,7 +63,6 @@ def test_json_lines_plain_and_compressed(tmp_path, suffix):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
 def test_several_streams_in_one_file_are_all_read(tmp_path, pack):
-    """zstandard's own reader stops without a word after the first one."""
     path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
     path.write_bytes(pack(lines()) + pack(lines(["more"])))
     assert read(path) == [*DOCUMENTS, "more"]
@@ -134,6 +133,7 @@ def test_mistakes_in_json_lines_are_named_with_their_line(tmp_path):
 
 
 def test_damaged_files_are_named(tmp_path):
+    """zstandard's own reader ends without a word where a stream is cut off."""
     text = lines([prose(500)])
     for name, content in {
         "cut.jsonl.gz": gzip.compress(text)[:-20],

@@ -97,7 +97,7 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
             f" data.vocabulary"
         )
     _check_range(shards, found, vocabulary)
-    beside = {Path(name).with_suffix(SUFFIX).name for name in map(str, paths)}
+    own = {path.with_suffix(".idx").name for path in paths}
     others = passed_over(paths, root, split)
     stream, lengths = TokenStream(shards), tokenizer.byte_lengths() if tokenizer else None
     return TokenSplit(
@@ -107,7 +107,7 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
         end_token=tokenizer.end_token if tokenizer else None,
         bytes=None if lengths is None or split == "train" else stream.weigh(lengths),
         files=_named(root, paths, [each.digest for each in found]),
-        passed_over=tuple(n for n in others if Path(n).with_suffix(SUFFIX).name not in beside),
+        passed_over=tuple(name for name in others if name not in own),
     )
 
 
@@ -124,6 +124,11 @@ def _written(root: Path, split: str, options: Options) -> TokenSplit:
         raise UserError(
             f"data.tokenizer: {options.tokenizer} is not the tokenizer of {root}; leave it out, as"
             f" the folder has its own"
+        )
+    if options.vocabulary not in (None, facts["vocabulary"]):
+        raise UserError(
+            f"data.vocabulary: {root} has one of {facts['vocabulary']}, got {options.vocabulary};"
+            f" leave it out"
         )
     own = writing.SplitFacts(**facts["splits"][split])
     path = root / f"{split}{SUFFIX}"

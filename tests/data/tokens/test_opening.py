@@ -63,6 +63,8 @@ def test_token_files_of_another_tokenizer_are_refused(tokens, tmp_path):
     options = Options(16, tokenizer=tmp_path)
     with pytest.raises(UserError, match=r"is not the tokenizer of .*texts-bytes; leave it out"):
         open_split(tokens, "train", options)
+    with pytest.raises(UserError, match=r"texts-bytes has one of 257, got 300; leave it out"):
+        open_split(tokens, "train", Options(16, vocabulary=300))
 
 
 def test_damage_to_what_tokenize_has_written_is_named(tokens):
