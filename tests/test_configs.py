@@ -20,6 +20,20 @@ def facts(config):
     """Of the real data set, which need not be here."""
     if config.data.name in ("digits", "synthetic"):
         return describe(config.data)
+    if config.data.name == "tokens":
+        length = config.data.args["sequence_length"]
+        different = 257 if config.data.args.get("tokenizer") == "bytes" else 8192
+        return DataInfo(
+            num_train=1800,
+            num_test=300,
+            num_classes=different,
+            image_shape=(length,),
+            mean=(),
+            std=(),
+            classes=(),
+            label_shape=(length,),
+            dtype="int64",
+        )
     size = config.data.image_size or 224
     imagenet = "imagenet" in str(config.data.root)
     train, test, classes = (1_281_167, 50_000, 1000) if imagenet else (50_000, 10_000, 10)
