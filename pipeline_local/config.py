@@ -139,6 +139,27 @@ class ReconcileConfig(NamingSection):
 
 
 @dataclass(frozen=True)
+class DistillConfig(Section):
+    """Distillation: an auxiliary head learns from the outputs of later heads for the same batch,
+    which flow upstream and arrive a fixed number of steps later."""
+
+    weight: NonNegative = 0.0
+    """Of the divergence of a head's outputs from its teacher's. 0: off."""
+    teacher: Literal["together", "last"] = "together"
+    """together: the head itself and all later ones; last: the network's own classifier."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """What logits are divided by; the divergence is multiplied by its square."""
+    every: Positive = 8
+    """Distil the batch of every n-th step, with the weight scaled by n. Until it is distilled, a
+    module keeps its activations: 5 steps for each module downstream."""
+
+    @property
+    def strength(self) -> float:
+        """The weight in a step that distils."""
+        return self.weight * self.every
+
+
+@dataclass(frozen=True)
 class DataConfig(NamingSection):
     """The data. Only the first stage reads it. Any further `data.KEY` is an option of `name`."""
 
@@ -277,6 +298,7 @@ class Config(Section):
     head: HeadConfig = HeadConfig()
     information: InformationConfig = InformationConfig()
     reconcile: ReconcileConfig = ReconcileConfig()
+    distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()

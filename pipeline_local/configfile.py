@@ -349,6 +349,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{config.head.name} has nothing to train; use reconcile.direction=downstream or"
             f" another head"
         )
+    if config.distill.weight and not getattr(HEADS.find(config.head.name), "learns", True):
+        yield (
+            f"distill.weight={config.distill.weight} trains heads, and head.name="
+            f"{config.head.name} has nothing to train; leave distill out, or use another head"
+        )
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"

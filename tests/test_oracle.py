@@ -109,6 +109,15 @@ CASES = {
         "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
         "parallel": {"wire_dtype": "bfloat16"},
     },
+    "distillation": {**RESNET, "distill": {"weight": 0.5, "every": 3}},
+    "distillation by the last head beside copies, both directions, microbatches, dropout": {
+        **VIT,
+        "head": {"name": "ema", "refresh": 2},
+        "train": {"steps": 24, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
+        "distill": {"weight": 0.5, "teacher": "last", "every": 1},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
     "contrast, on half of the batch": {
         **RESNET,
         "information": {"name": "contrast", "weight": 0.3},

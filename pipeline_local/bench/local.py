@@ -183,8 +183,7 @@ class LocalPipeline(Baseline):
         return self.workload.placement.stages[self.workload.rank_info.rank]
 
     def _turn(self, stop: int) -> Blueprint:
-        own = self.blueprint.run_plan
-        turn = PartialRunPlan(own.config, own.num_train, own.num_test, stop)
+        turn = PartialRunPlan(**vars(self.blueprint.run_plan), stop=stop)
         return replace(self.blueprint, run_plan=turn)
 
     def _step(self, number: int) -> Step:

@@ -122,6 +122,7 @@ class Blueprint:
                 tuple(Spec(tuple(p.shape), self.dtype) for p in part.parameters())
                 for part in self.meta_body(index)
             ),
+            part=Spec((size, *self.task.output_shape), torch.float32),
         )
 
     def lagged_specs(
@@ -182,6 +183,7 @@ class Blueprint:
         rules = Rules(
             seed=config.train.seed,
             reconcile=config.reconcile,
+            distill=config.distill,
             task=self.task,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
