@@ -293,6 +293,13 @@ def test_a_fixed_head_cannot_heed(tmp_path: Path, direction: str) -> None:
     assert with_overrides(tmp_path, *upwards[:2]).head.name == "etf"
 
 
+def test_a_fixed_head_learns_from_no_teacher(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "head.name=etf", "distill.weight=0.5")
+    assert line.startswith("distill.weight=0.5 trains heads, and head.name=etf has nothing to")
+    (line,) = problems(tmp_path, TEXT, "distill.wieght=0.5")
+    assert line.endswith("did you mean 'distill.weight'?")
+
+
 def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:
     low = ("precision=bfloat16", "parallel.wire_dtype=bfloat16")
     assert with_overrides(tmp_path, *low).parallel.wire_dtype == "bfloat16", "the same bytes"

@@ -33,9 +33,7 @@ def networks():
         layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, CLASSES)
         return nn.Sequential(*layers).double()
 
-    return [
-        (nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double(), head()) for _ in range(COUNT)
-    ]
+    return [(nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double(), head()) for _ in range(COUNT)]
 
 
 def batch(step, part):
