@@ -343,17 +343,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
             f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
         )
-    if reconcile.feeds_back and not getattr(HEADS.find(config.head.name), "learns", True):
-        yield (
-            f"reconcile.direction={reconcile.direction} trains heads, and head.name="
-            f"{config.head.name} has nothing to train; use reconcile.direction=downstream or"
-            f" another head"
-        )
-    if config.distill.weight and not getattr(HEADS.find(config.head.name), "learns", True):
-        yield (
-            f"distill.weight={config.distill.weight} trains heads, and head.name="
-            f"{config.head.name} has nothing to train; leave distill out, or use another head"
-        )
+    yield from _nothing_to_train(config)
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
@@ -361,3 +351,19 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
         yield f"data.root is needed for data.name={data.name}; name the folder"
+
+
+def _nothing_to_train(config: Config) -> Iterator[str]:
+    """What trains heads, where they cannot learn."""
+    reconcile, distill = config.reconcile, config.distill
+    trains = reconcile.feeds_back or distill.weight > 0
+    if not trains or getattr(HEADS.find(config.head.name), "learns", True):
+        return
+    head = f"trains heads, and head.name={config.head.name} has nothing to train"
+    if reconcile.feeds_back:
+        yield (
+            f"reconcile.direction={reconcile.direction} {head}; use reconcile.direction=downstream"
+            f" or another head"
+        )
+    if distill.weight:
+        yield f"distill.weight={distill.weight} {head}; leave distill out, or use another head"

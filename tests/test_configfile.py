@@ -23,7 +23,7 @@ MINIMAL: dict[str, Any] = {
 TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
-    "model", "data", "task", "modules", "head", "information", "reconcile",
+    "model", "data", "task", "modules", "head", "information", "reconcile", "distill",
     "train", "optimizer", "parallel", "checkpoint", "run",
 ]  # fmt: skip
 
