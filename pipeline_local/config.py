@@ -88,6 +88,9 @@ class HeadConfig(NamingSection):
     """ema: steps from one publication of the block's parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
+    fraction: Fraction = 1.0
+    """The random part of each batch from which auxiliary heads learn and give signals, the same for
+    all of them. Bodies see the whole batch; the other samples give them no gradient."""
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
             f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
         )
-    yield from _nothing_to_train(config)
+    yield from _about_heads(config)
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
@@ -353,17 +353,23 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"data.root is needed for data.name={data.name}; name the folder"
 
 
-def _nothing_to_train(config: Config) -> Iterator[str]:
-    """What trains heads, where they cannot learn."""
-    reconcile, distill = config.reconcile, config.distill
+def _about_heads(config: Config) -> Iterator[str]:
+    """What heads are asked to do and cannot."""
+    reconcile, distill, head = config.reconcile, config.distill, config.head
+    if reconcile.weight and head.fraction < 1:
+        yield (
+            f"head.fraction={head.fraction} gives signals for a part of the batch, and the last"
+            f" module gradients for all of it: reconcile.weight={reconcile.weight} would make them"
+            f" alike; use head.fraction=1 or reconcile.weight=0"
+        )
     trains = reconcile.feeds_back or distill.weight > 0
-    if not trains or getattr(HEADS.find(config.head.name), "learns", True):
+    if not trains or getattr(HEADS.find(head.name), "learns", True):
         return
-    head = f"trains heads, and head.name={config.head.name} has nothing to train"
+    why = f"trains heads, and head.name={head.name} has nothing to train"
     if reconcile.feeds_back:
         yield (
-            f"reconcile.direction={reconcile.direction} {head}; use reconcile.direction=downstream"
+            f"reconcile.direction={reconcile.direction} {why}; use reconcile.direction=downstream"
             f" or another head"
         )
     if distill.weight:
-        yield f"distill.weight={distill.weight} {head}; leave distill out, or use another head"
+        yield f"distill.weight={distill.weight} {why}; leave distill out, or use another head"

@@ -118,6 +118,13 @@ CASES = {
         "distill": {"weight": 0.5, "teacher": "last", "every": 1},
         "parallel": {"wire_dtype": "bfloat16"},
     },
+    "heads on a part of the batch, microbatches, dropout, distillation": {
+        **VIT,
+        "head": {"name": "auglocal", "fraction": 0.5},
+        "information": {"name": "reconstruction"},
+        "train": {"steps": 16, "microbatches": 2},
+        "distill": {"weight": 0.5, "every": 1},
+    },
     "contrast, on half of the batch": {
         **RESNET,
         "information": {"name": "contrast", "weight": 0.3},

@@ -170,7 +170,7 @@ class LocalPipeline(Baseline):
             if self.blueprint.is_last(module.index):
                 own += head
             else:
-                auxiliary += head
+                auxiliary += round(self.blueprint.config.head.fraction * head)
         return auxiliary // 2, own // 2
 
     def _make(self) -> None:

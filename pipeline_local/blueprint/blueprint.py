@@ -182,6 +182,7 @@ class Blueprint:
         config = self.config
         rules = Rules(
             seed=config.train.seed,
+            fraction=config.head.fraction,
             reconcile=config.reconcile,
             distill=config.distill,
             task=self.task,
@@ -192,7 +193,7 @@ class Blueprint:
             lag=self.run_plan.lag,
         )
         make = partial(optimizer.build, config.optimizer)
-        return LocalModule(index, body, head, make, rules)
+        return LocalModule(index, body, head, make, rules, not self.is_last(index))
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
         """Allocate and fill one block, with the values that it carries or with fresh weights.

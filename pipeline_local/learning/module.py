@@ -21,7 +21,7 @@ from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.learning import distillation, estimators, reconcile
-from pipeline_local.learning.comparison import compare
+from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.inference import Inference
 from pipeline_local.learning.information import LocalLoss, local_loss, term_of
 from pipeline_local.learning.lagged import LaggedMessages
@@ -62,6 +62,7 @@ class LocalModule(Inference):
         head: maps activations [B, ...] to outputs [B, ...]; for the last module the classifier.
         optimizer: makes the module's optimizer from its parameters.
         rules: the settings that all modules of a run share.
+        auxiliary: whether the head is an auxiliary one, and not the network's classifier.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class LocalModule(Inference):
         head: nn.Module,
         optimizer: MakeOptimizer,
         rules: Rules,
+        auxiliary: bool = True,
     ) -> None:
         super().__init__(index, body, head, rules)
+        self.auxiliary = auxiliary
         self._body_params = [p for p in body.parameters() if p.requires_grad]
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
@@ -100,15 +103,23 @@ class LocalModule(Inference):
     def signal(self) -> Tensor:
         """Act 2: run the head and return the output gradient, shaped like the activations.
 
-        It costs a forward and backward pass of the head alone.
+        It costs a forward and backward pass of the head alone, on a part of the batch if so
+        configured; for the other samples the gradient is zero.
         """
-        now = self._now()
-        y = now.y.detach().requires_grad_()
-        local = self._loss(y, now.labels, now.x)
+        now, laid_out = self._now(), self.rules.wire_format.laid_out
+        part = self._part() if self.auxiliary else None
+        y, labels, x = now.y.detach(), now.labels, now.x
+        if part is not None:
+            y, labels = laid_out(y[part]), labels[part]
+            x = x[part] if self._recalls_input else x
+        y.requires_grad_()
+        local = self._loss(y, labels, x)
         params = [] if self._shifts else self._head_params
         output_grad, *now.head_grads = gradients.of(local.total, [y, *params])
         output_grad = torch.zeros_like(y) if output_grad is None else output_grad
-        now.output_grad = self.rules.wire_format.laid_out(output_grad)  # as the body's output
+        if part is not None:
+            output_grad = torch.zeros_like(now.y).index_copy_(0, part, output_grad)
+        now.output_grad = laid_out(output_grad)  # as the body's output
         self._measure(loss=local.total.detach())
         recalled = [now.x.detach()] if self._recalls_input else []
         if self.lagged.begins(now.step, now.microbatch):
@@ -116,7 +127,7 @@ class LocalModule(Inference):
         self.lagged.keep(now.step, now.microbatch, now.y.detach(), now.labels, *recalled)
         if now.step.log:
             task = self.rules.task
-            self._measure(**{task.metric: task.score(local.outputs.detach(), now.labels)})
+            self._measure(**{task.metric: task.score(local.outputs.detach(), labels)})
             if local.information is not None:
                 self._measure(information=local.information)
         return now.output_grad
@@ -143,7 +154,7 @@ class LocalModule(Inference):
         lagged = self.lagged.send(self, now.step, now.microbatch, g)
         if now.signal is not None:
             if now.step.log:
-                self._measure(**vars(compare(first.input, now.signal)))
+                self._measure(**vars(self._comparison(first.input, now.signal)))
             if now.step.reconcile:
                 total = self._reconciled(first)
         self.engine.add(total, now.step.microbatches)
@@ -230,6 +241,21 @@ class LocalModule(Inference):
         return self.engine.gradients
 
     # ---- inside ---------------------------------------------------------------------------
+
+    def _part(self) -> Tensor | None:
+        """The samples of this microbatch that auxiliary heads see, for all modules alike; None: all
+        of them."""
+        now, rules = self._now(), self.rules
+        draw = seeds.generator(rules.seed, "head part", now.step.number, now.microbatch)
+        return reconcile.part(now.y, rules.fraction, draw)
+
+    def _comparison(self, g: Tensor, signal: Tensor) -> Comparison:
+        """Compare for the samples that have a signal."""
+        part = self._part()
+        if part is None:
+            return compare(g, signal)
+        own = g[part] if self.auxiliary else reconcile.of_part(g, part)
+        return compare(own, signal[part])
 
     def _recall(self, step: Step, kept: Kept) -> tuple[Tensor, Tensor, Tensor | None]:
         """Go back to a microbatch of an earlier step: its activations, its labels, and the module's

@@ -15,6 +15,8 @@ class Rules:
     """The settings that all modules of a run share."""
 
     seed: int = 0
+    fraction: float = 1.0
+    """The part of each batch that auxiliary heads see in training."""
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     task: Task = field(default_factory=lambda: Classification(1))

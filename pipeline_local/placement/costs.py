@@ -136,8 +136,10 @@ class Costs:
             if self.information:
                 head += self.information.get(blocks, IMPOSSIBLE)
         added = self._added(index, count, body, head)
-        distill, signal = self.config.distill, head.forward + head.backward
-        distilled = signal / distill.every if distill.weight > 0 and index < count - 1 else 0.0
+        signal, distilled, distill = head.forward + head.backward, 0.0, self.config.distill
+        if index < count - 1:
+            distilled = signal / distill.every if distill.weight > 0 else 0.0
+            signal *= self.config.head.fraction
         return ModuleCost(
             forward=body.forward,
             signal=signal,

@@ -199,9 +199,9 @@ def _facts(plan: Plan) -> list[str]:
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
         "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
         " runs their forward passes again.",
-        "Kept: activations between acts 1 and 3. Learn: act 3, with the update, with what distillation"
-        " adds on average over the steps, and with SGR, what reconciliation adds. Peak in: the act"
-        " with the highest memory.",
+        "Kept: activations between acts 1 and 3. Learn: act 3, with the update and, on average over"
+        " the steps, what distillation and reconciliation (SGR) add. Peak in: the act with the"
+        " highest memory.",
         f"Imbalance: the most expensive stage costs {plan.imbalance:.2f} times the mean.",
         *_peaks(plan),
     ]

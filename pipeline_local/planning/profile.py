@@ -200,9 +200,15 @@ class _PartTimer:
         reconcile = replace(config.reconcile, weight=config.reconcile.weight or 1.0)
         reconcile = replace(reconcile, fraction=1.0)
         parallel = replace(config.parallel, cuts="uniform")
+        head = replace(config.head, fraction=1.0)
         distill = DistillConfig()  # it needs several modules
         config = replace(
-            config, modules=modules, reconcile=reconcile, distill=distill, parallel=parallel
+            config,
+            modules=modules,
+            head=head,
+            reconcile=reconcile,
+            distill=distill,
+            parallel=parallel,
         )
         self.blueprint = draw(config, info)
         self._runs = runs

@@ -108,6 +108,7 @@ def test_peak_of_a_reconciling_stage(model, recompute):
         {"reconcile": {"weight": 0.1, "fraction": 0.5}},
         {"reconcile": {"weight": 0.1, "estimator": "shift", "every": 1}},
         {"train": {"steps": 100, "microbatches": 4}, "data": {"name": "digits", "batch_size": 16}},
+        {"head": {"name": "auglocal", "fraction": 0.5}},
         {"precision": "bfloat16"},
         {"channels_last": True, "reconcile": {"weight": 0.1}},
         {"parallel": {"wire_dtype": "float16"}},

@@ -95,6 +95,15 @@ def test_a_module_in_three_acts():
     assert first.total == first.forward + first.signal + first.learn
 
 
+def test_heads_on_a_part_of_the_batch_cost_that_part():
+    """But for the update, and for the network's own classifier."""
+    whole, part = made({"weight": 0.0}), made({"weight": 0.0})
+    part = replace(part, config=replace(part.config, head=replace(part.config.head, fraction=0.25)))
+    first, thin = (costs.module(0, 2, range(2)) for costs in (whole, part))
+    assert (thin.signal, thin.learn) == (first.signal / 4, first.learn)
+    assert part.module(1, 2, range(2, 4)) == whole.module(1, 2, range(2, 4))
+
+
 def test_distillation_is_a_second_pass_of_the_head():
     """Of all heads but the last, which is nobody's pupil."""
     plain, distilled = made({"weight": 0.0}), made({"weight": 0.0})
