@@ -76,16 +76,17 @@ class HeadConfig(NamingSection):
     name: str = "auglocal"
     """linear; etf: fixed simplex vertices, nothing to learn; mlp: DGL's mlp-sr; conv: InfoPro's
     1c2f; auglocal: fresh copies of later blocks; ema: a read-only copy of the next module's first
-    block."""
-    depth: Positive = 2
-    """auglocal: copied blocks in the first module's head."""
+    block; readout: for language models, private blocks and a read-only copy of the last module's
+    unembedding."""
+    depth: Annotated[int, Field(ge=0, lt=2**63)] = 2
+    """auglocal: copied blocks in the first module's head; readout: in each head."""
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
     pool: Positive = 1
     """auglocal: side of the squares of positions whose means the copies see; 2: they cost a
     quarter."""
     refresh: Positive = 10
-    """ema: steps from one publication of the block's parameters to the next."""
+    """ema, readout: steps from one publication of the copied parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
     fraction: Fraction = 1.0
@@ -152,9 +153,10 @@ class DistillConfig(Section):
     """together: the head itself and all later ones; last: the network's own classifier."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """What logits are divided by; the divergence is multiplied by its square."""
-    every: Positive = 8
-    """Distil the batch of every n-th step, with the weight scaled by n. Until it is distilled, a
-    module keeps its activations: 5 steps for each module downstream."""
+    every: Positive = 2
+    """Distil the batch of every n-th step, with the weight scaled by n, which is rough where n is
+    large. Until it is distilled, a module keeps its activations: 5 steps for each module
+    downstream."""
 
     @property
     def strength(self) -> float:
@@ -225,17 +227,21 @@ class OptimizerConfig(NamingSection):
     """One optimizer per module, all of the same settings."""
 
     name: str = "sgd"
-    """sgd or adamw."""
+    """sgd, adamw, or muon: for matrices, with adamw for all else."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """sgd: Nesterov momentum; adamw: beta1."""
+    """sgd, muon: Nesterov momentum; adamw: beta1."""
     weight_decay: NonNegative = 1e-4
-    """Of every parameter."""
+    """Of the parameters that `decay` names."""
+    decay: Literal["all", "matrices"] = "all"
+    """all: every parameter decays; matrices: no biases, norms, embeddings or unembeddings, as is
+    usual for language models. muon: always matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
     schedule: str = "cosine"
-    """After the warm-up. cosine: to zero; linear: to zero; constant; or
+    """After the warm-up. cosine: to zero; linear: to zero; constant; wsd: constant, then linear to
+    zero in the last fifth; or
     "python:package.module:function" of (step, num_steps), a factor of the rate."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm of a module; null: off. Local to the module, never a global vote."""

@@ -77,9 +77,10 @@ def fit(
         loss: outputs [B, ...] and labels [B, ...] -> scalar, a mean over the batch; None: the
             task's.
         metric: of the same arguments, any number that is a mean over the batch; None: the task's.
-        task: classification, regression, multi_label or dense, or a mapping with its name and
-            options, or a `Task`; None: by the labels. Whole numbers are classes, maps [H, W] of
-            them dense; floating-point numbers are regression.
+        task: classification, regression, multi_label, dense or next_token, or a mapping with its
+            name and options, or a `Task`; None: by the labels. Whole numbers are classes, maps
+            [H, W] of them dense, tokens [T] with outputs [T, V] next_token; floating-point numbers
+            are regression.
         optimizer: a name (`optimizer.name`), or what makes an optimizer of a module's parameters.
         lr: highest learning rate; None: the optimizer's own, else 0.1. Groups of parameters keep
             the ratios of their rates.
@@ -262,6 +263,8 @@ def _task(
     """The section: with a loss or metric of its own, a task is the base of another one."""
     is_map = len(data.form.y_shape) == 2 and len(objects.output_shape) == 3
     by_labels = "dense" if is_map else "classification"
+    if _is_language(objects, data):
+        by_labels = "next_token"
     if data.form.y_dtype.is_floating_point:
         by_labels = "regression"
     options = {"name": by_labels} | (dict(task) if isinstance(task, Mapping) else {})
@@ -269,6 +272,13 @@ def _task(
     if objects.loss is None and objects.metric is None and objects.task is None:
         return options
     return {"name": GIVEN, "base": options.pop("name"), "options": options}
+
+
+def _is_language(objects: Given, data: GivenSamples) -> bool:
+    """Whether labels are tokens [T] of outputs [T, V]."""
+    outputs, labels = objects.output_shape, data.form.y_shape
+    whole = not data.form.y_dtype.is_floating_point
+    return whole and len(labels) == 1 and len(outputs) == 2 and outputs[:1] == labels
 
 
 def _optimizer(
@@ -308,7 +318,8 @@ def _with_data(objects: Given, config: Config, train: GivenSamples, test: GivenS
     """The objects with both splits, once all of them fit each other."""
     _check_alike(train.form, test.form)
     outputs, size = objects.output_shape, config.data.batch_size
-    data = GivenData(train, test, outputs[0], size, config.data.workers)
+    num_classes = outputs[-1 if _is_language(objects, train) else 0]
+    data = GivenData(train, test, num_classes, size, config.data.workers)
     with handed(objects):
         task = make_task(config, data.describe())
     _try_functions(objects, task, train)

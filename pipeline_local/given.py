@@ -155,7 +155,8 @@ class GivenTask(Task):
         metric: Callable[..., Any] | None,
     ) -> None:
         super().__init__(output_shape, label_shape, base.label_dtype if base else torch.int64)
-        self._base = base if base and base.output_shape == output_shape else None
+        usual = base is not None and base.output_shape == base.part_shape == output_shape
+        self._base = base if usual else None
         self._own_loss, self._score = loss, metric or (self._base.score if self._base else loss)
         if metric is not None or self._base is None:
             self.metric = _name(metric or loss)

@@ -14,8 +14,8 @@ from pipeline_local import configfile
 from pipeline_local.blueprint import blueprint as blueprints
 from pipeline_local.blueprint import run_plan
 from pipeline_local.data.datasets import describe
+from pipeline_local.lagged_queue import LaggedQueue
 from pipeline_local.learning.lagged import LaggedContent, LagPlan
-from pipeline_local.learning.lagged_queue import LaggedQueue
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG
@@ -100,7 +100,7 @@ def relaying(monkeypatch):
     """The mathematics of this file; forked ranks have it, too."""
     plan = LagPlan((Relay(),))
     monkeypatch.setattr(blueprints, "LocalModule", RelayingModule)
-    monkeypatch.setattr(run_plan, "lag_plan", lambda config, modules: plan)
+    monkeypatch.setattr(run_plan, "lag_plan", lambda config, num_modules: plan)
 
 
 def parse(case, folder, **run):

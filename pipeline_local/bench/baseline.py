@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.blueprint import Blueprint, tables
 from pipeline_local.config import Config
 from pipeline_local.engines import optimizer
 from pipeline_local.learning.body import Body, compile_part
@@ -74,7 +74,7 @@ class Workload:
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Build the configured optimizer for a module, at the highest learning rate."""
         trainable = [p for p in module.parameters() if p.requires_grad]
-        return optimizer.build(self.config.optimizer, trainable)
+        return optimizer.build(self.config.optimizer, trainable, tables(module))
 
 
 class Baseline(Protocol):

@@ -23,12 +23,13 @@ from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
 from pipeline_local.learning.body import Body, compile_part
-from pipeline_local.learning.heads import EmaHead, Site, copies
+from pipeline_local.learning.heads import Follower, Site, copies
 from pipeline_local.learning.information import Ends, Information, InformedHead
 from pipeline_local.learning.lagged import LaggedContent, ModuleSpecs
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Task
+from pipeline_local.learning.tasks.next_token import HasHidden
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
@@ -95,7 +96,7 @@ class Blueprint:
             labels=self._labels(micro),
             test_activations=Spec((micro, *shape), wire_format.activations),
             test_labels=Spec((micro, *task.label_shape), task.label_dtype),
-            test_ensemble=Spec((micro, *task.output_shape), torch.float32),
+            test_ensemble=Spec((micro, *task.part_shape), torch.float32),
             receiver=index,
             lagged={
                 content: tuple(map(wire_format.lagged, specs))
@@ -122,8 +123,16 @@ class Blueprint:
                 tuple(Spec(tuple(p.shape), self.dtype) for p in part.parameters())
                 for part in self.meta_body(index)
             ),
-            part=Spec((size, *self.task.output_shape), torch.float32),
+            part=Spec((size, *self.task.part_shape), torch.float32),
+            unembedding=self._unembedding,
         )
+
+    @property
+    def _unembedding(self) -> tuple[Spec, ...]:
+        classifier = self.backbone.classifier.module
+        if not isinstance(classifier, HasHidden):
+            return ()
+        return (Spec(tuple(classifier.weight.shape), self.dtype),)
 
     def lagged_specs(
         self, index: int, size: int | None = None
@@ -192,7 +201,7 @@ class Blueprint:
             wire_format=self.wire_format,
             lag=self.run_plan.lag,
         )
-        make = partial(optimizer.build, config.optimizer)
+        make = partial(optimizer.build, config.optimizer, tables=tables(body, head))
         return LocalModule(index, body, head, make, rules, not self.is_last(index))
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
@@ -225,8 +234,9 @@ class Blueprint:
     def load_weights(self, module: LocalModule, found: weights.Fitted) -> None:
         """Loads a module's part of a whole model's state dict."""
         parts = self.parts(module)
-        if isinstance(head := terms.parts(module.head)[0], EmaHead):
-            parts.append((self._next_block(module.index), head.copy))
+        head = terms.parts(module.head)[0]
+        if isinstance(head, Follower) and head.copy is not None:
+            parts.append((self._original(module.index, head), head.copy))
         for block, part in parts:
             weights.load_block(part, block, found.state, found.fresh)
 
@@ -242,12 +252,14 @@ class Blueprint:
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
         head = self.fresh_head(self._auxiliary_head(index), seed, device)
-        if isinstance(own := terms.parts(head)[0], EmaHead):
-            own.begin(self.fresh(self._next_block(index), device))
+        if isinstance(own := terms.parts(head)[0], Follower):
+            own.begin(self.fresh(self._original(index, own), device))
         return head
 
-    def _next_block(self, index: int) -> Block:
-        """Returns the first block of the next module."""
+    def _original(self, index: int, head: Follower) -> Block:
+        """Returns what the head of a module follows."""
+        if head.follows == "unembedding":
+            return self.backbone.classifier
         return self.backbone.blocks[self.modules[index].stop]
 
     def meta_body(self, index: int) -> list[nn.Module]:
@@ -286,6 +298,7 @@ class Blueprint:
             copies=copies,
             initialize=self.backbone.initialize,
             output_shape=self.task.output_shape,
+            classifier=self.backbone.classifier.module,
         )
         try:
             return heads.build(self.config.head, site)
@@ -328,6 +341,17 @@ class Blueprint:
                 f" {' .. '.join(dict.fromkeys(names))} ({error}); choose another term or other"
                 f" modules.cuts"
             ) from None
+
+
+def tables(*networks: nn.Module) -> set[nn.Parameter]:
+    """The embeddings and unembeddings among the parameters of networks."""
+    weights: list[object] = [
+        layer.weight
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, nn.Embedding | HasHidden)
+    ]
+    return {weight for weight in weights if isinstance(weight, nn.Parameter)}
 
 
 def input_dtype(info: DataInfo) -> torch.dtype:

@@ -42,13 +42,13 @@ class RunPlan:
         config: the configuration of the run.
         num_train: the number of training samples; an incomplete last batch is dropped.
         num_test: the number of test samples; an incomplete last batch is padded.
-        modules: the number of modules.
+        num_modules: K.
     """
 
     config: Config
     num_train: int
     num_test: int
-    modules: int = 1
+    num_modules: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -134,7 +134,7 @@ class RunPlan:
     @property
     def lag(self) -> LagPlan:
         """When lagged messages are sent and applied, and what they hold."""
-        return lag_plan(self.config, self.modules)
+        return lag_plan(self.config, self.num_modules)
 
     @property
     def part_that_compares(self) -> float:

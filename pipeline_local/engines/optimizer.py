@@ -1,11 +1,12 @@
 """Optimizers: each module has its own, with the same settings. Registry entries own options."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.engines.muon import Group, MuonWithAdamW
 from pipeline_local.errors import UserError
 from pipeline_local.registry import Registry
 
@@ -27,7 +28,6 @@ def sgd(
     weight_decay: float = 1e-4,
 ) -> torch.optim.SGD:
     """SGD with Nesterov momentum, fused into one kernel."""
-    params = list(params)
     made = torch.optim.SGD(
         params,
         lr=lr,
@@ -37,7 +37,7 @@ def sgd(
         fused=True,
     )
     if momentum > 0:  # torch's would be undefined after a refused first update
-        for parameter in params:
+        for parameter in (p for group in made.param_groups for p in group["params"]):
             made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return made
 
@@ -55,23 +55,73 @@ def adamw(
     return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
-def build(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+class _Muon:
+    """The registry entry for Muon; it gets groups as `decay=matrices` makes them."""
+
+    splits = True
+
+    def __call__(
+        self,
+        params: Iterable[Group],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ) -> MuonWithAdamW:
+        """Torch's Muon for matrices; AdamW for all else, which does not decay."""
+        groups = list(params)
+        matrices = [p for g in groups if "weight_decay" not in g for p in g["params"]]
+        flat = [p for p in matrices if p.dim() == 2]
+        rest = [{"params": [p for p in matrices if p.dim() > 2]}]
+        rest += [group for group in groups if "weight_decay" in group]
+        rest = [group for group in rest if group["params"]]
+        return MuonWithAdamW(flat, rest, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+OPTIMIZERS.add("muon", _Muon())
+
+
+def build(
+    config: OptimizerConfig,
+    params: Iterable[nn.Parameter],
+    tables: Collection[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
     """Return the configured optimizer of these parameters.
+
+    Args:
+        config: the section.
+        params: of a module.
+        tables: the embeddings and unembeddings among them.
 
     Raises:
         UserError: it refuses its options, or the entry makes no optimizer.
     """
     own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
     options = OPTIMIZERS.options(config.name, config.args, own)
+    splits = getattr(OPTIMIZERS.find(config.name), "splits", False)
+    given = _groups(params, tables) if splits or config.decay == "matrices" else params
     try:
         made: torch.optim.Optimizer = OPTIMIZERS.make(
-            config.name, torch.optim.Optimizer, {"params": params}, options
+            config.name, torch.optim.Optimizer, {"params": given}, options
         )
     except ValueError as error:  # torch's own refuse their options by it
         raise UserError(
             f"optimizer.name: {config.name} refuses {options} ({error}); change optimizer.*"
         ) from None
     return made
+
+
+def _groups(params: Iterable[nn.Parameter], tables: Collection[nn.Parameter]) -> list[Group]:
+    """Matrices and other maps of activations; and the rest, which does not decay."""
+    split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    known = {*tables}
+    for parameter in params:
+        split[parameter.dim() > 1 and parameter not in known].append(parameter)
+    groups: list[Group] = [
+        {"params": split[True]},
+        {"params": split[False], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -30,6 +30,12 @@ def constant(step: int, num_steps: int) -> float:
     return 1.0
 
 
+@SCHEDULES.add("wsd")
+def wsd(step: int, num_steps: int) -> float:
+    """Warm-up, stable, decay (Hu et al., 2024): constant, then linear to zero in the last fifth."""
+    return min(1.0, (num_steps - step) / (0.2 * num_steps))
+
+
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     """The rate of a step: a linear warm-up, then the schedule.
 

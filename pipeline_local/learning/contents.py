@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline_local.config import Config
+from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import heads
-from pipeline_local.learning.heads import EmaHead
+from pipeline_local.learning.heads import EmaHead, ReadoutHead
 from pipeline_local.learning.information import parts
 from pipeline_local.learning.lagged import LaggedContent, LagPlan, Learner, SpecsOf
-from pipeline_local.learning.lagged_queue import Kept
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.tasks.next_token import HasHidden
 
 
 @dataclass(frozen=True)
@@ -85,31 +86,31 @@ class Distillation(LaggedContent):
     what comes, and passes it on in the next step: with its own part added, or as it is.
 
     Attributes:
-        modules: number of modules.
+        num_modules: K.
         together: whether each head on the way adds its part.
     """
 
     every: int
-    modules: int
+    num_modules: int
     together: bool
     keeps = True
 
     def hops(self, receiver: int) -> int:
-        """As many edges as lie between the receiver and the last module."""
-        return self.modules - 1 - receiver
+        """Return the number of edges between the receiver and the last module."""
+        return self.num_modules - 1 - receiver
 
     def is_begun(self, sender: int) -> bool:
         """Return whether it is the last module."""
-        return sender == self.modules - 1
+        return sender == self.num_modules - 1
 
     def is_passed_on(self, sender: int) -> bool:
         """Return whether it is a module between the first and the last one."""
-        return 0 < sender < self.modules - 1
+        return 0 < sender < self.num_modules - 1
 
     def is_sent(self, sender: int, step: int) -> bool:
         """Return whether the last module has begun it so many hops ago."""
         begun = step - self.hops(sender) * (LAG + 1)
-        return sender < self.modules and begun >= 0 and super().is_sent(sender, begun)
+        return sender < self.num_modules and begun >= 0 and super().is_sent(sender, begun)
 
     def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
         """A tensor like the outputs."""
@@ -124,18 +125,60 @@ class Distillation(LaggedContent):
     ) -> tuple[Tensor, ...]:
         """Bring the head's outputs closer to those of its teacher."""
         assert kept is not None, "it keeps what it needs"
-        heads = self.modules - receiver.index if self.together else 1
+        heads = self.num_modules - receiver.index if self.together else 1
         return (receiver.imitate(step, kept, next(arrived), heads),)
 
 
-def lag_plan(config: Config, modules: int) -> LagPlan:
+@dataclass(frozen=True)
+class Unembeddings(LaggedContent):
+    """Copies of the last module's unembedding, which the heads of all others read.
+
+    The last module publishes it as after n `every` updates (n = 1, 2, ...). Each other module has
+    it after a message's lag, and hands it on in its next step.
+    """
+
+    every: int
+    num_modules: int
+    once = True
+
+    def hops(self, receiver: int) -> int:
+        """Return the number of edges between the receiver and the last module."""
+        return self.num_modules - 1 - receiver
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether a publication has come to module `sender` in the step before."""
+        published = step - self.hops(sender) * (LAG + 1)
+        return sender < self.num_modules and published > 0 and super().is_sent(sender, published)
+
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """The matrix."""
+        return of(sender).unembedding
+
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """It is cloned, as the update of this very step changes it."""
+        head = parts(sender.head)[0]
+        assert isinstance(head, HasHidden), "as all heads of such a run"
+        return (head.weight.detach().clone(),)
+
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> tuple[()]:
+        """Let the head's copy follow; the last module has none."""
+        head = parts(receiver.head)[0]
+        if isinstance(head, ReadoutHead):
+            head.follow(arrived)
+        return ()
+
+
+def lag_plan(config: Config, num_modules: int) -> LagPlan:
     """Return what flows upstream in a run with this configuration and so many modules."""
     contents: list[LaggedContent] = []
     if config.reconcile.feeds_back:
         contents.append(Feedback(config.reconcile.every))
     if refresh := heads.refresh(config.head):
-        contents.append(Copies(refresh))
+        shared = heads.follows(config.head) == "unembedding"
+        contents.append(Unembeddings(refresh, num_modules) if shared else Copies(refresh))
     if config.distill.weight > 0:
         together = config.distill.teacher == "together"
-        contents.append(Distillation(config.distill.every, modules, together))
+        contents.append(Distillation(config.distill.every, num_modules, together))
     return LagPlan(tuple(contents))

@@ -46,7 +46,9 @@ class Evaluation:
         """
         here = min(len(x), max(0, samples - self._seen))
         # where all is padding, nothing is scored, and any outputs do
-        activations, outputs, summed = self._module.evaluate(x, summed, here or None, number)
+        activations, outputs, summed = self._module.evaluate(
+            x, summed, here or None, number, labels
+        )
         self._kept.append((outputs, summed, labels))
         if self._module.rules.task.adds_up:
             self._score(here)

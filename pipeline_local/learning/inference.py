@@ -10,7 +10,7 @@ from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score
-from pipeline_local.learning.untouched import evaluating
+from pipeline_local.untouched import evaluating
 
 
 class Inference(nn.Module):
@@ -32,7 +32,12 @@ class Inference(nn.Module):
 
     @torch.no_grad()
     def evaluate(
-        self, x: Tensor, summed: Tensor | None = None, samples: int | None = None, number: int = 0
+        self,
+        x: Tensor,
+        summed: Tensor | None = None,
+        samples: int | None = None,
+        number: int = 0,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run body and head on test samples; the module is in evaluation mode.
 
@@ -43,16 +48,19 @@ class Inference(nn.Module):
             summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
             samples: number of samples that are not padding, from the first; None: all.
             number: of these samples among all of an evaluation, for what is drawn in it.
+            labels: labels [B, ...], where the task judges outputs by them.
 
         Returns:
-            Activations [B, ...], the head's outputs, and the sum with this head's part; zeros where
-            there is padding.
+            Activations [B, ...], the head's outputs (`Task.judge`), and the sum with this head's
+            part; zeros where there is padding.
         """
         size, count = len(x), len(x) if samples is None else samples
         seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, number)
         # one odd batch is not worth another graph
         with eagerly(self) if count < size else nullcontext():
-            results = self._predict(x[:count], None if summed is None else summed[:count])
+            upstream = None if summed is None else summed[:count]
+            known = None if labels is None else labels[:count]
+            results = self._predict(x[:count], upstream, known)
         activations, outputs, summed = (_padded(result, size) for result in results)
         return activations, outputs, summed
 
@@ -63,10 +71,12 @@ class Inference(nn.Module):
         return self.rules.task.evaluate(outputs, summed, labels, self.index + 1, samples)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, summed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, x: Tensor, summed: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return activations and the sum with this head's part, as `evaluate` does."""
         with evaluating(self):
-            y, _, summed = self._predict(x, summed)
+            y, _, summed = self._predict(x, summed, labels)
         return y, summed
 
     @torch.no_grad()
@@ -75,10 +85,12 @@ class Inference(nn.Module):
         with evaluating(self.body), self._autocast(x):
             return self._laid_out(self.body(x))
 
-    def _predict(self, x: Tensor, summed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(
+        self, x: Tensor, summed: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast(x):
             y = self._laid_out(self.body(x))
-            outputs = self.head(y)
+            outputs = self.rules.task.judge(self.head, y, labels)
         part = self.rules.task.part(outputs)
         return y, outputs, part if summed is None else summed + part
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from pipeline_local.learning.lagged_queue import Kept, LaggedQueue
+from pipeline_local.lagged_queue import Kept, LaggedQueue
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 
@@ -35,6 +35,7 @@ class ModuleSpecs:
         recalls_input: whether its local loss depends on x beside y.
         blocks: the parameters of each block of its body, in order.
         part: what its head adds to the sum of all heads (`Task.part`).
+        unembedding: the matrix of the backbone's classifier, where that has one (`HasHidden`).
     """
 
     x: Spec
@@ -43,6 +44,7 @@ class ModuleSpecs:
     recalls_input: bool
     blocks: tuple[tuple[Spec, ...], ...]
     part: Spec
+    unembedding: tuple[Spec, ...] = ()
 
     @property
     def kept(self) -> tuple[Spec, ...]:

@@ -216,7 +216,7 @@ def _try_step(
     x = _like(specs.x, size)
     labels = _labels(blueprint, specs.labels, size, fake)
     module.eval()
-    module.predict(x)
+    module.predict(x, labels=labels)
     module.train()
     if number == 0:
         fill_queues(blueprint, module, step, size)

@@ -19,7 +19,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators
-from pipeline_local.learning.heads import EmaHead, copies
+from pipeline_local.learning.heads import Follower, copies
 from pipeline_local.learning.information import Information
 
 Unit = Literal["seconds", "FLOPs"]
@@ -249,7 +249,8 @@ def _block(config: Config, block: nn.Module, shape: tuple[int, ...]) -> Cost:
 def _head(config: Config, head: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Where parameters are a copy, only the gradient at the input is computed."""
     forward = _forward(config, head, shape)
-    copied = _forward(config, head.copy, shape) if isinstance(head, EmaHead) else 0.0
+    own = head.copy if isinstance(head, Follower) else None
+    copied = _forward(config, own, shape) if own is not None else 0.0
     return _cost(config, forward, 2 * forward - copied, 0.0)
 
 

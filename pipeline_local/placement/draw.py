@@ -75,7 +75,8 @@ def make_task(config: Config, info: DataInfo) -> Task:
     Raises:
         UserError: their labels do not fit the configured task.
     """
-    own = {"label_smoothing": config.train.label_smoothing}
+    twice = config.reconcile.feeds_back or config.reconcile.estimator == "exact"
+    own = {"label_smoothing": config.train.label_smoothing, "twice": twice}
     options = TASKS.options(config.task.name, config.task.args, own)
     try:
         given = {"num_classes": info.num_classes, "label_shape": info.label_shape}
@@ -104,7 +105,7 @@ def _cut(uncut: Blueprint) -> Blueprint:
     if config.modules.cuts in ("auto", "memory"):
         opens = tuple(names[part.start] for part in modules[1:])
         config = replace(config, modules=replace(config.modules, cuts=opens))
-    run_plan = replace(uncut.run_plan, modules=len(modules))
+    run_plan = replace(uncut.run_plan, num_modules=len(modules))
     return replace(uncut, config=config, modules=tuple(modules), run_plan=run_plan)
 
 

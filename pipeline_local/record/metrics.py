@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.tasks import Score
+from pipeline_local.learning.tasks import Score, Task
 from pipeline_local.watch.store import Facts
 
 
@@ -158,23 +159,23 @@ def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str
     """Returns each head's loss and score on the whole test set, alone and together with all
     upstream heads (`ensemble_...`), by number (from 1)."""
     return {
-        str(module.index + 1): _total(row, module.rules.task.metric)
+        str(module.index + 1): _total(row, module.rules.task)
         for module, row in zip(modules, scores, strict=True)
     }
 
 
-def _total(scores: list[Score], metric: str) -> dict[str, float]:
-    def total(name: str) -> float:
+def _total(scores: list[Score], task: Task) -> dict[str, float]:
+    def total(values: list[Tensor]) -> float:
         # one wait for the device, however many batches
-        return float(sum(torch.stack([getattr(score, name) for score in scores]).tolist()))
+        return float(sum(torch.stack(values).tolist()))
 
     # without a readable image, the first stage ends the run
-    count = max(1, total("count"))
-    return {
-        metric: total("score") / count,
-        f"ensemble_{metric}": total("ensemble") / count,
-        "loss": total("loss") / count,
-    }
+    count = max(1, total([score.count for score in scores]))
+    names = ("loss", "score", "ensemble")
+    means = {name: total([getattr(score, name) for score in scores]) / count for name in names}
+    for name in scores[0].others:
+        means[name] = total([score.others[name] for score in scores]) / count
+    return task.measures(means)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -176,6 +176,7 @@ def _identity(config: Config) -> dict[str, object]:
         "precision": config.precision,
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
+        "optimizer.decay": config.optimizer.decay,
         "train.seed": config.train.seed,
         "kind of lagged message (reconcile.direction, reconcile.weight)": feeds_back,
         **(feedback if feeds_back else {}),

@@ -18,6 +18,7 @@ def test_named_schedules():
     assert rates(4) == rates(4, schedule="cosine")
     assert rates(4, schedule="linear") == [2.0, 1.5, 1.0, 0.5]
     assert rates(4, schedule="constant") == [2.0] * 4
+    assert rates(10, schedule="wsd") == pytest.approx([2.0] * 9 + [1.0])
 
 
 def test_a_schedule_begins_after_the_warm_up():

@@ -15,11 +15,11 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks import Classification
-from pipeline_local.learning.untouched import Buffers
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
+from pipeline_local.untouched import Buffers
 
 COUNT, CLASSES, STEPS, PARTS, SEED, RATE = 4, 5, 24, 2, 7, 0.3
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def test_a_teacher_is_a_constant():
 
 def test_a_batch_waits_for_its_hops():
     """What the last module begins in step 0 reaches the first one LAG + 1 steps a module later."""
-    plan = LagPlan((Distillation(every=20, modules=4, together=True),))
+    plan = LagPlan((Distillation(every=20, num_modules=4, together=True),))
     steps = range(20)
     applied = [[n for n in steps if plan.applied(k, n, 0, 1)] for k in range(4)]
     assert applied == [[3 * LAG + 2], [2 * LAG + 1], [LAG], []]

@@ -2,17 +2,20 @@
 
 from pipeline_local.learning.heads.auglocal import AugLocal, AugLocalHead
 from pipeline_local.learning.heads.ema import EmaHead
+from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import (
     HEADS,
     Head,
     Site,
     build,
     copies,
+    follows,
     initialize,
     refresh,
     title,
 )
 from pipeline_local.learning.heads.layers import MeanPool, ToMap, output_shape, readout
+from pipeline_local.learning.heads.readout import ReadoutHead
 from pipeline_local.learning.heads.simple import conv, linear, mlp
 
 __all__ = [
@@ -20,13 +23,16 @@ __all__ = [
     "AugLocal",
     "AugLocalHead",
     "EmaHead",
+    "Follower",
     "Head",
     "MeanPool",
+    "ReadoutHead",
     "Site",
     "ToMap",
     "build",
     "conv",
     "copies",
+    "follows",
     "initialize",
     "linear",
     "mlp",

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline_local.layout import Layout
+from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import HEADS, Head, Site
 from pipeline_local.learning.heads.layers import channels, output_shape, readout, reset
 
@@ -43,7 +44,7 @@ class ChannelScale(nn.Module):
         return x * self.weight + self.bias
 
 
-class EmaHead(Head):
+class EmaHead(Head, Follower):
     """A copy of the next block, a scale and bias for each channel, and a linear classifier.
 
     The copy runs in the head's own mode: while training a batch norm in it normalises by the batch,
@@ -53,6 +54,8 @@ class EmaHead(Head):
         layers: the layers, in order; the one that is named `copy` is the copy.
         share: what of each published parameter enters the running mean.
     """
+
+    follows = "block"
 
     def __init__(self, layers: nn.Sequential, share: float) -> None:
         super().__init__(layers)
@@ -74,27 +77,25 @@ class EmaHead(Head):
             tensor.zero_()
 
     @torch.no_grad()
-    def begin(self, block: nn.Module) -> None:
+    def begin(self, original: nn.Module) -> None:
         """Take over all parameters and buffers of a block, as they are initialised."""
         for mine, theirs in (
-            *zip(self.copy.parameters(), block.parameters(), strict=True),
-            *zip(self.copy.buffers(), block.buffers(), strict=True),
+            *zip(self.copy.parameters(), original.parameters(), strict=True),
+            *zip(self.copy.buffers(), original.buffers(), strict=True),
         ):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def follow(self, published: Iterator[Tensor]) -> None:
-        """Move the running mean by a share towards the published parameters.
-
-        Args:
-            published: gives the parameters in order; exactly as many are taken.
-        """
+        """Move the running mean by a share towards the published parameters."""
         for mine, theirs in zip(self.copy.parameters(), published, strict=False):
             mine.lerp_(theirs.to(mine.dtype), self.share)
 
 
 class Ema:
     """The registry entry: builds the heads, and says how often copies are published."""
+
+    follows = "block"
 
     def __call__(
         self,

@@ -26,8 +26,9 @@ An entry takes a `Site` and its own options, and returns an `nn.Module` on the m
 attribute `copies`, if there is one, is a function that returns how many later blocks a head copies,
 from the module's index, the number of modules, the number of later blocks, and the options. Its
 attribute `learns`, if false, states that its heads have no parameters. Its attribute `refresh`, if
-there is one, returns after how many steps copies of the next block's parameters are published, from
-the options. Its attribute `title` puts the options into words for display.
+there is one, returns after how many steps copies of parameters are published for them, from the
+options, and its attribute `follows` says which (`Follower.follows`). Its attribute `title` puts the
+options into words for display.
 """
 
 
@@ -42,7 +43,9 @@ class Site:
         later_shapes: for each of them, the shape of one sample's input; then of the last's output.
         copies: how many of the later blocks a head copies, if it copies any (`copies`).
         initialize: the backbone's own initialisation, for copies of its blocks.
-        output_shape: shape of one sample's outputs: (classes,), or (classes, H, W) for dense tasks.
+        output_shape: shape of one sample's outputs: (classes,), (classes, H, W) for dense tasks, or
+            (T, V) for tokens.
+        classifier: the backbone's own, on the meta device.
     """
 
     layout: Layout
@@ -52,6 +55,7 @@ class Site:
     copies: int
     initialize: Callable[[nn.Module], object]
     output_shape: tuple[int, ...]
+    classifier: nn.Module | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -99,6 +103,11 @@ def refresh(config: HeadConfig) -> int:
     """Return the steps from one publication of parameters for the heads to the next; 0: none."""
     rule = getattr(HEADS.find(config.name), "refresh", None)
     return int(rule(**options(config))) if rule else 0
+
+
+def follows(config: HeadConfig) -> str | None:
+    """Return what parameters are published for the heads (`Follower.follows`)."""
+    return getattr(HEADS.find(config.name), "follows", None)
 
 
 @lru_cache(maxsize=64)

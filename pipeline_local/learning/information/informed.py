@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,12 +47,12 @@ class LocalLoss(NamedTuple):
 
     Attributes:
         total: what the module descends, a scalar.
-        outputs: of the head [B, ...].
+        outputs: of the head, as `Task.outputs` gives them.
         information: the term, unweighted; None where there is none.
     """
 
     total: Tensor
-    outputs: Tensor
+    outputs: Any
     information: Tensor | None = None
 
 
@@ -76,7 +76,7 @@ def local_loss(
     """
     term = term_of(head)
     with networks or nullcontext():
-        outputs: Tensor = head(y)
+        outputs = task.outputs(head, y)
         prediction: Tensor | None = None if term is None else term(y)
     loss = task.loss(outputs, labels)
     if prediction is None:

@@ -3,7 +3,18 @@
 from pipeline_local.learning.tasks.classification import Classification
 from pipeline_local.learning.tasks.dense import Dense
 from pipeline_local.learning.tasks.multi_label import MultiLabel
+from pipeline_local.learning.tasks.next_token import Logits, NextToken
 from pipeline_local.learning.tasks.regression import Regression
 from pipeline_local.learning.tasks.task import TASKS, Score, Task
 
-__all__ = ["TASKS", "Classification", "Dense", "MultiLabel", "Regression", "Score", "Task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Dense",
+    "Logits",
+    "MultiLabel",
+    "NextToken",
+    "Regression",
+    "Score",
+    "Task",
+]

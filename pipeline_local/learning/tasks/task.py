@@ -1,12 +1,12 @@
 """The interface of tasks: the loss, the score, and the shapes of outputs and labels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline_local.errors import UserError
@@ -23,12 +23,14 @@ class Score:
         score: the task's metric of this head.
         ensemble: the task's metric of all heads up to this one together.
         count: number of samples.
+        others: further metrics of this head, by name.
     """
 
     loss: Tensor
     score: Tensor
     ensemble: Tensor
     count: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -80,6 +82,26 @@ class Task(ABC):
         """A score for people: in percent with so many digits, or to the same precision as it is."""
         return f"{score:.{digits}%}" if self.percent else f"{score:.{digits + 2}f}"
 
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's summand in the sum of all heads (`part`)."""
+        return self.output_shape
+
+    def outputs(self, head: nn.Module, y: Tensor) -> Any:  # noqa: ANN401 (what its `loss` takes)
+        """Run a head on activations [B, ...] and return what `loss` and `score` take."""
+        return head(y)
+
+    def judge(self, head: nn.Module, y: Tensor, labels: Tensor | None) -> Tensor:
+        """Run a head on test activations [B, ...] and return what `part` and `evaluate` take.
+
+        Args:
+            head: the head.
+            y: its activations.
+            labels: of the same samples; None in a prediction.
+        """
+        outputs: Tensor = head(y)
+        return outputs
+
     def part(self, outputs: Tensor) -> Tensor:
         """Return one head's summand in the sum of all heads: float32, shaped like the outputs."""
         return outputs.float()
@@ -123,6 +145,14 @@ class Task(ABC):
             ensemble=self.score(ensemble, labels) * samples,
             count=torch.tensor(samples, device=outputs.device),
         )
+
+    def measures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of a test set by name, from the means of `Score`'s attributes."""
+        return {
+            self.metric: means["score"],
+            f"ensemble_{self.metric}": means["ensemble"],
+            "loss": means["loss"],
+        }
 
     def accept(self, labels: Tensor) -> Tensor:
         """Labels [B, ...] of a program's own data, on the CPU, as this task takes them.

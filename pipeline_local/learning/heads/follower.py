@@ -1,0 +1,35 @@
+"""Heads with read-only copies of parameters of a later module, which follow the originals."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+class Follower(ABC):
+    """The base class of such heads. The copies have no optimizer and get no gradients.
+
+    Attributes:
+        follows: whether they are of the next module's first block, or of the last module's
+            unembedding, from which they come over all modules between.
+    """
+
+    follows: Literal["block", "unembedding"]
+
+    @property
+    @abstractmethod
+    def copy(self) -> nn.Module | None:
+        """The copied module; None where this head copies nothing."""
+
+    @abstractmethod
+    def begin(self, original: nn.Module) -> None:
+        """Take over what is copied, as it is initialised."""
+
+    @abstractmethod
+    def follow(self, published: Iterator[Tensor]) -> None:
+        """Take over published parameters, or move towards them.
+
+        Args:
+            published: gives the parameters in order; exactly as many are taken.
+        """

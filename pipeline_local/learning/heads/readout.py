@@ -1,0 +1,135 @@
+"""A readout for language models: private blocks and norm, and a read-only copy of the unembedding
+of the last module (SOLO, Yin et al., 2026)."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline_local.learning.heads.follower import Follower
+from pipeline_local.learning.heads.head import HEADS, Site
+from pipeline_local.learning.tasks.next_token import HasHidden
+
+
+class ReadoutHead(nn.Module, Follower):
+    """Logits `temperature * norm(blocks(x)) @ weight.T`: [B, T, d] -> [B, T, V].
+
+    Args:
+        blocks: fresh copies of later blocks; none: only norm and unembedding.
+        classifier: a copy of the network's own; it has `hidden` and `weight`.
+        shared: whether the unembedding is the last module's, read-only; else it is trained here.
+        rule: the backbone's own initialisation.
+    """
+
+    follows = "unembedding"
+
+    def __init__(
+        self,
+        blocks: nn.Sequential,
+        classifier: nn.Module,
+        shared: bool,
+        rule: Callable[[nn.Module], object],
+    ) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.classifier = classifier
+        self.temperature = nn.Parameter(torch.empty(()))
+        self.shared = shared
+        self.rule = rule
+        self._own.weight.requires_grad_(not shared)
+
+    @property
+    def _own(self) -> HasHidden:
+        assert isinstance(self.classifier, HasHidden), "the entry has looked"
+        return self.classifier
+
+    @property
+    def weight(self) -> Tensor:
+        """The unembedding matrix [V, d]."""
+        return self._own.weight
+
+    @property
+    def copy(self) -> nn.Module | None:
+        """The norm and the unembedding, of which the latter is the copy."""
+        return self.classifier if self.shared else None
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Map activations [B, T, d] to the last hidden state [B, T, d]."""
+        return self._own.hidden(self.blocks(x)) * self.temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map activations [B, T, d] to logits [B, T, V]."""
+        return nn.functional.linear(self.hidden(x), self.weight)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw all weights afresh by the backbone's rule; the temperature begins at 1."""
+        for part in (*self.blocks, self.classifier):
+            self.rule(part)
+        nn.init.ones_(self.temperature)
+
+    @torch.no_grad()
+    def begin(self, original: nn.Module) -> None:
+        """Take over the network's own unembedding, where it is shared."""
+        assert isinstance(original, HasHidden), "it is the network's classifier"
+        if self.shared:
+            self.weight.copy_(original.weight)
+
+    @torch.no_grad()
+    def follow(self, published: Iterator[Tensor]) -> None:
+        """Take over the published unembedding [V, d]."""
+        self.weight.copy_(next(published))
+
+
+class Readout:
+    """The registry entry: builds the heads, and says how often the unembedding is published."""
+
+    follows = "unembedding"
+
+    def __call__(
+        self,
+        site: Site,
+        *,
+        depth: Annotated[int, Field(ge=0)] = 2,
+        refresh: Annotated[int, Field(ge=1)] = 10,
+        private: bool = False,
+    ) -> ReadoutHead:
+        """Copy the next blocks and the network's classifier.
+
+        Args:
+            site: where the head is attached.
+            depth: number of private blocks.
+            refresh: steps from one publication of the unembedding to the next.
+            private: whether each head trains an unembedding of its own instead.
+
+        Raises:
+            ValueError: the network's classifier has no unembedding.
+        """
+        if not isinstance(site.classifier, HasHidden):
+            raise ValueError("the model's classifier is no norm with an unembedding")
+        blocks = nn.Sequential(*map(copy.deepcopy, site.later[: site.copies]))
+        return ReadoutHead(blocks, copy.deepcopy(site.classifier), not private, site.initialize)
+
+    @staticmethod
+    def copies(
+        index: int, count: int, later: int, *, depth: int = 2, refresh: int = 10, private: bool
+    ) -> int:
+        """Return how many of the `later` blocks are copied: as many as asked for and there are."""
+        return min(depth, later)
+
+    @staticmethod
+    def refresh(*, depth: int, refresh: int, private: bool) -> int:
+        """The steps from one publication to the next; 0: there is none."""
+        return 0 if private else refresh
+
+    @staticmethod
+    def title(*, depth: int, refresh: int, private: bool) -> str:
+        """The options, for people."""
+        own = "an own unembedding" if private else f"the last unembedding every {refresh} steps"
+        return f"{depth} blocks and {own}"
+
+
+HEADS.add("readout", Readout())

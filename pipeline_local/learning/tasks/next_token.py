@@ -1,0 +1,209 @@
+"""Next-token prediction: the task of language models, without ever holding all logits."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from pipeline_local.errors import UserError
+from pipeline_local.layout import IGNORE_LABEL
+from pipeline_local.learning.tasks.task import TASKS, Score, Task, refuse_beyond, wide
+
+
+class Logits(NamedTuple):
+    """Logits [B, T, V] that are not computed yet: `hidden @ weight.T`.
+
+    They are the memory peak of a language model, once for each head: so losses and scores compute
+    them a few tokens at a time.
+
+    Attributes:
+        hidden: [B, T, d].
+        weight: the unembedding matrix [V, d].
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+    def detach(self) -> "Logits":
+        """Return the same logits without a graph."""
+        return Logits(self.hidden.detach(), self.weight.detach())
+
+
+@runtime_checkable
+class HasHidden(Protocol):
+    """A head that tells its last hidden state from its logits `hidden @ weight.T`."""
+
+    weight: Tensor
+    """The unembedding matrix [V, d]."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the last hidden state [B, T, d] for activations [B, T, d]."""
+        ...
+
+
+@TASKS.add("next_token")
+class NextToken(Task):
+    """The next token at each position: logits [B, T, V], labels [B, T]; -100 is ignored.
+
+    The loss is the mean cross-entropy of all tokens, in nats; the score is the perplexity. Heads
+    together predict the mean of their probabilities, of which only that of the correct token is
+    needed, and sent downstream: [B, T], never [B, T, V].
+
+    Args:
+        num_classes: size of the vocabulary, V.
+        label_shape: (T,), the length of a sequence.
+        bytes_per_token: of the test text, for the bits per byte; None: unknown.
+        twice: whether the loss is differentiated twice, as the estimator `exact` does; then all
+            logits are held.
+    """
+
+    metric = "perplexity"
+    better = "lower"
+    percent = False
+    adds_up = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_shape: tuple[int, ...],
+        *,
+        bytes_per_token: float | None = None,
+        twice: bool = False,
+    ) -> None:
+        if len(label_shape) != 1:
+            raise ValueError(f"labels are tokens [T], got labels of shape {label_shape}")
+        super().__init__((*label_shape, num_classes), label_shape)
+        self.bytes_per_token = bytes_per_token
+        self.twice = twice
+
+    @property
+    def num_outputs(self) -> int:
+        """The size of the vocabulary."""
+        return self.output_shape[-1]
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's part of the heads together: a number for each token."""
+        return self.label_shape
+
+    def outputs(self, head: nn.Module, y: Tensor) -> Tensor | Logits:
+        """Run a head on activations [B, T, d]; return unformed logits if it offers them."""
+        if not self.twice and isinstance(head, HasHidden):
+            return Logits(head.hidden(y), head.weight)
+        outputs: Tensor = head(y)
+        return outputs
+
+    def loss(self, outputs: Tensor | Logits, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy over all labels in nats, a scalar."""
+        if isinstance(outputs, Logits):
+            return _linear_cross_entropy(outputs, labels)
+        return functional.cross_entropy(
+            wide(outputs).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL
+        )
+
+    def score(self, outputs: Tensor | Logits, labels: Tensor) -> Tensor:
+        """Return the perplexity of a batch."""
+        with torch.no_grad():
+            return self.loss(outputs, labels).exp()
+
+    def judge(self, head: nn.Module, y: Tensor, labels: Tensor | None) -> Tensor:
+        """Return [B, T, 2]: the log-probability of each correct token, and 1 where it is the most
+        probable one; 0 where the label is -100."""
+        assert labels is not None, "heads of a language model are judged by the labels"
+        return _judged(self.outputs(head, y), labels)
+
+    def part(self, outputs: Tensor) -> Tensor:
+        """Return a head's probability [B, T] of each correct token, from what `judge` gives."""
+        return outputs[..., 0].exp().float()
+
+    def evaluate(
+        self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
+    ) -> Score:
+        """Score a test batch like `Task.evaluate`; sums are over tokens, and scores in nats."""
+        log_probability, hit = outputs[:samples].unbind(-1)
+        known = labels[:samples] != IGNORE_LABEL
+        together = (summed[:samples] / heads).clamp_min(torch.finfo(summed.dtype).tiny).log()
+        nats = -log_probability.sum()  # which is 0 at the others
+        return Score(
+            loss=nats,
+            score=nats,
+            ensemble=-together.masked_fill(~known, 0).sum(),
+            count=known.sum(),
+            others={"accuracy": hit.sum()},
+        )
+
+    def measures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the perplexities of the mean nats, and bits per byte where they are known."""
+        loss, ensemble = means["loss"], means["ensemble"]
+        found = {
+            "perplexity": _exp(loss),
+            "ensemble_perplexity": _exp(ensemble),
+            "loss": loss,
+            "accuracy": means["accuracy"],
+        }
+        if self.bytes_per_token:
+            found["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        return found
+
+    def accept(self, labels: Tensor) -> Tensor:
+        """Convert labels like `Task.accept`, and check that they are tokens of the vocabulary."""
+        if labels.is_floating_point():
+            raise UserError(f"labels of next_token are ids of tokens: got {labels.dtype}")
+        refuse_beyond(labels, self.num_outputs, IGNORE_LABEL)
+        return labels.to(self.label_dtype)
+
+
+def _linear_cross_entropy(logits: Logits, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of logits that are formed and dropped a few tokens at a time."""
+    hidden, tokens = logits.hidden.flatten(0, 1), labels.flatten()
+    weight = logits.weight.to(hidden.dtype)
+    if _FUSED:
+        return functional.linear_cross_entropy(
+            hidden, weight, tokens, options=nn.LinearCrossEntropyOptions()
+        )
+    summed = hidden.new_zeros((), dtype=wide(hidden[:0]).dtype)
+    for part, wanted in _chunks(hidden, tokens, len(weight)):
+        summed = summed + checkpoint(_summed, part, weight, wanted, use_reentrant=False)
+    return summed / (tokens != IGNORE_LABEL).sum()
+
+
+def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    logits = wide(hidden @ weight.T)
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
+
+
+def _judged(outputs: Tensor | Logits, labels: Tensor) -> Tensor:
+    """Log-probabilities of the labels and whether each is the most probable: [B, T, 2]."""
+    size = len(outputs.weight) if isinstance(outputs, Logits) else outputs.shape[-1]
+    source = outputs.hidden if isinstance(outputs, Logits) else outputs
+    found = []
+    for part, wanted in _chunks(source.flatten(0, 1), labels.flatten(), size):
+        if isinstance(outputs, Logits):
+            part = part @ outputs.weight.to(part.dtype).T
+        logits, ignored = wide(part), wanted == IGNORE_LABEL
+        correct = logits.gather(1, wanted.masked_fill(ignored, 0)[:, None])[:, 0]
+        judged = [correct - logits.logsumexp(1), (logits.argmax(1) == wanted).to(logits.dtype)]
+        found.append(torch.stack(judged, dim=1).masked_fill(ignored[:, None], 0))
+    return torch.cat(found).view(*labels.shape, 2)
+
+
+def _chunks(hidden: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens in parts of about 4 million logits."""
+    tokens = max(1, _MOST_LOGITS // size)
+    yield from zip(torch.split(hidden, tokens), torch.split(labels, tokens), strict=True)
+
+
+_MOST_LOGITS = 2**22
+"""16 MiB of float32: large enough for full speed, small beside a model's activations."""
+
+_FUSED = hasattr(nn, "LinearCrossEntropyOptions")
+"""Torch's own from 2.14 on. It forms gradients in the forward pass, and so no logits twice."""
+
+
+def _exp(nats: float) -> float:
+    """A perplexity; infinite rather than an error where a run diverges."""
+    return math.exp(nats) if nats < 700 else math.inf
