@@ -91,6 +91,9 @@ class HeadConfig(NamingSection):
     """ema, readout: steps from one publication of the copied parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """ema: of the running mean that the copy is, for each step; 0: the newest publication."""
+    fraction: Fraction = 1.0
+    """The random part of each batch from which auxiliary heads learn and give signals, the same for
+    all of them. Bodies see the whole batch; the other samples give them no gradient."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,28 @@ class ReconcileConfig(NamingSection):
     def feeds_back(self) -> bool:
         """Whether anything flows upstream."""
         return self.weight > 0 and self.direction != "downstream"
+
+
+@dataclass(frozen=True)
+class DistillConfig(Section):
+    """Distillation: an auxiliary head learns from the outputs of later heads for the same batch,
+    which flow upstream and arrive a fixed number of steps later."""
+
+    weight: NonNegative = 0.0
+    """Of the divergence of a head's outputs from its teacher's. 0: off."""
+    teacher: Literal["together", "last"] = "together"
+    """together: the head itself and all later ones; last: the network's own classifier."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """What logits are divided by; the divergence is multiplied by its square."""
+    every: Positive = 2
+    """Distil the batch of every n-th step, with the weight scaled by n, which is rough where n is
+    large. Until it is distilled, a module keeps its activations: 5 steps for each module
+    downstream."""
+
+    @property
+    def strength(self) -> float:
+        """The weight in a step that distils."""
+        return self.weight * self.every
 
 
 @dataclass(frozen=True)
@@ -288,6 +313,7 @@ class Config(Section):
     head: HeadConfig = HeadConfig()
     information: InformationConfig = InformationConfig()
     reconcile: ReconcileConfig = ReconcileConfig()
+    distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -354,12 +354,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
             f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
         )
-    if reconcile.feeds_back and not getattr(HEADS.find(config.head.name), "learns", True):
-        yield (
-            f"reconcile.direction={reconcile.direction} trains heads, and head.name="
-            f"{config.head.name} has nothing to train; use reconcile.direction=downstream or"
-            f" another head"
-        )
+    yield from _about_heads(config)
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
@@ -367,3 +362,25 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
         yield f"data.root is needed for data.name={data.name}; name the folder"
+
+
+def _about_heads(config: Config) -> Iterator[str]:
+    """What heads are asked to do and cannot."""
+    reconcile, distill, head = config.reconcile, config.distill, config.head
+    if reconcile.weight and head.fraction < 1:
+        yield (
+            f"head.fraction={head.fraction} gives signals for a part of the batch, and the last"
+            f" module gradients for all of it: reconcile.weight={reconcile.weight} would make them"
+            f" alike; use head.fraction=1 or reconcile.weight=0"
+        )
+    trains = reconcile.feeds_back or distill.weight > 0
+    if not trains or getattr(HEADS.find(head.name), "learns", True):
+        return
+    why = f"trains heads, and head.name={head.name} has nothing to train"
+    if reconcile.feeds_back:
+        yield (
+            f"reconcile.direction={reconcile.direction} {why}; use reconcile.direction=downstream"
+            f" or another head"
+        )
+    if distill.weight:
+        yield f"distill.weight={distill.weight} {why}; leave distill out, or use another head"

@@ -23,7 +23,7 @@ MINIMAL: dict[str, Any] = {
 TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
-    "model", "data", "task", "modules", "head", "information", "reconcile",
+    "model", "data", "task", "modules", "head", "information", "reconcile", "distill",
     "train", "optimizer", "parallel", "checkpoint", "run",
 ]  # fmt: skip
 
@@ -294,6 +294,19 @@ def test_a_fixed_head_cannot_heed(tmp_path: Path, direction: str) -> None:
     (line,) = problems(tmp_path, TEXT, *upwards)
     assert line.startswith(f"reconcile.direction={direction} trains heads, and head.name=etf has")
     assert with_overrides(tmp_path, *upwards[:2]).head.name == "etf"
+
+
+def test_reconciliation_needs_whole_signals(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "head.fraction=0.5", "reconcile.weight=0.1")
+    assert line.startswith("head.fraction=0.5 gives signals for a part of the batch, and the last")
+    assert with_overrides(tmp_path, "head.fraction=0.5").head.fraction == 0.5
+
+
+def test_a_fixed_head_learns_from_no_teacher(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TEXT, "head.name=etf", "distill.weight=0.5")
+    assert line.startswith("distill.weight=0.5 trains heads, and head.name=etf has nothing to")
+    (line,) = problems(tmp_path, TEXT, "distill.wieght=0.5")
+    assert line.endswith("did you mean 'distill.weight'?")
 
 
 def test_a_wire_is_narrower_than_what_it_carries(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    ("errors", "seeds", "layout", "yamltext", "values", "byvalue", "writes"),
+    (
+        "errors",
+        "seeds",
+        "layout",
+        "yamltext",
+        "values",
+        "byvalue",
+        "writes",
+        "untouched",
+        "lagged_queue",
+    ),
     ("config", "screen", "newfile", "registry", "building"),
     ("engines", "text"),
     ("learning", "models", "data"),

@@ -14,7 +14,8 @@ from pipeline_local import configfile
 from pipeline_local.blueprint import blueprint as blueprints
 from pipeline_local.blueprint import run_plan
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.lagged import LaggedContent, LaggedQueue, LagPlan
+from pipeline_local.lagged_queue import LaggedQueue
+from pipeline_local.learning.lagged import LaggedContent, LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG
@@ -41,7 +42,7 @@ class Relay(LaggedContent):
     def specs(self, sender, of):
         return of(LAST).blocks[0][0], Spec((1,), torch.int64)
 
-    def message(self, sender, g):
+    def message(self, sender, g, passed):
         return sender.copy.clone(), sender.published.clone()
 
     def apply(self, receiver, step, kept, arrived):

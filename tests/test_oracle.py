@@ -144,6 +144,22 @@ CASES = {
         "parallel": {"wire_dtype": "bfloat16"},
     },
     "readouts, dropout, finite difference": {**GPT2, "reconcile": FINITE},
+    "distillation": {**RESNET, "distill": {"weight": 0.5, "every": 3}},
+    "distillation by the last head beside copies, both directions, microbatches, dropout": {
+        **VIT,
+        "head": {"name": "ema", "refresh": 2},
+        "train": {"steps": 24, "microbatches": 2},
+        "reconcile": {**FINITE, **UPSTREAM, "direction": "both"},
+        "distill": {"weight": 0.5, "teacher": "last", "every": 1},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
+    "heads on a part of the batch, microbatches, dropout, distillation": {
+        **VIT,
+        "head": {"name": "auglocal", "fraction": 0.5},
+        "information": {"name": "reconstruction"},
+        "train": {"steps": 16, "microbatches": 2},
+        "distill": {"weight": 0.5, "every": 1},
+    },
     "contrast, on half of the batch": {
         **RESNET,
         "information": {"name": "contrast", "weight": 0.3},
@@ -276,23 +292,25 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("direction", "channels_last", "head"),
+    ("direction", "channels_last", "head", "distill"),
     [
-        ("downstream", False, "auglocal"),
-        ("both", False, "auglocal"),
-        ("both", True, "auglocal"),
-        ("downstream", True, "ema"),
+        ("downstream", False, "auglocal", 0.0),
+        ("both", False, "auglocal", 0.0),
+        ("both", True, "auglocal", 0.0),
+        ("downstream", True, "ema", 0.0),
+        ("downstream", True, "linear", 0.5),
     ],
 )
-def test_resuming_changes_nothing(direction, channels_last, head, tmp_path, run_ranks):
+def test_resuming_changes_nothing(direction, channels_last, head, distill, tmp_path, run_ranks):
     """Cut off in the middle of an epoch, resumed from the last checkpoint on more stages; with
-    feedback or copies of parameters, some of them are on their way then."""
+    feedback, copies of parameters or distillation, some of them are on their way then."""
     case = {
         **RESNET,
         "train": {"steps": 20},
         "channels_last": channels_last,
         "head": {"name": head, **({"refresh": 3} if head == "ema" else {})},
         "reconcile": {**FINITE, **UPSTREAM, "direction": direction},
+        "distill": {"weight": distill, "every": 3},
         "checkpoint": {"every_steps": 5, "keep": 9},
     }
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -301,8 +319,9 @@ def test_resuming_changes_nothing(direction, channels_last, head, tmp_path, run_
         run_ranks(run_until, 2, parse(case, cut), 13)
     assert not list(cut.glob("checkpoints/step-*20/*"))
     with safe_open(sorted(cut.glob("checkpoints/*/module-002*"))[-1], "pt") as file:
-        under_way = direction == "both" or head == "ema"
-        assert any(name.startswith("lagged.") for name in file.keys()) == under_way  # noqa: SIM118
+        queues = {name.split(".")[1] for name in file.keys() if name.startswith("lagged.")}  # noqa: SIM118
+    assert bool(queues) == (direction == "both" or head == "ema" or distill > 0)
+    assert ("passing" in queues) == (distill > 0)
     config = parse(case, cut)
     run_ranks(run_stage, 3, replace(config, run=replace(config.run, resume=True)))
     assert checkpoint(cut) == checkpoint(whole)

@@ -170,7 +170,7 @@ class LocalPipeline(Baseline):
             if self.blueprint.is_last(module.index):
                 own += head
             else:
-                auxiliary += head
+                auxiliary += round(self.blueprint.config.head.fraction * head)
         return auxiliary // 2, own // 2
 
     def _make(self) -> None:
@@ -183,8 +183,7 @@ class LocalPipeline(Baseline):
         return self.workload.placement.stages[self.workload.rank_info.rank]
 
     def _turn(self, stop: int) -> Blueprint:
-        own = self.blueprint.run_plan
-        turn = PartialRunPlan(**vars(own), stop=stop)
+        turn = PartialRunPlan(**vars(self.blueprint.run_plan), stop=stop)
         return replace(self.blueprint, run_plan=turn)
 
     def _step(self, number: int) -> Step:

@@ -1,5 +1,6 @@
 """The options of `pipeline-local bench baselines`, checked before a rank starts."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ class Request:
             ConfigError: it lists every problem, one per line.
             UserError: there are too few modules or blocks for these stages.
         """
-        every = config.reconcile.every if config.reconcile.weight else 1
+        parts = (config.reconcile, config.distill)
+        every = math.lcm(*(part.every for part in parts if part.weight))
         names = NAMES if baselines is None else _words(baselines)
         counts = (num_stages,) if microbatches is None else _numbers(microbatches)
         steps = -(-SHORTEST // every) * every if steps is None else steps
@@ -93,8 +95,8 @@ class Request:
             yield f"--runs: at least 1, got {self.runs}"
         if self.steps < 1 or self.steps % every:
             yield (
-                f"--steps: a positive multiple of reconcile.every, so that all turns are alike,"
-                f" got {self.steps} with reconcile.every={every}"
+                f"--steps: a positive multiple of {every} (reconcile.every, distill.every), so that"
+                f" all turns are alike, got {self.steps}"
             )
         if self.output is not None and (reason := newfile.problem("--json", self.output)):
             yield reason

@@ -138,6 +138,7 @@ class Blueprint:
                 tuple(Spec(tuple(p.shape), self.dtype) for p in part.parameters())
                 for part in self.meta_body(index)
             ),
+            part=Spec((size, *self.task.part_shape), torch.float32),
             unembedding=self._unembedding,
         )
 
@@ -205,7 +206,9 @@ class Blueprint:
         config = self.config
         rules = Rules(
             seed=config.train.seed,
+            fraction=config.head.fraction,
             reconcile=config.reconcile,
+            distill=config.distill,
             task=self.task,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
@@ -214,7 +217,7 @@ class Blueprint:
             lag=self.run_plan.lag,
         )
         make = partial(optimizer.build, config.optimizer, tables=tables(body, head))
-        return LocalModule(index, body, head, make, rules)
+        return LocalModule(index, body, head, make, rules, not self.is_last(index))
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
         """Allocate and fill one block, with the values that it carries or with fresh weights.

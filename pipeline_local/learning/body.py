@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline_local import seeds
 from pipeline_local.learning.precision import wide_norms
-from pipeline_local.learning.untouched import Buffers
+from pipeline_local.untouched import Buffers
 
 
 class Body(nn.Sequential):

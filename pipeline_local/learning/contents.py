@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline_local.config import Config
+from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import EmaHead, ReadoutHead
 from pipeline_local.learning.information import parts
-from pipeline_local.learning.lagged import Kept, LaggedContent, LagPlan, Learner, SpecsOf
+from pipeline_local.learning.lagged import LaggedContent, LagPlan, Learner, SpecsOf
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks.next_token import HasHidden
@@ -28,18 +29,19 @@ class Feedback(LaggedContent):
         """A tensor like the input."""
         return (of(sender).x,)
 
-    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The gradient itself."""
         return (g,)
 
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
-    ) -> None:
+    ) -> tuple[()]:
         """Bring the head's signal closer to the gradient."""
         feedback = next(arrived, None)
         if feedback is not None:
             assert kept is not None, "it keeps what it needs"
             receiver.heed(step, kept, feedback)
+        return ()
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,70 @@ class Copies(LaggedContent):
         """The parameters of the first block."""
         return of(sender).blocks[0]
 
-    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """They are cloned, as the update of this very step changes them."""
         first = next(sender.body.children())
         return tuple(parameter.detach().clone() for parameter in first.parameters())
 
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
-    ) -> None:
+    ) -> tuple[()]:
         """Let the head's copy follow; the last module has none."""
         head = parts(receiver.head)[0]
         if isinstance(head, EmaHead):
             head.follow(arrived)
+        return ()
+
+
+@dataclass(frozen=True)
+class Distillation(LaggedContent):
+    """Distillation: outputs of later heads, from which the receiver's head learns.
+
+    The last module sends its head's part of a batch upstream. Each module on the way learns from
+    what comes, and passes it on in the next step: with its own part added, or as it is.
+
+    Attributes:
+        num_modules: K.
+        together: whether each head on the way adds its part.
+    """
+
+    every: int
+    num_modules: int
+    together: bool
+    keeps = True
+
+    def hops(self, receiver: int) -> int:
+        """Return the number of edges between the receiver and the last module."""
+        return self.num_modules - 1 - receiver
+
+    def is_begun(self, sender: int) -> bool:
+        """Return whether it is the last module."""
+        return sender == self.num_modules - 1
+
+    def is_passed_on(self, sender: int) -> bool:
+        """Return whether it is a module between the first and the last one."""
+        return 0 < sender < self.num_modules - 1
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether the last module has begun it so many hops ago."""
+        begun = step - self.hops(sender) * (LAG + 1)
+        return sender < self.num_modules and begun >= 0 and super().is_sent(sender, begun)
+
+    def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
+        """A tensor like the outputs."""
+        return (of(sender).part,)
+
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The part of the last head; else what has come, or its sum with the sender's part."""
+        return passed or (sender.part(),)
+
+    def apply(
+        self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Bring the head's outputs closer to those of its teacher."""
+        assert kept is not None, "it keeps what it needs"
+        heads = self.num_modules - receiver.index if self.together else 1
+        return (receiver.imitate(step, kept, next(arrived), heads),)
 
 
 @dataclass(frozen=True)
@@ -87,16 +141,20 @@ class Unembeddings(LaggedContent):
     num_modules: int
     once = True
 
+    def hops(self, receiver: int) -> int:
+        """Return the number of edges between the receiver and the last module."""
+        return self.num_modules - 1 - receiver
+
     def is_sent(self, sender: int, step: int) -> bool:
         """Return whether a publication has come to module `sender` in the step before."""
-        published = step - (self.num_modules - 1 - sender) * (LAG + 1)
-        return published > 0 and super().is_sent(sender, published)
+        published = step - self.hops(sender) * (LAG + 1)
+        return sender < self.num_modules and published > 0 and super().is_sent(sender, published)
 
     def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
         """The matrix."""
         return of(sender).unembedding
 
-    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """It is cloned, as the update of this very step changes it."""
         head = parts(sender.head)[0]
         assert isinstance(head, HasHidden), "as all heads of such a run"
@@ -104,11 +162,12 @@ class Unembeddings(LaggedContent):
 
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
-    ) -> None:
+    ) -> tuple[()]:
         """Let the head's copy follow; the last module has none."""
         head = parts(receiver.head)[0]
         if isinstance(head, ReadoutHead):
             head.follow(arrived)
+        return ()
 
 
 def lag_plan(config: Config, num_modules: int) -> LagPlan:
@@ -119,4 +178,7 @@ def lag_plan(config: Config, num_modules: int) -> LagPlan:
     if refresh := heads.refresh(config.head):
         shared = heads.follows(config.head) == "unembedding"
         contents.append(Unembeddings(refresh, num_modules) if shared else Copies(refresh))
+    if config.distill.weight > 0:
+        together = config.distill.teacher == "together"
+        contents.append(Distillation(config.distill.every, num_modules, together))
     return LagPlan(tuple(contents))

@@ -2,23 +2,24 @@
 
 So no module waits for them within a step, and no placement changes their effect. The mathematics
 chooses their contents (contents.py): input gradients of upstream reconciliation, copies of
-parameters. A `LaggedContent` states when it is sent, its shapes and its numbers. What several
-contents have to say with one microbatch travels as one message. Modules, stages, edges, contracts,
-checkpoints and dry runs know none of them.
+parameters, outputs of heads. A `LaggedContent` states when it is sent, its shapes and its numbers.
+What several contents have to say with one microbatch travels as one message. Modules, stages,
+edges, contracts, checkpoints and dry runs know none of them.
 
-A module keeps what it needs once the message from downstream has arrived (`awaiting`), and the
-messages it has sent that upstream has not applied yet (`pending`). Both are part of a checkpoint,
-so that a resumed run finds the messages that were in flight.
+A module keeps what it needs once the message from downstream has arrived (`awaiting`), what it has
+got and passes on in the next step (`passing`), and the messages it has sent that upstream has not
+applied yet (`pending`). All are part of a checkpoint, so that a resumed run finds the messages that
+were in flight.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipeline_local.lagged_queue import Kept, LaggedQueue
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 
@@ -33,6 +34,7 @@ class ModuleSpecs:
         labels: of the batch [B, ...].
         recalls_input: whether its local loss depends on x beside y.
         blocks: the parameters of each block of its body, in order.
+        part: what its head adds to the sum of all heads (`Task.part`).
         unembedding: the matrix of the backbone's classifier, where that has one (`HasHidden`).
     """
 
@@ -41,6 +43,7 @@ class ModuleSpecs:
     labels: Spec
     recalls_input: bool
     blocks: tuple[tuple[Spec, ...], ...]
+    part: Spec
     unembedding: tuple[Spec, ...] = ()
 
     @property
@@ -53,22 +56,23 @@ SpecsOf = Callable[[int], ModuleSpecs]
 """The specs of each module, by its index from 0."""
 
 
-class Kept(NamedTuple):
-    """The tensors of one microbatch of an earlier step."""
-
-    step: int
-    microbatch: int
-    tensors: tuple[Tensor, ...]
-
-
 class Learner(Protocol):
     """What a content may use of a module."""
 
+    index: int
     body: nn.Module
     head: nn.Module
 
+    def part(self) -> Tensor:
+        """Return the head's part of this microbatch (`Task.part`)."""
+        ...
+
     def heed(self, step: Step, kept: Kept, feedback: Tensor) -> None:
         """Train the head with the batch of an earlier step (`LocalModule.heed`)."""
+        ...
+
+    def imitate(self, step: Step, kept: Kept, later: Tensor, heads: int) -> Tensor:
+        """Train the head with the batch of an earlier step (`LocalModule.imitate`)."""
         ...
 
 
@@ -78,7 +82,7 @@ class LaggedContent(ABC):
     Attributes:
         every: messages of one module have it on every n-th step.
         once: whether it is sent with the last microbatch of a step only; else with each.
-        keeps: whether activations and labels of the batch are kept until it has come.
+        keeps: whether activations and labels of each microbatch are kept until it has come.
         differentiates: whether it needs the gradient at the sender's input.
     """
 
@@ -86,6 +90,18 @@ class LaggedContent(ABC):
     once = False
     keeps = False
     differentiates = False
+
+    def hops(self, receiver: int) -> int:
+        """Return the number of edges that it has passed when module `receiver` applies it."""
+        return 1
+
+    def is_begun(self, sender: int) -> bool:
+        """Return whether module `sender` makes it of its own outputs."""
+        return False
+
+    def is_passed_on(self, sender: int) -> bool:
+        """Return whether module `sender` sends what it has applied in the step before."""
+        return False
 
     def is_sent(self, sender: int, step: int) -> bool:
         """Return whether module `sender` (from 0) sends it in this step (from 0)."""
@@ -96,24 +112,28 @@ class LaggedContent(ABC):
         """What module `sender` sends upstream, before it is rounded for the way."""
 
     @abstractmethod
-    def message(self, sender: Learner, g: Tensor) -> tuple[Tensor, ...]:
+    def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What this microbatch sends upstream, as `specs` says it; nobody may write to it later.
 
         Args:
             sender: the module, after its backward pass and before its update.
             g: the plain gradient at its input, if the content `differentiates`.
+            passed: what `apply` has returned in the step before, if it `is_passed_on`.
         """
 
     @abstractmethod
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
-    ) -> None:
+    ) -> tuple[Tensor, ...]:
         """Apply the message that was sent `LagPlan.lag` steps ago.
+
+        Returns:
+            What is passed on in the next step, if it `is_passed_on`.
 
         Args:
             receiver: the module, after its backward pass and before its update.
             step: the current step.
-            kept: activations and labels of the microbatch that it was sent with, if the content
+            kept: activations and labels of the microbatch that it belongs to, if the content
                 `keeps` them.
             arrived: the tensors of the message; the content takes as many as it has sent. None
                 where no module is downstream.
@@ -147,6 +167,25 @@ class LagPlan:
         """Return what module `receiver` applies after a microbatch; () for no message."""
         return self.sent(receiver + 1, step - self.lag, microbatch, microbatches)
 
+    def delay(self, content: LaggedContent, receiver: int) -> int:
+        """Steps from a batch to the application of what a content says of it."""
+        return content.hops(receiver) * (self.lag + 1) - 1  # a hop and the step before the next one
+
+    @property
+    def longest(self) -> int:
+        """The longest delay of all contents."""
+        return max((self.delay(content, 0) for content in self.contents), default=self.lag)
+
+    def last_use(self, receiver: int, step: int) -> int:
+        """Return the last step that needs what module `receiver` keeps of a step; -1: none does."""
+        uses = [
+            (content, step + self.delay(content, receiver))
+            for content in self.contents
+            if content.keeps
+        ]
+        used = (n for content, n in uses if content.is_sent(receiver + 1, n - self.lag))
+        return max(used, default=-1)
+
     def under_way(self, sender: int, step: int, microbatches: int) -> list[tuple[int, int]]:
         """The (step, microbatch) of the messages that are on their way when `step` begins."""
         earlier = ((n, part) for n in range(step - self.lag, step) for part in range(microbatches))
@@ -155,64 +194,6 @@ class LagPlan:
     def most_pending(self, content: LaggedContent, microbatches: int) -> int:
         """Most messages with a content that are in flight at once."""
         return (self.lag // content.every + 1) * (1 if content.once else microbatches)
-
-
-class LaggedQueue:
-    """A first-in-first-out queue that can be saved and restored at any step.
-
-    Args:
-        name: prefix of the names of its tensors in a checkpoint.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._kept: deque[Kept] = deque()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def push(self, step: int, microbatch: int, *tensors: Tensor) -> None:
-        """Append the tensors of a microbatch.
-
-        Raises:
-            ValueError: there are none, and so a checkpoint would not know of it.
-        """
-        if not tensors:
-            raise ValueError("a microbatch keeps at least one tensor, as checkpoints hold tensors")
-        self._kept.append(Kept(step, microbatch, tensors))
-
-    def pop(self) -> Kept:
-        """Remove and return the oldest entry."""
-        return self._kept.popleft()
-
-    def drop(self, last: int) -> None:
-        """Remove all entries up to and including step `last`."""
-        while self._kept and self._kept[0].step <= last:
-            self._kept.popleft()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors, named `<name>.<step>.<microbatch>.<position>`."""
-        return {
-            f"{self._name}.{kept.step}.{kept.microbatch}.{position}": tensor
-            for kept in self._kept
-            for position, tensor in enumerate(kept.tensors)
-        }
-
-    def load(self, named: Mapping[str, Tensor]) -> None:
-        """Restore the queue from the result of `tensors`; names with another prefix are ignored."""
-        found: dict[tuple[int, int], dict[int, Tensor]] = {}
-        for name, tensor in named.items():
-            owner, *numbers = name.split(".")
-            if owner == self._name:
-                step, microbatch, position = map(int, numbers)
-                found.setdefault((step, microbatch), {})[position] = tensor
-        self._kept = deque(
-            Kept(*key, tuple(tensors[i] for i in sorted(tensors)))
-            for key, tensors in sorted(found.items())
-        )
-
-    def __iter__(self) -> Iterator[Kept]:
-        return iter(self._kept)
 
 
 class LaggedMessages:
@@ -228,6 +209,8 @@ class LaggedMessages:
         self._index = index
         self.awaiting = LaggedQueue("awaiting")
         """Batches that are needed once the downstream neighbour's messages arrive."""
+        self.passing = LaggedQueue("passing")
+        """What has come from downstream and goes further upstream in the next step."""
         self.pending = LaggedQueue("pending")
         """Messages sent upstream that are not applied yet."""
 
@@ -235,11 +218,14 @@ class LaggedMessages:
         """Return whether the message of this microbatch needs the gradient at the input."""
         return any(content.differentiates for content in self._sent(step, microbatch))
 
+    def begins(self, step: Step, microbatch: int) -> bool:
+        """Return whether the message of this microbatch is made of the module's own outputs."""
+        return any(content.is_begun(self._index) for content in self._sent(step, microbatch))
+
     def keep(self, step: Step, microbatch: int, *tensors: Tensor) -> None:
         """Keep tensors of a batch (`ModuleSpecs.kept`), if the message from downstream will need
         them."""
-        parts = self._plan.sent(self._index + 1, step.number, microbatch, step.microbatches)
-        if any(content.keeps for content in parts):
+        if self._plan.last_use(self._index, step.number) >= 0:
             self.awaiting.push(step.number, microbatch, *tensors)
 
     def send(self, module: Learner, step: Step, microbatch: int, g: Tensor) -> tuple[Tensor, ...]:
@@ -251,7 +237,11 @@ class LaggedMessages:
             g: the plain gradient at the module's input [B, ...].
         """
         parts = self._sent(step, microbatch)
-        tensors = tuple(tensor for content in parts for tensor in content.message(module, g))
+        tensors = tuple(
+            tensor
+            for content in parts
+            for tensor in content.message(module, g, self._passed(content))
+        )
         if parts:
             self.pending.push(step.number, microbatch, *tensors)
         return tensors
@@ -269,14 +259,25 @@ class LaggedMessages:
             module, step, microbatch: as for `send`.
             tensors: the message; () where no module is downstream.
         """
-        parts, arrived = self._applied(step, microbatch), iter(tensors)
-        kept = self.awaiting.pop() if any(content.keeps for content in parts) else None
-        for content in parts:
-            content.apply(module, step, kept, arrived)
+        plan, index, arrived = self._plan, self._index, iter(tensors)
+        for content in self._applied(step, microbatch):
+            batch = step.number - plan.delay(content, index)
+            kept = self.awaiting.of(batch, microbatch) if content.keeps else None
+            passed = content.apply(module, step, kept, arrived)
+            if content.is_passed_on(index):
+                self.passing.push(step.number, microbatch, *passed)
+        self.awaiting.retain(
+            lambda kept: (
+                kept.microbatch != microbatch or plan.last_use(index, kept.step) > step.number
+            )
+        )
 
     def forget(self, step: int) -> None:
         """Drop the messages that upstream has applied at the end of this step."""
         self.pending.drop(step - self._plan.lag)
+
+    def _passed(self, content: LaggedContent) -> tuple[Tensor, ...]:
+        return self.passing.pop().tensors if content.is_passed_on(self._index) else ()
 
     def _sent(self, step: Step, microbatch: int) -> tuple[LaggedContent, ...]:
         if self._index == 0:
@@ -288,25 +289,13 @@ class LaggedMessages:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
-        return {**self.awaiting.tensors(), **self.pending.tensors()}
+        return {name: t for queue in self._queues for name, t in queue.tensors().items()}
 
     def load(self, named: Mapping[str, Tensor]) -> None:
-        """Restore both queues from the result of `tensors`."""
-        self.awaiting.load(named)
-        self.pending.load(named)
+        """Restore the queues from the result of `tensors`."""
+        for queue in self._queues:
+            queue.load(named)
 
-
-_EARLIER = {"feedback.unheeded.": "lagged.pending.", "feedback.awaiting.": "lagged.awaiting."}
-"""How earlier checkpoints name lagged messages, and how this program does."""
-
-
-def current_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of a checkpoint whose lagged messages have their earlier names."""
-
-    def renamed(name: str) -> str:
-        for old, new in _EARLIER.items():
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-        return name
-
-    return {renamed(name): tensor for name, tensor in named.items()}
+    @property
+    def _queues(self) -> tuple[LaggedQueue, LaggedQueue, LaggedQueue]:
+        return self.awaiting, self.passing, self.pending

@@ -10,7 +10,6 @@ A module knows nothing of processes: it takes tensors and returns detached tenso
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,17 +20,16 @@ from pipeline_local.engines import gradients
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
-from pipeline_local.learning import estimators, reconcile
-from pipeline_local.learning.body import eagerly
-from pipeline_local.learning.comparison import compare
+from pipeline_local.lagged_queue import Kept
+from pipeline_local.learning import distillation, estimators, reconcile
+from pipeline_local.learning.comparison import Comparison, compare
+from pipeline_local.learning.inference import Inference
 from pipeline_local.learning.information import LocalLoss, local_loss, term_of
-from pipeline_local.learning.lagged import Kept, LaggedMessages
-from pipeline_local.learning.precision import autocast
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.learning.tasks import Score
-from pipeline_local.learning.untouched import Buffers, evaluating
+from pipeline_local.untouched import Buffers
 
 
 @dataclass
@@ -48,12 +46,14 @@ class _Pass:
     signal: Tensor | None = None
     output_grad: Tensor | None = None
     head_grads: Sequence[Gradient] = ()
+    outputs: Tensor | None = None
+    """Of the head, where the lagged message is made of them."""
 
 
 Message = tuple[Tensor, ...]
 
 
-class LocalModule(nn.Module):
+class LocalModule(Inference):
     """Module k of K, which learns from its own local loss, reconciled with its neighbours.
 
     Args:
@@ -62,6 +62,7 @@ class LocalModule(nn.Module):
         head: maps activations [B, ...] to outputs [B, ...]; for the last module the classifier.
         optimizer: makes the module's optimizer from its parameters.
         rules: the settings that all modules of a run share.
+        auxiliary: whether the head is an auxiliary one, and not the network's classifier.
     """
 
     def __init__(
@@ -71,12 +72,10 @@ class LocalModule(nn.Module):
         head: nn.Module,
         optimizer: MakeOptimizer,
         rules: Rules,
+        auxiliary: bool = True,
     ) -> None:
-        super().__init__()
-        self.index = index
-        self.body = body
-        self.head = head
-        self.rules = rules
+        super().__init__(index, body, head, rules)
+        self.auxiliary = auxiliary
         self._body_params = [p for p in body.parameters() if p.requires_grad]
         self._head_params = [p for p in head.parameters() if p.requires_grad]
         self.trainable = [*self._body_params, *self._head_params]
@@ -104,21 +103,31 @@ class LocalModule(nn.Module):
     def signal(self) -> Tensor:
         """Act 2: run the head and return the output gradient, shaped like the activations.
 
-        It costs a forward and backward pass of the head alone.
+        It costs a forward and backward pass of the head alone, on a part of the batch if so
+        configured; for the other samples the gradient is zero.
         """
-        now = self._now()
-        y = now.y.detach().requires_grad_()
-        local = self._loss(y, now.labels, now.x)
+        now, laid_out = self._now(), self.rules.wire_format.laid_out
+        part = self._part() if self.auxiliary else None
+        y, labels, x = now.y.detach(), now.labels, now.x
+        if part is not None:
+            y, labels = laid_out(y[part]), labels[part]
+            x = x[part] if self._recalls_input else x
+        y.requires_grad_()
+        local = self._loss(y, labels, x)
         params = [] if self._shifts else self._head_params
         output_grad, *now.head_grads = gradients.of(local.total, [y, *params])
         output_grad = torch.zeros_like(y) if output_grad is None else output_grad
-        now.output_grad = self.rules.wire_format.laid_out(output_grad)  # as the body's output
+        if part is not None:
+            output_grad = torch.zeros_like(now.y).index_copy_(0, part, output_grad)
+        now.output_grad = laid_out(output_grad)  # as the body's output
         self._measure(loss=local.total.detach())
         recalled = [now.x.detach()] if self._recalls_input else []
+        if self.lagged.begins(now.step, now.microbatch):
+            now.outputs = local.outputs.detach()
         self.lagged.keep(now.step, now.microbatch, now.y.detach(), now.labels, *recalled)
         if now.step.log:
             task = self.rules.task
-            self._measure(**{task.metric: task.score(local.outputs.detach(), now.labels)})
+            self._measure(**{task.metric: task.score(local.outputs.detach(), labels)})
             if local.information is not None:
                 self._measure(information=local.information)
         return now.output_grad
@@ -145,7 +154,7 @@ class LocalModule(nn.Module):
         lagged = self.lagged.send(self, now.step, now.microbatch, g)
         if now.signal is not None:
             if now.step.log:
-                self._measure(**vars(compare(first.input, now.signal)))
+                self._measure(**vars(self._comparison(first.input, now.signal)))
             if now.step.reconcile:
                 total = self._reconciled(first)
         self.engine.add(total, now.step.microbatches)
@@ -172,20 +181,44 @@ class LocalModule(nn.Module):
             kept: activations and labels of the earlier microbatch, and its input if recalled.
             feedback: g_{k+1} of that microbatch, shaped like the activations.
         """
-        number, microbatch, (y, labels, *inputs) = kept
-        # checkpoints do not keep strides
-        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
-        self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
+        y, labels, recalled = self._recall(step, kept)
         params = self._head_params
         # its buffers have seen this batch before
-        buffers = Buffers(self.head)
-        objective = self._again(lambda y: y, labels, inputs[0] if inputs else None, buffers)
+        objective = self._again(lambda y: y, labels, recalled, Buffers(self.head))
         first = reconcile.plain(objective, y, params)
         self._measure(feedback_cosine=compare(first.input, feedback).cosine)
-        added = self._discord_gradient(objective, y, feedback, params, first)
-        unmoved = [None] * len(self._body_params)
-        self.engine.add([*unmoved, *added], step.microbatches)
-        self._pass = None
+        self._add_to_head(self._discord_gradient(objective, y, feedback, params, first))
+
+    def part(self) -> Tensor:
+        """Return what the head's outputs for this microbatch add to the sum of all heads."""
+        outputs = self._now().outputs
+        assert outputs is not None, "they are kept where the message is made of them"
+        return self.rules.task.part(outputs)
+
+    def imitate(self, step: Step, kept: Kept, later: Tensor, heads: int) -> Tensor:
+        """Train the head so that its outputs come closer to those of a teacher.
+
+        Their divergence is differentiated through the head alone, with the batch and the dropout
+        masks of an earlier step.
+
+        Args:
+            step, kept: as for `heed`.
+            later: the sum of the parts of later heads for that microbatch.
+            heads: number of heads that the teacher consists of, this one among them; 1: it is what
+                has come.
+
+        Returns:
+            The sum with this head's part, if it is among the teacher's; else `later`.
+        """
+        y, _, _ = self._recall(step, kept)
+        # its buffers have seen this batch before
+        with Buffers(self.head).again(), self._autocast(y):
+            seeds.reseed(y.device, *self._draw("head"))
+            outputs = self.head(y)
+        lesson = distillation.lesson(self.rules.distill, self.rules.task, outputs, later, heads)
+        self._measure(divergence=lesson.divergence.detach())
+        self._add_to_head(gradients.of(lesson.loss, self._head_params))
+        return lesson.summed
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""
@@ -207,71 +240,37 @@ class LocalModule(nn.Module):
         """
         return self.engine.gradients
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        x: Tensor,
-        summed: Tensor | None = None,
-        samples: int | None = None,
-        number: int = 0,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run body and head on test samples; the module is in evaluation mode.
-
-        The network sees no padding, as its outputs may depend on all samples.
-
-        Args:
-            x: input [B, ...].
-            summed: sum of the parts of all upstream heads (`Task.part`); None: there are none.
-            samples: number of samples that are not padding, from the first; None: all.
-            number: of these samples among all of an evaluation, for what is drawn in it.
-            labels: labels [B, ...], where the task judges outputs by them.
-
-        Returns:
-            Activations [B, ...], the head's outputs (`Task.judge`), and the sum with this head's
-            part; zeros where there is padding.
-        """
-        size, count = len(x), len(x) if samples is None else samples
-        seeds.reseed(x.device, self.rules.seed, "evaluate", self.index, number)
-        # one odd batch is not worth another graph
-        with eagerly(self) if count < size else nullcontext():
-            upstream = None if summed is None else summed[:count]
-            known = None if labels is None else labels[:count]
-            results = self._predict(x[:count], upstream, known)
-        activations, outputs, summed = (_padded(result, size) for result in results)
-        return activations, outputs, summed
-
-    @torch.no_grad()
-    def score(self, outputs: Tensor, summed: Tensor, labels: Tensor, samples: int) -> Score:
-        """Score the head on a test batch, alone and together with all upstream heads, from what
-        `evaluate` has returned; `samples` of it, from the first, are not padding."""
-        return self.rules.task.evaluate(outputs, summed, labels, self.index + 1, samples)
-
-    @torch.no_grad()
-    def predict(
-        self, x: Tensor, summed: Tensor | None = None, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return activations and the sum with this head's part, as `evaluate` does."""
-        with evaluating(self):
-            y, _, summed = self._predict(x, summed, labels)
-        return y, summed
-
-    @torch.no_grad()
-    def activations(self, x: Tensor) -> Tensor:
-        """Return the activations alone, as `predict` does, for a head that is not asked."""
-        with evaluating(self.body), self._autocast(x):
-            return self._laid_out(self.body(x))
-
     # ---- inside ---------------------------------------------------------------------------
 
-    def _predict(
-        self, x: Tensor, summed: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with self._autocast(x):
-            y = self._laid_out(self.body(x))
-            outputs = self.rules.task.judge(self.head, y, labels)
-        part = self.rules.task.part(outputs)
-        return y, outputs, part if summed is None else summed + part
+    def _part(self) -> Tensor | None:
+        """The samples of this microbatch that auxiliary heads see, for all modules alike; None: all
+        of them."""
+        now, rules = self._now(), self.rules
+        draw = seeds.generator(rules.seed, "head part", now.step.number, now.microbatch)
+        return reconcile.part(now.y, rules.fraction, draw)
+
+    def _comparison(self, g: Tensor, signal: Tensor) -> Comparison:
+        """Compare for the samples that have a signal."""
+        part = self._part()
+        if part is None:
+            return compare(g, signal)
+        own = g[part] if self.auxiliary else reconcile.of_part(g, part)
+        return compare(own, signal[part])
+
+    def _recall(self, step: Step, kept: Kept) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Go back to a microbatch of an earlier step: its activations, its labels, and the module's
+        input if it is recalled."""
+        number, microbatch, (y, labels, *inputs) = kept
+        # checkpoints do not keep strides
+        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
+        self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
+        return y, labels, inputs[0] if inputs else None
+
+    def _add_to_head(self, added: Sequence[Gradient]) -> None:
+        """Add to the head's gradients of this step; those of the body stay as they are."""
+        microbatches = self._now().step.microbatches
+        self.engine.add([*[None] * len(self._body_params), *added], microbatches)
+        self._pass = None
 
     def _body_backward(self) -> Gradients:
         """The plain gradients; at the input only where it is compared.
@@ -349,11 +348,6 @@ class LocalModule(nn.Module):
         with self._autocast(x):
             return self._laid_out(self.body(x))
 
-    def _laid_out(self, y: Tensor) -> Tensor:
-        """The body's output in the dtype and strides that it has on every placement."""
-        wire_format = self.rules.wire_format
-        return wire_format.laid_out(y.to(wire_format.inside))
-
     def _draw(self, use: str) -> tuple[int, str | int, int, int, int]:
         now = self._now()
         return self.rules.seed, use, self.index, now.step.number, now.microbatch
@@ -373,13 +367,3 @@ class LocalModule(nn.Module):
     def _now(self) -> _Pass:
         assert self._pass is not None, "the acts come in order: forward, signal, learn"
         return self._pass
-
-    def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
-        return autocast(x.device.type, self.rules.wire_format.inside)
-
-
-def _padded(tensor: Tensor, size: int) -> Tensor:
-    """A tensor of fewer samples, filled up with zeros to this size."""
-    if len(tensor) == size:
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(size - len(tensor), *tensor.shape[1:])])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline_local.config import ReconcileConfig
+from pipeline_local.config import DistillConfig, ReconcileConfig
 from pipeline_local.engines.guard import OnNan
 from pipeline_local.layout import Layout
 from pipeline_local.learning.lagged import LagPlan
@@ -15,7 +15,10 @@ class Rules:
     """The settings that all modules of a run share."""
 
     seed: int = 0
+    fraction: float = 1.0
+    """The part of each batch that auxiliary heads see in training."""
     reconcile: ReconcileConfig = field(default_factory=ReconcileConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     task: Task = field(default_factory=lambda: Classification(1))
     """Loss and score of the heads. The default accepts any number of classes."""
     clip: float | None = None

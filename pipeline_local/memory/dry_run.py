@@ -25,7 +25,7 @@ from pipeline_local.learning.body import Body
 from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
-from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.step import Step
 from pipeline_local.memory.fake_edges import FakeDownstream, FakeUpstream, fake_message, num_bytes
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.memory.live_bytes import LiveBytes
@@ -180,11 +180,15 @@ class _Acts(Trace):
 def _perform(
     blueprint: Blueprint, modules: list[LocalModule], acts: _Acts, num_stages: int
 ) -> StageBytes:
-    first, last, step = modules[0].index, modules[-1].index, heaviest(blueprint)
+    numbers, step = [module.index for module in modules], heaviest(blueprint)
+    first, last = numbers[0], numbers[-1]
     lag = blueprint.run_plan.lag
     upstream = _upstream(blueprint, first, step)
     outer = blueprint.contract(last) if num_stages > 1 and not blueprint.is_last(last) else None
-    steps = [replace(each, microbatches=min(RUN, each.microbatches)) for each in _steps(step, lag)]
+    steps = [
+        replace(each, microbatches=min(RUN, each.microbatches))
+        for each in _steps(step, lag, numbers)
+    ]
     arriving = [outer.lagged_messages(blueprint.run_plan, each) for each in steps if outer]
     downstream = FakeDownstream(outer, chain.from_iterable(arriving))
     for each in steps:
@@ -208,9 +212,10 @@ def heaviest(blueprint: Blueprint) -> Step:
     """Returns a step with everything that may happen in one step of the run."""
     reconcile = blueprint.config.reconcile
     on, direction = reconcile.weight > 0, reconcile.direction
-    every = math.lcm(*(content.every for content in blueprint.run_plan.lag.contents))
+    lag = blueprint.run_plan.lag
+    every = math.lcm(*(content.every for content in lag.contents))
     return Step(
-        number=-(-LAG // every) * every,
+        number=-(-lag.longest // every) * every,
         lr=blueprint.config.optimizer.lr,
         microbatches=blueprint.config.train.microbatches,
         reconcile=on and direction != "upstream",
@@ -219,12 +224,17 @@ def heaviest(blueprint: Blueprint) -> Step:
     )
 
 
-def _steps(step: Step, lag: LagPlan) -> list[Step]:
-    """Returns this step, and a later one that applies what it sends and does not apply itself."""
-    later = step.number + lag.lag
-    if all((step.number - lag.lag) % content.every == 0 for content in lag.contents):
-        return [step]
-    return [step, Step(later, step.lr, step.microbatches, compare=True, log=True)]
+def _steps(step: Step, lag: LagPlan, numbers: Sequence[int]) -> list[Step]:
+    """Returns this step, and later ones in which modules apply what they do not apply in it."""
+    last, later = step.microbatches - 1, set()
+    for index in numbers:
+        applied = lag.applied(index, step.number, last, step.microbatches)
+        for content in set(lag.contents) - set(applied):
+            number = step.number + lag.delay(content, index)
+            if content in lag.applied(index, number, last, step.microbatches):
+                later.add(number)
+    more = (Step(n, step.lr, step.microbatches, compare=True, log=True) for n in sorted(later))
+    return [step, *more]
 
 
 def fill_queues(
@@ -239,32 +249,44 @@ def fill_queues(
         size: of the microbatches; None: as configured.
     """
     lag, index, count = blueprint.run_plan.lag, module.index, step.microbatches
-    module.lagged.awaiting.drop(step.number)
-    module.lagged.pending.drop(step.number)
+    queues = module.lagged
+    for queue in (queues.awaiting, queues.passing, queues.pending):
+        queue.drop(step.number)
     specs = blueprint.lagged_specs(index, size)
     kept = blueprint.module_specs(index, size).kept
-    parts = [(n, part) for n in range(step.number - lag.lag, step.number) for part in range(count)]
+    first = step.number - lag.longest
+    parts = [(n, part) for n in range(first, step.number) for part in range(count)]
     parts += [(step.number, part) for part in range(RUN, count)]
     applies = lag.applied(index, step.number, 0, count)
     for number, part in parts:
         now = number == step.number
-        if any(c.keeps for c in lag.sent(index + 1, number, part, count)) and not (now and applies):
-            module.lagged.awaiting.push(number, part, *fake_message(kept))
+        if lag.last_use(index, number) >= step.number and not (now and applies):
+            queues.awaiting.push(number, part, *fake_message(kept))
         contents = [c for c in lag.sent(index, number, part, count) if not (now and c.once)]
         message = [spec for content in contents for spec in specs.get(content, ())]
-        if message:
-            module.lagged.pending.push(number, part, *fake_message(message))
+        if message and number >= step.number - lag.lag:
+            queues.pending.push(number, part, *fake_message(message))
+    for part in range(count):
+        for content in lag.sent(index, step.number, part, count):
+            if content.is_passed_on(index):
+                queues.passing.push(step.number - 1, part, *fake_message(specs[content]))
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:
     """Returns the most bytes that a module's queues hold."""
     lag, specs = blueprint.run_plan.lag, blueprint.lagged_specs(index)
-    kept = num_bytes(blueprint.module_specs(index).kept)
-    return sum(
-        lag.most_pending(content, blueprint.config.train.microbatches)
-        * (num_bytes(specs.get(content, ())) + kept * content.keeps)
-        for content in lag.contents
+    step = heaviest(blueprint)
+    batches = range(step.number - lag.longest, step.number + 1)
+    kept = sum(lag.last_use(index, number) >= step.number for number in batches)
+    messages = sum(
+        num_bytes(each)
+        * (
+            lag.most_pending(content, step.microbatches)
+            + step.microbatches * content.is_passed_on(index)
+        )
+        for content, each in specs.items()
     )
+    return messages + kept * step.microbatches * num_bytes(blueprint.module_specs(index).kept)
 
 
 def _upstream(blueprint: Blueprint, first: int, step: Step) -> FakeUpstream:

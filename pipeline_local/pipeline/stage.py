@@ -26,10 +26,10 @@ from pipeline_local.learning.evaluation import Evaluation
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Score
-from pipeline_local.learning.untouched import evaluating
 from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
 from pipeline_local.record.trace import Trace
+from pipeline_local.untouched import evaluating
 
 
 @dataclass(frozen=True)

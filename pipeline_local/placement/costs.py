@@ -80,9 +80,10 @@ class ModuleCost:
     Attributes:
         forward: act 1.
         signal: act 2.
-        learn: act 3, with the update and, on average, what reconciliation adds.
+        learn: act 3, with the update and, on average, what reconciliation and distillation add.
         added: the part of `learn` that reconciliation adds.
         update: the part of `learn` that is the optimizer's.
+        distilled: the part of `learn` that distillation adds.
     """
 
     forward: float
@@ -90,6 +91,7 @@ class ModuleCost:
     learn: float
     added: float
     update: float
+    distilled: float = 0.0
 
     @property
     def total(self) -> float:
@@ -134,12 +136,17 @@ class Costs:
             if self.information:
                 head += self.information.get(blocks, IMPOSSIBLE)
         added = self._added(index, count, body, head)
+        signal, distilled, distill = head.forward + head.backward, 0.0, self.config.distill
+        if index < count - 1:
+            distilled = signal / distill.every if distill.weight > 0 else 0.0
+            signal *= self.config.head.fraction
         return ModuleCost(
             forward=body.forward,
-            signal=head.forward + head.backward,
-            learn=body.backward + body.update + head.update + added,
+            signal=signal,
+            learn=body.backward + body.update + head.update + added + distilled,
             added=added,
             update=body.update + head.update,
+            distilled=distilled,
         )
 
     def _added(self, index: int, count: int, body: Cost, head: Cost) -> float:

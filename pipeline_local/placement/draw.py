@@ -67,6 +67,7 @@ def draw(
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     _check_entries(blueprint)
+    _check_distillation(blueprint)
     if tries:
         trial.check(blueprint)
     return blueprint
@@ -137,6 +138,22 @@ def _check_entries(blueprint: Blueprint) -> None:
         optimizer.build(config.optimizer, [nn.Parameter(torch.zeros(1))])
     if config.optimizer.schedule.startswith("python:"):
         blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
+
+
+def _check_distillation(blueprint: Blueprint) -> None:
+    distill, task = blueprint.config.distill, blueprint.task
+    if distill.weight == 0:
+        return
+    if len(blueprint.modules) == 1:
+        raise UserError(
+            f"distill.weight: {distill.weight} trains auxiliary heads, and a single module has none"
+            f"; set modules.count to at least 2, or leave distill out"
+        )
+    if type(task).divergence is Task.divergence:
+        raise UserError(
+            f"distill.weight: task.name={blueprint.config.task.name} does not say how far outputs"
+            f" are from a teacher's; leave distill out, or give the task a method divergence"
+        )
 
 
 def _check_last_test_batch(uncut: Blueprint) -> None:

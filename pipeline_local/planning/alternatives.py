@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import ModulesConfig, ParallelConfig, ReconcileConfig
+from pipeline_local.config import DistillConfig, ModulesConfig, ParallelConfig, ReconcileConfig
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import balance, partition
 from pipeline_local.placement.costs import Cost
@@ -239,6 +239,7 @@ def _backpropagation(placement: Placement, recompute: bool) -> Blueprint:
         config,
         modules=ModulesConfig(count=1, recompute=recompute),
         reconcile=ReconcileConfig(),
+        distill=DistillConfig(),
         parallel=ParallelConfig(),
     )
     return draw(plain, placement.blueprint.info, placement.costs[0].device)

@@ -32,13 +32,13 @@ from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.information import local_loss
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
-from pipeline_local.learning.untouched import Buffers
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import Screen
+from pipeline_local.untouched import Buffers
 
 Batch = tuple[Tensor, Tensor]
 """Input [B, ...] of the first module, and labels [B, ...] or soft targets [B, classes]."""

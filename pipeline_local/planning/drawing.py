@@ -199,8 +199,9 @@ def _facts(plan: Plan) -> list[str]:
         f" waits only while the pipeline fills, once in {plan.steps} steps.",
         "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
         " runs their forward passes again.",
-        "Kept: activations between acts 1 and 3. Learn: act 3, with the update and with SGR, what"
-        " reconciliation adds on average over the steps. Peak in: the act with the highest memory.",
+        "Kept: activations between acts 1 and 3. Learn: act 3, with the update and, on average over"
+        " the steps, what distillation and reconciliation (SGR) add. Peak in: the act with the"
+        " highest memory.",
         f"Imbalance: the most expensive stage costs {plan.imbalance:.2f} times the mean.",
         *_peaks(plan),
     ]
@@ -229,9 +230,11 @@ def _heads(plan: Plan) -> str:
     costs = [module.cost for stage in plan.stages for module in stage.modules]
     whole = sum(cost.total for cost in costs) or 1.0
     heads, added = sum(cost.signal for cost in costs[:-1]), sum(cost.added for cost in costs)
+    distilled = sum(cost.distilled for cost in costs)
+    more = f", {_share(distilled / whole)} distillation's" if distilled else ""
     return (
         f"Of local's operations {_share(heads / whole)} are auxiliary heads' (head.name=linear:"
-        f" nearly none, but weaker) and {_share(added / whole)} reconciliation's."
+        f" nearly none, but weaker){more} and {_share(added / whole)} reconciliation's."
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import Config, HeadConfig
+from pipeline_local.config import Config, DistillConfig, HeadConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import information
@@ -200,7 +200,16 @@ class _PartTimer:
         reconcile = replace(config.reconcile, weight=config.reconcile.weight or 1.0)
         reconcile = replace(reconcile, fraction=1.0)
         parallel = replace(config.parallel, cuts="uniform")
-        config = replace(config, modules=modules, reconcile=reconcile, parallel=parallel)
+        head = replace(config.head, fraction=1.0)
+        distill = DistillConfig()  # it needs several modules
+        config = replace(
+            config,
+            modules=modules,
+            head=head,
+            reconcile=reconcile,
+            distill=distill,
+            parallel=parallel,
+        )
         self.blueprint = draw(config, info)
         self._runs = runs
         self._device = device

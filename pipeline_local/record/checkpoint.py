@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.learning.lagged import current_names
+from pipeline_local.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError

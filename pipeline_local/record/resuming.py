@@ -149,8 +149,8 @@ def _leaves(config: Config) -> dict[str, object]:
 def _others(before: Config, now: Config) -> list[str]:
     """Returns the names of what the checkpoints depend on and is another one now.
 
-    They hold the feedback under way, microbatch by microbatch, for the steps that follow. Copies of
-    parameters under way fit any microbatches.
+    They hold the feedback and the outputs under way, microbatch by microbatch, for the steps that
+    follow. Copies of parameters under way fit any microbatches.
     """
     old, new = _identity(before.on_stages(1)), _identity(now.on_stages(1))
     return [name for name, value in old.items() if new.get(name, value) != value]
@@ -160,6 +160,12 @@ def _identity(config: Config) -> dict[str, object]:
     feeds_back = config.reconcile.feeds_back
     feedback = {
         "reconcile.every": config.reconcile.every,
+        "train.microbatches": config.train.microbatches,
+    }
+    distills = config.distill.weight > 0
+    distilled = {
+        "distill.every": config.distill.every,
+        "distill.teacher": config.distill.teacher,
         "train.microbatches": config.train.microbatches,
     }
     sections = configfile.tree(config)
@@ -177,6 +183,8 @@ def _identity(config: Config) -> dict[str, object]:
         "train.seed": config.train.seed,
         "kind of lagged message (reconcile.direction, reconcile.weight)": feeds_back,
         **(feedback if feeds_back else {}),
+        "kind of lagged message (distill.weight)": distills,
+        **(distilled if distills else {}),
     }
 
 

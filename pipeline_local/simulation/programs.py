@@ -39,6 +39,8 @@ class SimulatedRun:
         every: steps from one comparison of gradients to the next; 0: never.
         feedback: whether input gradients are sent upstream on those steps.
         refresh: steps from one publication of parameters to the next; 0: never.
+        distill: steps from one distillation to the next; 0: never. All stages have theirs in the
+            same steps, though each is some steps behind the next stage: the average is the same.
         replicas: number of replicas of each stage.
         jitter: largest random delay of a message, in seconds.
         seed: seed of the jitter.
@@ -52,6 +54,7 @@ class SimulatedRun:
     every: int = 0
     feedback: bool = False
     refresh: int = 0
+    distill: int = 0
     replicas: int = 1
     jitter: float = 0.0
     seed: int = 0
@@ -189,9 +192,10 @@ def _local(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     stage = run.stages[ends.number]
     for step in range(run.steps):
         compares = run.every > 0 and step % run.every == 0
+        distils = run.distill > 0 and step % run.distill == 0
         for microbatch in range(run.microbatches):
             yield from _on(ends.recv, Recv)
-            yield from _three_acts(stage, ends, compares)
+            yield from _three_acts(stage, ends, compares, distils)
             if size := _lagged(run, ends.number, step, microbatch):
                 yield from _on(ends.back_send, Send, size)
             if _lagged(run, ends.number + 1, step - LAG, microbatch):
@@ -206,12 +210,14 @@ def _lagged(run: SimulatedRun, sender: int, step: int, microbatch: int) -> float
         return size
     if run.feedback and run.every > 0 and step % run.every == 0:
         size += run.stages[sender - 1].messages
+    if run.distill and step % run.distill == 0:
+        size += run.stages[sender].outputs
     if run.refresh and step > 0 and step % run.refresh == 0 and microbatch == run.microbatches - 1:
         size += run.stages[sender].copies
     return size
 
 
-def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
+def _three_acts(stage: StageWork, ends: _Ends, compares: bool, distils: bool) -> Iterator[Act]:
     """The acts of every module; only the first and the last one exchange messages."""
     last = len(stage.modules) - 1
     for number, module in enumerate(stage.modules):
@@ -223,7 +229,8 @@ def _three_acts(stage: StageWork, ends: _Ends, compares: bool) -> Iterator[Act]:
             yield Send(ends.send, stage.messages)
         if compares and number == 0 and ends.recv:
             yield Recv(ends.recv)
-        yield Work(module.learn + (module.added if compares else 0.0), "L")
+        more = module.added * compares + module.distilled * distils
+        yield Work(module.learn + more, "L")
 
 
 def _gpipe(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:

@@ -115,6 +115,7 @@ def _rows(
 ) -> Iterable[SimulationRow]:
     config, found = blueprint.config, []
     refresh = heads.refresh(config.head)
+    distill = config.distill.every if config.distill.weight else 0
     links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
         parts = own if name in ("local", "ddp") else scenario.parts(config, count)
@@ -122,11 +123,12 @@ def _rows(
         run = SimulatedRun(
             stages=stages,
             microbatches=parts,
-            steps=2 * _counted(parts, math.lcm(config.reconcile.every, refresh or 1)),
+            steps=2 * _counted(parts, math.lcm(config.reconcile.every, refresh or 1, distill or 1)),
             links=links,
             every=config.reconcile.every if config.reconcile.weight else 0,
             feedback=config.reconcile.feeds_back,
             refresh=refresh,
+            distill=distill,
             replicas=scenario.replicas,
             jitter=scenario.jitter,
             value_bytes=blueprint.wire_format.inside.itemsize,
@@ -210,7 +212,16 @@ def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> S
         modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
         messages=0.0 if last else message * micro * part,
         copies=float(sum(num_bytes(specs) for each, specs in published.items() if each.once)),
+        outputs=_outputs(blueprint, numbers[0]) * micro * part,
     )
+
+
+def _outputs(blueprint: Blueprint, sender: int) -> int:
+    """Bytes of the outputs that a module sends upstream with a microbatch for distillation."""
+    distils = sender > 0 and blueprint.config.distill.weight > 0
+    if not distils:
+        return 0
+    return num_bytes([blueprint.wire_format.lagged(blueprint.module_specs(sender).part)])
 
 
 def _backpropagated(blueprint: Blueprint, costs: Costs, blocks: range, part: float) -> StageWork:
@@ -240,8 +251,9 @@ def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> Modu
     return ModuleWork(
         forward=cost.forward * part,
         signal=cost.signal * part,
-        learn=(cost.learn - cost.added - cost.update) * part,
+        learn=(cost.learn - cost.added - cost.distilled - cost.update) * part,
         added=cost.added * every * part,
+        distilled=cost.distilled * blueprint.config.distill.every * part,
         update=cost.update,
         gradients=_gradients(blueprint, [*blueprint.meta_body(index), blueprint.meta_head(index)]),
     )

@@ -11,10 +11,11 @@ class ModuleWork:
     Attributes:
         forward: seconds of act 1.
         signal: seconds of act 2.
-        learn: seconds of act 3, without reconciliation and update.
+        learn: seconds of act 3, without reconciliation, distillation and update.
         added: seconds that reconciliation adds to act 3.
         update: seconds of the optimizer, once per step.
         gradients: bytes of all gradients, head included, that replicas all-reduce.
+        distilled: seconds that distillation adds to act 3.
     """
 
     forward: float
@@ -23,6 +24,7 @@ class ModuleWork:
     added: float = 0.0
     update: float = 0.0
     gradients: float = 0.0
+    distilled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class StageWork:
             gradients are as large.
         gradients: bytes of all gradients, classifier included, that replicas all-reduce.
         copies: bytes of the parameters that it publishes to the stage upstream.
+        outputs: bytes of the outputs of one microbatch that it sends upstream for distillation.
     """
 
     modules: tuple[ModuleWork, ...]
@@ -51,6 +54,7 @@ class StageWork:
     activations: float
     gradients: float
     copies: float = 0.0
+    outputs: float = 0.0
 
 
 def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
@@ -65,6 +69,7 @@ def stretched(stages: Sequence[StageWork], count: int) -> tuple[StageWork, ...]:
         messages=max(stage.messages for stage in stages),
         activations=max(stage.activations for stage in stages),
         copies=max(stage.copies for stage in stages),
+        outputs=max(stage.outputs for stage in stages),
         **mean(stages, "forward", "backward", "update", "gradients"),
     )
     return (one,) * count

@@ -108,6 +108,7 @@ def test_peak_of_a_reconciling_stage(model, recompute):
         {"reconcile": {"weight": 0.1, "fraction": 0.5}},
         {"reconcile": {"weight": 0.1, "estimator": "shift", "every": 1}},
         {"train": {"steps": 100, "microbatches": 4}, "data": {"name": "digits", "batch_size": 16}},
+        {"head": {"name": "auglocal", "fraction": 0.5}},
         {"precision": "bfloat16"},
         {"channels_last": True, "reconcile": {"weight": 0.1}},
         {"parallel": {"wire_dtype": "float16"}},
@@ -195,6 +196,20 @@ def test_copies_beside_feedback(every, refresh, microbatches):
     x, labels, copy = 16 * 64 * 4, 16 * 8, 4 * (64 * 64 + 64)
     held = stage_bytes(blueprint, range(1, 3), 2).lagged
     assert held == 2 * ((4 // every + 1) * (2 * x + labels) + (4 // refresh + 1) * copy)
+
+
+@pytest.mark.parametrize(("every", "microbatches"), [(1, 1), (1, 4), (3, 4), (8, 1), (20, 2)])
+def test_distillation_keeps_a_batch_for_every_hop(every, microbatches):
+    """Activations and labels, and three kinds of outputs: under way, and those passed on."""
+    train = {"steps": 1, "microbatches": microbatches}
+    plain = stage_bytes(draw("mlp", train=train), range(4), 1)
+    distill = {"weight": 0.5, "every": every}
+    held = stage_bytes(draw("mlp", train=train, distill=distill), range(4), 1)
+    batch, outputs = 16 * 64 * 4 + 16 * 8, 16 * 10 * 4
+    batches = sum(delay // every + 1 for delay in (14, 9, 4))
+    sent = 3 * (4 // every + 1) + 2
+    assert held.lagged == batches * batch + sent * outputs
+    assert held.peak > plain.peak + held.lagged / 2
 
 
 def test_edges_hold_what_is_under_way():

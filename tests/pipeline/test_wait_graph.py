@@ -9,7 +9,8 @@ In the end every stage has done its work or has ended because a neighbour had. W
 without ending, the stall is there for all to see, and the diagnosis must name that stage.
 
 What flows upstream is consumed a fixed number of steps after it was sent: feedback with every
-microbatch, copies of parameters with the last one of a step, in one message where both are due.
+microbatch, copies of parameters with the last one of a step, in one message where both are due;
+outputs for distillation with every microbatch, and each stage passes on what it has got a step ago.
 Its channel must hold all that may be on its way: see `test_feedback_needs_room_for_its_delay`.
 """
 
@@ -22,7 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_local.learning.contents import Copies, Feedback
+from pipeline_local.learning.contents import Copies, Distillation, Feedback
 from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
@@ -46,6 +47,8 @@ class Plan:
     """Feedback flows on every n-th step; None: never."""
     refresh: int | None = None
     """Copies flow on every n-th step but the first; None: never."""
+    distill: int | None = None
+    """Outputs of every n-th step flow from stage to stage; None: never."""
     rendezvous: bool = True
     narrow: bool = False
     """Room for one message of feedback only, whatever the delay: a mistake."""
@@ -53,16 +56,20 @@ class Plan:
     @property
     def feedback_depth(self):
         """As `RunPlan.most_pending`; a channel without messages has room for one."""
-        periods = [self.every] * self.microbatches + [self.refresh]
+        periods = [self.every, self.distill] * self.microbatches + [self.refresh]
         return 1 if self.narrow else sum((self.delay or 0) // n + 1 for n in periods if n) or 1
 
-    def sends_lagged(self, step, microbatch):
-        """Whether a lagged message is sent with this microbatch."""
+    def sends_lagged(self, sender, step, microbatch):
+        """Whether a stage sends a lagged message with this microbatch."""
         if self.delay is None or step < 0:
             return False
-        feedback = self.every and step % self.every == 0
         last = microbatch == self.microbatches - 1
-        return bool(feedback or (self.refresh and last and step > 0 and step % self.refresh == 0))
+        begun = step - (self.stages - 1 - sender) * (self.delay + 1)
+        return bool(
+            (self.every and step % self.every == 0)
+            or (self.refresh and last and step > 0 and step % self.refresh == 0)
+            or (self.distill and begun >= 0 and begun % self.distill == 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,10 @@ def program(plan, stage):
             ops += [Op("recv", stage - 1), Op("send", stage + 1)]
             if compared:
                 ops += [Op("send", stage + 1), Op("recv", stage - 1)]
-            if plan.sends_lagged(step, microbatch) and step + plan.delay < len(plan.compared):
+            applied = step + (plan.delay or 0) < len(plan.compared)
+            if plan.sends_lagged(stage, step, microbatch) and applied:
                 ops.append(Op("send", stage - 1, feedback=True))
-            if plan.sends_lagged(step - (plan.delay or 0), microbatch):
+            if plan.sends_lagged(stage + 1, step - (plan.delay or 0), microbatch):
                 ops.append(Op("recv", stage + 1, feedback=True))
     ops += [Op("close", stage + 1), Op("close", stage - 1, feedback=True)]
     return [op for op in ops if 0 <= op.peer < plan.stages]
@@ -201,6 +209,7 @@ PLANS = st.builds(
     st.none() | st.integers(1, 4),
     st.none() | st.integers(1, 4),
     st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 4),
     st.booleans(),
 )
 SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=6, max_size=6)
@@ -306,6 +315,7 @@ def test_so_do_copies():
 
 
 NUMBER = torch.zeros(1)
+STEPS = 12
 
 
 class Recorder:
@@ -360,24 +370,43 @@ class Module:
         lagged = self.lagged.send(self, *self.now, NUMBER)
         return lagged if self.now[0].number + LAG < self.steps else ()
 
+    def heed(self, step, kept, feedback):
+        pass
+
+    def imitate(self, step, kept, later, heads):
+        return later
+
     def apply_lagged(self, step, microbatch, *tensors):
-        self.lagged.apply(self, step, microbatch, ())
+        self.lagged.apply(self, step, microbatch, (NUMBER, NUMBER))
 
     def update(self, step):
         pass
 
 
-@pytest.mark.parametrize(("every", "refresh"), [(1, None), (2, None), (9, 3), (2, 1), (None, 2)])
+@pytest.mark.parametrize(
+    ("every", "refresh", "distill"),
+    [
+        (1, None, None),
+        (2, None, None),
+        (9, 3, None),
+        (2, 1, None),
+        (None, 2, None),
+        (None, None, 1),
+        (3, 2, 2),
+    ],
+)
 @pytest.mark.parametrize("compare", [True, False])
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every, refresh):
-    plan = Plan(3, microbatches, (compare,) * 9, delay=LAG, every=every, refresh=refresh)
+def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every, refresh, distill):
+    lagged = {"delay": LAG, "every": every, "refresh": refresh, "distill": distill}
+    plan = Plan(3, microbatches, (compare,) * STEPS, **lagged)
     contents = [Feedback(every)] if every else []
     contents += [Copies(refresh)] if refresh else []
+    contents += [Distillation(distill, 3, True)] if distill else []
     edges = Recorder(compare)
-    module = Module(LagPlan(tuple(contents)), 9)
+    module = Module(LagPlan(tuple(contents)), STEPS)
     stage = Stage([module], edges, edges, Trace())
-    for number in range(9):
+    for number in range(STEPS):
         stage.train(Step(number, 0.1, microbatches, compare=compare))
     ops = [op for op in program(plan, 1) if op.kind != "close"]
     assert edges.ops == ops

@@ -1,9 +1,12 @@
 """Costs of blocks and heads, and of the modules they could make."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import head_key
+from pipeline_local.config import DistillConfig
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement import costs
 from pipeline_local.placement.costs import Cost, Costs
@@ -90,6 +93,27 @@ def test_a_module_in_three_acts():
     assert (first.forward, first.signal, first.added) == (2, 20, 0)
     assert first.learn == pytest.approx(2 * 2.1 + 1)
     assert first.total == first.forward + first.signal + first.learn
+
+
+def test_heads_on_a_part_of_the_batch_cost_that_part():
+    """But for the update, and for the network's own classifier."""
+    whole, part = made({"weight": 0.0}), made({"weight": 0.0})
+    part = replace(part, config=replace(part.config, head=replace(part.config.head, fraction=0.25)))
+    first, thin = (costs.module(0, 2, range(2)) for costs in (whole, part))
+    assert (thin.signal, thin.learn) == (first.signal / 4, first.learn)
+    assert part.module(1, 2, range(2, 4)) == whole.module(1, 2, range(2, 4))
+
+
+def test_distillation_is_a_second_pass_of_the_head():
+    """Of all heads but the last, which is nobody's pupil."""
+    plain, distilled = made({"weight": 0.0}), made({"weight": 0.0})
+    distilled = replace(
+        distilled, config=replace(distilled.config, distill=DistillConfig(weight=1.0, every=4))
+    )
+    first, last = (costs.module(0, 2, range(2)) for costs in (plain, distilled))
+    assert last.distilled == 20 / 4
+    assert last.total == first.total + last.distilled
+    assert distilled.module(1, 2, range(2, 4)) == plain.module(1, 2, range(2, 4))
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,26 @@ def test_a_last_test_batch_of_one_sample_is_refused():
     ) as e:
         drawn(65)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"modules": {"count": 1}}, "distill.weight: 0.5 trains auxiliary heads, and a single"),
+        ({"task": {"name": "regression"}}, "distill.weight: task.name=regression does not say"),
+    ],
+)
+def test_distillation_needs_heads_and_probabilities(sections, problem):
+    tree = {
+        "model": {"name": "mlp"},
+        "data": {"name": "digits"},
+        "modules": {"count": 2},
+        "train": {"steps": 1},
+        "distill": {"weight": 0.5},
+    }
+    config = configfile.parse({**tree, **sections})
+    with pytest.raises(UserError) as error:
+        draw(config, describe(config.data))
+    assert str(error.value).startswith(problem)
+    assert "\n" not in str(error.value)
+    assert draw(configfile.parse(tree), describe(config.data)).run_plan.lag.contents

@@ -61,6 +61,12 @@ def test_traffic_of_copies():
     assert edge.lagged == pytest.approx(4 * (32 * 32 + 32) / 5)
 
 
+def test_traffic_of_distillation():
+    """Outputs alone, in float32."""
+    (edge,) = draw(distill={"weight": 0.5, "every": 4}).edges
+    assert edge.lagged == pytest.approx(32 * 10 * 4 / 4)
+
+
 def test_a_narrow_wire_takes_half_of_it():
     """Not of the labels."""
     both = {"weight": 0.1, "every": 2, "direction": "both"}

@@ -72,6 +72,7 @@ def test_a_run_keeps_its_wire(narrow, tmp_path):
 
 
 UPSTREAM = {**CONFIG, "reconcile": {"weight": 0.1, "direction": "upstream"}}
+DISTILLED = {**CONFIG, "distill": {"weight": 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,11 @@ UPSTREAM = {**CONFIG, "reconcile": {"weight": 0.1, "direction": "upstream"}}
         (UPSTREAM, CONFIG, "kind of lagged message"),
         (UPSTREAM, {**UPSTREAM, "reconcile": {**UPSTREAM["reconcile"], "every": 4}}, "every"),
         (UPSTREAM, {**UPSTREAM, "train": {"steps": 1, "microbatches": 2}}, "microbatches"),
+        (CONFIG, DISTILLED, "kind of lagged message"),
+        (DISTILLED, CONFIG, "kind of lagged message"),
+        (DISTILLED, {**CONFIG, "distill": {"weight": 0.1, "every": 4}}, "distill.every"),
+        (DISTILLED, {**CONFIG, "distill": {"weight": 0.1, "teacher": "last"}}, "distill.teacher"),
+        (DISTILLED, {**DISTILLED, "train": {"steps": 1, "microbatches": 2}}, "microbatches"),
     ],
 )
 def test_feedback_under_way_is_for_the_steps_it_was_meant_for(tmp_path, before, after, key):

@@ -51,11 +51,23 @@ def test_reconciliation_adds_to_the_steps_that_compare():
     assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
 
 
+def test_distillation_adds_to_the_steps_that_distil():
+    """A head's second pass; its messages have a line of their own."""
+    module = ModuleWork(1.0, 0.0, 2.0, distilled=4.0)
+    stage = StageWork((module,), 8.0, 1.0, 2.0, 0.0, 8.0, 16.0, outputs=1.0)
+    workers = simulate(METHODS["local"](SimulatedRun((stage,) * 3, 2, 21, (FAST,), distill=5)))
+    assert workers[-1].steps[20] - workers[-1].steps[10] == pytest.approx(10 * 6 + 2 * 2 * 4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize(("feedback", "refresh"), [(False, 0), (True, 0), (True, 3), (False, 1)])
-def test_every_method_ends(method, replicas, feedback, refresh):
-    slow, lagged = Link(0.5, 10.0), {"every": 2, "feedback": feedback, "refresh": refresh}
+@pytest.mark.parametrize(
+    ("feedback", "refresh", "distill"),
+    [(False, 0, 0), (True, 0, 0), (True, 3, 0), (False, 1, 0), (True, 3, 2)],
+)
+def test_every_method_ends(method, replicas, feedback, refresh, distill):
+    slow = Link(0.5, 10.0)
+    lagged = {"every": 2, "feedback": feedback, "refresh": refresh, "distill": distill}
     what = run(3, 2, 12, slow, **lagged, replicas=replicas, jitter=0.3)
     workers = simulate(METHODS[method](what))
     assert len(workers) == 3 * replicas

@@ -113,7 +113,9 @@ def follows(config: HeadConfig) -> str | None:
 @lru_cache(maxsize=64)
 def options(config: HeadConfig) -> dict[str, Any]:
     """Return the options of the configured head: the general keys that it takes, and its own."""
-    own = {key: value for key, value in vars(config).items() if key not in ("name", "args")}
+    own = {
+        key: value for key, value in vars(config).items() if key not in ("name", "args", "fraction")
+    }
     return HEADS.options(config.name, config.args, own)
 
 

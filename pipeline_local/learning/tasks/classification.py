@@ -13,6 +13,7 @@ from pipeline_local.learning.tasks.task import (
     TASKS,
     Score,
     Task,
+    divergence_of_classes,
     refuse_beyond,
     wide,
 )
@@ -61,6 +62,10 @@ class Classification(Task):
     def together(self, summed: Tensor, heads: int) -> Tensor:
         """Return the log-probabilities [B, classes] of the heads' geometric mean."""
         return (summed / heads).log_softmax(1)
+
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Return the mean KL divergence of a head's classes from the teacher's."""
+        return divergence_of_classes(outputs, teacher, temperature)
 
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int

@@ -8,6 +8,7 @@ from pipeline_local.learning.tasks.task import (
     TASKS,
     Score,
     Task,
+    divergence_of_classes,
     refuse_beyond,
     wide,
 )
@@ -47,6 +48,10 @@ class Dense(Task):
     def part(self, outputs: Tensor) -> Tensor:
         """Return a head's log-probabilities [B, classes, H, W]."""
         return functional.log_softmax(outputs.float(), dim=1)
+
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Return the mean KL divergence over all positions, also those without a class."""
+        return divergence_of_classes(outputs, teacher, temperature)
 
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int

@@ -32,3 +32,12 @@ class MultiLabel(Task):
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the fraction of labels whose logit has the correct sign."""
         return ((outputs > 0) == (labels > 0.5)).float().mean()
+
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Return the mean KL divergence over all labels, each of which is true or not."""
+        own, wanted = wide(outputs) / temperature, wide(teacher) / temperature
+        truth = wanted.sigmoid()
+        cross, least = (
+            functional.binary_cross_entropy_with_logits(x, truth.to(x.dtype)) for x in (own, wanted)
+        )
+        return (cross - least) * temperature**2

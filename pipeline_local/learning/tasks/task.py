@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
@@ -114,6 +115,21 @@ class Task(ABC):
         """Return the joint output of several heads from the sum of their parts."""
         return summed / heads
 
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Return how far outputs are from a teacher's, a mean over the batch.
+
+        Args:
+            outputs: outputs of a head [B, ...].
+            teacher: the joint output of other heads, as `together` returns it; no gradient flows
+                into it.
+            temperature: what logits of both are divided by; the result is multiplied by its square,
+                so that its gradient is of the same size at any temperature (Hinton et al., 2015).
+
+        Raises:
+            NotImplementedError: the outputs of this task are not probabilities.
+        """
+        raise NotImplementedError
+
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
     ) -> Score:
@@ -200,6 +216,14 @@ def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
             f"labels must be from 0 to {num_classes - 1}, as the model has {num_classes} outputs:"
             f" got {int(odd[0])}; number the classes from 0, or give the model more outputs"
         )
+
+
+def divergence_of_classes(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return KL(teacher || outputs) as `Task.divergence` says: logits [B, classes, ...] of both, a
+    mean over samples and positions."""
+    own, wanted = (wide(x).div(temperature).log_softmax(1) for x in (outputs, teacher))
+    each = functional.kl_div(own, wanted, reduction="none", log_target=True).sum(1)
+    return each.mean() * temperature**2
 
 
 def wide(outputs: Tensor) -> Tensor:

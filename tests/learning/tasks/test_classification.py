@@ -57,3 +57,17 @@ def test_labels():
         Classification(3, (2,))
     drawn = task.example_labels(100, torch.Generator())
     assert set(drawn.tolist()) == {0, 1, 2}
+
+
+def test_divergence_from_a_teacher():
+    """KL by hand; its gradient is temperature * (q - p) / B, whatever is added to all logits."""
+    task, own = Classification(3), LOGITS.clone().requires_grad_()
+    teacher = task.together(task.part(LOGITS) + task.part(LOGITS.flip(0)), 2)
+    p, q = (teacher / 2).softmax(1), (own / 2).softmax(1)
+    divergence = task.divergence(own, teacher + 5, 2.0)
+    by_hand = 4 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(divergence, by_hand)
+    (gradient,) = torch.autograd.grad(divergence, own)
+    torch.testing.assert_close(gradient, 2 * (q - p).detach() / 4)
+    assert task.divergence(LOGITS, LOGITS, 2.0) == pytest.approx(0.0, abs=1e-6)
+    assert task.divergence(LOGITS.bfloat16(), teacher, 2.0).dtype == torch.float32

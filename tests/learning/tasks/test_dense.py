@@ -64,3 +64,11 @@ def test_labels():
     with pytest.raises(ValueError, match=r"maps \[H, W\], got labels of shape \(\)"):
         Dense(3, ())
     assert task.example_labels(5, torch.Generator()).shape == (5, 2, 2)
+
+
+def test_divergence_is_a_mean_over_positions():
+    """Of all; a teacher has an opinion where there is no label, too."""
+    task, teacher = Dense(3, (2, 2)), LOGITS.flip(0)
+    p, q = teacher.softmax(1), LOGITS.softmax(1)
+    by_hand = (p * (p.log() - q.log())).sum() / (4 * 2 * 2)
+    torch.testing.assert_close(task.divergence(LOGITS, teacher, 1.0), by_hand)

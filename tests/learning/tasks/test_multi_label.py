@@ -33,3 +33,11 @@ def test_labels():
     with pytest.raises(ValueError, match=r"vectors of 0 and 1, got labels of shape \(\)"):
         MultiLabel(0, ())
     assert task.example_labels(5, torch.Generator()).shape == (5, 3)
+
+
+def test_divergence_of_each_label():
+    task, teacher = MultiLabel(0, (3,)), LOGITS.flip(1)
+    p, q = (teacher / 2).sigmoid(), (LOGITS / 2).sigmoid()
+    each = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(task.divergence(LOGITS, teacher, 2.0), 4 * each.mean())
+    assert task.divergence(LOGITS, LOGITS, 2.0) == 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline_local.learning.lagged import LaggedQueue
+from pipeline_local.lagged_queue import LaggedQueue
 
 
 def filled(name="awaiting"):

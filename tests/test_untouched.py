@@ -17,8 +17,8 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Classification
-from pipeline_local.learning.untouched import Buffers, evaluating
 from pipeline_local.learning.wire_format import WireFormat
+from pipeline_local.untouched import Buffers, evaluating
 
 WIDTH = 6
 
