@@ -134,7 +134,8 @@ class _ModuleGraph:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """The gradients of one loss at a module's input and output, and for its body's parameters."""
+    """The gradients of one loss at a module's input and output, and for its body's parameters; at
+    the first module's input, with which no neighbour is compared, they may be anything."""
 
     x: Tensor
     y: Tensor
@@ -162,7 +163,7 @@ def _compare(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> list[
 
 
 def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterator[_ModuleGraph]:
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_(x.is_floating_point())
     for module in modules:
         y = module.body(x)
         loss = local_loss(module.head, module.rules.task, y, labels, x).total
@@ -171,7 +172,8 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
 
 
 def _gradients(loss: Tensor, graph: _ModuleGraph) -> _Gradients:
-    inputs = [graph.x, graph.y, *graph.params]
+    given = graph.x if graph.x.requires_grad else graph.y  # tokens have no gradient
+    inputs = [given, graph.y, *graph.params]
     x, y, *params = grad(loss, inputs, retain_graph=True, materialize_grads=True)
     return _Gradients(x, y, params)
 
