@@ -17,6 +17,7 @@ from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.models import hf_config, registry
 from pipeline_local.placement import costs
 from pipeline_local.placement.draw import draw
+from pipeline_local.planning import diagnose
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -153,6 +154,14 @@ def test_more_tokens_than_the_data_has(tmp_path):
     assert drawn.task.output_shape == (16, 64)
     _, facts = trained(tmp_path / "run", model=model, train={"steps": 1, "seed": 0})
     assert facts["steps"] == 1
+
+
+def test_gradients_are_diagnosed(tmp_path, plain):
+    trained(tmp_path / "run", train=FEW)
+    first, last = diagnose.diagnose(tmp_path / "run", 1, None)
+    assert 0 < abs(first.gradient) < 1
+    assert last.gradient == pytest.approx(1)
+    assert 0 < abs(last.cosine) < 1
 
 
 def test_memory_and_operations_are_counted(tmp_path):

@@ -64,6 +64,8 @@ def write(folder: Path, state: Mapping[str, Tensor], files: Mapping[str, bytes])
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
+            # safetensors lets nobody else read its files
+            (temporary / "model.safetensors").chmod(temporary.stat().st_mode & 0o666)
             for path in [*temporary.iterdir(), temporary]:
                 _to_disk(path)
             temporary.rename(folder)

@@ -135,7 +135,8 @@ class _ModuleGraph:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """The gradients of one loss at a module's input and output, and for its body's parameters."""
+    """The gradients of one loss at a module's input and output, and for its body's parameters; at
+    the first module's input, with which no neighbour is compared, they may be anything."""
 
     x: Tensor
     y: Tensor
@@ -172,11 +173,9 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
 
 
 def _gradients(loss: Tensor, graph: _ModuleGraph) -> _Gradients:
-    of_x = [graph.x] if graph.x.requires_grad else []  # tokens have no gradient
-    inputs = [*of_x, graph.y, *graph.params]
-    found = grad(loss, inputs, retain_graph=True, materialize_grads=True)
-    x = found[0] if of_x else graph.x
-    y, *params = found[len(of_x) :]
+    given = graph.x if graph.x.requires_grad else graph.y  # tokens have no gradient
+    inputs = [given, graph.y, *graph.params]
+    x, y, *params = grad(loss, inputs, retain_graph=True, materialize_grads=True)
     return _Gradients(x, y, params)
 
 

@@ -137,6 +137,7 @@ def test_what_is_written_loads_without_a_missing_key(tmp_path, architecture):
         type(model).__name__
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path):
