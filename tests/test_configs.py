@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline_local import commands, configfile
+from pipeline_local.data import datasets
 from pipeline_local.data.images.datasets import DataInfo, describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
@@ -20,6 +21,8 @@ def facts(config):
     """Of the real data set, which need not be here."""
     if config.data.name in ("digits", "synthetic"):
         return describe(config.data)
+    if config.data.name == "synthetic_tokens":
+        return datasets.describe(config.data)
     if config.data.name == "tokens":
         length = config.data.args["sequence_length"]
         different = 257 if config.data.args.get("tokenizer") == "bytes" else 8192
