@@ -15,8 +15,8 @@ from pipeline_local.learning.information import parts
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import NextToken
 from pipeline_local.learning.tasks.next_token import HasHidden
-from pipeline_local.untouched import evaluating
 from pipeline_local.learning.wire_format import WireFormat
+from pipeline_local.untouched import evaluating
 
 CPU = torch.device("cpu")
 

@@ -183,7 +183,8 @@ class Blueprint:
         if self.config.compile:
             body.compile_blocks()
             for part in terms.parts(head):
-                compile_part(part)
+                for network in _compiled(part):
+                    compile_part(network)
         return self.assembled(index, body, head)
 
     def uncompiled(self, index: int, device: torch.device) -> LocalModule:
@@ -356,6 +357,16 @@ class Blueprint:
                 f" {' .. '.join(dict.fromkeys(names))} ({error}); choose another term or other"
                 f" modules.cuts"
             ) from None
+
+
+def _compiled(head: nn.Module) -> list[nn.Module]:
+    """The networks of a head that are called: where logits are not formed, not the head itself."""
+    if not isinstance(head, HasHidden):
+        return [head]
+    found = []
+    for child in head.children():
+        found += list(child) if isinstance(child, nn.Sequential) else _compiled(child)
+    return found
 
 
 def tables(*networks: nn.Module) -> set[nn.Parameter]:
