@@ -196,6 +196,10 @@ def _check_sizes(config: Any, num_classes: int, shape: tuple[int, ...]) -> None:
             f"model.name: causal_lm takes token ids [T], got inputs of"
             f" {'x'.join(map(str, shape))}; choose another model, or data of tokens"
         )
+    if config.num_hidden_layers < 1:
+        raise UserError(
+            f"model.num_hidden_layers: should be at least 1, got {config.num_hidden_layers}"
+        )
     if config.vocab_size < num_classes:
         raise UserError(
             f"model.vocab_size: the tokenizer has {num_classes} tokens, and the model only"
@@ -309,7 +313,8 @@ def _compare(cut: _Cut, length: int) -> None:
             wanted = cut.model.train()(input_ids=ids).logits
     except Exception as error:  # anything that the meta device cannot do, for instance
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _unsupported(config.model_type, f"it cannot be cut ({reason})") from error
+        why = f"its layers cannot run one by one as configured ({reason})"
+        raise _unsupported(config.model_type, why) from error
     finally:
         setattr(base, name, layers)
     if symbolic.name(wanted) != symbolic.name(x):

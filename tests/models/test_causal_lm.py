@@ -335,6 +335,9 @@ MISTAKES = [
     ({"architecture": "opt", "tie_word_embeddings": False}, "'opt', as its parts do not follow"),
     ({"architecture": "recurrent_gemma", "tie_word_embeddings": False}, "have linear_attention"),
     ({"architecture": "llama", "attn_implementation": "flash"}, "attn_implementation"),
+    ({"architecture": "llama", "num_hidden_layers": 0}, "at least 1, got 0"),
+    ({**GROUPED, "architecture": "llama", "num_key_value_heads": 3}, "as configured"),
+    ({"architecture": "falcon", "tie_word_embeddings": False}, "'falcon', as its layers cannot"),
     ({"config": "/nowhere"}, "/nowhere cannot be read"),
 ]
 
