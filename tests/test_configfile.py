@@ -401,7 +401,10 @@ def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
         ),
         ("head={name: wide, lr: 1}", "unknown key 'head.lr' for head.name=wide; did you mean 'opt"),
         ("head={name: wide, zzz: 1}", "unknown key 'head.zzz' for head.name=wide; the keys here"),
-        ("head={name: wide, depth: 0}", "head.depth: should be greater than or equal to 1, got 0"),
+        (
+            "head={name: wide, depth: -1}",
+            "head.depth: should be greater than or equal to 0, got -1",
+        ),
         ("head.width=1", "unknown key 'head.width' for head.name=auglocal; did you mean 'head.dep"),
         (
             "head={1: 2}",
@@ -415,6 +418,13 @@ def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
 def test_a_wrong_option_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
     (line,) = problems(tmp_path, TEXT, override)
     assert line.startswith(problem)
+
+
+def test_an_entry_may_narrow_a_key_of_its_section(tmp_path: Path) -> None:
+    """Readouts may have no block of their own; copies of later blocks are at least one."""
+    (line,) = problems(tmp_path, TEXT, "head.depth=0")
+    assert line == "head.depth: should be greater than or equal to 1, got 0"
+    assert with_overrides(tmp_path, "head={name: readout, depth: 0}").head.depth == 0
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -432,7 +442,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     text = "data: {name: nodata}\nhead: {dpth: 3}\ntrain: {steps: '5'}\nhaed: {name: conv}\n"
     assert sorted(problems(tmp_path, text, "optimizer.lr=0")) == [
         "data.name: got 'nodata'; choose one of digits, synthetic, cifar10, cifar100, imagefolder,"
-        " webdataset, parquet, tokens, or python:package.module:name",
+        " webdataset, parquet, tokens, synthetic_tokens, or python:package.module:name",
         "missing key 'model.name'; add it to the file or pass model.name=VALUE",
         "optimizer.lr: should be greater than 0, got 0",
         "train.steps: should be a whole number, got '5'",
