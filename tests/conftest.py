@@ -5,6 +5,7 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 if not os.environ.get("PIPELINE_LOCAL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+_cache = tempfile.TemporaryDirectory(prefix="pipeline_local-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name  # nothing is written into the user's own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 import torch

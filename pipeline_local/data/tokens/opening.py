@@ -196,7 +196,7 @@ def _texts(root: Path, split: str, options: Options) -> TokenSplit:
             f" or make tokens of them: pipeline-local tokenize {root} --vocabulary 8192"
         )
     own = digests(texts.files)
-    key = (writing.FORMAT, own, texts.field, tokenizer.digest, tokenizer.end_token)
+    key = (writing.FORMAT, split, own, texts.field, tokenizer.digest, tokenizer.end_token)
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
     folder = indexfile.cache() / "tokens" / name
     if not folder.exists():

@@ -46,6 +46,13 @@ def test_texts_become_tokens_once(texts, tmp_path):
     assert changed.files[1] == found.files[1]
 
 
+def test_both_splits_may_have_the_same_text(texts):
+    (texts / "train" / "b.txt").unlink()
+    (texts / "test" / "c.txt").write_text(prose(300))
+    train, test = (open_split(texts, split, BYTES) for split in ("train", "test"))
+    assert ids_of(train) == ids_of(test) == [*prose(300).encode(), 256]
+
+
 def test_texts_need_a_tokenizer(texts):
     with pytest.raises(UserError, match=r"data\.tokenizer is needed.*tokenize .*texts --vocab"):
         open_split(texts, "train", OPTIONS)

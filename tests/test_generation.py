@@ -1,0 +1,107 @@
+"""Generated text is what the modules' own logits say, from any head."""
+
+import pytest
+import torch
+
+from pipeline_local import cli, configfile
+from pipeline_local.errors import UserError
+from pipeline_local.finished import load
+from pipeline_local.generation import Generator
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.trainer import train
+
+TEXT = "the cat sat on the mat and the dog lay by the door. " * 40
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on bytes, with a readout that has a block of its own."""
+    folder = tmp_path_factory.mktemp("language")
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        (folder / split / "cat.txt").write_text(TEXT)
+    model = {
+        "name": "causal_lm",
+        "architecture": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+    }
+    tree = {
+        "model": {**model, "intermediate_size": 32, "num_attention_heads": 2},
+        "data": {"name": "tokens", "root": str(folder), "tokenizer": "bytes", "batch_size": 8}
+        | {"sequence_length": 16},
+        "task": {"name": "next_token"},
+        "modules": {"count": 2},
+        "head": {"name": "readout", "depth": 1, "refresh": 3},
+        "optimizer": {"name": "adamw", "lr": 0.02},
+        "train": {"steps": 30},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(folder / "run")},
+    }
+    train(configfile.parse(tree), RankInfo())
+    return folder / "run"
+
+
+def by_hand(run, ids, head):
+    """The logits of the last token, by a pass through the modules."""
+    _, modules, _ = load(run)
+    x = torch.tensor([ids])
+    with torch.no_grad():
+        for module in modules[:head]:
+            x = module.eval().body(x)
+        return modules[head - 1].head(x)[:, -1]
+
+
+@pytest.mark.parametrize("head", [1, 2])
+def test_the_most_probable_token_follows(run, head):
+    speaker = Generator(run, exit=head)
+    ids = [256, *b"the dog"]
+    assert speaker.tokenizer.end_token == 256
+    expected = list(ids)
+    for _ in range(12):
+        logits = by_hand(run, expected[-16:], head)
+        torch.testing.assert_close(speaker.logits(torch.tensor([expected])), logits)
+        expected.append(int(logits.argmax()))
+    text = "".join(speaker.text("the dog", tokens=12, temperature=0))
+    assert text == bytes(expected[len(ids) :]).decode()
+
+
+def test_a_seed_draws_the_same_text(run):
+    speaker = Generator(run)
+    texts = ["".join(speaker.text("the", 12, seed=seed)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_text_may_begin_with_nothing(run):
+    assert isinstance("".join(Generator(run).text("", 4)), str)
+
+
+def test_it_ends_with_the_document(run, monkeypatch):
+    speaker = Generator(run)
+    monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(257)[256:] * 1e4)
+    assert list(speaker.text("the cat", 50)) == []
+
+
+def test_a_character_comes_whole(run, monkeypatch):
+    """Of several bytes: not piece by piece."""
+    speaker = Generator(run)
+    coming = iter("é!".encode())
+    monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(257)[[next(coming)]] * 1e4)
+    assert list(speaker.text("", 3)) == ["é", "!"]
+
+
+def test_what_cannot_be_generated_is_one_line(run, capsys):
+    with pytest.raises(UserError, match=r"--exit: must be a module from 1 to 2, got 3"):
+        Generator(run, exit=3)
+    assert cli.main(["generate", str(run), "--temperature", "-1"]) == 2
+    assert "--temperature must be at least 0" in capsys.readouterr().err
+    assert cli.main(["generate", str(run / "nowhere")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_the_command_prints_prompt_and_text(run, capsys):
+    arguments = ["--prompt", "the", "--tokens", "8", "--temperature", "0"]
+    assert cli.main(["generate", str(run), *arguments]) == 0
+    text = "".join(Generator(run).text("the", 8, temperature=0))
+    assert capsys.readouterr().out == f"the{text}\n"
