@@ -359,7 +359,7 @@ class _Adopt:
         for name, origin in self._tied.items():
             if name in self._names and name not in found and origin in found:
                 found[name] = found[origin]
-                notes.append(f"{name} starts as a copy of {origin}, to which it was tied")
+                notes.append(f"{name} is not there, and starts as a copy of {origin}")
         return found, notes
 
     def _named(self, name: str) -> str:
