@@ -124,14 +124,23 @@ class Resize(nn.Module):
 
 
 def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Sequential:
-    """Build the smallest head: global average pool and a linear layer; for outputs at each position
-    a 1x1 convolution, whose maps are resized to the size of the outputs.
+    """Build the smallest head: global average pool and a linear layer; for maps of outputs a 1x1
+    convolution, whose maps are resized to the size of the outputs; for tokens a norm and a linear
+    layer at each position.
 
     Args:
         layout: meaning of the axes of the activations.
         shape: shape of one sample's activations.
-        output_shape: shape of one sample's outputs: (D,) or (D, H, W).
+        output_shape: shape of one sample's outputs: (D,), (D, H, W), or (T, V) for tokens.
+
+    Raises:
+        ValueError: outputs are for tokens, and activations are none.
     """
+    if len(output_shape) == 2:
+        length, vocabulary = output_shape
+        if layout != "NTC" or shape[0] != length:
+            raise ValueError(f"activations {shape} of layout {layout} are not {length} tokens")
+        return nn.Sequential(nn.LayerNorm(shape[1]), nn.Linear(shape[1], vocabulary, bias=False))
     num_outputs, *size = output_shape
     if size:
         to_map = ToMap(layout, shape)

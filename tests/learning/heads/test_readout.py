@@ -226,3 +226,30 @@ def test_another_model_is_refused_in_one_line(tmp_path):
 def test_only_readouts_have_hidden_states():
     assert isinstance(built(), ReadoutHead)
     assert not isinstance(built(), nn.Sequential)
+
+
+@pytest.mark.parametrize("name", ["linear", "auglocal", "ema"])
+def test_other_heads_give_logits_of_each_token(name, tmp_path):
+    """With a norm and a matrix of their own; none of them sees a later token."""
+    head = {"name": name} | ({"depth": 1} if name == "auglocal" else {})
+    watch = Heads()
+    run(tmp_path / "run", watch, steps=2, head=head)
+    x = torch.randn(2, T, D)
+    with torch.no_grad():
+        before, after = watch.first(x), watch.first(torch.cat([x[:, :-1], x[:, 1:2]], 1))
+    assert before.shape == (2, T, V)
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+class Heads(Callback):
+    """Keeps the first module's head."""
+
+    def on_start(self, run, step):
+        self.first = run.modules[0].head
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "etf"])
+def test_heads_that_pool_are_refused(name, tmp_path):
+    with pytest.raises(UserError, match=rf"head\.name: {name} does not fit"):
+        run(tmp_path / "run", head={"name": name})
