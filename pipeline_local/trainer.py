@@ -386,6 +386,8 @@ class Trainer:
         steps = self._done - self.start
         plan = self.placement.stage_times(steps)
         facts = summary.combine(results, steps * self.batch_size, plan)
+        if tokens := self.blueprint.task.tokens:
+            facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         summary.show(describe(self.placement), facts, self.blueprint.task)

@@ -60,7 +60,7 @@ class Progress:
         score = f"{metric} (step {min(tested, default=0)})"
         columns = [
             f"step {stages[0]['step']}/{self._num_steps}",
-            f"{stages[0]['samples_per_second']:.0f} samples/s",
+            self._task.rate_text(stages[0]["samples_per_second"]),
             self._per_module(stages, "loss", "{:.3f}".format, loss),
             self._per_module(stages, "cosine", "{:+.2f}".format, "cosine"),
             self._per_module(tests, metric, partial(self._task.score_text, digits=1), score),

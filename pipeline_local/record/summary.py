@@ -126,7 +126,7 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
         done = f"{facts['steps'] - before} of " if before else ""
         console.print(
             f"{done}{facts['steps']} steps in {facts['seconds']:.1f} s,"
-            f" {facts['samples_per_second']:.0f} samples/s,"
+            f" {task.rate_text(facts['samples_per_second'])},"
             f" pipeline efficiency {facts['efficiency']:.2f},"
             f" peak memory {memory:.0f} MiB per stage",
             soft_wrap=True,

@@ -76,6 +76,7 @@ class NextToken(Task):
             raise ValueError(f"labels are tokens [T], got labels of shape {label_shape}")
         super().__init__((*label_shape, num_classes), label_shape)
         self.bytes_per_token = bytes_per_token
+        (self.tokens,) = label_shape
 
     @property
     def num_outputs(self) -> int:

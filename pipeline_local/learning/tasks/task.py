@@ -54,6 +54,8 @@ class Task(ABC):
     twice = False
     """Whether a loss is differentiated more than once, as by the estimator `exact` and by
     `diagnose`: then it may not take a way that allows it only once."""
+    tokens: int = 0
+    """The number of tokens of a sample, in which rates are displayed; 0: in samples."""
     shown: tuple[str, ...] = ()
     """The names of further metrics (`measures`) for the table of results."""
     adds_up = False
@@ -106,6 +108,11 @@ class Task(ABC):
         """
         outputs: Tensor = head(y)
         return outputs
+
+    def rate_text(self, samples_per_second: float) -> str:
+        """A rate for people, in samples or tokens per second."""
+        unit = "tokens" if self.tokens else "samples"
+        return f"{samples_per_second * (self.tokens or 1):.0f} {unit}/s"
 
     def part(self, outputs: Tensor) -> Tensor:
         """Return one head's summand in the sum of all heads: float32, shaped like the outputs."""

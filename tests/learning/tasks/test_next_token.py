@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
-from pipeline_local.learning.tasks import Logits, NextToken, next_token
+from pipeline_local.learning.tasks import Classification, Logits, NextToken, next_token
 
 B, T, D, V = 3, 7, 5, 11
 TASK = NextToken(V, (T,))
@@ -148,6 +148,11 @@ def test_the_score_while_training_is_a_perplexity():
     score = TASK.score(outputs.detach(), labels)
     torch.testing.assert_close(score, TASK.loss(outputs, labels).exp().detach())
     assert not score.requires_grad
+
+
+def test_rates_are_in_tokens():
+    assert TASK.rate_text(3.0) == f"{3 * T} tokens/s"
+    assert Classification(5).rate_text(3.0) == "3 samples/s"
 
 
 def test_what_is_no_token_is_refused():
