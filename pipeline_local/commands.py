@@ -306,11 +306,10 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.generation import Generator
 
-    if options.temperature < 0 or options.tokens < 1:
-        raise UserError(
-            f"--temperature must be at least 0 and --tokens at least 1, got"
-            f" {options.temperature:g} and {options.tokens}"
-        )
+    given = {name: getattr(options, name) for name in ("temperature", "tokens", "seed")}
+    for (name, value), least in zip(given.items(), (0, 1, 0), strict=True):
+        if not least <= value < 2**63:
+            raise UserError(f"--{name} must be at least {least} and below 2**63, got {value}")
     speaker = Generator(options.run_folder, exit=options.exit)
     say(options.prompt, end="")
     for piece in speaker.text(options.prompt, options.tokens, options.temperature, options.seed):

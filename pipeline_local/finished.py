@@ -1,5 +1,6 @@
 """Uses a finished run: exports its weights under the model's own names, and evaluates it."""
 
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import DataInfo, check_again
 from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Task
@@ -105,8 +107,7 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
     if output.suffix != ".safetensors" and language:
         files = {name: text.encode() for name, text in language.files.items()}
-        tokenizer = hf_folder.tokenizer_files(blueprint.config.data.args.get("tokenizer"))
-        hf_folder.write(output, state, files | tokenizer)
+        hf_folder.write(output, state, files | _tokenizer_files(blueprint))
         return state
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,15 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
     return state
+
+
+def _tokenizer_files(blueprint: Blueprint) -> dict[str, bytes]:
+    """The files of a Hugging Face tokenizer, by name; none where the data has no tokenizer."""
+    if blueprint.info.tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_of(blueprint.config.data, blueprint.info).save(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 @undisturbed
@@ -154,7 +164,8 @@ def evaluate(
     choice = chosen_heads(RunFolder(run), step, len(modules), blueprint.task)
     facts = {"steps": step, **summary.per_head(rows), "predicts": list(choice.heads)}
     show(describe(Placement.of(blueprint, 1)), facts, blueprint.task)
-    say(f"Predictor takes {choice}")
+    if blueprint.task.predicts:
+        say(f"By the run's own evaluation, Predictor takes {choice}")
     summary.warn(skipped.warnings())
     return facts
 

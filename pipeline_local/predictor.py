@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline_local import configfile
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.normalize import Normalize
+from pipeline_local.errors import UserError
 from pipeline_local.finished import load
 from pipeline_local.given import handed, like
 from pipeline_local.models.given import Given
@@ -61,6 +62,11 @@ class Predictor:
         self._shape = blueprint.info.image_shape
         self._wire_format = blueprint.wire_format
         self._task = blueprint.task
+        if not self._task.predicts:
+            raise UserError(
+                f"run: {run} is a run of a language model, which continues texts; use Generator, or"
+                f" pipeline-local generate"
+            )
         if heads is None:
             choice = chosen_heads(folder, step, len(modules), self._task)
         else:

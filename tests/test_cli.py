@@ -56,7 +56,7 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     for name in ("accuracy", "ensemble_accuracy"):
         assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary[name])
 
-    assert "Predictor takes head" in shown
+    assert "evaluation, Predictor takes head" in shown
     assert run("evaluate", "out", "data.batch_size=100", "parallel.threads=1") == 0
     assert run("diagnose", "out", "--batches=1", "data.workers=0") == 0
     assert run("evaluate", "out", "train.seed=1") == 2

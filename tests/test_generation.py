@@ -5,8 +5,9 @@ import torch
 
 from pipeline_local import cli, configfile
 from pipeline_local.errors import UserError
-from pipeline_local.finished import load
+from pipeline_local.finished import export, load
 from pipeline_local.generation import Generator
+from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
@@ -52,6 +53,15 @@ def by_hand(run, ids, head):
         return modules[head - 1].head(x)[:, -1]
 
 
+def test_the_tokenizer_is_exported_with_the_model(run, tmp_path):
+    from transformers import AutoTokenizer
+
+    export(run, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    text = "the dog lay by thé dog"
+    assert found(text, add_special_tokens=False)["input_ids"] == list(text.encode())
+
+
 @pytest.mark.parametrize("head", [1, 2])
 def test_the_most_probable_token_follows(run, head):
     speaker = Generator(run, exit=head)
@@ -93,8 +103,16 @@ def test_a_character_comes_whole(run, monkeypatch):
 def test_what_cannot_be_generated_is_one_line(run, capsys):
     with pytest.raises(UserError, match=r"--exit: must be a module from 1 to 2, got 3"):
         Generator(run, exit=3)
-    assert cli.main(["generate", str(run), "--temperature", "-1"]) == 2
-    assert "--temperature must be at least 0" in capsys.readouterr().err
+    with pytest.raises(UserError, match="use Generator"):
+        Predictor(run)
+    for flag, value in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--tokens", "0"),
+        ("--seed", str(2**70)),
+    ]:
+        assert cli.main(["generate", str(run), flag, value]) == 2
+        assert f"{flag} must be at least" in capsys.readouterr().err
     assert cli.main(["generate", str(run / "nowhere")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -40,7 +40,7 @@ def explain(blueprint: Blueprint) -> str:
 
 
 def _data(info: DataInfo) -> str:
-    if info.label_shape == info.image_shape and info.dtype == "int64":
+    if info.label_shape == info.image_shape and info.dtype.startswith("int"):
         return f"sequences of {info.image_shape[0]} tokens, {info.num_classes} different ones"
     return f"images {'x'.join(map(str, info.image_shape))}, {info.num_classes} classes"
 

@@ -161,27 +161,3 @@ def tokenizer():
     made = Tokenizer(models.BPE(vocab=ids, merges=[]))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     return made
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_the_tokenizer_goes_along(tmp_path, alone):
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    own = tokenizer()
-    if alone:
-        own.save(str(tmp_path / "t.json"))
-    else:
-        PreTrainedTokenizerFast(tokenizer_object=own).save_pretrained(tmp_path / "t")
-        (tmp_path / "t/other.txt").write_text("not a tokenizer's")
-    files = hf_folder.tokenizer_files(str(tmp_path / ("t.json" if alone else "t")))
-    config = {"config.json": build().language.files["config.json"].encode()}
-    hf_folder.write(tmp_path / "out", {"a": torch.zeros(1)}, config | files)
-    assert not (tmp_path / "out/other.txt").exists()
-    found = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
-    assert found("so it goes")["input_ids"] == own.encode("so it goes").ids
-
-
-def test_a_tokenizer_without_files():
-    assert hf_folder.tokenizer_files(None) == hf_folder.tokenizer_files("bytes") == {}
-    with pytest.raises(UserError, match=r"/nowhere/t\.json cannot be read"):
-        hf_folder.tokenizer_files("/nowhere/t.json")

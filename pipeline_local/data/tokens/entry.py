@@ -118,10 +118,11 @@ class TokenData:
     def _num_train(self, train: TokenSplit) -> int:
         """Full sequences whose every token has a next one."""
         length, size = _options(self.config).sequence_length, self.config.batch_size
-        number = (len(train.stream) - 1) // length
+        number = max(0, len(train.stream) - 1) // length
         number = min(number, self.config.limit or number)
         if size > number:
             remedy = "lower it" if self.config.limit is None else "lower it or raise data.limit"
+            remedy = remedy if number else "lower data.sequence_length, or add text"
             raise UserError(
                 f"data.batch_size must not exceed the {number} training sequences of"
                 f" data.sequence_length={length}, as there are {len(train.stream)} tokens: got"

@@ -70,6 +70,8 @@ class ReadoutHead(nn.Module, Follower):
         for part in (*self.blocks, self.classifier):
             self.rule(part)
         nn.init.ones_(self.temperature)
+        if self.shared:
+            nn.init.zeros_(self.weight)  # until it begins
 
     @torch.no_grad()
     def begin(self, original: nn.Module) -> None:

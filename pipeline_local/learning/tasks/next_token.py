@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -57,11 +58,14 @@ class NextToken(Task):
         num_classes: size of the vocabulary, V.
         label_shape: (T,), the length of a sequence.
         bytes_per_token: of the test text, for the bits per byte; None: unknown.
+        label_smoothing: fraction of the target that is spread over the vocabulary in training; the
+            usual key for it is `train.label_smoothing`.
     """
 
     metric = "perplexity"
     better = "lower"
     percent = False
+    predicts = False
     shown = ("accuracy", "bits_per_byte")
     adds_up = True
 
@@ -71,11 +75,13 @@ class NextToken(Task):
         label_shape: tuple[int, ...],
         *,
         bytes_per_token: float | None = None,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         if len(label_shape) != 1:
             raise ValueError(f"labels are tokens [T], got labels of shape {label_shape}")
         super().__init__((*label_shape, num_classes), label_shape)
         self.bytes_per_token = bytes_per_token
+        self.label_smoothing = label_smoothing
         (self.tokens,) = label_shape
 
     @property
@@ -97,17 +103,21 @@ class NextToken(Task):
         return outputs
 
     def loss(self, outputs: Tensor | Logits, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy over all labels in nats, a scalar."""
-        if isinstance(outputs, Logits):
-            return _linear_cross_entropy(outputs, labels)
-        return functional.cross_entropy(
-            wide(outputs).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL
-        )
+        """Return the mean cross-entropy over all labels in nats, a scalar; 0 without labels."""
+        return self._mean(outputs, labels, self.label_smoothing)
 
     def score(self, outputs: Tensor | Logits, labels: Tensor) -> Tensor:
         """Return the perplexity of a batch."""
         with torch.no_grad():
-            return self.loss(outputs, labels).exp()
+            return self._mean(outputs, labels, 0.0).exp()
+
+    def _mean(self, outputs: Tensor | Logits, labels: Tensor, smoothing: float) -> Tensor:
+        tokens = labels.flatten()
+        if isinstance(outputs, Logits):
+            summed = _linear_cross_entropy(outputs, tokens, smoothing)
+        else:
+            summed = _cross_entropy(outputs.flatten(0, 1), tokens, smoothing)
+        return summed / (tokens != IGNORE_LABEL).sum().clamp_min(1)
 
     def judge(self, head: nn.Module, y: Tensor, labels: Tensor | None) -> Tensor:
         """Return [B, T, 2]: the log-probability of each correct token, and 1 where it is the most
@@ -156,23 +166,37 @@ class NextToken(Task):
         return labels.to(self.label_dtype)
 
 
-def _linear_cross_entropy(logits: Logits, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of logits that are formed and dropped a few tokens at a time."""
-    hidden, tokens = logits.hidden.flatten(0, 1), labels.flatten()
+def _linear_cross_entropy(logits: Logits, labels: Tensor, smoothing: float) -> Tensor:
+    """The sum of logits that are formed and dropped a few tokens at a time."""
+    hidden = logits.hidden.flatten(0, 1)
     weight = logits.weight.to(hidden.dtype)
-    if _FUSED:
+    if _FUSED and not smoothing:  # it takes none in chunks
         return functional.linear_cross_entropy(
-            hidden, weight, tokens, options=nn.LinearCrossEntropyOptions()
+            hidden,
+            weight,
+            labels,
+            reduction="sum",
+            label_smoothing=smoothing,
+            options=nn.LinearCrossEntropyOptions(),
         )
     summed = hidden.new_zeros((), dtype=wide(hidden[:0]).dtype)
-    for part, wanted in _chunks(hidden, tokens, len(weight)):
-        summed = summed + checkpoint(_summed, part, weight, wanted, use_reentrant=False)
-    return summed / (tokens != IGNORE_LABEL).sum()
+    for part, wanted in _chunks(hidden, labels, len(weight)):
+        summed = summed + checkpoint(_of_part, part, weight, wanted, smoothing, use_reentrant=False)
+    return summed
 
 
-def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    logits = wide(hidden @ weight.T)
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
+def _of_part(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return _cross_entropy(hidden @ weight.T, labels, smoothing)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return functional.cross_entropy(
+        wide(logits),
+        labels,
+        ignore_index=IGNORE_LABEL,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
 
 
 def _judged(outputs: Tensor | Logits, labels: Tensor) -> Tensor:

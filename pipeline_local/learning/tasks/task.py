@@ -54,6 +54,8 @@ class Task(ABC):
     twice = False
     """Whether a loss is differentiated more than once, as by the estimator `exact` and by
     `diagnose`: then it may not take a way that allows it only once."""
+    predicts = True
+    """Whether heads together predict without labels, as `Predictor` does."""
     tokens: int = 0
     """The number of tokens of a sample, in which rates are displayed; 0: in samples."""
     shown: tuple[str, ...] = ()

@@ -150,6 +150,30 @@ def test_the_score_while_training_is_a_perplexity():
     assert not score.requires_grad
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_smoothed_labels_are_those_of_cross_entropy(way, smoothing):
+    """In the loss; the perplexity is that of the labels themselves."""
+    x, labels = batch()
+    weight = torch.randn(V, D, dtype=torch.float64)
+    task = NextToken(V, (T,), label_smoothing=smoothing)
+    logits = x @ weight.T
+    for outputs in (logits, Logits(x, weight)):
+        expected = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing
+        )
+        torch.testing.assert_close(task.loss(outputs, labels), expected)
+        torch.testing.assert_close(task.score(outputs, labels), reference(logits, labels).exp())
+
+
+def test_a_batch_without_labels_teaches_nothing(way):
+    x, labels = batch()
+    x.requires_grad_()
+    loss = TASK.loss(Logits(x, torch.randn(V, D, dtype=x.dtype)), labels.fill_(IGNORE_LABEL))
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss == 0
+    assert not gradient.any()
+
+
 def test_rates_are_in_tokens():
     assert TASK.rate_text(3.0) == f"{3 * T} tokens/s"
     assert Classification(5).rate_text(3.0) == "3 samples/s"
