@@ -17,7 +17,8 @@ SMALLEST = [
     *("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"),
     *("shufflenet_v2_x0_5", "regnet_y_400mf", "maxvit_t", "googlenet", "inception_v3"),
 ]
-"""A model of each family."""
+"""A model of each family of images."""
+LANGUAGE = "causal_lm"
 
 
 def weights(folder, model, **data):
@@ -25,6 +26,8 @@ def weights(folder, model, **data):
         "model": model,
         "modules": {"count": 2},
         "data": {"name": "synthetic", "batch_size": 8, "limit": 16, **data},
+        "task": {"name": "next_token" if model["name"] == LANGUAGE else "classification"},
+        "head": {"name": "readout" if model["name"] == LANGUAGE else "auglocal"},
         "reconcile": {"weight": 0.1, "every": 1},
         "train": {"steps": 2},
         "parallel": {"threads": 2},
@@ -76,5 +79,14 @@ def test_models_of_all_families(tmp_path, run_ranks, name):
     assert run_ranks(differing, 1, tmp_path, model, data, timeout=300) == [[]]
 
 
+def test_a_language_model(tmp_path, run_ranks):
+    """More than 32,768 numbers of embeddings, the least that threads share."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
+    model = {"name": LANGUAGE, "architecture": "llama", "num_attention_heads": 2, **sizes}
+    data = {"name": "synthetic_tokens", "vocabulary": 300, "sequence_length": 96}
+    assert run_ranks(differing, 1, tmp_path, model, data) == [[]]
+
+
 def test_no_family_is_left_out():
-    assert {name[:4] for name in registry.MODELS.names()} == {name[:4] for name in SMALLEST}
+    families = {name[:4] for name in (*SMALLEST, LANGUAGE)}
+    assert {name[:4] for name in registry.MODELS.names()} == families

@@ -22,7 +22,7 @@ class Tokens:
     def __call__(self, root, split):
         return getattr(self.run_data(), split).samples
 
-    def run_data(self):
+    def run_data(self, data=None):
         ids = torch.arange(LENGTH + 1)[None] * (1 + torch.arange(64)[:, None] % 3)
         ids = (ids + 5 * torch.arange(64)[:, None]) % VOCABULARY
         splits = [given((part[:, :-1], part[:, 1:])) for part in (ids[:48], ids[48:])]

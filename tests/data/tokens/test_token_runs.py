@@ -5,11 +5,9 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pipeline_local import cli, configfile, finished
 from pipeline_local.errors import UserError
-from pipeline_local.learning.tasks import Task
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.text.tokenizer import ByteTokenizer
@@ -17,38 +15,15 @@ from pipeline_local.trainer import train
 from tests.prose import prose
 
 
-class Logits(nn.Linear):
-    """[B, T, C] -> [B, V, T]."""
-
-    def forward(self, x):
-        return super().forward(x).transpose(1, 2)
-
-
 def bigrams(*, num_classes, image_shape):
-    return [nn.Embedding(num_classes, 8), nn.LayerNorm(8), Logits(8, num_classes)]
-
-
-class Next(Task):
-    """The next token at every place."""
-
-    adds_up = True
-
-    def __init__(self, num_classes, label_shape):
-        super().__init__((num_classes, *label_shape), label_shape)
-
-    def loss(self, outputs, labels):
-        return functional.cross_entropy(outputs.float(), labels)
-
-    def score(self, outputs, labels):
-        right = (outputs.argmax(1) == labels) & (labels >= 0)
-        return right.sum() / (labels >= 0).sum().clamp_min(1)
+    return [nn.Embedding(num_classes, 8), nn.LayerNorm(8), nn.Linear(8, num_classes)]
 
 
 @pytest.fixture
 def settings(texts, tmp_path):
     return {
         "model": {"name": f"python:{__name__}:bigrams"},
-        "task": {"name": f"python:{__name__}:Next"},
+        "task": {"name": "next_token"},
         "data": {
             "name": "tokens",
             "root": str(texts),
