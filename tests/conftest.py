@@ -4,9 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,7 +20,6 @@ import pytest
 if not os.environ.get("PIPELINE_LOCAL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pipeline_local-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 import torch
@@ -54,13 +51,6 @@ def one_thread() -> None:
     # A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
     # backward pass of the process. Once there has been one, it never does.
     torch.ones(1, requires_grad=True).backward()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache() -> Iterator[None]:
-    """What is cached goes with the tests; the user's own cache is not touched."""
-    yield
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,12 @@ TEXT = "the cat sat on the mat and the dog lay by the door. " * 40
 def run(tmp_path_factory):
     """A finished run on bytes, with a readout that has a block of its own."""
     folder = tmp_path_factory.mktemp("language")
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield made(folder)
+
+
+def made(folder):
     for split in ("train", "test"):
         (folder / split).mkdir()
         (folder / split / "cat.txt").write_text(TEXT)

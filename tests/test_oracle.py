@@ -180,6 +180,12 @@ def parse(case, folder):
     return configfile.parse(tree)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Of the tokens of texts; not the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def texts(folder):
     """A folder of texts; the same ones wherever it is."""
     for split, count in (("train", 300), ("test", 60)):

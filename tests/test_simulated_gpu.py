@@ -111,7 +111,13 @@ def train(run, folder, *settings):
     """Gives the bytes of all checkpoints."""
     done = run(
         *("-m", "pipeline_local", "train", "configs/synthetic.yaml", f"run.dir={folder}"),
-        *("model.name=resnet20", "model.width=8", "data.image_size=16", "parallel.threads=1"),
+        *(
+            "model.name=resnet20",
+            "model.width=8",
+            "data.image_size=16",
+            "parallel.threads=1",
+            "parallel.timeout=300",
+        ),
         *("train.steps=9", "train.evaluate_every=5", "train.log_every=4", "reconcile.every=2"),
         *("checkpoint.every_steps=3", "checkpoint.keep=9", "reconcile.direction=both", *settings),
         cwd=TESTS.parent,
