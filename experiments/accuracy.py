@@ -27,7 +27,7 @@ from cost import STEPS, flops, training
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.learning import heads
 
 BACKPROPAGATION = "backpropagation"

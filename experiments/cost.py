@@ -22,7 +22,7 @@ from pipeline_local import configfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.config import Config
-from pipeline_local.data.images.datasets import DataInfo, describe
+from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -275,10 +275,20 @@ def _task(
 
 
 def _is_language(objects: Given, data: GivenSamples) -> bool:
-    """Whether labels are tokens [T] of outputs [T, V]."""
-    outputs, labels = objects.output_shape, data.form.y_shape
-    whole = not data.form.y_dtype.is_floating_point
-    return whole and len(labels) == 1 and len(outputs) == 2 and outputs[:1] == labels
+    """Whether labels are tokens [T] of outputs [T, V].
+
+    Raises:
+        UserError: inputs are tokens, too, and labels are fewer or more than outputs.
+    """
+    outputs, form = objects.output_shape, data.form
+    whole = not form.y_dtype.is_floating_point
+    may_be = whole and len(form.y_shape) == 1 and len(outputs) == 2
+    if may_be and outputs[:1] != form.y_shape and not form.x_dtype.is_floating_point:
+        raise UserError(
+            f"train: labels must be a token for each of the {outputs[0]} places of the outputs, got"
+            f" {form.y_shape[0]} for inputs of {form.x_shape[0]}; give the tokens that follow"
+        )
+    return may_be and outputs[:1] == form.y_shape
 
 
 def _optimizer(

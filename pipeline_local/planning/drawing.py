@@ -234,7 +234,8 @@ def _heads(plan: Plan) -> str:
     more = f", {_share(distilled / whole)} distillation's" if distilled else ""
     return (
         f"Of local's operations {_share(heads / whole)} are auxiliary heads' (head.name=linear:"
-        f" nearly none, but weaker){more} and {_share(added / whole)} reconciliation's."
+        f" nearly none where outputs are few, but weaker){more}"
+        f" and {_share(added / whole)} reconciliation's."
     )
 
 

@@ -249,6 +249,12 @@ class Heads(Callback):
         self.first = run.modules[0].head
 
 
+def test_labels_of_another_length_are_refused(tmp_path):
+    x, y = tokens(0, 16)
+    with pytest.raises(UserError, match=r"a token for each of the 6 places of the outputs, got 4"):
+        fit(model(), (x, y[:, :4]), (x, y[:, :4]), epochs=1, run_dir=tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv", "etf"])
 def test_heads_that_pool_are_refused(name, tmp_path):
     with pytest.raises(UserError, match=rf"head\.name: {name} does not fit"):
