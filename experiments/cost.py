@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from pipeline_local import configfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, describe
 from pipeline_local.pipeline.edge import Nowhere
@@ -33,34 +34,34 @@ STEPS = 8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Images:
+class Fixed:
     """One random batch, again and again."""
 
-    def __init__(self, config: Config, info: DataInfo) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
         generator = torch.Generator().manual_seed(0)
-        size = config.data.batch_size
-        self._images = torch.randn(size, *info.image_shape, generator=generator).to(DEVICE)
-        self._labels = torch.randint(info.num_classes, (size,), generator=generator).to(DEVICE)
+        size = blueprint.config.data.batch_size
+        self._images = blueprint.example_inputs(size, generator).to(DEVICE)
+        self._labels = blueprint.task.example_labels(size, generator).to(DEVICE)
         self.compares = False
         self._signal_is_next = False
 
     def recv(self) -> tuple[Tensor, ...]:
-        """Images and labels; on steps that compare, an empty signal follows."""
+        """Inputs and labels; on steps that compare, an empty signal follows."""
         if self._signal_is_next:
             self._signal_is_next = False
             return ()
         self._signal_is_next = self.compares
         return self._images, self._labels
 
-    def reply(self, gradient: Tensor) -> None:
-        """Nobody replies to data."""
+    def send_lagged(self, *tensors: Tensor) -> None:
+        """Nothing goes back to data."""
 
 
 def training(config: Config, info: DataInfo) -> Callable[[], None]:
     """A repetition: `STEPS` steps of all modules, at rates too small to change anything."""
     blueprint = draw_blueprint(config, info)
     modules = [blueprint.module(k, DEVICE) for k in range(len(blueprint.modules))]
-    data = Images(config, info)
+    data = Fixed(blueprint)
     stage = Stage(modules, data, Nowhere(), Trace())
     numbers = count()
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline_local import configfile
-from pipeline_local.data.images.batches import test_batches
 from pipeline_local.data.datasets import describe
+from pipeline_local.data.images.batches import test_batches
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.predictor import Predictor
 
