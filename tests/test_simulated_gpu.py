@@ -128,7 +128,6 @@ def train(run, folder, *settings):
     return {file.relative_to(folder): file.read_bytes() for file in files}, done.stdout
 
 
-@pytest.mark.long  # stalls now and then in a whole run of the suite, never alone: unexplained
 @pytest.mark.parametrize(
     "settings",
     [
@@ -160,7 +159,6 @@ print(torch.simgpu.waits())
 """
 
 
-@pytest.mark.long  # stalls now and then in a whole run of the suite, never alone: unexplained
 @pytest.mark.parametrize(
     "settings",
     [

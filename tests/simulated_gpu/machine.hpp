@@ -18,6 +18,12 @@
 #include <string>
 #include <vector>
 
+extern "C" {  // of Python's stable interface, whose headers not every machine has
+int PyGILState_Check();
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void*);
+}
+
 namespace simgpu {
 
 using Clock = std::vector<uint64_t>;  // how much of every stream's work has been done before
@@ -64,7 +70,8 @@ struct Event {
   std::shared_ptr<std::chrono::steady_clock::time_point> when;
 };
 
-// One lock for everything. Never destroyed: threads may outlive main.
+// One lock for everything. Never destroyed: threads may outlive main. Nobody waits for it with
+// Python's lock in hand: who has it may need that one, to count who refers to a tensor of Python's.
 struct Locked {
   static std::recursive_mutex& mutex() {
     static auto* it = new std::recursive_mutex;
@@ -75,7 +82,11 @@ struct Locked {
     return it;
   }
   Locked() {
-    mutex().lock();
+    if (!mutex().try_lock()) {
+      void* python = PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+      mutex().lock();
+      if (python) PyEval_RestoreThread(python);
+    }
     depth()++;
   }
   Locked(const Locked&) = delete;
