@@ -106,12 +106,18 @@ def export(run: Path, output: Path) -> dict[str, Tensor]:
         raise UserError(f"--output: must end in .safetensors, got {output}; name such a file")
     state = weights.model_state(part for module in modules for part in blueprint.parts(module))
     if output.suffix != ".safetensors" and language:
-        files = {name: text.encode() for name, text in language.files.items()}
+        state, files = hf_folder.published(language, state)
         hf_folder.write(output, state, files | _tokenizer_files(blueprint))
         return state
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in state.items()}, output)
+        save_file(
+            {
+                name: value.clone(memory_format=torch.contiguous_format)
+                for name, value in state.items()
+            },
+            output,
+        )
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
     return state

@@ -62,6 +62,7 @@ GPT2 = {
         "tie_word_embeddings": False,
     },
 }
+TIED = {**GPT2["model"], "tie_word_embeddings": True}
 EXACT = {"weight": 0.2, "estimator": "exact", "every": 1}
 FINITE = {"weight": 0.2, "estimator": "finite_difference", "every": 1}
 UPSTREAM = {"distance": "relative", "every": 2}
@@ -144,6 +145,14 @@ CASES = {
         "parallel": {"wire_dtype": "bfloat16"},
     },
     "readouts, dropout, finite difference": {**GPT2, "reconcile": FINITE},
+    "tied embeddings beside readouts": {**GPT2, "model": TIED, "train": {"steps": 30}},
+    "tied embeddings beside heads of their own, microbatches, narrow wire": {
+        **GPT2,
+        "model": TIED,
+        "head": {"name": "auglocal", "depth": 1},
+        "train": {"steps": 30, "microbatches": 2},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
     "distillation": {**RESNET, "distill": {"weight": 0.5, "every": 3}},
     "distillation by the last head beside copies, both directions, microbatches, dropout": {
         **VIT,

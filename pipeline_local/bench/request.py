@@ -79,6 +79,11 @@ class Request:
             raise ConfigError(problems)
         blueprint = draw(config, describe(config.data))
         Placement.of(blueprint, num_stages)
+        if blueprint.run_plan.tied and {*names} != {"local"}:
+            raise UserError(
+                "model.tie_word_embeddings: baselines train embedding and unembedding apart, got"
+                " true; pass model.tie_word_embeddings=false or --baselines local"
+            )
         request._refuse_too_few(len(blueprint.backbone.blocks), num_stages)
         return request
 

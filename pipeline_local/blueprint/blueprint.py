@@ -34,6 +34,7 @@ from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.models import backbone as backbones
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone, Block
+from pipeline_local.models.embedding import TiedEmbedding
 
 Shape = tuple[int, ...]
 """The shape of a tensor."""
@@ -193,6 +194,9 @@ class Blueprint:
 
     def _body_and_head(self, index: int, device: torch.device) -> tuple[Body, nn.Module]:
         blocks = [self.fresh(block, device) for block in self.blocks(index)]
+        for block in blocks:
+            if isinstance(block, Follower):
+                block.begin(self.fresh(self._original(index, block), device))
         return Body(blocks, self.config.modules.recompute), self._head(index, device)
 
     def fake_module(self, index: int, device: torch.device) -> LocalModule:
@@ -205,6 +209,9 @@ class Blueprint:
     def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
         """Returns a module of a body and a head, with the rules and the optimizer of the run."""
         config = self.config
+        for part in body:
+            if isinstance(part, TiedEmbedding) and self.is_last(index):
+                part.tie(head)
         rules = Rules(
             seed=config.train.seed,
             fraction=config.head.fraction,
@@ -272,9 +279,9 @@ class Blueprint:
             own.begin(self.fresh(self._original(index, own), device))
         return head
 
-    def _original(self, index: int, head: Follower) -> Block:
-        """Returns what the head of a module follows."""
-        if head.follows == "unembedding":
+    def _original(self, index: int, follower: Follower) -> Block:
+        """Returns what a part of a module follows."""
+        if follower.follows == "unembedding":
             return self.backbone.classifier
         return self.backbone.blocks[self.modules[index].stop]
 

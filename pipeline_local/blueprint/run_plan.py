@@ -43,12 +43,14 @@ class RunPlan:
         num_train: the number of training samples; an incomplete last batch is dropped.
         num_test: the number of test samples; an incomplete last batch is padded.
         num_modules: K.
+        tied: whether the network's embedding is its unembedding.
     """
 
     config: Config
     num_train: int
     num_test: int
     num_modules: int = 1
+    tied: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -143,7 +145,7 @@ class RunPlan:
     @property
     def lag(self) -> LagPlan:
         """When lagged messages are sent and applied, and what they hold."""
-        return lag_plan(self.config, self.num_modules)
+        return lag_plan(self.config, self.num_modules, self.tied)
 
     @property
     def part_that_compares(self) -> float:

@@ -73,6 +73,14 @@ def accumulate(total: list[Gradient], others: Sequence[Gradient]) -> None:
     total[:] = [other if one is None else one for one, other in pairs]
 
 
+def summed(params: Sequence[Tensor], gradients: Sequence[Gradient]) -> list[Gradient]:
+    """Return one gradient per parameter, in the order of their first places: the sum of its own."""
+    total: dict[Tensor, Gradient] = {}
+    for parameter, gradient in zip(params, gradients, strict=True):
+        (total[parameter],) = plus([total.get(parameter)], [gradient])
+    return list(total.values())
+
+
 def divided(gradients: Sequence[Gradient], divisor: int) -> list[Gradient]:
     """Return the quotients of those that there are."""
     there = known(gradients)

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
 from pipeline_local.config import Config
 from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import heads
-from pipeline_local.learning.heads import EmaHead, ReadoutHead
+from pipeline_local.learning.heads import EmaHead, Follower
 from pipeline_local.learning.information import parts
 from pipeline_local.learning.lagged import LaggedContent, LagPlan, Learner, SpecsOf
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks.next_token import HasHidden
+
+TIED_REFRESH = 10
+"""Steps from one publication of a tied embedding to the next, where no head's option says it."""
 
 
 @dataclass(frozen=True)
@@ -131,19 +135,29 @@ class Distillation(LaggedContent):
 
 @dataclass(frozen=True)
 class Unembeddings(LaggedContent):
-    """Copies of the last module's unembedding, which the heads of all others read.
+    """Copies of the last module's unembedding, which the heads of all others read, or a tied
+    embedding in the first one.
 
     The last module publishes it as after n `every` updates (n = 1, 2, ...). Each other module has
     it after a message's lag, and hands it on in its next step.
+
+    Attributes:
+        num_modules: K.
+        shared: whether heads have it; else each module keeps it until it hands it on.
     """
 
     every: int
     num_modules: int
+    shared: bool = True
     once = True
 
     def hops(self, receiver: int) -> int:
         """Return the number of edges between the receiver and the last module."""
         return self.num_modules - 1 - receiver
+
+    def is_passed_on(self, sender: int) -> bool:
+        """Return whether it is a module between the first and the last one, whose head has none."""
+        return not self.shared and 0 < sender < self.num_modules - 1
 
     def is_sent(self, sender: int, step: int) -> bool:
         """Return whether a publication has come to module `sender` in the step before."""
@@ -156,28 +170,40 @@ class Unembeddings(LaggedContent):
 
     def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """It is cloned, as the update of this very step changes it."""
+        if passed:
+            return passed
         head = parts(sender.head)[0]
         assert isinstance(head, HasHidden), "as all heads of such a run"
         return (head.weight.detach().clone(),)
 
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
-    ) -> tuple[()]:
-        """Let the head's copy follow; the last module has none."""
-        head = parts(receiver.head)[0]
-        if isinstance(head, ReadoutHead):
-            head.follow(arrived)
-        return ()
+    ) -> tuple[Tensor, ...]:
+        """Let the copies of head and embedding follow; the last module has none."""
+        weight = tuple(islice(arrived, 1))
+        for part in (*receiver.body.children(), parts(receiver.head)[0]) if weight else ():
+            if isinstance(part, Follower) and part.follows == "unembedding" and part.copy:
+                part.follow(iter(weight))
+        return weight
 
 
-def lag_plan(config: Config, num_modules: int) -> LagPlan:
-    """Return what flows upstream in a run with this configuration and so many modules."""
+def lag_plan(config: Config, num_modules: int, tied: bool = False) -> LagPlan:
+    """Return what flows upstream in a run.
+
+    Args:
+        config: its configuration.
+        num_modules: K.
+        tied: whether the network's embedding is its unembedding.
+    """
     contents: list[LaggedContent] = []
     if config.reconcile.feeds_back:
         contents.append(Feedback(config.reconcile.every))
-    if refresh := heads.refresh(config.head):
-        shared = heads.follows(config.head) == "unembedding"
-        contents.append(Unembeddings(refresh, num_modules) if shared else Copies(refresh))
+    refresh = heads.refresh(config.head)
+    shared = refresh > 0 and heads.follows(config.head) == "unembedding"
+    if refresh and not shared:
+        contents.append(Copies(refresh))
+    if shared or tied:
+        contents.append(Unembeddings(refresh if shared else TIED_REFRESH, num_modules, shared))
     if config.distill.weight > 0:
         together = config.distill.teacher == "together"
         contents.append(Distillation(config.distill.every, num_modules, together))

@@ -78,7 +78,8 @@ class LocalModule(Inference):
         self.auxiliary = auxiliary
         self._body_params = [p for p in body.parameters() if p.requires_grad]
         self._head_params = [p for p in head.parameters() if p.requires_grad]
-        self.trainable = [*self._body_params, *self._head_params]
+        self.trainable = list(dict.fromkeys(self._params))
+        self._is_tied = len(self.trainable) < len(self._params)
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self._estimator = estimators.estimator(rules.reconcile)
         self._recalls_input = term_of(head) is not None
@@ -272,6 +273,11 @@ class LocalModule(Inference):
         self.engine.add([*[None] * len(self._body_params), *added], microbatches)
         self._pass = None
 
+    @property
+    def _params(self) -> list[nn.Parameter]:
+        """Those of the body, then those of the head; one that is tied is twice among them."""
+        return [*self._body_params, *self._head_params]
+
     def _body_backward(self) -> Gradients:
         """The plain gradients; at the input only where it is compared.
 
@@ -283,7 +289,8 @@ class LocalModule(Inference):
         grads = gradients.of(now.y, [*inputs, *params], now.output_grad)
         g = grads[0] if inputs else now.x
         g = torch.zeros_like(now.x) if g is None else g
-        return Gradients(g, [*grads[len(inputs) :], *now.head_grads])
+        own = [*grads[len(inputs) :], *now.head_grads]
+        return Gradients(g, gradients.summed(self._params, own) if self._is_tied else own)
 
     def _reconciled(self, first: Gradients) -> list[Gradient]:
         """The plain gradients plus lambda times those of the discord."""

@@ -53,12 +53,15 @@ class Language:
         args: the `model.*` keys that build it again, wherever they came from.
         files: what belongs beside its weights in a folder, by name.
         adopt: reads state dicts as others publish them.
+        tied: names of the matrix of the embedding and of that of the unembedding, where these are
+            one.
     """
 
     vocabulary: int
     args: Mapping[str, Any]
     files: Mapping[str, str]
     adopt: Adopt
+    tied: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline_local.errors import UserError
 from pipeline_local.models import hf_config
 from pipeline_local.models.backbone import Backbone, Block, Language
+from pipeline_local.models.embedding import Embedding, TiedEmbedding, positions
 from pipeline_local.models.symbolic import Symbolic
 from pipeline_local.models.unembedding import Unembedding
 
@@ -32,29 +33,6 @@ TESTED = (
 _MIXTURE = re.compile(r"Moe|MoE|MOE|Expert|Router")
 """Names of classes that route tokens, and need a loss that balances them."""
 _ATTENTION = ("full_attention", "sliding_attention")
-
-
-class Embedding(nn.Module):
-    """Token ids [B, T] -> activations [B, T, d]: table, learned positions if any, dropout.
-
-    Args:
-        parts: the modules by their names in the model, "tokens", "positions" and "dropout" among
-            the roles; the latter two may be missing.
-    """
-
-    def __init__(self, parts: Mapping[str, tuple[str, nn.Module]]) -> None:
-        super().__init__()
-        self._names = {role: name for role, (name, _) in parts.items()}
-        for name, module in parts.values():
-            self.add_module(name, module)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """As the model does it in front of its first layer."""
-        names = self._names
-        x: Tensor = self.get_submodule(names["tokens"])(ids)
-        if "positions" in names:
-            x = x + self.get_submodule(names["positions"])(positions(x))
-        return self.get_submodule(names["dropout"])(x) if "dropout" in names else x
 
 
 class Layer(nn.Module):
@@ -110,11 +88,6 @@ class Layer(nn.Module):
         return y if isinstance(y, Tensor) else cast(Tensor, y[0])
 
 
-def positions(x: Tensor) -> Tensor:
-    """The positions [1, T] of activations [B, T, d]."""
-    return torch.arange(x.shape[1], device=x.device)[None]
-
-
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(module.forward).parameters
 
@@ -159,6 +132,7 @@ def build(
         args={**hf_config.arguments(model.config), **chosen},
         files={"config.json": _published(model)},
         adopt=_Adopt(model),
+        tied=_matrices(model) if _is_tied(model.config) else None,
     )
     return Backbone(blocks, classifier, initialize, "NTC", language)
 
@@ -171,12 +145,6 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
         raise _unsupported(kind, "it is no decoder-only language model")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING or not getattr(config, "is_causal", True):
         raise _unsupported(kind, "its tokens see what follows, as an encoder's")
-    if getattr(config, "tie_word_embeddings", False):
-        raise UserError(
-            f"model.tie_word_embeddings: {kind} ties its unembedding to its embedding, which are in"
-            f" different blocks and train apart; set model.tie_word_embeddings=false, and the"
-            f" unembedding starts as a copy of the embedding where there are weights"
-        )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config._attn_implementation = attention or ("sdpa" if found._supports_sdpa else "eager")
     config.use_cache = False
@@ -227,7 +195,8 @@ def _cut(model: Any) -> tuple[tuple[Block, ...], Block]:  # noqa: ANN401 (transf
     if odd := set(kinds) - {*_ATTENTION}:
         raise _unsupported(kind, f"its layers have {sorted(odd)[0]}")
     rotary, norm = parts.pop("rotary", ("", None))[1], parts.pop("norm")
-    blocks = [Block("embedding", Embedding(parts), prefix)]
+    embedding = (TiedEmbedding if _is_tied(config) else Embedding)(parts)
+    blocks = [Block("embedding", embedding, prefix)]
     for (name, layer), attention in zip(
         base.get_submodule(lists[0]).named_children(), kinds, strict=True
     ):
@@ -270,6 +239,16 @@ def _kinds(config: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
         return list(kinds)
     slides = getattr(config, "sliding_window", None) is not None
     return [_ATTENTION[slides]] * config.num_hidden_layers
+
+
+def _is_tied(config: Any) -> bool:  # noqa: ANN401 (transformers' own class)
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _matrices(model: Any) -> tuple[str, str]:  # noqa: ANN401 (transformers is untyped)
+    """The names of the embedding's matrix and of the unembedding's."""
+    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
+    return f"{_path(model, embedding)}.weight", f"{_path(model, unembedding)}.weight"
 
 
 def _path(model: nn.Module, part: nn.Module) -> str:
@@ -346,8 +325,8 @@ class _Adopt:
         if model.config.model_type == "gpt2":
             patterns |= {r"attn\.(masked_)?bias$"}  # causal masks of earlier versions
         self._ignored = [re.compile(pattern) for pattern in patterns]
-        tied = getattr(type(model), "_tied_weights_keys", None)
-        self._tied = dict(tied) if isinstance(tied, Mapping) else {}
+        self._embedding, self._unembedding = _matrices(model)
+        self._tied = _is_tied(model.config)
 
     def __call__(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """The state dict under the model's names, and what was made of it."""
@@ -356,10 +335,16 @@ class _Adopt:
         for name in [name for name in found if name not in self._names]:
             if any(pattern.search(name) for pattern in self._ignored):
                 del found[name]
-        for name, origin in self._tied.items():
-            if name in self._names and name not in found and origin in found:
-                found[name] = found[origin]
-                notes.append(f"{name} is not there, and starts as a copy of {origin}")
+        one, other = self._embedding, self._unembedding
+        if one in found and other not in found:
+            found[other] = found[one]
+            if not self._tied:
+                notes.append(f"{other} is not there, and starts as a copy of {one}")
+        if self._tied and one in found and not torch.equal(found[one], found[other]):
+            raise UserError(
+                f"model.weights: {one} and {other} differ, and the model ties them; set"
+                f" model.tie_word_embeddings=false"
+            )
         return found, notes
 
     def _named(self, name: str) -> str:

@@ -1,15 +1,41 @@
 """The folder of a Hugging Face model: config.json, model.safetensors, and the tokenizer's files."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline_local.errors import UserError
+from pipeline_local.models.backbone import Language
+
+
+def published(
+    language: Language, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+    """Returns the weights and the files, by name, of a model as others load it.
+
+    A matrix that is tied is there once. Where the embedding is still an earlier copy of the
+    unembedding, both are there, and the configuration ties them no more.
+
+    Args:
+        language: what is known of the model.
+        state: all its weights.
+    """
+    state, texts = dict(state), dict(language.files)
+    if language.tied:
+        embedding, unembedding = language.tied
+        if torch.equal(state[embedding], state[unembedding]):
+            del state[unembedding]
+        else:
+            facts = json.loads(texts["config.json"]) | {"tie_word_embeddings": False}
+            texts["config.json"] = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    return state, {name: text.encode() for name, text in texts.items()}
 
 
 def write(folder: Path, state: Mapping[str, Tensor], files: Mapping[str, bytes]) -> None:

@@ -58,7 +58,9 @@ def draw(
         input_shapes=(info.image_shape, *outputs[:-1]),
         output_shapes=tuple(outputs),
         modules=(range(len(outputs)),),
-        run_plan=RunPlan(config, info.num_train, info.num_test),
+        run_plan=RunPlan(
+            config, info.num_train, info.num_test, tied=bool(language and language.tied)
+        ),
         device=device or Device.here(),
     )
     _check_last_test_batch(uncut)

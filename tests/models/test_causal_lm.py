@@ -321,8 +321,6 @@ MISTAKES = [
     ({"architecture": "llama", "hiden_size": 3}, "did you mean 'model.hidden_size'"),
     ({"architecture": "llama", "hidden_size": "a"}, "'hidden_size' expected int"),
     ({"architecture": "llama", "vocab_size": 39}, "has 40 tokens, and the model only 39"),
-    ({"architecture": "llama", "tie_word_embeddings": True}, "model.tie_word_embeddings=false"),
-    ({"architecture": "gpt2"}, "model.tie_word_embeddings=false"),
     ({**UNTIED, "n_positions": 11}, "11 positions, got sequences of 12"),
     ({"architecture": "llama", "max_position_embeddings": 8}, "8 positions"),
     ({"architecture": "bert"}, "'bert', as its tokens see what follows"),

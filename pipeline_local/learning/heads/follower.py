@@ -1,14 +1,15 @@
-"""Heads with read-only copies of parameters of a later module, which follow the originals."""
+"""Parts with read-only copies of parameters of a later module, which follow the originals."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 
-class Follower(ABC):
-    """The base class of such heads. The copies have no optimizer and get no gradients.
+@runtime_checkable
+class Follower(Protocol):
+    """Such a part: a head, or a tied embedding. The copies have no optimizer and get no gradients.
 
     Attributes:
         follows: whether they are of the next module's first block, or of the last module's
