@@ -24,10 +24,11 @@ copy_source() {
         tar -C "$root" --null --ignore-failed-read -T - -cf - | tar -C "$work/source" -xf -
 }
 
-# The lowest versions of what the package itself needs; tools of the tests stay new.
+# The lowest versions of what the package and its language models need; tools of the tests stay new.
 constraints() { # set
     if [[ $1 == lowest ]]; then
-        "$uv" pip compile --quiet --python "$python" --resolution lowest-direct "$work/source/setup.cfg"
+        "$uv" pip compile --quiet --python "$python" --resolution lowest-direct --extra lm \
+            "$work/source/setup.cfg"
     fi
 }
 
