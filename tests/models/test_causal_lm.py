@@ -319,7 +319,8 @@ MISTAKES = [
     ({}, "missing key 'model.architecture'"),
     ({"architecture": "lama"}, "has no 'lama'; did you mean 'llama'"),
     ({"architecture": "llama", "hiden_size": 3}, "did you mean 'model.hidden_size'"),
-    ({"architecture": "llama", "hidden_size": "a"}, "'hidden_size' expected int"),
+    ({"architecture": "llama", "hidden_size": "a"}, "hidden_size: should be a whole number of"),
+    ({"architecture": "llama", "hidden_size": None}, "'hidden_size' expected int"),
     ({"architecture": "llama", "vocab_size": 39}, "has 40 tokens, and the model only 39"),
     ({"architecture": "llama", "tie_word_embeddings": True}, "model.tie_word_embeddings=false"),
     ({"architecture": "gpt2"}, "model.tie_word_embeddings=false"),
@@ -338,6 +339,8 @@ MISTAKES = [
     ({"architecture": "llama", "num_hidden_layers": 0}, "at least 1, got 0"),
     ({**GROUPED, "architecture": "llama", "num_key_value_heads": 3}, "as configured"),
     ({"architecture": "falcon", "tie_word_embeddings": False}, "'falcon', as its layers cannot"),
+    ({"architecture": "llama", "hidden_act": "no"}, "(no 'no' for hidden_act); change it"),
+    ({**UNTIED, "n_head": 7}, "must be divisible by num_heads"),
     ({"config": "/nowhere"}, "/nowhere cannot be read"),
 ]
 
