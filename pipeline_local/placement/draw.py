@@ -67,7 +67,7 @@ def draw(
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     _check_entries(blueprint)
-    _check_distillation(blueprint)
+    _check_auxiliary(blueprint)
     if tries:
         trial.check(blueprint)
     return blueprint
@@ -140,16 +140,23 @@ def _check_entries(blueprint: Blueprint) -> None:
         blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
 
 
-def _check_distillation(blueprint: Blueprint) -> None:
-    distill, task = blueprint.config.distill, blueprint.task
+def _check_auxiliary(blueprint: Blueprint) -> None:
+    """What only modules with an auxiliary head have needs one, and distillation a divergence."""
+    distill, information = blueprint.config.distill, blueprint.config.information
+    alone = len(blueprint.modules) == 1
+    if alone and information.name is not None:
+        raise UserError(
+            f"information.name: {information.name} stands beside auxiliary heads, and a single"
+            f" module has none; set modules.count to at least 2, or leave information out"
+        )
     if distill.weight == 0:
         return
-    if len(blueprint.modules) == 1:
+    if alone:
         raise UserError(
             f"distill.weight: {distill.weight} trains auxiliary heads, and a single module has none"
             f"; set modules.count to at least 2, or leave distill out"
         )
-    if type(task).divergence is Task.divergence:
+    if type(blueprint.task).divergence is Task.divergence:
         raise UserError(
             f"distill.weight: task.name={blueprint.config.task.name} does not say how far outputs"
             f" are from a teacher's; leave distill out, or give the task a method divergence"

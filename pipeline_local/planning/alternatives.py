@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import DistillConfig, ModulesConfig, ParallelConfig, ReconcileConfig
+from pipeline_local.config import (
+    DistillConfig,
+    InformationConfig,
+    ModulesConfig,
+    ParallelConfig,
+    ReconcileConfig,
+)
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import balance, partition
 from pipeline_local.placement.costs import Cost
@@ -238,6 +244,7 @@ def _backpropagation(placement: Placement, recompute: bool) -> Blueprint:
     plain = replace(
         config,
         modules=ModulesConfig(count=1, recompute=recompute),
+        information=InformationConfig(),
         reconcile=ReconcileConfig(),
         distill=DistillConfig(),
         parallel=ParallelConfig(),

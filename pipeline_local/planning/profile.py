@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import Config, DistillConfig, HeadConfig
+from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning import information
@@ -201,16 +201,19 @@ class _PartTimer:
         reconcile = replace(reconcile, fraction=1.0)
         parallel = replace(config.parallel, cuts="uniform")
         head = replace(config.head, fraction=1.0)
-        distill = DistillConfig()  # it needs several modules
-        config = replace(
+        alone = replace(
             config,
             modules=modules,
             head=head,
+            information=InformationConfig(),  # it needs several modules
             reconcile=reconcile,
-            distill=distill,
+            distill=DistillConfig(),  # likewise
             parallel=parallel,
         )
-        self.blueprint = draw(config, info)
+        drawn = draw(alone, info)
+        # terms are measured by themselves
+        alone = replace(drawn.config, information=config.information)
+        self.blueprint = replace(drawn, config=alone)
         self._runs = runs
         self._device = device
         self._generator = torch.Generator().manual_seed(0)

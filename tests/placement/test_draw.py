@@ -36,11 +36,15 @@ def test_a_last_test_batch_of_one_sample_is_refused():
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [
+        (
+            {"modules": {"count": 1}, "information": {"name": "contrast"}},
+            "information.name: contrast stands beside auxiliary heads, and a single module",
+        ),
         ({"modules": {"count": 1}}, "distill.weight: 0.5 trains auxiliary heads, and a single"),
         ({"task": {"name": "regression"}}, "distill.weight: task.name=regression does not say"),
     ],
 )
-def test_distillation_needs_heads_and_probabilities(sections, problem):
+def test_what_heads_are_asked_needs_heads_and_probabilities(sections, problem):
     tree = {
         "model": {"name": "mlp"},
         "data": {"name": "digits"},
