@@ -29,6 +29,19 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
+class FitsNowhere(ValueError):
+    """A head or term that does not fit this run, however its network is cut.
+
+    Args:
+        why: what does not fit.
+        advice: what to do.
+    """
+
+    def __init__(self, why: str, advice: str) -> None:
+        self.advice = advice
+        super().__init__(why)
+
+
 class NeighbourLostError(Exception):
     """The process at the other end of an edge is gone; its own message says why. Exit code 3.
 
