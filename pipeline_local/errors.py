@@ -29,7 +29,7 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
-class FitsNowhere(ValueError):
+class FitsNowhereError(ValueError):
     """A head or term that does not fit this run, however its network is cut.
 
     Args:

@@ -18,7 +18,7 @@ from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
-from pipeline_local.errors import FitsNowhere, UserError
+from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
@@ -360,7 +360,7 @@ class Blueprint:
 
 
 def _advice(error: ValueError, usual: str) -> str:
-    return error.advice if isinstance(error, FitsNowhere) else usual
+    return error.advice if isinstance(error, FitsNowhereError) else usual
 
 
 def _compiled(head: nn.Module) -> list[nn.Module]:

@@ -88,12 +88,15 @@ def refuse(
     """
     before, now = configs
     differs = changes(before, now, begun)
-    data = [*_other_data(differs)] or [*_other_facts(*facts)]
-    others = [*_others(before, now), *data]
+    asked = [*_other_data(differs)]
+    found = [] if asked else [*_other_facts(*facts)]
+    others = [*_others(before, now), *asked, *found]
     if others:
+        place = " (data.root may name another place)" if before.data.root else ""
+        back = f"put its data back{place}, then " if found else ""
         raise UserError(
             f"run.resume: {run} holds a run with another {' and '.join(dict.fromkeys(others))};"
-            f" resume it as it was ({how(run, before)}), or name another run.dir,"
+            f" {back}resume it as it was ({how(run, before)}), or name another run.dir,"
             f" perhaps with model.weights of an export"
         )
     unsaid = [

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline_local.errors import FitsNowhere
+from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import HEADS, Site
 from pipeline_local.learning.tasks.next_token import HasHidden
@@ -109,11 +109,11 @@ class Readout:
             private: whether each head trains an unembedding of its own instead.
 
         Raises:
-            FitsNowhere: the network's classifier has no unembedding.
+            FitsNowhereError: the network's classifier has no unembedding.
         """
         if not isinstance(site.classifier, HasHidden):
             why = "the model's classifier is no norm with an unembedding"
-            raise FitsNowhere(why, "choose another head, or a language model")
+            raise FitsNowhereError(why, "choose another head, or a language model")
         blocks = nn.Sequential(*map(copy.deepcopy, site.later[: site.copies]))
         return ReadoutHead(blocks, copy.deepcopy(site.classifier), not private, site.initialize)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline_local.errors import FitsNowhere
+from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads import ToMap
 from pipeline_local.learning.information.term import INFORMATION, Ends, Information
 from pipeline_local.learning.tasks.task import wide
@@ -93,7 +93,7 @@ def reconstruction(ends: Ends, *, width: Annotated[int, Field(ge=1)] = 12) -> Re
     """InfoPro's decoder of two convolutions, here for the module's own input (Pathak et al.,
     2022)."""
     if not ends.input_dtype.is_floating_point:
-        raise FitsNowhere(
+        raise FitsNowhereError(
             f"it reconstructs floating-point inputs, got {ends.input_dtype}",
             "leave information out, as the first module's input is whole numbers",
         )
