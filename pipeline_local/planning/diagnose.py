@@ -26,7 +26,7 @@ from torch.autograd import grad
 
 from pipeline_local import finished, newfile, seeds
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.information import local_loss
@@ -95,7 +95,7 @@ def diagnose(
     blueprint.task.twice = True
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
-    _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
+    _show(rows, blocks, f"Gradients after step {step}, {counted(num_batches, 'batch', 'batches')}")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}
         newfile.write("--json", output, json.dumps(facts, indent=2) + "\n")

@@ -22,7 +22,7 @@ from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning import information
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.information import Information, InformedHead
@@ -85,7 +85,8 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: 
         return ""
     names = ",".join(map(str, files(output, rank_info.world_size)))
     return (
-        f"{len(facts['blocks'])} blocks, {len(facts['heads'])} heads measured on"
+        f"{counted(len(facts['blocks']), 'block')}, {counted(len(facts['heads']), 'head')}"
+        f" measured on"
         f" {facts['device']['name']}; use it with modules.profile="
         + (names if rank_info.world_size == 1 else f"[{names}]")
     )

@@ -96,7 +96,10 @@ def test_another_number_of_images_is_other_data(refused):
     """More of them at the same place: steps would be counted in epochs of another length."""
     more = INFO.replace("640", "641")
     line = refused(info=more)
-    assert "another number of training samples (641, was 640); put its data back, then resume it as" in line
+    assert (
+        "another number of training samples (641, was 640); put its data back, then resume it as"
+        in line
+    )
     assert refused(info=INFO.replace("100", "90")) == "", "what is only scored may change"
     assert "another image shape (1x9x8, was 1x8x8)" in refused(info=INFO.replace("[1, 8", "[1, 9"))
     assert "set of classes" in refused(info=INFO.replace('"b"', '"c"'))

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images.entries import DATA, ImageData, Pixels, Split, guess_pixels
 from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset, check_image
-from pipeline_local.errors import ConfigError, UserError, few
+from pipeline_local.errors import ConfigError, UserError, counted, few
 from pipeline_local.registry import reason
 
 
@@ -196,7 +196,7 @@ def passed_over(data: DataConfig) -> list[str]:
         names += [f"{split}: {name}" for name in getattr(dataset, "passed_over", ())]
     if not names:
         return []
-    entries = "1 file or folder is" if len(names) == 1 else f"{len(names)} files and folders are"
+    entries = counted(len(names), "file or folder is", "files and folders are")
     return [f"{entries} passed over in data.root={data.root}: {few(names)}"]
 
 

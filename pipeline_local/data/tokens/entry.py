@@ -19,7 +19,7 @@ from pipeline_local.data.sampler import train_indices
 from pipeline_local.data.tokens import opening, shards
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream
-from pipeline_local.errors import ConfigError, UserError, few
+from pipeline_local.errors import ConfigError, UserError, counted, few
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.text.tokenizer import FILE, Tokenizer, open_tokenizer
 
@@ -124,8 +124,8 @@ class TokenData:
             remedy = "lower it" if self.config.limit is None else "lower it or raise data.limit"
             remedy = remedy if number else "lower data.sequence_length, or add text"
             raise UserError(
-                f"data.batch_size must not exceed the {number} training sequences of"
-                f" data.sequence_length={length}, as there are {len(train.stream)} tokens: got"
+                f"data.batch_size must not exceed the {counted(number, 'training sequence')} of"
+                f" data.sequence_length={length}, of {counted(len(train.stream), 'token')}: got"
                 f" {size}; {remedy}"
             )
         return number
@@ -135,14 +135,15 @@ class TokenData:
         number = -(-(len(test.stream) - 1) // _options(self.config).sequence_length)
         if number < 1:
             raise UserError(
-                f"the test split must have a token to predict: got {len(test.stream)} tokens in"
+                f"the test split must have a token to predict: got"
+                f" {counted(len(test.stream), 'token')} in"
                 f" {self.config.root}; add some text"
             )
         return min(number, self.config.limit or number)
 
 
 def _named(tokenizer: str | None, vocabulary: int) -> str:
-    return f"{(tokenizer or 'unknown')[:8]} of {vocabulary} tokens"
+    return f"{(tokenizer or 'unknown')[:8]} of {counted(vocabulary, 'token')}"
 
 
 @lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline_local.errors import FitsNowhereError
+from pipeline_local.errors import FitsNowhereError, counted
 from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import HEADS, Site
 from pipeline_local.learning.tasks.next_token import HasHidden
@@ -132,8 +132,9 @@ class Readout:
     @staticmethod
     def title(*, depth: int, refresh: int, private: bool) -> str:
         """The options, for people."""
-        own = "an own unembedding" if private else f"the last unembedding every {refresh} steps"
-        return f"{depth} blocks and {own}"
+        shared = f"the last unembedding every {counted(refresh, 'step')}"
+        own = "an own unembedding" if private else shared
+        return f"{counted(depth, 'block')} and {own}"
 
 
 HEADS.add("readout", Readout())

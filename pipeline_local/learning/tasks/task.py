@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.registry import Registry, reason
 
@@ -222,8 +222,9 @@ def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
     odd = labels[beyond & (labels != ignore) & (labels != IGNORE_LABEL)]
     if len(odd):
         raise UserError(
-            f"labels must be from 0 to {num_classes - 1}, as the model has {num_classes} outputs:"
-            f" got {int(odd[0])}; number the classes from 0, or give the model more outputs"
+            f"labels must be from 0 to {num_classes - 1}, as the model has"
+            f" {counted(num_classes, 'output')}: got {int(odd[0])}; number the classes from 0, or"
+            f" give the model more outputs"
         )
 
 

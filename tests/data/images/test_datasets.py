@@ -232,7 +232,7 @@ def test_an_own_mistake_is_one_line(mine, entry, args, message):
     [
         ([0, 1], ("a", "b"), "int64 labels .* got <class 'list'>"),
         (torch.tensor([0.0, 1.0]), ("a", "b"), r"int64 labels \[N\], got torch.float32 \[2\]"),
-        (torch.tensor([0]), ("a", "b"), "one label per sample, and samples: got 1 labels of 2"),
+        (torch.tensor([0]), ("a", "b"), "one label per sample, and samples: got 1 label of 2"),
         (torch.tensor([0, 1]), ["a", "b"], "tuple of class names, got list"),
         (torch.tensor([0, -1]), ("a", "b"), "labels in 0 to 1, .* got -1 to 0"),
     ],

@@ -106,7 +106,7 @@ def test_sizes_that_do_not_fit_are_refused(numbers, tmp_path):
     with pytest.raises(UserError, match=r"the 5 training sequences.* raise data\.limit"):
         describe(settings(numbers, 6, vocabulary=100, limit=5))
     np.arange(1, dtype=np.uint16).tofile(numbers / "val.bin")
-    with pytest.raises(UserError, match="must have a token to predict: got 1 tokens"):
+    with pytest.raises(UserError, match="must have a token to predict: got 1 token"):
         describe(settings(numbers, vocabulary=100))
     with pytest.raises(UserError, match=r"data\.vocabulary: data\.tokenizer says how large"):
         describe(settings(numbers, vocabulary=100, tokenizer="bytes"))
