@@ -125,7 +125,7 @@ class TokenData:
             remedy = remedy if number else "lower data.sequence_length, or add text"
             raise UserError(
                 f"data.batch_size must not exceed the {counted(number, 'training sequence')} of"
-                f" data.sequence_length={length}, of {counted(len(train.stream), 'token')}: got"
+                f" data.sequence_length={length} in {counted(len(train.stream), 'token')}: got"
                 f" {size}; {remedy}"
             )
         return number

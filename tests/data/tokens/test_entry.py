@@ -100,7 +100,7 @@ def test_the_test_split_predicts_every_token_but_the_first(numbers):
 
 def test_sizes_that_do_not_fit_are_refused(numbers, tmp_path):
     with pytest.raises(
-        UserError, match=r"not exceed the 7 training sequences .*=8, as there are 61 .*got 9; lower"
+        UserError, match=r"not exceed the 7 training sequences .*=8 in 61 tokens: got 9; lower"
     ):
         describe(settings(numbers, 9, vocabulary=100))
     with pytest.raises(UserError, match=r"the 5 training sequences.* raise data\.limit"):
