@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -156,8 +157,7 @@ class Unembeddings(LaggedContent):
 
     def message(self, sender: Learner, g: Tensor, passed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """It is cloned, as the update of this very step changes it."""
-        head = parts(sender.head)[0]
-        assert isinstance(head, HasHidden), "as all heads of such a run"
+        head = cast(HasHidden, parts(sender.head)[0])  # as all heads of such a run
         return (head.weight.detach().clone(),)
 
     def apply(

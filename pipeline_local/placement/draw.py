@@ -156,7 +156,7 @@ def _check_auxiliary(blueprint: Blueprint) -> None:
             f"distill.weight: {distill.weight} trains auxiliary heads, and a single module has none"
             f"; set modules.count to at least 2, or leave distill out"
         )
-    if type(blueprint.task).divergence is Task.divergence:
+    if blueprint.task.divergence is None:
         raise UserError(
             f"distill.weight: task.name={blueprint.config.task.name} does not say how far outputs"
             f" are from a teacher's; leave distill out, or give the task a method divergence"
