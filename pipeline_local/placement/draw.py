@@ -42,7 +42,7 @@ def draw(
     model = config.model
     task = make_task(config, info)
     dtype = input_dtype(info)
-    backbone, outputs = registry.build_with_shapes(
+    backbone, outputs = registry.build(
         model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
     )
     _check_layout(config, backbone)

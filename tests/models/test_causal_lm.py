@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 
 def build(architecture="llama", length=LENGTH, vocabulary=VOCABULARY, **keys):
     keys = {**ARCHITECTURES[architecture], **keys}
-    return registry.build_with_shapes(
+    return registry.build(
         "causal_lm",
         {"architecture": architecture, **keys},
         (length, vocabulary),
@@ -296,7 +296,7 @@ def test_a_file_and_its_keys(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**wanted, "tie_word_embeddings": False}))
     for file in (tmp_path, tmp_path / "config.json"):
         args = {"config": str(file), "num_hidden_layers": 1}
-        backbone, _ = registry.build_with_shapes(
+        backbone, _ = registry.build(
             "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
         )
         assert len(backbone.blocks) == 2
@@ -307,9 +307,7 @@ def test_its_own_keys_build_it_again():
     for architecture in ("gpt2", "gemma3_text", "mistral"):
         first = build(architecture, attn_implementation="eager")
         args = dict(first.language.args)
-        again, _ = registry.build_with_shapes(
-            "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
-        )
+        again, _ = registry.build("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
         assert again.language.args == args
         assert again.language.files == first.language.files
 
@@ -348,7 +346,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_trained_is_one_line(args, message):
     with pytest.raises(UserError) as caught:
-        registry.build_with_shapes("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
+        registry.build("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
