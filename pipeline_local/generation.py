@@ -51,7 +51,7 @@ class Generator:
         self.tokenizer = tokenizer_of(blueprint.config.data, blueprint.info)
         self._modules: list[LocalModule] = modules[:count]
         self._wire_format: WireFormat = blueprint.wire_format
-        (self._length,) = blueprint.info.image_shape
+        (self._length,) = blueprint.info.sample_shape
         self._device = device
 
     def text(

@@ -82,7 +82,7 @@ class Blueprint:
     def example_inputs(self, size: int, generator: torch.Generator) -> Tensor:
         """Returns random inputs of the first module [size, ...] on the CPU, for measurements
         without data; whole numbers are below the number of classes."""
-        shape = (size, *self.info.image_shape)
+        shape = (size, *self.info.sample_shape)
         if self.input_dtype.is_floating_point:
             return torch.randn(*shape, generator=generator).to(self.input_dtype)
         most = self.info.num_classes

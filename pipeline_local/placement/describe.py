@@ -42,10 +42,10 @@ def explain(blueprint: Blueprint) -> str:
 
 
 def _data(info: DataInfo) -> str:
-    if info.label_shape == info.image_shape and info.dtype.startswith("int"):
-        return f"sequences of {info.image_shape[0]} tokens, {info.num_classes} different ones"
+    if info.label_shape == info.sample_shape and info.dtype.startswith("int"):
+        return f"sequences of {info.sample_shape[0]} tokens, {info.num_classes} different ones"
     classes = counted(info.num_classes, "class", "classes")
-    return f"images {'x'.join(map(str, info.image_shape))}, {classes}"
+    return f"images {'x'.join(map(str, info.sample_shape))}, {classes}"
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:

@@ -43,7 +43,7 @@ def draw(
     task = make_task(config, info)
     dtype = input_dtype(info)
     backbone, outputs = registry.build(
-        model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
+        model.name, model.args, task.output_shape, info.sample_shape, dtype, config.train.seed
     )
     _check_layout(config, backbone)
     if language := backbone.language:
@@ -55,7 +55,7 @@ def draw(
         info=info,
         task=task,
         backbone=backbone,
-        input_shapes=(info.image_shape, *outputs[:-1]),
+        input_shapes=(info.sample_shape, *outputs[:-1]),
         output_shapes=tuple(outputs),
         modules=(range(len(outputs)),),
         run_plan=RunPlan(config, info.num_train, info.num_test),
@@ -170,7 +170,7 @@ def _check_last_test_batch(uncut: Blueprint) -> None:
     if part == 1 or (uncut.run_plan.test_batches[-1] - 1) % part:
         return
     try:
-        shape = (1, *uncut.info.image_shape)
+        shape = (1, *uncut.info.sample_shape)
         *_, features = backbones.shapes(uncut.backbone, shape, input_dtype(uncut.info))
         backbones.through(uncut.backbone.classifier, torch.empty(features, device="meta"))
     except ValueError as error:

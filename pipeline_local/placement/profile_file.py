@@ -45,7 +45,7 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "head.name": config.head.name,
         "head.depth": config.head.depth,
         "head.taper": config.head.taper,
-        "images": list(blueprint.info.image_shape),
+        "images": list(blueprint.info.sample_shape),
         "number of classes": blueprint.info.num_classes,
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,
         "modules.recompute": config.modules.recompute,

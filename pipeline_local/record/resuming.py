@@ -21,7 +21,7 @@ _NOT_READ = "model.weights"
 _COUNTS = {
     "num_train": "number of training samples",
     "num_classes": "number of classes",
-    "image_shape": "image shape",
+    "sample_shape": "sample shape",
     "mean": "mean of the pixels",
     "std": "deviation of the pixels",
     "label_shape": "label shape",
@@ -203,6 +203,8 @@ def _other_facts(before: str, now: str) -> Iterator[str]:
     """Yields nothing where the earlier ones are damaged, as they are written again."""
     try:
         old, new = json.loads(before), json.loads(now)
+        if "image_shape" in old:  # what earlier runs call it
+            old["sample_shape"] = old["image_shape"]
         if old.get("classes", ()) != new.get("classes", ()):
             yield "set of classes"
         for key, name in _COUNTS.items():

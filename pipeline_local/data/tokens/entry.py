@@ -47,7 +47,7 @@ class TokenData:
             num_train=self._num_train(train),
             num_test=self._num_test(test),
             num_classes=train.vocabulary,
-            image_shape=(length,),
+            sample_shape=(length,),
             mean=(),
             std=(),
             classes=(),
@@ -64,7 +64,7 @@ class TokenData:
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`: x and y [B, T], int64."""
         stream, size = _open(self.config, "train").stream, self.config.batch_size
-        source = TrainSource(stream, info.image_shape[0], info.num_train, size, seed)
+        source = TrainSource(stream, info.sample_shape[0], info.num_train, size, seed)
         for batch, _ in load(source, range(start, start + steps), self.config.workers):
             yield batch
 
@@ -72,7 +72,7 @@ class TokenData:
         """As `RunData.test_batches`: x and y [B, T], int64; a place without a token to predict has
         the label `IGNORE_LABEL`."""
         stream, size = _open(self.config, "test").stream, self.config.batch_size
-        source = TestSource(stream, info.image_shape[0], info.num_test, size)
+        source = TestSource(stream, info.sample_shape[0], info.num_test, size)
         for batch, _ in load(source, range(-(-info.num_test // size)), self.config.workers):
             yield batch
 
@@ -90,10 +90,10 @@ class TokenData:
         """
         _forget()
         found, length = _open(self.config, split), _options(self.config).sequence_length
-        if (length,) != info.image_shape:
+        if (length,) != info.sample_shape:
             raise UserError(
                 f"data.sequence_length: got {length}, and the run was trained on"
-                f" {info.image_shape[0]}; leave it out"
+                f" {info.sample_shape[0]}; leave it out"
             )
         if (found.tokenizer, found.vocabulary) != (info.tokenizer, info.num_classes):
             raise UserError(

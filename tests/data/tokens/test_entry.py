@@ -40,7 +40,7 @@ def training(data, info, start, steps, seed=0):
 def test_facts(numbers):
     info = describe(settings(numbers, vocabulary=100))
     assert (info.num_train, info.num_test) == (7, 3), "60 / 8, and 20 / 8 with a part"
-    assert (info.image_shape, info.label_shape, info.dtype) == ((8,), (8,), "int64")
+    assert (info.sample_shape, info.label_shape, info.dtype) == ((8,), (8,), "int64")
     assert info.num_classes == 100
     assert (info.tokenizer, info.end_token, info.bytes_per_token) == (None, None, None)
     assert [line.split()[0] for line in info.files] == ["train.bin"]
