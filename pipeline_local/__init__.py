@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline_local.errors import UserError as UserError
     from pipeline_local.fitting import fit as fit
     from pipeline_local.fitting import load as load
+    from pipeline_local.generation import Generator as Generator
     from pipeline_local.learning.module import LocalModule as LocalModule
     from pipeline_local.learning.rules import Rules as Rules
     from pipeline_local.learning.step import Step as Step
@@ -34,6 +35,7 @@ _HOMES = {
     "Callback": "callbacks",
     "Config": "config",
     "EarlyStopping": "callbacks",
+    "Generator": "generation",
     "LocalModule": "learning.module",
     "Predictor": "predictor",
     "Rules": "learning.rules",

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pipeline_local import __version__, configfile
 from pipeline_local.config import Config
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.ranks.call import COMMAND, run_here
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
@@ -291,7 +291,7 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import finished
 
     state = finished.export(options.run_folder, options.output)
-    say(f"wrote {len(state)} tensors to {options.output}")
+    say(f"wrote {counted(len(state), 'tensor')} to {options.output}")
     return 0
 
 

@@ -18,7 +18,7 @@ from pipeline_local.config import Config, DataConfig, ReconcileConfig, TrainConf
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import ConfigError, UserError, counted
 from pipeline_local.learning.estimators import ESTIMATORS, estimator
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.information import INFORMATION
@@ -324,12 +324,13 @@ def _contradictions(config: Config) -> Iterator[str]:
     if parallel.stages is not None and count is not None and parallel.stages > count:
         yield (
             f"parallel.stages must not exceed modules.count (a stage holds at least one module),"
-            f" got {parallel.stages} stages for {count} modules"
+            f" got {counted(parallel.stages, 'stage')} for {counted(count, 'module')}"
         )
     if not isinstance(cuts, str) and count is not None and len(cuts) != count - 1:
         yield (
             f"modules.cuts must name the first block of modules 2..{count}:"
-            f" expected {count - 1} entries, got {len(cuts)}; or leave modules.count out"
+            f" expected {counted(count - 1, 'entry', 'entries')}, got {len(cuts)}; or leave"
+            f" modules.count out"
         )
     if cuts in ("auto", "memory") and config.modules.count is None:
         yield (
@@ -345,7 +346,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
         yield (
             f"parallel.cuts must name the first module of each stage but the first: expected"
-            f" {(parallel.stages or 1) - 1} entries for {parallel.stages} stages, got {len(places)}"
+            f" {counted((parallel.stages or 1) - 1, 'entry', 'entries')} for"
+            f" {counted(parallel.stages or 1, 'stage')}, got {len(places)}"
         )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile

@@ -29,6 +29,19 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
+class FitsNowhereError(ValueError):
+    """A head or term that does not fit this run, however its network is cut.
+
+    Args:
+        why: what does not fit.
+        advice: what to do.
+    """
+
+    def __init__(self, why: str, advice: str) -> None:
+        self.advice = advice
+        super().__init__(why)
+
+
 class NeighbourLostError(Exception):
     """The process at the other end of an edge is gone; its own message says why. Exit code 3.
 
@@ -78,3 +91,8 @@ def few(names: Sequence[str], most: int = 5) -> str:
     """Returns the first names of many, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Returns a number and its noun: `1 step`, `2 steps`; `many` where it takes more than an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -11,10 +11,8 @@ from pipeline_local import configfile
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
 from pipeline_local.finished import load
-from pipeline_local.learning.information import parts
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.tasks import NextToken
-from pipeline_local.learning.tasks.next_token import HasHidden
+from pipeline_local.learning.tasks import Logits, NextToken
 from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.untouched import evaluating
 
@@ -53,7 +51,7 @@ class Generator:
         self.tokenizer = tokenizer_of(blueprint.config.data, blueprint.info)
         self._modules: list[LocalModule] = modules[:count]
         self._wire_format: WireFormat = blueprint.wire_format
-        (self._length,) = blueprint.info.image_shape
+        (self._length,) = blueprint.info.sample_shape
         self._device = device
 
     def text(
@@ -88,12 +86,13 @@ class Generator:
             if module.index > 0:
                 x = self._wire_format.widen(self._wire_format.round_activations(x))
             x = module.activations(x)
-        head = parts(self._modules[-1].head)[0]
-        with evaluating(head):
-            if isinstance(head, HasHidden):
-                return functional.linear(head.hidden(x)[:, -1], head.weight).float().cpu()
-            logits: Tensor = head(x)
-            return logits[:, -1].float().cpu()
+        speaker = self._modules[-1]
+        with evaluating(speaker.head):
+            outputs = speaker.read(x)
+        if isinstance(outputs, Logits):
+            return functional.linear(outputs.hidden[:, -1], outputs.weight).float().cpu()
+        logits: Tensor = outputs[:, -1]
+        return logits.float().cpu()
 
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"

@@ -75,7 +75,7 @@ class Given:
 
 def like(model: given_models.Given, info: DataInfo) -> Given:
     """A model in place of the one that was handed in when a run was made, without its data."""
-    example = torch.zeros(2, *info.image_shape, dtype=getattr(torch, info.dtype))
+    example = torch.zeros(2, *info.sample_shape, dtype=getattr(torch, info.dtype))
     return Given(model=model, example=as_weights(example, model))
 
 

@@ -59,7 +59,7 @@ class Predictor:
         with nullcontext() if model is None else handed(like(model, info)):
             blueprint, modules, step = load(folder.path, device)
         self.classes = blueprint.info.classes
-        self._shape = blueprint.info.image_shape
+        self._shape = blueprint.info.sample_shape
         self._wire_format = blueprint.wire_format
         self._task = blueprint.task
         if not self._task.predicts:

@@ -63,7 +63,7 @@ def test_train_evaluate_export(config, tmp_path, capsys):
 
     assert run("export", "out", "--output", "model.safetensors") == 0
     state = load_file("model.safetensors")
-    backbone = registry.build("resnet20", {"width": 4}, (10,), (1, 8, 8))
+    backbone = registry.build("resnet20", {"width": 4}, (10,), (1, 8, 8))[0]
     names = [b.prefix + n for b in backbone.blocks for n in b.module.state_dict()]
     assert set(state) == {*names, "fc.weight", "fc.bias"}
 

@@ -30,7 +30,7 @@ def facts(config):
             num_train=1800,
             num_test=300,
             num_classes=different,
-            image_shape=(length,),
+            sample_shape=(length,),
             mean=(),
             std=(),
             classes=(),

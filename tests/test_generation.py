@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pipeline_local import cli, configfile
+from pipeline_local import Generator, cli, configfile
 from pipeline_local.errors import UserError
 from pipeline_local.finished import export, load
-from pipeline_local.generation import Generator
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train

@@ -307,7 +307,7 @@ def test_a_term_of_ones_own(mine, tmp_path):
     assert head.information.network[1].bias is None
     x, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
     y = modules[0].body(x)
-    local = local_loss(head, modules[0].rules.task, y, labels, x)
+    local = local_loss(head, modules[0].read, modules[0].rules.task, y, labels, x)
     own = functional.mse_loss(head.information.network(y), x.mean((2, 3)))
     task = functional.cross_entropy(head.head(y), labels)
     assert torch.allclose(local.total, task + 2 * own)

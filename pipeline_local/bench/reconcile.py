@@ -19,7 +19,7 @@ from pipeline_local.bench.timing import interleaved
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.data.datasets import DataInfo, describe
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.module import LocalModule
@@ -123,8 +123,8 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
     setting = (
         f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"
-        f" {rank_info.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
-        f" {runs} runs"
+        f" {rank_info.device.type}, {counted(torch.get_num_threads(), 'thread')}, torch"
+        f" {torch.__version__}, {counted(runs, 'run')}"
     )
     return f"{setting}\n\n{markdown(rows)}"
 

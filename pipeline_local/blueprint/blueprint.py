@@ -18,7 +18,7 @@ from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
-from pipeline_local.errors import UserError
+from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
@@ -83,7 +83,7 @@ class Blueprint:
     def example_inputs(self, size: int, generator: torch.Generator) -> Tensor:
         """Returns random inputs of the first module [size, ...] on the CPU, for measurements
         without data; whole numbers are below the number of classes."""
-        shape = (size, *self.info.image_shape)
+        shape = (size, *self.info.sample_shape)
         if self.input_dtype.is_floating_point:
             return torch.randn(*shape, generator=generator).to(self.input_dtype)
         most = self.info.num_classes
@@ -329,7 +329,7 @@ class Blueprint:
             raise UserError(
                 f"head.name: {self.config.head.name} does not fit behind block"
                 f" {self.backbone.blocks[end - 1].name} ({error});"
-                f" choose another head or other modules.cuts"
+                f" {_advice(error, 'choose another head or other modules.cuts')}"
             ) from None
 
     def ends(self, blocks: range) -> Ends:
@@ -361,9 +361,13 @@ class Blueprint:
             names = [self.backbone.blocks[i].name for i in (blocks.start, blocks.stop - 1)]
             raise UserError(
                 f"information.name: {config.name} does not fit a module of the blocks"
-                f" {' .. '.join(dict.fromkeys(names))} ({error}); choose another term or other"
-                f" modules.cuts"
+                f" {' .. '.join(dict.fromkeys(names))} ({error});"
+                f" {_advice(error, 'choose another term or other modules.cuts')}"
             ) from None
+
+
+def _advice(error: ValueError, usual: str) -> str:
+    return error.advice if isinstance(error, FitsNowhereError) else usual
 
 
 def _compiled(head: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline_local.config import Config
 from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.engines.schedule import learning_rate
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.contents import lag_plan
 from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.step import Step
@@ -104,7 +104,8 @@ class RunPlan:
         """
         if done > self.num_steps:
             raise UserError(
-                f"{self._length}: {self.num_steps} steps are fewer than the {done} that are done;"
+                f"{self._length}: {counted(self.num_steps, 'step is', 'steps are')} fewer than"
+                f" the {done} that are done;"
                 f" raise it, or name another run.dir"
             )
 
@@ -113,10 +114,11 @@ class RunPlan:
         if not 0 < done < self.num_steps:
             return ""
         epochs = self.config.train.epochs
-        passed = f" ({done / self.steps_per_epoch:.3g} of {epochs} epochs)" if epochs else ""
+        whole = counted(epochs or 0, "epoch")
+        passed = f" ({done / self.steps_per_epoch:.3g} of {whole})" if epochs else ""
         return (
-            f": {self.num_steps - done} of {self.num_steps} steps to go{passed}, the next with"
-            f" learning rate {self.lr(done):.3g}"
+            f": {self.num_steps - done} of {counted(self.num_steps, 'step')} to go{passed}, the"
+            f" next with learning rate {self.lr(done):.3g}"
         )
 
     @property
@@ -126,7 +128,8 @@ class RunPlan:
 
     def complete(self, place: Path) -> str:
         """Returns one line for display: nothing is left to do in a run folder."""
-        return f"{place} is complete after {self.num_steps} steps; raise {self._length} to go on"
+        steps = counted(self.num_steps, "step")
+        return f"{place} is complete after {steps}; raise {self._length} to go on"
 
     def step(self, number: int) -> Step:
         """Returns the optimizer step with this number, counted from 0."""
@@ -174,10 +177,13 @@ class RunPlan:
     def explain(self) -> str:
         """Returns one line for display: how long the run is, and why."""
         data, train = self.config.data, self.config.train
-        why = f"{train.epochs} epochs of {self.steps_per_epoch}" if train.epochs else self._length
+        why = self._length
+        if train.epochs:
+            why = f"{counted(train.epochs, 'epoch')} of {self.steps_per_epoch}"
         return (
-            f"{self.num_steps} steps ({why}), {data.batch_size} of {self.num_train} samples"
-            f" each; evaluation every {self._evaluate_every} steps"
+            f"{counted(self.num_steps, 'step')} ({why}), {data.batch_size} of"
+            f" {counted(self.num_train, 'sample')} each; evaluation every"
+            f" {counted(self._evaluate_every, 'step')}"
         )
 
     def _due(self, number: int, every: int | None) -> bool:

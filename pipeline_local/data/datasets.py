@@ -126,7 +126,7 @@ class GivenData:
             num_train=len(self.train.samples),
             num_test=len(self.test.samples),
             num_classes=self.num_classes,
-            image_shape=form.x_shape,
+            sample_shape=form.x_shape,
             mean=(),
             std=(),
             classes=(),

@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pipeline_local.errors import counted
 from pipeline_local.seeds import generator
 
 
@@ -15,7 +16,9 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
         ValueError: not even one batch can be filled.
     """
     if batch_size > num_samples:
-        raise ValueError(f"a batch of {batch_size} cannot be filled from {num_samples} samples")
+        raise ValueError(
+            f"a batch of {batch_size} cannot be filled from {counted(num_samples, 'sample')}"
+        )
     return num_samples // batch_size
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 from torch import Tensor
 
@@ -172,8 +173,7 @@ class Unembeddings(LaggedContent):
         """It is cloned, as the update of this very step changes it."""
         if passed:
             return passed
-        head = parts(sender.head)[0]
-        assert isinstance(head, HasHidden), "as all heads of such a run"
+        head = cast(HasHidden, parts(sender.head)[0])  # as all heads of such a run
         return (head.weight.detach().clone(),)
 
     def apply(

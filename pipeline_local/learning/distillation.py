@@ -39,5 +39,6 @@ def lesson(
     """
     summed = later if heads == 1 else later + task.part(outputs.detach())
     teacher = task.together(summed, heads)
+    assert task.divergence is not None, "a run without one is refused"
     divergence = task.divergence(outputs, teacher, settings.temperature)
     return Lesson(settings.strength * divergence, divergence, summed)

@@ -29,6 +29,7 @@ class Inference(nn.Module):
         self.body = body
         self.head = head
         self.rules = rules
+        self.read = rules.task.reader(head)
 
     @torch.no_grad()
     def evaluate(
@@ -90,7 +91,7 @@ class Inference(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast(x):
             y = self._laid_out(self.body(x))
-            outputs = self.rules.task.judge(self.head, y, labels)
+            outputs = self.rules.task.judge(self.read(y), labels)
         part = self.rules.task.part(outputs)
         return y, outputs, part if summed is None else summed + part
 

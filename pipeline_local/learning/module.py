@@ -361,7 +361,8 @@ class LocalModule(Inference):
 
     def _loss(self, y: Tensor, labels: Tensor, x: Tensor | None) -> LocalLoss:
         seeds.reseed(y.device, *self._draw("head"))
-        return local_loss(self.head, self.rules.task, y, labels, x, self._autocast(y))
+        task, networks = self.rules.task, self._autocast(y)
+        return local_loss(self.head, self.read, task, y, labels, x, networks)
 
     def _measure(self, **values: Tensor) -> None:
         """Add to the mean over the microbatches, without waiting for the device."""

@@ -294,7 +294,7 @@ def _upstream(blueprint: Blueprint, first: int, step: Step) -> FakeUpstream:
     if first:
         return FakeUpstream((contract.activations, contract.labels), (contract.gradients,), step)
     batch = contract.labels.shape[0]
-    images = Spec((batch, *blueprint.info.image_shape), blueprint.input_dtype)
+    images = Spec((batch, *blueprint.info.sample_shape), blueprint.input_dtype)
     return FakeUpstream((images, contract.labels), (), step)
 
 
@@ -305,7 +305,7 @@ def _evaluate(
     contract = blueprint.contract(max(first - 1, 0))
     parts = blueprint.config.train.microbatches
     size = blueprint.config.data.batch_size // parts
-    images = Spec((size, *blueprint.info.image_shape), blueprint.input_dtype)
+    images = Spec((size, *blueprint.info.sample_shape), blueprint.input_dtype)
     from_above = (contract.test_activations, contract.test_labels, contract.test_ensemble)
     message = from_above if first else (images, contract.test_labels)
     upstream, outputs = FakeUpstream(message, (), Step(0, 0.0)), []

@@ -148,7 +148,16 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config._attn_implementation = attention or ("sdpa" if found._supports_sdpa else "eager")
     config.use_cache = False
-    return found(config)
+    try:
+        return found(config)
+    except Exception as error:  # whatever a layer makes of its options
+        facts = config.to_dict()
+        facts |= facts.get("rope_parameters") or {}
+        keys = [key for key, value in facts.items() if value in error.args]
+        why = f"no {error} for {' or '.join(keys)}" if keys else str(error) or type(error).__name__
+        raise UserError(
+            f"model.*: {kind} cannot be built as configured ({why.splitlines()[0]}); change it"
+        ) from error
 
 
 def _unsupported(kind: str, why: str) -> UserError:
@@ -163,10 +172,6 @@ def _check_sizes(config: Any, num_classes: int, shape: tuple[int, ...]) -> None:
         raise UserError(
             f"model.name: causal_lm takes token ids [T], got inputs of"
             f" {'x'.join(map(str, shape))}; choose another model, or data of tokens"
-        )
-    if config.num_hidden_layers < 1:
-        raise UserError(
-            f"model.num_hidden_layers: should be at least 1, got {config.num_hidden_layers}"
         )
     if config.vocab_size < num_classes:
         raise UserError(

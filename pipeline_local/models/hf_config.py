@@ -28,6 +28,12 @@ _NOT_OURS = {
 _LEGACY = {"rope_theta", "rope_scaling"}
 """Keys that every configuration of a model with rotary embeddings reads."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SIZES = {
+    *("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "n_inner"),
+    *("query_pre_attn_scalar", "sliding_window", "no_rope_layer_interval"),
+}
+"""Keys of which transformers takes 0 or less, and fails later or builds what cannot learn."""
 
 
 @contextmanager
@@ -120,6 +126,7 @@ def _made(
                 f"unknown key {shorten(f'model.{key}')} for model.architecture={name}{hint}"
             )
     aliases = kind.attribute_map
+    _check_sizes(found, keys, {aliases.get(key, key) for key in _SIZES} | _SIZES)
     own = {aliases.get(key, key): value for key, value in found.items()}
     own |= {aliases.get(key, key): value for key, value in keys.items()}
     own = {key: value for key, value in own.items() if key not in _NOT_OURS - {"is_decoder"}}
@@ -139,6 +146,24 @@ def _made(
             f" change them"
         ) from None
     return config
+
+
+def _check_sizes(found: Mapping[str, Any], keys: Mapping[str, Any], sizes: set[str]) -> None:
+    """Each size must be a whole number of at least 1; null and lists are for transformers to judge.
+
+    Raises:
+        UserError: one is not.
+    """
+    own = {**found, **keys}
+    for key in sizes & own.keys():
+        value = own[key]
+        unused = key == "sliding_window" and own.get("use_sliding_window") is False
+        if unused or not isinstance(value, int | float | str) or (type(value) is int and value > 0):
+            continue
+        change = "change it" if key in keys else f"correct model.config, or set model.{key}"
+        raise UserError(
+            f"model.{key}: should be a whole number of at least 1, got {shorten(value)}; {change}"
+        )
 
 
 def _fit_layers(own: dict[str, Any], said: set[str]) -> None:

@@ -26,10 +26,10 @@ def build(
     name: str,
     args: Mapping[str, Any],
     outputs: int | tuple[int, ...],
-    image_shape: Shape,
+    sample_shape: Shape,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> Backbone:
+) -> tuple[Backbone, list[Shape]]:
     """Build a backbone on the meta device: no memory, milliseconds.
 
     Args:
@@ -37,25 +37,17 @@ def build(
         args: the further `model.*` keys, for that model's builder.
         outputs: the classifier's output shape for one sample, or its only axis; the first axis is
             `num_classes`, of outputs for each of a row of whole numbers the last one.
-        image_shape: of one sample's input: channels, height, width of an image.
+        sample_shape: of one sample's input: channels, height, width of an image. A builder knows it
+            as `image_shape`.
         dtype: of the input.
         seed: of what a user's own function draws while it builds.
+
+    Returns:
+        The backbone, and the output shape of every block, for one sample.
 
     Raises:
         UserError: no such model, arguments that it does not take, or images that it cannot take.
     """
-    return build_with_shapes(name, args, outputs, image_shape, dtype, seed)[0]
-
-
-def build_with_shapes(
-    name: str,
-    args: Mapping[str, Any],
-    outputs: int | tuple[int, ...],
-    image_shape: Shape,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> tuple[Backbone, list[Shape]]:
-    """The same, with the output shape of every block, for one sample."""
     builder, options = MODELS.find(name), MODELS.options(name, args)
     if name.startswith("python:"):
         builder = custom.builder(name, builder, seed, dtype)
@@ -63,14 +55,14 @@ def build_with_shapes(
     classes = output_shape[-1 if _is_sequence(output_shape, dtype) else 0]
     try:
         with torch.device("meta"):
-            backbone = builder(num_classes=classes, image_shape=image_shape, **options)
+            backbone = builder(num_classes=classes, image_shape=sample_shape, **options)
     except _REFUSALS as error:
         raise UserError(
             f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
         ) from None
     if backbone.language:
         output_shape = (*output_shape[:-1], backbone.language.vocabulary)
-    return backbone, _shapes(name, backbone, image_shape, output_shape, dtype)
+    return backbone, _shapes(name, backbone, sample_shape, output_shape, dtype)
 
 
 def _is_sequence(output_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -116,13 +108,13 @@ MODELS = _models()
 def _shapes(
     name: str,
     backbone: Backbone,
-    image_shape: Shape,
+    sample_shape: Shape,
     output_shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> list[Shape]:
     """Images too small for the network show here, before anything is spent."""
     try:
-        found = shapes(backbone, (2, *image_shape), dtype)
+        found = shapes(backbone, (2, *sample_shape), dtype)
         check_classifier(backbone, found[-1], output_shape)
         return [tuple(shape[1:]) for shape in found]
     except Exception as error:  # a model of the user's may raise anything
@@ -130,7 +122,10 @@ def _shapes(
             raise UserError(
                 f"model: does not fit the data or the task ({_line(error)}); change one of them"
             ) from None
-        size, what = "x".join(map(str, image_shape)), "images" if len(image_shape) > 1 else "inputs"
+        size, what = (
+            "x".join(map(str, sample_shape)),
+            "images" if len(sample_shape) > 1 else "inputs",
+        )
         raise UserError(
             f"model.name: {name} cannot take {what} of {size} ({_line(error)});"
             f" choose another model, or other data"

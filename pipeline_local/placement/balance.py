@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint, head_key
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.heads import copies
 from pipeline_local.memory.dry_run import kept_bytes, stage_bytes
 from pipeline_local.placement import partition
@@ -241,7 +241,7 @@ class _Search:
         number, items = min(self._too_large, key=lambda part: len(part[1]))
         peak = self._peaks[self._alike(number), items]
         return UserError(
-            f"parallel.memory: no cut into {len(self._room)} {self._what} fits,"
+            f"parallel.memory: no cut into {counted(len(self._room), self._what[:-1])} fits,"
             f" {self._what[:-1]} {number + (self._what == 'modules')} would need"
             f" {peak / GIBIBYTE:.3g} GiB of {self._room[number] / GIBIBYTE:.3g}; cut into more, or"
             f" set modules.recompute=true, more train.microbatches or a smaller data.batch_size"

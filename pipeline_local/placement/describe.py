@@ -4,6 +4,7 @@ from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import counted
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
 
@@ -32,17 +33,19 @@ def explain(blueprint: Blueprint) -> str:
     """Returns one line for display: what is trained."""
     blocks = [*blueprint.backbone.blocks, blueprint.backbone.classifier]
     millions = sum(p.numel() for block in blocks for p in block.module.parameters()) / 1e6
-    modules = f"{len(blueprint.modules)} modules{' (BP-free)' if is_bp_free(blueprint) else ''}"
+    modules = counted(len(blueprint.modules), "module")
+    modules += " (BP-free)" if is_bp_free(blueprint) else ""
     return (
-        f"{blueprint.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
-        f" {modules}; {_data(blueprint.info)}"
+        f"{blueprint.config.model.name}: {millions:.2f} M parameters in"
+        f" {counted(len(blocks) - 1, 'block')}, {modules}; {_data(blueprint.info)}"
     )
 
 
 def _data(info: DataInfo) -> str:
-    if info.label_shape == info.image_shape and info.dtype.startswith("int"):
-        return f"sequences of {info.image_shape[0]} tokens, {info.num_classes} different ones"
-    return f"images {'x'.join(map(str, info.image_shape))}, {info.num_classes} classes"
+    if info.label_shape == info.sample_shape and info.dtype.startswith("int"):
+        return f"sequences of {info.sample_shape[0]} tokens, {info.num_classes} different ones"
+    classes = counted(info.num_classes, "class", "classes")
+    return f"images {'x'.join(map(str, info.sample_shape))}, {classes}"
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:

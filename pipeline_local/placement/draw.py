@@ -42,8 +42,8 @@ def draw(
     model = config.model
     task = make_task(config, info)
     dtype = input_dtype(info)
-    backbone, outputs = registry.build_with_shapes(
-        model.name, model.args, task.output_shape, info.image_shape, dtype, config.train.seed
+    backbone, outputs = registry.build(
+        model.name, model.args, task.output_shape, info.sample_shape, dtype, config.train.seed
     )
     _check_layout(config, backbone)
     if language := backbone.language:
@@ -55,7 +55,7 @@ def draw(
         info=info,
         task=task,
         backbone=backbone,
-        input_shapes=(info.image_shape, *outputs[:-1]),
+        input_shapes=(info.sample_shape, *outputs[:-1]),
         output_shapes=tuple(outputs),
         modules=(range(len(outputs)),),
         run_plan=RunPlan(
@@ -69,7 +69,7 @@ def draw(
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
     _check_entries(blueprint)
-    _check_distillation(blueprint)
+    _check_auxiliary(blueprint)
     if tries:
         trial.check(blueprint)
     return blueprint
@@ -142,16 +142,23 @@ def _check_entries(blueprint: Blueprint) -> None:
         blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
 
 
-def _check_distillation(blueprint: Blueprint) -> None:
-    distill, task = blueprint.config.distill, blueprint.task
+def _check_auxiliary(blueprint: Blueprint) -> None:
+    """What only modules with an auxiliary head have needs one, and distillation a divergence."""
+    distill, information = blueprint.config.distill, blueprint.config.information
+    alone = len(blueprint.modules) == 1
+    if alone and information.name is not None:
+        raise UserError(
+            f"information.name: {information.name} stands beside auxiliary heads, and a single"
+            f" module has none; set modules.count to at least 2, or leave information out"
+        )
     if distill.weight == 0:
         return
-    if len(blueprint.modules) == 1:
+    if alone:
         raise UserError(
             f"distill.weight: {distill.weight} trains auxiliary heads, and a single module has none"
             f"; set modules.count to at least 2, or leave distill out"
         )
-    if type(task).divergence is Task.divergence:
+    if blueprint.task.divergence is None:
         raise UserError(
             f"distill.weight: task.name={blueprint.config.task.name} does not say how far outputs"
             f" are from a teacher's; leave distill out, or give the task a method divergence"
@@ -165,7 +172,7 @@ def _check_last_test_batch(uncut: Blueprint) -> None:
     if part == 1 or (uncut.run_plan.test_batches[-1] - 1) % part:
         return
     try:
-        shape = (1, *uncut.info.image_shape)
+        shape = (1, *uncut.info.sample_shape)
         *_, features = backbones.shapes(uncut.backbone, shape, input_dtype(uncut.info))
         backbones.through(uncut.backbone.classifier, torch.empty(features, device="meta"))
     except ValueError as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from pipeline_local.config import ModulesConfig
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 
 
 def modules_of(
@@ -27,8 +27,8 @@ def modules_of(
     count = config.known_count or len(names)
     if count > len(names):
         raise UserError(
-            f"modules.count: a module holds at least one block, got {count} modules for"
-            f" {len(names)} blocks; lower modules.count to at most {len(names)}"
+            f"modules.count: a module holds at least one block, got {counted(count, 'module')} for"
+            f" {counted(len(names), 'block')}; lower modules.count to at most {len(names)}"
         )
     if config.cuts == "blocks" and count < len(names):
         raise UserError(
@@ -106,8 +106,9 @@ def stages_of(
     """
     if num_stages > num_modules:
         raise UserError(
-            f"parallel.stages: a stage holds at least one module, got {num_stages} stages for"
-            f" {num_modules} modules; lower parallel.stages or raise modules.count"
+            f"parallel.stages: a stage holds at least one module, got"
+            f" {counted(num_stages, 'stage')} for {counted(num_modules, 'module')}; lower"
+            f" parallel.stages or raise modules.count"
         )
     if num_stages == 1 or cuts == "uniform":
         return uniform(num_modules, num_stages)
@@ -116,8 +117,8 @@ def stages_of(
     edges = [0, *(number - 1 for number in cuts), num_modules]
     if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
         raise UserError(
-            f"parallel.cuts: {num_stages} stages of {num_modules} modules need {num_stages - 1}"
-            f" rising numbers from 2 to {num_modules}, got {list(cuts)}"
+            f"parallel.cuts: {num_stages} stages of {num_modules} modules need"
+            f" {counted(num_stages - 1, 'rising number')} from 2 to {num_modules}, got {list(cuts)}"
         )
     return [range(a, b) for a, b in pairwise(edges)]
 

@@ -17,7 +17,7 @@ from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import TaskConfig
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.placement.costs import Cost, Costs, Link, of_all_parts
 
 VERSION = 1
@@ -45,7 +45,7 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "head.name": config.head.name,
         "head.depth": config.head.depth,
         "head.taper": config.head.taper,
-        "images": list(blueprint.info.image_shape),
+        "images": list(blueprint.info.sample_shape),
         "number of classes": blueprint.info.num_classes,
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,
         "modules.recompute": config.modules.recompute,
@@ -103,7 +103,7 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
                 memory=device.get("memory"),
                 workspaces=int(device.get("workspaces", 0)),
             ),
-            origin=_measured_on(f"{device['name']}, {device['threads']} threads"),
+            origin=_measured_on(f"{device['name']}, {counted(device['threads'], 'thread')}"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
@@ -116,7 +116,7 @@ def doubts(costs: Costs, device: str) -> list[str]:
         costs: the costs on the device of the first stage.
         device: the name of that device.
     """
-    threads = f"{torch.get_num_threads()} threads" if device.startswith("cpu") else ""
+    threads = counted(torch.get_num_threads(), "thread") if device.startswith("cpu") else ""
     here, origin = f"{device}, {threads}", costs.origin
     if origin.startswith(_measured_on(here)):
         return []

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import DistillConfig, ModulesConfig, ParallelConfig, ReconcileConfig
+from pipeline_local.config import (
+    DistillConfig,
+    InformationConfig,
+    ModulesConfig,
+    ParallelConfig,
+    ReconcileConfig,
+)
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import balance, partition
 from pipeline_local.placement.costs import Cost
@@ -134,12 +140,10 @@ class _Compared:
         """Local learning as it is placed; `peaks` where they are known."""
         if peaks is None:
             peaks = stage_peaks(self._placement, divided(self._blueprint, self._size, m))
-        return Alternative(
-            name=f"local, p={self._devices}, m={m}",
-            method="local",
-            microbatches=m,
-            peak=max(peaks),
-            fits=self._fits(peaks),
+        return self._of(
+            "local",
+            m,
+            peaks,
             bubble=fill(self._placement, m),
             cost=max(sum(one.total for one in row) for row in self._placement.module_costs),
             traffic=self._traffic,
@@ -160,15 +164,11 @@ class _Compared:
         peak = stage_bytes(whole, range(1), 1, whole.device).peak
         again = self._recomputing(recompute)
         seconds = step_seconds(self._blueprint, "ddp", 1)
-        return Alternative(
-            name=f"{method}, 1 device, m={m}",
-            method=method,
-            microbatches=m,
-            peak=peak,
-            fits=self._fits([peak]),
-            bubble=0.0,
+        return self._of(
+            method,
+            m,
+            [peak],
             cost=self._cost(0, range(len(self._parts[0]))) + again,
-            traffic=0.0,
             seconds=None if seconds is None else seconds + again,
         )
 
@@ -187,12 +187,10 @@ class _Compared:
             peaks.append(held.peak + waiting + (held.gradients if m > 1 else 0))
             if blocks.stop < len(self._parts[0]):
                 sent.append(2.0 * m * held.output)
-        return Alternative(
-            name=f"1F1B, p={devices}, m={m}",
-            method="1F1B",
-            microbatches=m,
-            peak=max(peaks),
-            fits=self._fits(peaks),
+        return self._of(
+            "1F1B",
+            m,
+            peaks,
             bubble=(devices - 1) / (m + devices - 1),
             cost=max(self._cost(stage, blocks) for stage, blocks in enumerate(self._cut)),
             traffic=max(sent),
@@ -209,16 +207,38 @@ class _Compared:
         totals = (sum(blocks, Cost(0, 0, 0)) for blocks in self._parts)
         costs = [(one.forward + one.backward) / devices + one.update for one in totals]
         peak = held.peak + (gradients if m == 1 else 0)
-        return Alternative(
-            name=f"DDP, p={devices}, m={m}",
-            method="DDP",
-            microbatches=m,
-            peak=peak,
-            fits=self._fits([peak] * devices),
-            bubble=0.0,
+        return self._of(
+            "DDP",
+            m,
+            [peak] * devices,
             cost=max(costs),
             traffic=2 * gradients * (devices - 1) / devices,
             seconds=step_seconds(self._blueprint, "ddp", devices),
+        )
+
+    def _of(
+        self,
+        method: str,
+        m: int,
+        peaks: Sequence[int],
+        *,
+        cost: float,
+        seconds: float | None,
+        bubble: float = 0.0,
+        traffic: float = 0.0,
+    ) -> Alternative:
+        """A method whose devices have these peaks."""
+        alone = method.startswith("BP")
+        return Alternative(
+            name=f"{method}, {'1 device' if alone else f'p={self._devices}'}, m={m}",
+            method=method,
+            microbatches=m,
+            peak=max(peaks),
+            fits=self._fits(peaks),
+            bubble=bubble,
+            cost=cost,
+            traffic=traffic,
+            seconds=seconds,
         )
 
     def _cost(self, device: int, blocks: range) -> float:
@@ -238,6 +258,7 @@ def _backpropagation(placement: Placement, recompute: bool) -> Blueprint:
     plain = replace(
         config,
         modules=ModulesConfig(count=1, recompute=recompute),
+        information=InformationConfig(),
         reconcile=ReconcileConfig(),
         distill=DistillConfig(),
         parallel=ParallelConfig(),

@@ -26,7 +26,7 @@ from torch.autograd import grad
 
 from pipeline_local import finished, newfile, seeds
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.information import local_loss
@@ -95,7 +95,7 @@ def diagnose(
     blueprint.task.twice = True
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
-    _show(rows, blocks, f"Gradients after step {step}, {num_batches} batches")
+    _show(rows, blocks, f"Gradients after step {step}, {counted(num_batches, 'batch', 'batches')}")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}
         newfile.write("--json", output, json.dumps(facts, indent=2) + "\n")
@@ -167,7 +167,8 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
     x = x.detach().requires_grad_(x.is_floating_point())
     for module in modules:
         y = module.body(x)
-        loss = local_loss(module.head, module.rules.task, y, labels, x).total
+        head, task = module.head, module.rules.task  # which is to be differentiated twice by now
+        loss = local_loss(head, task.reader(head), task, y, labels, x).total
         yield _ModuleGraph([p for p in module.body.parameters() if p.requires_grad], x, y, loss)
         x = y
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.errors import counted
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
@@ -196,7 +197,7 @@ def _facts(plan: Plan) -> list[str]:
         f"Best m of each: {_best(plan)}. Speed: steps per second over {own.name}, by simulated"
         f" times, else by operations and bubbles. {_heads(plan)}",
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
-        f" waits only while the pipeline fills, once in {plan.steps} steps.",
+        f" waits only while the pipeline fills, once in {counted(plan.steps, 'step')}.",
         "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
         " runs their forward passes again.",
         "Kept: activations between acts 1 and 3. Learn: act 3, with the update and, on average over"
@@ -214,7 +215,8 @@ def _facts(plan: Plan) -> list[str]:
         rate, hours = plan.batch_size / plan.seconds, plan.steps * plan.seconds / 3600
         lines.append(
             f"Costs are {plan.origin}. Predicted: {1000 * plan.seconds:.1f} ms per step,"
-            f" {rate:.1f} samples/s, {hours:.2f} h for {plan.steps} steps (without evaluations and"
+            f" {rate:.1f} samples/s, {hours:.2f} h for {counted(plan.steps, 'step')} (without"
+            f" evaluations and"
             f" checkpoints). Step times are simulated, messages included."
         )
     return lines

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.config import Config, DistillConfig, HeadConfig
+from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning import information
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.information import Information, InformedHead
@@ -85,7 +85,8 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: 
         return ""
     names = ",".join(map(str, files(output, rank_info.world_size)))
     return (
-        f"{len(facts['blocks'])} blocks, {len(facts['heads'])} heads measured on"
+        f"{counted(len(facts['blocks']), 'block')}, {counted(len(facts['heads']), 'head')}"
+        f" measured on"
         f" {facts['device']['name']}; use it with modules.profile="
         + (names if rank_info.world_size == 1 else f"[{names}]")
     )
@@ -201,16 +202,19 @@ class _PartTimer:
         reconcile = replace(reconcile, fraction=1.0)
         parallel = replace(config.parallel, cuts="uniform")
         head = replace(config.head, fraction=1.0)
-        distill = DistillConfig()  # it needs several modules
-        config = replace(
+        alone = replace(
             config,
             modules=modules,
             head=head,
+            information=InformationConfig(),  # it needs several modules
             reconcile=reconcile,
-            distill=distill,
+            distill=DistillConfig(),  # likewise
             parallel=parallel,
         )
-        self.blueprint = draw(config, info)
+        drawn = draw(alone, info)
+        # terms are measured by themselves
+        alone = replace(drawn.config, information=config.information)
+        self.blueprint = replace(drawn, config=alone)
         self._runs = runs
         self._device = device
         self._generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
 from pipeline_local.ranks import p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.p2p import P2PKind
@@ -108,7 +108,7 @@ class RankInfo:
         if wanted != self.world_size:
             has = "the program's group has" if dist.is_initialized() else "the launcher started"
             raise UserError(
-                f"parallel.stages={config.stages} needs {wanted} ranks, but {has}"
+                f"parallel.stages={config.stages} needs {counted(wanted, 'rank')}, but {has}"
                 f" {self.world_size}; start {wanted} or pass parallel.stages={self.world_size}"
             )
         return self.world_size
@@ -177,12 +177,16 @@ class RankInfo:
         """Returns one line for display: what this run uses, and why."""
         cores = len(os.sched_getaffinity(0))
         threads = self.threads(config)
-        reason = "parallel.threads" if config.threads else f"{cores} cores / ranks of this host"
-        stages = f"{self.world_size} stage{'s' if self.world_size > 1 else ''}"
+        shared = f"{counted(cores, 'core')} / ranks of this host"
+        reason = "parallel.threads" if config.threads else shared
+        stages = counted(self.world_size, "stage")
         over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
         waits = threads > 1 and not config.threads and self.device.type == "cpu"
         busy = _busy() if waits else ""
-        return f"{stages} on {self.device.type}{over}; {threads} CPU threads each ({reason}){busy}"
+        return (
+            f"{stages} on {self.device.type}{over}; {counted(threads, 'CPU thread')} each"
+            f" ({reason}){busy}"
+        )
 
 
 def _busy() -> str:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score, Task
 from pipeline_local.watch.store import Facts
@@ -149,7 +149,8 @@ def warnings(modules: list[LocalModule]) -> list[str]:
     """Returns a line for each module that has skipped updates; waits for the device."""
     counts = {module.index + 1: int(module.guard.skipped) for module in modules}
     return [
-        f"module {number}: {count} updates were skipped, as a loss or gradient was not finite"
+        f"module {number}: {counted(count, 'update was', 'updates were')} skipped, as a loss or"
+        f" gradient was not finite"
         for number, count in counts.items()
         if count
     ]

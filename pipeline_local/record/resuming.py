@@ -21,7 +21,7 @@ _NOT_READ = "model.weights"
 _COUNTS = {
     "num_train": "number of training samples",
     "num_classes": "number of classes",
-    "image_shape": "image shape",
+    "sample_shape": "sample shape",
     "mean": "mean of the pixels",
     "std": "deviation of the pixels",
     "label_shape": "label shape",
@@ -88,12 +88,15 @@ def refuse(
     """
     before, now = configs
     differs = changes(before, now, begun)
-    data = [*_other_data(differs)] or [*_other_facts(*facts)]
-    others = [*_others(before, now), *data]
+    asked = [*_other_data(differs)]
+    found = [] if asked else [*_other_facts(*facts)]
+    others = [*_others(before, now), *asked, *found]
     if others:
+        place = " (data.root may name another place)" if before.data.root else ""
+        back = f"put its data back{place}, then " if found else ""
         raise UserError(
             f"run.resume: {run} holds a run with another {' and '.join(dict.fromkeys(others))};"
-            f" resume it as it was ({how(run, before)}), or name another run.dir,"
+            f" {back}resume it as it was ({how(run, before)}), or name another run.dir,"
             f" perhaps with model.weights of an export"
         )
     unsaid = [
@@ -200,6 +203,8 @@ def _other_facts(before: str, now: str) -> Iterator[str]:
     """Yields nothing where the earlier ones are damaged, as they are written again."""
     try:
         old, new = json.loads(before), json.loads(now)
+        if "image_shape" in old:  # what earlier runs call it
+            old["sample_shape"] = old["image_shape"]
         if old.get("classes", ()) != new.get("classes", ()):
             yield "set of classes"
         for key, name in _COUNTS.items():

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
@@ -125,7 +126,7 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
         before = facts.get("resumed_after", 0)
         done = f"{facts['steps'] - before} of " if before else ""
         console.print(
-            f"{done}{facts['steps']} steps in {facts['seconds']:.1f} s,"
+            f"{done}{counted(facts['steps'], 'step')} in {facts['seconds']:.1f} s,"
             f" {task.rate_text(facts['samples_per_second'])},"
             f" pipeline efficiency {facts['efficiency']:.2f},"
             f" peak memory {memory:.0f} MiB per stage",

@@ -16,7 +16,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.learning import heads
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link
@@ -291,10 +291,12 @@ def _setting(config: Config, scenario: Scenario) -> str:
         config.model.name,
         f"batch {config.data.batch_size}",
         f"{link}, jitter {1000 * scenario.jitter:g} ms",
-        f"{scenario.replicas} replicas of each stage",
+        f"{counted(scenario.replicas, 'replica')} of each stage",
     ]
     if most and max(scenario.stages) > most:
-        facts.append(f"with more stages than its {most} modules, every stage has the mean module")
+        facts.append(
+            f"with more stages than its {counted(most, 'module')}, every stage has the mean module"
+        )
     return ", ".join(facts)
 
 

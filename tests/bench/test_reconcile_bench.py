@@ -86,7 +86,7 @@ def test_command(tmp_path, capsys):
     command = ["bench", "reconcile", str(path), "--runs", "1", "--json", str(out)]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "mlp, module 2 of 2, head linear, batch 16, float64, cpu, 1 threads" in shown
+    assert "mlp, module 2 of 2, head linear, batch 16, float64, cpu, 1 thread" in shown
     assert "| exact |" in shown
     assert json.loads(out.read_text())[0]["variant"] == "plain"
     assert main(command) == 2

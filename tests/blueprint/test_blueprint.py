@@ -132,7 +132,7 @@ def test_every_head_trains_on_every_family(name, head):
         reconcile={"weight": 0.1},
         data={"name": "synthetic", "image_size": 64, "batch_size": 4, "limit": 8},
     )
-    x, labels = torch.randn(4, *blueprint.info.image_shape), torch.arange(4)
+    x, labels = torch.randn(4, *blueprint.info.sample_shape), torch.arange(4)
     signal = ()
     for index in range(3):
         module = blueprint.module(index, CPU)

@@ -68,6 +68,11 @@ def test_a_run_is_never_shorter_than_what_is_done():
         run_plan(train={"steps": 7}).refuse_shorter(8)
 
 
+def test_one_is_singular():
+    plan = run_plan(num_train=10, train={"epochs": 1})
+    assert plan.explain() == "1 step (1 epoch of 1), 10 of 10 samples each; evaluation every 1 step"
+
+
 def test_where_a_resumed_run_stands():
     plan = run_plan(optimizer={"schedule": "linear", "lr": 0.1})
     assert (

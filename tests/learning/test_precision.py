@@ -89,7 +89,7 @@ TINY = {"patch_size": 2, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp
 
 @pytest.mark.parametrize(("name", "args", "norms"), [("vit", TINY, "ln_"), ("swin_t", {}, "norm")])
 def test_norms_of_transformers(name, args, norms):
-    made = registry.build(name, args, 5, (3, 32, 32))
+    made = registry.build(name, args, 5, (3, 32, 32))[0]
     stem, block = (
         backbone.materialize(block.module, made.initialize, k, torch.device("cpu"), torch.float32)
         for k, block in enumerate(made.blocks[:2])

@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 
 def build(architecture="llama", length=LENGTH, vocabulary=VOCABULARY, **keys):
     keys = {**ARCHITECTURES[architecture], **keys}
-    return registry.build_with_shapes(
+    return registry.build(
         "causal_lm",
         {"architecture": architecture, **keys},
         (length, vocabulary),
@@ -296,7 +296,7 @@ def test_a_file_and_its_keys(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**wanted, "tie_word_embeddings": False}))
     for file in (tmp_path, tmp_path / "config.json"):
         args = {"config": str(file), "num_hidden_layers": 1}
-        backbone, _ = registry.build_with_shapes(
+        backbone, _ = registry.build(
             "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
         )
         assert len(backbone.blocks) == 2
@@ -307,9 +307,7 @@ def test_its_own_keys_build_it_again():
     for architecture in ("gpt2", "gemma3_text", "mistral"):
         first = build(architecture, attn_implementation="eager")
         args = dict(first.language.args)
-        again, _ = registry.build_with_shapes(
-            "causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64
-        )
+        again, _ = registry.build("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
         assert again.language.args == args
         assert again.language.files == first.language.files
 
@@ -319,7 +317,8 @@ MISTAKES = [
     ({}, "missing key 'model.architecture'"),
     ({"architecture": "lama"}, "has no 'lama'; did you mean 'llama'"),
     ({"architecture": "llama", "hiden_size": 3}, "did you mean 'model.hidden_size'"),
-    ({"architecture": "llama", "hidden_size": "a"}, "'hidden_size' expected int"),
+    ({"architecture": "llama", "hidden_size": "a"}, "hidden_size: should be a whole number of"),
+    ({"architecture": "llama", "hidden_size": None}, "'hidden_size' expected int"),
     ({"architecture": "llama", "vocab_size": 39}, "has 40 tokens, and the model only 39"),
     ({**UNTIED, "n_positions": 11}, "11 positions, got sequences of 12"),
     ({"architecture": "llama", "max_position_embeddings": 8}, "8 positions"),
@@ -336,6 +335,8 @@ MISTAKES = [
     ({"architecture": "llama", "num_hidden_layers": 0}, "at least 1, got 0"),
     ({**GROUPED, "architecture": "llama", "num_key_value_heads": 3}, "as configured"),
     ({"architecture": "falcon", "tie_word_embeddings": False}, "'falcon', as its layers cannot"),
+    ({"architecture": "llama", "hidden_act": "no"}, "(no 'no' for hidden_act); change it"),
+    ({**UNTIED, "n_head": 7}, "must be divisible by num_heads"),
     ({"config": "/nowhere"}, "/nowhere cannot be read"),
 ]
 
@@ -343,7 +344,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_trained_is_one_line(args, message):
     with pytest.raises(UserError) as caught:
-        registry.build_with_shapes("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
+        registry.build("causal_lm", args, (LENGTH, VOCABULARY), (LENGTH,), torch.int64)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -187,7 +187,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def build(function, **args):
-    return registry.build(f"python:my_models:{function}", args, 10, RGB)
+    return registry.build(f"python:my_models:{function}", args, 10, RGB)[0]
 
 
 def materialized(backbone):

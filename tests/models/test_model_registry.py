@@ -16,14 +16,14 @@ def test_names_are_those_of_the_families():
 
 
 def test_keys_reach_the_builder():
-    backbone = registry.build("resnet20", {"width": 4, "shortcut": "B"}, 5, (1, 8, 8))
+    backbone = registry.build("resnet20", {"width": 4, "shortcut": "B"}, 5, (1, 8, 8))[0]
     assert backbone.blocks[0].module.conv1.weight.shape == (4, 1, 3, 3)
     assert backbone.blocks[4].module.downsample is not None
     assert backbone.classifier.module.fc.weight.shape == (5, 16)
 
 
 def test_values_are_converted_as_the_configuration_does():
-    assert len(registry.build("mlp", {"depth": 3.0}, 5, RGB).blocks) == 3
+    assert len(registry.build("mlp", {"depth": 3.0}, 5, RGB)[0].blocks) == 3
     with pytest.raises(UserError, match=r"model\.depth: should be a whole number, got '3'"):
         registry.build("mlp", {"depth": "3"}, 5, RGB)
 

@@ -8,7 +8,7 @@ from pipeline_local.models.backbone import shapes
 
 
 def build(**args):
-    return registry.build("swin_t", args, 7, (3, 64, 64))
+    return registry.build("swin_t", args, 7, (3, 64, 64))[0]
 
 
 def stochastic_depths(backbone):

@@ -13,7 +13,7 @@ RGB = (3, 64, 64)
 
 
 def build(name, shape=RGB, **args):
-    return registry.build(name, args, 7, shape)
+    return registry.build(name, args, 7, shape)[0]
 
 
 def layers(backbone, kind):

@@ -63,7 +63,7 @@ class Case:
     def __init__(self, name, args):
         self.model = torchvisions_own(name, args)
         side = SIDES.get(name, 32)
-        self.backbone = registry.build(name, args, 7, (3, side, side))
+        self.backbone = registry.build(name, args, 7, (3, side, side))[0]
         self.batch = torch.randn(2 if side == 224 else 4, 3, side, side)
         self.blocks = (*self.backbone.blocks, self.backbone.classifier)
 
@@ -195,7 +195,7 @@ def test_gradients_flow_and_inputs_stay(case):
     ],
 )
 def test_large_models_on_paper_have_torchvisions_names_and_shapes(name, count):
-    backbone = registry.build(name, {}, 7, (3, 224, 224))
+    backbone = registry.build(name, {}, 7, (3, 224, 224))[0]
     parts = [(b, b.module) for b in (*backbone.blocks, backbone.classifier)]
     got = {b.prefix + n: t for b, m in parts for n, t in m.state_dict().items()}
     with torch.device("meta"), _SizesOnTheCpu():

@@ -16,7 +16,7 @@ from pipeline_local.models.backbone import shapes
     ],
 )
 def test_blocks_start_with_a_convolution_and_end_before_the_next(name, layers):
-    backbone = registry.build(name, {}, 7, (3, 32, 32))
+    backbone = registry.build(name, {}, 7, (3, 32, 32))[0]
     kinds = [[type(layer) for layer in block.module.children()] for block in backbone.blocks]
     pooled = [*layers, nn.MaxPool2d]
     assert kinds == [pooled, pooled, layers, pooled, layers, pooled, layers, pooled]
@@ -25,8 +25,8 @@ def test_blocks_start_with_a_convolution_and_end_before_the_next(name, layers):
 
 @pytest.mark.parametrize(("depth", "name"), [(11, "vgg11_bn"), (16, "vgg16_bn")])
 def test_a_small_vgg_has_torchvisions_convolutions_under_one_linear_layer(depth, name):
-    small = registry.build("vgg", {"depth": depth}, 7, (3, 32, 32))
-    large = registry.build(name, {}, 7, (3, 32, 32))
+    small = registry.build("vgg", {"depth": depth}, 7, (3, 32, 32))[0]
+    large = registry.build(name, {}, 7, (3, 32, 32))[0]
     for mine, theirs in zip(small.blocks, large.blocks, strict=True):
         assert str(mine.module) == str(theirs.module)
         assert list(mine.module.state_dict()) == list(theirs.module.state_dict())
@@ -38,7 +38,7 @@ def test_a_small_vgg_has_torchvisions_convolutions_under_one_linear_layer(depth,
 
 
 def test_a_small_vgg_is_as_wide_as_asked():
-    backbone = registry.build("vgg", {"width": 4, "batch_norm": False}, 7, (3, 32, 32))
+    backbone = registry.build("vgg", {"width": 4, "batch_norm": False}, 7, (3, 32, 32))[0]
     channels = [shape[1] for shape in shapes(backbone, (1, 3, 32, 32))]
     assert channels == [4, 8, 16, 16, 32, 32, 32, 32]
     kinds = {type(layer) for block in backbone.blocks for layer in block.module.children()}

@@ -11,7 +11,7 @@ TINY = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp
 
 
 def names(**args):
-    return [block.name for block in registry.build("vit", TINY | args, 7, (3, 32, 32)).blocks]
+    return [block.name for block in registry.build("vit", TINY | args, 7, (3, 32, 32))[0].blocks]
 
 
 def test_encoder_layers_are_blocks():
@@ -24,7 +24,7 @@ def test_halves_of_encoder_layers_are_blocks():
 
 
 def test_tokens_are_patches_and_one_class_token():
-    backbone = registry.build("vit", TINY, 7, (3, 32, 32))
+    backbone = registry.build("vit", TINY, 7, (3, 32, 32))[0]
     assert shapes(backbone, (5, 3, 32, 32)) == [torch.Size((5, 17, 16))] * 3
     assert backbone.layout == "NTC"
 

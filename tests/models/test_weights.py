@@ -16,7 +16,7 @@ ARGS = {"width": 2}
 
 
 def parts(seed=0, num_classes=10):
-    backbone = registry.build("resnet20", ARGS, num_classes, (3, 16, 16))
+    backbone = registry.build("resnet20", ARGS, num_classes, (3, 16, 16))[0]
     device = torch.device("cpu")
     made = [
         (
@@ -105,7 +105,7 @@ def test_hidden_layers_of_a_classifier_are_not_fresh():
     """A ViT's classifier has a norm and a hidden layer, which fine-tuning must keep."""
     args = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     args["representation_size"] = 24
-    old, new = (registry.build("vit", args, classes, (3, 16, 16)) for classes in (100, 10))
+    old, new = (registry.build("vit", args, classes, (3, 16, 16))[0] for classes in (100, 10))
     blocks = [(block, block.module) for block in (*old.blocks, old.classifier)]
     state = {b.prefix + n: torch.zeros_like(t, device="cpu") for b, m in blocks
              for n, t in m.state_dict().items()}  # fmt: skip

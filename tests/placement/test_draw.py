@@ -7,6 +7,7 @@ from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.placement.draw import draw
+from tests import token_task
 
 
 def batch_statistics(num_classes, image_shape):
@@ -36,11 +37,15 @@ def test_a_last_test_batch_of_one_sample_is_refused():
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [
+        (
+            {"modules": {"count": 1}, "information": {"name": "contrast"}},
+            "information.name: contrast stands beside auxiliary heads, and a single module",
+        ),
         ({"modules": {"count": 1}}, "distill.weight: 0.5 trains auxiliary heads, and a single"),
         ({"task": {"name": "regression"}}, "distill.weight: task.name=regression does not say"),
     ],
 )
-def test_distillation_needs_heads_and_probabilities(sections, problem):
+def test_what_heads_are_asked_needs_heads_and_probabilities(sections, problem):
     tree = {
         "model": {"name": "mlp"},
         "data": {"name": "digits"},
@@ -54,3 +59,53 @@ def test_distillation_needs_heads_and_probabilities(sections, problem):
     assert str(error.value).startswith(problem)
     assert "\n" not in str(error.value)
     assert draw(configfile.parse(tree), describe(config.data)).run_plan.lag.contents
+
+
+def drawn_for_tokens(**sections):
+    config = configfile.parse(token_task.settings("unused", **sections))
+    return draw(config, describe(config.data))
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp", "etf"])
+def test_a_head_for_images_names_those_for_tokens(name):
+    with pytest.raises(UserError) as error:
+        drawn_for_tokens(head={"name": name})
+    message = str(error.value)
+    assert message.startswith(f"head.name: {name} does not fit behind block embedding (it gives a")
+    assert message.endswith("at each position: linear, auglocal, ema or readout")
+    assert "modules.cuts" not in message
+
+
+@pytest.mark.parametrize("name", ["linear", "auglocal", "ema", "readout"])
+def test_the_heads_for_tokens_fit(name):
+    assert len(drawn_for_tokens(head={"name": name}).modules) == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "advice"),
+    [
+        ({"information": {"name": "contrast"}}, "leave information out"),
+        ({"information": {"name": "reconstruction"}}, "as the first module's input is whole"),
+    ],
+)
+def test_a_term_that_fits_no_tokens_says_what_helps(sections, advice):
+    with pytest.raises(UserError) as error:
+        drawn_for_tokens(head={"name": "linear"}, **sections)
+    message = str(error.value)
+    assert advice in message.rpartition("; ")[2]
+    assert "modules.cuts" not in message
+    assert "\n" not in message
+
+
+def test_contrast_of_single_samples_says_what_helps():
+    tree = {
+        "model": {"name": "mlp"},
+        "data": {"name": "digits", "batch_size": 2, "limit": 64},
+        "modules": {"count": 2},
+        "information": {"name": "contrast"},
+        "train": {"steps": 1, "microbatches": 2},
+        "head": {"name": "linear"},
+    }
+    config = configfile.parse(tree)
+    with pytest.raises(UserError, match=r"choose a larger data\.batch_size, or fewer"):
+        draw(config, describe(config.data))

@@ -191,13 +191,13 @@ def test_another_device_than_the_profiles_is_told(tmp_path, idle_threads):
     try:
         assert doubts(blueprint, "cpu") == []
         (doubt,) = doubts(blueprint, "gpu")
-        assert "measured on cpu, 1 threads, not on gpu: predictions" in doubt
+        assert "measured on cpu, 1 thread, not on gpu: predictions" in doubt
         facts = {"device": {"name": "gpu", "threads": 16}}
         gpu = draw(modules={"profile": write(tmp_path / "gpu.json", **facts)})
         assert doubts(gpu, "gpu") == [], "however many threads feed it"
         assert doubts(gpu, "gpu 2")
         torch.set_num_threads(2)
         (doubt,) = doubts(blueprint, "cpu")
-        assert "measured on cpu, 1 threads, not on cpu, 2 threads" in doubt
+        assert "measured on cpu, 1 thread, not on cpu, 2 threads" in doubt
     finally:
         torch.set_num_threads(1)

@@ -35,7 +35,7 @@ def draw(count, **sections):
     blueprint = draw_blueprint(config, describe(config.data))
     modules = [blueprint.module(k, torch.device("cpu")) for k in range(count)]
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(8, *blueprint.info.image_shape, generator=generator) for _ in range(2)]
+    images = [torch.randn(8, *blueprint.info.sample_shape, generator=generator) for _ in range(2)]
     return modules, [(x, torch.arange(8)) for x in images]
 
 

@@ -17,7 +17,7 @@ CONFIG = {
     "data": {"name": "digits", "batch_size": 32, "limit": 640},
     "train": {"epochs": 2},
 }
-INFO = '{"num_train": 640, "num_test": 100, "classes": ["a", "b"], "image_shape": [1, 8, 8]}'
+INFO = '{"num_train": 640, "num_test": 100, "classes": ["a", "b"], "sample_shape": [1, 8, 8]}'
 
 
 def parse(*overrides, path=Path("c.yaml")):
@@ -30,10 +30,10 @@ def refused(tmp_path, monkeypatch):
     """Why overrides are refused that are said, or only stand in the file; "" where they are not."""
     monkeypatch.chdir(tmp_path)
 
-    def refuse(*overrides, said=None, info=INFO, begun=True):
+    def refuse(*overrides, said=None, info=INFO, begun=True, before=INFO):
         configs = parse(), parse(*overrides)
         try:
-            resuming.refuse(Path("out"), configs, (INFO, info), said, begun)
+            resuming.refuse(Path("out"), configs, (before, info), said, begun)
         except UserError as error:
             return str(error)
         return ""
@@ -96,9 +96,15 @@ def test_another_number_of_images_is_other_data(refused):
     """More of them at the same place: steps would be counted in epochs of another length."""
     more = INFO.replace("640", "641")
     line = refused(info=more)
-    assert "another number of training samples (641, was 640); resume it as it was" in line
+    assert (
+        "another number of training samples (641, was 640); put its data back, then resume it as"
+        in line
+    )
     assert refused(info=INFO.replace("100", "90")) == "", "what is only scored may change"
-    assert "another image shape (1x9x8, was 1x8x8)" in refused(info=INFO.replace("[1, 8", "[1, 9"))
+    assert "another sample shape (1x9x8, was 1x8x8)" in refused(info=INFO.replace("[1, 8", "[1, 9"))
+    earlier = INFO.replace("sample_shape", "image_shape")
+    assert refused(before=earlier) == ""
+    assert "another sample shape" in refused(before=earlier, info=INFO.replace("[1, 8", "[1, 9"))
     assert "set of classes" in refused(info=INFO.replace('"b"', '"c"'))
     assert refused(info="damaged") == "", "it is written again"
 

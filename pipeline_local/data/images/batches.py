@@ -95,9 +95,9 @@ class TrainSource:
         image, label = (
             read_or_next(self.dataset, index, self.skipped) if skip else self.dataset[index]
         )
-        check_image(self.data.name, image, self.info.image_shape[0])
+        check_image(self.data.name, image, self.info.sample_shape[0])
         draw = Random(derive(self.seed, "augment", epoch, index))
-        return augment(image, self.info.image_shape[1], self.data.augment, draw), label
+        return augment(image, self.info.sample_shape[1], self.data.augment, draw), label
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TestSource:
         start = step * self.data.batch_size
         stop = min(start + self.data.batch_size, len(self.dataset))
         found = [self._sample(index) for index in range(start, stop)]
-        empty = torch.zeros(self.info.image_shape, dtype=torch.uint8), IGNORE_LABEL
+        empty = torch.zeros(self.info.sample_shape, dtype=torch.uint8), IGNORE_LABEL
         other = next(((image, IGNORE_LABEL) for image, _ in filter(None, found)), empty)
         padding = [empty] * (self.data.batch_size - len(found))
         return _stack([sample or other for sample in found] + padding)
@@ -129,8 +129,8 @@ class TestSource:
         if stored is None:
             return None
         image, label = stored
-        check_image(self.data.name, image, self.info.image_shape[0])
-        return fit(image, self.info.image_shape[1]), label
+        check_image(self.data.name, image, self.info.sample_shape[0])
+        return fit(image, self.info.sample_shape[1]), label
 
     def _stored(self, index: int) -> tuple[Tensor, int] | None:
         if self.data.on_error == "skip":

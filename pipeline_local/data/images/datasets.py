@@ -9,7 +9,7 @@ from typing import Any
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images.entries import DATA, ImageData, Pixels, Split, guess_pixels
 from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset, check_image
-from pipeline_local.errors import ConfigError, UserError, few
+from pipeline_local.errors import ConfigError, UserError, counted, few
 from pipeline_local.registry import reason
 
 
@@ -20,7 +20,7 @@ class DataInfo:
     num_train: int
     num_test: int
     num_classes: int
-    image_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     """Of one sample's input: C, H, W of images."""
     mean: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
@@ -54,6 +54,8 @@ class DataInfo:
         try:
             items = json.loads(text).items()
             facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+            if "image_shape" in facts:  # what earlier runs call it
+                facts["sample_shape"] = facts.pop("image_shape")
             return cls(**facts)
         except (ValueError, TypeError, AttributeError):
             raise UserError(
@@ -106,8 +108,8 @@ def check_again(data: DataConfig, info: DataInfo, split: Split) -> DataInfo:
     open_split.cache_clear()
     found = open_split(data, split)
     side, mean, _ = _pixels(data, found)
-    if (shape := (len(mean), side, side)) != info.image_shape:
-        got, wanted = ("x".join(map(str, s)) for s in (shape, info.image_shape))
+    if (shape := (len(mean), side, side)) != info.sample_shape:
+        got, wanted = ("x".join(map(str, s)) for s in (shape, info.sample_shape))
         raise UserError(
             f"data: the images of the {split} split are {got}, and the run was trained on {wanted};"
             f" name the data that it was trained on"
@@ -196,7 +198,7 @@ def passed_over(data: DataConfig) -> list[str]:
         names += [f"{split}: {name}" for name in getattr(dataset, "passed_over", ())]
     if not names:
         return []
-    entries = "1 file or folder is" if len(names) == 1 else f"{len(names)} files and folders are"
+    entries = counted(len(names), "file or folder is", "files and folders are")
     return [f"{entries} passed over in data.root={data.root}: {few(names)}"]
 
 

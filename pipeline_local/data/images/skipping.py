@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline_local.data.images.subset import Dataset
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 
 
 class UnreadableImageError(UserError):
@@ -49,7 +49,7 @@ class Skipped:
             return []
         names, rest = list(self._paths)[:most], len(self._paths) - most
         more = f" and {rest} more" if rest > 0 else ""
-        count = f"{len(self._paths)} image{'s' if len(self._paths) > 1 else ''}"
+        count = counted(len(self._paths), "image")
         return [f"{count} could not be read and left out: {', '.join(names)}{more}"]
 
 

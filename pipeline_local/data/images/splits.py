@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 
 TEST_NAMES = ("test", "val", "validation")
 """What the test split may be called: the first one that is there is taken."""
@@ -94,7 +94,7 @@ def class_names(
     if names is not None and highest >= len(names):
         raise UserError(
             f"labels must be below the number of classes: got {highest} in {source} for"
-            f" {len(names)} class names; correct either"
+            f" {counted(len(names), 'class name')}; correct either"
         )
     if names is None and split == "train":
         _check_gaps(labels, highest, source)
@@ -106,8 +106,9 @@ def _check_gaps(labels: Tensor, highest: int, source: str) -> None:
     if len(kinds) <= highest:
         absent = next(label for label in range(highest) if label not in kinds)
         raise UserError(
-            f"labels must be 0 to {len(kinds) - 1} for {len(kinds)} classes: got up to {highest},"
-            f" but no sample of {absent}, in {source}; number the classes without gaps"
+            f"labels must be 0 to {len(kinds) - 1} for {counted(len(kinds), 'class', 'classes')}:"
+            f" got up to {highest}, but no sample of {absent}, in {source}; number the classes"
+            f" without gaps"
         )
 
 

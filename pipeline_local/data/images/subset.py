@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 
 
 class Dataset(Protocol):
@@ -51,8 +51,8 @@ def check_dataset(source: str, dataset: Dataset) -> None:
         raise UserError(f"{source} must have int64 labels [N], got {got}; convert them")
     if len(labels) != len(dataset) or not len(labels):
         raise UserError(
-            f"{source} must have one label per sample, and samples: got {len(labels)} labels of"
-            f" {len(dataset)} samples; correct it"
+            f"{source} must have one label per sample, and samples: got"
+            f" {counted(len(labels), 'label')} of {counted(len(dataset), 'sample')}; correct it"
         )
     if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{source} must have a tuple of class names, got {type(classes).__name__}")

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline_local import newfile
 from pipeline_local.data.images.splits import NoSplitError
 from pipeline_local.data.tokens.opening import find_texts
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.screen import say
 from pipeline_local.text import draft
 from pipeline_local.text.progress import shown
@@ -146,10 +146,10 @@ def _trained(folder: Path, texts: Texts, vocabulary: int, told: Told) -> Tokeniz
     """The tokenizer that is in the draft, or else a new one."""
     kept = draft.own(folder, FILE)
     if not kept.is_file():
-        say(f"training a tokenizer of {vocabulary} tokens on {texts.bytes / 1e6:.1f} MB")
+        say(f"training a tokenizer of {counted(vocabulary, 'token')} on {texts.bytes / 1e6:.1f} MB")
         made = train(_read(texts, told), vocabulary)
         if made.vocabulary < vocabulary:
-            say(f"the text has only {made.vocabulary} different tokens")
+            say(f"the text has only {counted(made.vocabulary, 'different token')}")
         draft.write_json(kept, json.loads(made.content))
     return FileTokenizer(kept.read_bytes(), END)
 
@@ -165,8 +165,9 @@ def _read(texts: Texts, told: Told) -> Iterator[str]:
 
 def _described(facts: SplitFacts) -> str:
     each = facts.bytes / max(facts.tokens - 1, 1)
-    empty = f"; {facts.empty} empty ones are passed over" if facts.empty else ""
+    empty = counted(facts.empty, "empty one is", "empty ones are")
+    empty = f"; {empty} passed over" if facts.empty else ""
     return (
-        f"{facts.tokens} tokens of {facts.bytes / 1e6:.1f} MB in {facts.documents} documents,"
-        f" {each:.3f} bytes per token{empty}"
+        f"{counted(facts.tokens, 'token')} of {facts.bytes / 1e6:.1f} MB in"
+        f" {counted(facts.documents, 'document')}, {each:.3f} bytes per token{empty}"
     )

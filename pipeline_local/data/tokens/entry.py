@@ -19,7 +19,7 @@ from pipeline_local.data.sampler import train_indices
 from pipeline_local.data.tokens import opening, shards
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream
-from pipeline_local.errors import ConfigError, UserError, few
+from pipeline_local.errors import ConfigError, UserError, counted, few
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.text.tokenizer import FILE, Tokenizer, open_tokenizer
 
@@ -47,7 +47,7 @@ class TokenData:
             num_train=self._num_train(train),
             num_test=self._num_test(test),
             num_classes=train.vocabulary,
-            image_shape=(length,),
+            sample_shape=(length,),
             mean=(),
             std=(),
             classes=(),
@@ -64,7 +64,7 @@ class TokenData:
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`: x and y [B, T], int64."""
         stream, size = _open(self.config, "train").stream, self.config.batch_size
-        source = TrainSource(stream, info.image_shape[0], info.num_train, size, seed)
+        source = TrainSource(stream, info.sample_shape[0], info.num_train, size, seed)
         for batch, _ in load(source, range(start, start + steps), self.config.workers):
             yield batch
 
@@ -72,7 +72,7 @@ class TokenData:
         """As `RunData.test_batches`: x and y [B, T], int64; a place without a token to predict has
         the label `IGNORE_LABEL`."""
         stream, size = _open(self.config, "test").stream, self.config.batch_size
-        source = TestSource(stream, info.image_shape[0], info.num_test, size)
+        source = TestSource(stream, info.sample_shape[0], info.num_test, size)
         for batch, _ in load(source, range(-(-info.num_test // size)), self.config.workers):
             yield batch
 
@@ -90,10 +90,10 @@ class TokenData:
         """
         _forget()
         found, length = _open(self.config, split), _options(self.config).sequence_length
-        if (length,) != info.image_shape:
+        if (length,) != info.sample_shape:
             raise UserError(
                 f"data.sequence_length: got {length}, and the run was trained on"
-                f" {info.image_shape[0]}; leave it out"
+                f" {info.sample_shape[0]}; leave it out"
             )
         if (found.tokenizer, found.vocabulary) != (info.tokenizer, info.num_classes):
             raise UserError(
@@ -124,8 +124,8 @@ class TokenData:
             remedy = "lower it" if self.config.limit is None else "lower it or raise data.limit"
             remedy = remedy if number else "lower data.sequence_length, or add text"
             raise UserError(
-                f"data.batch_size must not exceed the {number} training sequences of"
-                f" data.sequence_length={length}, as there are {len(train.stream)} tokens: got"
+                f"data.batch_size must not exceed the {counted(number, 'training sequence')} of"
+                f" data.sequence_length={length} in {counted(len(train.stream), 'token')}: got"
                 f" {size}; {remedy}"
             )
         return number
@@ -135,14 +135,15 @@ class TokenData:
         number = -(-(len(test.stream) - 1) // _options(self.config).sequence_length)
         if number < 1:
             raise UserError(
-                f"the test split must have a token to predict: got {len(test.stream)} tokens in"
+                f"the test split must have a token to predict: got"
+                f" {counted(len(test.stream), 'token')} in"
                 f" {self.config.root}; add some text"
             )
         return min(number, self.config.limit or number)
 
 
 def _named(tokenizer: str | None, vocabulary: int) -> str:
-    return f"{(tokenizer or 'unknown')[:8]} of {vocabulary} tokens"
+    return f"{(tokenizer or 'unknown')[:8]} of {counted(vocabulary, 'token')}"
 
 
 @lru_cache(maxsize=2)

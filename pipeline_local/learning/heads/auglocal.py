@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from pipeline_local.errors import counted
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads.head import HEADS, Head, Site
 from pipeline_local.learning.heads.layers import (
@@ -95,7 +96,7 @@ class AugLocal:
     def title(*, depth: int, taper: bool, pool: int = 1) -> str:
         """How deep the first module's head is, or each, for people."""
         pooled = f" on maps pooled {pool} x {pool}" if pool > 1 else ""
-        return f"{depth} blocks{'' if taper else ' each'}{pooled}"
+        return f"{counted(depth, 'block')}{'' if taper else ' each'}{pooled}"
 
 
 HEADS.add("auglocal", AugLocal())

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline_local.errors import counted
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import HEADS, Head, Site
@@ -132,7 +133,7 @@ class Ema:
     @staticmethod
     def title(*, refresh: int, decay: float) -> str:
         """The options, for people."""
-        return f"copies every {refresh} steps"
+        return f"copies every {counted(refresh, 'step')}"
 
 
 HEADS.add("ema", Ema())

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline_local.errors import counted
+
 SCALE = 16.0
 """Logits are SCALE times a cosine. Features on the vertex of their class then have a probability of
 at least 0.999 among up to 1000 classes; features orthogonal to all classes have a loss of
@@ -42,7 +44,9 @@ class SimplexETF(nn.Module):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"a simplex has at least 2 vertices, got {num_classes} classes")
+            raise ValueError(
+                f"a simplex has at least 2 vertices, got {counted(num_classes, 'class', 'classes')}"
+            )
         self.register_buffer("vertices", torch.empty(num_classes, width))
 
     def reset_parameters(self) -> None:

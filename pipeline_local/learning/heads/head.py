@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local.config import HeadConfig
+from pipeline_local.errors import FitsNowhereError
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads import own
 from pipeline_local.learning.heads.layers import output_shape, reset
@@ -62,11 +63,13 @@ class Site:
         """The number of outputs of a head that returns one vector per sample.
 
         Raises:
-            ValueError: the task needs outputs at each position.
+            FitsNowhereError: the task needs outputs at each position.
         """
         if len(self.output_shape) > 1:
-            raise ValueError(
-                f"it gives a vector per sample, and the task wants outputs {self.output_shape}"
+            names = "linear, auglocal, ema" + (" or readout" if len(self.output_shape) == 2 else "")
+            raise FitsNowhereError(
+                f"it gives a vector per sample, and the task wants outputs {self.output_shape}",
+                f"choose a head with outputs at each position: {names}",
             )
         return self.output_shape[0]
 

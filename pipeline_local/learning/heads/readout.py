@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline_local.errors import FitsNowhereError, counted
 from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import HEADS, Site
 from pipeline_local.learning.tasks.next_token import HasHidden
@@ -108,10 +109,11 @@ class Readout:
             private: whether each head trains an unembedding of its own instead.
 
         Raises:
-            ValueError: the network's classifier has no unembedding.
+            FitsNowhereError: the network's classifier has no unembedding.
         """
         if not isinstance(site.classifier, HasHidden):
-            raise ValueError("the model's classifier is no norm with an unembedding")
+            why = "the model's classifier is no norm with an unembedding"
+            raise FitsNowhereError(why, "choose another head, or a language model")
         blocks = nn.Sequential(*map(copy.deepcopy, site.later[: site.copies]))
         return ReadoutHead(blocks, copy.deepcopy(site.classifier), not private, site.initialize)
 
@@ -130,8 +132,9 @@ class Readout:
     @staticmethod
     def title(*, depth: int, refresh: int, private: bool) -> str:
         """The options, for people."""
-        own = "an own unembedding" if private else f"the last unembedding every {refresh} steps"
-        return f"{depth} blocks and {own}"
+        shared = f"the last unembedding every {counted(refresh, 'step')}"
+        own = "an own unembedding" if private else shared
+        return f"{counted(depth, 'block')} and {own}"
 
 
 HEADS.add("readout", Readout())

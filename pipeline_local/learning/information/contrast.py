@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads import layers
 from pipeline_local.learning.information.term import INFORMATION, Ends, Information
 from pipeline_local.learning.tasks.task import wide
@@ -57,12 +58,14 @@ def contrast(
     """InfoPro's projection by 1c2f, whose loss compares classes within a microbatch."""
     batch, *shape = ends.labels.shape
     if shape or ends.labels.dtype.is_floating_point:
-        raise ValueError(
-            f"it compares labels that are one class per sample (no data.mixup), got"
-            f" {ends.labels.dtype} {shape}"
+        soft = ends.labels.dtype.is_floating_point
+        raise FitsNowhereError(
+            f"it compares labels that are one class per sample, got {ends.labels.dtype} {shape}",
+            f"leave information out{', or data.mixup, if it is what makes them' if soft else ''}",
         )
     if batch < 2:
-        raise ValueError("it compares samples, got microbatches of one")
+        advice = "choose a larger data.batch_size, or fewer train.microbatches"
+        raise FitsNowhereError("it compares samples, got microbatches of one", advice)
     return Contrast(
         layers.one_conv(ends.layout, ends.shape, width, stride, 128, features), temperature
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline_local.config import InformationConfig
 from pipeline_local.learning.heads import initialize
 from pipeline_local.learning.information.term import Information
-from pipeline_local.learning.tasks import Task
+from pipeline_local.learning.tasks import Reader, Task
 
 
 class InformedHead(nn.Module):
@@ -47,7 +47,7 @@ class LocalLoss(NamedTuple):
 
     Attributes:
         total: what the module descends, a scalar.
-        outputs: of the head, as `Task.outputs` gives them.
+        outputs: of the head, as its reader gives them.
         information: the term, unweighted; None where there is none.
     """
 
@@ -58,6 +58,7 @@ class LocalLoss(NamedTuple):
 
 def local_loss(
     head: nn.Module,
+    read: Reader,
     task: Task,
     y: Tensor,
     labels: Tensor,
@@ -68,6 +69,7 @@ def local_loss(
 
     Args:
         head: with or without an information term.
+        read: runs it (`Task.reader`).
         task: the loss of the head's outputs.
         y: activations [B, ...].
         labels: of the same samples [B, ...].
@@ -76,7 +78,7 @@ def local_loss(
     """
     term = term_of(head)
     with networks or nullcontext():
-        outputs = task.outputs(head, y)
+        outputs = read(y)
         prediction: Tensor | None = None if term is None else term(y)
     loss = task.loss(outputs, labels)
     if prediction is None:

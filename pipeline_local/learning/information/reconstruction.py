@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads import ToMap
 from pipeline_local.learning.information.term import INFORMATION, Ends, Information
 from pipeline_local.learning.tasks.task import wide
@@ -92,7 +93,10 @@ def reconstruction(ends: Ends, *, width: Annotated[int, Field(ge=1)] = 12) -> Re
     """InfoPro's decoder of two convolutions, here for the module's own input (Pathak et al.,
     2022)."""
     if not ends.input_dtype.is_floating_point:
-        raise ValueError(f"it reconstructs floating-point inputs, got {ends.input_dtype}")
+        raise FitsNowhereError(
+            f"it reconstructs floating-point inputs, got {ends.input_dtype}",
+            "leave information out, as the first module's input is whole numbers",
+        )
     if ends.input_layout is None:
         raise ValueError(f"it reconstructs inputs of 1 to 3 axes, got {list(ends.input_shape)}")
     to_target = ToMap(ends.input_layout, ends.input_shape, affine=False)

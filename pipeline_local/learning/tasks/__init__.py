@@ -5,7 +5,7 @@ from pipeline_local.learning.tasks.dense import Dense
 from pipeline_local.learning.tasks.multi_label import MultiLabel
 from pipeline_local.learning.tasks.next_token import Logits, NextToken
 from pipeline_local.learning.tasks.regression import Regression
-from pipeline_local.learning.tasks.task import TASKS, Score, Task
+from pipeline_local.learning.tasks.task import TASKS, Reader, Score, Task
 
 __all__ = [
     "TASKS",
@@ -14,6 +14,7 @@ __all__ = [
     "Logits",
     "MultiLabel",
     "NextToken",
+    "Reader",
     "Regression",
     "Score",
     "Task",

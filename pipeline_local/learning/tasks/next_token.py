@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,7 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
-from pipeline_local.learning.tasks.task import TASKS, Score, Task, refuse_beyond, wide
+from pipeline_local.learning.tasks.task import (
+    TASKS,
+    Reader,
+    Score,
+    Task,
+    refuse_beyond,
+    wide,
+)
 
 
 class Logits(NamedTuple):
@@ -94,13 +102,12 @@ class NextToken(Task):
         """The shape of one sample's part of the heads together: a number for each token."""
         return self.label_shape
 
-    def outputs(self, head: nn.Module, y: Tensor) -> Tensor | Logits:
-        """Run a head on activations [B, T, d]; return unformed logits if it offers them, and
-        their loss is differentiated once."""
+    def reader(self, head: nn.Module) -> Reader:
+        """Return what maps activations [B, T, d] to logits: unformed ones if the head offers them,
+        and their loss is differentiated once."""
         if not self.twice and isinstance(head, HasHidden):
-            return Logits(head.hidden(y), head.weight)
-        outputs: Tensor = head(y)
-        return outputs
+            return partial(_unformed, head)
+        return super().reader(head)
 
     def loss(self, outputs: Tensor | Logits, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy over all labels in nats, a scalar; 0 without labels."""
@@ -119,11 +126,11 @@ class NextToken(Task):
             summed = _cross_entropy(outputs.flatten(0, 1), tokens, smoothing)
         return summed / (tokens != IGNORE_LABEL).sum().clamp_min(1)
 
-    def judge(self, head: nn.Module, y: Tensor, labels: Tensor | None) -> Tensor:
+    def judge(self, outputs: Tensor | Logits, labels: Tensor | None) -> Tensor:
         """Return [B, T, 2]: the log-probability of each correct token, and 1 where it is the most
         probable one; 0 where the label is -100."""
         assert labels is not None, "heads of a language model are judged by the labels"
-        return _judged(self.outputs(head, y), labels)
+        return _judged(outputs, labels)
 
     def part(self, outputs: Tensor) -> Tensor:
         """Return a head's probability [B, T] of each correct token, from what `judge` gives."""
@@ -164,6 +171,10 @@ class NextToken(Task):
             raise UserError(f"labels of next_token are ids of tokens: got {labels.dtype}")
         refuse_beyond(labels, self.num_outputs, IGNORE_LABEL)
         return labels.to(self.label_dtype)
+
+
+def _unformed(head: HasHidden, y: Tensor) -> Logits:
+    return Logits(head.hidden(y), head.weight)
 
 
 def _linear_cross_entropy(logits: Logits, labels: Tensor, smoothing: float) -> Tensor:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, counted
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.registry import Registry, reason
+
+Reader = Callable[[Tensor], Any]
+"""Runs a head: activations [B, ...] -> what a task's loss takes."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,20 @@ class Task(ABC):
         """The shape of one sample's summand in the sum of all heads (`part`)."""
         return self.output_shape
 
-    def outputs(self, head: nn.Module, y: Tensor) -> Any:  # noqa: ANN401 (what its `loss` takes)
-        """Run a head on activations [B, ...] and return what `loss` and `score` take."""
-        return head(y)
+    def reader(self, head: nn.Module) -> Reader:
+        """Return what runs a head on activations [B, ...] and gives what `loss`, `score` and
+        `judge` take. A module asks once, when it is made."""
+        return head.__call__
 
-    def judge(self, head: nn.Module, y: Tensor, labels: Tensor | None) -> Tensor:
-        """Run a head on test activations [B, ...] and return what `part` and `evaluate` take.
+    def judge(self, outputs: Any, labels: Tensor | None) -> Tensor:  # noqa: ANN401 (as `Reader`)
+        """Return what `part` and `evaluate` take.
 
         Args:
-            head: the head.
-            y: its activations.
+            outputs: of a head on test activations, as its `reader` gives them.
             labels: of the same samples; None in a prediction.
         """
-        outputs: Tensor = head(y)
-        return outputs
+        judged: Tensor = outputs
+        return judged
 
     def rate_text(self, samples_per_second: float) -> str:
         """A rate for people, in samples or tokens per second."""
@@ -124,20 +127,17 @@ class Task(ABC):
         """Return the joint output of several heads from the sum of their parts."""
         return summed / heads
 
-    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Return how far outputs are from a teacher's, a mean over the batch.
+    divergence: Callable[[Any, Tensor, float], Tensor] | None = None
+    """A method that returns how far outputs are from a teacher's, a mean over the batch; None where
+    outputs are not probabilities.
 
-        Args:
-            outputs: outputs of a head [B, ...].
-            teacher: the joint output of other heads, as `together` returns it; no gradient flows
-                into it.
-            temperature: what logits of both are divided by; the result is multiplied by its square,
-                so that its gradient is of the same size at any temperature (Hinton et al., 2015).
-
-        Raises:
-            NotImplementedError: the outputs of this task are not probabilities.
-        """
-        raise NotImplementedError
+    Args:
+        outputs: outputs of a head [B, ...].
+        teacher: the joint output of other heads, as `together` returns it; no gradient flows into
+            it.
+        temperature: what logits of both are divided by; the result is multiplied by its square, so
+            that its gradient is of the same size at any temperature (Hinton et al., 2015).
+    """
 
     def evaluate(
         self, outputs: Tensor, summed: Tensor, labels: Tensor, heads: int, samples: int
@@ -222,8 +222,9 @@ def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
     odd = labels[beyond & (labels != ignore) & (labels != IGNORE_LABEL)]
     if len(odd):
         raise UserError(
-            f"labels must be from 0 to {num_classes - 1}, as the model has {num_classes} outputs:"
-            f" got {int(odd[0])}; number the classes from 0, or give the model more outputs"
+            f"labels must be from 0 to {num_classes - 1}, as the model has"
+            f" {counted(num_classes, 'output')}: got {int(odd[0])}; number the classes from 0, or"
+            f" give the model more outputs"
         )
 
 

@@ -177,7 +177,7 @@ def test_real_cifar10():
         )
     data = DataConfig("imagefolder", root=Path(root), batch_size=64, image_size=32, limit=1000)
     info = describe(data)
-    assert (info.num_train, info.num_test, info.image_shape) == (1000, 1000, (3, 32, 32))
+    assert (info.num_train, info.num_test, info.sample_shape) == (1000, 1000, (3, 32, 32))
     assert info.classes[:2] == ("airplane", "automobile")
     images = torch.cat([images for images, _ in load(data, 0, 15)])
     normal = Normalize(dataclasses.replace(info, mean=(0.4914, 0.4822, 0.4465)))(images)

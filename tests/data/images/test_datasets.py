@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_digits_facts():
     info = describe(DataConfig("digits"))
     assert (info.num_train, info.num_test, info.num_classes) == (1442, 355, 10)
-    assert info.image_shape == (1, 8, 8)
+    assert info.sample_shape == (1, 8, 8)
     pixels = open_split(DataConfig("digits"), "train").images / 255
     assert info.mean == pytest.approx((pixels.mean().item(),), abs=1e-3)
     assert info.std == pytest.approx((pixels.std().item(),), abs=1e-3)
@@ -35,19 +35,21 @@ def test_digits_facts():
 def test_imagefolder_facts(image_root):
     info = describe(DataConfig("imagefolder", root=image_root, batch_size=2))
     assert (info.num_train, info.num_test, info.num_classes) == (9, 3, 2)
-    assert info.image_shape == (3, 224, 224)
+    assert info.sample_shape == (3, 224, 224)
     assert info.classes == ("ant", "bee")
 
 
 def test_image_size_is_the_side_of_every_image():
     data = DataConfig("synthetic", image_size=20)
-    assert describe(data).image_shape == (3, 20, 20)
+    assert describe(data).sample_shape == (3, 20, 20)
     assert open_split(data, "train")[0][0].shape == (3, 20, 20)
 
 
 def test_info_survives_json():
     info = describe(DataConfig("synthetic"))
     assert DataInfo.from_json(info.to_json()) == info
+    earlier = info.to_json().replace("sample_shape", "image_shape")
+    assert DataInfo.from_json(earlier) == info, "as runs of earlier versions have it"
 
 
 def test_limit_keeps_classes_balanced_in_both_splits():
@@ -173,7 +175,7 @@ def test_an_own_function_opens_the_data(mine):
     data = DataConfig(f"{mine}:open_grey", batch_size=4, args={"count": 12})
     info = describe(data)
     assert (info.num_train, info.num_test, info.classes) == (12, 10, ("even", "odd"))
-    assert (info.image_shape, info.mean, info.std) == ((1, 6, 6), (0.5,), (0.25,))
+    assert (info.sample_shape, info.mean, info.std) == ((1, 6, 6), (0.5,), (0.25,))
     whole = list(train_batches(data, info, 0, 0, 5))
     for workers, start in ((0, 2), (1, 2)):
         part = train_batches(dataclasses.replace(data, workers=workers), info, 0, start, 3)
@@ -200,7 +202,7 @@ def test_a_run_with_own_data_resumes(mine, tmp_path, monkeypatch):
 
 def test_an_own_entry_knows_its_images(mine):
     info = describe(DataConfig(f"{mine}:GREY", batch_size=4))
-    assert (info.image_shape, info.mean, info.std) == ((1, 6, 6), (0.1,), (0.3,))
+    assert (info.sample_shape, info.mean, info.std) == ((1, 6, 6), (0.1,), (0.3,))
 
 
 def test_an_entry_is_added_from_outside(mine, monkeypatch):
@@ -232,7 +234,7 @@ def test_an_own_mistake_is_one_line(mine, entry, args, message):
     [
         ([0, 1], ("a", "b"), "int64 labels .* got <class 'list'>"),
         (torch.tensor([0.0, 1.0]), ("a", "b"), r"int64 labels \[N\], got torch.float32 \[2\]"),
-        (torch.tensor([0]), ("a", "b"), "one label per sample, and samples: got 1 labels of 2"),
+        (torch.tensor([0]), ("a", "b"), "one label per sample, and samples: got 1 label of 2"),
         (torch.tensor([0, 1]), ["a", "b"], "tuple of class names, got list"),
         (torch.tensor([0, -1]), ("a", "b"), "labels in 0 to 1, .* got -1 to 0"),
     ],

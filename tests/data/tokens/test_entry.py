@@ -40,7 +40,7 @@ def training(data, info, start, steps, seed=0):
 def test_facts(numbers):
     info = describe(settings(numbers, vocabulary=100))
     assert (info.num_train, info.num_test) == (7, 3), "60 / 8, and 20 / 8 with a part"
-    assert (info.image_shape, info.label_shape, info.dtype) == ((8,), (8,), "int64")
+    assert (info.sample_shape, info.label_shape, info.dtype) == ((8,), (8,), "int64")
     assert info.num_classes == 100
     assert (info.tokenizer, info.end_token, info.bytes_per_token) == (None, None, None)
     assert [line.split()[0] for line in info.files] == ["train.bin"]
@@ -100,13 +100,13 @@ def test_the_test_split_predicts_every_token_but_the_first(numbers):
 
 def test_sizes_that_do_not_fit_are_refused(numbers, tmp_path):
     with pytest.raises(
-        UserError, match=r"not exceed the 7 training sequences .*=8, as there are 61 .*got 9; lower"
+        UserError, match=r"not exceed the 7 training sequences .*=8 in 61 tokens: got 9; lower"
     ):
         describe(settings(numbers, 9, vocabulary=100))
     with pytest.raises(UserError, match=r"the 5 training sequences.* raise data\.limit"):
         describe(settings(numbers, 6, vocabulary=100, limit=5))
     np.arange(1, dtype=np.uint16).tofile(numbers / "val.bin")
-    with pytest.raises(UserError, match="must have a token to predict: got 1 tokens"):
+    with pytest.raises(UserError, match="must have a token to predict: got 1 token"):
         describe(settings(numbers, vocabulary=100))
     with pytest.raises(UserError, match=r"data\.vocabulary: data\.tokenizer says how large"):
         describe(settings(numbers, vocabulary=100, tokenizer="bytes"))

@@ -33,7 +33,7 @@ def test_they_are_those_of_any_machine():
 def test_labels_are_the_next_tokens():
     found, info = batches()
     assert (info.num_train, info.num_test, info.num_classes) == (20, 20, 100)
-    assert info.image_shape == info.label_shape == (8,)
+    assert info.sample_shape == info.label_shape == (8,)
     for x, y in found:
         assert torch.equal(x[:, 1:], y[:, :-1])
 

@@ -1,6 +1,7 @@
 """Runs on tokens: they are resumed to the byte, judged on other texts, and keep to their data."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -75,10 +76,18 @@ def test_a_text_that_has_changed_is_named_on_resume(settings, texts):
     run(settings, train={"tokens": 450})
     text = (texts / "train" / "b.txt").read_text()
     (texts / "train" / "b.txt").write_text(text.replace("sea", "sky"))
-    with pytest.raises(UserError, match=r"another content of train/b\.txt; resume it as it was"):
+    with pytest.raises(UserError) as error:
         run(settings, resume=True, train={"tokens": 1000})
+    assert (
+        "another content of train/b.txt; put its data back (data.root may name another place), then"
+        " resume it as it was (pipeline-local resume "
+    ) in str(error.value)
+    another = shutil.copytree(texts, texts.with_name("another"))
+    (another / "train" / "b.txt").write_text(text)
+    again = run(settings, resume=True, train={"tokens": 1000}, data={"root": str(another)})
+    assert again["steps"] == 16
     (texts / "train" / "b.txt").write_text(text)
-    assert run(settings, resume=True, train={"tokens": 1000})["steps"] == 16
+    assert run(settings, resume=True, train={"tokens": 1100})["steps"] == 18
     with pytest.raises(UserError, match=r"another data\.sequence_length \(8, was 16\)"):
         run(settings, resume=True, data={"sequence_length": 8})
 

@@ -49,7 +49,7 @@ def test_vertices_follow_the_generator():
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match="at least 2 vertices, got 1 classes"):
+    with pytest.raises(ValueError, match=r"at least 2 vertices, got 1 class$"):
         SimplexETF(8, 1)
 
 

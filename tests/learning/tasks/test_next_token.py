@@ -84,13 +84,13 @@ def test_a_head_without_hidden_state_gives_all_logits():
     x, labels = batch(torch.float32)
     head = Readout()
     plain = nn.Sequential(head)
-    assert isinstance(TASK.outputs(head, x), Logits)
-    logits = TASK.outputs(plain, x)
+    assert isinstance(TASK.reader(head)(x), Logits)
+    logits = TASK.reader(plain)(x)
     assert torch.equal(logits, head(x))
     twice = NextToken(V, (T,))
     twice.twice = True
-    assert torch.equal(twice.outputs(head, x), logits)
-    torch.testing.assert_close(TASK.loss(logits, labels), TASK.loss(TASK.outputs(head, x), labels))
+    assert torch.equal(twice.reader(head)(x), logits)
+    torch.testing.assert_close(TASK.loss(logits, labels), TASK.loss(TASK.reader(head)(x), labels))
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 1000])
@@ -101,9 +101,9 @@ def test_heads_are_judged_without_all_logits(tokens, monkeypatch):
     known = labels != IGNORE_LABEL
     probabilities, summed = [], 0.0
     for head in heads:
-        judged = TASK.judge(head, x, labels)
+        judged = TASK.judge(TASK.reader(head)(x), labels)
         assert judged.shape == (B, T, 2)
-        torch.testing.assert_close(judged, TASK.judge(nn.Sequential(head), x, labels))
+        torch.testing.assert_close(judged, TASK.judge(head(x), labels))
         probability = head(x).softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
         part = TASK.part(judged)
         assert part.shape == (B, *TASK.part_shape)
@@ -120,7 +120,7 @@ def test_heads_are_judged_without_all_logits(tokens, monkeypatch):
 
 def test_padding_is_not_scored():
     x, labels = batch(torch.float32)
-    judged = TASK.judge(Readout(), x, labels)
+    judged = TASK.judge(TASK.reader(Readout())(x), labels)
     whole = [TASK.evaluate(judged[k:], TASK.part(judged[k:]), labels[k:], 1, 1) for k in range(B)]
     both = TASK.evaluate(judged, TASK.part(judged), labels, 1, 2)
     torch.testing.assert_close(both.loss, whole[0].loss + whole[1].loss)
@@ -144,7 +144,7 @@ def test_measures_are_perplexities_and_bits_per_byte():
 
 def test_the_score_while_training_is_a_perplexity():
     x, labels = batch(torch.float32)
-    outputs = TASK.outputs(Readout(), x)
+    outputs = TASK.reader(Readout())(x)
     score = TASK.score(outputs.detach(), labels)
     torch.testing.assert_close(score, TASK.loss(outputs, labels).exp().detach())
     assert not score.requires_grad

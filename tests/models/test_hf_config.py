@@ -1,0 +1,41 @@
+"""The configuration of a language model, as transformers takes it and as we do."""
+
+import json
+
+import pytest
+
+from pipeline_local.errors import UserError
+from pipeline_local.models import hf_config
+
+VOCABULARY = 40
+SIZES = {
+    "gpt2": ("n_embd", "hidden_size", "n_head", "n_layer", "n_positions", "n_inner", "vocab_size"),
+    "qwen3": ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    "llama": ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"),
+    "mistral": ("num_attention_heads", "sliding_window"),
+}
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+@pytest.mark.parametrize("architecture", SIZES)
+def test_a_size_is_a_whole_number_of_at_least_1(tmp_path, architecture, value):
+    """transformers takes most of them, and fails later or builds layers of nothing."""
+    wanted = f"should be a whole number of at least 1, got {value}; "
+    for key in SIZES[architecture]:
+        with pytest.raises(UserError) as caught:
+            hf_config.configuration(None, architecture, {key: value}, VOCABULARY)
+        assert str(caught.value) == f"model.{key}: {wanted}change it"
+        facts = {"model_type": architecture, key: value}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        with pytest.raises(UserError) as caught:
+            hf_config.configuration(tmp_path, None, {}, VOCABULARY)
+        assert str(caught.value) == (
+            f"model.{key}: {wanted}correct model.config, or set model.{key}"
+        )
+        own = {"hidden_size": 64, "num_attention_heads": 4}
+        hf_config.configuration(tmp_path, None, {**own, key: 64}, VOCABULARY)
+
+
+def test_a_window_that_is_not_used_may_be_of_any_size():
+    unused = {"sliding_window": 0, "use_sliding_window": False}
+    assert hf_config.configuration(None, "qwen3", unused, VOCABULARY).sliding_window is None

@@ -1,0 +1,24 @@
+"""How messages are put into words."""
+
+import pytest
+
+from pipeline_local.errors import counted, few
+
+
+@pytest.mark.parametrize(
+    ("number", "nouns", "words"),
+    [
+        (0, ("step",), "0 steps"),
+        (1, ("step",), "1 step"),
+        (2, ("step",), "2 steps"),
+        (1, ("class", "classes"), "1 class"),
+        (3, ("class", "classes"), "3 classes"),
+    ],
+)
+def test_a_number_and_its_noun(number, nouns, words):
+    assert counted(number, *nouns) == words
+
+
+def test_the_first_of_many():
+    assert few(["a", "b"]) == "a, b"
+    assert few(["a", "b", "c"], most=1) == "a and 2 more"
