@@ -52,11 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STALLED
     except StoppedError:
         return EXIT_STOPPED
-    except FileNotFoundError as error:  # of Python's tempfile, whoever asks it
-        if "temporary directory" not in str(error):
-            raise
-        _explain(UserError(f"{error.strerror}; name a folder in TMPDIR that can be written"))
-        return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
         if (reason := _memory_shortage(error) or compiler_failure(error)) is None:
             raise

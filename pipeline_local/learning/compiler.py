@@ -55,7 +55,7 @@ def compiler_failure(error: Exception) -> UserError | None:
     return None
 
 
-_SIGNS = ("CompileError", "InvalidCxxCompiler", "TritonMissing", "[Errno ")
+_SIGNS = (" compile error", "InvalidCxxCompiler", "TritonMissing", "[Errno ")
 
 
 def _trouble(error: Exception) -> UserError:
