@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 if __name__ == "__main__":  # the current folder comes last: a script may be named as a library's
     _FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -25,6 +26,11 @@ def main() -> int:
     open_what_is_closed()
     end_with_launcher()
     spin_briefly()
+    try:
+        tempfile.gettempdir()  # torch asks for it as it is loaded, and would show a traceback
+    except FileNotFoundError as error:
+        print(f"error: {error.strerror}; name one in TMPDIR that can be written", file=sys.stderr)
+        return 2
     try:
         from pipeline_local import cli
 

@@ -13,6 +13,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
+from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
@@ -89,6 +90,8 @@ def propose(
         config = in_folder(config, str(first_free()))
     try:
         placement = check(config, rank_info, said)
+        if config.compile:
+            try_compiler(rank_info.device)
         facts = _lead(placement, run, said)
     except BaseException:
         rank_store.set("start", {"refused": True})

@@ -22,6 +22,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
+from pipeline_local.learning.compiler import check_cache_folder, compiler_failure
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import complain
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _with_baselines(arguments)
     options = _parse(arguments)
     try:
+        check_cache_folder()
         return int(options.run(options, arguments))
     except UserError as error:
         _explain(error)
@@ -50,15 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STALLED
     except StoppedError:
         return EXIT_STOPPED
-    except FileNotFoundError as error:  # of Python's tempfile, whoever asks it
-        if "temporary directory" not in str(error):
-            raise
-        _explain(UserError(f"{error.strerror}; name a folder in TMPDIR that can be written"))
-        return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        if (shortage := _memory_shortage(error)) is None:
+        if (reason := _memory_shortage(error) or compiler_failure(error)) is None:
             raise
-        _explain(shortage)
+        _explain(reason)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline_local.__main__ import spin_briefly
+from pipeline_local.__main__ import main, spin_briefly
 
 
 @pytest.fixture
@@ -37,6 +37,16 @@ def test_torch_is_not_loaded_too_early():
     """OpenMP reads its settings once, when torch brings it along."""
     script = "import sys, pipeline_local.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_nowhere_to_write(environment, tmp_path, capsys):
+    """Python finds no folder for temporary files, in TMPDIR or elsewhere."""
+    environment.setattr("tempfile.tempdir", None)
+    environment.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No usable temporary directory" in line
+    assert "TMPDIR" in line
 
 
 @pytest.mark.parametrize("command", [[sys.executable, "-m", "pipeline_local"], ["pipeline-local"]])

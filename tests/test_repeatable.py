@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.finished import export
-from pipeline_local.models import registry
+from pipeline_local.models import causal_lm, registry
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 
@@ -79,10 +79,19 @@ def test_models_of_all_families(tmp_path, run_ranks, name):
     assert run_ranks(differing, 1, tmp_path, model, data, timeout=300) == [[]]
 
 
-def test_a_language_model(tmp_path, run_ranks):
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=[] if name in ("gpt2", "llama") else pytest.mark.long)
+        for name in causal_lm.TESTED
+    ],
+)
+def test_language_models(tmp_path, run_ranks, architecture):
     """More than 32,768 numbers of embeddings, the least that threads share."""
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
-    model = {"name": LANGUAGE, "architecture": "llama", "num_attention_heads": 2, **sizes}
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    if architecture != "gpt2":
+        sizes |= {"intermediate_size": 128}
+    model = {"name": LANGUAGE, "architecture": architecture, "tie_word_embeddings": False, **sizes}
     data = {"name": "synthetic_tokens", "vocabulary": 300, "sequence_length": 96}
     assert run_ranks(differing, 1, tmp_path, model, data) == [[]]
 

@@ -61,7 +61,7 @@ class Run:
         name, _, value = self.mark.partition("=")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
         environment |= {name: value, "PYTHONPATH": str(ROOT)}
-        module = () if launcher == SCRIPT else ("-m", "pipeline_local")
+        module = {SCRIPT: (), DEEPSPEED: ("pipeline_local",)}.get(launcher, ("-m", "pipeline_local"))
         command = [
             *launcher,
             *module,
@@ -84,6 +84,7 @@ class Run:
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                start_new_session=True,
             )
 
     def processes(self):
@@ -134,6 +135,7 @@ class Run:
 OWN = (sys.executable,)
 SCRIPT = (str(BIN / "pipeline-local"),)
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node=2")
+DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators=2", "--module")
 
 
 @pytest.fixture
@@ -202,16 +204,18 @@ def test_a_launcher_that_is_asked_to_stop(start, number):
 
 
 @pytest.mark.long
-def test_ctrl_c_under_torchrun(start):
-    """It is sent to torchrun, which sends it to its ranks and their loaders."""
-    run = start("data.workers=1", launcher=TORCHRUN)
+@pytest.mark.parametrize("launcher", [OWN, TORCHRUN, DEEPSPEED])
+def test_ctrl_c_in_a_terminal(start, launcher):
+    """It goes to the launcher, its ranks and their loaders, and launchers pass it on. The front of
+    deepspeed ends before its ranks."""
+    run = start("data.workers=1", launcher=launcher)
     run.rank(1)
-    run.process.send_signal(signal.SIGINT)
+    os.killpg(run.process.pid, signal.SIGINT)
     run.process.wait(LONGEST)
+    run.leaves_nothing()
     assert not run.told()
     *_, saved = sorted((run.folder / "runs" / "digits" / "checkpoints").iterdir())
     assert len(list(saved.glob("*.safetensors"))) == 4
-    run.leaves_nothing()
 
 
 @pytest.mark.long
