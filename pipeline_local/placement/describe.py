@@ -4,6 +4,7 @@ from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.datasets import DataInfo
+from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
 
@@ -35,14 +36,16 @@ def explain(blueprint: Blueprint) -> str:
     modules = f"{len(blueprint.modules)} modules{' (BP-free)' if is_bp_free(blueprint) else ''}"
     return (
         f"{blueprint.config.model.name}: {millions:.2f} M parameters in {len(blocks) - 1} blocks,"
-        f" {modules}; {_data(blueprint.info)}"
+        f" {modules}; {_data(blueprint.info, blueprint.task)}"
     )
 
 
-def _data(info: DataInfo) -> str:
+def _data(info: DataInfo, task: Task) -> str:
     if info.label_shape == info.image_shape and info.dtype.startswith("int"):
         return f"sequences of {info.image_shape[0]} tokens, {info.num_classes} different ones"
-    return f"images {'x'.join(map(str, info.image_shape))}, {info.num_classes} classes"
+    inputs = "images" if len(info.image_shape) == 3 else "inputs"
+    outputs = "outputs" if task.label_dtype.is_floating_point else "classes"
+    return f"{inputs} {'x'.join(map(str, info.image_shape))}, {info.num_classes} {outputs}"
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:
