@@ -186,7 +186,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
     """Trains in this process, or on the ranks that it starts with the same arguments."""
     from pipeline_local import trainer
-    from pipeline_local.ranks.launcher import start_ranks, told_in_peace
+    from pipeline_local.ranks.launcher import start_ranks, reporting_failure
 
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)
@@ -196,7 +196,7 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
         there = RankInfo(world_size=num_stages, local_world_size=num_stages)
         agreement.check(config, there, said)
         return start_ranks(num_stages, arguments)
-    with told_in_peace():
+    with reporting_failure():
         trainer.train(config, rank_info, said=said)
     return 0
 
