@@ -186,7 +186,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
     """Trains in this process, or on the ranks that it starts with the same arguments."""
     from pipeline_local import trainer
-    from pipeline_local.ranks.launcher import start_ranks, reporting_failure
+    from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)

@@ -23,7 +23,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
-from pipeline_local.ranks.launcher import start_ranks, reporting_failure
+from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
 COMMAND = "call"
 """Of the command line, for the ranks alone."""
