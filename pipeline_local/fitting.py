@@ -139,7 +139,8 @@ def load(
     Args:
         run: its folder.
         model: of a run that `fit` has made: a model like the one that was trained; it gets the
-            weights. None: of any other run, the network is made anew from the configuration.
+            weights. None: of any other run, the network is made anew from the configuration; it
+            takes images that are normalised as in training (data.json has mean and deviation).
         step: of the checkpoint: "newest", a number of optimizer steps, or a name ("best").
 
     Raises:
