@@ -107,7 +107,7 @@ def learned(
     task: str | Mapping[str, Any] | Task | None,
     batch_size: int | None,
 ) -> Tree:
-    """The sections that say what is learned: `model`, `data` and `task`."""
+    """Return the sections that say what is learned: `model`, `data` and `task`."""
     usual = data.batch_size or min(128, len(data.samples))
     size = usual if batch_size is None else batch_size
     return {
@@ -158,7 +158,7 @@ def updated(
     schedule: str | Schedule,
     epochs: int | None,
 ) -> Tree:
-    """The sections that say how weights are updated, and how long: `optimizer` and `train`."""
+    """Return what says how weights are updated, and how long: `optimizer` and `train`."""
     if not isinstance(optimizer, str):
         usual = _usual_rate(optimizer, objects)
         lr = usual if lr is None else lr
@@ -178,7 +178,7 @@ def placed(
     stages: int | None,
     sections: Mapping[str, Any],
 ) -> Tree:
-    """The sections that say where it runs: `modules`, `parallel` and `run`.
+    """Return the sections that say where it runs: `modules`, `parallel` and `run`.
 
     There are as many modules as said, or as a run to be resumed has; else one per stage.
     """

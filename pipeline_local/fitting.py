@@ -134,7 +134,7 @@ class _Where(Callback):
 def load(
     run: str | Path, model: given_models.Given | None = None, step: int | str = "newest"
 ) -> nn.Module:
-    """The network of a run, with its trained weights, in evaluation mode on the CPU.
+    """Return the network of a run, with its trained weights, in evaluation mode on the CPU.
 
     Args:
         run: its folder.

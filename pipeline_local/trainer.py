@@ -289,7 +289,7 @@ class Trainer:
                 return self.status.during("checkpoint", action.number, action, act="write")
 
     def train(self, step: Step) -> None:
-        """One optimizer step; on logged steps also the metrics."""
+        """Run one optimizer step of every module; on logged steps also write the metrics."""
         self.writer.check()
         with self.clock.training():
             self.stage.train(step)
