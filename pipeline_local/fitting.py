@@ -53,7 +53,7 @@ def fit(
 
     Args:
         model: an `nn.Module`, or its blocks in order; training starts at its weights.
-        train, test: (x, y) arrays, a map-style `Dataset`, a `DataLoader` or Hugging Face's.
+        train, test: (x, y) arrays, map-style `Dataset`, `DataLoader` or a Hugging Face data set.
         stages: ranks in a chain, started here or by a launcher; None: the launcher's, or 1.
         modules: gradient-isolated parts (K), each with a local loss; None: one per stage.
         epochs: passes over the training data; or give `train={"steps": ...}`.
