@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline_local.callbacks import Callback as Callback
     from pipeline_local.callbacks import EarlyStopping as EarlyStopping
     from pipeline_local.config import Config as Config
+    from pipeline_local.errors import StoppedError as StoppedError
     from pipeline_local.errors import UserError as UserError
     from pipeline_local.fitting import fit as fit
     from pipeline_local.fitting import load as load
@@ -41,6 +42,7 @@ _HOMES = {
     "Rules": "learning.rules",
     "Stage": "pipeline.stage",
     "Step": "learning.step",
+    "StoppedError": "errors",
     "Task": "learning.tasks",
     "UserError": "errors",
     "fit": "fitting",

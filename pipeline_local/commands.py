@@ -18,7 +18,7 @@ DESCRIPTION = "Pipelined training without a global backward pass."
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the whole command line; `options.run(options, arguments)` does what is asked for."""
+    """Return the parser of the command line; `options.run(options, arguments)` runs the command."""
     whole = argparse.ArgumentParser(prog="pipeline-local", description=DESCRIPTION)
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
-    """As paths of the configuration; the shell leaves `--json=~/x` alone."""
+    """Expand `~` and variables as in the configuration; the shell leaves `--json=~/x` alone."""
     try:
         return expanded(text)
     except ValueError as error:
@@ -46,7 +46,7 @@ def _tokenizer(text: str) -> str | Path:
 
 
 def _add_train(commands: Commands) -> None:
-    """What trains."""
+    """Add what trains."""
     train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
     train.add_argument("config", type=_path, help="YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
@@ -59,7 +59,7 @@ def _add_train(commands: Commands) -> None:
 
 
 def _add_tokenize(commands: Commands) -> None:
-    """What makes data."""
+    """Add what makes data."""
     tokenize = commands.add_parser("tokenize", help="write token files of a folder of texts")
     tokenize.add_argument("data", type=_path, help="folder with texts in train/ and test/")
     which = tokenize.add_mutually_exclusive_group(required=True)
@@ -72,7 +72,7 @@ def _add_tokenize(commands: Commands) -> None:
 
 
 def _add_planning(commands: Commands) -> None:
-    """Before a run is paid for."""
+    """Add what is asked before a run is paid for."""
     plan = commands.add_parser("plan", help="memory, traffic and balance, before anything is paid")
     plan.add_argument("config", type=_path, help="YAML file")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
@@ -105,7 +105,7 @@ def _add_planning(commands: Commands) -> None:
 
 
 def _add_finished(commands: Commands) -> None:
-    """About a run that is there."""
+    """Add what uses a run that is there."""
     export = commands.add_parser("export", help="write the trained model's weights")
     export.add_argument("run_folder", type=_path, help="run.dir of a run")
     help_text = "file.safetensors; or of a language model a folder"
@@ -184,9 +184,9 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
-    """Trains in this process, or on the ranks that it starts with the same arguments."""
+    """Train in this process, or on ranks that are started with the same arguments."""
     from pipeline_local import trainer
-    from pipeline_local.ranks.launcher import start_ranks, told_in_peace
+    from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.num_stages(config.parallel)
@@ -196,7 +196,7 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
         there = RankInfo(world_size=num_stages, local_world_size=num_stages)
         agreement.check(config, there, said)
         return start_ranks(num_stages, arguments)
-    with told_in_peace():
+    with reporting_failure():
         trainer.train(config, rank_info, said=said)
     return 0
 

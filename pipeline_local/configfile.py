@@ -242,7 +242,8 @@ def _mistake(path: _KeyPath, value: object) -> str | None:
     if path in _schema() or _is_option(path):
         return None
     if key in _sections():
-        return f"{key}: should be a section of `key: value` lines, got {shorten(value)}"
+        form = "a section of `key: value` lines (in Python a dict)"
+        return f"{key}: should be {form}, got {shorten(value)}"
     return f"unknown key {shorten(key)}{_suggest(path)}"
 
 

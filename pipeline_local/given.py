@@ -160,9 +160,9 @@ class GivenTask(Task):
         self._base = base if usual else None
         self._own_loss, self._score = loss, metric or (self._base.score if self._base else loss)
         if metric is not None or self._base is None:
-            self.metric = _name(metric or loss)
+            self.metric, self.percent = _name(metric or loss), False
         else:
-            self.metric = self._base.metric
+            self.metric, self.percent = self._base.metric, self._base.percent
         self.better = base.better if base and (metric or self._base) else "lower"
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:

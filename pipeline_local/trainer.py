@@ -1,4 +1,4 @@
-"""config -> modules -> stage -> the run plan."""
+"""One rank of a run: configuration -> modules -> stage, which then follows the run plan."""
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -83,7 +83,8 @@ def _on_this_rank(
         stack.enter_context(rank_info.repeatable())
         store = stack.enter_context(joined(rank_info))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
-        # around the watchdog: a launcher that hears of a death signals those who are to tell of it
+        # outside of the watchdog: a launcher that notices a dead rank signals all others, and one
+        # of them must still report it
         stop = stack.enter_context(Stop(rank_store))
         watchdog = stack.enter_context(Watchdog(rank_store, rank_info, config.parallel.timeout))
         stop.listen(lambda: watchdog.judged)
@@ -243,6 +244,7 @@ class Trainer:
             last = self.status.during("checkpoint", self._done, "last", act="write")
             with last, self.clock.saving():
                 self.writer.wait()
+            # what is still on its way upstream is part of the last checkpoint, and is taken here
             below = self.stage.modules[-1].index + 1
             self.downstream.finish(self.blueprint.run_plan.under_way(below, self._done))
             self.upstream.finish()
@@ -287,7 +289,7 @@ class Trainer:
                 return self.status.during("checkpoint", action.number, action, act="write")
 
     def train(self, step: Step) -> None:
-        """One optimizer step; on logged steps also the metrics."""
+        """Run one optimizer step of every module; on logged steps also write the metrics."""
         self.writer.check()
         with self.clock.training():
             self.stage.train(step)
@@ -334,10 +336,10 @@ class Trainer:
         """What has been derived, with its reasons."""
         own = self.rank_info.explain(self.blueprint.config.parallel)
         lines = [explain(self.blueprint), self.blueprint.run_plan.explain(), own]
-        if self.rank_info.rank:  # nobody sees them
+        if self.rank_info.rank:  # shown by the first rank only, whose host has data and profile
             return lines
         lines += passed_over(self.blueprint.config.data)
-        if self.blueprint.config.modules.profile is None:  # it need not be on every host
+        if self.blueprint.config.modules.profile is None:
             return lines
         measured = costs_by_device(self.blueprint)[0]
         return [*lines, *profile_file.doubts(measured, self.rank_info.device_name)]

@@ -186,7 +186,7 @@ MISTAKES = [
     Mistake("run.dir read-only", "run.dir=/proc/none/x", ("/proc/none/x cannot be written",)),
     Mistake("run.dir endless", f"run.dir={'a' * 5000}", ("cannot be read (File name too long)",)),
     Mistake("run.dir with NUL", ['run.dir="a\\0b"'], ("a\\x00b cannot be", "null byte")),
-    Mistake("a run is there", "", ("out already holds a run", "run.resume=true"), finished_run),
+    Mistake("a run is there", "", ("out already holds a run", "-local resume"), finished_run),
     Mistake("other model", f"{RESUME} model.width=8", ("with another model",), finished_run),
     Mistake("other K", f"{RESUME} modules.count=2", ("with another modules",), finished_run),
     Mistake(

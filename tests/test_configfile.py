@@ -204,7 +204,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             "unknown key 'head.zzz' for head.name=auglocal; the keys here are name, depth",
         ),
         # the wrong type
-        ("head=5", "head: should be a section of `key: value` lines, got 5"),
+        ("head=5", "head: should be a section of `key: value` lines (in Python a dict), got 5"),
         ("train.seed=true", "train.seed: should be a whole number, got True"),
         ("train.seed='3'", "train.seed: should be a whole number, got '3'"),
         ("train.steps=1.5", "train.steps: should be a whole number, got 1.5"),
@@ -353,7 +353,10 @@ def test_a_file_that_cannot_be_one(tmp_path: Path, text: str, problem: str) -> N
             "head: {1: 2}",
             "unknown key 'head.1'; the keys here are name, depth",
         ),
-        ("head: [1]", "head: should be a section of `key: value` lines, got [1]"),
+        (
+            "head: [1]",
+            "head: should be a section of `key: value` lines (in Python a dict), got [1]",
+        ),
     ],
 )
 def test_a_line_that_should_not_stand_there(tmp_path: Path, line: str, problem: str) -> None:
@@ -410,7 +413,7 @@ def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
             "head={1: 2}",
             "unknown key 'head.1'; the keys here are name, depth, taper",
         ),
-        ("head=5", "head: should be a section of `key: value` lines, got 5"),
+        ("head=5", "head: should be a section of `key: value` lines (in Python a dict), got 5"),
         ("head.name=python:no.such:f", "head.name: module 'no.such' cannot be imported"),
         ("data.width=1", "unknown key 'data.width' for data.name=digits; the keys here are name"),
     ],

@@ -273,6 +273,21 @@ def test_dense(fitted):
         fitted(model, (x, y), (x, y), run_dir="unused")
 
 
+def test_what_a_run_shows_of_data_without_images(fitted, capsys):
+    x, _ = points(64)
+    data = x, x.sum(1)
+    fitted(network(1), data, data)
+    assert "inputs 8, 1 outputs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("own", "percent"), [({"metric": functional.cross_entropy}, 0), ({}, 4)])
+def test_only_fractions_are_shown_in_percent(fitted, capsys, own, percent):
+    """A metric of a program's own may be any number; accuracy, alone and together, of two heads."""
+    fitted(network(), **own)
+    table = capsys.readouterr().out.partition("Test set")[2]
+    assert table.count(" %") == percent
+
+
 def test_a_loss_and_a_metric_of_ones_own(fitted):
     calls = []
 
@@ -685,6 +700,7 @@ MISTAKES = {
         r"test data must look like training data: got x \[9\] float32",
     ),
     "test of other labels": (network, {"test": (X, X[:, 0])}, "must look like training data"),
+    "loss by name": (network, {"loss": "mse"}, "loss: must be a function of outputs and .*'mse'"),
     "loss without mean": (
         network,
         {"loss": nn.CrossEntropyLoss(reduction="none")},

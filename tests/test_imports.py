@@ -40,7 +40,7 @@ FLOORS = (
     ("memory",),
     ("placement",),
     ("callbacks", "agreement", "finished"),
-    ("trainer", "predictor", "generation"),
+    ("trainer", "predictor", "generation", "arguments"),
     ("fitting",),
     ("simulation",),
     ("planning",),

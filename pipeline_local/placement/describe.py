@@ -5,6 +5,7 @@ from torch import nn
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import counted
+from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
 
@@ -37,15 +38,17 @@ def explain(blueprint: Blueprint) -> str:
     modules += " (BP-free)" if is_bp_free(blueprint) else ""
     return (
         f"{blueprint.config.model.name}: {millions:.2f} M parameters in"
-        f" {counted(len(blocks) - 1, 'block')}, {modules}; {_data(blueprint.info)}"
+        f" {counted(len(blocks) - 1, 'block')}, {modules}; {_data(blueprint.info, blueprint.task)}"
     )
 
 
-def _data(info: DataInfo) -> str:
+def _data(info: DataInfo, task: Task) -> str:
     if info.label_shape == info.sample_shape and info.dtype.startswith("int"):
         return f"sequences of {info.sample_shape[0]} tokens, {info.num_classes} different ones"
-    classes = counted(info.num_classes, "class", "classes")
-    return f"images {'x'.join(map(str, info.sample_shape))}, {classes}"
+    inputs = "images" if len(info.sample_shape) == 3 else "inputs"
+    number = task.label_dtype.is_floating_point
+    outputs = counted(info.num_classes, *(("output",) if number else ("class", "classes")))
+    return f"{inputs} {'x'.join(map(str, info.sample_shape))}, {outputs}"
 
 
 def is_bp_free(blueprint: Blueprint) -> bool:

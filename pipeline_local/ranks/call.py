@@ -23,7 +23,7 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
-from pipeline_local.ranks.launcher import start_ranks, told_in_peace
+from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
 COMMAND = "call"
 """Of the command line, for the ranks alone."""
@@ -74,7 +74,7 @@ def run_here(file: Path) -> None:
         sys.path[:] = path  # first: the function may need it
         function, entries = unpack(packed)
         registry.add_again(entries)
-        with told_in_peace():
+        with reporting_failure():
             function()
     except (RefusedElsewhereError, NeighbourLostError, StalledError):
         raise  # another rank knows the cause

@@ -193,9 +193,11 @@ _TAKEN_BY_AGENT = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 
 
 @contextmanager
-def told_in_peace() -> Iterator[None]:
-    """A rank whose work fails says why before it ends; its launcher, which has heard of it from the
-    others, must not cut it off."""
+def reporting_failure() -> Iterator[None]:
+    """Ignores SIGTERM once the work of this rank has failed, so that it can report why.
+
+    Its launcher ends all ranks as soon as one has failed, perhaps before this one has reported.
+    """
     try:
         yield
     except Exception:

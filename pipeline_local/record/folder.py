@@ -97,7 +97,7 @@ class RunFolder:
                 cannot be read.
         """
         try:
-            self._refuse_overwriting(resume)
+            self._refuse_overwriting(resume, config)
             if self.config.is_file():
                 facts = self.info.read_text() if self.info.is_file() else "", info
                 before = self.load_config()
@@ -107,7 +107,7 @@ class RunFolder:
                 f"run.dir: {_short(self.path)} cannot be read ({_reason(error)}); name another"
             ) from None
 
-    def _refuse_overwriting(self, resume: bool) -> None:
+    def _refuse_overwriting(self, resume: bool, config: Config) -> None:
         for path in (self.path, *self.path.parents):
             if path.is_symlink() and not path.exists():
                 raise UserError(
@@ -119,7 +119,7 @@ class RunFolder:
         if not resume and (found := self._found()):
             raise UserError(
                 f"run.dir: {self.path} already holds a run ({', '.join(found)}), and runs are never"
-                f" overwritten; pass run.resume=true to resume it, or run.dir=ANOTHER"
+                f" overwritten; name another, or resume it: {resuming.how(self.path, config)}"
             )
 
     def _found(self) -> list[str]:
