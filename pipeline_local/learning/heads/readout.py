@@ -3,7 +3,7 @@ of the last module (SOLO, Yin et al., 2026)."""
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -44,8 +44,7 @@ class ReadoutHead(nn.Module, Follower):
 
     @property
     def _own(self) -> HasHidden:
-        assert isinstance(self.classifier, HasHidden), "the entry has looked"
-        return self.classifier
+        return cast(HasHidden, self.classifier)  # the entry has looked
 
     @property
     def weight(self) -> Tensor:
