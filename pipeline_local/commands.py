@@ -52,7 +52,7 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
     train.set_defaults(run=_train)
 
-    resume = commands.add_parser("resume", help="go on with a run, by its own configuration")
+    resume = commands.add_parser("resume", help="continue a run by its own configuration")
     resume.add_argument("run_folder", type=Path, help="run.dir of a run")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
     resume.set_defaults(run=_resume)
@@ -73,14 +73,14 @@ def _add_tokenize(commands: Commands) -> None:
 
 def _add_planning(commands: Commands) -> None:
     """Add what is asked before a run is paid for."""
-    plan = commands.add_parser("plan", help="memory, traffic and balance, before anything is paid")
+    plan = commands.add_parser("plan", help="predict memory, traffic and balance")
     plan.add_argument("config", type=_path, help="YAML file")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
     plan.add_argument("--json", type=_path, help="also write all numbers to this file")
     plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
     plan.set_defaults(run=_plan)
 
-    simulate = commands.add_parser("simulate", help="other stages, links and methods, by a profile")
+    simulate = commands.add_parser("simulate", help="predict other stages, links and methods")
     simulate.add_argument("config", type=_path, help="YAML file")
     simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
     methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
@@ -126,7 +126,7 @@ def _add_finished(commands: Commands) -> None:
     generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
     generate.set_defaults(run=_generate)
 
-    diagnose = commands.add_parser("diagnose", help="local gradients beside the true global one")
+    diagnose = commands.add_parser("diagnose", help="compare local gradients with the global ones")
     diagnose.add_argument("run_folder", type=_path, help="run.dir of a run")
     diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
@@ -136,7 +136,7 @@ def _add_finished(commands: Commands) -> None:
 
 def _add_bench(commands: Commands) -> None:
     """Add what measures."""
-    bench = commands.add_parser("bench", help="measure; prints a Markdown table of ratios")
+    bench = commands.add_parser("bench", help="measure a step; prints a Markdown table of ratios")
     what = bench.add_subparsers(required=True, metavar="WHAT")
     reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
     reconcile.add_argument("config", type=_path, help="YAML file")

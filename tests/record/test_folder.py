@@ -24,7 +24,7 @@ def test_a_new_or_empty_folder_is_fine(tmp_path):
 def test_an_existing_run_is_only_resumed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create(configfile.parse(CONFIG), "{}")
-    refusal = r"holds a run \(config.yaml, data.json\), .* overwritten; pass run\.resume=true"
+    refusal = r"holds a run \(config.yaml, data.json\), .* overwritten; .* pipeline-local resume"
     with pytest.raises(UserError, match=refusal):
         folder.check(configfile.parse(CONFIG), "{}", resume=False)
     folder.check(configfile.parse(CONFIG), "{}", resume=True)
