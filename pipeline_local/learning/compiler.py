@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pipeline_local.errors import UserError
 
-
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 

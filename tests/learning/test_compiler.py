@@ -46,7 +46,7 @@ def no_compiler(tmp_path, monkeypatch):
 
 
 def test_a_host_without_a_compiler(no_compiler):
-    with pytest.raises(UserError, match="No working C\\+\\+ compiler found.*compile=false"):
+    with pytest.raises(UserError, match=r"No working C\+\+ compiler found.*compile=false"):
         try_compiler(torch.device("cpu"))
 
 

@@ -61,7 +61,9 @@ class Run:
         name, _, value = self.mark.partition("=")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
         environment |= {name: value, "PYTHONPATH": str(ROOT)}
-        module = {SCRIPT: (), DEEPSPEED: ("pipeline_local",)}.get(launcher, ("-m", "pipeline_local"))
+        module = {SCRIPT: (), DEEPSPEED: ("pipeline_local",)}.get(
+            launcher, ("-m", "pipeline_local")
+        )
         command = [
             *launcher,
             *module,
