@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pipeline_local.callbacks import Callback
 from pipeline_local.config import Config, RunConfig
@@ -45,7 +46,8 @@ def check(
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
     if odd := [each for each in callbacks if not isinstance(each, Callback)]:
         raise UserError(f"callbacks: pass instances of Callback, got {odd[0]!r}")
-    if any(weight.is_inference() for weight in given_models.network_of(model)[0].parameters()):
+    weights = given_models.network_of(model)[0].parameters()
+    if any(weight.is_inference() for weight in weights if not is_lazy(weight)):
         raise UserError(
             "model: its weights were made in torch.inference_mode(), which forbids to change them;"
             " make it outside"

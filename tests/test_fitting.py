@@ -118,6 +118,10 @@ MODELS = {
         ),
         (2, 10),
     ),
+    "lazy": (
+        lambda: [nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(6), nn.LazyLinear(2)],
+        (8,),
+    ),
     "float64": (lambda: network().double(), (8,)),
 }
 

@@ -45,7 +45,7 @@ class Feedback(LaggedContent):
         feedback = next(arrived, None)
         if feedback is not None:
             assert kept is not None, "it keeps what it needs"
-            receiver.heed(step, kept, feedback)
+            receiver.apply_feedback(step, kept, feedback)
         return ()
 
 

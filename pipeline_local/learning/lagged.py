@@ -67,8 +67,8 @@ class Learner(Protocol):
         """Return the head's part of this microbatch (`Task.part`)."""
         ...
 
-    def heed(self, step: Step, kept: Kept, feedback: Tensor) -> None:
-        """Train the head with the batch of an earlier step (`LocalModule.heed`)."""
+    def apply_feedback(self, step: Step, kept: Kept, feedback: Tensor) -> None:
+        """Train the head with the batch of an earlier step (`LocalModule.apply_feedback`)."""
         ...
 
     def imitate(self, step: Step, kept: Kept, later: Tensor, heads: int) -> Tensor:

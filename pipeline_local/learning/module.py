@@ -170,7 +170,7 @@ class LocalModule(Inference):
         """
         self.lagged.apply(self, step, microbatch, tensors)
 
-    def heed(self, step: Step, kept: Kept, feedback: Tensor) -> None:
+    def apply_feedback(self, step: Step, kept: Kept, feedback: Tensor) -> None:
         """Train the head so that its signal comes closer to the downstream neighbour's input
         gradient.
 
@@ -203,7 +203,7 @@ class LocalModule(Inference):
         masks of an earlier step.
 
         Args:
-            step, kept: as for `heed`.
+            step, kept: as for `apply_feedback`.
             later: the sum of the parts of later heads for that microbatch.
             heads: number of heads that the teacher consists of, this one among them; 1: it is what
                 has come.

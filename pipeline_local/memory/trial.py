@@ -270,6 +270,9 @@ class _Watch:
         self.now: _Part | None = None
         self._evaluated: dict[str, torch.dtype] = {}
         self._seen: set[Any] = set()
+        self._saved = {
+            p.label: {n: t.shape for n, t in p.module.state_dict().items()} for p in parts
+        }
         for part in parts:
             part.module.register_forward_pre_hook(partial(self._before, part))
             part.module.register_forward_hook(partial(self._after, part))
@@ -301,7 +304,22 @@ class _Watch:
             )
         if self._reaches_checkpoint(y):
             raise _RefusedError(_REENTRANT)
+        self._check_buffers(part)
         self.now = None
+
+    def _check_buffers(self, part: _Part) -> None:
+        for name, buffer in part.module.named_buffers():
+            before = self._saved[part.label].get(name, buffer.shape)
+            if buffer.requires_grad:
+                raise _RefusedError(
+                    f"keeps the graph of a step in its buffer {name}; assign a detached tensor"
+                )
+            if buffer.shape != before:
+                raise _RefusedError(
+                    f"changes the shape of its buffer {name} from {list(before)} to"
+                    f" {list(buffer.shape)}, with which no checkpoint could be loaded; keep one"
+                    f" shape, or register it with persistent=False"
+                )
 
     def _reaches_checkpoint(self, y: Tensor) -> bool:
         """Whether there is a reentrant checkpoint, torch's or another library's, in the graph."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
 from pipeline_local.models import layouts
@@ -46,7 +47,8 @@ def backbone(model: Given, example: Tensor, layout: Layout | None = None) -> Bac
     if tensors:
         example = example.to(tensors[0].device)
     _try(network, example)
-    _check_attributes(network)
+    with kept(network):
+        _check_layers(network)
     reasons = []
     for candidate in _candidates(network):
         try:
@@ -134,13 +136,18 @@ def _try(network: nn.Module, example: Tensor) -> None:
         )
 
 
-def _check_attributes(network: nn.Module) -> None:
+def _check_layers(network: nn.Module) -> None:
     for path, layer in network.named_modules():
+        where = f"model: {path or 'the model'} ({type(layer).__name__})"
         if plain := [name for name, value in vars(layer).items() if isinstance(value, Tensor)]:
+            hooked = layer._forward_pre_hooks  # the former weight_norm and spectral_norm
+            remedy = "torch.nn.utils.parametrizations" if hooked else "register_buffer"
             raise UserError(
-                f"model: {path or 'the model'} ({type(layer).__name__}) keeps {', '.join(plain)} as"
-                f" a plain attribute, which stays on its device; use register_buffer"
+                f"{where} keeps {', '.join(plain)} as a plain attribute, which stays on its device;"
+                f" use {remedy}"
             )
+        if not isinstance(layer.train(layer.training), nn.Module):
+            raise UserError(f"{where} has a train() that gives nothing; let it return self")
 
 
 def _assembled(
@@ -261,8 +268,9 @@ def _compare(network: nn.Module, modules: Sequence[nn.Module], example: Tensor) 
 
 
 def _output(network: nn.Module, runs: nn.Module, training: bool, example: Tensor) -> Tensor:
-    with kept(network), torch.random.fork_rng(devices=[]):
+    with kept(network), seeds.generators_kept():
         torch.manual_seed(0)
+        seeds.seed_host(0)
         network.train(training)
         output: Tensor = runs.train(training)(example.clone())
         return output

@@ -34,14 +34,18 @@ class ByMode(nn.Module):
 
 @contextmanager
 def kept(network: nn.Module) -> Iterator[None]:
-    """Modes and buffers are afterwards as they were: running statistics, too."""
+    """Modes and buffers are afterwards as they were: running statistics, too. A layer may have
+    written to its buffers, or have put others in their places."""
     modes = [(module, module.training) for module in network.modules()]
+    places = [(module._buffers, dict(module._buffers)) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for held, before in places:
+            held.update(before)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -153,6 +153,37 @@ class Complex(nn.Linear):
         return torch.fft.irfft(torch.fft.rfft(super().forward(x)) * self.factors, n=12)
 
 
+class Remembers(nn.Linear):
+    """A buffer, which each step in training sets."""
+
+    def __init__(self, remember):
+        super().__init__(12, 12)
+        self.register_buffer("seen", torch.zeros(12))
+        self.remember = remember
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.training:
+            self.seen = self.remember(self.seen, y)
+        return y - self.seen[:12]
+
+
+@pytest.mark.parametrize(
+    ("remember", "message"),
+    [
+        (lambda seen, y: 0.9 * seen + y.mean(0), "keeps the graph of a step in its buffer seen"),
+        (lambda seen, y: torch.cat([seen, y.detach().mean(0)]), r"seen from \[12\] to \[24\]"),
+    ],
+)
+def test_buffers_that_last_for_one_step(config, remember, message):
+    with pytest.raises(UserError, match=f"block 'middle' .*{message}"):
+        tried(config(lambda: Remembers(remember)))
+
+
+def test_a_buffer_that_is_replaced(config):
+    tried(config(lambda: Remembers(lambda seen, y: 0.9 * seen + y.detach().mean(0))))
+
+
 SIZES = [{"data": {"name": "digits", "batch_size": 1}}, {"train": {"steps": 4, "microbatches": 8}}]
 
 

@@ -1,5 +1,8 @@
 """A user's own model becomes blocks that are the model, to the bit, weights and names included."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -216,6 +219,30 @@ def test_a_model_in_evaluation_mode_trains():
     assert all(m.training for _, module in parts(backbone) for m in module.modules())
 
 
+class Moody(nn.Linear):
+    """Draws from every generator, and puts another buffer in the place of its own."""
+
+    def __init__(self):
+        super().__init__(6, 6)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+            y = y * (random.random() + np.random.rand())
+        return nn.functional.dropout(y, 0.5, self.training) - self.mean
+
+
+def test_blocks_that_draw_and_remember_are_the_model():
+    model = nn.Sequential(Moody(), Moody(), nn.Linear(6, 5))
+    buffers, drawn = dict(model.named_buffers()), random.getstate()
+    assert len(given.backbone(model, FLAT).blocks) == 2
+    assert random.getstate() == drawn
+    assert all(value is buffers[name] for name, value in model.named_buffers())
+    assert not any(value.any() for value in buffers.values())
+
+
 def test_lazy_layers_are_given_their_shapes():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(5))
     state = weights.model_state(parts(given.backbone(model, IMAGES)))
@@ -285,6 +312,17 @@ def tied():
     return model
 
 
+class Silent(nn.Linear):
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def normed():
+    """By a hook, which puts a weight beside the parameters."""
+    with pytest.warns(FutureWarning, match="deprecated"):
+        return nn.utils.weight_norm(nn.Linear(6, 6))
+
+
 @pytest.mark.parametrize(
     ("model", "args", "message"),
     [
@@ -297,6 +335,8 @@ def tied():
         (nn.Sequential(nn.Flatten(), nn.Linear(6, 5)), {}, "fewer than two pieces"),
         (nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 5)), {}, r"cannot take inputs of \[4, 6\]"),
         (nn.Sequential(Plain(), nn.Linear(6, 5)), {}, r"0 \(Plain\) keeps offset.*register_buffer"),
+        (nn.Sequential(normed(), nn.Linear(6, 5)), {}, "use torch.nn.utils.parametrizations"),
+        (nn.Sequential(Silent(6, 6), nn.Linear(6, 5)), {}, r"Silent\) has a train\(\) that gives"),
         (Deciding(twist=True), {}, "children in order: the blocks' outputs differ.*by up to"),
         (Unused(), {}, r"spare\.weight, spare\.bias of Unused would not be trained"),
         (shared(), {}, r"0 and a later block share a parameter \(0\.weight, 0\.weight\)"),

@@ -370,7 +370,7 @@ class Module:
         lagged = self.lagged.send(self, *self.now, NUMBER)
         return lagged if self.now[0].number + LAG < self.steps else ()
 
-    def heed(self, step, kept, feedback):
+    def apply_feedback(self, step, kept, feedback):
         pass
 
     def imitate(self, step, kept, later, heads):
