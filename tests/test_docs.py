@@ -286,7 +286,7 @@ def test_files_exist(page):
 
 
 PRIVATE = re.compile(
-    r"\b(told|tells?|dear(?:er|est)|mend(?:ed)?|apply_feedback(?:ed|s)?|unheeded|in turns|slow lines?|peers"
+    r"\b(told|tells?|dear(?:er|est)|mend(?:ed)?|heed(?:ed|s)?|unheeded|in turns|slow lines?|peers"
     r"|lifeline|whereabouts|rehears\w+|anew|rivals?)\b",
     re.IGNORECASE,
 )
