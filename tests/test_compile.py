@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from torch._inductor import config as inductor
 
 from pipeline_local.cli import main
 
@@ -22,10 +23,10 @@ parallel: {threads: 1}
 @pytest.mark.timeout(600)
 def test_compiled_training_follows_the_eager_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of workers is left
     (tmp_path / "c.yaml").write_text(CONFIG)
     assert main(["train", "c.yaml", "run.dir=eager"]) == 0
-    assert main(["train", "c.yaml", "run.dir=compiled", "compile=true"]) == 0
+    with inductor.patch(compile_threads=1):  # no pool of workers is left
+        assert main(["train", "c.yaml", "run.dir=compiled", "compile=true"]) == 0
     eager, compiled = (
         json.loads((tmp_path / name / "summary.json").read_text()) for name in ("eager", "compiled")
     )

@@ -58,7 +58,9 @@ class Table(nn.Module):
         self.places.random_(3)
 
     def forward(self, x):
-        return x + self.table[self.places].reshape(-1, 20, 64).square().sum(1).mean(0)
+        weights = torch.linspace(0.1, 1, 2000, device=x.device)[:, None]  # no two sums alike
+        rows = self.table[self.places] * weights
+        return x + rows.reshape(-1, 20, 64).square().sum(1).mean(0)
 
 
 def net(num_classes, image_shape):

@@ -22,6 +22,7 @@ _INNER = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_mo
 _BESIDE = {"n_averaged"}
 """What wrappers of modules keep beside the model: `swa_utils.AveragedModel` counts."""
 _COUNTER = "num_batches_tracked"
+_INDEX = "model.safetensors.index.json"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,11 +30,14 @@ def load(path: Path) -> dict[str, Tensor]:
     """Read a state dict: .safetensors, or what `torch.save` wrote (weights only, never code).
 
     Args:
-        path: the file, or a folder with `model.safetensors` or its parts and their index.
+        path: the file, or a folder with `model.safetensors` or its parts and their index, or that
+            index.
 
     Raises:
         UserError: missing, unreadable, or no flat dict of tensors.
     """
+    if path.name == _INDEX and path.is_file():
+        path = path.parent
     if path.is_dir():
         return {name: value for part in _parts(path) for name, value in load(part).items()}
     if not path.is_file():
@@ -62,7 +66,7 @@ def _parts(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or one that the index names is missing.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / _INDEX
     if whole.is_file():
         return [whole]
     try:

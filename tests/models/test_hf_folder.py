@@ -117,6 +117,13 @@ def test_folders_that_are_not_whole(tmp_path, index, message):
         weights.load(folder)
 
 
+def test_an_index_stands_for_its_folder(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "part.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "part.safetensors"}}')
+    assert weights.load(index).keys() == {"a"}
+
+
 @pytest.mark.parametrize("architecture", ["gemma3_text", "gpt2", "llama", "mistral"])
 def test_what_is_written_loads_without_a_missing_key(tmp_path, architecture):
     from transformers import AutoModelForCausalLM
