@@ -340,6 +340,8 @@ def import_named(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         callables = [key for key, value in vars(sys.modules[module]).items() if callable(value)]
         hint = did_you_mean(attribute, callables) or "; name a function or class of it"
+        if module == "__main__":
+            hint = ", as ranks have a main program of their own; put it into a file, and name that"
         raise UserError(f"{key}: module {module!r} has no callable {attribute!r}{hint}")
     return cast(Callable[..., Any], found)
 

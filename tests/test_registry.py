@@ -181,6 +181,11 @@ def test_values_that_yaml_cannot_tell_apart(heads, args, key, value):
         ("python:own:nothing", {}, "head.name: python:own:nothing is called with site by name"),
         ("python:own:deep", {}, "head.name: module 'own' has no callable 'deep'; did you mean 'De"),
         ("python:own:number", {}, "head.name: module 'own' has no callable 'number'; name a"),
+        (
+            "python:__main__:mine",
+            {},
+            "head.name: module '__main__' has no callable 'mine', as ranks have a main program",
+        ),
         ("python:own", {}, "head.name: got 'python:own'; write python:package.module:name"),
         ("python:.own:f", {}, "head.name: got 'python:.own:f'; write python:package.module:name"),
         ("python:a:b:c", {}, "head.name: got 'python:a:b:c'; write python:package.module:name"),

@@ -93,9 +93,11 @@ def make_task(config: Config, info: DataInfo) -> Task:
         if config.task.name.startswith("python:"):
             check_task(task)
     except ValueError as error:
+        sequences = len(info.label_shape) == 1 and info.label_shape == info.sample_shape
+        another = "task.name=next_token" if sequences else "another task"
         raise UserError(
             f"task.name: {config.task.name} does not fit data.name={config.data.name} ({error});"
-            f" choose another task or other data"
+            f" choose {another} or other data"
         ) from None
     if type(task) in (Classification, Dense) and task.num_outputs == 1:
         raise UserError(

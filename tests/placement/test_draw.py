@@ -109,3 +109,8 @@ def test_contrast_of_single_samples_says_what_helps():
     config = configfile.parse(tree)
     with pytest.raises(UserError, match=r"choose a larger data\.batch_size, or fewer"):
         draw(config, describe(config.data))
+
+
+def test_a_task_for_classes_names_that_for_tokens():
+    with pytest.raises(UserError, match=r"choose task\.name=next_token or other data"):
+        drawn_for_tokens(task={"name": "classification"})
