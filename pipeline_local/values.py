@@ -62,7 +62,9 @@ def _strict(node: Any, handler: GetCoreSchemaHandler, inside: tuple[str, ...]) -
 
 
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A float that is one; a larger one than YAML's could not be read back."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**63
+    return int(cast(float, value)) if is_whole else value
 
 
 def _number(value: object) -> object:

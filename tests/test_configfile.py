@@ -208,6 +208,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("train.seed=true", "train.seed: should be a whole number, got True"),
         ("train.seed='3'", "train.seed: should be a whole number, got '3'"),
         ("train.steps=1.5", "train.steps: should be a whole number, got 1.5"),
+        ("train.steps=1e19", "train.steps: should be a whole number, got 1e+19"),
         ("train.steps={a: 1}", "train.steps: should be a whole number, got {'a': 1}"),
         ("train.seed=null", "train.seed: should be a whole number, got None"),
         ("optimizer.lr=true", "optimizer.lr: should be a number, got True"),
