@@ -281,7 +281,7 @@ def test_what_a_run_shows_of_data_without_images(fitted, capsys):
     x, _ = points(64)
     data = x, x.sum(1)
     fitted(network(1), data, data)
-    assert "inputs 8, 1 outputs" in capsys.readouterr().out
+    assert "inputs 8, 1 output\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("own", "percent"), [({"metric": functional.cross_entropy}, 0), ({}, 4)])

@@ -60,7 +60,7 @@ def test_what_is_derived_is_announced_with_its_reason(tmp_path, run_ranks, capfd
     assert "resnet20: 0.02 M parameters in 10 blocks, 4 modules; images 1x8x8" in shown
     assert "4 steps (train.steps), 32 of 1442 samples each" in shown
     assert f"{stages} stage" in shown
-    assert "1 CPU threads each (parallel.threads)" in shown
+    assert "1 CPU thread each (parallel.threads)" in shown
     assert shown.count("Test set, per head") == 1
 
 

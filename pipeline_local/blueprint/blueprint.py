@@ -22,7 +22,7 @@ from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
-from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.body import Body, compile_head
 from pipeline_local.learning.heads import Follower, Site, copies
 from pipeline_local.learning.information import Ends, Information, InformedHead
 from pipeline_local.learning.lagged import LaggedContent, ModuleSpecs
@@ -184,8 +184,7 @@ class Blueprint:
         if self.config.compile:
             body.compile_blocks()
             for part in terms.parts(head):
-                for network in _compiled(part):
-                    compile_part(network)
+                compile_head(part)
         return self.assembled(index, body, head)
 
     def uncompiled(self, index: int, device: torch.device) -> LocalModule:
@@ -197,21 +196,27 @@ class Blueprint:
         for block in blocks:
             if isinstance(block, Follower):
                 block.begin(self.fresh(self._original(index, block), device))
-        return Body(blocks, self.config.modules.recompute), self._head(index, device)
+        return self._joined(index, blocks, self._head(index, device))
+
+    def _joined(
+        self, index: int, blocks: list[nn.Module], head: nn.Module
+    ) -> tuple[Body, nn.Module]:
+        """Makes a body of blocks, which is tied to the head where both are of the only module."""
+        for block in blocks:
+            if isinstance(block, TiedEmbedding) and self.is_last(index):
+                block.tie(head)
+        return Body(blocks, self.config.modules.recompute), head
 
     def fake_module(self, index: int, device: torch.device) -> LocalModule:
         """Returns the same module, uninitialised and not compiled, for a FakeTensorMode."""
         with unset_fake_temporarily():  # a fake mode would make fake tensors of meta tensors
             meta = [*self.meta_body(index), self.meta_head(index)]
         *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in meta]
-        return self.assembled(index, Body(blocks, self.config.modules.recompute), head)
+        return self.assembled(index, *self._joined(index, blocks, head))
 
     def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
         """Returns a module of a body and a head, with the rules and the optimizer of the run."""
         config = self.config
-        for part in body:
-            if isinstance(part, TiedEmbedding) and self.is_last(index):
-                part.tie(head)
         rules = Rules(
             seed=config.train.seed,
             fraction=config.head.fraction,
@@ -368,16 +373,6 @@ class Blueprint:
 
 def _advice(error: ValueError, usual: str) -> str:
     return error.advice if isinstance(error, FitsNowhereError) else usual
-
-
-def _compiled(head: nn.Module) -> list[nn.Module]:
-    """The networks of a head that are called: where logits are not formed, not the head itself."""
-    if not isinstance(head, HasHidden):
-        return [head]
-    found = []
-    for child in head.children():
-        found += list(child) if isinstance(child, nn.Sequential) else _compiled(child)
-    return found
 
 
 def tables(*networks: nn.Module) -> set[nn.Parameter]:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline_local import seeds
 from pipeline_local.learning.precision import wide_norms
+from pipeline_local.learning.tasks.next_token import HasHidden
 from pipeline_local.untouched import Buffers
 
 
@@ -93,6 +94,21 @@ def compile_part(part: nn.Module, **options: str) -> None:
     config.recompile_limit = config.accumulated_recompile_limit
     compiled = torch.compile(_entry(str(type(part))), dynamic=False, **options)  # type: ignore[call-overload]
     part._compiled_call_impl = partial(compiled, part)
+
+
+def compile_head(head: nn.Module) -> None:
+    """Compile what is called of a head: where logits are not formed, that is not the head itself."""
+    for network in _called(head):
+        compile_part(network)
+
+
+def _called(head: nn.Module) -> list[nn.Module]:
+    if not isinstance(head, HasHidden):
+        return [head]
+    found = []
+    for child in head.children():
+        found += list(child) if isinstance(child, nn.Sequential) else _called(child)
+    return found
 
 
 @cache

@@ -24,7 +24,7 @@ from pipeline_local.config import Config, DistillConfig, HeadConfig, Information
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning import information
-from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.body import Body, compile_head
 from pipeline_local.learning.information import Information, InformedHead
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule
@@ -271,7 +271,7 @@ class _PartTimer:
         if config.compile:
             whole.compile_blocks()
             for part in information.parts(head):
-                compile_part(part)
+                compile_head(part)
         module = self.blueprint.assembled(index, whole, head)
         module.lagged = LaggedMessages()  # it has no neighbours
         size = self._size

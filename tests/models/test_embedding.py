@@ -11,8 +11,10 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning import contents
 from pipeline_local.learning.step import LAG, Step
+from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.models import hf_config, weights
 from pipeline_local.placement.draw import draw
+from pipeline_local.planning import profile
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
@@ -26,9 +28,10 @@ GPT2 |= {"n_positions": 32, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop":
 TABLE, UNEMBEDDING = "transformer.wte.weight", "lm_head.weight"
 
 
-def config(run, count, /, **sections):
+def config(run, count, /, tied=True, **sections):
     sections = {"parallel": {"threads": 1}, "modules": {"count": count}, **sections}
-    return configfile.parse(token_task.settings(run, model=GPT2, **sections))
+    model = {**GPT2, "tie_word_embeddings": tied}
+    return configfile.parse(token_task.settings(run, model=model, **sections))
 
 
 def loaded(folder):
@@ -159,3 +162,19 @@ def test_weights_of_a_tied_model_are_taken_over_in_both_places(tmp_path):
     tree["run"] = {"dir": str(tmp_path / "third")}
     with pytest.raises(UserError, match="differ, and the model ties them; set"):
         train(configfile.parse(tree), RankInfo())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_its_parts_are_measured_and_its_memory_is_known(tmp_path, count):
+    made = config(tmp_path, count)
+    blueprint = draw(made, describe(made.data))
+    assert len(profile.measure(made, describe(made.data), 1, RankInfo())["blocks"]) == 4
+    memory = stage_bytes(blueprint, range(count), 1)
+    untied = draw(config(tmp_path, count, tied=False), describe(made.data))
+    matrix = 4 * token_task.VOCABULARY * 32
+    parameters = [
+        sum(module.parameters for module in stage_bytes(each, range(count), 1).modules)
+        for each in (blueprint, untied)
+    ]
+    assert memory.peak > parameters[0]
+    assert parameters[1] - parameters[0] == (matrix if count == 1 else 0)
