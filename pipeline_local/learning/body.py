@@ -97,7 +97,7 @@ def compile_part(part: nn.Module, **options: str) -> None:
 
 
 def compile_head(head: nn.Module) -> None:
-    """Compile what is called of a head: where logits are not formed, that is not the head itself."""
+    """Compile what is called of a head: not itself where logits are not formed."""
     for network in _called(head):
         compile_part(network)
 
