@@ -79,7 +79,12 @@ def _path(value: object) -> object:
 
 
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_FROM_YAML: dict[object, Any] = {"int": _whole, "float": _number, "path": _path}
+_FROM_YAML: dict[object, Any] = {
+    "int": _whole,
+    "literal": _whole,  # before 2.10 pydantic takes 0.0 for no 0
+    "float": _number,
+    "path": _path,
+}
 _DOLLAR = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\}|)")
 
 

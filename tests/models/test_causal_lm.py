@@ -206,7 +206,7 @@ def test_gradients_over_many_tokens_do_not_stall_in_bfloat16(architecture):
 def test_embeddings_are_looked_up_by_an_operation_that_repeats_itself():
     """The backward pass of `table[ids]` adds up in the order in which threads come."""
     modules = modules_of(build("gpt2"))
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         modules[0](ids_of()).sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert "aten::embedding_dense_backward" in names
