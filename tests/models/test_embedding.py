@@ -1,6 +1,7 @@
 """Tied embeddings: one parameter in a single module, a copy that follows in several."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -178,3 +179,20 @@ def test_its_parts_are_measured_and_its_memory_is_known(tmp_path, count):
     ]
     assert memory.peak > parameters[0]
     assert parameters[1] - parameters[0] == (matrix if count == 1 else 0)
+
+
+def test_a_run_that_is_resumed_between_two_hops_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "TIED_REFRESH", 3)
+    steps, cut = 16, 7
+    sections = {"head": {"name": token_task.HEAD}, "train": {"steps": steps, "seed": 0}}
+    sections |= {"checkpoint": {"every_steps": 1, "keep": steps}}
+    train(config(tmp_path / "run", 3, **sections), RankInfo())
+    checkpoints = Checkpoints(RunFolder(tmp_path / "run").checkpoints, 3)
+    last = {path.name: path.read_bytes() for path in checkpoints.at(steps).iterdir()}
+    for step in range(cut + 1, steps + 1):
+        shutil.rmtree(checkpoints.at(step))
+    train(RunFolder(tmp_path / "run").resumed([]), RankInfo())
+    again = {path.name: path.read_bytes() for path in checkpoints.at(steps).iterdir()}
+    safe = [name for name in last if name.endswith(".safetensors")]
+    assert len(safe) == 3
+    assert all(last[name] == again[name] for name in safe)
