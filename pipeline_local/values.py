@@ -81,7 +81,7 @@ def _path(value: object) -> object:
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _FROM_YAML: dict[object, Any] = {
     "int": _whole,
-    "literal": _whole,  # before 2.10 pydantic takes 0.0 for no 0
+    "literal": _whole,  # pydantic 2.7 takes 0.0 for no 0
     "float": _number,
     "path": _path,
 }

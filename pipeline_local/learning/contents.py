@@ -181,8 +181,12 @@ class Unembeddings(LaggedContent):
     ) -> tuple[Tensor, ...]:
         """Let the copies of head and embedding follow; the last module has none."""
         weight = tuple(islice(arrived, 1))
-        for part in (*receiver.body.children(), parts(receiver.head)[0]) if weight else ():
-            if isinstance(part, Follower) and part.follows == "unembedding" and part.copy:
+        if not weight:
+            return weight
+        for part in (*receiver.body.children(), parts(receiver.head)[0]):
+            if not isinstance(part, Follower) or part.follows != "unembedding":
+                continue
+            if part.copy is not None:
                 part.follow(iter(weight))
         return weight
 
