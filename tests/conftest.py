@@ -42,14 +42,17 @@ def _watched(count: int) -> None:
     _set_num_threads(count)
 
 
+# Equal thread counts everywhere, and no pool of threads: GNU OpenMP does not survive a fork once it
+# has one, and forked ranks that use several threads would hang (see `nothing_leaks`). Here and not
+# in a fixture, as modules of tests make tensors while pytest collects them.
+torch.set_num_threads = _watched
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Equal thread counts everywhere, and no pool of threads: GNU OpenMP does not survive a fork
-    once it has one, and forked ranks that use several threads would hang (see `nothing_leaks`)."""
-    torch.set_num_threads = _watched
-    torch.set_num_threads(1)
-    # A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
-    # backward pass of the process. Once there has been one, it never does.
+def autograd_without_threads() -> None:
+    """A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
+    backward pass of the process. Once there has been one, it never does."""
     torch.ones(1, requires_grad=True).backward()
 
 
