@@ -259,6 +259,10 @@ _REENTRANT = (
 )
 
 
+def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if not p.requires_grad)
+
+
 class _Watch:
     """Notes which part is running, and looks at what it gives.
 
@@ -270,6 +274,7 @@ class _Watch:
         self.now: _Part | None = None
         self._evaluated: dict[str, torch.dtype] = {}
         self._seen: set[Any] = set()
+        self._versions: dict[str, int] = {}
         self._saved = {
             p.label: {n: t.shape for n, t in p.module.state_dict().items()} for p in parts
         }
@@ -279,6 +284,7 @@ class _Watch:
 
     def _before(self, part: _Part, module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
         self.now = part
+        self._versions = {name: tensor._version for name, tensor in _frozen(module)}
         x = args[0]
         if torch.is_grad_enabled() and x.is_floating_point() and not x.requires_grad:
             return (x.detach().requires_grad_(),)  # what happens inside has a graph then
@@ -305,6 +311,7 @@ class _Watch:
         if self._reaches_checkpoint(y):
             raise _RefusedError(_REENTRANT)
         self._check_buffers(part)
+        self._check_frozen(part)
         self.now = None
 
     def _check_buffers(self, part: _Part) -> None:
@@ -319,6 +326,14 @@ class _Watch:
                     f"changes the shape of its buffer {name} from {list(before)} to"
                     f" {list(buffer.shape)}, with which no checkpoint could be loaded; keep one"
                     f" shape, or register it with persistent=False"
+                )
+
+    def _check_frozen(self, part: _Part) -> None:
+        for name, tensor in _frozen(part.module):
+            if tensor._version != self._versions.get(name, tensor._version):
+                raise _RefusedError(
+                    f"writes to its frozen parameter {name}, also in second passes and evaluations;"
+                    f" register it as a buffer"
                 )
 
     def _reaches_checkpoint(self, y: Tensor) -> bool:

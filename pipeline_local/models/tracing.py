@@ -34,11 +34,12 @@ class ByMode(nn.Module):
 
 @contextmanager
 def kept(network: nn.Module) -> Iterator[None]:
-    """Modes and buffers are afterwards as they were: running statistics, too. A layer may have
-    written to its buffers, or have put others in their places."""
+    """Modes, buffers and frozen parameters are afterwards as they were: running statistics, too. A
+    layer may have written to its buffers, or have put others in their places."""
     modes = [(module, module.training) for module in network.modules()]
     places = [(module._buffers, dict(module._buffers)) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    frozen = (tensor for tensor in network.parameters() if not tensor.requires_grad)
+    values = [(tensor, tensor.clone()) for tensor in (*network.buffers(), *frozen)]
     try:
         yield
     finally:
@@ -47,8 +48,8 @@ def kept(network: nn.Module) -> Iterator[None]:
         for held, before in places:
             held.update(before)
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for tensor, value in values:
+                tensor.copy_(value)
 
 
 class _Tracer(fx.Tracer):

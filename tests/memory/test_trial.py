@@ -184,6 +184,26 @@ def test_a_buffer_that_is_replaced(config):
     tried(config(lambda: Remembers(lambda seen, y: 0.9 * seen + y.detach().mean(0))))
 
 
+class Drifting(nn.Linear):
+    """A parameter that nobody trains, which each step in training moves."""
+
+    def __init__(self):
+        super().__init__(12, 12)
+        self.mean = nn.Parameter(torch.zeros(12), requires_grad=False)
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(y.mean(0), 0.1)
+        return y - self.mean
+
+
+def test_a_frozen_parameter_that_moves(config):
+    with pytest.raises(UserError, match="block 'middle' writes to its frozen parameter mean"):
+        tried(config(Drifting))
+
+
 SIZES = [{"data": {"name": "digits", "batch_size": 1}}, {"train": {"steps": 4, "microbatches": 8}}]
 
 

@@ -350,6 +350,25 @@ def test_mistakes(model, args, message):
     assert "\n" not in str(caught.value)
 
 
+class Drifting(nn.Linear):
+    """A parameter that nobody trains, which each pass moves."""
+
+    def __init__(self):
+        super().__init__(6, 6)
+        self.mean = nn.Parameter(torch.zeros(6), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.5)
+        return super().forward(x - self.mean)
+
+
+def test_a_frozen_parameter_that_moves_is_as_before():
+    model = nn.Sequential(nn.Linear(6, 6), Drifting(), nn.Linear(6, 2))
+    assert len(given.backbone(model, FLAT).blocks) == 2
+    assert not model[1].mean.any()
+
+
 def test_a_layout_may_be_said():
     model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.LazyLinear(5))
     assert given.backbone(model, SERIES, layout="NTC").layout == "NTC"
