@@ -30,10 +30,11 @@ def test_columns_are_obeyed(monkeypatch):
 @pytest.mark.parametrize("term", ["dumb", "", "xterm"])
 def test_columns_that_are_none_count_as_unknown(monkeypatch, capsys, value, term):
     """As containers and editors export it, whose terminals tell no size."""
-    monkeypatch.setenv("COLUMNS", value)
-    monkeypatch.setenv("TERM", term)
-    assert Screen().width == WIDTH
-    Screen().print("text")
+    with monkeypatch.context() as patch:  # pytest reads them itself when it reports
+        patch.setenv("COLUMNS", value)
+        patch.setenv("TERM", term)
+        assert Screen().width == WIDTH
+        Screen().print("text")
     assert capsys.readouterr().out == "text\n"
 
 
