@@ -1,6 +1,7 @@
 """The command line: errors as single lines, and exit codes."""
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         check_cache_folder()
+        gc.freeze()  # torch's modules last as long as the process: collections need not visit them
         return int(options.run(options, arguments))
     except UserError as error:
         _explain(error)

@@ -1,5 +1,6 @@
 """Fixtures: forked ranks (where there are GPUs by a fork server), one thread each, nothing left."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -54,6 +55,13 @@ def autograd_without_threads() -> None:
     """A FakeTensorMode pretends that there is a GPU, for which autograd starts threads at the first
     backward pass of the process. Once there has been one, it never does."""
     torch.ones(1, requires_grad=True).backward()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected lasts as long as the process: neither collections nor forks
+    need to visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
