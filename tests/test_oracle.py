@@ -220,7 +220,28 @@ def scores(folder):
     return {name: summary[name] for name in names if name in summary}
 
 
-@pytest.mark.parametrize("name", CASES)
+PARTS_OF_OTHERS = {
+    "microbatches",
+    "exact",
+    "shift",
+    "finite difference",
+    "copies of parameters",
+    "readouts, dropout, finite difference",
+    "tied embeddings beside heads of their own, microbatches, narrow wire",
+    "distillation",
+    "every third step, on half of the batch",
+    "bfloat16",
+}
+"""Cases whose parts are in other cases, too, and the slowest arithmetic of a CPU."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in PARTS_OF_OTHERS else [])
+        for name in CASES
+    ],
+)
 def test_placement_changes_nothing(name, tmp_path, run_ranks):
     alone = tmp_path / "1"
     train(parse(CASES[name], alone), RankInfo())

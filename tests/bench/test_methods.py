@@ -79,22 +79,27 @@ def needs(name):
         ("checkpoint", 1, 1),
         ("accumulate", 1, 4),
         ("ddp", 2, 1),
-        ("gpipe", 2, 2),
         ("gpipe", 2, 8),
-        ("1f1b", 2, 2),
         ("1f1b", 2, 8),
-        ("interleaved", 2, 2),
-        ("interleaved", 2, 8),
         ("interleaved", 4, 4),
-        ("zerobubble", 2, 2),
         ("zerobubble", 2, 8),
-        ("zerobubble", 4, 4),
-        ("zbv", 2, 2),
         ("zbv", 2, 8),
-        ("zbv", 4, 8),
         ("dualpipev", 2, 4),
-        ("dualpipev", 2, 16),
-        ("dualpipev", 4, 8),
+        *(
+            pytest.param(*other, marks=pytest.mark.long)
+            for other in [
+                ("gpipe", 2, 2),
+                ("1f1b", 2, 2),
+                ("interleaved", 2, 2),
+                ("interleaved", 2, 8),
+                ("zerobubble", 2, 2),
+                ("zerobubble", 4, 4),
+                ("zbv", 2, 2),
+                ("zbv", 4, 8),
+                ("dualpipev", 2, 16),
+                ("dualpipev", 4, 8),
+            ]
+        ),
     ],
 )
 def test_same_weights_as_backprop(run_ranks, name, ranks, microbatches):

@@ -84,7 +84,16 @@ class Case:
         return parts
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+VARIANTS = {"resnet50-zero", "vit-representation", "vit-split", "swin_t", "densenet", "maxvit"}
+"""Of families that others stand for, and the slowest."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.long] if name in VARIANTS else []) for name in CASES
+    ],
+)
 def case(request):
     return Case(*CASES[request.param])
 

@@ -115,7 +115,10 @@ def uninterrupted(tmp_path_factory):
 
 
 CASES = [
-    (direction, ranks, microbatches)
+    pytest.param(
+        (direction, ranks, microbatches),
+        marks=[] if (direction == "both") == (microbatches == 2) else [pytest.mark.long],
+    )
     for direction in ("downstream", "both")
     for ranks in (1, 2, 3)
     for microbatches in (1, 2)
