@@ -9,19 +9,20 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pipeline_local import BestCheckpoint, Callback, EarlyStopping, fit, load
+from pipeline_local.callbacks import Facts, Run
 
 
 class Csv(Callback):
     """One line per logged step, module and measurement; one file per stage."""
 
-    def on_log(self, run, facts):
+    def on_log(self, run: Run, facts: Facts) -> None:
         with (run.folder / f"log-{run.rank}.csv").open("a") as file:
             for module, measured in facts["modules"].items():
                 for name, value in measured.items():
                     print(facts["step"], module, name, value, sep=",", file=file)
 
 
-def network():
+def network() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 10))
 
 

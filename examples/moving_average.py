@@ -8,22 +8,23 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_local import Callback, fit
+from pipeline_local.callbacks import Facts, Run
 
 
 class MovingAverage(Callback):
-    def on_start(self, run, step):
-        self.means = {}
+    def on_start(self, run: Run, step: int) -> None:
+        self.means: dict[str, Tensor] = {}
 
-    def on_step(self, run, step):
+    def on_step(self, run: Run, step: int) -> None:
         for module in run.modules:
             for name, weight in module.body.named_parameters(f"{module.index}"):
                 mean = self.means.setdefault(name, weight.detach().clone())
                 mean.lerp_(weight.detach(), 0.1)
 
-    def on_end(self, run, facts):
+    def on_end(self, run: Run, facts: Facts) -> None:
         save_file(self.means, run.folder / f"average-{run.rank}.safetensors")
 
 

@@ -7,16 +7,16 @@ Run it as `python examples/own_loop.py`.
 
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_local import LocalModule, Rules, Step, Task
 
 
 class Smooth(Task):
-    def loss(self, outputs, labels):  # your own
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:  # your own
         return nn.functional.cross_entropy(outputs, labels, label_smoothing=0.1)
 
-    def score(self, outputs, labels):
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (outputs.argmax(1) == labels).float().mean()
 
 

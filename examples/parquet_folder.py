@@ -7,6 +7,7 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 from PIL import Image
 from pyarrow import parquet
@@ -22,7 +23,7 @@ train: {steps: 20}
 """
 
 
-def png(pixels):
+def png(pixels: np.ndarray) -> dict[str, bytes | None]:
     Image.fromarray((pixels * 15).astype("uint8")).save(file := io.BytesIO(), "png")
     return {"bytes": file.getvalue(), "path": None}
 

@@ -6,12 +6,12 @@ Run it as `python examples/segmentation.py [RUN_FOLDER]`.
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_local import fit
 
 
-def discs(count):
+def discs(count: int) -> tuple[Tensor, Tensor]:
     """Noisy images [count, 1, 16, 16] of a bright disc, and the pixels that are in it."""
     rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
     middle = torch.randint(4, 12, (2, count, 1, 1))
@@ -21,7 +21,7 @@ def discs(count):
     return images[:, None], inside
 
 
-def layer(inputs, outputs):
+def layer(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
 
 

@@ -6,12 +6,12 @@ Run it as `python examples/series.py [RUN_FOLDER]`.
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_local import fit
 
 
-def waves(count):
+def waves(count: int) -> tuple[Tensor, Tensor]:
     """Noisy sine, square and saw-tooth waves [count, 1, 64], and which one each is."""
     kind = torch.arange(count) % 3
     phase = torch.linspace(0, 4, 64) * (1 + torch.rand(count, 1)) + torch.rand(count, 1)
@@ -20,7 +20,7 @@ def waves(count):
     return (shapes[kind, torch.arange(count)] + 0.2 * torch.randn(count, 64))[:, None], kind
 
 
-def layer(inputs, outputs):
+def layer(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Conv1d(inputs, outputs, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2))
 
 

@@ -21,7 +21,7 @@ train: {steps: 20}
 """
 
 
-def add(shard, name, content):
+def add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     (member := tarfile.TarInfo(name)).size = len(content)
     shard.addfile(member, io.BytesIO(content))
 
