@@ -161,7 +161,7 @@ def _parts(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[
 
 
 def _check_kinds(blueprint: Blueprint, index: int) -> None:
-    """Gradients and optimizers are for real numbers, and so are checkpoints."""
+    """Gradients and optimizers are for real and dense numbers, and so are checkpoints."""
     meta = [*blueprint.meta_body(index), blueprint.meta_head(index)]
     for part in _parts(blueprint, index, meta):
         for name, parameter in part.module.named_parameters():
@@ -170,6 +170,15 @@ def _check_kinds(blueprint: Blueprint, index: int) -> None:
                     f"{part.key}: {part.label} has a parameter of {parameter.dtype} ({name}), and"
                     f" optimizers take real ones; hold torch.view_as_real of it, and use"
                     f" torch.view_as_complex in forward"
+                )
+        for name, layer in part.module.named_modules():
+            if getattr(layer, "sparse", False) is True and any(
+                parameter.requires_grad for parameter in layer.parameters(recurse=False)
+            ):
+                raise UserError(
+                    f"{part.key}: {part.label} has sparse gradients"
+                    f" ({name or type(layer).__name__}), and fused optimizers take dense ones; set"
+                    f" sparse=False"
                 )
         for name, tensor in part.module.state_dict().items():
             if tensor.dtype not in DTYPES:

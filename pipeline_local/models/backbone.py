@@ -227,9 +227,16 @@ def through(block: Block, x: Tensor) -> Tensor:
     """The output of a block on the meta device, in evaluation mode.
 
     Raises:
-        ValueError: it gives no batch of numbers.
+        ValueError: it gives no batch of numbers, or its shape depends on values.
     """
-    y: object = copy.deepcopy(block.module).eval()(x)
+    try:
+        y: object = copy.deepcopy(block.module).eval()(x)
+    except NotImplementedError as error:
+        operation = str(error).partition(": ")[0]
+        raise ValueError(
+            f"block {block.name!r} uses {operation}, whose shape torch cannot tell without values;"
+            f" use another operation"
+        ) from error
     if not isinstance(y, Tensor) or not y.is_floating_point():
         kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"block {block.name!r} gives {kind} instead of a tensor of numbers")

@@ -61,9 +61,16 @@ def backbone(model: Given, example: Tensor, layout: Layout | None = None) -> Bac
 
 
 def output_shape(made: Backbone, example: Tensor) -> tuple[int, ...]:
-    """One sample's output of a backbone, for inputs like the example [B, ...]."""
-    *_, features = shapes(made, example.shape, example.dtype)
-    return tuple(through(made.classifier, torch.empty(features, device="meta")).shape[1:])
+    """One sample's output of a backbone, for inputs like the example [B, ...].
+
+    Raises:
+        UserError: a block has none without values.
+    """
+    try:
+        *_, features = shapes(made, example.shape, example.dtype)
+        return tuple(through(made.classifier, torch.empty(features, device="meta")).shape[1:])
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
 
 
 @torch.no_grad()

@@ -184,6 +184,25 @@ def test_a_buffer_that_is_replaced(config):
     tried(config(lambda: Remembers(lambda seen, y: 0.9 * seen + y.detach().mean(0))))
 
 
+class Sparse(nn.Linear):
+    """Adds a row of a table."""
+
+    def __init__(self, frozen):
+        super().__init__(12, 12)
+        self.table = nn.Embedding(3, 12, sparse=True)
+        self.table.weight.requires_grad_(not frozen)
+
+    def forward(self, x):
+        first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return super().forward(x) + self.table(first)
+
+
+def test_sparse_gradients(config):
+    with pytest.raises(UserError, match=r"block 'middle' has sparse gradients \(table\)"):
+        tried(config(lambda: Sparse(frozen=False)))
+    tried(config(lambda: Sparse(frozen=True)))
+
+
 class Drifting(nn.Linear):
     """A parameter that nobody trains, which each step in training moves."""
 

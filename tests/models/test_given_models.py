@@ -350,6 +350,19 @@ def test_mistakes(model, args, message):
     assert "\n" not in str(caught.value)
 
 
+class Unique(nn.Linear):
+    """Asks torch for something whose shape depends on values."""
+
+    def forward(self, x):
+        return super().forward(x) + len(torch.unique(x))
+
+
+def test_an_operation_without_a_shape():
+    model = nn.Sequential(nn.Linear(6, 6), Unique(6, 6), nn.Linear(6, 2))
+    with pytest.raises(UserError, match=r"block '1' uses aten::_unique2, whose shape"):
+        given.output_shape(given.backbone(model, FLAT), FLAT)
+
+
 class Drifting(nn.Linear):
     """A parameter that nobody trains, which each pass moves."""
 
