@@ -12,6 +12,7 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
+from pipeline_local.commandline import parse
 from pipeline_local.ranks.orphan import end_with_launcher
 
 _SPINS = "10000"
@@ -32,9 +33,10 @@ def main() -> int:
         print(f"error: {error.strerror}; name one in TMPDIR that can be written", file=sys.stderr)
         return 2
     try:
+        options, arguments = parse(sys.argv[1:])  # help and mistakes of usage end here
         from pipeline_local import cli
 
-        return cli.main()
+        return cli.run(options, arguments)
     except KeyboardInterrupt:  # while torch is loaded
         return 130
 

@@ -2,15 +2,13 @@
 
 import argparse
 import gc
-import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from pipeline_local.commands import parser
+from pipeline_local import commands
+from pipeline_local.commandline import parse
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
     EXIT_STALLED,
@@ -34,13 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command-line arguments; None for those of this process.
     """
-    arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
-    arguments = _with_baselines(arguments)
-    options = _parse(arguments)
+    return run(*parse(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Runs a command that is parsed already, and returns its exit code.
+
+    Args:
+        options: of the command.
+        arguments: they, unparsed, for ranks that are started.
+    """
     try:
         check_cache_folder()
         gc.freeze()  # torch's modules last as long as the process: collections need not visit them
-        return int(options.run(options, arguments))
+        return commands.RUN[options.run](options, arguments)
     except UserError as error:
         _explain(error)
         return EXIT_USER_ERROR
@@ -61,39 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses as argparse does, but allows `key=value` behind an option, too."""
-    known = parser()
-    options, rest = known.parse_known_args(arguments)
-    stray = [text for text in rest if text.startswith("-") or "=" not in text]
-    if stray or (rest and not hasattr(options, "overrides")):
-        keys = [text.lstrip("-") for text in stray if "=" in text]
-        hint = f"; keys have no dashes: {' '.join(keys)}" if keys else ""
-        known.error(f"unrecognized arguments: {' '.join(stray or rest)}{hint}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
-    return options
-
-
-def _with_baselines(arguments: Sequence[str]) -> list[str]:
-    """`bench CONFIG` is short for `bench baselines CONFIG`, which was `bench peers CONFIG`."""
-    command, *rest = arguments or ("",)
-    if command != "bench" or not rest:
-        return list(arguments)
-    if Path(rest[0]).suffix:
-        rest = ["baselines", *rest]
-    renamed = [re.sub(r"^--peers(?==|$)", "--baselines", text) for text in rest]
-    renamed[0] = "baselines" if rest[0] == "peers" else rest[0]
-    if renamed != rest and os.environ.get("RANK", "0") == "0":
-        complain("`bench peers CONFIG --peers` is now `bench baselines CONFIG --baselines`")
-    return [command, *renamed]
-
-
-def _without_local_rank(arguments: Sequence[str]) -> list[str]:
-    """deepspeed appends `--local_rank=N`; LOCAL_RANK in the environment says the same."""
-    return [text for text in arguments if not text.startswith("--local_rank=")]
 
 
 def _memory_shortage(error: Exception) -> UserError | None:

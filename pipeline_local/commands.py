@@ -1,166 +1,14 @@
-"""The commands: what each takes from the command line, and what it calls."""
+"""What the commands do. `commandline.py` says what they take."""
 
 import argparse
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Sequence
 
-from pipeline_local import __version__, configfile
+from pipeline_local import configfile
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError, counted
-from pipeline_local.ranks.call import COMMAND, run_here
+from pipeline_local.ranks.call import run_here
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
-from pipeline_local.values import expanded
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DESCRIPTION = "Pipelined training without a global backward pass."
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; `options.run(options, arguments)` runs the command."""
-    whole = argparse.ArgumentParser(prog="pipeline-local", description=DESCRIPTION)
-    whole.add_argument("--version", action="version", version=__version__)
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    _add_train(commands)
-    _add_tokenize(commands)
-    _add_planning(commands)
-    _add_finished(commands)
-    _add_bench(commands)
-    call = commands.add_parser(COMMAND)  # without help: not for people
-    call.add_argument("file", type=Path)
-    call.set_defaults(run=_call)
-    return whole
-
-
-def _path(text: str) -> Path:
-    """Expand `~` and variables as in the configuration; the shell leaves `--json=~/x` alone."""
-    try:
-        return expanded(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"should be {error}, got {text!r}") from None
-
-
-def _tokenizer(text: str) -> str | Path:
-    return text if text == "bytes" else _path(text)
-
-
-def _add_train(commands: Commands) -> None:
-    """Add what trains."""
-    train = commands.add_parser("train", help="train; starts parallel.stages local ranks itself")
-    train.add_argument("config", type=_path, help="YAML file")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
-    train.set_defaults(run=_train)
-
-    resume = commands.add_parser("resume", help="continue a run by its own configuration")
-    resume.add_argument("run_folder", type=Path, help="run.dir of a run")
-    resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
-    resume.set_defaults(run=_resume)
-
-
-def _add_tokenize(commands: Commands) -> None:
-    """Add what makes data."""
-    tokenize = commands.add_parser("tokenize", help="write token files of a folder of texts")
-    tokenize.add_argument("data", type=_path, help="folder with texts in train/ and test/")
-    which = tokenize.add_mutually_exclusive_group(required=True)
-    which.add_argument("--vocabulary", type=int, help="train a byte-level BPE of so many tokens")
-    which.add_argument("--tokenizer", type=_tokenizer, help="bytes, tokenizer.json or folder")
-    tokenize.add_argument("--output", type=_path, help="new folder; default: DATA with a suffix")
-    tokenize.add_argument("--field", default="text", help="of JSON lines or parquet")
-    tokenize.add_argument("--end", help="end token; default: what the tokenizer's folder says")
-    tokenize.set_defaults(run=_tokenize)
-
-
-def _add_planning(commands: Commands) -> None:
-    """Add what is asked before a run is paid for."""
-    plan = commands.add_parser("plan", help="predict memory, traffic and balance")
-    plan.add_argument("config", type=_path, help="YAML file")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
-    plan.add_argument("--json", type=_path, help="also write all numbers to this file")
-    plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
-    plan.set_defaults(run=_plan)
-
-    simulate = commands.add_parser("simulate", help="predict other stages, links and methods")
-    simulate.add_argument("config", type=_path, help="YAML file")
-    simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
-    methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
-    simulate.add_argument("--methods", type=_words, default=methods)
-    simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
-    simulate.add_argument(
-        "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: stages"
-    )
-    simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
-    simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
-    simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
-    simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")
-    simulate.add_argument("--json", type=_path, help="also write the rows to this file")
-    simulate.set_defaults(run=_simulate)
-
-    profile = commands.add_parser("profile", help="measure blocks and heads, for modules.profile")
-    profile.add_argument("config", type=_path, help="YAML file")
-    profile.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=...")
-    profile.add_argument("--output", type=_path, required=True, help="file.json")
-    profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
-    profile.set_defaults(run=_profile)
-
-
-def _add_finished(commands: Commands) -> None:
-    """Add what uses a run that is there."""
-    export = commands.add_parser("export", help="write the trained model's weights")
-    export.add_argument("run_folder", type=_path, help="run.dir of a run")
-    help_text = "file.safetensors; or of a language model a folder"
-    export.add_argument("--output", type=_path, required=True, help=help_text)
-    export.set_defaults(run=_export)
-
-    evaluate = commands.add_parser("evaluate", help="score every head on the test set")
-    evaluate.add_argument("run_folder", type=_path, help="run.dir of a run")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
-    evaluate.set_defaults(run=_evaluate)
-
-    generate = commands.add_parser("generate", help="continue a text by a language model's run")
-    generate.add_argument("run_folder", type=_path, help="run.dir of a run")
-    generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
-    generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
-    generate.add_argument("--tokens", type=int, default=100, help="at most so many")
-    generate.add_argument("--temperature", type=float, default=1.0, help="0: the most probable")
-    generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    generate.set_defaults(run=_generate)
-
-    diagnose = commands.add_parser("diagnose", help="compare local gradients with the global ones")
-    diagnose.add_argument("run_folder", type=_path, help="run.dir of a run")
-    diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
-    diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
-    diagnose.add_argument("--json", type=_path, help="also write the rows to this file")
-    diagnose.set_defaults(run=_diagnose)
-
-
-def _add_bench(commands: Commands) -> None:
-    """Add what measures."""
-    bench = commands.add_parser("bench", help="measure a step; prints a Markdown table of ratios")
-    what = bench.add_subparsers(required=True, metavar="WHAT")
-    reconcile = what.add_parser("reconcile", help="cost of reconciliation over a plain local step")
-    reconcile.add_argument("config", type=_path, help="YAML file")
-    reconcile.add_argument("overrides", nargs="*", metavar="key=value")
-    reconcile.add_argument(
-        "--module", type=int, help="its number; default: the first with a discord"
-    )
-    reconcile.add_argument("--runs", type=int, default=5, help="interleaved repetitions")
-    reconcile.add_argument("--json", type=_path, help="also write the rows to this file")
-    reconcile.set_defaults(run=_bench_reconcile)
-    methods = "local learning beside backpropagation, DDP, pipelines"
-    baselines = what.add_parser("baselines", help=methods)
-    baselines.add_argument("config", type=_path, help="YAML file")
-    baselines.add_argument("overrides", nargs="*", metavar="key=value")
-    every = "bp,checkpoint,accumulate,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
-    every += ",deepspeed,deepspeed-dualpipev,local"
-    baselines.add_argument("--baselines", help=f"which of {every}")
-    baselines.add_argument(
-        "--microbatches", help="of pipelines and accumulate, such as 2,4,8; default: stages"
-    )
-    baselines.add_argument("--runs", type=int, default=5, help="turns of each")
-    baselines.add_argument("--steps", type=int, help="timed steps of a turn; default: 8 or more")
-    baselines.add_argument("--json", type=_path, help="also write the rows to this file")
-    baselines.set_defaults(run=_bench_baselines)
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -258,12 +106,8 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in _words(text)]
+    words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
         raise UserError(f"{option}: whole numbers such as 4,64, got {text!r}")
     return tuple(map(int, words))
@@ -355,3 +199,21 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
     if shown := table.report(config, rank_info, request):
         say(shown)
     return 0
+
+
+RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
+    "call": _call,
+    "train": _train,
+    "resume": _resume,
+    "tokenize": _tokenize,
+    "plan": _plan,
+    "simulate": _simulate,
+    "profile": _profile,
+    "export": _export,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "diagnose": _diagnose,
+    "bench_reconcile": _bench_reconcile,
+    "bench_baselines": _bench_baselines,
+}
+"""What each command does, by the name that its parser gives as `run`."""

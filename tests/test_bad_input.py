@@ -125,6 +125,8 @@ MISTAKES = [
     Mistake("too many loaders", "data.workers=100000", ("data.workers: should be less",)),
     Mistake("no value", "train.steps", ("not of the form key=value",)),
     Mistake("dashes", "--train.steps=3", ("keys have no dashes: train.steps=3",)),
+    Mistake("an option", "--epochs 3", ("--epochs 3; keys have no dashes: train.epochs=VALUE",)),
+    Mistake("option=", "--batch-size=8", ("keys have no dashes: data.batch_size=8",)),
     Mistake("more modules than blocks", "modules.count=11", ("11 modules for 10 blocks",)),
     Mistake("cuts that are none", "modules.cuts=[a,b,c]", ("modules.cuts: got 'a'", "layer1.1")),
     Mistake("batch larger than data", "data.batch_size=5000", ("1442 training", "got 5000")),

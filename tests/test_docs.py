@@ -12,8 +12,7 @@ import yaml
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.cli import _parse
-from pipeline_local.commands import parser
+from pipeline_local.commandline import parse, parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -190,7 +189,7 @@ def test_commands_parse(page):
             words = ["pipeline-local", *words[words.index("train") :]]
         if words[0] == "pipeline-local" and is_whole(words):
             words = words[: words.index("|")] if "|" in words else words
-            options = _parse([filled(word) for word in words[1:]])
+            options, _ = parse([filled(word) for word in words[1:]])
             config = ROOT / getattr(options, "config", "configs/digits.yaml")  # a run's own
             if hasattr(options, "overrides") and config.is_file():
                 configfile.load(config, options.overrides)

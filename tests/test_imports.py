@@ -29,6 +29,7 @@ FLOORS = (
         "lagged_queue",
     ),
     ("config", "screen", "newfile", "registry", "building"),
+    ("commandline",),
     ("engines", "text"),
     ("learning", "models", "data"),
     ("given", "blueprint"),

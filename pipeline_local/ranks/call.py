@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline_local import registry
 from pipeline_local.byvalue import pack, unpack
+from pipeline_local.commandline import CALL
 from pipeline_local.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
@@ -25,8 +26,6 @@ from pipeline_local.errors import (
 )
 from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
-COMMAND = "call"
-"""Of the command line, for the ranks alone."""
 _INTERRUPTED = 130
 
 
@@ -47,7 +46,7 @@ def on_ranks(count: int, function: Callable[[], object]) -> None:
     with _temporary_folder() as folder:
         file = Path(folder) / "call"
         file.write_bytes(packed)
-        code = start_ranks(count, [COMMAND, str(file)])
+        code = start_ranks(count, [CALL, str(file)])
         reasons = [path.read_text() for path in sorted(Path(folder).glob("reason-*"))]
     if code == EXIT_USER_ERROR and reasons:
         raise UserError(reasons[0])
