@@ -300,6 +300,8 @@ class RunConfig(Section):
     """Never overwritten: resume it or name another."""
     resume: bool = False
     """Go on from the newest complete checkpoint in `run.dir`."""
+    quiet: bool = False
+    """Print what is about to run and the results, and nothing in between."""
 
 
 @dataclass(frozen=True)

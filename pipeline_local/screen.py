@@ -12,6 +12,8 @@ from rich.console import Console
 
 WIDTH = 140
 """The columns of what does not say how wide it is, such as a batch job's log."""
+ROWS = 24
+"""The rows of a terminal that does not say how many it has."""
 NARROWEST = 40
 """Columns; containers and editors that know none say 0 or 1, and a table would have no text."""
 
@@ -35,6 +37,14 @@ def width(least: int = NARROWEST) -> int:
     return known if known >= least else WIDTH
 
 
+def height() -> int:
+    """The rows that the terminal has; `ROWS` where it does not say."""
+    known = 0
+    with suppress(AttributeError, OSError, ValueError):  # no terminal, or none at all
+        known = os.get_terminal_size(sys.stdout.fileno()).lines
+    return known if known > 1 else ROWS
+
+
 class Screen(Console):
     """A console for tables, as wide as `width` says."""
 
@@ -56,9 +66,13 @@ class Screen(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 (as rich has it)
         """Prints a table or text to stdout, at once."""
+        say(self.drawn(*objects, **options), end="")
+
+    def drawn(self, *objects: Any, **options: Any) -> str:  # noqa: ANN401
+        """The text of a table, with the terminal's colours if it has some."""
         with self.capture() as captured:
             super().print(*objects, **options)
-        say(captured.get(), end="")
+        return captured.get()
 
 
 def say(text: str = "", end: str = "\n") -> None:

@@ -29,7 +29,7 @@ from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder
-from pipeline_local.record.progress import Progress, Silent
+from pipeline_local.record.live import display
 from pipeline_local.record.resuming import how
 from pipeline_local.record.trace import Trace
 from pipeline_local.record.writer import Writer
@@ -195,7 +195,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
         self.writer = Writer(self.checkpoints, self.keep)
         self.trace = Trace(status=status)
-        self.metrics = metrics.Metrics(folder.metrics(rank_info.rank))
+        self.metrics = metrics.Metrics(
+            folder.metrics(rank_info.rank), rank_info.rank, blueprint.run_plan.steps_per_epoch
+        )
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
         ends = open_edges(blueprint, rank_info, kind, status)
@@ -205,12 +207,8 @@ class Trainer:
         self.callbacks = callbacks
         self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
-        self.clock = metrics.Clock(lambda: self.upstream.waited + self.downstream.waited)
-        self.display: Progress | Silent = (
-            Silent()
-            if rank_info.rank
-            else Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
-        )
+        self.clock = metrics.Clock(lambda: self.upstream.waited, lambda: self.downstream.waited)
+        self.display = display(blueprint, placement.stages, rank_info.rank, start)
 
     def _run_facts(self, modules: list[LocalModule]) -> Run:
         task = self.blueprint.task
@@ -345,11 +343,15 @@ class Trainer:
         return [*lines, *profile_file.doubts(measured, self.rank_info.device_name)]
 
     def _log(self, step: Step) -> None:
+        pace, (waiting_up, waiting_down) = self.clock.pace(self.batch_size)
         facts = {
             "step": step.number + 1,
             "lr": step.lr,
-            "samples_per_second": self.clock.pace(self.batch_size),
+            "samples_per_second": pace,
+            "waiting_up": waiting_up,
+            "waiting_down": waiting_down,
             "seconds": self.trace.take_seconds(),
+            "memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
             **metrics.gpu(self.rank_info.device),
             **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
@@ -360,6 +362,7 @@ class Trainer:
         self.display.show(self.rank_store.get_all("train"), self.rank_store.get_all("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
+        facts = self.metrics.placed(facts)
         self.metrics.write({"event": topic, **facts})
         self.rank_store.set(topic, facts)
 

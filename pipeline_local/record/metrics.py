@@ -19,11 +19,24 @@ from pipeline_local.watch.store import Facts
 
 
 class Metrics:
-    """Writes one stage's metrics file; every line is flushed at once."""
+    """Writes one stage's metrics file; every line is flushed at once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file, which may exist.
+        stage: the number of the stage.
+        steps_per_epoch: of the run.
+    """
+
+    def __init__(self, path: Path, stage: int, steps_per_epoch: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", buffering=1)
+        self._stage = stage
+        self._steps_per_epoch = steps_per_epoch
+
+    def placed(self, facts: Facts) -> Facts:
+        """Returns the facts of a step with the stage, the epochs done, and the time (of Unix)."""
+        epoch = round(facts["step"] / self._steps_per_epoch, 4)
+        return {"stage": self._stage, "epoch": epoch, "time": round(time.time(), 3), **facts}
 
     def write(self, facts: Facts) -> None:
         """Appends one line."""
@@ -51,17 +64,19 @@ class Clock:
     """Measures how one rank spends its wall time.
 
     Args:
-        waited: returns the seconds spent waiting for neighbours so far, in training or not.
+        waited: return the seconds spent so far waiting for the upstream and for the downstream
+            neighbour, in training or not.
     """
 
-    def __init__(self, waited: Callable[[], float]) -> None:
+    def __init__(self, *waited: Callable[[], float]) -> None:
         self._waited_so_far = waited
-        self._accounted = 0.0
+        self._accounted = [0.0 for _ in waited]
         self._training = 0.0
-        self._waited = 0.0
+        self._waited = [0.0 for _ in waited]
         self._stall = 0.0
         self._steps = 0
         self._at_last_pace = 0.0
+        self._waited_at_last_pace = [0.0 for _ in waited]
 
     @contextmanager
     def training(self, steps: int = 1) -> Iterator[None]:
@@ -69,7 +84,7 @@ class Clock:
         begin = time.perf_counter()
         yield
         self._training += time.perf_counter() - begin
-        self._waited += self._newly_waited()
+        self._waited = [a + b for a, b in zip(self._waited, self._newly_waited(), strict=True)]
         self._steps += steps
 
     @contextmanager
@@ -79,9 +94,9 @@ class Clock:
         yield
         self._newly_waited()
 
-    def _newly_waited(self) -> float:
-        before, self._accounted = self._accounted, self._waited_so_far()
-        return self._accounted - before
+    def _newly_waited(self) -> list[float]:
+        before, self._accounted = self._accounted, [waited() for waited in self._waited_so_far]
+        return [now - then for now, then in zip(self._accounted, before, strict=True)]
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -90,12 +105,16 @@ class Clock:
         yield
         self._stall += time.perf_counter() - begin
 
-    def pace(self, batch_size: int) -> float:
-        """Returns the samples per second of training since the last call."""
-        seconds = self._training - self._at_last_pace
-        rate = self._steps * batch_size / max(seconds, 1e-9)
+    def pace(self, batch_size: int) -> tuple[float, list[float]]:
+        """Returns the samples per second of training since the last call, and the part of its time
+        that was spent waiting for each neighbour."""
+        seconds = max(self._training - self._at_last_pace, 1e-9)
+        rate = self._steps * batch_size / seconds
+        waits = zip(self._waited, self._waited_at_last_pace, strict=True)
+        shares = [round(min(1.0, (now - then) / seconds), 4) for now, then in waits]
         self._at_last_pace, self._steps = self._training, 0
-        return round(rate, 2)
+        self._waited_at_last_pace = self._waited
+        return round(rate, 2), shares
 
     def facts(self, device_stall: float = 0.0) -> Facts:
         """Returns the seconds of training, of waiting within it, and of checkpoints.
@@ -105,7 +124,7 @@ class Clock:
         """
         return {
             "seconds": self._training,
-            "waited": self._waited,
+            "waited": sum(self._waited),
             "checkpoint_stall_seconds": self._stall + device_stall,
         }
 

@@ -1,21 +1,16 @@
-"""The progress display: one line per logged step, from what every stage has set in the store."""
+"""The progress of a run in a file: a line per logged step, from what every stage has set in the
+store. On a terminal `live.py` shows it."""
 
 from collections.abc import Callable
 from functools import partial
 
-from rich.control import Control
-from rich.segment import ControlType
-
 from pipeline_local.learning.tasks import Task
-from pipeline_local.screen import is_terminal, say, width
+from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts
-
-_ANEW = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 0))
-"""Moves to the beginning of the terminal's row and clears it."""
 
 
 class Progress:
-    """Shows the progress of the run. On a terminal the line is redrawn, in a file lines are added.
+    """Adds a line for each logged step.
 
     Args:
         num_steps: the steps of the whole run.
@@ -27,7 +22,6 @@ class Progress:
         self._task = task
         self._num_steps = num_steps
         self._num_modules = num_modules
-        self._live = is_terminal()
 
     def announce(self, lines: list[str]) -> None:
         """Prints what is about to run."""
@@ -35,18 +29,11 @@ class Progress:
 
     def show(self, stages: list[Facts], tests: list[Facts]) -> None:
         """Shows the latest facts of all stages, of a training step and of an evaluation."""
-        if not stages:
-            return
-        line = self.line(stages, tests)
-        if self._live:  # on one row, which the next one replaces
-            say(f"{_ANEW}{line[: width(least=2) - 1]}", end="")
-        else:
-            say(line)
+        if stages:
+            say(self.line(stages, tests))
 
     def close(self) -> None:
-        """Ends the display and keeps its last line."""
-        if self._live:
-            say()
+        """Does nothing: every line is complete."""
 
     def line(self, stages: list[Facts], tests: list[Facts]) -> str:
         """Returns the text: step of the first stage, pace, and per module loss, cosine and score.
@@ -70,10 +57,29 @@ class Progress:
     def _per_module(
         self, stages: list[Facts], name: str, text: Callable[[float], str], title: str
     ) -> str:
-        rows = {int(k): row for facts in stages for k, row in facts["modules"].items()}
+        rows = by_module(stages)
         shown = {k: text(row[name]) for k, row in rows.items() if name in row}
         values = [shown.get(k + 1, "-") for k in range(self._num_modules)]
         return f"{title} {' '.join(values)}" if shown else ""
+
+
+def by_module(stages: list[Facts]) -> dict[int, Facts]:
+    """Returns what the stages say of each module, by its number (from 1)."""
+    return {int(k): row for facts in stages for k, row in facts["modules"].items()}
+
+
+class Quiet:
+    """Shows what is about to run, and nothing while it does (`run.quiet`)."""
+
+    def announce(self, lines: list[str]) -> None:
+        """Prints what is about to run, or how it has ended."""
+        say("\n".join(lines))
+
+    def show(self, stages: list[Facts], tests: list[Facts]) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class Silent:

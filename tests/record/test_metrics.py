@@ -14,16 +14,24 @@ from pipeline_local.record import metrics
 def test_lines_are_written_at_once_and_appended(tmp_path):
     path = tmp_path / "metrics" / "stage-0.jsonl"
     for step in (1, 2):
-        log = metrics.Metrics(path)
+        log = metrics.Metrics(path, stage=0, steps_per_epoch=4)
         log.write({"step": step})
         assert json.loads(path.read_text().splitlines()[-1]) == {"step": step}
         log.close()
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_facts_say_where_and_when_they_are_from(tmp_path):
+    log = metrics.Metrics(tmp_path / "stage-1.jsonl", stage=1, steps_per_epoch=4)
+    placed = log.placed({"step": 6, "lr": 0.1})
+    log.close()
+    assert abs(placed.pop("time") - time.time()) < 60
+    assert placed == {"stage": 1, "epoch": 1.5, "step": 6, "lr": 0.1}
+
+
 def test_clock_separates_training_from_waiting_and_saving():
-    waited = iter([0.5, 10.5, 10.75])
-    clock = metrics.Clock(lambda: next(waited))
+    up, down = iter([0.5, 10.5, 10.75]), iter([0.0, 3.0, 3.0])
+    clock = metrics.Clock(lambda: next(up), lambda: next(down))
     with clock.training():
         time.sleep(0.001)
     with clock.evaluating():
@@ -36,8 +44,10 @@ def test_clock_separates_training_from_waiting_and_saving():
     assert facts["waited"] == 0.75
     assert facts["seconds"] >= 0.002
     assert facts["checkpoint_stall_seconds"] >= 0.001
-    assert clock.pace(100) == pytest.approx(200 / facts["seconds"], rel=0.01)
-    assert clock.pace(100) == 0
+    pace, waits = clock.pace(100)
+    assert pace == pytest.approx(200 / facts["seconds"], rel=0.01)
+    assert waits == [1.0, 0.0], "more than the time itself, as this test says so"
+    assert clock.pace(100) == (0, [0.0, 0.0])
 
 
 def test_scores_add_up_over_batches():

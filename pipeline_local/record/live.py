@@ -1,0 +1,167 @@
+"""The live view: one table of all stages on a terminal, redrawn on every logged step.
+
+It shows what every stage has set in the store, and asks no stage for anything.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.learning.tasks import Task
+from pipeline_local.record.progress import Progress, Quiet, Silent, by_module
+from pipeline_local.screen import Screen, height, is_terminal, say
+from pipeline_local.watch.store import Facts
+
+_FRAME = 4
+"""Rows besides those of modules: the bar, the heading of two rows, and the cursor's."""
+_BAR = 16
+_STAGE = ("stage", "busy", "wait\nup", "wait\ndown", "MiB", "GPU")
+"""What a stage has one of, however many modules."""
+
+
+class Display(Protocol):
+    """What shows a run to people."""
+
+    def announce(self, lines: list[str]) -> None:
+        """Print what is about to run, or how it has ended."""
+
+    def show(self, stages: list[Facts], tests: list[Facts]) -> None:
+        """Show the latest facts of all stages, of a training step and of an evaluation."""
+
+    def close(self) -> None:
+        """Leave what is shown last."""
+
+
+class LiveView:
+    """Shows the run as a bar and a table with a row for each module; for each stage, if the
+    terminal has too few rows. Values are the newest that a stage has reported, so those of
+    different stages may be of different steps.
+
+    Args:
+        run_plan: says how long the run is.
+        stages: the modules of each stage, from 0.
+        task: the task, which knows how its score is displayed.
+        start: the steps done before.
+    """
+
+    def __init__(
+        self, run_plan: RunPlan, stages: Sequence[range], task: Task, start: int = 0
+    ) -> None:
+        self._run_plan = run_plan
+        self._stages = stages
+        self._task = task
+        self._start = start
+        self._begin = time.monotonic()
+        self._drawn = 0
+
+    def announce(self, lines: list[str]) -> None:
+        """Prints what is about to run, or how it has ended."""
+        say("\n".join(lines))
+
+    def show(self, stages: list[Facts], tests: list[Facts]) -> None:
+        """Draws the latest facts of all stages over those before."""
+        if not stages:
+            return
+        drawing = Screen().drawn(self._bar(stages[0]), self.table(stages, tests))
+        rows = drawing.splitlines()[: height() - 1]  # no row that has left the terminal comes back
+        above = "\x1b[1A\x1b[2K" * self._drawn  # each row that was drawn is cleared, upwards
+        self._drawn = len(rows)
+        say("\r" + above + "\n".join(rows))
+
+    def close(self) -> None:
+        """Leaves the last table where it is."""
+        self._drawn = 0
+
+    def table(self, stages: list[Facts], tests: list[Facts]) -> Table:
+        """Returns the table.
+
+        Args:
+            stages: facts of each stage's latest logged step.
+            tests: of its latest evaluation.
+        """
+        trained, tested = by_module(stages), by_module(tests)
+        metric, whole = self._task.metric, self._has_room()
+        since = "" if not tests else f"\n(step {min(facts['step'] for facts in tests)})"
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE):
+            table.add_column(name, justify="right")
+        for number, part in enumerate(self._stages):
+            own = next((facts for facts in stages if facts["stage"] == number), None)
+            for index in part if whole else part[-1:]:
+                row, score = trained.get(index + 1, {}), tested.get(index + 1, {})
+                table.add_row(
+                    f"{index + 1}" if whole else _span(part),
+                    _cell(row, "loss", "{:.3f}".format),
+                    _cell(score, metric, partial(self._task.score_text, digits=1)),
+                    _cell(row, "cosine", "{:+.2f}".format),
+                    *(_of_stage(number, own) if not whole or index == part[0] else ()),
+                )
+        return table
+
+    def _has_room(self) -> bool:
+        """Whether every module can have a row."""
+        return sum(map(len, self._stages)) + _FRAME <= height()
+
+    def _bar(self, facts: Facts) -> Table:
+        step, last, epoch = facts["step"], self._run_plan.num_steps, self._run_plan.steps_per_epoch
+        seconds = time.monotonic() - self._begin
+        left = seconds * (last - step) / max(1, step - self._start)
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_row(
+            f"step {step}/{last}",
+            ProgressBar(total=last, completed=step, width=_BAR),
+            f"epoch {step / epoch:.1f}/{last / epoch:.3g}",
+            self._task.rate_text(facts["samples_per_second"]),
+            f"{_duration(left)} left",
+        )
+        return grid
+
+
+def _cell(row: Facts, name: str, text: Callable[[float], str]) -> str:
+    return text(row[name]) if name in row else "-"
+
+
+def _of_stage(number: int, facts: Facts | None) -> list[str]:
+    """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
+    if facts is None:
+        return [f"{number}", *["-"] * (len(_STAGE) - 1)]
+    up, down = facts["waiting_up"], facts["waiting_down"]
+    shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
+    memory = f"{facts['memory_bytes'] / 2**20:.0f}"
+    return [f"{number}", *shares, memory, _cell(facts, "gpu_utilization_percent", "{}%".format)]
+
+
+def _span(part: range) -> str:
+    first, last = part[0] + 1, part[-1] + 1
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def _duration(seconds: float) -> str:
+    """Such as 0:42, 12:05 or 3:07:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int) -> Display:
+    """Returns what shows a run on this process's stdout; the first rank shows all stages.
+
+    Args:
+        blueprint: the run.
+        stages: the modules of each stage.
+        rank: of this process.
+        start: the steps done before.
+    """
+    if rank:
+        return Silent()
+    if blueprint.config.run.quiet:
+        return Quiet()
+    if is_terminal():
+        return LiveView(blueprint.run_plan, stages, blueprint.task, start)
+    return Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
