@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_config(commands)
     _add_tokenize(commands)
     _add_planning(commands)
     _add_finished(commands)
@@ -94,6 +95,9 @@ def _add_train(commands: Commands) -> None:
     )
     train.add_argument("config", type=_path, help="YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the modules, start nothing"
+    )
     train.set_defaults(run="train")
 
     resume = _command(
@@ -106,6 +110,20 @@ def _add_train(commands: Commands) -> None:
     resume.add_argument("run_folder", type=Path, help="run.dir of a run")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
     resume.set_defaults(run="resume")
+
+
+def _add_config(commands: Commands) -> None:
+    """Add what shows a configuration."""
+    config = _command(
+        commands,
+        "config",
+        "print the whole configuration, and where each value comes from",
+        "configs/digits.yaml",
+        "configs/digits.yaml optimizer.lr=0.05 parallel.stages=4",
+    )
+    config.add_argument("config", type=_path, help="YAML file")
+    config.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    config.set_defaults(run="config")
 
 
 def _add_tokenize(commands: Commands) -> None:

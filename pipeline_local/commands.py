@@ -14,7 +14,33 @@ from pipeline_local.screen import say
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     config = configfile.load(options.config, options.overrides)
     said = {text.partition("=")[0] for text in options.overrides}
+    if options.dry_run:
+        return _try(config, said)
     return _run(config, arguments, said)
+
+
+def _try(config: Config, said: Collection[str]) -> int:
+    """Check all that a run checks before it starts, and show what it would be."""
+    from pipeline_local import agreement
+    from pipeline_local.placement.describe import describe, explain
+    from pipeline_local.record import summary
+
+    rank_info = RankInfo.from_environment()
+    count = rank_info.num_stages(config.parallel)
+    there = rank_info if rank_info.launched else RankInfo(world_size=count, local_world_size=count)
+    placement = agreement.check(config.on_stages(count), there, said)
+    if rank_info.rank == 0:
+        say(explain(placement.blueprint))
+        say(placement.blueprint.run_plan.explain())
+        summary.show_modules(describe(placement))
+    return 0
+
+
+def _config(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import origins
+
+    say(origins.annotated(options.config, options.overrides), end="")
+    return 0
 
 
 def _read(options: argparse.Namespace) -> tuple[Config, RankInfo, int]:
@@ -204,6 +230,7 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
 RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "call": _call,
     "train": _train,
+    "config": _config,
     "resume": _resume,
     "tokenize": _tokenize,
     "plan": _plan,

@@ -31,6 +31,26 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+def test_a_dry_run_checks_and_starts_nothing(config, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert run("train", config, "--dry-run", "run.dir=out", "parallel.stages=2") == 0
+    shown = capsys.readouterr().out
+    assert "resnet20" in shown
+    assert "6 steps (train.steps)" in shown
+    rows = [line.split("│") for line in shown.splitlines() if line.startswith("│")]
+    assert [row[2].strip() for row in rows] == ["0", "0", "1", "1"]
+    assert run("train", config, "--dry-run", "run.dir=out", "modules.count=11") == 2
+    assert "11 modules for 10 blocks" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_configuration_is_shown(config, capsys):
+    assert run("config", config, "optimizer.lr=0.25") == 0
+    shown = capsys.readouterr().out
+    assert "  lr: 0.25" in shown
+    assert "# command line" in shown
+
+
 def test_train_evaluate_export(config, tmp_path, capsys):
     """The whole life of a run, in one process."""
     assert run("train", config, "run.dir=out") == 0

@@ -35,6 +35,7 @@ FLOORS = (
     ("given", "blueprint"),
     ("ranks",),
     ("configfile",),
+    ("origins",),
     ("watch",),
     ("record",),
     ("pipeline",),

@@ -98,6 +98,16 @@ def warn(warnings: Iterable[str]) -> None:
         complain(f"warning: {warning}")
 
 
+def show_modules(rows: list[ModuleRow]) -> None:
+    """Prints a table of what each module is."""
+    table = Table()
+    for column in ("module", "stage", "blocks", "head"):
+        table.add_column(column, justify="right" if column in ("module", "stage") else "left")
+    for index, row in enumerate(rows):
+        table.add_row(str(index + 1), str(row.stage), row.blocks, row.head)
+    Screen().print(table)
+
+
 def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
     """Prints a table of the score per head, and the run's time and memory if `facts` has them.
 
