@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline_local.learning.tasks import Task as Task
     from pipeline_local.pipeline.stage import Stage as Stage
     from pipeline_local.predictor import Predictor as Predictor
+    from pipeline_local.record.frame import load_metrics as load_metrics
     from pipeline_local.trainer import train as train
 
     load_config = configfile.load
@@ -48,6 +49,7 @@ _HOMES = {
     "fit": "fitting",
     "load": "fitting",
     "load_config": "configfile",
+    "load_metrics": "record.frame",
     "train": "trainer",
 }
 """Where each name is defined, below the package."""

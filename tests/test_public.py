@@ -21,7 +21,7 @@ def test_a_name_is_documented(name):
 
 def test_dir_shows_the_public_names_alone():
     assert dir(pipeline_local) == sorted(pipeline_local.__all__)
-    assert len(pipeline_local.__all__) == len(set(pipeline_local.__all__)) == 18
+    assert len(pipeline_local.__all__) == len(set(pipeline_local.__all__)) == 19
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         pipeline_local.fitt  # noqa: B018
 

@@ -1,0 +1,56 @@
+"""The measurements of a run as one data frame."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_local.errors import UserError
+from pipeline_local.record.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def load_metrics(run: str | Path) -> "pd.DataFrame":
+    """Return the measurements of a run: a row for each module, step and event.
+
+    The columns are `event` ("train" or "test"), `step`, `epoch`, `time`, `stage`, `module` (from
+    1), then what the module has measured (`loss`, `accuracy`, `cosine`, ...) and what its stage has
+    (`lr`, `samples_per_second`, `waiting_up`, ...). Where a run has been resumed, a step that was
+    done twice has the newer rows.
+
+    Args:
+        run: the run folder; the run may still go on.
+
+    Raises:
+        UserError: there is no such run, or pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise UserError("load_metrics needs pandas, which is missing; pip install pandas") from None
+    folder = RunFolder(Path(run))
+    files = sorted(folder.metrics(0).parent.glob("stage-*.jsonl"))
+    if not files:
+        raise UserError(f"{run} has no metrics; give the run.dir of a run that has logged a step")
+    frame = pd.DataFrame([row for file in files for row in _rows(file)])
+    key = ["event", "step", "module"]
+    newest = frame.drop_duplicates(key, keep="last").sort_values(["step", "event", "module"])
+    return newest.reset_index(drop=True)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            facts = json.loads(line)
+        except ValueError:  # it was cut off, as the run was
+            continue
+        modules = facts.pop("modules")
+        seconds = facts.pop("seconds", {})
+        first = {
+            name: facts.pop(name, None) for name in ("event", "step", "epoch", "time", "stage")
+        }
+        acts = {f"seconds_{act}": value for act, value in seconds.items()}
+        for number, row in modules.items():
+            yield {**first, "module": int(number), **row, **facts, **acts}
