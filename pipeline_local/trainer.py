@@ -395,6 +395,6 @@ class Trainer:
             facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
-        summary.show(describe(self.placement), facts, self.blueprint.task)
+        summary.show(describe(self.placement), facts, self.blueprint.task, self.folder.path)
         summary.warn(line for result in results for line in result["warnings"])
         return facts

@@ -62,6 +62,8 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     assert summary["steps"] == 6
     assert summary["peak_memory_bytes"][0] > 0
 
+    assert capsys.readouterr().out.splitlines()[-1].startswith("run folder: out; ")
+
     lines = (tmp_path / "out" / "metrics" / "stage-0.jsonl").read_text().splitlines()
     facts = [json.loads(line) for line in lines]
     assert [f["step"] for f in facts if f["event"] == "train"] == [2, 4, 6]

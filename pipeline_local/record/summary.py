@@ -11,7 +11,7 @@ from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import Screen, complain
+from pipeline_local.screen import Screen, complain, say
 from pipeline_local.watch.store import Facts
 
 
@@ -108,13 +108,14 @@ def show_modules(rows: list[ModuleRow]) -> None:
     Screen().print(table)
 
 
-def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
+def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = None) -> None:
     """Prints a table of the score per head, and the run's time and memory if `facts` has them.
 
     Args:
         rows: what each module is.
         facts: the results.
         task: the task, which knows how its score is displayed.
+        run: the folder of a run that has ended.
     """
     table = Table(title="Test set, per head", title_justify="left")
     metric = task.metric
@@ -146,3 +147,5 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task) -> None:
         pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
         times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
         console.print(f"ms per step that each stage computes (predicted): {times}", soft_wrap=True)
+    if run is not None:
+        say(f"run folder: {run}; pipeline-local evaluate, export and diagnose take it")
