@@ -14,6 +14,7 @@ python=${PYTHON:-python3}
 read -ra sets <<<"${SETS:-lowest newest}"
 work=$(mktemp -d "${TMPDIR:-/tmp}/versions.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+chmod 755 "$work" # where root runs it: tests act as another user, who must read what is installed
 
 say() { echo "versions: $*" >&2; }
 
