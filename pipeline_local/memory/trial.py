@@ -172,9 +172,8 @@ def _check_kinds(blueprint: Blueprint, index: int) -> None:
                     f" torch.view_as_complex in forward"
                 )
         for name, layer in part.module.named_modules():
-            if getattr(layer, "sparse", False) is True and any(
-                parameter.requires_grad for parameter in layer.parameters(recurse=False)
-            ):
+            is_table = isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+            if is_table and layer.sparse and layer.weight.requires_grad:
                 raise UserError(
                     f"{part.key}: {part.label} has sparse gradients"
                     f" ({name or type(layer).__name__}), and fused optimizers take dense ones; set"
