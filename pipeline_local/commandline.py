@@ -72,6 +72,12 @@ def _command(commands: Commands, name: str, about: str, *examples: str) -> argpa
     return command
 
 
+def _add_configuration(command: argparse.ArgumentParser, example: str) -> None:
+    """Add a configuration file and what overrides it."""
+    command.add_argument("config", type=_path, help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=example)
+
+
 def _path(text: str) -> Path:
     """Expand `~` and variables as in the configuration; the shell leaves `--json=~/x` alone."""
     try:
@@ -93,8 +99,7 @@ def _add_train(commands: Commands) -> None:
         "configs/digits.yaml run.dir=runs/first",
         "configs/cifar10.yaml data.root=PATH parallel.stages=4 train.epochs=3",
     )
-    train.add_argument("config", type=_path, help="YAML file")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    _add_configuration(train, "such as train.epochs=3")
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, show the modules, start nothing"
     )
@@ -121,8 +126,7 @@ def _add_config(commands: Commands) -> None:
         "configs/digits.yaml",
         "configs/digits.yaml optimizer.lr=0.05 parallel.stages=4",
     )
-    config.add_argument("config", type=_path, help="YAML file")
-    config.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    _add_configuration(config, "such as train.epochs=3")
     config.set_defaults(run="config")
 
 
@@ -154,8 +158,7 @@ def _add_planning(commands: Commands) -> None:
         "configs/digits.yaml parallel.stages=4",
         "configs/cifar10.yaml data.root=PATH --device cuda --json plan.json",
     )
-    plan.add_argument("config", type=_path, help="YAML file")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count=4")
+    _add_configuration(plan, "such as modules.count=4")
     plan.add_argument("--json", type=_path, help="also write all numbers to this file")
     plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
     plan.set_defaults(run="plan")
@@ -167,8 +170,7 @@ def _add_planning(commands: Commands) -> None:
         "configs/bench-vit.yaml modules.profile=profile.json --stages 2,4,8",
         "configs/bench-vit.yaml modules.profile=profile.json --bandwidth 1e9 --latency 0.01",
     )
-    simulate.add_argument("config", type=_path, help="YAML file")
-    simulate.add_argument("overrides", nargs="*", metavar="key=value", help="such as modules.count")
+    _add_configuration(simulate, "such as modules.count")
     methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
     simulate.add_argument("--methods", type=_words, default=methods)
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
@@ -189,8 +191,7 @@ def _add_planning(commands: Commands) -> None:
         "configs/bench-vit.yaml --output profile.json",
         "configs/cifar10.yaml data.root=PATH precision=bfloat16 --output bfloat16.json",
     )
-    profile.add_argument("config", type=_path, help="YAML file")
-    profile.add_argument("overrides", nargs="*", metavar="key=value", help="such as precision=...")
+    _add_configuration(profile, "such as precision=...")
     profile.add_argument("--output", type=_path, required=True, help="file.json")
     profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
     profile.set_defaults(run="profile")

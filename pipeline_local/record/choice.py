@@ -1,10 +1,10 @@
 """Which heads predict together: a pure function of what a run has recorded."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline_local.learning.tasks import Task
+from pipeline_local.record import metrics
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.watch.store import Facts
 
@@ -79,17 +79,12 @@ def _evaluation(folder: RunFolder, step: int, count: int) -> tuple[int, list[Fac
     rows: dict[int, dict[str, Facts]] = {}
     for path in sorted(folder.metrics(0).parent.glob("stage-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if '"event": "test"' in line and (facts := _read(line)) and facts["step"] <= step:
+            if (
+                '"event": "test"' in line
+                and (facts := metrics.read(line))
+                and facts["step"] <= step
+            ):
                 rows.setdefault(facts["step"], {}).update(facts["modules"])
     numbers = [str(k) for k in range(1, count + 1)]
     complete = [at for at, modules in rows.items() if modules.keys() >= {*numbers}]
     return (max(complete), [rows[max(complete)][k] for k in numbers]) if complete else None
-
-
-def _read(line: str) -> Facts | None:
-    """A line that was cut off, as the run was, is none."""
-    try:
-        facts: Facts = json.loads(line)
-    except ValueError:
-        return None
-    return facts

@@ -1,12 +1,12 @@
 """The measurements of a run as one data frame."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_local.errors import UserError
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.metrics import read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,9 +42,7 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            facts = json.loads(line)
-        except ValueError:  # it was cut off, as the run was
+        if (facts := read(line)) is None:
             continue
         modules = facts.pop("modules")
         seconds = facts.pop("seconds", {})

@@ -47,6 +47,15 @@ class Metrics:
         self._file.close()
 
 
+def read(line: str) -> Facts | None:
+    """Returns the facts of a line of a metrics file; None of one that was cut off with its run."""
+    try:
+        facts: Facts = json.loads(line)
+    except ValueError:
+        return None
+    return facts
+
+
 def as_json(facts: Facts, indent: int | None = None) -> str:
     """Returns strict JSON: a number that is not finite, which JSON does not have, becomes null."""
     return json.dumps(_strict(facts), indent=indent, allow_nan=False)
