@@ -280,7 +280,7 @@ def _add_bench(commands: Commands) -> None:
     )
     baselines.add_argument("config", type=_path, help="YAML file")
     baselines.add_argument("overrides", nargs="*", metavar="key=value")
-    every = "bp,checkpoint,accumulate,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
+    every = "bp,checkpoint,accumulate,loop,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
     every += ",deepspeed,deepspeed-dualpipev,local"
     baselines.add_argument("--baselines", help=f"which of {every}")
     baselines.add_argument(

@@ -1,5 +1,6 @@
 """What all baselines share: the workload, the interface, and the network parts they train."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,6 +12,7 @@ from pipeline_local.blueprint.blueprint import Blueprint, tables
 from pipeline_local.config import Config
 from pipeline_local.engines import optimizer
 from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.p2p import P2PKind
@@ -201,6 +203,17 @@ class TrainedParts(Baseline):
         """Apply the gradients and free them."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def network_weights(blueprint: Blueprint, modules: Sequence[LocalModule]) -> Weights:
+    """Return the weights of these modules under their names in the model's state dict, without
+    those of the auxiliary heads."""
+    return {
+        block.prefix + name: parameter.detach()
+        for module in modules
+        for block, part in blueprint.parts(module)
+        for name, parameter in part.named_parameters()
+    }
 
 
 def check_ranks(workload: Workload) -> None:

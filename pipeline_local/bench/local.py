@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline_local.bench.baseline import Baseline, Weights, Workload
+from pipeline_local.bench.baseline import Baseline, Weights, Workload, network_weights
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.run_plan import RunPlan
@@ -152,12 +152,7 @@ class LocalPipeline(Baseline):
 
     def weights(self) -> Weights:
         """Return the weights without those of the auxiliary heads."""
-        return {
-            block.prefix + name: parameter.detach()
-            for module in self._modules
-            for block, part in self.blueprint.parts(module)
-            for name, parameter in part.named_parameters()
-        }
+        return network_weights(self.blueprint, self._modules)
 
     def flops(self) -> tuple[int, int]:
         """Count the forward FLOPs of one sample: auxiliary heads, and this stage's network."""

@@ -3,6 +3,7 @@
     bp          Backprop      the whole network in one process
     checkpoint  Backprop      the same, with activation checkpointing
     accumulate  Backprop      the same, one microbatch after the other
+    loop        Loop          local learning as a plain loop over the modules
     ddp         Replicated    torch's DistributedDataParallel
     gpipe, 1f1b pipelines.py  torch.distributed.pipelining, one stage per rank
     interleaved pipelines.py  1F1B with two stages per rank
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline_local.bench.baseline import (
@@ -28,11 +30,15 @@ from pipeline_local.bench.baseline import (
     Idle,
     TrainedParts,
     Unavailable,
+    UnavailableError,
+    Weights,
     Workload,
     check_ranks,
+    network_weights,
 )
 from pipeline_local.bench.deepspeeds import DeepSpeed, DualPipeV
 from pipeline_local.bench.pipelines import SCHEDULES, Pipelined
+from pipeline_local.learning.precision import autocast
 
 
 class Backprop(TrainedParts):
@@ -61,6 +67,41 @@ class Backprop(TrainedParts):
             loss = self.workload.loss(self._network(part), target) / count
             loss.backward()  # type: ignore[no-untyped-call]
         self.update()
+
+
+class Loop(TrainedParts):
+    """Local learning of all modules in one process, as one would write it by hand.
+
+    Nothing is recorded, checked, seeded or sent: what local learning costs the host at least.
+    """
+
+    def setup(self) -> None:
+        """Build all modules, and one optimizer for all."""
+        blueprint, config = self.workload.blueprint, self.workload.config
+        if blueprint.run_plan.lag.contents or config.head.fraction < 1 or config.information.name:
+            raise UnavailableError(
+                "its heads learn from their own loss alone, on the whole batch; set"
+                " head.fraction=1 and leave out what is sent upstream and information.name"
+            )
+        device, count = self.workload.rank_info.device, len(blueprint.modules)
+        self.modules = [blueprint.module(index, device) for index in range(count)]
+        self.optimizer = self.workload.optimizer(nn.ModuleList(self.modules))
+        self._inside = blueprint.wire_format.inside
+
+    def step(self) -> None:
+        """Run forward and backward of each module in turn, then update all."""
+        x, labels = self.workload.batch
+        for module in self.modules:
+            with autocast(x.device.type, self._inside):
+                y = module.body(x)
+                loss = self.workload.loss(module.head(y), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            x = y.detach()
+        self.update()
+
+    def weights(self) -> Weights:
+        """Return the weights without those of the auxiliary heads."""
+        return network_weights(self.workload.blueprint, self.modules)
 
 
 class Replicated(TrainedParts):
@@ -99,6 +140,7 @@ WHOLE: dict[str, Make] = {
     "bp": lambda workload, _: _one_process(workload, Backprop(workload)),
     "checkpoint": lambda workload, _: _one_process(workload, Backprop(workload, recompute=True)),
     "accumulate": lambda workload, count: _one_process(workload, _accumulating(workload, count)),
+    "loop": lambda workload, _: _one_process(workload, Loop(workload)),
 }
 """Baselines in one process, with the threads of all ranks."""
 

@@ -26,7 +26,7 @@ TREE = {
 }
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zerobubble", *(() if TO_ITSELF else ("zbv",)))
 DUAL = () if TO_ITSELF else ("dualpipev",)
-ALL = ("bp", "checkpoint", "accumulate", "ddp", *PIPELINES, *DUAL, "local")
+ALL = ("bp", "checkpoint", "accumulate", "loop", "ddp", *PIPELINES, *DUAL, "local")
 
 
 def rows(rank_info, baselines, microbatches, more):
@@ -56,13 +56,14 @@ def two_ranks(run_ranks, found):
 
 def test_every_row_is_complete(two_ranks):
     pipelines = [(name, count) for name in PIPELINES for count in (2, 4)]
-    whole = [("bp", 1), ("checkpoint", 1), ("accumulate", 2), ("accumulate", 4), ("ddp", 1)]
+    whole = [("bp", 1), ("checkpoint", 1), ("accumulate", 2), ("accumulate", 4), ("loop", 1)]
+    whole.append(("ddp", 1))
     pipelines += [(name, 4) for name in DUAL]
     assert list(two_ranks) == [*whole, *pipelines, ("local", 1), ("local, reconciled", 1)]
     for (name, _), row in two_ranks.items():
         assert not row.reason
         assert row.samples_per_second == pytest.approx(512 / row.step_seconds)
-        assert row.ranks == (1 if name in ("bp", "checkpoint", "accumulate") else 2)
+        assert row.ranks == (1 if name in ("bp", "checkpoint", "accumulate", "loop") else 2)
         assert len(row.peak_memory_bytes) == row.ranks
         assert all(size > 0 for size in row.peak_memory_bytes)
         assert (row.overhead is not None) == name.startswith("local")

@@ -1,6 +1,7 @@
 """Every baseline trains the same network: after some steps it has the weights of plain backprop."""
 
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -10,6 +11,7 @@ from packaging.version import Version
 from pipeline_local import configfile
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.deepspeeds import DeepSpeed
+from pipeline_local.bench.local import LocalPipeline
 from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import SCHEDULES, SHAPES, TO_ITSELF
 from pipeline_local.data.images.datasets import describe
@@ -26,7 +28,12 @@ TREE = {
     "precision": "float64",
     "parallel": {"threads": 1},
 }
-BASELINES = {**WHOLE, **REPLICATED, **PIPELINED}
+BASELINES = {
+    **WHOLE,
+    **REPLICATED,
+    **PIPELINED,
+    "local": lambda load, _: LocalPipeline(load, replace(load.config.reconcile, weight=0.0)),
+}
 STEPS = 3
 
 
@@ -172,7 +179,33 @@ def test_same_weights_with_deepspeed(run_ranks, name, microbatches):
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bp", "accumulate"])
+def test_the_loop_learns_as_local_learning_does():
+    steps = {"optimizer": {"name": "sgd", "lr": 0.05}}
+    _, by_hand = trained(RankInfo(), "loop", 1, steps)
+    _, local = trained(RankInfo(), "local", 1, steps)
+    assert by_hand.keys() == local.keys()
+    for name, tensor in local.items():
+        np.testing.assert_allclose(by_hand[name], tensor, rtol=1e-5, atol=1e-6)
+    assert any(
+        (tensor != trained(RankInfo(), "bp", 1, steps)[1][name]).any()
+        for name, tensor in local.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head": {"name": "linear", "fraction": 0.5}},
+        {"head": {"name": "linear"}, "distill": {"weight": 0.3}},
+        {"head": {"name": "linear"}, "information": {"name": "contrast", "weight": 0.5}},
+    ],
+)
+def test_the_loop_refuses_what_it_leaves_out(more):
+    with pytest.raises(UnavailableError, match="its heads learn from their own loss alone"):
+        BASELINES["loop"](workload(RankInfo(), **more), 1).setup()
+
+
+@pytest.mark.parametrize("name", ["bp", "accumulate", "loop"])
 def test_only_the_first_rank_works_for_one_process(run_ranks, name):
     _, (before, after) = run_ranks(trained, 2, name, 2, {})
     assert before == after == {}
