@@ -1,7 +1,7 @@
 """Write the reference pages from the code: `python docs/generate.py`.
 
 `configuration.md` comes from the dataclasses of `pipeline_local/config.py` and the docstrings under
-their fields, `commands.md` from the parser of `pipeline_local/commandline.py`. Both pages are
+their fields, `commands.md` from the parser of `pipeline_local/commandline/`. Both pages are
 committed; `tests/test_docs.py` fails when one of them is not what this script writes.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline_local import config, configfile
-from pipeline_local.commandline import parser
+from pipeline_local.commandline.parser import parser
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py: change the code, then run it again. -->\n"

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
-from pipeline_local.commandline import parse
+from pipeline_local.commandline.parser import parse
 from pipeline_local.ranks.orphan import end_with_launcher
 
 _SPINS = "10000"

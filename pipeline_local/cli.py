@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline_local import commands
-from pipeline_local.commandline import parse
+from pipeline_local.commandline.parser import parse
+from pipeline_local.commands.table import RUN
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
     EXIT_STALLED,
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         check_cache_folder()
         gc.freeze()  # torch's modules last as long as the process: collections need not visit them
-        return commands.RUN[options.run](options, arguments)
+        return RUN[options.run](options, arguments)
     except UserError as error:
         _explain(error)
         return EXIT_USER_ERROR

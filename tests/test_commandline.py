@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import commands
-from pipeline_local.commandline import parse, parser
+from pipeline_local.commandline.parser import parse, parser
+from pipeline_local.commands.table import RUN
 from tests.test_docs import all_parsers
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def test_help_ends_with_two_examples(command):
 
 def test_every_command_does_something():
     named = {part.get_default("run") for part in all_parsers(parser())} - {None}
-    assert named == commands.RUN.keys()
+    assert named == RUN.keys()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["trian"], ["plan"]])

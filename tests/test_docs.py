@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.commandline import parse, parser
+from pipeline_local.commandline.parser import parse, parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline_local import configfile
-from pipeline_local.commandline import parser
+from pipeline_local.commandline.parser import parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline_local import registry
 from pipeline_local.byvalue import pack, unpack
-from pipeline_local.commandline import CALL
+from pipeline_local.commandline.parser import CALL
 from pipeline_local.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,

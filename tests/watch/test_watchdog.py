@@ -71,10 +71,11 @@ class Ranks:
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         rank_info = RankInfo(rank, RANKS, rank, RANKS, launched=True)
         self._count_steps(rank_info, fault)
-        from pipeline_local import cli, commands
+        from pipeline_local import cli
+        from pipeline_local.commands.table import RUN
 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
-        commands.RUN["train"] = lambda *_: train(config, rank_info) and 0
+        RUN["train"] = lambda *_: train(config, rank_info) and 0
         os._exit(cli.main(["train", "unused.yaml"]))
 
     def _count_steps(self, rank_info, fault):

@@ -1,0 +1,55 @@
+"""Commands that are asked before a run is paid for."""
+
+from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
+
+
+def add_all(commands: Commands) -> None:
+    """Add what is asked before a run is paid for."""
+    plan = add_command(
+        commands,
+        "plan",
+        "predict memory, traffic and balance",
+        "configs/digits.yaml parallel.stages=4",
+        "configs/cifar10.yaml data.root=PATH --device cuda --json plan.json",
+    )
+    add_configuration(plan, "such as modules.count=4")
+    plan.add_argument("--json", type=path, help="also write all numbers to this file")
+    plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
+    plan.set_defaults(run="plan")
+
+    simulate = add_command(
+        commands,
+        "simulate",
+        "predict other stages, links and methods",
+        "configs/bench-vit.yaml modules.profile=profile.json --stages 2,4,8",
+        "configs/bench-vit.yaml modules.profile=profile.json --bandwidth 1e9 --latency 0.01",
+    )
+    add_configuration(simulate, "such as modules.count")
+    methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
+    simulate.add_argument("--methods", type=_words, default=methods)
+    simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
+    simulate.add_argument(
+        "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: stages"
+    )
+    simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
+    simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
+    simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
+    simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")
+    simulate.add_argument("--json", type=path, help="also write the rows to this file")
+    simulate.set_defaults(run="simulate")
+
+    profile = add_command(
+        commands,
+        "profile",
+        "measure blocks and heads, for modules.profile",
+        "configs/bench-vit.yaml --output profile.json",
+        "configs/cifar10.yaml data.root=PATH precision=bfloat16 --output bfloat16.json",
+    )
+    add_configuration(profile, "such as precision=...")
+    profile.add_argument("--output", type=path, required=True, help="file.json")
+    profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
+    profile.set_defaults(run="profile")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

@@ -1,0 +1,47 @@
+"""Commands that measure."""
+
+import argparse
+from collections.abc import Sequence
+
+from pipeline_local import configfile
+from pipeline_local.commands.shared import Run, read
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import say
+
+
+def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.bench import reconcile
+
+    config = configfile.load(options.config, options.overrides)
+    say(reconcile.report(config, options.module, options.runs, options.json))
+    return 0
+
+
+def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local.bench import table
+    from pipeline_local.bench.request import Request
+
+    config, rank_info, num_stages = read(options)
+    request = Request.read(
+        config,
+        num_stages,
+        baselines=options.baselines,
+        microbatches=options.microbatches,
+        runs=options.runs,
+        steps=options.steps,
+        output=options.json,
+    )
+    if num_stages > 1 and not rank_info.launched:
+        from pipeline_local.ranks.launcher import start_ranks
+
+        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
+        return start_ranks(num_stages, arguments)
+    if shown := table.report(config, rank_info, request):
+        say(shown)
+    return 0
+
+
+RUN: Run = {
+    "bench_reconcile": _bench_reconcile,
+    "bench_baselines": _bench_baselines,
+}

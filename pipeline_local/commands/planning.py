@@ -1,0 +1,77 @@
+"""Commands that are asked before a run is paid for."""
+
+import argparse
+from collections.abc import Sequence
+
+from pipeline_local.commands.shared import Run, read
+from pipeline_local.errors import UserError
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import say
+
+
+def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import newfile
+    from pipeline_local.blueprint.device import Device
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import drawing, plan
+
+    if options.json is not None:
+        newfile.check("--json", options.json)
+    config, _rank_info, num_stages = read(options)
+    device = None if options.device is None else Device.named(options.device)
+    drawn = plan.draw(config, describe(config.data), num_stages, device)
+    drawing.show(drawn)
+    if options.json is not None:
+        plan.write(drawn, options.json)
+    return 0
+
+
+def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.simulation import simulate
+    from pipeline_local.simulation.scenario import Scenario
+
+    config, _rank_info, num_stages = read(options)
+    scenario = Scenario(
+        methods=options.methods,
+        stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
+        microbatches=options.microbatches,
+        replicas=options.replicas,
+        latency=options.latency,
+        bandwidth=options.bandwidth,
+        jitter=options.jitter,
+    )
+    say(simulate.report(config, describe(config.data), scenario, options.json))
+    return 0
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"{option}: whole numbers such as 4,64, got {text!r}")
+    return tuple(map(int, words))
+
+
+def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import profile
+
+    config, rank_info, num_stages = read(options)
+    profile.check(options.runs, options.output, num_stages)
+    info = describe(config.data)
+    if num_stages > 1 and not rank_info.launched:
+        from pipeline_local.ranks.launcher import start_ranks
+
+        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
+        return start_ranks(num_stages, arguments)
+    rank_info.prepare(config.parallel)
+    if line := profile.profile(config, info, options.runs, options.output, rank_info):
+        say(line)
+    return 0
+
+
+RUN: Run = {
+    "plan": _plan,
+    "simulate": _simulate,
+    "profile": _profile,
+}

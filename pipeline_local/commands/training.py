@@ -1,0 +1,97 @@
+"""Commands that train, and those that make or show what a run is made of."""
+
+import argparse
+from collections.abc import Collection, Sequence
+
+from pipeline_local import configfile
+from pipeline_local.commands.shared import Run
+from pipeline_local.config import Config
+from pipeline_local.ranks.call import run_here
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import say
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    config = configfile.load(options.config, options.overrides)
+    said = {text.partition("=")[0] for text in options.overrides}
+    if options.dry_run:
+        return _try(config, said)
+    return _run(config, arguments, said)
+
+
+def _try(config: Config, said: Collection[str]) -> int:
+    """Check all that a run checks before it starts, and show what it would be."""
+    from pipeline_local import agreement
+    from pipeline_local.placement.describe import describe, explain
+    from pipeline_local.record import summary
+
+    rank_info = RankInfo.from_environment()
+    count = rank_info.num_stages(config.parallel)
+    there = rank_info if rank_info.launched else RankInfo(world_size=count, local_world_size=count)
+    placement = agreement.check(config.on_stages(count), there, said)
+    if rank_info.rank == 0:
+        say(explain(placement.blueprint))
+        say(placement.blueprint.run_plan.explain())
+        summary.show_modules(describe(placement))
+    return 0
+
+
+def _config(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import origins
+
+    say(origins.annotated(options.config, options.overrides), end="")
+    return 0
+
+
+def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from pipeline_local.record.folder import RunFolder
+
+    return _run(RunFolder(options.run_folder).resumed(options.overrides), arguments, None)
+
+
+def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
+    """Train in this process, or on ranks that are started with the same arguments."""
+    from pipeline_local import trainer
+    from pipeline_local.ranks.launcher import reporting_failure, start_ranks
+
+    rank_info = RankInfo.from_environment()
+    num_stages = rank_info.num_stages(config.parallel)
+    if num_stages > 1 and not rank_info.launched:
+        from pipeline_local import agreement
+
+        there = RankInfo(world_size=num_stages, local_world_size=num_stages)
+        agreement.check(config, there, said)
+        return start_ranks(num_stages, arguments)
+    with reporting_failure():
+        trainer.train(config, rank_info, said=said)
+    return 0
+
+
+def _tokenize(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.tokens.command import Request, tokenize
+
+    tokenize(
+        Request(
+            root=options.data,
+            vocabulary=options.vocabulary,
+            tokenizer=options.tokenizer,
+            output=options.output,
+            field=options.field,
+            end=options.end,
+        )
+    )
+    return 0
+
+
+def _call(options: argparse.Namespace, _: Sequence[str]) -> int:
+    run_here(options.file)
+    return 0
+
+
+RUN: Run = {
+    "train": _train,
+    "resume": _resume,
+    "config": _config,
+    "tokenize": _tokenize,
+    "call": _call,
+}
