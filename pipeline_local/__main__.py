@@ -13,7 +13,8 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
 from pipeline_local.commandline.parser import parse
-from pipeline_local.ranks.orphan import end_with_launcher
+from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
+from pipeline_local.screen import say
 
 _SPINS = "10000"
 """Turns of an OpenMP thread that waits for others, before it sleeps (GOMP_SPINCOUNT). Costs nothing
@@ -34,11 +35,19 @@ def main() -> int:
         return 2
     try:
         options, arguments = parse(sys.argv[1:])  # help and mistakes of usage end here
+        announce(options.run)
         from pipeline_local import cli
 
         return cli.run(options, arguments)
     except KeyboardInterrupt:  # while torch is loaded
         return 130
+
+
+def announce(command: str) -> None:
+    """Say what the next seconds are spent on, where a user has just started a run."""
+    is_first = os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ
+    if command in ("train", "resume") and is_first:
+        say(f"{command}: loading torch")
 
 
 def open_what_is_closed() -> None:

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pipeline_local.__main__ import main, spin_briefly
+from pipeline_local.__main__ import announce, main, spin_briefly
+from pipeline_local.ranks.orphan import LAUNCHER
 
 
 @pytest.fixture
@@ -37,6 +38,21 @@ def test_torch_is_not_loaded_too_early():
     """OpenMP reads its settings once, when torch brings it along."""
     script = "import sys, pipeline_local.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_run_says_at_once_that_it_starts(environment, capfd):
+    """The line comes before torch is loaded; a rank that a launcher has started has none."""
+    script = (
+        "import sys, pipeline_local.__main__ as program;"
+        "program.announce('train'); program.announce('plan'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert capfd.readouterr().out == "train: loading torch\n"
+    for name, value in (("RANK", "1"), (LAUNCHER, "7")):
+        environment.setenv(name, value)
+        announce("train")
+        environment.delenv(name)
+    assert capfd.readouterr().out == ""
 
 
 def test_nowhere_to_write(environment, tmp_path, capsys):

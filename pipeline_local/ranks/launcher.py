@@ -20,9 +20,9 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
 from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
-from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
 from pipeline_local.ranks.orphan import LAUNCHER
-from pipeline_local.screen import announce_interrupt, complain
+from pipeline_local.screen import announce_interrupt, complain, say
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
@@ -38,6 +38,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
         ranks = _ranks(count, arguments)
         agent = LocalElasticAgent(ranks, _NoLogs(own))
+        say(f"starting {counted(count, 'rank')} on this host")
         try:
             with _passing_on(agent) as received:
                 result = agent.run()
