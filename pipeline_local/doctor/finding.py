@@ -30,9 +30,8 @@ class Finding:
 
     def __str__(self) -> str:
         """The line."""
-        return f"{self.status}  {self.name:<13}  " + "; ".join(
-            filter(None, [self.found, self.remedy])
-        )
+        text = "; ".join(filter(None, [self.found, self.remedy]))
+        return f"{self.status}  {self.name:<13}  {text}"
 
 
 Check = Callable[[], Iterable[Finding]]

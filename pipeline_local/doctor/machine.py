@@ -82,9 +82,7 @@ def shared_memory() -> Iterator[Finding]:
     found = f"{_size(free)} of {_size(total)} are free in {SHARED_MEMORY}"
     values = {"total": total, "free": free}
     if free < _LEAST_SHARED:
-        remedy = (
-            "start the container with --shm-size=2g or --ipc=host, or remove what is left there"
-        )
+        remedy = "start the container with --shm-size=2g or --ipc=host, or empty the folder"
         yield warned(found, remedy, **values)
     else:
         yield passed(found, **values)
@@ -117,7 +115,7 @@ def _low_limits(files: int, processes: int, locked: int) -> Iterator[tuple[str, 
 
 
 def disk() -> Iterator[Finding]:
-    """Whether the current folder, where runs go by default, and the temporary one can be written."""
+    """Whether the current folder, where runs go, and the temporary one can be written."""
     yield _folder(Path.cwd(), "the current folder", "set run.dir to a folder of yours")
     asked = os.environ.get("TMPDIR", "")
     used = tempfile.gettempdir()

@@ -1,6 +1,5 @@
 """Checks that ranks make together, under a launcher: their clocks, their links, their hosts."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -61,7 +60,8 @@ def together(rank_info: RankInfo, own: Sequence[Finding]) -> Iterator[Finding]:
 
 def _within(seconds: float, work: Callable[[list[str]], Any]) -> tuple[str, Any]:
     """Do work in a thread that may be left behind; gives where it was, and None if it is late."""
-    at, result = [""], []
+    at = [""]
+    result: list[tuple[Any, Exception | None]] = []
 
     def run() -> None:
         try:
@@ -111,39 +111,40 @@ def _benchmark(rank_info: RankInfo, kind: p2p.P2PKind) -> LinkBenchmark:
     if not p2p.by_device(kind):
         return LinkBenchmark(_MESSAGE_BYTES, _RUNS, torch.device("cpu"))
     limit = timedelta(seconds=LIMIT_SECONDS)
-    group = dist.new_group(backend=device_backend(rank_info.device), timeout=limit)
+    group: Any = dist.new_group(backend=device_backend(rank_info.device), timeout=limit)
     return LinkBenchmark(_MESSAGE_BYTES, _RUNS, rank_info.device, group)
 
 
 def _skew(store: dist.Store, rank_info: RankInfo) -> tuple[float, float]:
     """Seconds that the first rank's clock is ahead of this one's, and by how much that may be off.
 
-    It was read somewhere within a round trip through the store: half of one may be off, and the
-    shortest counts.
+    It was read somewhere within a round trip through the store, so the shortest trip says most.
     """
-    if rank_info.rank == 0:
-        for other in range(1, rank_info.world_size):
-            for turn in range(CLOCK_ROUNDS):
-                store.get(f"clock/{other}/{turn}/asked")
-                store.set(f"clock/{other}/{turn}/answer", repr(time.time()))
-        return 0.0, 0.0
-    trips = []
-    for turn in range(CLOCK_ROUNDS):
-        begin = time.time()
-        store.set(f"clock/{rank_info.rank}/{turn}/asked", "")
-        answer = float(store.get(f"clock/{rank_info.rank}/{turn}/answer"))
-        half = (time.time() - begin) / 2
-        trips.append((half, answer - begin - half))
-        if turn == 0:  # it had to wait for its turn
-            trips.clear()
-    error, skew = min(trips)
-    return skew, error
+    turns = range(CLOCK_ROUNDS)
+    if rank_info.rank > 0:
+        trips = [_round_trip(store, f"clock/{rank_info.rank}/{turn}") for turn in turns]
+        error, skew = min(trips[1:])  # in the first one the others had their turns
+        return skew, error
+    for rank in range(1, rank_info.world_size):
+        for turn in turns:
+            store.get(f"clock/{rank}/{turn}/asked")
+            store.set(f"clock/{rank}/{turn}/answer", repr(time.time()))
+    return 0.0, 0.0
+
+
+def _round_trip(store: dist.Store, key: str) -> tuple[float, float]:
+    """Half of its seconds, and by how much the other clock is ahead of its middle."""
+    begin = time.time()
+    store.set(f"{key}/asked", "")
+    answer = float(store.get(f"{key}/answer"))
+    half = (time.time() - begin) / 2
+    return half, answer - begin - half
 
 
 def _clocks(reports: Sequence[Facts]) -> Finding:
-    rank = max(range(len(reports)), key=lambda rank: abs(reports[rank]["skew"]))
+    rank = max(range(1, len(reports)), key=lambda rank: abs(reports[rank]["skew"]))
     skew, error = reports[rank]["skew"], reports[rank]["error"]
-    found = f"rank {rank} differs most from rank 0, by {skew:+.4f} s, within {error:.4f} s"
+    found = f"rank {rank} differs most from rank 0: {1e3 * skew:+.2f} ms, +- {1e3 * error:.2f} ms"
     values = {"skews": [report["skew"] for report in reports]}
     if abs(skew) - error > MOST_SKEW:
         finding = warned(found, "synchronise the hosts' clocks (chrony, NTP)", **values)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from pipeline_local.doctor.finding import Finding, passed, warned
 from pipeline_local.ranks.interfaces import check_interfaces, gloo_interface, interfaces_here
 from pipeline_local.ranks.rank import RankInfo
@@ -11,7 +13,7 @@ _LOOPBACK = "lo"
 
 def interfaces() -> Iterator[Finding]:
     """Whether the interfaces that the environment names exist, and which one gloo takes."""
-    check_interfaces(nccl=True)
+    check_interfaces(nccl=torch.accelerator.is_available())
     names, taken = interfaces_here(), gloo_interface()
     found = f"{', '.join(names)}; gloo takes {taken}"
     others = [name for name in names if name != _LOOPBACK]

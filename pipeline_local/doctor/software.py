@@ -4,6 +4,7 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -19,7 +20,7 @@ _EXTRAS = ("lm", "parquet", "frame")
 def python() -> Iterator[Finding]:
     """Whether the interpreter is in the range of the package."""
     version = platform.python_version()
-    wanted = metadata.metadata(PACKAGE).get("Requires-Python", "") if _version(PACKAGE) else ""
+    wanted = _fact(PACKAGE, "Requires-Python") or ""
     if SpecifierSet(wanted).contains(version, prereleases=True):
         yield passed(f"{version} on {platform.machine()}", version=version)
     else:
@@ -34,10 +35,10 @@ def libraries() -> Iterator[Finding]:
         yield warned(found, "pip install -e . in its folder")
         return
     wanted = _requirements(PACKAGE, ("", *_EXTRAS))
-    versions = {canonicalize_name(r.name): _version(r.name) for r in wanted}
+    versions = {_name(need): _version(need.name) for need in wanted}
     present = {name: version for name, version in versions.items() if version is not None}
     for need in _requirements(PACKAGE):
-        if canonicalize_name(need.name) not in present:
+        if _name(need) not in present:
             yield failed(f"{need.name} is not installed", f"pip install '{_plain(need)}'")
     for holder in (PACKAGE, *present):
         needs = wanted if holder == PACKAGE else _requirements(holder)
@@ -57,14 +58,18 @@ def _requirements(name: str, extras: Sequence[str] = ("",)) -> list[Requirement]
 
 
 def _fits(need: Requirement, present: dict[str, str]) -> bool:
-    version = present.get(canonicalize_name(need.name))
+    version = present.get(_name(need))
     return version is None or need.specifier.contains(version, prereleases=True)
 
 
 def _misfit(holder: str, need: Requirement, present: dict[str, str]) -> Finding:
-    version = present[canonicalize_name(need.name)]
+    version = present[_name(need)]
     found = f"{need.name} {version} does not fit {holder}, which needs {need.specifier}"
     return failed(found, f"pip install '{_plain(need)}'")
+
+
+def _name(need: Requirement) -> str:
+    return str(canonicalize_name(need.name))
 
 
 def _plain(need: Requirement) -> str:
@@ -72,8 +77,13 @@ def _plain(need: Requirement) -> str:
 
 
 def _version(name: str) -> str | None:
+    return _fact(name, "Version")
+
+
+def _fact(name: str, key: str) -> str | None:
+    """From the metadata of a distribution; None where it is not installed."""
     try:
-        return metadata.version(name)
+        return str(metadata.metadata(name)[key])
     except metadata.PackageNotFoundError:
         return None
 
@@ -86,7 +96,8 @@ def backends() -> Iterator[Finding]:
     if not (dist.is_available() and dist.is_gloo_available()):
         yield failed("torch is built without gloo", "install a wheel of pytorch.org")
     elif dist.is_nccl_available():
-        version = ".".join(map(str, torch.cuda.nccl.version()))
+        nccl: Any = torch.cuda.nccl
+        version = ".".join(map(str, nccl.version()))
         yield passed(f"gloo, nccl {version}", nccl=version)
     elif torch.cuda.is_available():
         remedy = "install a wheel of pytorch.org; until then tensors go through the hosts' memory"
