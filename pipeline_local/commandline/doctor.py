@@ -9,8 +9,8 @@ def add_all(commands: Commands) -> None:
         commands,
         "doctor",
         "check software, devices, limits and links; exit code 1 if a check fails",
-        "",
-        "--quick --json doctor.json",
+        "--json doctor.json",
+        "--quick",
     )
     doctor.add_argument("--json", type=path, help="also write everything to this file")
     doctor.add_argument(
