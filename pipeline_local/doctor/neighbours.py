@@ -21,6 +21,8 @@ from pipeline_local.watch.store import Facts, RankStore
 
 NAME = "ranks"
 """The check of which every rank reports its own failures."""
+SOFTWARE = ("python", "libraries", "backends")
+"""Checks that are to find the same on all hosts."""
 LIMIT_SECONDS = 300.0
 """Longest time for all of it. A firewall that drops packets looks like a rank that is late."""
 CLOCK_ROUNDS = 10
@@ -167,13 +169,13 @@ def _link(rank: int, report: Facts) -> Finding:
 
 
 def _other_hosts(reports: Sequence[Facts]) -> Iterator[Finding]:
-    """What the first ranks of other hosts have found, where it is not what rank 0 has found."""
+    """Warnings and failures of the other hosts that rank 0 has not, and other versions."""
     first = [Finding(**facts) for facts in reports[0]["own"]]
     for rank, report in enumerate(reports[1:], start=1):
         for finding in (Finding(**facts) for facts in report["own"]):
-            if finding in first:
+            if finding in first or (finding.status == "PASS" and finding.name not in SOFTWARE):
                 continue
-            if finding.name == "libraries" and finding.status == "PASS":
+            if finding.status == "PASS":
                 remedy = "install the same versions on all hosts"
                 finding = replace(finding, status="WARN", remedy=remedy)
             yield replace(finding, name=f"{finding.name}, rank {rank}")

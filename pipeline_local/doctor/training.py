@@ -53,7 +53,7 @@ def training() -> Iterator[Finding]:
         yield passed(f"two ranks have trained and saved, in {seconds:.0f} s", seconds=seconds)
     else:
         found = f"exit code {done.returncode}: {_reason(done.stderr)}"
-        yield failed(found, "pipeline-local train configs/digits.yaml shows all of it")
+        yield failed(found, "run `pipeline-local train configs/digits.yaml` to see all of it")
 
 
 def _command(config: Path, run: Path) -> list[str]:
