@@ -46,7 +46,7 @@ FLOORS = (
     ("fitting",),
     ("simulation",),
     ("planning",),
-    ("bench",),
+    ("bench", "doctor"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,5 +1,6 @@
 """The scripts around the package, run against stubs: no network, no Slurm, no Docker."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline_local.commandline.parser import parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [".ci/run", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("launch/**/*.s[hb]*"))]
@@ -381,3 +384,12 @@ def test_dockerfile(path: str) -> None:
     assert text.index("torch==") < text.index("COPY setup.cfg") < text.index("COPY pipeline_local ")
     assert re.search(r"^USER (?!root)", text, re.MULTILINE)
     assert 'ENTRYPOINT ["pipeline-local"]' in text
+
+
+@pytest.mark.parametrize("path", DOCKERFILES)
+def test_healthcheck_is_a_command(path: str) -> None:
+    """In a training container it must meet no ranks."""
+    (check,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", (ROOT / path).read_text(), re.MULTILINE)
+    program, *arguments = json.loads(check)
+    options, _ = parse(arguments)
+    assert (program, options.run, options.quick) == ("pipeline-local", "doctor", True)

@@ -34,11 +34,13 @@ class LinkBenchmark:
         num_bytes: size of a message.
         runs: timed repetitions, of which the median is taken.
         device: the device of the messages at both ends.
+        group: all ranks, by a backend for that device; None: the default group has one.
     """
 
     num_bytes: int
     runs: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     def between_ranks(self, rank: int, world_size: int) -> Link:
         """Measure the link to the upstream neighbour; for the first rank, the downstream one.
@@ -52,7 +54,8 @@ class LinkBenchmark:
     def _edge(self, upstream: int, rank: int) -> Link:
         found: list[Link | None] = [None]
         other = upstream + 1 if rank == upstream else upstream
-        send, recv = partial(dist.send, dst=other), partial(dist.recv, src=other)
+        send = partial(dist.send, dst=other, group=self.group)
+        recv = partial(dist.recv, src=other, group=self.group)
         if rank == upstream:
             found = [self._ask(send, recv)]
         elif rank == upstream + 1:

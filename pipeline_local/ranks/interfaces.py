@@ -21,7 +21,7 @@ def check_interfaces(nccl: bool = False) -> None:
     Raises:
         UserError: GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names no interface of this host.
     """
-    here = [name for _, name in socket.if_nameindex() if _has_address(name)]
+    here = interfaces_here()
     value = os.environ.get("GLOO_SOCKET_IFNAME", "")
     names = value.removesuffix(",").split(",") if value else []
     if missing := [name for name in names if name not in here]:
@@ -31,15 +31,39 @@ def check_interfaces(nccl: bool = False) -> None:
         raise _no_interface("NCCL_SOCKET_IFNAME", value, value, here)
 
 
+def interfaces_here() -> list[str]:
+    """Returns the names of this host's interfaces that have an address."""
+    return [name for _, name in socket.if_nameindex() if _has_address(name)]
+
+
+def gloo_interface() -> str:
+    """Returns the interface that gloo takes: what is named, or that of this host's own name.
+
+    Where the name leads to no address of this host, that is the loopback interface.
+    """
+    if named := os.environ.get("GLOO_SOCKET_IFNAME", ""):
+        return named
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:  # the name has no address
+        found = []
+    own = {_ipv4(name): name for name in interfaces_here()}
+    addresses = [str(address[0]) for *_, address in found]
+    return next((own[address] for address in addresses if address in own), "lo")
+
+
 def _has_address(name: str) -> bool:
     """Of IPv4 or IPv6. An interface without one, such as one without a cable, is no use."""
+    return _ipv4(name) is not None or _has_ipv6(name)
+
+
+def _ipv4(name: str) -> str | None:
     request = struct.pack("256s", name.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
-            fcntl.ioctl(any_socket, _SIOCGIFADDR, request)
-            return True
+            return socket.inet_ntoa(fcntl.ioctl(any_socket, _SIOCGIFADDR, request)[20:24])
         except OSError:
-            return _has_ipv6(name)
+            return None
 
 
 def _has_ipv6(name: str) -> bool:

@@ -55,8 +55,36 @@ def test_what_nccl_does_not_find(host, value):
     check_interfaces()  # where nccl is not used, its variable does not matter
 
 
+@pytest.mark.parametrize(
+    ("named", "addresses", "taken"),
+    [
+        ("ib0", ["10.0.0.5"], "ib0"),
+        ("", ["10.0.0.5"], "eth0"),
+        ("", ["192.168.9.9", "10.0.0.5"], "eth0"),
+        ("", ["127.0.1.1"], "lo"),
+        ("", [], "lo"),
+    ],
+)
+def test_what_gloo_takes(host, named, addresses, taken):
+    """By the address of the host's own name; Debian's is 127.0.1.1."""
+    host.setenv("GLOO_SOCKET_IFNAME", named)
+    answer = [(None, None, 0, "", (address, 0)) for address in addresses]
+    host.setattr(interfaces.socket, "getaddrinfo", lambda *_, **__: answer)
+    host.setattr(interfaces, "_ipv4", {"lo": "127.0.0.1", "eth0": "10.0.0.5"}.get)
+    assert interfaces.gloo_interface() == taken
+
+
+def test_a_host_whose_name_is_unknown(host):
+    def unknown(*_, **__):
+        raise OSError("Name or service not known")
+
+    host.setattr(interfaces.socket, "getaddrinfo", unknown)
+    assert interfaces.gloo_interface() == "lo"
+
+
 def test_this_hosts_own(host):
     host.undo()
     names = [name for _, name in interfaces.socket.if_nameindex()]
     assert any(interfaces._has_address(name) for name in names)
+    assert interfaces.gloo_interface() in interfaces.interfaces_here()
     assert not interfaces._has_address("nope0")
