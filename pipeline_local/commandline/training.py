@@ -61,7 +61,9 @@ def _add_tokenize(commands: Commands) -> None:
         "novels --vocabulary 8192",
         "novels --tokenizer bytes --output novels-bytes",
     )
-    tokenize.add_argument("data", type=path, help="folder with texts in train/ and test/")
+    tokenize.add_argument(
+        "data", type=path, metavar="DATA", help="folder with texts in train/ and test/"
+    )
     which = tokenize.add_mutually_exclusive_group(required=True)
     which.add_argument("--vocabulary", type=int, help="train a byte-level BPE of so many tokens")
     which.add_argument("--tokenizer", type=_tokenizer, help="bytes, tokenizer.json or folder")

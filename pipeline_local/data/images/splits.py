@@ -17,7 +17,11 @@ class NoSplitError(UserError):
 
 
 def split_files(
-    root: Path, split: str, suffix: str | tuple[str, ...], test_split: str | None = None
+    root: Path,
+    split: str,
+    suffix: str | tuple[str, ...],
+    test_split: str | None = None,
+    called: str = "data.root",
 ) -> list[Path]:
     """The files of one split, in the order of their names.
 
@@ -30,6 +34,7 @@ def split_files(
         split: train or test.
         suffix: of the files, such as `.tar`; or several.
         test_split: what the test split is called; None: one of `TEST_NAMES`.
+        called: what the user knows the folder by, for messages.
 
     Raises:
         NoSplitError: no such files in the folder.
@@ -39,7 +44,7 @@ def split_files(
     kinds = suffix if isinstance(suffix, str) else ", ".join(suffix)
     try:
         if not root.is_dir():
-            raise UserError(f"data.root is not a folder: got {root}; name one with {kinds} files")
+            raise UserError(f"{called} is not a folder: got {root}; name one with {kinds} files")
         for name in names:
             for folder, is_split in ((root / name, True), (root, False), (root / "data", False)):
                 files = _files(folder, suffix)
@@ -47,11 +52,11 @@ def split_files(
                     sum(path.stat().st_size for path in found)  # fails for a link to nowhere
                     return found
     except OSError as error:
-        raise UserError(f"data.root cannot be read: got {root} ({error}); allow it") from None
+        raise UserError(f"{called} cannot be read: got {root} ({error}); allow it") from None
     ending = suffix if isinstance(suffix, str) else ""
     wanted = " or ".join(f"{name}/*{ending} or {name}-*{ending}" for name in names)
     raise NoSplitError(
-        f"data.root has no {kinds} files of the {split} split: got {root}; put them at {wanted}"
+        f"{called} has no {kinds} files of the {split} split: got {root}; put them at {wanted}"
     )
 
 

@@ -68,7 +68,7 @@ class Request:
         absent: list[NoSplitError] = []
         for split in ("train", "test"):
             try:
-                found[split] = find_texts(self.root, split, self.field)
+                found[split] = find_texts(self.root, split, self.field, called="DATA")
             except NoSplitError as error:
                 absent.append(error)
         if absent and (not found or (self.vocabulary and "train" not in found)):

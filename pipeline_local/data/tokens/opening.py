@@ -176,14 +176,18 @@ def _size(path: Path) -> int:
 
 
 def find_texts(
-    root: Path, split: str, field: str = "text", test_split: str | None = None
+    root: Path,
+    split: str,
+    field: str = "text",
+    test_split: str | None = None,
+    called: str = "data.root",
 ) -> writing.Texts:
-    """The text files of a split.
+    """The text files of a split of a folder, which messages call so.
 
     Raises:
         UserError: there are none.
     """
-    return writing.Texts(tuple(split_files(root, split, SUFFIXES, test_split)), field)
+    return writing.Texts(tuple(split_files(root, split, SUFFIXES, test_split, called)), field)
 
 
 def _texts(root: Path, split: str, options: Options) -> TokenSplit:
