@@ -81,15 +81,18 @@ def write_program(
         warnings.simplefilter("ignore")  # of libraries about themselves
         try:
             write(network, example[:2], metadata, path)
+            run = read(path)
+            pairs = [(network(batch), run(batch)) for batch in (example, example[:1])]
         except OSError:
             raise
         except Exception as error:  # a network may do anything, and exporters raise anything
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"--output: this network cannot be exported as {output.suffix} ({reason}); take"
-                f" {WEIGHTS}"
+                f" {WEIGHTS}, or let it depend on no values, and on x.shape[0] instead of len(x)"
             ) from error
-        _compare(network, read(path), example, output)
+        for wanted, found in pairs:
+            _compare(wanted, found, output)
 
 
 @contextmanager
@@ -106,15 +109,16 @@ def _new(output: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _compare(network: nn.Module, run: Run, example: Tensor, output: Path) -> None:
-    for batch in (example, example[:1]):
-        wanted, found = network(batch), run(batch)
-        worst, limit = (found - wanted).abs().max(), TOLERANCE * wanted.abs().max()
-        if found.shape != wanted.shape or not worst <= limit:  # also what is not a number
-            raise UserError(
-                f"--output: {output.suffix} gives other outputs than the network, by"
-                f" {worst.item():.3g} at most {limit.item():.3g}; take {WEIGHTS}"
-            )
+def _compare(wanted: Tensor, found: Tensor, output: Path) -> None:
+    if found.shape != wanted.shape:
+        shapes = f"{list(found.shape)} instead of {list(wanted.shape)}"
+        raise UserError(f"--output: {output.suffix} gives outputs {shapes}; take {WEIGHTS}")
+    worst, limit = (found - wanted).abs().max(), TOLERANCE * wanted.abs().max()
+    if not worst <= limit:  # also what is not a number
+        raise UserError(
+            f"--output: {output.suffix} gives other outputs than the network: they differ by"
+            f" {worst.item():.3g}, and may by {limit.item():.3g}; take {WEIGHTS}"
+        )
 
 
 def _any_batch() -> Any:  # noqa: ANN401 (as torch.export wants it)

@@ -1,6 +1,7 @@
 """What is exported is the run's network, or its exit, in every format, and says what it is."""
 
 import json
+import shutil
 
 import onnxruntime
 import pytest
@@ -8,11 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline_local import __version__, cli, fitting
+from pipeline_local import __version__, cli, configfile, fitting
 from pipeline_local.data.images.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.exporting.export import export
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.trainer import train
 
 
 @pytest.fixture
@@ -47,6 +51,24 @@ def test_a_program_of_torch_export(exit_run, tmp_path, x, exit):
     assert json.loads(files["classes"]) == list(info.classes)
     assert json.loads(files["exit"]) == (exit or 3)
     assert json.loads(files["mean"]) == list(info.mean)
+
+
+@pytest.mark.parametrize("exit", [1, None])
+def test_a_transformer_takes_any_batch(tmp_path, exit):
+    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    tree = {
+        "model": {"name": "vit", "patch_size": 8, **sizes},
+        "data": {"name": "synthetic", "image_size": 16, "limit": 8, "batch_size": 4},
+        "modules": {"count": 2},
+        "train": {"steps": 1},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    train(configfile.parse(tree), RankInfo())
+    export(tmp_path / "run", tmp_path / "exit.pt2", exit=exit)
+    images = torch.randn(5, 3, 16, 16)
+    found = torch.export.load(tmp_path / "exit.pt2").module()(images)
+    torch.testing.assert_close(found, outputs(tmp_path / "run", exit or 2, images))
 
 
 @pytest.mark.parametrize("exit", [2, None])
@@ -94,6 +116,17 @@ def test_the_command(exit_run, tmp_path, capsys):
     assert f"wrote {len(wanted)} tensors" in capsys.readouterr().out
     assert cli.main([*arguments, str(output)]) == 2
     assert "files are never overwritten" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_a_name(exit_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exit_run, run)
+    Checkpoints(run / "checkpoints", 3).keep("best", 20)
+    best = export(run, tmp_path / "best.safetensors", step="best")
+    wanted = export(run, tmp_path / "step.safetensors", step=20)
+    newest = export(run, tmp_path / "newest.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in wanted.items())
+    assert not torch.equal(best["conv1.weight"], newest["conv1.weight"])
 
 
 def test_what_cannot_be_exported(exit_run, tmp_path):

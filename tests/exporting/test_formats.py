@@ -19,6 +19,13 @@ class Depends(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
+class FixesTheBatch(nn.Module):
+    """It asks for the batch's size as a number."""
+
+    def forward(self, x):
+        return x.reshape(len(x), 2, 2)
+
+
 class Draws(nn.Module):
     """Its outputs are others each time."""
 
@@ -29,7 +36,11 @@ class Draws(nn.Module):
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 @pytest.mark.parametrize(
     ("network", "words"),
-    [(Depends(), "this network cannot be exported as"), (Draws(), "gives other outputs")],
+    [
+        (Depends(), "this network cannot be exported as"),
+        (FixesTheBatch(), r"x\.shape\[0\] instead of len\(x\)"),
+        (Draws(), "gives other outputs"),
+    ],
 )
 def test_a_network_that_does_not_come_back(tmp_path, suffix, network, words):
     with pytest.raises(UserError, match=words) as error:
