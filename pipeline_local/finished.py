@@ -1,27 +1,23 @@
-"""Uses a finished run: exports its weights under the model's own names, and evaluates it."""
+"""Uses a finished run: loads its modules, and evaluates it."""
 
-import tempfile
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline_local import configfile, newfile
+from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Evaluate
 from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import DataInfo, check_again
 from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.skipping import Skipped
-from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Task
-from pipeline_local.models import hf_folder, weights
 from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
@@ -43,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def load(
-    run: Path, device: torch.device = CPU, step: int | str = "newest"
+    run: Path, device: torch.device = CPU, step: int | str = "newest", compiled: bool = True
 ) -> tuple[Blueprint, list[LocalModule], int]:
     """The modules of a run as a complete checkpoint has them, and its step.
 
@@ -51,6 +47,7 @@ def load(
         run: its folder.
         device: where the modules are to be.
         step: of the checkpoint: "newest", a number of optimizer steps, or a name such as "best".
+        compiled: whether the modules are compiled where the run's were.
 
     Raises:
         UserError: no run, or no complete checkpoint.
@@ -60,7 +57,8 @@ def load(
     blueprint = draw(config, DataInfo.from_json(folder.load_info()))
     checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
     found = _found(checkpoints, step)
-    modules = [blueprint.module(k, device) for k in range(len(blueprint.modules))]
+    make = blueprint.module if compiled else blueprint.uncompiled
+    modules = [make(k, device) for k in range(len(blueprint.modules))]
     for module in modules:
         checkpoints.load(module, found)
     return blueprint, modules, found
@@ -85,51 +83,60 @@ def _found(checkpoints: Checkpoints, step: int | str) -> int:
             f"{checkpoints.folder} has no complete checkpoint yet; let the run reach one"
         )
     if problems := checkpoints.problems(found):
-        raise UserError(f"step: {checkpoints.at(found)}: {next(iter(problems.values()))}")
+        others = ", ".join(str(step) for step in checkpoints.steps() if step != found) or "none"
+        raise UserError(
+            f"checkpoint {checkpoints.at(found)}: {next(iter(problems.values()))}; name another"
+            f" step: {others}"
+        )
     return found
 
 
-@undisturbed
-def export(run: Path, output: Path) -> dict[str, Tensor]:
-    """Writes backbone and classifier as safetensors, under the model's own names.
+@dataclass(frozen=True)
+class TestSet:
+    """A finished run and its test set, ready to be evaluated.
 
-    A torchvision model loads the file with `strict=True`. Of a language model, anything but a
-    .safetensors file is a folder that `AutoModelForCausalLM.from_pretrained` loads.
+    Attributes:
+        blueprint: of the run, with the data as it is now.
+        modules: all of them, on the device.
+        step: of their checkpoint.
+        source: gives the test batches, once.
+    """
+
+    __test__ = False  # for pytest
+
+    blueprint: Blueprint
+    modules: list[LocalModule]
+    step: int
+    source: Source
+
+
+@contextmanager
+def test_set(
+    run: Path,
+    overrides: Sequence[str],
+    step: int | str,
+) -> Iterator[TestSet]:
+    """Open a run and its test set; at the end, warn of images that could not be read.
+
+    Args:
+        run: its folder.
+        overrides: `key=value`, of `READING` and `SIZES` alone.
+        step: of the checkpoint, as for `load`.
 
     Raises:
-        UserError: no run, no complete checkpoint, or `output` exists already or cannot be written.
+        UserError: no run, no such checkpoint, another key, or other data than in training.
     """
-    newfile.check("--output", output)
-    blueprint, modules, _ = load(run)
-    language = blueprint.backbone.language
-    if output.suffix != ".safetensors" and not language:
-        raise UserError(f"--output: must end in .safetensors, got {output}; name such a file")
-    state = weights.model_state(part for module in modules for part in blueprint.parts(module))
-    if output.suffix != ".safetensors" and language:
-        state, files = hf_folder.published(language, state)
-        hf_folder.write(output, state, files | _tokenizer_files(blueprint))
-        return state
+    rank_info = RankInfo()
+    blueprint, modules, found = load(run, rank_info.device, step)
+    blueprint = reading(blueprint, run, overrides, "test")
+    rank_info.prepare(blueprint.config.parallel)
+    config, info, dtype, skipped = blueprint.config, blueprint.info, blueprint.dtype, Skipped()
+    source = Source(config, info, [Evaluate(found)], range(0), rank_info.device, dtype, skipped)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {
-                name: value.clone(memory_format=torch.contiguous_format)
-                for name, value in state.items()
-            },
-            output,
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
-    return state
-
-
-def _tokenizer_files(blueprint: Blueprint) -> dict[str, bytes]:
-    """The files of a Hugging Face tokenizer, by name; none where the data has no tokenizer."""
-    if blueprint.info.tokenizer is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer_of(blueprint.config.data, blueprint.info).save(Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        yield TestSet(blueprint, modules, found, source)
+    finally:
+        source.close()
+    summary.warn(skipped.warnings())
 
 
 @undisturbed
@@ -137,42 +144,33 @@ def evaluate(
     run: Path,
     show: Callable[[list[summary.ModuleRow], Facts, Task], None],
     overrides: Sequence[str] = (),
+    step: int | str = "newest",
 ) -> Facts:
     """Scores every head on the test set, alone and with all upstream heads, in this process.
 
     Args:
         run: its folder.
         show: prints what each module is and the results, as the task shows its score.
-        overrides: `key=value`, of `READING` and `SIZES` alone.
+        overrides, step: as for `test_set`.
 
     Returns:
         The step, per head the metric, the metric of the ensemble and the loss, and `predicts`: the
         heads that `Predictor` takes.
 
     Raises:
-        UserError: no run, no complete checkpoint, another key, or other data than in training.
+        UserError: as `test_set`.
     """
-    rank_info = RankInfo()
-    device = rank_info.device
-    blueprint, modules, step = load(run, device)
-    blueprint = reading(blueprint, run, overrides, "test")
-    rank_info.prepare(blueprint.config.parallel)
-    action = Evaluate(step)
-    skipped = Skipped()
-    source = Source(
-        blueprint.config, blueprint.info, [action], range(0), device, blueprint.dtype, skipped
-    )
-    stage = Stage(modules, source, Nowhere(), Trace())
-    batches, parts = blueprint.run_plan.test_batches, blueprint.config.train.microbatches
-    scores = metrics.of_scores(modules, stage.evaluate(batches, step, parts))
-    source.close()
-    rows = [scores[str(k + 1)] for k in range(len(modules))]
-    choice = chosen_heads(RunFolder(run), step, len(modules), blueprint.task)
-    facts = {"steps": step, **summary.per_head(rows), "predicts": list(choice.heads)}
-    show(describe(Placement.of(blueprint, 1)), facts, blueprint.task)
-    if blueprint.task.predicts:
-        say(f"By the run's own evaluation, Predictor takes {choice}")
-    summary.warn(skipped.warnings())
+    with test_set(run, overrides, step) as test:
+        blueprint, modules, task = test.blueprint, test.modules, test.blueprint.task
+        stage = Stage(modules, test.source, Nowhere(), Trace())
+        batches, parts = blueprint.run_plan.test_batches, blueprint.config.train.microbatches
+        scores = metrics.of_scores(modules, stage.evaluate(batches, test.step, parts))
+        rows = [scores[str(k + 1)] for k in range(len(modules))]
+        choice = chosen_heads(RunFolder(run), test.step, len(modules), task)
+        facts = {"steps": test.step, **summary.per_head(rows), "predicts": list(choice.heads)}
+        show(describe(Placement.of(blueprint, 1)), facts, task)
+        if task.predicts:
+            say(f"By the run's own evaluation, Predictor takes {choice}")
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config, RunConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
+from pipeline_local.exits.network import ExitNetwork
+from pipeline_local.exits.network import check as check_exit
 from pipeline_local.given import Given, Loss, handed, like
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
@@ -132,7 +135,10 @@ class _Where(Callback):
 
 @undisturbed
 def load(
-    run: str | Path, model: given_models.Given | None = None, step: int | str = "newest"
+    run: str | Path,
+    model: given_models.Given | None = None,
+    step: int | str = "newest",
+    exit: int | None = None,
 ) -> nn.Module:
     """Return the network of a run, with its trained weights, in evaluation mode on the CPU.
 
@@ -142,11 +148,19 @@ def load(
             weights. None: of any other run, the network is made anew from the configuration; it
             takes images that are normalised as in training (data.json has mean and deviation).
         step: of the checkpoint: "newest", a number of optimizer steps, or a name ("best").
+        exit: the number of a module, from 1: the network ends with its head. It is an
+            `ExitNetwork`, whose weights `export RUN --exit k` writes; a `model` stays as it is.
 
     Raises:
-        UserError: no run, no such checkpoint, or the model is another one.
+        UserError: no run, no such checkpoint or module, or the model is another one.
     """
     folder = RunFolder(configfile.path("run", run))
+    if exit is not None:
+        folder.load_config()  # says what is no run folder
+        info = DataInfo.from_json(folder.load_info())
+        with nullcontext() if model is None else handed(like(model, info)):
+            _, modules, _ = finished.load(folder.path, step=step, compiled=False)
+        return ExitNetwork(modules[: check_exit("exit", exit, len(modules))])
     if model is None:
         parts = finished.load_parts(folder.path, step)
         named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)

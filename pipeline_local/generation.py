@@ -10,6 +10,7 @@ from torch.nn import functional
 from pipeline_local import configfile
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
+from pipeline_local.exits.network import check
 from pipeline_local.finished import load
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Logits, NextToken
@@ -45,9 +46,7 @@ class Generator:
                 f"run: {run} is no run of a language model, but of task.name="
                 f"{blueprint.config.task.name}; Predictor predicts by it"
             )
-        count = len(modules) if exit is None else exit
-        if not 1 <= count <= len(modules):
-            raise UserError(f"--exit: must be a module from 1 to {len(modules)}, got {exit}")
+        count = check("--exit", exit, len(modules))
         self.tokenizer = tokenizer_of(blueprint.config.data, blueprint.info)
         self._modules: list[LocalModule] = modules[:count]
         self._wire_format: WireFormat = blueprint.wire_format

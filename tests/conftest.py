@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -62,6 +63,26 @@ def pytest_collection_finish() -> None:
     need to visit it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def exit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three modules on digits, with checkpoints after 20 and 40 steps."""
+    from pipeline_local import configfile
+    from pipeline_local.trainer import train
+
+    tree = {
+        "model": {"name": "resnet20", "width": 4},
+        "data": {"name": "digits", "batch_size": 32},
+        "modules": {"count": 3},
+        "train": {"steps": 40},
+        "checkpoint": {"every_steps": 20},
+        "parallel": {"threads": 1},
+        "run": {"dir": str(tmp_path_factory.mktemp("exits") / "run")},
+    }
+    config = configfile.parse(tree)
+    train(config, RankInfo())
+    return config.run.dir
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -121,7 +121,10 @@ def test_a_complete_run_stays_as_it_is(config, tmp_path, capsys):
 def test_weights_are_exported_as_what_they_are(config, capsys):
     assert run("train", config, "run.dir=out") == 0
     assert run("export", "out", "--output", "model.pt") == 2
-    assert "--output: must end in .safetensors, got model.pt" in capsys.readouterr().err
+    assert (
+        "--output: must end in one of .safetensors, .pt2, .onnx, got model.pt"
+        in capsys.readouterr().err
+    )
 
 
 def test_exported_torchvision_model_gives_the_same_accuracy(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from pipeline_local import configfile, finished
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.exporting.export import export
 from pipeline_local.planning.diagnose import diagnose
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
@@ -43,7 +44,7 @@ def test_evaluation_repeats_the_runs_own(run):
 
 def test_export_holds_the_checkpoints_weights(run, tmp_path):
     folder, _ = run
-    state = finished.export(folder, tmp_path / "deep" / "model.safetensors")
+    state = export(folder, tmp_path / "deep" / "model.safetensors")
     stored = load_file(tmp_path / "deep" / "model.safetensors")
     assert stored.keys() == state.keys()
     modules = [load_file(path) for path in sorted(folder.glob("checkpoints/*/*.safetensors"))]

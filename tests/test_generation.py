@@ -5,7 +5,8 @@ import torch
 
 from pipeline_local import Generator, cli, configfile
 from pipeline_local.errors import UserError
-from pipeline_local.finished import export, load
+from pipeline_local.exporting.export import export
+from pipeline_local.finished import load
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train

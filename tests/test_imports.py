@@ -42,8 +42,9 @@ FLOORS = (
     ("memory",),
     ("placement",),
     ("callbacks", "agreement", "finished"),
-    ("trainer", "predictor", "generation", "arguments"),
-    ("fitting",),
+    ("exits",),
+    ("trainer", "predictor", "generation", "arguments", "exporting"),
+    ("fitting", "prediction"),
     ("simulation",),
     ("planning",),
     ("bench", "doctor"),
@@ -57,7 +58,7 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
-HEAVY = {"deepspeed", "transformers", "tokenizers"}
+HEAVY = {"deepspeed", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxscript"}
 """Libraries that take seconds to import, or may not be installed."""
 
 LARGEST_FOLDER = 0.15

@@ -14,6 +14,7 @@ from torch.nn import functional
 from pipeline_local import cli, configfile, finished
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.exporting.export import export
 from pipeline_local.learning.information import InformedHead, local_loss, parts
 from pipeline_local.memory import trial
 from pipeline_local.memory.dry_run import stage_bytes
@@ -100,7 +101,7 @@ def test_evaluation_and_prediction_do_not_see_it(run):
 
 
 def test_the_term_is_left_behind_at_export(run, tmp_path):
-    finished.export(run, tmp_path / "model.safetensors")
+    export(run, tmp_path / "model.safetensors")
     names = load_file(tmp_path / "model.safetensors")
     config = configfile.load(run / "config.yaml")
     blueprint = draw(config, describe(config.data))

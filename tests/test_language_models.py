@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pipeline_local import configfile, finished
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.exporting.export import export
 from pipeline_local.learning.body import compile_part
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.models import hf_config, registry
@@ -59,7 +60,7 @@ def test_a_run_learns_is_exported_and_loaded(tmp_path):
 
     facts = train(config(tmp_path / "run", train={"steps": 16, "seed": 0}), RankInfo())
     assert facts["loss"][-1] < 3.3 < torch.tensor(40.0).log()
-    finished.export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out")
     with hf_config.quiet():
         model, missing = AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", output_loading_info=True, local_files_only=True
@@ -71,8 +72,8 @@ def test_a_run_learns_is_exported_and_loaded(tmp_path):
         x = module.body.eval()(x)
     assert torch.equal(model(ids).logits, modules[-1].head(x))
     with pytest.raises(UserError, match="exists, and files are never overwritten"):
-        finished.export(tmp_path / "run", tmp_path / "out")
-    finished.export(tmp_path / "run", tmp_path / "out.safetensors")
+        export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out.safetensors")
     again = config(
         tmp_path / "again",
         model={

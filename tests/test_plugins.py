@@ -19,6 +19,7 @@ from torch.nn import functional
 from pipeline_local import cli, configfile, finished
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.exporting.export import export
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning import alternatives, diagnose, plan, profile
@@ -261,7 +262,7 @@ def test_an_evaluation_has_the_own_loss(folder, one_stage):
 
 
 def test_a_run_is_exported(folder, one_stage):
-    finished.export(one_stage, folder / "mine.safetensors")
+    export(one_stage, folder / "mine.safetensors")
     state = load_file(folder / "mine.safetensors")
     assert state["block0.1.weight"].shape == (32, 64)
     assert state["block4.bias"].shape == (10,)

@@ -145,3 +145,73 @@ def test_images_of_another_range_are_refused(weak_heads):
 def test_heads_that_are_not_there(weak_heads, heads):
     with pytest.raises(ValueError, match="heads must be 'all' or numbers from 1 to 4"):
         Predictor(weak_heads[0], heads=heads)
+
+
+def digits_of(run):
+    test = open_split(configfile.load(run / "config.yaml").data, "test")
+    return torch.stack([torch.as_tensor(test[k][0]) for k in range(len(test))]), test.labels
+
+
+def test_no_module_beyond_is_computed(exit_run):
+    images, _ = digits_of(exit_run)
+    whole = {k: Predictor(exit_run, heads=[k])(images) for k in (1, 2)}
+    predict = Predictor(exit_run, upto=2, heads=[2])
+    assert len(predict._modules) == 2
+    assert torch.equal(predict(images), whole[2])
+    both = Predictor(exit_run, upto=2, heads="all")
+    assert both.heads == (1, 2)
+    torch.testing.assert_close(both(images), ((whole[1] + whole[2]) / 2).log_softmax(1))
+    assert Predictor(exit_run, upto=1).heads == (1,)
+    chosen = Predictor(exit_run, upto=2)
+    assert max(chosen.heads) <= 2
+    assert "head 3" not in chosen.reason
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match="upto must be a module from 1 to 3"):
+            Predictor(exit_run, upto=wrong)
+    with pytest.raises(ValueError, match="numbers from 1 to 2"):
+        Predictor(exit_run, upto=2, heads=[3])
+
+
+def test_each_sample_leaves_at_the_first_sure_head(exit_run):
+    images, _ = digits_of(exit_run)
+    alone = [Predictor(exit_run, heads=[k])(images).exp() for k in (1, 2, 3)]
+    predict = Predictor(exit_run)
+    found = predict.classify(images, confidence=0.8)
+    for sample, exit in enumerate(found.exits.tolist()):
+        sure = [k for k in (1, 2, 3) if alone[k - 1][sample].max() >= 0.8]
+        assert exit == (sure or [3])[0]
+        torch.testing.assert_close(found.probabilities[sample], alone[exit - 1][sample])
+    assert {*found.exits.tolist()} == {1, 2, 3}
+    sizes = []
+    for module in predict._modules:
+        module.body.register_forward_hook(lambda _, x, y: sizes.append(len(y)))
+    predict.classify(images, confidence=0.8)
+    left = [int((found.exits > k).sum()) for k in (0, 1, 2)]
+    assert sizes == left, "later modules see only those that are left"
+    sizes.clear()
+    predict.classify(images, confidence=1e-6)
+    assert sizes == [len(images)], "all have left"
+
+
+def test_early_exit_among_some_heads(exit_run):
+    images, _ = digits_of(exit_run)
+    found = Predictor(exit_run, heads=[1, 3]).classify(images, confidence=0.9)
+    assert {*found.exits.tolist()} == {1, 3}
+    short = Predictor(exit_run, upto=2).classify(images, confidence=0.9)
+    assert {*short.exits.tolist()} == {1, 2}
+    assert torch.equal(short.exits == 1, found.exits == 1)
+
+
+def test_probabilities_without_early_exit(exit_run):
+    images, _ = digits_of(exit_run)
+    predict = Predictor(exit_run, heads="all")
+    found = predict.classify(images)
+    assert torch.equal(found.probabilities, predict(images).exp())
+    assert found.exits.tolist() == [3] * len(images)
+    empty = predict.classify(images[:0], confidence=0.5)
+    assert (empty.probabilities.shape, empty.exits.shape) == ((0, 10), (0,))
+    for wrong in (0, -1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="confidence must be above 0"):
+            predict.classify(images, confidence=wrong)
+    earlier = Predictor(exit_run, heads="all", step=20)(images)
+    assert not torch.equal(earlier, predict(images))

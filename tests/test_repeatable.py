@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.finished import export
+from pipeline_local.exporting.export import export
 from pipeline_local.models import causal_lm, registry
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train

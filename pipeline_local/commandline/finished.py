@@ -1,33 +1,73 @@
 """Commands that use a run that is there."""
 
+import argparse
+
 from pipeline_local.commandline.shared import Commands, add_command, path
 
 
 def add_all(commands: Commands) -> None:
     """Add what uses a run that is there."""
+    _add_export(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_generate(commands)
+    _add_diagnose(commands)
+
+
+def _add_export(commands: Commands) -> None:
     export = add_command(
         commands,
         "export",
-        "write the trained model's weights",
+        "write the trained model, or one of its exits",
         "runs/first --output model.safetensors",
-        "runs/lm-tiny --output lm-tiny",
+        "runs/first --exit 2 --output exit-2.onnx",
     )
     export.add_argument("run_folder", type=path, help="run.dir of a run")
-    help_text = "file.safetensors; or of a language model a folder"
+    help_text = "NAME.safetensors, .pt2 (torch.export) or .onnx; or of a language model a folder"
     export.add_argument("--output", type=path, required=True, help=help_text)
+    export.add_argument("--exit", type=int, help="module whose head is the end; default: the last")
+    _add_checkpoint(export)
     export.set_defaults(run="export")
 
+
+def _add_evaluate(commands: Commands) -> None:
     evaluate = add_command(
         commands,
         "evaluate",
         "score every head on the test set",
         "runs/first",
-        "runs/first data.root=NEW",
+        "runs/first --exits --json exits.json data.root=NEW",
     )
     evaluate.add_argument("run_folder", type=path, help="run.dir of a run")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
+    help_text = "accuracy, operations, time and calibration of each exit, and early exit"
+    evaluate.add_argument("--exits", action="store_true", help=help_text)
+    _add_checkpoint(evaluate)
+    evaluate.add_argument("--json", type=path, help="also write the results to this file")
     evaluate.set_defaults(run="evaluate")
 
+
+def _add_predict(commands: Commands) -> None:
+    predict = add_command(
+        commands,
+        "predict",
+        "classify image files",
+        "runs/first cat.jpg",
+        "runs/first photos --confidence 0.9 --top 3",
+    )
+    predict.add_argument("run_folder", type=path, help="run.dir of a run on images")
+    predict.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="files or folders")
+    help_text = "module whose head predicts, or with --confidence the last one that may; default:"
+    predict.add_argument("--exit", type=int, help=f"{help_text} as Predictor chooses")
+    help_text = "top probability at which an image leaves at an early head; default: no early exit"
+    predict.add_argument("--confidence", type=float, help=help_text)
+    predict.add_argument("--top", type=int, default=1, help="so many classes; default: 1")
+    _add_checkpoint(predict)
+    predict.add_argument("--json", type=path, help="also write the results to this file")
+    predict.set_defaults(run="predict")
+
+
+def _add_generate(commands: Commands) -> None:
     generate = add_command(
         commands,
         "generate",
@@ -43,6 +83,8 @@ def add_all(commands: Commands) -> None:
     generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
     generate.set_defaults(run="generate")
 
+
+def _add_diagnose(commands: Commands) -> None:
     diagnose = add_command(
         commands,
         "diagnose",
@@ -55,3 +97,12 @@ def add_all(commands: Commands) -> None:
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
     diagnose.add_argument("--json", type=path, help="also write the rows to this file")
     diagnose.set_defaults(run="diagnose")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    text = "step of a checkpoint that the run keeps, or its name, such as best; default: newest"
+    command.add_argument("--checkpoint", type=_checkpoint, default="newest", help=text)
+
+
+def _checkpoint(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text

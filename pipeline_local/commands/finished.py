@@ -2,26 +2,61 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from pipeline_local import newfile
 from pipeline_local.commands.shared import Run
 from pipeline_local.errors import UserError, counted
 from pipeline_local.screen import say
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import finished
+    from pipeline_local.exporting.export import export
 
-    state = finished.export(options.run_folder, options.output)
+    state = export(options.run_folder, options.output, options.checkpoint, options.exit)
     say(f"wrote {counted(len(state), 'tensor')} to {options.output}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local import finished
+    from pipeline_local.exits import evaluation, table
     from pipeline_local.record import summary
 
-    finished.evaluate(options.run_folder, summary.show, options.overrides)
+    if options.json is not None:
+        newfile.check("--json", options.json)
+    asked = options.run_folder, options.overrides, options.checkpoint
+    if options.exits:
+        report = evaluation.evaluate_exits(*asked)
+        table.show(report)
+        facts = report.facts()
+    else:
+        run, *others = asked
+        facts = finished.evaluate(run, summary.show, *others)
+    _write_json(options.json, facts)
     return 0
+
+
+def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local import prediction
+
+    if options.json is not None:
+        newfile.check("--json", options.json)
+    rows = []
+    asked = prediction.Asked(options.exit, options.confidence, options.top, options.checkpoint)
+    for row in prediction.predict(options.run_folder, options.images, asked):
+        say(str(row))
+        rows.append(row.facts())
+    _write_json(options.json, rows)
+    return 0
+
+
+def _write_json(path: Path | None, facts: Any) -> None:  # noqa: ANN401 (any JSON value)
+    if path is not None:
+        from pipeline_local.record.metrics import as_json
+
+        newfile.write("--json", path, as_json(facts, indent=2) + "\n")
 
 
 def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -49,6 +84,7 @@ def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
 RUN: Run = {
     "export": _export,
     "evaluate": _evaluate,
+    "predict": _predict,
     "generate": _generate,
     "diagnose": _diagnose,
 }

@@ -47,7 +47,8 @@ class Patches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the VisionTransformer does it, up to the first layer."""
         tokens = self.conv_proj(x).flatten(2).permute(0, 2, 1)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1)
+        # not len(x), which would fix the batch of an exported program
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         y: Tensor = self.encoder(tokens)
         return y
 

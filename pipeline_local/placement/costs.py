@@ -263,7 +263,16 @@ def _cost(config: Config, forward: float, backward: float, again: float) -> Cost
 
 def _forward(config: Config, part: nn.Module, x: Tensor) -> float:
     """FLOPs of a forward pass of the whole batch, by those of two samples, which norms need."""
+    return flops(part, x) * config.data.batch_size / 2
+
+
+def flops(part: nn.Module, x: Tensor) -> int:
+    """Counts the floating-point operations of a forward pass in evaluation mode.
+
+    Args:
+        part: a block or a head on the meta device; it stays as it is.
+        x: its input there.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy.deepcopy(part).eval()(x)
-    forward: float = counter.get_total_flops() * config.data.batch_size / 2
-    return forward
+    return int(counter.get_total_flops())

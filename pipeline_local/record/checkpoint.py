@@ -66,7 +66,7 @@ class Checkpoints:
         It reads every file of that step. Newer checkpoints that do not count are reported, one line
         each.
         """
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             problems = self.problems(step)
             if not problems:
                 self._sound.add(step)
@@ -77,7 +77,7 @@ class Checkpoints:
     def begun(self) -> bool:
         """Whether a checkpoint has all its files, whatever is in them: reads none."""
         return any(
-            all(self._file(s, k).is_file() for k in range(self.num_modules)) for s in self._steps()
+            all(self._file(s, k).is_file() for k in range(self.num_modules)) for s in self.steps()
         )
 
     def problems(self, step: int) -> dict[int, str]:
@@ -125,7 +125,7 @@ class Checkpoints:
         A checkpoint that only lacks files was cut off while it was written: `step-*.unfinished`.
         Any other one is damaged: `step-*.damaged`.
         """
-        for later in self._steps():
+        for later in self.steps():
             if later > step:
                 missing = [not self._file(later, k).exists() for k in self.problems(later)]
                 aside = self._aside(later, "unfinished" if all(missing) else "damaged")
@@ -162,7 +162,7 @@ class Checkpoints:
 
         Damaged ones that were set aside stay; unfinished ones go with the others of their age.
         """
-        sound = [step for step in self._steps() if self._is_sound(step)]
+        sound = [step for step in self.steps() if self._is_sound(step)]
         named = self._named().values()
         if len(sound) < keep:
             return
@@ -182,7 +182,8 @@ class Checkpoints:
                 self._sound.add(step)
         return step in self._sound
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, complete or not."""
         names = [path.name for path in self.folder.glob("step-*")]
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 

@@ -64,7 +64,7 @@ def choose(rows: Sequence[Facts], step: int, task: Task) -> HeadChoice:
         return HeadChoice((last,), f"no {task.metric} of step {step} is finite")
     best = max(known, key=lambda heads: sign * known[heads])  # the first one of equal ones
     every = tuple(range(1, last + 1))
-    told = {"": best, "the last head alone": (last,), "all heads": every}
+    told = {"": best, f"head {last} alone": (last,), "all heads": every}
     others = [
         f"{name} {task.score_text(known[heads])}"
         for name, heads in told.items()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from pipeline_local import configfile, finished
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.exporting.export import export
 from pipeline_local.learning import contents
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.memory.dry_run import stage_bytes
@@ -128,18 +129,18 @@ def state(folder, step, module):
 
 def test_an_export_of_one_module_is_tied(tmp_path):
     train(config(tmp_path / "run", 1), RankInfo())
-    finished.export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out")
     assert UNEMBEDDING not in load_file(tmp_path / "out" / "model.safetensors")
     model = loaded(tmp_path / "out")
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model(ids_of(16)).logits, own_logits(tmp_path / "run"))
-    finished.export(tmp_path / "run", tmp_path / "out.safetensors")
+    export(tmp_path / "run", tmp_path / "out.safetensors")
     assert {TABLE, UNEMBEDDING} <= load_file(tmp_path / "out.safetensors").keys()
 
 
 def test_an_export_of_several_has_the_copy_that_was_trained_with(tmp_path):
     train(config(tmp_path / "run", 2), RankInfo())
-    finished.export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "config.json").read_text())
     assert facts["tie_word_embeddings"] is False
     assert torch.equal(loaded(tmp_path / "out")(ids_of(16)).logits, own_logits(tmp_path / "run"))
@@ -147,14 +148,14 @@ def test_an_export_of_several_has_the_copy_that_was_trained_with(tmp_path):
 
 def test_weights_of_a_tied_model_are_taken_over_in_both_places(tmp_path):
     train(config(tmp_path / "run", 1), RankInfo())
-    finished.export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out")
     trained = load_file(tmp_path / "out" / "model.safetensors")
     model = {**GPT2, "weights": str(tmp_path / "out")}
     sections = {"modules": {"count": 2}, "parallel": {"threads": 1}, "train": {"steps": 1}}
     sections |= {"optimizer": {"name": "sgd", "lr": 1e-12, "warmup": 0}}
     tree = token_task.settings(tmp_path / "again", model=model, **sections)
     train(configfile.parse(tree), RankInfo())
-    finished.export(tmp_path / "again", tmp_path / "same")
+    export(tmp_path / "again", tmp_path / "same")
     again = load_file(tmp_path / "same" / "model.safetensors")
     assert torch.allclose(again[TABLE], trained[TABLE])
     spoiled = trained | {UNEMBEDDING: trained[TABLE] + 1}

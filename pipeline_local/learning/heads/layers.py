@@ -50,7 +50,7 @@ class ToMap(nn.Module):
         if self.layout == "NTC":
             _, height, width = self.map_shape
             x = self.norm(x)[:, -height * width :].transpose(1, 2)
-        return x.reshape(len(x), *self.map_shape) if self.layout != "NCHW" else x
+        return x.reshape(x.shape[0], *self.map_shape) if self.layout != "NCHW" else x
 
 
 class MeanPool(nn.Module):
@@ -94,7 +94,7 @@ class Pool(nn.Module):
         if self.layout == "NHWC":
             return self._means(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         apart = x.shape[1] - math.prod(self.grid)
-        maps = x[:, apart:].transpose(1, 2).reshape(len(x), x.shape[2], *self.grid)
+        maps = x[:, apart:].transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid)
         means = self._means(maps).flatten(2).transpose(1, 2)
         return torch.cat([x[:, :apart], means], dim=1)
 
