@@ -35,9 +35,10 @@ FLOORS = (
     ("given", "blueprint"),
     ("ranks",),
     ("configfile",),
-    ("origins",),
+    ("origins", "keys"),
     ("watch",),
     ("record",),
+    ("loggers",),
     ("pipeline",),
     ("memory",),
     ("placement",),
@@ -57,7 +58,7 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
-HEAVY = {"deepspeed", "transformers", "tokenizers"}
+HEAVY = {"deepspeed", "transformers", "tokenizers", "tensorboard", "wandb", "mlflow", "shtab"}
 """Libraries that take seconds to import, or may not be installed."""
 
 LARGEST_FOLDER = 0.15
