@@ -36,6 +36,7 @@ FLOORS = (
     ("ranks",),
     ("configfile",),
     ("origins", "keys"),
+    ("starter", "completion"),
     ("watch",),
     ("record",),
     ("loggers",),

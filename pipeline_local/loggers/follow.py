@@ -10,6 +10,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Loggers:
         self._say = say
         self._loggers: dict[str, Logger] = {}
         for key, value in wanted.items():
-            self._try(key, lambda key=key, value=value: self._begin(key, run, value))
+            self._try(key, partial(self._begin, key, run, value))
 
     def _begin(self, key: str, run: Run, value: Any) -> None:  # noqa: ANN401
         logger = self._loggers[key] = LOGGERS[key](run, value)
@@ -88,12 +89,12 @@ class Loggers:
             if rows := list(tail.rows()):
                 self.write(rows)
         for key, logger in list(self._loggers.items()):
-            self._try(key, lambda logger=logger: logger.close(code))
+            self._try(key, partial(logger.close, code))
 
     def write(self, rows: list[Row]) -> None:
         """Hand rows to every logger that still works."""
         for key, logger in list(self._loggers.items()):
-            self._try(key, lambda logger=logger: logger.write(rows))
+            self._try(key, partial(logger.write, rows))
 
     def _try(self, key: str, work: Callable[[], None]) -> None:
         try:

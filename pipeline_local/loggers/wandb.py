@@ -36,7 +36,8 @@ class WandB:
     @property
     def address(self) -> str | None:
         """The page of the run; None offline."""
-        return self._run.url
+        url: str | None = self._run.url
+        return url
 
     def write(self, rows: Sequence[Row]) -> None:
         """Log each row with its step."""

@@ -156,7 +156,7 @@ def test_mlflow(folder, tmp_path, monkeypatch):
 
 
 def records(data):
-    """Of a file of W&B, which has LevelDB's format for logs: blocks of 32 KiB, a record in parts."""
+    """Of a file of W&B, in LevelDB's format for logs: blocks of 32 KiB, a record in parts."""
     place, parts = 7, b""  # behind its header
     while place < len(data):
         left = 2**15 - place % 2**15
