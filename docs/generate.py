@@ -6,24 +6,15 @@ committed; `tests/test_docs.py` fails when one of them is not what this script w
 """
 
 import argparse
-import ast
 import inspect
-import types
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline_local import config, configfile
+from pipeline_local import keys
 from pipeline_local.commandline.parser import parser
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py: change the code, then run it again. -->\n"
-_WORDS = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
-_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-_UNBOUNDED = 2**32
-"""A limit above this only keeps numbers representable; nobody needs to read it."""
-
 CONFIGURATION = """# Configuration
 
 A run is described by a YAML file of sections and by `key=value` pairs that override it, such as
@@ -49,85 +40,23 @@ commands.
 
 def configuration() -> str:
     """The text of configuration.md."""
-    hints = get_type_hints(config.Config)
-    kinds = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    sections = [_section(name, kind) for name, kind in kinds.items() if isinstance(kind, type)]
-    alone = [field for field in fields(config.Config) if not is_dataclass(hints[field.name])]
-    rest = "## Keys without a section\n\n" + _table("", config.Config, alone)
+    sections = [_section(name) for name in keys.sections()]
+    rest = "## Keys without a section\n\n" + _table(keys.of_section(""))
     return "\n".join([NOTE + CONFIGURATION, *sections, rest])
 
 
-def _section(name: str, kind: type) -> str:
-    """A heading, what the class says of itself, and a table of its fields."""
-    about = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
-    rows = sorted(fields(kind), key=lambda field: field.name == "args")  # further keys come last
-    return f"## {name}\n\n{about}\n\n{_table(f'{name}.', kind, rows)}"
+def _section(name: str) -> str:
+    """A heading, what the section says of itself, and a table of its keys."""
+    return f"## {name}\n\n{keys.about(name)}\n\n{_table(keys.of_section(name))}"
 
 
-def _table(prefix: str, kind: type, rows: "list[Field[Any]]") -> str:
-    meanings, hints = _docstrings(kind), get_type_hints(kind, include_extras=True)
+def _table(rows: Sequence[keys.Key]) -> str:
     lines = ["| key | default | values | meaning |", "|---|---|---|---|"]
-    for field in rows:
-        further = field.name == "args"
-        key = prefix + ("KEY" if further else field.name)
-        values = "any" if further else _names(key) or _values(hints[field.name])
-        meaning = meanings[field.name].replace("SECTION.", prefix)
-        cells = (f"`{key}`", _default(field), values, meaning)
+    for key in rows:
+        default = key.default if key.default in ("", "required") else f"`{key.default}`"
+        cells = (f"`{key.name}`", default, key.values, key.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _names(key: str) -> str:
-    """The entries of the registry behind a key; nothing where there is none."""
-    registries = getattr(configfile, "REGISTRIES", {}).values()
-    names = [name for registry in registries if registry.key == key for name in registry.names()]
-    return ", ".join(f"`{name}`" for name in [*names, "python:package.module:name"] if names)
-
-
-def _docstrings(kind: type) -> dict[str, str]:
-    """The string that stands under each field, also of the classes above, on one line."""
-    found: dict[str, str] = {}
-    for part in reversed([part for part in kind.__mro__ if is_dataclass(part)]):
-        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(part))).body
-        assert isinstance(tree, ast.ClassDef)
-        for statement, below in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-                assert isinstance(statement.target, ast.Name)
-                found[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
-    return found
-
-
-def _default(field: "Field[Any]") -> str:
-    if field.default_factory is not MISSING:
-        return ""
-    if field.default is MISSING:
-        return "required"
-    shown = {None: "null", True: "true", False: "false"}
-    value = field.default
-    return f"`{shown[value] if value is None or isinstance(value, bool) else value}`"
-
-
-def _values(hint: Any) -> str:  # noqa: ANN401
-    """A type in words, such as "integer >= 1 or null"."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return " ".join([_values(args[0]), " and ".join(_limits(args[1:]))]).strip()
-    if origin is Literal:
-        return ", ".join(f"`{word}`" for word in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_values(part) for part in args)
-    if origin is tuple:
-        return f"list of {_values(args[0])}"
-    return "null" if hint is type(None) else _WORDS[hint]
-
-
-def _limits(annotations: tuple[Any, ...]) -> Iterator[str]:
-    """Such as ">= 1": from pydantic's Field."""
-    for annotation in annotations:
-        for bound in getattr(annotation, "metadata", []):
-            for name, sign in _SIGNS.items():
-                if (limit := getattr(bound, name, None)) is not None and limit < _UNBOUNDED:
-                    yield f"{sign} {limit}"
 
 
 def commands() -> str:

@@ -14,11 +14,12 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.learning.compiler import try_compiler
+from pipeline_local.loggers import follower
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.p2p import HOST_BACKEND
+from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder, first_free
@@ -40,6 +41,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     blueprint = draw(config, describe(config.data), tries=True)
     placement = Placement.of(blueprint, rank_info.world_size)
     rank_info.p2p_kind(config.parallel)
+    follower.check(config.log)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted
@@ -168,6 +170,12 @@ def accept(placement: Placement, rank_info: RankInfo, start: Facts) -> None:
             f" file system that all hosts share"
         )
     rank_info.p2p_kind(config.parallel)
+
+
+def share_p2p_kind(config: Config, rank_info: RankInfo, rank_store: RankStore) -> P2PKind:
+    """Returns how the ranks talk, which all of them can; all of them call it."""
+    rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
+    return common([facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)])
 
 
 def share_values(backbone: Backbone, rank_info: RankInfo) -> None:

@@ -2,11 +2,13 @@
 
 import argparse
 import gc
+import re
 import sys
 from collections.abc import Sequence
 
 import torch
 
+from pipeline_local import configfile
 from pipeline_local.commandline.parser import parse
 from pipeline_local.commands.table import RUN
 from pipeline_local.errors import (
@@ -90,4 +92,12 @@ def _explain(error: Exception) -> None:
         return
     prefix = f"[stage {rank_info.rank} | rank {rank_info.rank}] " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
-        complain(f"{prefix}error: {line}")
+        pointer = _pointer(line) if isinstance(error, ConfigError) else ""
+        complain(f"{prefix}error: {line}{pointer}")
+
+
+def _pointer(line: str) -> str:
+    """What explains the key whose value is wrong or missing; nothing for other problems."""
+    found = re.match(r"([a-z_.]+):|missing key '([a-z_.]+)'", line)
+    key = found and (found[1] or found[2])
+    return f" (pipeline-local explain {key})" if key in set(configfile.keys()) else ""

@@ -293,6 +293,20 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
+class LogConfig(Section):
+    """Loggers beside the run folder's own metrics: each gets one run with a curve for each module.
+    One that fails is a warning, and never slows or ends a run."""
+
+    tensorboard: bool = False
+    """TensorBoard's event files, in `tensorboard/` of the run folder."""
+    wandb: str | None = None
+    """Project of Weights & Biases; null: none. With WANDB_MODE=offline no network is needed."""
+    mlflow: str | None = None
+    """Experiment of MLflow; null: none. MLFLOW_TRACKING_URI says where; without it, `mlflow.db` of
+    the current folder."""
+
+
+@dataclass(frozen=True)
 class RunConfig(Section):
     """Where a run leaves what it made."""
 
@@ -320,6 +334,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
     engine: Literal["torch"] = "torch"
     """What steps a module."""

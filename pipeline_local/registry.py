@@ -206,7 +206,7 @@ class Registry(Generic[Entry]):
         hint: Hint | None = None,
     ) -> tuple[dict[str, Any], list[str]]:
         """The options of an entry, and what is wrong with them."""
-        parameters = self._parameters(name)
+        parameters = self.parameters(name)
         named = [key for key, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
         takes_any = len(named) < len(parameters)
         taken = {key: value for key, value in optional.items() if key in named} | {**args}
@@ -222,7 +222,7 @@ class Registry(Generic[Entry]):
         except ValidationError as error:
             return {}, [*problems, *self._explain(name, known, error)]
 
-    def _parameters(self, name: str) -> dict[str, inspect.Parameter]:
+    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """The parameters of an entry that are options."""
         try:
             every = inspect.signature(self.find(name), eval_str=True).parameters

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import NoReturn
 
-from pipeline_local.agreement import accept, check, in_folder, propose, share_values
+from pipeline_local import agreement
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config
@@ -14,6 +14,7 @@ from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
+from pipeline_local.loggers.follower import Follower
 from pipeline_local.models import weights
 from pipeline_local.pipeline.connect import connect, open_edges
 from pipeline_local.pipeline.stage import Stage
@@ -24,7 +25,6 @@ from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.caller import as_found
 from pipeline_local.ranks.p2p import P2PKind
-from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
@@ -79,6 +79,7 @@ def _on_this_rank(
     said: Collection[str] | None,
 ) -> Facts:
     with ExitStack() as stack:
+        follower = stack.enter_context(Follower())  # outermost: its end may wait for a network
         rank_info.prepare(config.parallel)
         stack.enter_context(rank_info.repeatable())
         store = stack.enter_context(joined(rank_info))
@@ -90,24 +91,23 @@ def _on_this_rank(
         stop.listen(lambda: watchdog.judged)
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
-        start, placement = propose(config, rank_info, rank_store, stack, said)
+        start, placement = agreement.propose(config, rank_info, rank_store, stack, said)
         at.enter("making the modules")
         with rank_store.unanimous(COLLECTIVE_TIMEOUT):
             if placement is None:  # the first rank has drawn it, to propose it
                 info = DataInfo.from_json(start["info"])
                 if config.run.dir == FREE:
-                    config = in_folder(config, start["folder"])
+                    config = agreement.in_folder(config, start["folder"])
                 placement = Placement.of(draw(config, info), rank_info.world_size)
-            accept(placement, rank_info, start)
+            agreement.accept(placement, rank_info, start)
             if start["complete"]:
                 return _already_complete(placement, rank_store)
-            share_values(placement.blueprint.backbone, rank_info)
+            agreement.share_values(placement.blueprint.backbone, rank_info)
             modules = _modules(placement, rank_info, start["step"])
+            if rank_info.rank == 0:
+                follower.start(placement.blueprint.config, len(placement.stages), start["step"])
             at.enter("rendezvous", peer=EVERYONE)
-        rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-        kind = common_kind(
-            [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]
-        )
+        kind = agreement.share_p2p_kind(config, rank_info, rank_store)
         first = start["step"]
         trainer = Trainer(
             placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
@@ -119,7 +119,7 @@ def _on_new_ranks(
     config: Config, count: int, callbacks: Sequence[Callback], said: Collection[str] | None
 ) -> Facts:
     """Train on so many ranks of this host; the summary of the run."""
-    check(config, RankInfo(world_size=count, local_world_size=count), said)
+    agreement.check(config, RankInfo(world_size=count, local_world_size=count), said)
     on_ranks(count, partial(train, config, callbacks=callbacks, said=said))
     return RunFolder(config.run.dir).load_summary()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline_local import commandline, configfile
+from pipeline_local import configfile
+from pipeline_local.commandline.parser import parser
 from pipeline_local.data import datasets
 from pipeline_local.data.images.datasets import DataInfo, describe
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -63,7 +64,7 @@ def test_opens_with_its_command(path):
         r"# (?:pipeline-local|torchrun .* -m pipeline_local) ((?:train|bench baselines) .*)", first
     )
     assert match, first
-    options = commandline.parser().parse_args(shlex.split(match[1]))
+    options = parser().parse_args(shlex.split(match[1]))
     assert options.config == Path("configs") / path.name
     configfile.load(ROOT / options.config, [o.replace("PATH", ".") for o in options.overrides])
 

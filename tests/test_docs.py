@@ -139,12 +139,12 @@ def test_keys_exist(page):
         f"{section}.{option}"
         for section, registry in configfile.REGISTRIES.items()
         for name in registry.names()
-        for option in registry._parameters(name)
+        for option in registry.parameters(name)
     }
-    sections = "data|modules|head|information|reconcile|train|optimizer|parallel|checkpoint|run"
+    sections = "data|modules|head|information|reconcile|train|optimizer|parallel|checkpoint|run|log"
     text = re.sub(r"^```python\n.*?^```$", "", page.read_text(), flags=re.S | re.M)
     for found in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)\b(?!\(|/)", text):
-        if not found.endswith((".json", ".py", ".yaml", ".sbatch")):
+        if not found.endswith((".json", ".py", ".yaml", ".sbatch", ".txt")):
             assert found in keys, found
 
 

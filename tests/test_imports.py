@@ -35,9 +35,11 @@ FLOORS = (
     ("given", "blueprint"),
     ("ranks",),
     ("configfile",),
-    ("origins",),
+    ("origins", "keys"),
+    ("starter", "completion"),
     ("watch",),
     ("record",),
+    ("loggers",),
     ("pipeline",),
     ("memory",),
     ("placement",),
@@ -58,7 +60,10 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
-HEAVY = {"deepspeed", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxscript"}
+HEAVY = {
+    *("deepspeed", "transformers", "tokenizers", "tensorboard", "wandb", "mlflow", "shtab"),
+    *("onnx", "onnxruntime", "onnxscript"),
+}
 """Libraries that take seconds to import, or may not be installed."""
 
 LARGEST_FOLDER = 0.15

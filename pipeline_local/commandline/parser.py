@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipeline_local import __version__
-from pipeline_local.commandline import bench, doctor, finished, planning, training
+from pipeline_local.commandline import bench, doctor, finished, planning, training, writing
 from pipeline_local.config import Config
 from pipeline_local.screen import complain
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="pipeline-local", description=DESCRIPTION)
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for group in (training, planning, finished, bench, doctor):
+    for group in (writing, training, planning, finished, bench, doctor):
         group.add_all(commands)
     call = commands.add_parser(CALL)  # without help: not for people
     call.add_argument("file", type=Path)

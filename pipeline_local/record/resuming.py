@@ -16,6 +16,8 @@ Facts = Mapping[str, Any]
 _PLACE = ("data.root", "data.workers", "data.on_error", "data.tokenizer")
 """Where the data is and how it is read: everything else of `data` says which batch a step gets. Of
 a tokenizer the digest counts."""
+_BESIDE = ("run.", "log.")
+"""Sections that say where results go."""
 _NOT_READ = "model.weights"
 """Where a run began, which it does not read again."""
 _COUNTS = {
@@ -51,7 +53,7 @@ class Change:
 
 
 def changes(before: Config, now: Config, begun: bool) -> list[Change]:
-    """Returns all keys that differ, but for those of `run` and what is not read again.
+    """Returns all keys that differ, but for those of `run` and `log` and what is not read again.
 
     Args:
         before: the configuration of the run.
@@ -62,7 +64,7 @@ def changes(before: Config, now: Config, begun: bool) -> list[Change]:
     old, new = _leaves(before.on_stages(1)), _leaves(now.on_stages(1))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     ignored = {_NOT_READ} if begun else set()
-    others = (key for key in keys if not key.startswith("run.") and key not in ignored)
+    others = (key for key in keys if not key.startswith(_BESIDE) and key not in ignored)
     return [Change(key, new.get(key), old.get(key)) for key in others]
 
 
