@@ -28,6 +28,28 @@ def add_all(commands: Commands) -> None:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     evaluate.set_defaults(run="evaluate")
 
+    report = add_command(
+        commands,
+        "report",
+        "write a page of curves, tables and a timeline of runs",
+        "runs/first",
+        "runs/first runs/second --output both.html",
+    )
+    report.add_argument("run_folders", type=path, nargs="+", metavar="RUN", help="run.dir of a run")
+    report.add_argument("--output", type=path, help="new file; default: report.html in the first")
+    report.set_defaults(run="report")
+
+    compare = add_command(
+        commands,
+        "compare",
+        "print what differs between two runs",
+        "runs/first runs/second",
+        "runs/lm-tiny runs/lm-novels",
+    )
+    compare.add_argument("run_folder", type=path, help="run.dir of a run")
+    compare.add_argument("other", type=path, help="run.dir of another")
+    compare.set_defaults(run="compare")
+
     generate = add_command(
         commands,
         "generate",

@@ -24,6 +24,20 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.report import page
+
+    say(f"wrote {page.write(options.run_folders, options.output)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.report import compare
+
+    compare.show([options.run_folder, options.other])
+    return 0
+
+
 def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.generation import Generator
 
@@ -49,6 +63,8 @@ def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
 RUN: Run = {
     "export": _export,
     "evaluate": _evaluate,
+    "report": _report,
+    "compare": _compare,
     "generate": _generate,
     "diagnose": _diagnose,
 }
