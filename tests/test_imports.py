@@ -46,7 +46,7 @@ FLOORS = (
     ("fitting",),
     ("simulation",),
     ("planning",),
-    ("bench",),
+    ("bench", "report"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -57,7 +57,7 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
-HEAVY = {"deepspeed", "transformers", "tokenizers"}
+HEAVY = {"deepspeed", "transformers", "tokenizers", "pandas", "plotly"}
 """Libraries that take seconds to import, or may not be installed."""
 
 LARGEST_FOLDER = 0.15

@@ -55,7 +55,7 @@ def add(path: Path, step: int, ranks: int, device: str) -> None:
 
 
 def load(path: Path) -> list[Facts]:
-    """Returns the entries of all starts, oldest first; none where the file is missing or damaged."""
+    """Returns the entries of all starts, oldest first; none of a file that is not as written."""
     with suppress(OSError, ValueError):
         entries = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):

@@ -8,11 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline_local.report.run import Run, read
+from pipeline_local.report.run import NONE, Run, read
 from pipeline_local.screen import Screen, say
-
-NONE = "–"
-"""Stands for what a run does not have."""
 
 Value = Any
 """Any value of JSON."""

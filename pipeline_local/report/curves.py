@@ -1,6 +1,6 @@
 """What changes while runs train: a curve for each module, and the staircase of their heads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline_local.report.chart import DASHES, Chart, Entry, Trace, colour_of
@@ -19,49 +19,53 @@ def curves(runs: Sequence[Run]) -> Iterator[Chart]:
     """Yields the charts over time, of whatever the runs have measured."""
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}}
     loss = {**layout, "yaxis": {"title": {"text": "loss"}}}
-    yield from _chart("Training loss", "The local loss of each module.", runs, "loss", loss)
+    every = dict(enumerate(runs))
+    yield from _chart("Training loss", "The local loss of each module.", every, "loss", loss)
     for metric in _metrics(runs):
         scored = {**layout, "yaxis": _axis(metric)}
-        name = _title(metric)
-        note = "Each module's own head on the test set."
-        yield from _chart(f"{name} on the test set", note, runs, metric.name, scored, "test")
+        title, note = f"{_title(metric)} on the test set", "Each module's own head."
+        yield from _chart(title, note, _of_metric(runs, metric), metric.name, scored, "test")
     note = "Between the gradient at a module's input and its upstream neighbour's signal:"
-    apart = {**layout, "yaxis": {"title": {"text": "discord"}, "type": "log"}}
-    yield from _chart("Discord", f"{note} 0 where they agree.", runs, "discord", apart)
+    powers = {"title": {"text": "discord"}, "type": "log", "exponentformat": "power"}
+    apart = {**layout, "yaxis": powers}
+    yield from _chart("Discord", f"{note} 0 where they agree.", every, "discord", apart)
     angle = {**layout, "yaxis": {"title": {"text": "cosine"}, "zeroline": True}}
-    yield from _chart("Cosine", f"{note} 1 where they point the same way.", runs, "cosine", angle)
+    yield from _chart("Cosine", f"{note} 1 where they point the same way.", every, "cosine", angle)
 
 
 def staircases(runs: Sequence[Run]) -> Iterator[Chart]:
     """Yields a chart per metric: what each head reaches alone, and with all heads up to it."""
     for metric in _metrics(runs):
-        traces = [
-            trace
-            for number, run in enumerate(runs)
-            if run.metric.name == metric.name
-            for trace in _stairs(run, number, len(runs))
-        ]
+        own = _of_metric(runs, metric)
+        traces = [trace for n, run in own.items() for trace in _stairs(run, n, len(runs))]
         if not traces:
             continue
-        alone, together = Entry("alone", "alone", dash="solid"), Entry("together", "all", dash="dot")
         colours = [
-            Entry(run.name, f"run:{n}", colour_of(n, len(runs)), "solid")
-            for n, run in enumerate(runs)
+            Entry(run.name, f"run:{n}", colour_of(n, len(runs)), "solid") for n, run in own.items()
         ]
-        widest = max(run.num_modules for run in runs)
-        heads = {"title": {"text": "head"}, "tickformat": "d", "nticks": min(widest + 1, 12)}
+        apart = 1 + max(run.num_modules for run in own.values()) // 12
+        heads = {"title": {"text": "head"}, "tick0": 1, "dtick": apart}
         yield Chart(
             f"{_title(metric)}, head by head",
             "The newest evaluation: each head alone, and together with all heads before it.",
             traces,
             {"xaxis": heads, "yaxis": _axis(metric)},
-            [*(colours if len(runs) > 1 else ()), alone, together],
+            [
+                *(colours if len(runs) > 1 else ()),
+                Entry("alone", "alone", dash="solid"),
+                Entry("together", "all", dash="dot"),
+            ],
         )
 
 
 def _metrics(runs: Sequence[Run]) -> list[Metric]:
     """The metrics of the runs, each once."""
     return [*{run.metric.name: run.metric for run in runs}.values()]
+
+
+def _of_metric(runs: Sequence[Run], metric: Metric) -> dict[int, Run]:
+    """The runs with this metric, by their place among all."""
+    return {n: run for n, run in enumerate(runs) if run.metric.name == metric.name}
 
 
 def _title(metric: Metric) -> str:
@@ -71,23 +75,23 @@ def _title(metric: Metric) -> str:
 def _axis(metric: Metric) -> dict[str, Any]:
     title = {"title": {"text": metric.name.replace("_", " ")}}
     if metric.percent:
-        return {**title, "tickformat": ".0%"}
+        return {**title, "tickformat": ".4~p"}
     return {**title, "type": "log"} if metric.name == "perplexity" else title
 
 
 def _chart(
     title: str,
     note: str,
-    runs: Sequence[Run],
+    runs: Mapping[int, Run],
     column: str,
     layout: dict[str, Any],
     event: str = "train",
 ) -> Iterator[Chart]:
     """The chart of one column of the measurements; none where no run has it."""
-    most = max(run.num_modules for run in runs)
+    most = max(run.num_modules for run in runs.values())
     traces = [
         {**trace, "name": f"{trace['name']}, {run.name}" if len(runs) > 1 else trace["name"]}
-        for n, run in enumerate(runs)
+        for n, run in runs.items()
         for trace in _of_run(run, n, column, event, most)
     ]
     if not traces:
@@ -97,7 +101,7 @@ def _chart(
     modules = [
         Entry(_name(k, between), f"module:{k}", colour_of(k - 1, most), "solid") for k in found
     ]
-    dashes = [Entry(run.name, f"run:{n}", dash=DASHES[n]) for n, run in enumerate(runs)]
+    dashes = [Entry(run.name, f"run:{n}", dash=DASHES[n]) for n, run in runs.items()]
     yield Chart(title, note, traces, layout, [*modules, *(dashes if len(runs) > 1 else ())])
 
 
@@ -123,7 +127,7 @@ def _of_run(run: Run, number: int, column: str, event: str, most: int) -> Iterat
             "x": times["step"],
             "y": few[column].tolist(),
             "line": {"color": colour_of(int(module) - 1, most), "dash": DASHES[number], "width": 2},
-            "marker": {"size": 5},
+            "marker": {"size": 5 if len(few) > 1 else 9},
             "meta": {
                 "keys": [f"module:{module}", f"run:{number}"],
                 "x": times,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,8 @@ def _as_script(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def _check_libraries() -> None:
-    try:
-        import jinja2
-        import pandas
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'a report needs {error.name}, which is missing; pip install "pipeline-local[report]"'
-        ) from None
+    for name in ("jinja2", "pandas", "plotly"):
+        if find_spec(name) is None:
+            raise UserError(
+                f'a report needs {name}, which is missing; pip install "pipeline-local[report]"'
+            )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pipeline_local.report.chart import GREY, PALETTE, Chart, Entry
 from pipeline_local.report.run import Run
-from pipeline_local.report.spans import Act, last_acts
+from pipeline_local.report.spans import STEPS, Act, last_acts
 
 ACTS = {
     "forward": ("act 1, forward", PALETTE[0]),
@@ -13,6 +13,7 @@ ACTS = {
     "update": ("update", PALETTE[5]),
     "send": ("send", PALETTE[4]),
     "recv": ("wait for a message", "#bbbbbb"),
+    "evaluate": ("evaluation", PALETTE[3]),
 }
 """What the acts of a trace mean, and their colours; any others are grey."""
 
@@ -30,10 +31,10 @@ def pictures(run: Run, alone: bool) -> Iterator[Chart]:
     rows = sorted({(act.stage, act.module) for act in acts})
     names = [*ACTS, *sorted({act.name for act in acts} - ACTS.keys())]
     shown = [name for name in names if any(act.name == name for act in acts)]
-    first, last = (pick(act.step for act in acts) + 1 for pick in (min, max))
+    last = max(act.step for act in acts if act.name == "learn") + 1
     yield Chart(
         "Timeline" if alone else f"Timeline of {run.name}",
-        f"Steps {first} to {last}: what each module did when, by the clock of its host.",
+        f"Steps {max(1, last - STEPS + 1)} to {last}: what each module did when.",
         [_row(name, [act for act in acts if act.name == name]) for name in shown],
         {
             "barmode": "overlay",

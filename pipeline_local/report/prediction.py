@@ -50,8 +50,8 @@ def predict(run: Run) -> Prediction | str:
 
 
 def _predict(run: Run) -> Prediction:
-    named = {start.get("device") for start in run.starts[-1:]} & {"cpu", "cuda"}
-    device = Device.named(named.pop()) if named else None
+    known = run.starts[-1].get("device") if run.starts else None
+    device = Device.named(known) if known in ("cpu", "cuda") else None
     info = DataInfo.from_json(run.folder.load_info())
     placement = Placement.of(draw(run.folder.load_config(), info, device), run.num_stages)
     costs, count = placement.costs, len(placement.stages)

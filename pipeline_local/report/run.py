@@ -20,6 +20,9 @@ from pipeline_local.watch.store import Facts
 if TYPE_CHECKING:
     import pandas as pd
 
+NONE = "-"
+"""Stands for what a run does not have."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -40,7 +43,7 @@ class Metric:
     def text(self, value: float | None) -> str:
         """Returns a score for people; a dash where there is none."""
         if value is None:
-            return "–"
+            return NONE
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
 
 
@@ -112,8 +115,9 @@ class Run:
         """The rate of the finished run, or of the last logged step."""
         if self.results is not None:
             return float(self.results["samples_per_second"])
-        found = [] if (steps := self.logged) is None else steps.samples_per_second.dropna()
-        return float(found.iloc[-1]) if len(found) else None
+        if self.logged is None or "samples_per_second" not in self.logged:
+            return None
+        return float(self.logged.samples_per_second.iloc[-1])
 
     @property
     def memory(self) -> list[float]:

@@ -23,14 +23,17 @@ class Act(NamedTuple):
 
 
 def last_acts(folder: RunFolder) -> list[Act]:
-    """Returns the acts of the last steps, from 0 ms on; empty without a trace.
+    """Returns all acts from the begin of the last steps, which is 0 ms, to their end.
 
-    Ranks of several hosts have clocks of their own, so that their rows do not fit together.
+    Without a trace there are none. Ranks of several hosts have clocks of their own, so that their
+    rows do not fit together.
     """
     acts = list(_acts(folder))
-    newest = max((act.step for act in acts), default=0)
-    shown = [act for act in acts if act.step > newest - STEPS and act.name != "evaluate"]
-    begin = min((act.begin for act in shown), default=0.0)
+    newest = max((act.step for act in acts if act.name == "learn"), default=0)
+    last = [act for act in acts if act.step > newest - STEPS and act.name in ("forward", "learn")]
+    begin = min((act.begin for act in last), default=0.0)
+    end = max((act.begin + act.length for act in last), default=0.0)
+    shown = (act for act in acts if begin <= act.begin and act.begin + act.length <= end)
     return [act._replace(begin=act.begin - begin) for act in shown]
 
 

@@ -118,7 +118,7 @@ def _memory(run: Run, number: int, count: int, prediction: Prediction | str) -> 
         yield _bar(run, (number, count), "measured", names, sizes)
     if isinstance(prediction, Prediction):
         peaks = {_stage(stage): peak for stage, peak in enumerate(prediction.peaks)}
-        peaks |= prediction.others
+        peaks |= {name.replace(", ", ",<br>", 1): peak for name, peak in prediction.others.items()}
         sizes = [peak / 2**20 for peak in peaks.values()]
         yield _bar(run, (number, count), "plan", [*peaks], sizes)
 
@@ -152,7 +152,8 @@ def _bar(
 def _bars(
     title: str, note: str, traces: Sequence[Trace], legend: Sequence[Entry], unit: str
 ) -> Chart:
-    names = [*dict.fromkeys(name for trace in traces for name in trace["y"])]
+    found = dict.fromkeys(name for trace in traces for name in trace["y"])
+    names = sorted(found, key=_rank)
     groups = {trace["offsetgroup"] for trace in traces}
     layout: dict[str, Any] = {
         "barmode": "group",
@@ -160,14 +161,15 @@ def _bars(
         "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "categoryorder": "array", "categoryarray": names},
     }
-    height = 90 + len(names) * max(26, 15 * len(groups))
+    height = 90 + len(names) * max(30, 15 * len(groups))
     return Chart(title, note.strip(), traces, layout, legend, max(220, height))
 
 
 def _runs(planned: Planned) -> list[Entry]:
     count = len(planned)
-    entries = [Entry(run.name, f"run:{n}", colour_of(n, count)) for n, (run, _) in enumerate(planned)]
-    return entries if count > 1 else []
+    if count == 1:
+        return []
+    return [Entry(run.name, f"run:{n}", colour_of(n, count)) for n, (run, _) in enumerate(planned)]
 
 
 def _any(traces: Sequence[Trace], key: str) -> bool:
@@ -178,17 +180,24 @@ def _stage(number: int) -> str:
     return f"stage {number}"
 
 
+def _rank(name: str) -> int:
+    """Stages come first, in order."""
+    word, _, number = name.partition(" ")
+    return int(number) if word == "stage" else 2**31
+
+
 def _on_accelerator(run: Run) -> bool:
     """Whether the peaks are those of an allocator; on a CPU they are the whole process's."""
     return bool(run.starts) and run.starts[-1].get("device", "cpu") != "cpu"
 
 
 def _explained(planned: Planned) -> Iterator[str]:
-    units = {each.unit for _, each in planned if isinstance(each, Prediction)}
-    if "FLOPs" in units:
-        yield "The plan is by FLOPs, as there is no profile, and scaled to the same total."
-    if "seconds" in units:
-        yield "The plan is by the profile."
+    known = [(run, each.unit) for run, each in planned if isinstance(each, Prediction)]
+    for unit, how in (("seconds", "a profile"), ("FLOPs", "FLOPs, scaled to the same total")):
+        names = [run.name for run, its in known if its == unit]
+        whose = f" of {' and '.join(names)}" if len(names) < len(known) else ""
+        if names:
+            yield f"The plan{whose} is by {how}."
 
 
 def _resident(planned: Planned) -> Iterator[str]:

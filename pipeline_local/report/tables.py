@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from pipeline_local.errors import counted
 from pipeline_local.report.chart import DASHES, colour_of
-from pipeline_local.report.compare import NONE, Row, number
+from pipeline_local.report.compare import Row, number
 from pipeline_local.report.prediction import Prediction
-from pipeline_local.report.run import Run
+from pipeline_local.report.run import NONE, Run
 
 
 class Tile(NamedTuple):
@@ -132,7 +132,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
         yield Tile(name, metric.text(last.get(metric.name)), "last head")
         together = last.get(f"ensemble_{metric.name}")
         if together is not None and len(run.heads) > 1:
-            yield Tile(name, metric.text(together), "all heads together")
+            yield Tile(name, metric.text(together), "heads together")
         if "loss" in last:
             yield Tile("test loss", number(last["loss"]), "last head")
     if (rate := facts.get("tokens_per_second")) is not None:
@@ -144,7 +144,11 @@ def _tiles(run: Run) -> Iterator[Tile]:
     if "efficiency" in facts:
         yield Tile("efficiency", f"{facts['efficiency']:.0%}", "of the pipeline")
     if run.memory:
-        yield Tile("peak memory", f"{max(run.memory) / 2**20:.0f} MiB", "fullest stage")
+        yield Tile("peak memory", _size(max(run.memory)), "fullest stage")
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB" if count < 2**33 else f"{count / 2**30:.1f} GiB"
 
 
 def _duration(seconds: float) -> str:
