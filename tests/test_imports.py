@@ -57,7 +57,7 @@ ALONE = {"__init__"}
 
 MATHEMATICS = {"learning", "models", "data"}
 
-HEAVY = {"deepspeed", "transformers", "tokenizers", "pandas", "plotly"}
+HEAVY = {"deepspeed", "transformers", "tokenizers", "plotly", "jinja2"}
 """Libraries that take seconds to import, or may not be installed."""
 
 LARGEST_FOLDER = 0.15

@@ -5,6 +5,13 @@ from pipeline_local.commandline.shared import Commands, add_command, path
 
 def add_all(commands: Commands) -> None:
     """Add what uses a run that is there."""
+    _add_use(commands)
+    _add_report(commands)
+    _add_diagnose(commands)
+
+
+def _add_use(commands: Commands) -> None:
+    """Add what uses the trained model."""
     export = add_command(
         commands,
         "export",
@@ -28,6 +35,24 @@ def add_all(commands: Commands) -> None:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
     evaluate.set_defaults(run="evaluate")
 
+    generate = add_command(
+        commands,
+        "generate",
+        "continue a text by a language model's run",
+        'runs/lm-tiny --prompt "It is a truth"',
+        "runs/lm-tiny --exit 1 --tokens 40 --temperature 0.8",
+    )
+    generate.add_argument("run_folder", type=path, help="run.dir of a run")
+    generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
+    generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
+    generate.add_argument("--tokens", type=int, default=100, help="at most so many")
+    generate.add_argument("--temperature", type=float, default=1.0, help="0: the most probable")
+    generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    generate.set_defaults(run="generate")
+
+
+def _add_report(commands: Commands) -> None:
+    """Add what shows runs."""
     report = add_command(
         commands,
         "report",
@@ -50,21 +75,9 @@ def add_all(commands: Commands) -> None:
     compare.add_argument("other", type=path, help="run.dir of another")
     compare.set_defaults(run="compare")
 
-    generate = add_command(
-        commands,
-        "generate",
-        "continue a text by a language model's run",
-        'runs/lm-tiny --prompt "It is a truth"',
-        "runs/lm-tiny --exit 1 --tokens 40 --temperature 0.8",
-    )
-    generate.add_argument("run_folder", type=path, help="run.dir of a run")
-    generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
-    generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
-    generate.add_argument("--tokens", type=int, default=100, help="at most so many")
-    generate.add_argument("--temperature", type=float, default=1.0, help="0: the most probable")
-    generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    generate.set_defaults(run="generate")
 
+def _add_diagnose(commands: Commands) -> None:
+    """Add what looks into the gradients of a run."""
     diagnose = add_command(
         commands,
         "diagnose",

@@ -159,6 +159,11 @@ def _read(path: Path, name: str) -> Run:
     except UserError as error:
         if "has no metrics" not in str(error):
             raise
+    if frame is not None and frame[["stage", "epoch", "time"]].isna().any(axis=None):
+        raise UserError(
+            f"{path} was recorded by an earlier version, whose metrics say no stage or time; report"
+            f" and compare need a run of this one"
+        )
     results = folder.load_summary() if folder.summary.is_file() else None
     run = Run(name, folder, settings, frame, results, environment.load(folder.environment))
     if results is None or results["steps"] >= run.step:

@@ -79,6 +79,14 @@ def test_a_damaged_configuration(tmp_path, text):
         read([path])
 
 
+def test_a_run_of_an_earlier_version(tmp_path):
+    path = make_run(tmp_path / "first")
+    for file in (path / "metrics").iterdir():
+        file.write_text(file.read_text().replace('"time"', '"seen"'))
+    with pytest.raises(UserError, match=r"recorded by an earlier version, .* say no stage or time"):
+        read([path])
+
+
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match=r"is not a run folder: it has no config\.yaml"):
         read([tmp_path])
