@@ -44,7 +44,7 @@ class Browser:
         self.cdp("Emulation.setDeviceMetricsOverride", **size)
         self.cdp("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.cdp("Emulation.setEmulatedMedia", features=[feature])
+        self.cdp("Emulation.setEmulatedMedia", media="", features=[feature])
         _post(f"{self._session}/url", url=page.as_uri())
         self.wait("return document.documentElement.dataset.drawn")
 
@@ -68,13 +68,11 @@ class Browser:
         return [entry["message"] for entry in self._log("browser")]
 
     def requests(self) -> list[str]:
-        """The URLs that were asked for since the page was opened."""
+        """The URLs that were asked for since the page was opened, but for data that they hold."""
         events = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
-        return [
-            event["params"]["request"]["url"]
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
-        ]
+        sent = (event for event in events if event["method"] == "Network.requestWillBeSent")
+        urls = (event["params"]["request"]["url"] for event in sent)
+        return [url for url in urls if not url.startswith("data:")]
 
     def screenshot(self, path: Path) -> None:
         """Writes a picture of the whole page."""

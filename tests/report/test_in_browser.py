@@ -14,6 +14,7 @@ pytestmark = [
 ]
 
 NAME = "a-name-without-a-place-to-break-" * 4
+DARK = {"name": "prefers-color-scheme", "value": "dark"}
 TOO_WIDE = """
     const wide = document.documentElement.clientWidth;
     return [...document.querySelectorAll('body *')]
@@ -73,13 +74,16 @@ def test_it_is_drawn_whole_and_alone(shown, width, height, scheme):
 def test_plots_follow_a_change_of_the_scheme(shown):
     opened, path = shown
     opened.open(path, 1400, 900, "light")
-    opened.cdp(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
-    )
+    opened.cdp("Emulation.setEmulatedMedia", features=[DARK])
     opened.wait(
         "return getComputedStyle(document.querySelector('.xtick text')).fill.includes('232')"
     )
     assert opened.run(CONTRAST) > 4.5
+    opened.cdp("Emulation.setEmulatedMedia", media="print", features=[DARK])
+    opened.wait(
+        "return getComputedStyle(document.querySelector('.xtick text')).fill.includes('(0')"
+    )
+    assert opened.run(CONTRAST) > 4.5, "paper is white"
 
 
 def test_legends_and_the_axis_act(shown):

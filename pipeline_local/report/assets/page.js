@@ -3,7 +3,6 @@
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const plots = [...document.querySelectorAll(".plot")];
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches; // there a finger scrolls the page
 
   const colours = () => {
@@ -71,8 +70,8 @@
   }
 
   const redraw = () => plots.forEach(draw);
-  dark.addEventListener("change", redraw);
-  addEventListener("beforeprint", redraw);
-  addEventListener("afterprint", redraw);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(query).addEventListener("change", redraw);
+  }
   Promise.all(plots.map(draw)).then(() => { document.documentElement.dataset.drawn = plots.length; });
 })();
