@@ -101,7 +101,12 @@ def _chart(
     modules = [
         Entry(_name(k, between), f"module:{k}", colour_of(k - 1, most), "solid") for k in found
     ]
-    dashes = [Entry(run.name, f"run:{n}", dash=DASHES[n]) for n, run in runs.items()]
+    drawn = {key for trace in traces for key in trace["meta"]["keys"]}
+    dashes = [
+        Entry(run.name, f"run:{n}", dash=DASHES[n])
+        for n, run in runs.items()
+        if f"run:{n}" in drawn
+    ]
     yield Chart(title, note, traces, layout, [*modules, *(dashes if len(runs) > 1 else ())])
 
 

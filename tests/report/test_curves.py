@@ -56,6 +56,19 @@ def test_runs_over_each_other(two):
     assert {entry.key for entry in chart.legend} == known
 
 
+def test_a_legend_has_no_run_without_a_curve(tmp_path):
+    paths = [make_run(tmp_path / name) for name in ("first", "second")]
+    file = read(paths)[1].folder.metrics(1)
+    file.write_text(file.read_text().replace("cosine", "other"))
+    charts = by_title(curves(read(paths)))
+    assert [entry.text for entry in charts["Discord"].legend] == [
+        "modules 1 | 2",
+        "first",
+        "second",
+    ]
+    assert [entry.text for entry in charts["Cosine"].legend] == ["modules 1 | 2", "first"]
+
+
 def test_every_figure_is_one_of_plotly(two):
     for chart in [*curves(two), *staircases(two)]:
         figure = chart.figure()
