@@ -97,6 +97,8 @@ def _usage(action: argparse.Action) -> str:
     shown = " ".join(filter(None, [*action.option_strings[:1], _value(action)]))
     if action.nargs == "*":
         return f"[{shown} ...]"
+    if action.nargs == "+":
+        return f"{shown} [{shown} ...]"
     return shown if action.required else f"[{shown}]"
 
 

@@ -49,7 +49,7 @@ FLOORS = (
     ("fitting", "prediction"),
     ("simulation",),
     ("planning",),
-    ("bench", "doctor"),
+    ("bench", "doctor", "report"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -62,7 +62,7 @@ MATHEMATICS = {"learning", "models", "data"}
 
 HEAVY = {
     *("deepspeed", "transformers", "tokenizers", "tensorboard", "wandb", "mlflow", "shtab"),
-    *("onnx", "onnxruntime", "onnxscript"),
+    *("onnx", "onnxruntime", "onnxscript", "plotly", "jinja2"),
 }
 """Libraries that take seconds to import, or may not be installed."""
 

@@ -11,6 +11,7 @@ def add_all(commands: Commands) -> None:
     _add_evaluate(commands)
     _add_predict(commands)
     _add_generate(commands)
+    _add_report(commands)
     _add_diagnose(commands)
 
 
@@ -82,6 +83,31 @@ def _add_generate(commands: Commands) -> None:
     generate.add_argument("--temperature", type=float, default=1.0, help="0: the most probable")
     generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
     generate.set_defaults(run="generate")
+
+
+def _add_report(commands: Commands) -> None:
+    """Add what shows runs."""
+    report = add_command(
+        commands,
+        "report",
+        "write a page of curves, tables and a timeline of runs",
+        "runs/first",
+        "runs/first runs/second --output both.html",
+    )
+    report.add_argument("run_folders", type=path, nargs="+", metavar="RUN", help="run.dir of a run")
+    report.add_argument("--output", type=path, help="new file; default: report.html in the first")
+    report.set_defaults(run="report")
+
+    compare = add_command(
+        commands,
+        "compare",
+        "print what differs between two runs",
+        "runs/first runs/second",
+        "runs/lm-tiny runs/lm-novels",
+    )
+    compare.add_argument("run_folder", type=path, help="run.dir of a run")
+    compare.add_argument("other", type=path, help="run.dir of another")
+    compare.set_defaults(run="compare")
 
 
 def _add_diagnose(commands: Commands) -> None:

@@ -59,6 +59,20 @@ def _write_json(path: Path | None, facts: Any) -> None:  # noqa: ANN401 (any JSO
         newfile.write("--json", path, as_json(facts, indent=2) + "\n")
 
 
+def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.report import page
+
+    say(f"wrote {page.write(options.run_folders, options.output)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.report import compare
+
+    compare.show([options.run_folder, options.other])
+    return 0
+
+
 def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.generation import Generator
 
@@ -85,6 +99,8 @@ RUN: Run = {
     "export": _export,
     "evaluate": _evaluate,
     "predict": _predict,
+    "report": _report,
+    "compare": _compare,
     "generate": _generate,
     "diagnose": _diagnose,
 }

@@ -76,6 +76,12 @@ def alternatives(
     return tuple(replace(one, speed=_speed(one, own)) for one in found)
 
 
+def others(placement: Placement) -> tuple[Alternative, ...]:
+    """Return the other methods with the configured number of microbatches alone; their speed and
+    traffic are not compared."""
+    return tuple(_Compared(placement, 0.0).rivals(placement.blueprint.config.train.microbatches))
+
+
 def microbatches(placement: Placement) -> list[int]:
     """Return the numbers of microbatches to compare, as far as the batch has equal parts."""
     config, devices = placement.blueprint.config, len(placement.stages)

@@ -16,7 +16,7 @@ from typing import IO, Any
 from pipeline_local import configfile, yamltext
 from pipeline_local.config import Config
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.record import atomic, resuming
+from pipeline_local.record import atomic, environment, resuming
 
 LOCK = ".lock"
 """The lock file, which names the process that uses the folder; empty when none does."""
@@ -66,6 +66,11 @@ class RunFolder:
     def origin(self) -> Path:
         """The path of what says in which folder the run began."""
         return self.path / "origin.json"
+
+    @property
+    def environment(self) -> Path:
+        """The path of what says with which versions, and where, the run was started."""
+        return self.path / "environment.json"
 
     def metrics(self, stage: int) -> Path:
         """Returns the path of a stage's metrics, one JSON object per line."""
@@ -196,6 +201,17 @@ class RunFolder:
             if not self.origin.exists():
                 atomic.write_text(self.origin, json.dumps({"folder": str(Path.cwd())}) + "\n")
         except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+
+    def add_start(self, step: int, ranks: int, device: str) -> None:
+        """Writes down where and with which versions the run starts, as `environment.add` does.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            environment.add(self.environment, step, ranks, device)
+        except OSError as error:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: Exception) -> UserError:

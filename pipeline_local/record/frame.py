@@ -32,9 +32,10 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
         raise UserError("load_metrics needs pandas, which is missing; pip install pandas") from None
     folder = RunFolder(Path(run))
     files = sorted(folder.metrics(0).parent.glob("stage-*.jsonl"))
-    if not files:
+    rows = [row for file in files for row in _rows(file)]
+    if not rows:
         raise UserError(f"{run} has no metrics; give the run.dir of a run that has logged a step")
-    frame = pd.DataFrame([row for file in files for row in _rows(file)])
+    frame = pd.DataFrame(rows)
     key = ["event", "step", "module"]
     newest = frame.drop_duplicates(key, keep="last").sort_values(["step", "event", "module"])
     return newest.reset_index(drop=True)

@@ -56,7 +56,7 @@ def read(line: str) -> Facts | None:
     return facts
 
 
-def as_json(facts: Facts, indent: int | None = None) -> str:
+def as_json(facts: Facts | list[Facts], indent: int | None = None) -> str:
     """Returns strict JSON: a number that is not finite, which JSON does not have, becomes null."""
     return json.dumps(_strict(facts), indent=indent, allow_nan=False)
 

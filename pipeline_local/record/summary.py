@@ -148,4 +148,4 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
         times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
         console.print(f"ms per step that each stage computes (predicted): {times}", soft_wrap=True)
     if run is not None:
-        say(f"run folder: {run}; pipeline-local evaluate, export and diagnose take it")
+        say(f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it")

@@ -58,3 +58,11 @@ def test_without_pandas(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(UserError, match=r"needs pandas.*pip install pandas"):
         load_metrics(run)
+
+
+def test_a_run_that_has_not_logged_yet(run):
+    """Its stages have opened their files."""
+    for file in (run / "metrics").iterdir():
+        file.write_text("")
+    with pytest.raises(UserError, match=r"has no metrics; give the run\.dir of a run"):
+        load_metrics(run)

@@ -1,0 +1,68 @@
+"""What the plan predicts for a run: memory and work of each stage, and backpropagation's memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline_local.blueprint.device import Device
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError
+from pipeline_local.memory.dry_run import stage_bytes
+from pipeline_local.placement.costs import Unit
+from pipeline_local.placement.describe import describe
+from pipeline_local.placement.draw import draw
+from pipeline_local.placement.placement import Placement
+from pipeline_local.planning.alternatives import others
+from pipeline_local.record.summary import ModuleRow
+from pipeline_local.report.run import Run
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the plan predicts.
+
+    Attributes:
+        steps: the optimizer steps of the whole run.
+        modules: what each module is.
+        costs: the work of each stage in an average step, in `unit`.
+        unit: seconds with a profile, else FLOPs.
+        peaks: bytes that each stage needs.
+        others: bytes that the other methods need on their fullest device, by name.
+    """
+
+    steps: int
+    modules: Sequence[ModuleRow]
+    costs: Sequence[float]
+    unit: Unit
+    peaks: Sequence[int]
+    others: Mapping[str, int]
+
+
+def predict(run: Run) -> Prediction | str:
+    """Returns what the plan predicts for a run's stages, on the type of device that it had.
+
+    Nothing of the run's data is read. The reason is returned where nothing can be predicted: the
+    model or the profile is not here, as it belongs to a program or to another machine.
+    """
+    try:
+        return _predict(run)
+    except (UserError, ValueError) as error:
+        return str(error).splitlines()[0]
+
+
+def _predict(run: Run) -> Prediction:
+    known = run.starts[-1].get("device") if run.starts else None
+    device = Device.named(known) if known in ("cpu", "cuda") else None
+    info = DataInfo.from_json(run.folder.load_info())
+    placement = Placement.of(draw(run.folder.load_config(), info, device), run.num_stages)
+    costs, count = placement.costs, len(placement.stages)
+    return Prediction(
+        steps=placement.blueprint.run_plan.num_steps,
+        modules=describe(placement),
+        costs=[sum(cost.total for cost in stage) for stage in placement.module_costs],
+        unit=costs[0].unit,
+        peaks=[
+            stage_bytes(placement.blueprint, part, count, on_device.device).peak
+            for part, on_device in zip(placement.stages, costs, strict=True)
+        ],
+        others={other.name: other.peak for other in others(placement)},
+    )

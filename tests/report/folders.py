@@ -1,0 +1,108 @@
+"""Run folders as a run leaves them, without running one."""
+
+import json
+from pathlib import Path
+
+from pipeline_local import configfile
+from pipeline_local.record.folder import RunFolder
+
+TREE = {
+    "model": {"name": "mlp", "hidden": 8, "depth": 2},
+    "data": {"name": "digits", "batch_size": 32},
+    "modules": {"count": 2},
+    "head": {"name": "linear"},
+    "train": {"steps": 8},
+    "parallel": {"threads": 1, "stages": 2},
+}
+INFO = {
+    "num_train": 1442,
+    "num_test": 355,
+    "num_classes": 10,
+    "sample_shape": [1, 8, 8],
+    "mean": [0.3],
+    "std": [0.4],
+    "classes": [str(digit) for digit in range(10)],
+    "label_shape": [],
+    "dtype": "float32",
+    "tokenizer": None,
+    "end_token": None,
+    "bytes_per_token": None,
+    "files": [],
+}
+
+
+def make_run(path: Path, overrides: dict | None = None, device: str = "cpu") -> Path:
+    """A finished run of 8 steps: two modules on two stages, a millisecond for each sample."""
+    folder = RunFolder(path)
+    folder.path.mkdir(parents=True)
+    tree = {section: {**TREE[section], **(overrides or {}).get(section, {})} for section in TREE}
+    folder.create(configfile.parse(tree), json.dumps(INFO))
+    folder.add_start(0, 2, device)
+    (path / "metrics").mkdir()
+    for stage in range(2):
+        lines = [_step(stage, step) for step in (2, 4, 8)]
+        lines[2:2] = [_test(stage, 4, 0.5 + stage / 4)]
+        lines += [_test(stage, 8, 0.75 + stage / 8)]
+        folder.metrics(stage).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_trace(folder, stage, range(8))
+    folder.summary.write_text(json.dumps(SUMMARY))
+    return path
+
+
+SUMMARY = {
+    "accuracy": [0.75, 0.875],
+    "steps": 8,
+    "seconds": 75.5,
+    "samples_per_second": 1000.0,
+    "efficiency": 0.9,
+    "peak_memory_bytes": [2**30, 2**29],
+}
+
+
+def cut_off(path: Path) -> Path:
+    """The same run before its end: no summary, and one stage has not evaluated at last."""
+    (path / "summary.json").unlink()
+    file = path / "metrics" / "stage-1.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    return path
+
+
+def write_trace(folder: RunFolder, stage: int, steps: range) -> None:
+    """Steps of 10 ms, a stage 5 ms after the one before; an evaluation of 100 ms after step 4."""
+    events = []
+    for step in steps:
+        begin = 1e6 + 10e3 * step + 5e3 * stage + (100e3 if step >= 4 else 0)
+        for act, offset, length in (("forward", 0, 3e3), ("signal", 3e3, 1e3), ("learn", 4e3, 5e3)):
+            events.append(_event(stage, act, step, begin + offset, length))
+    events.append(_event(stage, "evaluate", 4, 1e6 + 40e3 + 5e3 * stage, 90e3))
+    events.append(_event(stage, "evaluate", 8, 1e6 + 300e3, 90e3))
+    folder.trace(stage).parent.mkdir(exist_ok=True)
+    folder.trace(stage).write_text(json.dumps({"traceEvents": events}))
+
+
+def _event(stage: int, act: str, step: int, begin: float, length: float) -> dict:
+    place = {"ph": "X", "pid": stage, "tid": stage, "ts": begin, "dur": length}
+    return {"name": f"{act} {step}", "cat": act, **place, "args": {"step": step, "microbatch": 0}}
+
+
+def _step(stage: int, step: int) -> dict:
+    row = {"loss": 2.0 / step + stage}
+    if stage:
+        row |= {"discord": 0.5 / step, "cosine": 0.25}
+    return {
+        **_line("train", stage, step),
+        "samples_per_second": 1000.0,
+        "waiting_up": 0.25 * stage,
+        "waiting_down": 0.0,
+        "memory_bytes": 2 ** (30 - stage),
+        "modules": {str(stage + 1): row},
+    }
+
+
+def _test(stage: int, step: int, accuracy: float) -> dict:
+    row = {"accuracy": accuracy, "ensemble_accuracy": accuracy - stage / 16, "loss": 1 / step}
+    return {**_line("test", stage, step), "modules": {str(stage + 1): row}}
+
+
+def _line(event: str, stage: int, step: int) -> dict:
+    return {"event": event, "stage": stage, "step": step, "epoch": step / 4, "time": 60.0 * step}

@@ -1,0 +1,36 @@
+"""The acts of the last steps."""
+
+import pytest
+
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.trace import Trace
+from pipeline_local.report.spans import STEPS, last_acts
+from tests.report.folders import make_run, write_trace
+
+
+def test_the_last_steps_and_what_lies_between(tmp_path):
+    acts = last_acts(RunFolder(make_run(tmp_path / "first")))
+    first = [act for act in acts if act.stage == 0]
+    assert {act.step for act in first if act.name == "learn"} == set(range(8 - STEPS, 8))
+    assert [act.step for act in acts if act.name == "evaluate"] == [4, 4], "not that of the end"
+    assert first[0][:5] == ("forward", 1, 0, 2, 0.0)
+    assert first[2].length == pytest.approx(5.0)
+    assert max(act.begin + act.length for act in acts) == pytest.approx(5 * 10 + 100 + 5 + 9)
+
+
+def test_a_trace_as_it_is_written(tmp_path):
+    trace = Trace()
+    with trace.span("forward", module=3, step=7), trace.span("learn", module=3, step=7):
+        pass
+    trace.write(RunFolder(tmp_path).trace(1), 1)
+    acts = {act.name: act for act in last_acts(RunFolder(tmp_path))}
+    assert acts.keys() == {"forward", "learn"}
+    assert acts["forward"][1:5] == (4, 1, 7, 0.0)
+
+
+def test_no_trace_or_one_that_was_cut_off(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert last_acts(folder) == []
+    write_trace(folder, 0, range(2))
+    folder.trace(1).write_text('{"traceEv')
+    assert {act.stage for act in last_acts(folder)} == {0}
