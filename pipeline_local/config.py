@@ -293,6 +293,18 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
+class TraceConfig(Section):
+    """The timeline of a run, all stages in one file. Never changes a result."""
+
+    steps: tuple[Positive, Positive] | None = None
+    """[first, last], counted from 1: `trace.json` shows these steps, with evaluations and
+    checkpoints after them, and the largest waits are printed. null: each stage keeps its newest
+    acts, for `pipeline-local trace`."""
+    profiler: bool = False
+    """Also run torch's profiler in these steps: a file per stage, in `trace/`. It is slow."""
+
+
+@dataclass(frozen=True)
 class RunConfig(Section):
     """Where a run leaves what it made."""
 
@@ -320,6 +332,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trace: TraceConfig = TraceConfig()
     run: RunConfig = RunConfig()
     engine: Literal["torch"] = "torch"
     """What steps a module."""

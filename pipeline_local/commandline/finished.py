@@ -55,3 +55,14 @@ def add_all(commands: Commands) -> None:
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
     diagnose.add_argument("--json", type=path, help="also write the rows to this file")
     diagnose.set_defaults(run="diagnose")
+
+    trace = add_command(
+        commands,
+        "trace",
+        "put the traces of all stages into one timeline, and name the largest waits",
+        "runs/first",
+        "runs/first --waits 20",
+    )
+    trace.add_argument("run_folder", type=path, help="run.dir of a run that has ended, or failed")
+    trace.add_argument("--waits", type=int, default=5, help="kinds of waits that are shown")
+    trace.set_defaults(run="trace")
