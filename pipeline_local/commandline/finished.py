@@ -5,6 +5,13 @@ from pipeline_local.commandline.shared import Commands, add_command, path
 
 def add_all(commands: Commands) -> None:
     """Add what uses a run that is there."""
+    _add_results(commands)
+    _add_diagnose(commands)
+    _add_trace(commands)
+
+
+def _add_results(commands: Commands) -> None:
+    """Add what uses the trained model."""
     export = add_command(
         commands,
         "export",
@@ -43,6 +50,9 @@ def add_all(commands: Commands) -> None:
     generate.add_argument("--seed", type=int, default=0, help="of what is drawn")
     generate.set_defaults(run="generate")
 
+
+def _add_diagnose(commands: Commands) -> None:
+    """Add what looks at gradients."""
     diagnose = add_command(
         commands,
         "diagnose",
@@ -56,6 +66,9 @@ def add_all(commands: Commands) -> None:
     diagnose.add_argument("--json", type=path, help="also write the rows to this file")
     diagnose.set_defaults(run="diagnose")
 
+
+def _add_trace(commands: Commands) -> None:
+    """Add what shows where time goes."""
     trace = add_command(
         commands,
         "trace",
