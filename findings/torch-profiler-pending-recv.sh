@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.14.1: a gloo receive that is posted while `torch.profiler` runs, and arrives after `stop()`, writes its end into
 # memory that is free by then. The process dies later, in any place: segmentation fault, abort, bus error. Pausing with
-# `toggle_collection_dynamic(False, ...)` and stopping when nothing is under way is safe.
+# `toggle_collection_dynamic(False, ...)` and stopping when nothing is under way is safe, and so is posting receives between
+# `torch.autograd._enable_record_function(False)` and `(True)`: then they are not recorded.
 # Guess before running: what arrives after `stop()` is missing in the profile, and nothing else happens.
 # Seen 2026-11-29, Python 3.11, CPU: a rank dies by signal 11 or 6 where it stops at once, and none where it pauses.
 set -euo pipefail

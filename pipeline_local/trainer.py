@@ -248,7 +248,7 @@ class Trainer:
             self.downstream.finish(self.blueprint.run_plan.under_way(below, self._done))
             self.upstream.finish()
             with self.status.during("end", self._done):
-                self.recorder.finish()
+                self.recorder.align()
         finally:
             self.writer.close()
             self.upstream.close()

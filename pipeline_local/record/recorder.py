@@ -88,27 +88,23 @@ class Recorder:
     def _end(self) -> None:
         self.trace.records, self.trace.probes = False, ()
         if self._profiler is not None:
-            self._profiler.pause()
+            self._profiler.stop()
 
-    def finish(self) -> None:
-        """Compares the clocks again, and writes the profile.
-
-        All ranks call it together, after the last step and when no message is under way.
-        """
+    def align(self) -> None:
+        """Compares the clocks again; all ranks call it together, after the last step."""
         self._status.enter("comparing the clocks", peer=EVERYONE)
         self._clocks.measure()
-        if self.trace.records:
-            self._end()
-        if self._profiler is not None and self.trace.spans:
-            self._status.enter("writing the profile")
-            with _warning(self._folder):
-                self._profiler.write(self._folder.profile(self._rank_info.rank))
 
     def write(self) -> None:
-        """Writes the spans, also where the run has failed."""
-        if self.trace.spans:  # a resumed run may be beyond `trace.steps`; what it has left stays
-            with _warning(self._folder):
-                self._stage_trace().write(self._folder.trace(self._rank_info.rank))
+        """Writes what was recorded, also where the run has failed."""
+        if not self.trace.spans:
+            return  # a resumed run may be beyond `trace.steps`; what it has left stays
+        if self.trace.records:
+            self._end()
+        with _warning(self._folder):
+            self._stage_trace().write(self._folder.trace(self._rank_info.rank))
+            if self._profiler is not None:
+                self._profiler.write(self._folder.profile(self._rank_info.rank))
 
     def _stage_trace(self) -> StageTrace:
         device = []

@@ -188,3 +188,22 @@ def test_steps_behind_the_end_are_refused_before_anything_is_spent(tmp_path):
     with pytest.raises(UserError, match=r"trace\.steps: the run ends with step 14, got"):
         train(parse(tmp_path / "run", trace={"steps": [15, 20]}), RankInfo())
     assert not (tmp_path / "run").exists()
+
+
+def failing(rank_info, folder):
+    """How a rank ends whose weights are not finite, while the profiler runs."""
+    config = parse(
+        folder, trace={"steps": [1, 14], "profiler": True}, optimizer={"lr": 1e30}, reconcile={}
+    )
+    try:
+        train(config, rank_info)
+    except UserError as error:
+        return type(error).__name__
+    return "trained"
+
+
+def test_a_run_that_fails_leaves_its_trace(run_ranks, tmp_path):
+    (ended,) = run_ranks(failing, 1, tmp_path / "run")
+    assert ended == "UserError"
+    assert put_together(RunFolder(tmp_path / "run"))[-1].startswith("timeline: ")
+    assert RunFolder(tmp_path / "run").profile(0).is_file()
