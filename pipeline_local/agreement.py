@@ -40,6 +40,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     """
     blueprint = draw(config, describe(config.data), tries=True)
     placement = Placement.of(blueprint, rank_info.world_size)
+    blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)
     if config.modules.profile is not None:

@@ -75,6 +75,47 @@ class Callback:
         """At the end: what summary.json holds, on every rank."""
 
 
+class Callbacks(Callback):
+    """Calls several callbacks at each point, in order.
+
+    Args:
+        callbacks: those that are called.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def on_start(self, run: Run, step: int) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_start(run, step)
+
+    def on_step(self, run: Run, step: int) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_step(run, step)
+
+    def on_log(self, run: Run, facts: Facts) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_log(run, facts)
+
+    def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_evaluation(run, step, scores)
+
+    def on_checkpoint(self, run: Run, step: int) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_checkpoint(run, step)
+
+    def on_end(self, run: Run, facts: Facts) -> None:
+        """Call all."""
+        for callback in self._callbacks:
+            callback.on_end(run, facts)
+
+
 class EarlyStopping(Callback):
     """Ends the run when the last head's score has not improved for some evaluations.
 

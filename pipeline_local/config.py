@@ -307,6 +307,18 @@ class LogConfig(Section):
 
 
 @dataclass(frozen=True)
+class TraceConfig(Section):
+    """The timeline of a run, all stages in one file. Never changes a result."""
+
+    steps: tuple[Positive, Positive] | None = None
+    """[first, last], counted from 1: `trace.json` shows these steps, with evaluations and
+    checkpoints after them, and the largest waits are printed. null: each stage keeps its newest
+    acts, for `pipeline-local trace`."""
+    profiler: bool = False
+    """Also run torch's profiler in these steps: a file per stage, in `trace/`. It is slow."""
+
+
+@dataclass(frozen=True)
 class RunConfig(Section):
     """Where a run leaves what it made."""
 
@@ -335,6 +347,7 @@ class Config(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    trace: TraceConfig = TraceConfig()
     run: RunConfig = RunConfig()
     engine: Literal["torch"] = "torch"
     """What steps a module."""

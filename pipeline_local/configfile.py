@@ -358,6 +358,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
         )
     yield from _about_heads(config)
+    steps = config.trace.steps
+    if steps is not None and steps[0] > steps[1]:
+        yield f"trace.steps must be [first, last], got {list(steps)}; swap them"
+    if config.trace.profiler and steps is None:
+        yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
     if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
         yield (
             "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"

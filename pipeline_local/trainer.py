@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from pipeline_local import agreement
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
-from pipeline_local.callbacks import Callback, Run
+from pipeline_local.callbacks import Callback, Callbacks, Run
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, passed_over
 from pipeline_local.data.images.skipping import Skipped
@@ -30,8 +30,8 @@ from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder
 from pipeline_local.record.live import display
+from pipeline_local.record.recorder import Recorder
 from pipeline_local.record.resuming import how
-from pipeline_local.record.trace import Trace
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
 from pipeline_local.watch.status import EVERYONE, RankStatus
@@ -193,8 +193,9 @@ class Trainer:
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-        self.writer = Writer(self.checkpoints, self.keep)
-        self.trace = Trace(status=status)
+        self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status)
+        self.trace = self.recorder.trace
+        self.writer = Writer(self.checkpoints, self.keep, self.trace)
         self.metrics = metrics.Metrics(
             folder.metrics(rank_info.rank), rank_info.rank, blueprint.run_plan.steps_per_epoch
         )
@@ -204,7 +205,7 @@ class Trainer:
         self.upstream, self.downstream = connect(
             blueprint, placement.stages[rank_info.rank], rank_info, ends, start, self.skipped
         )
-        self.callbacks = callbacks
+        self.callbacks = Callbacks(callbacks)
         self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited, lambda: self.downstream.waited)
@@ -234,10 +235,10 @@ class Trainer:
 
     def _follow(self) -> None:
         try:
-            for callback in self.callbacks:
-                callback.on_start(self.run_facts, self.start)
+            self.callbacks.on_start(self.run_facts, self.start)
             for action in self.stop.follow(self.blueprint.run_plan.actions(self.start)):
                 with self._phase(action):
+                    self.recorder.reach(self.status.now.step)
                     self._do(action)
             last = self.status.during("checkpoint", self._done, "last", act="write")
             with last, self.clock.saving():
@@ -246,12 +247,14 @@ class Trainer:
             below = self.stage.modules[-1].index + 1
             self.downstream.finish(self.blueprint.run_plan.under_way(below, self._done))
             self.upstream.finish()
+            with self.status.during("end", self._done):
+                self.recorder.align()
         finally:
             self.writer.close()
             self.upstream.close()
             self.display.close()
             self.metrics.close()
-            self.trace.write(self.folder.trace(self.rank_info.rank), self.rank_info.rank)
+            self.recorder.write()
 
     @property
     def _done(self) -> int:
@@ -294,9 +297,9 @@ class Trainer:
             if step.log:
                 self._settle()
         if step.log:
-            self._log(step)
-        for callback in self.callbacks:
-            callback.on_step(self.run_facts, step.number + 1)
+            with self.trace.beside("log", step.number):
+                self._log(step)
+        self.callbacks.on_step(self.run_facts, step.number + 1)
 
     def evaluate(self, action: Evaluate) -> None:
         """Score every head on the test set."""
@@ -310,19 +313,17 @@ class Trainer:
         if self.refuses_divergence:
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
-        for callback in self.callbacks:
-            callback.on_evaluation(self.run_facts, action.number, self.scores)
+        self.callbacks.on_evaluation(self.run_facts, action.number, self.scores)
 
     def save(self, action: Save) -> None:
         """Begin to write this stage's modules."""
         with self.clock.training(steps=0):
             self._settle()
-        with self.clock.saving():
+        with self.clock.saving(), self.trace.beside("save", action.number - 1):
             for module in self.stage.modules:
                 module.guard.verify_weights(action.number)
             self.writer.save(self.stage.modules, action.number)
-        for callback in self.callbacks:
-            callback.on_checkpoint(self.run_facts, action.number)
+        self.callbacks.on_checkpoint(self.run_facts, action.number)
 
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
@@ -357,8 +358,7 @@ class Trainer:
             "modules": metrics.of_step(self.stage.modules),
         }
         self._publish("train", facts)
-        for callback in self.callbacks:
-            callback.on_log(self.run_facts, facts)
+        self.callbacks.on_log(self.run_facts, facts)
         self.display.show(self.rank_store.get_all("train"), self.rank_store.get_all("test"))
 
     def _publish(self, topic: str, facts: Facts) -> None:
@@ -383,8 +383,7 @@ class Trainer:
             self.rank_store.set("summary", facts)
         facts = self.rank_store.wait("summary", 0, COLLECTIVE_TIMEOUT)
         self.stop.leave_together(COLLECTIVE_TIMEOUT)  # or rank 0 would sum up unwatched
-        for callback in self.callbacks:
-            callback.on_end(self.run_facts, facts)
+        self.callbacks.on_end(self.run_facts, facts)
         return facts
 
     def _sum_up(self, results: list[Facts]) -> Facts:
@@ -395,6 +394,7 @@ class Trainer:
             facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
+        self.recorder.conclude()
         summary.show(describe(self.placement), facts, self.blueprint.task, self.folder.path)
         summary.warn(line for result in results for line in result["warnings"])
         return facts

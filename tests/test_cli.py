@@ -78,6 +78,13 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     for name in ("accuracy", "ensemble_accuracy"):
         assert all(f"{100 * accuracy:.2f} %" in shown for accuracy in summary[name])
 
+    assert run("trace", "out", "--waits", "1") == 0
+    assert "timeline: out/trace.json; open it in" in capsys.readouterr().out
+    assert (tmp_path / "out" / "trace.json").is_file()
+    assert run("trace", "out", "--waits=-1") == 2
+    assert run("trace", "elsewhere") == 2
+    assert "elsewhere holds no trace" in capsys.readouterr().err
+
     assert "evaluation, Predictor takes head" in shown
     assert run("evaluate", "out", "data.batch_size=100", "parallel.threads=1") == 0
     assert run("diagnose", "out", "--batches=1", "data.workers=0") == 0

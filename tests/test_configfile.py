@@ -24,7 +24,7 @@ TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
     "model", "data", "task", "modules", "head", "information", "reconcile", "distill",
-    "train", "optimizer", "parallel", "checkpoint", "run",
+    "train", "optimizer", "parallel", "checkpoint", "trace", "run",
 ]  # fmt: skip
 
 

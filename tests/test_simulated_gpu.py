@@ -238,3 +238,21 @@ def test_a_profile_measures_what_libraries_keep(gpus, tmp_path):
     assert done.returncode == 0, done.stderr
     device = json.loads(found.read_text())["device"]
     assert (device["type"], device["workspaces"]) == ("simgpu", 2 * 2**20)
+
+
+def test_the_timeline_shows_what_the_device_did(gpus, tmp_path):
+    """Without waiting for it, but for once where `trace.steps` begin."""
+    train(
+        lambda *a, **b: gpus(1, *a, **b), tmp_path / "run", "parallel.stages=2", "trace.steps=[3,6]"
+    )
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    rows = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    slices = [e for e in events if e["ph"] == "X"]
+    for stage in (1, 2):
+        own = [e for e in slices if e["pid"] == stage and e["cat"] in ("forward", "learn")]
+        device = [e for e in own if rows[stage, e["tid"]] == "device"]
+        host = [e for e in own if rows[stage, e["tid"]] != "device"]
+        assert len(device) == len(host) == 4 * 2 * 2
+        assert all(d["args"] == h["args"] for d, h in zip(device, host, strict=True))
+        ends = [(d["ts"] + d["dur"], h["ts"]) for d, h in zip(device, host, strict=True)]
+        assert all(done >= begun - 1000 for done, begun in ends), "before the host queued it"

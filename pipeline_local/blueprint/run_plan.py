@@ -109,6 +109,19 @@ class RunPlan:
                 f" raise it, or name another run.dir"
             )
 
+    def refuse_late_trace(self) -> None:
+        """Refuses to record steps that the run does not have.
+
+        Raises:
+            UserError: all of `trace.steps` come after its end.
+        """
+        steps = self.config.trace.steps
+        if steps is not None and steps[0] > self.num_steps:
+            raise UserError(
+                f"trace.steps: the run ends with step {self.num_steps}, got {list(steps)}; name"
+                f" earlier ones"
+            )
+
     def stand(self, done: int) -> str:
         """Returns what follows a resumed run's number of steps, for display."""
         if not 0 < done < self.num_steps:

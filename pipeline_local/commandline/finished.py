@@ -13,6 +13,7 @@ def add_all(commands: Commands) -> None:
     _add_generate(commands)
     _add_report(commands)
     _add_diagnose(commands)
+    _add_trace(commands)
 
 
 def _add_export(commands: Commands) -> None:
@@ -111,6 +112,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _add_diagnose(commands: Commands) -> None:
+    """Add what looks at gradients."""
     diagnose = add_command(
         commands,
         "diagnose",
@@ -132,3 +134,17 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 def _checkpoint(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
+
+
+def _add_trace(commands: Commands) -> None:
+    """Add what shows where time goes."""
+    trace = add_command(
+        commands,
+        "trace",
+        "put the traces of all stages into one timeline, and name the largest waits",
+        "runs/first",
+        "runs/first --waits 20",
+    )
+    trace.add_argument("run_folder", type=path, help="run.dir of a run that has ended, or failed")
+    trace.add_argument("--waits", type=int, default=5, help="kinds of waits that are shown")
+    trace.set_defaults(run="trace")

@@ -95,6 +95,16 @@ def _diagnose(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _trace(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.record import recorder
+    from pipeline_local.record.folder import RunFolder
+
+    if options.waits < 0:
+        raise UserError(f"--waits must be at least 0, got {options.waits}")
+    say("\n".join(recorder.put_together(RunFolder(options.run_folder), options.waits)))
+    return 0
+
+
 RUN: Run = {
     "export": _export,
     "evaluate": _evaluate,
@@ -103,4 +113,5 @@ RUN: Run = {
     "compare": _compare,
     "generate": _generate,
     "diagnose": _diagnose,
+    "trace": _trace,
 }

@@ -166,7 +166,9 @@ class _Acts(Trace):
         self.kept: dict[int, int] = defaultdict(int)
 
     @contextmanager
-    def span(self, act: str, module: int, step: int, microbatch: int = 0) -> Iterator[None]:
+    def span(
+        self, act: str, module: int, step: int, microbatch: int = 0, content: str = ""
+    ) -> Iterator[None]:
         """Records the enclosed work."""
         before = self._live_bytes.peak = self._live_bytes.live
         with made_up_values() if act == "update" else nullcontext():

@@ -28,6 +28,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import Score
 from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
+from pipeline_local.record.messages import ACTIVATIONS, LAGGED, SIGNAL, TEST_BATCH
 from pipeline_local.record.trace import Trace
 from pipeline_local.untouched import evaluating
 
@@ -98,27 +99,27 @@ class Stage:
         span = partial(
             self.trace.span, module=module.index, step=step.number, microbatch=microbatch
         )
-        with span("recv"):
+        with span("recv", content=ACTIVATIONS):
             x, labels = upstream.recv()
         with span("forward"):
             activations = module.forward(x, labels, step, microbatch)
         del x  # only the module holds it, and frees it as soon as it can
-        with span("send"):
+        with span("send", content=ACTIVATIONS):
             downstream.send(activations, labels)
         with span("signal"):
             signal = module.signal()
         if step.compare:
-            with span("send"):
+            with span("send", content=SIGNAL):
                 downstream.send(signal)
-            with span("recv"):
+            with span("recv", content=SIGNAL):
                 module.receive(*upstream.recv())
         with span("learn"):
             lagged = module.learn()
         if lagged:
-            with span("send"):
+            with span("send", content=LAGGED):
                 upstream.send_lagged(*lagged)
         if module.lagged.expects(step, microbatch):
-            with span("recv"):
+            with span("recv", content=LAGGED):
                 earlier = downstream.recv_lagged()
             with span("apply"):
                 module.apply_lagged(step, microbatch, *earlier)
@@ -146,18 +147,18 @@ class Stage:
                     for slot, evaluation in zip(self._chain, evaluations, strict=True):
                         self._evaluate(slot, evaluation, samples, number, part)
                 for module, evaluation in zip(self.modules, evaluations, strict=True):
-                    with self.trace.span("evaluate", module.index, number, part):
+                    with self.trace.span("evaluate", module.index, number - 1, part):
                         evaluation.end_batch(samples)
         return [evaluation.scores for evaluation in evaluations]
 
     def _evaluate(
         self, slot: Slot, evaluation: Evaluation, samples: int, number: int, part: int
     ) -> None:
-        span = partial(self.trace.span, module=slot.module.index, step=number, microbatch=part)
-        with span("recv"):
+        span = partial(self.trace.span, module=slot.module.index, step=number - 1, microbatch=part)
+        with span("recv", content=TEST_BATCH):
             x, labels, *sums = slot.upstream.recv()
         with span("evaluate"):
             summed = sums[0] if sums else None
             activations, summed = evaluation.see(x, labels, summed, samples, part)
-        with span("send"):
+        with span("send", content=TEST_BATCH):
             slot.downstream.send(activations, labels, summed)

@@ -21,7 +21,10 @@ from pipeline_local.record import atomic, environment, resuming
 LOCK = ".lock"
 """The lock file, which names the process that uses the folder; empty when none does."""
 
-_OWN = ("config*.yaml", "data.json", "summary.json", "best.json", "metrics", "checkpoints", "trace")
+_OWN = (
+    *("config*.yaml", "data.json", "summary.json", "best.json", "trace.json"),
+    *("metrics", "checkpoints", "trace"),
+)
 """What a run leaves, and would overwrite."""
 
 _CLAIMED: set[Path] = set()
@@ -77,8 +80,21 @@ class RunFolder:
         return self.path / "metrics" / f"stage-{stage}.jsonl"
 
     def trace(self, stage: int) -> Path:
-        """Returns the path of a stage's newest spans, in Chrome's trace format."""
+        """Returns the path of a stage's spans, in Chrome's trace format."""
         return self.path / "trace" / f"stage-{stage}.json"
+
+    def traces(self) -> list[Path]:
+        """Returns the paths of all stages' spans that are there."""
+        return sorted((self.path / "trace").glob("stage-*.json"))
+
+    def profile(self, stage: int) -> Path:
+        """Returns the path of what torch's profiler has seen of a stage."""
+        return self.path / "trace" / f"profiler-stage-{stage}.json"
+
+    @property
+    def timeline(self) -> Path:
+        """The path of the spans of all stages, in Chrome's trace format."""
+        return self.path / "trace.json"
 
     def check(
         self,

@@ -12,6 +12,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record.checkpoint import Checkpoints, tensors
 from pipeline_local.record.snapshot import Copies, Snapshot
+from pipeline_local.record.trace import Trace
 
 
 class Writer:
@@ -21,11 +22,13 @@ class Writer:
         checkpoints: the checkpoints of the run.
         keep: how many of the newest valid checkpoints stay. The stage of the last module, which is
             usually the last to finish a step, deletes older ones once it has verified newer ones.
+        trace: records the writes.
     """
 
-    def __init__(self, checkpoints: Checkpoints, keep: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, keep: int, trace: Trace | None = None) -> None:
         self._checkpoints = checkpoints
         self._keep = keep
+        self._trace = trace or Trace()
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._snapshots: dict[int, Snapshot] = defaultdict(Snapshot)
         self._writing: Future[None] | None = None
@@ -69,7 +72,8 @@ class Writer:
         self.device_seconds += sum(copy.arrive() for copy in copies.values())
         try:
             for index, copy in copies.items():
-                self._checkpoints.write(index, copy.tensors, step)
+                with self._trace.beside("write", step - 1, index):
+                    self._checkpoints.write(index, copy.tensors, step)
         except OSError as error:
             raise UserError(
                 f"checkpoint {self._checkpoints.at(step)} cannot be written"

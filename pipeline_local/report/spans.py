@@ -1,11 +1,11 @@
 """The acts of a run's last steps, from its trace."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.run_trace import gather
+from pipeline_local.record.trace import NO_MODULE
 
 STEPS = 6
 """Steps in the picture: enough to see how stages overlap."""
@@ -25,8 +25,7 @@ class Act(NamedTuple):
 def last_acts(folder: RunFolder) -> list[Act]:
     """Returns all acts from the begin of the last steps, which is 0 ms, to their end.
 
-    Without a trace there are none. Ranks of several hosts have clocks of their own, so that their
-    rows do not fit together.
+    Without a trace there are none. All stages are on one clock.
     """
     acts = list(_acts(folder))
     newest = max((act.step for act in acts if act.name == "learn"), default=0)
@@ -38,20 +37,15 @@ def last_acts(folder: RunFolder) -> list[Act]:
 
 
 def _acts(folder: RunFolder) -> Iterator[Act]:
-    """The only place that knows the format of the trace."""
-    for path in sorted(folder.trace(0).parent.glob("*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # cut off with its run
-            for event in json.loads(path.read_text())["traceEvents"]:
-                if event.get("ph") == "X" and "step" in event.get("args", {}):
-                    yield _act(event)
-
-
-def _act(event: dict[str, Any]) -> Act:
-    return Act(
-        name=event["cat"],
-        module=event["tid"] + 1,
-        stage=event["pid"],
-        step=event["args"]["step"],
-        begin=event["ts"] / 1000,
-        length=event["dur"] / 1000,
-    )
+    found = gather(folder.traces())
+    for stage in found.stages if found else ():
+        for span in stage.spans:
+            if span.module != NO_MODULE and span.act != "write":  # it writes beside the acts
+                yield Act(
+                    name=span.act,
+                    module=span.module + 1,
+                    stage=stage.stage,
+                    step=span.step,
+                    begin=span.begin / 1e6,
+                    length=(span.end - span.begin) / 1e6,
+                )

@@ -87,11 +87,14 @@ class RankStore:
             NeighbourLostError: the store is gone with the first rank, without that value.
             torch.distributed.DistError: it was not set within `timeout`, or the store is gone.
         """
-        key = f"{topic}/{rank}"
-        with reachable(dist.DistNetworkError):
-            self._store.wait([key], timeout)
-        facts: Facts = json.loads(self._store.get(key))
+        self.wait_until_set(topic, rank, timeout)
+        facts: Facts = json.loads(self._store.get(f"{topic}/{rank}"))
         return facts
+
+    def wait_until_set(self, topic: str, rank: int, timeout: timedelta) -> None:
+        """Waits until one rank's value is set; raises as `wait` does."""
+        with reachable(dist.DistNetworkError):
+            self._store.wait([f"{topic}/{rank}"], timeout)
 
     def gather(self, topic: str, timeout: timedelta) -> list[Facts]:
         """Returns the values of all ranks, once they are set."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pipeline_local import configfile
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.stage_trace import StageTrace
+from pipeline_local.record.trace import Span
 
 TREE = {
     "model": {"name": "mlp", "hidden": 8, "depth": 2},
@@ -69,20 +71,19 @@ def cut_off(path: Path) -> Path:
 
 def write_trace(folder: RunFolder, stage: int, steps: range) -> None:
     """Steps of 10 ms, a stage 5 ms after the one before; an evaluation of 100 ms after step 4."""
-    events = []
+    spans = []
     for step in steps:
-        begin = 1e6 + 10e3 * step + 5e3 * stage + (100e3 if step >= 4 else 0)
-        for act, offset, length in (("forward", 0, 3e3), ("signal", 3e3, 1e3), ("learn", 4e3, 5e3)):
-            events.append(_event(stage, act, step, begin + offset, length))
-    events.append(_event(stage, "evaluate", 4, 1e6 + 40e3 + 5e3 * stage, 90e3))
-    events.append(_event(stage, "evaluate", 8, 1e6 + 300e3, 90e3))
-    folder.trace(stage).parent.mkdir(exist_ok=True)
-    folder.trace(stage).write_text(json.dumps({"traceEvents": events}))
+        begin = 1000 + 10 * step + 5 * stage + (100 if step >= 4 else 0)
+        for act, offset, length in (("forward", 0, 3), ("signal", 3, 1), ("learn", 4, 5)):
+            spans.append(_span(stage, act, step, begin + offset, length))
+    spans.append(_span(stage, "evaluate", 4, 1040 + 5 * stage, 90))
+    spans.append(_span(stage, "evaluate", 8, 1300, 90))
+    StageTrace(stage, 2, "host", "2026-01-01T00:00:00", spans).write(folder.trace(stage))
 
 
-def _event(stage: int, act: str, step: int, begin: float, length: float) -> dict:
-    place = {"ph": "X", "pid": stage, "tid": stage, "ts": begin, "dur": length}
-    return {"name": f"{act} {step}", "cat": act, **place, "args": {"step": step, "microbatch": 0}}
+def _span(stage: int, act: str, step: int, begin: int, length: int) -> Span:
+    """Its times are in milliseconds."""
+    return Span(act, stage, step, 0, "", begin * 10**6, (begin + length) * 10**6)
 
 
 def _step(stage: int, step: int) -> dict:

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.record.trace import Trace
+from pipeline_local.record.stage_trace import StageTrace
+from pipeline_local.record.trace import Span
 from pipeline_local.report.spans import STEPS, last_acts
 from tests.report.folders import make_run, write_trace
 
@@ -18,14 +19,15 @@ def test_the_last_steps_and_what_lies_between(tmp_path):
     assert max(act.begin + act.length for act in acts) == pytest.approx(5 * 10 + 100 + 5 + 9)
 
 
-def test_a_trace_as_it_is_written(tmp_path):
-    trace = Trace()
-    with trace.span("forward", module=3, step=7), trace.span("learn", module=3, step=7):
-        pass
-    trace.write(RunFolder(tmp_path).trace(1), 1)
-    acts = {act.name: act for act in last_acts(RunFolder(tmp_path))}
-    assert acts.keys() == {"forward", "learn"}
-    assert acts["forward"][1:5] == (4, 1, 7, 0.0)
+def test_clocks_are_aligned_and_the_writer_is_left_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    spans = [Span(act, 0, 7, 0, "", 0, 10**6) for act in ("forward", "learn", "write")]
+    StageTrace(0, 2, "here", "2026", spans).write(folder.trace(0))
+    late = [span._replace(begin=5 * 10**9, end=5 * 10**9 + 10**6) for span in spans]
+    StageTrace(1, 2, "there", "2026", late, clock=[(0, -5 * 10**9)]).write(folder.trace(1))
+    acts = last_acts(folder)
+    assert [act.name for act in acts] == ["forward", "learn"] * 2
+    assert {act.begin for act in acts} == {0.0}
 
 
 def test_no_trace_or_one_that_was_cut_off(tmp_path):
