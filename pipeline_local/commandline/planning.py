@@ -17,6 +17,19 @@ def add_all(commands: Commands) -> None:
     plan.add_argument("--device", help="cpu or cuda; default: the profile's, or what is here")
     plan.set_defaults(run="plan")
 
+    advise = add_command(
+        commands,
+        "advise",
+        "measure the network, and say which method to train it with",
+        "configs/bench-vit.yaml --devices 4 --bandwidth 1e9",
+        "configs/cifar10.yaml data.root=PATH parallel.memory=16 --devices 8 --latency 0.001",
+    )
+    add_configuration(advise, "such as parallel.memory=16")
+    advise.add_argument("--devices", type=int, required=True, help="how many there are")
+    advise.add_argument("--bandwidth", type=float, help="bits per second; default: as measured")
+    advise.add_argument("--latency", type=float, help="seconds, one way; default: as measured")
+    advise.set_defaults(run="advise")
+
     simulate = add_command(
         commands,
         "simulate",

@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
+from pipeline_local import configfile
 from pipeline_local.commands.shared import Run, read
+from pipeline_local.config import ModulesConfig
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.screen import say
@@ -23,6 +25,22 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
     drawing.show(drawn)
     if options.json is not None:
         plan.write(drawn, options.json)
+    return 0
+
+
+def _advise(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.data.datasets import describe
+    from pipeline_local.planning import advice
+
+    situation = advice.Situation(options.devices, options.latency, options.bandwidth)
+    situation.check()
+    # a module per device, unless the command line says otherwise
+    free = ["modules.count=null", f"modules.cuts={ModulesConfig().cuts}"]
+    overrides = [*free, *options.overrides, f"parallel.stages={options.devices}"]
+    config = configfile.load(options.config, overrides).on_stages(options.devices)
+    rank_info = RankInfo.from_environment()
+    for line in advice.report(advice.draw(config, describe(config.data), situation, rank_info)):
+        say(line)
     return 0
 
 
@@ -72,6 +90,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 RUN: Run = {
     "plan": _plan,
+    "advise": _advise,
     "simulate": _simulate,
     "profile": _profile,
 }

@@ -1,0 +1,160 @@
+"""Which method to use for a network on so many devices: a profile, a plan and a simulation at once.
+
+The advice prefers exact gradients: local learning is advised only where it is clearly faster than
+every exact method that fits, or where none fits.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline_local.config import Config
+from pipeline_local.data.datasets import DataInfo
+from pipeline_local.errors import UserError, counted
+from pipeline_local.placement import profile_file
+from pipeline_local.placement.costs import Link
+from pipeline_local.planning import plan, profile
+from pipeline_local.planning.alternatives import Alternative
+from pipeline_local.planning.plan import Plan
+from pipeline_local.planning.verdict import best_of_each, mebibytes
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import markdown_table
+
+RUNS = 3
+"""Repetitions of each part that is measured."""
+
+WORTH = 1.1
+"""Local gradients are not exact: a method that is this many times slower is still preferred."""
+
+HOW = {
+    "BP": "train on one device, without a pipeline",
+    "BP checkpointed": "train on one device with torch.utils.checkpoint",
+    "DDP": "use torch's DistributedDataParallel",
+    "1F1B": "use torch.distributed.pipelining with Schedule1F1B",
+}
+"""What the advice of an exact method means."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the advice is for.
+
+    Attributes:
+        devices: number of devices.
+        latency: seconds from one to the next, one way; None: as between two threads of this host.
+        bandwidth: bits per second between two; None: the same.
+    """
+
+    devices: int
+    latency: float | None = None
+    bandwidth: float | None = None
+
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            UserError: one of them is no such number.
+        """
+        if self.devices < 1:
+            raise UserError(f"--devices: at least 1, got {self.devices}")
+        if self.latency is not None and not 0 <= self.latency < 3600:
+            raise UserError(f"--latency: seconds, at least 0, got {self.latency}")
+        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
+            raise UserError(f"--bandwidth: bits per second, more than 0, got {self.bandwidth}")
+
+    def link(self, measured: Mapping[str, float]) -> Link:
+        """Return the link between two devices; what is not said is as measured."""
+        latency, speed = measured["latency_seconds"], measured["bytes_per_second"]
+        return Link(
+            latency if self.latency is None else self.latency,
+            speed if self.bandwidth is None else self.bandwidth / 8,
+        )
+
+
+def draw(config: Config, info: DataInfo, situation: Situation, rank_info: RankInfo) -> Plan:
+    """Measure the network's parts on this device, and plan a run on as many devices as are said.
+
+    Raises:
+        UserError: the options are wrong, or the configuration does not fit together.
+    """
+    situation.check()
+    if config.modules.profile is not None:
+        raise UserError(
+            "modules.profile: advise measures the network itself, got one; leave it out, or use"
+            " plan and simulate"
+        )
+    rank_info.prepare(config.parallel)
+    facts = profile.measure(config, info, RUNS, rank_info)
+    facts["link"] = profile_file.row(situation.link(facts["link"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        profile_file.save(facts, path)
+        config = replace(config, modules=replace(config.modules, profile=path))
+        return plan.draw(config, info, situation.devices)
+
+
+def report(drawn: Plan) -> Iterator[str]:
+    """Yield a Markdown table of all methods, each with its best microbatches, and the advice."""
+    rows = best_of_each(drawn.alternatives)
+    columns = ["method", "m", "MiB per device", "fits", "ms per step", "over local"]
+    own = rows[0].speed
+    yield markdown_table(columns, (_cells(row, own) for row in rows))
+    yield ""
+    yield from advice(rows, len(drawn.stages))
+
+
+def _cells(row: Alternative, own: float) -> list[str]:
+    fits = {None: "not known (parallel.memory=GIB)", True: "yes", False: "no"}[row.fits]
+    milliseconds = "" if row.seconds is None else f"{1000 * row.seconds:.1f}"
+    memory, speed = mebibytes(row.peak), f"{row.speed / own:.2f}x"
+    return [row.method, str(row.microbatches), memory, fits, milliseconds, speed]
+
+
+def advice(rows: Sequence[Alternative], devices: int) -> Iterator[str]:
+    """Yield the advice in words.
+
+    Args:
+        rows: local learning first, and every other method once.
+        devices: the number of devices.
+    """
+    local, *others = rows
+    exact = [row for row in others if row.fits is not False]
+    best = max(exact, key=lambda row: row.speed, default=None)
+    if best is not None and (best.speed * WORTH >= local.speed or local.fits is False):
+        yield f"Advice: {best.method}; {HOW[best.method]}. {_compared(best, local)}"
+    elif local.fits is False:
+        yield (
+            f"Advice: none of these fits on {counted(devices, 'device')}; use more of them, a"
+            f" smaller data.batch_size, modules.recompute=true, or FSDP."
+        )
+    else:
+        settings = f"parallel.stages={devices} train.microbatches={local.microbatches}"
+        yield f"Advice: local learning; use pipeline-local train with {settings}."
+        yield _gain(local, best)
+        yield (
+            "Its gradients are not exact: expect some accuracy less, which head.name, head.depth"
+            " and fewer modules win back at a price (docs/choosing.md)."
+        )
+    if devices > 1 and not any(row.method == "DDP" for row in exact):
+        yield (
+            "Where the links are fast, try FSDP first: it is exact, divides weights and optimizer"
+            " over the devices, and is not among the methods that are simulated here."
+        )
+
+
+def _compared(best: Alternative, local: Alternative) -> str:
+    if local.fits is False:
+        return "Its gradients are exact, and local learning does not fit."
+    ratio = best.speed / local.speed
+    how = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times slower than"
+    return f"Its gradients are exact, and it is {how} local learning."
+
+
+def _gain(local: Alternative, best: Alternative | None) -> str:
+    if best is None:
+        return "No exact method of these fits."
+    return (
+        f"It is {local.speed / best.speed:.2f} times as fast as {best.method}, the fastest exact"
+        f" method that fits, with {mebibytes(local.peak)} MiB per device to {mebibytes(best.peak)}."
+    )
