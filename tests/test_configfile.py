@@ -24,7 +24,7 @@ TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
     "model", "data", "task", "modules", "head", "information", "reconcile", "distill",
-    "train", "optimizer", "parallel", "checkpoint", "trace", "run",
+    "train", "optimizer", "parallel", "checkpoint", "log", "trace", "run",
 ]  # fmt: skip
 
 

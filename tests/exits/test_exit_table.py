@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from pipeline_local import cli
 from pipeline_local.exits import table
 from pipeline_local.exits.evaluation import ExitReport, ExitRow, ThresholdRow
@@ -20,6 +22,12 @@ REPORT = ExitReport(
 
 def cells(text):
     return [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """No cell is wrapped."""
+    monkeypatch.setenv("COLUMNS", "140")
 
 
 def test_two_tables(capsys):

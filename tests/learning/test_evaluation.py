@@ -66,9 +66,8 @@ def test_a_batch_has_one_score_whatever_its_parts(task, parts):
     whole, cut = (evaluate(modules(task, classifier), x, labels, n) for n in (1, parts))
     for (one,), (other,) in zip(whole, cut, strict=True):
         assert other.count == one.count == SAMPLES
+        # not to the bit: a CPU may multiply four rows by another kernel than sixteen
         torch.testing.assert_close(vars(other), vars(one), rtol=1e-5, atol=1e-6)
-        if parts < 16:  # a matrix times a vector has a kernel of its own
-            assert vars(other) == vars(one), "bit for bit"
 
 
 @pytest.mark.parametrize("parts", [2, 4, 16])
