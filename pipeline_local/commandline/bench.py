@@ -1,6 +1,6 @@
 """Commands that measure."""
 
-from pipeline_local.commandline.shared import Commands, add_command, path
+from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
 
 
 def add_all(commands: Commands) -> None:
@@ -14,8 +14,7 @@ def add_all(commands: Commands) -> None:
         "configs/bench-vit.yaml",
         "configs/bench-resnet.yaml --module 2 --runs 9",
     )
-    reconcile.add_argument("config", type=path, help="YAML file")
-    reconcile.add_argument("overrides", nargs="*", metavar="key=value")
+    add_configuration(reconcile, "such as train.microbatches=4")
     reconcile.add_argument(
         "--module", type=int, help="its number; default: the first with a discord"
     )
@@ -30,8 +29,7 @@ def add_all(commands: Commands) -> None:
         "configs/bench-resnet.yaml",
         "configs/bench-vit.yaml --baselines ddp,1f1b,local --microbatches 2,8",
     )
-    baselines.add_argument("config", type=path, help="YAML file")
-    baselines.add_argument("overrides", nargs="*", metavar="key=value")
+    add_configuration(baselines, "such as train.microbatches=4")
     every = "bp,checkpoint,accumulate,loop,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
     every += ",deepspeed,deepspeed-dualpipev,local"
     baselines.add_argument("--baselines", help=f"which of {every}")

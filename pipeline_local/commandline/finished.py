@@ -2,7 +2,13 @@
 
 import argparse
 
-from pipeline_local.commandline.shared import Commands, add_command, path
+from pipeline_local.commandline.shared import (
+    Commands,
+    add_command,
+    add_overrides,
+    add_run_folder,
+    path,
+)
 
 
 def add_all(commands: Commands) -> None:
@@ -24,7 +30,7 @@ def _add_export(commands: Commands) -> None:
         "runs/first --output model.safetensors",
         "runs/first --exit 2 --output exit-2.onnx",
     )
-    export.add_argument("run_folder", type=path, help="run.dir of a run")
+    add_run_folder(export)
     help_text = "NAME.safetensors, .pt2 (torch.export) or .onnx; or of a language model a folder"
     export.add_argument("--output", type=path, required=True, help=help_text)
     export.add_argument("--exit", type=int, help="module whose head is the end; default: the last")
@@ -40,8 +46,8 @@ def _add_evaluate(commands: Commands) -> None:
         "runs/first",
         "runs/first --exits --json exits.json data.root=NEW",
     )
-    evaluate.add_argument("run_folder", type=path, help="run.dir of a run")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
+    add_run_folder(evaluate)
+    add_overrides(evaluate, "such as data.root=NEW")
     help_text = "accuracy, operations, time and calibration of each exit, and early exit"
     evaluate.add_argument("--exits", action="store_true", help=help_text)
     _add_checkpoint(evaluate)
@@ -57,7 +63,7 @@ def _add_predict(commands: Commands) -> None:
         "runs/first cat.jpg",
         "runs/first photos --confidence 0.9 --top 3",
     )
-    predict.add_argument("run_folder", type=path, help="run.dir of a run on images")
+    add_run_folder(predict, " on images")
     predict.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="files or folders")
     help_text = "module whose head predicts, or with --confidence the last one that may; default:"
     predict.add_argument("--exit", type=int, help=f"{help_text} as Predictor chooses")
@@ -77,7 +83,7 @@ def _add_generate(commands: Commands) -> None:
         'runs/lm-tiny --prompt "It is a truth"',
         "runs/lm-tiny --exit 1 --tokens 40 --temperature 0.8",
     )
-    generate.add_argument("run_folder", type=path, help="run.dir of a run")
+    add_run_folder(generate)
     generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
     generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
     generate.add_argument("--tokens", type=int, default=100, help="at most so many")
@@ -106,7 +112,7 @@ def _add_report(commands: Commands) -> None:
         "runs/first runs/second",
         "runs/lm-tiny runs/lm-novels",
     )
-    compare.add_argument("run_folder", type=path, help="run.dir of a run")
+    add_run_folder(compare)
     compare.add_argument("other", type=path, help="run.dir of another")
     compare.set_defaults(run="compare")
 
@@ -120,8 +126,8 @@ def _add_diagnose(commands: Commands) -> None:
         "runs/first",
         "runs/first --batches 32 --json cosines.json",
     )
-    diagnose.add_argument("run_folder", type=path, help="run.dir of a run")
-    diagnose.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=NEW")
+    add_run_folder(diagnose)
+    add_overrides(diagnose, "such as data.root=NEW")
     diagnose.add_argument("--batches", type=int, default=8, help="training batches to average over")
     diagnose.add_argument("--json", type=path, help="also write the rows to this file")
     diagnose.set_defaults(run="diagnose")
@@ -145,6 +151,6 @@ def _add_trace(commands: Commands) -> None:
         "runs/first",
         "runs/first --waits 20",
     )
-    trace.add_argument("run_folder", type=path, help="run.dir of a run that has ended, or failed")
+    add_run_folder(trace, " that has ended, or failed")
     trace.add_argument("--waits", type=int, default=5, help="kinds of waits that are shown")
     trace.set_defaults(run="trace")

@@ -24,7 +24,17 @@ def add_command(
 def add_configuration(command: argparse.ArgumentParser, example: str) -> None:
     """Add a configuration file and what overrides it."""
     command.add_argument("config", type=path, help="YAML file")
+    add_overrides(command, example)
+
+
+def add_overrides(command: argparse.ArgumentParser, example: str) -> None:
+    """Add what overrides a configuration."""
     command.add_argument("overrides", nargs="*", metavar="key=value", help=example)
+
+
+def add_run_folder(command: argparse.ArgumentParser, which: str = "") -> None:
+    """Add the folder of a run; `which` says what kind of run it must be."""
+    command.add_argument("run_folder", type=path, help=f"run.dir of a run{which}")
 
 
 def path(text: str) -> Path:
