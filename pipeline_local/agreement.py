@@ -19,6 +19,7 @@ from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
@@ -38,8 +39,9 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     Raises:
         UserError: a mistake that the user must fix.
     """
-    blueprint = draw(config, describe(config.data), tries=True)
-    placement = Placement.of(blueprint, rank_info.world_size)
+    mesh = Mesh.of(config.parallel, rank_info.world_size)
+    blueprint = draw(config.on_stages(mesh.num_stages), describe(config.data), tries=True)
+    placement = Placement.of(blueprint, mesh.num_stages)
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)

@@ -14,12 +14,12 @@ from pipeline_local import (
     given,  # noqa: F401 (its entries are names, too)
     yamltext,
 )
-from pipeline_local.config import Config, DataConfig, ReconcileConfig, TrainConfig
+from pipeline_local.config import Config
+from pipeline_local.contradictions import contradictions
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
-from pipeline_local.engines.schedule import SCHEDULES
-from pipeline_local.errors import ConfigError, UserError, counted
-from pipeline_local.learning.estimators import ESTIMATORS, estimator
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.learning.estimators import ESTIMATORS
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.information import INFORMATION
 from pipeline_local.learning.tasks import TASKS
@@ -77,7 +77,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
         raise ConfigError(list(dict.fromkeys([*problems, *_explain(error, leaves)]))) from None
     if config.parallel.stages is not None:
         config = config.on_stages(config.parallel.stages)
-    if lines := problems or list(_contradictions(config)):
+    if lines := problems or list(contradictions(config)):
         raise ConfigError(lines)
     return config
 
@@ -295,100 +295,3 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
         return f"; did you mean {' or '.join(near)}?"
     siblings = [known[-1] for known in candidates if known[:-1] == section]
     return f"; the keys here are {', '.join(siblings)}"
-
-
-def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
-    """What is wrong with how long to train."""
-    lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
-    if len(lengths) != 1:
-        got = " and ".join(lengths) or "none"
-        yield f"give one of train.epochs, train.steps and train.tokens, got {got}"
-    if train.tokens is not None and "sequence_length" not in data.args:
-        yield (
-            f"train.tokens needs data.name=tokens, got {data.name}; give train.epochs or"
-            f" train.steps"
-        )
-
-
-def _contradictions(config: Config) -> Iterator[str]:
-    """Values that are fine alone and impossible together."""
-    train, data, parallel = config.train, config.data, config.parallel
-    yield from _lengths(train, data)
-    if data.batch_size % train.microbatches:
-        yield (
-            f"data.batch_size must be a multiple of train.microbatches,"
-            f" got {data.batch_size} and {train.microbatches}"
-        )
-    if parallel.replicas != 1:
-        yield f"parallel.replicas: only 1 is possible so far, got {parallel.replicas}"
-    count, cuts = config.modules.known_count, config.modules.cuts
-    if parallel.stages is not None and count is not None and parallel.stages > count:
-        yield (
-            f"parallel.stages must not exceed modules.count (a stage holds at least one module),"
-            f" got {counted(parallel.stages, 'stage')} for {counted(count, 'module')}"
-        )
-    if not isinstance(cuts, str) and count is not None and len(cuts) != count - 1:
-        yield (
-            f"modules.cuts must name the first block of modules 2..{count}:"
-            f" expected {counted(count - 1, 'entry', 'entries')}, got {len(cuts)}; or leave"
-            f" modules.count out"
-        )
-    if cuts in ("auto", "memory") and config.modules.count is None:
-        yield (
-            f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make, or"
-            f" set parallel.stages, for one on each"
-        )
-    if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
-        yield (
-            f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"
-            f" needed; leave it out"
-        )
-    places = parallel.cuts
-    if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
-        yield (
-            f"parallel.cuts must name the first module of each stage but the first: expected"
-            f" {counted((parallel.stages or 1) - 1, 'entry', 'entries')} for"
-            f" {counted(parallel.stages or 1, 'stage')}, got {len(places)}"
-        )
-    yield from SCHEDULES.problems(config.optimizer.schedule, {})
-    reconcile = config.reconcile
-    if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
-        yield (
-            f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
-            f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
-        )
-    yield from _about_heads(config)
-    steps = config.trace.steps
-    if steps is not None and steps[0] > steps[1]:
-        yield f"trace.steps must be [first, last], got {list(steps)}; swap them"
-    if config.trace.profiler and steps is None:
-        yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
-    if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
-        yield (
-            "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
-            " less range; leave it null, or use precision=float32"
-        )
-    if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
-        yield f"data.root is needed for data.name={data.name}; name the folder"
-
-
-def _about_heads(config: Config) -> Iterator[str]:
-    """What heads are asked to do and cannot."""
-    reconcile, distill, head = config.reconcile, config.distill, config.head
-    if reconcile.weight and head.fraction < 1:
-        yield (
-            f"head.fraction={head.fraction} gives signals for a part of the batch, and the last"
-            f" module gradients for all of it: reconcile.weight={reconcile.weight} would make them"
-            f" alike; use head.fraction=1 or reconcile.weight=0"
-        )
-    trains = reconcile.feeds_back or distill.weight > 0
-    if not trains or getattr(HEADS.find(head.name), "learns", True):
-        return
-    why = f"trains heads, and head.name={head.name} has nothing to train"
-    if reconcile.feeds_back:
-        yield (
-            f"reconcile.direction={reconcile.direction} {why}; use reconcile.direction=downstream"
-            f" or another head"
-        )
-    if distill.weight:
-        yield f"distill.weight={distill.weight} {why}; leave distill out, or use another head"

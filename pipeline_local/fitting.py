@@ -105,11 +105,11 @@ def _run(objects: Given, config: Config, callbacks: Sequence[Callback]) -> Facts
     """Train here or on new ranks; either way the model gets the weights."""
     rank_info = RankInfo.from_environment()
     with handed(objects):
-        num_stages = rank_info.num_stages(config.parallel)
-        if num_stages > rank_info.world_size:
-            there = RankInfo(world_size=num_stages, local_world_size=num_stages)
+        count = rank_info.mesh(config.parallel).num_ranks
+        if count > rank_info.world_size:
+            there = RankInfo(world_size=count, local_world_size=count)
             agreement.check(config, there)
-            on_ranks(num_stages, partial(_on_rank, objects, config, tuple(callbacks)))
+            on_ranks(count, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:
             where = _Where(config.run.dir)

@@ -15,8 +15,7 @@ from pipeline_local.errors import StoppedError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.loggers.follower import Follower
-from pipeline_local.models import weights
-from pipeline_local.pipeline.connect import connect, open_edges
+from pipeline_local.pipeline.connect import connect, open_edges, open_replicas
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
@@ -34,6 +33,7 @@ from pipeline_local.record.recorder import Recorder
 from pipeline_local.record.resuming import how
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
+from pipeline_local.starting import modules_of
 from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
 from pipeline_local.watch.store import Facts, RankStore
@@ -64,11 +64,11 @@ def train(
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
     own = RankInfo.from_environment() if rank_info is None else rank_info
-    count = own.num_stages(config.parallel)
-    config = config.on_stages(count)
+    mesh = own.mesh(config.parallel)
+    config = config.on_stages(mesh.num_stages)
     with as_found(own.device):
-        if rank_info is None and count > own.world_size:
-            return _on_new_ranks(config, count, callbacks, said)
+        if rank_info is None and mesh.num_ranks > own.world_size:
+            return _on_new_ranks(config, mesh.num_ranks, callbacks, said)
         return _on_this_rank(config, own, callbacks, said)
 
 
@@ -87,7 +87,9 @@ def _on_this_rank(
         # outside of the watchdog: a launcher that notices a dead rank signals all others, and one
         # of them must still report it
         stop = stack.enter_context(Stop(rank_store))
-        watchdog = stack.enter_context(Watchdog(rank_store, rank_info, config.parallel.timeout))
+        mesh = rank_info.mesh(config.parallel)
+        watchdog = Watchdog(rank_store, rank_info, config.parallel.timeout, mesh)
+        stack.enter_context(watchdog)
         stop.listen(lambda: watchdog.judged)
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
@@ -98,16 +100,17 @@ def _on_this_rank(
                 info = DataInfo.from_json(start["info"])
                 if config.run.dir == FREE:
                     config = agreement.in_folder(config, start["folder"])
-                placement = Placement.of(draw(config, info), rank_info.world_size)
+                placement = Placement.of(draw(config, info), mesh.num_stages)
             agreement.accept(placement, rank_info, start)
             if start["complete"]:
                 return _already_complete(placement, rank_store)
             agreement.share_values(placement.blueprint.backbone, rank_info)
-            modules = _modules(placement, rank_info, start["step"])
+            kind = agreement.share_p2p_kind(config, rank_info, rank_store)
+            replicas = open_replicas(mesh, rank_info, kind, at)
+            modules = modules_of(placement, rank_info, replicas, start["step"])
             if rank_info.rank == 0:
                 follower.start(placement.blueprint.config, len(placement.stages), start["step"])
             at.enter("rendezvous", peer=EVERYONE)
-        kind = agreement.share_p2p_kind(config, rank_info, rank_store)
         first = start["step"]
         trainer = Trainer(
             placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
@@ -124,25 +127,6 @@ def _on_new_ranks(
     return RunFolder(config.run.dir).load_summary()
 
 
-def _modules(placement: Placement, rank_info: RankInfo, step: int) -> list[LocalModule]:
-    """This stage's modules: fresh, from a state dict, or from the checkpoint at `step`."""
-    blueprint = placement.blueprint
-    config = blueprint.config
-    numbers = placement.stages[rank_info.rank]
-    modules = [blueprint.module(index, rank_info.device) for index in numbers]
-    if step:
-        checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
-        for module in modules:
-            checkpoints.load(module, step)
-    elif config.model.weights is not None:
-        found = blueprint.fit_weights(weights.load(config.model.weights))
-        if rank_info.rank == 0:
-            summary.warn(found.notes)
-        for module in modules:
-            blueprint.load_weights(module, found)
-    return modules
-
-
 def _already_complete(placement: Placement, rank_store: RankStore) -> Facts:
     """Nothing is left to do: the summary that is there stays as it is."""
     folder = placement.blueprint.config.run.dir
@@ -156,7 +140,7 @@ class Trainer:
 
     Args:
         placement: of the run.
-        rank_info: this rank; its stage has the same number.
+        rank_info: this rank.
         rank_store: where the ranks tell each other how far they are.
         stop: may end the run plan early.
         status: what this rank is doing, for the watchdog.
@@ -196,14 +180,18 @@ class Trainer:
         self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status)
         self.trace = self.recorder.trace
         self.writer = Writer(self.checkpoints, self.keep, self.trace)
+        mesh, rank = placement.mesh, rank_info.rank
+        stage, replica = mesh.stage(rank), mesh.replica(rank)
         self.metrics = metrics.Metrics(
-            folder.metrics(rank_info.rank), rank_info.rank, blueprint.run_plan.steps_per_epoch
+            folder.metrics(stage, replica),
+            {"stage": stage} | ({"replica": replica} if mesh.is_replicated else {}),
+            blueprint.run_plan.steps_per_epoch,
         )
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
-        ends = open_edges(blueprint, rank_info, kind, status)
+        ends = open_edges(blueprint, rank_info, kind, status, mesh)
         self.upstream, self.downstream = connect(
-            blueprint, placement.stages[rank_info.rank], rank_info, ends, start, self.skipped
+            blueprint, placement.stages[stage], rank_info, ends, start, self.skipped, mesh
         )
         self.callbacks = Callbacks(callbacks)
         self.run_facts = self._run_facts(modules)
@@ -244,8 +232,7 @@ class Trainer:
             with last, self.clock.saving():
                 self.writer.wait()
             # what is still on its way upstream is part of the last checkpoint, and is taken here
-            below = self.stage.modules[-1].index + 1
-            self.downstream.finish(self.blueprint.run_plan.under_way(below, self._done))
+            self.downstream.finish(self._done)
             self.upstream.finish()
             with self.status.during("end", self._done):
                 self.recorder.align()
@@ -388,13 +375,16 @@ class Trainer:
 
     def _sum_up(self, results: list[Facts]) -> Facts:
         steps = self._done - self.start
-        plan = self.placement.stage_times(steps)
-        facts = summary.combine(results, steps * self.batch_size, plan)
+        plan, mesh = self.placement.stage_times(steps), self.placement.mesh
+        stages = [[results[rank] for rank in mesh.ranks(s)] for s in range(mesh.num_stages)]
+        facts = summary.combine(
+            [summary.of_stage(replicas) for replicas in stages], steps * self.batch_size, plan
+        )
         if tokens := self.blueprint.task.tokens:
             facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         self.recorder.conclude()
         summary.show(describe(self.placement), facts, self.blueprint.task, self.folder.path)
-        summary.warn(line for result in results for line in result["warnings"])
+        summary.warn(dict.fromkeys(line for result in results for line in result["warnings"]))
         return facts

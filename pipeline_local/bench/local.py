@@ -17,6 +17,7 @@ from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning import information
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.connect import connect, open_edges
+from pipeline_local.pipeline.dealing import DealtOutlet
 from pipeline_local.pipeline.edge import Message, Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
@@ -97,7 +98,7 @@ class AnsweringDownstream:
         """Return the next answer."""
         return next(self._answers)
 
-    def finish(self, pending: int = 0) -> None:
+    def finish(self, steps: int) -> None:
         """Do nothing: no message is in flight."""
 
 
@@ -141,8 +142,7 @@ class LocalPipeline(Baseline):
         """Wait until the neighbours have received all messages in flight."""
         assert self._open is not None, "a turn begins before it ends"
         upstream, downstream = self._open
-        below = self._modules[-1].index + 1
-        downstream.finish(self.blueprint.run_plan.under_way(below, self._number))
+        downstream.finish(self._number)
         upstream.finish()
         self._waited, self._open = self._waited + _waited(self._open), None
 
@@ -188,6 +188,7 @@ class LocalPipeline(Baseline):
         upstream, downstream = connect(
             turn, self._numbers, self.workload.rank_info, self._p2p_ends, self._number
         )
+        assert not isinstance(downstream, DealtOutlet), "it is a chain of single ranks"
         if isinstance(upstream, Inlet):
             return upstream, downstream
         parts = self._microbatches(*self.workload.batch)
@@ -234,7 +235,7 @@ class IsolatedStage(LocalPipeline):
         """Small random numbers as the lagged messages that a module receives."""
         contract = turn.contract(index)
         made: dict[tuple[Spec, ...], Message] = {}
-        for specs in contract.lagged_traffic(turn.run_plan, self._number):
+        for _, specs in contract.lagged_traffic(turn.run_plan, self._number):
             if specs not in made:
                 made[specs] = tuple(self._like(spec, 1000) for spec in specs)
             yield made[specs]

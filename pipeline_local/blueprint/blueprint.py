@@ -18,6 +18,7 @@ from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
@@ -178,14 +179,16 @@ class Blueprint:
         """Whether this module's head is the network's own classifier."""
         return index == len(self.modules) - 1
 
-    def module(self, index: int, device: torch.device) -> LocalModule:
+    def module(
+        self, index: int, device: torch.device, replicas: Replicas | None = None
+    ) -> LocalModule:
         """Allocates and initialises a module: weights are a function of (seed, block) alone."""
         body, head = self._body_and_head(index, device)
         if self.config.compile:
             body.compile_blocks()
             for part in terms.parts(head):
                 compile_head(part)
-        return self.assembled(index, body, head)
+        return self.assembled(index, body, head, replicas)
 
     def uncompiled(self, index: int, device: torch.device) -> LocalModule:
         """Returns the same module, whatever `compile` says."""
@@ -214,7 +217,9 @@ class Blueprint:
         *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in meta]
         return self.assembled(index, *self._joined(index, blocks, head))
 
-    def assembled(self, index: int, body: Body, head: nn.Module) -> LocalModule:
+    def assembled(
+        self, index: int, body: Body, head: nn.Module, replicas: Replicas | None = None
+    ) -> LocalModule:
         """Returns a module of a body and a head, with the rules and the optimizer of the run."""
         config = self.config
         rules = Rules(
@@ -230,12 +235,10 @@ class Blueprint:
             lag=self.run_plan.lag,
         )
         make = partial(optimizer.build, config.optimizer, tables=tables(body, head))
-        return LocalModule(index, body, head, make, rules, not self.is_last(index))
+        return LocalModule(index, body, head, make, rules, not self.is_last(index), replicas)
 
     def fresh(self, block: Block, device: torch.device) -> nn.Module:
-        """Allocate and fill one block, with the values that it carries or with fresh weights.
-
-        Fresh weights are a function of (seed, block) alone."""
+        """Makes a block, with the values that it carries or fresh ones of (seed, block) alone."""
         seed = seeds.derive(self.config.train.seed, "block", block.name)
         rule = self.backbone.initialize
         return self._laid_out(backbones.made(block, rule, seed, device, self.dtype))

@@ -8,6 +8,9 @@ from pipeline_local.learning.lagged import LaggedContent
 from pipeline_local.learning.spec import Spec as Spec  # public here
 from pipeline_local.learning.step import Step
 
+Dealt = tuple[int, tuple[Spec, ...]]
+"""A message: the microbatch that it belongs to, and the specs of its tensors."""
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -33,27 +36,31 @@ class Contract:
     receiver: int = 0
     lagged: Mapping[LaggedContent, tuple[Spec, ...]] = field(default_factory=dict)
 
-    def traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
+    def traffic(self, run_plan: RunPlan, start: int) -> Iterator[Dealt]:
         """Yields every message of a run from step `start` on, in order."""
+        parts = range(run_plan.config.train.microbatches)
         for action in run_plan.actions(start):
             if isinstance(action, Step):
-                for _ in range(action.microbatches):
-                    yield self.activations, self.labels
+                for microbatch in parts:
+                    yield microbatch, (self.activations, self.labels)
                     if action.compare:
-                        yield (self.gradients,)
+                        yield microbatch, (self.gradients,)
             elif isinstance(action, Evaluate):
-                for _ in range(len(run_plan.test_batches) * run_plan.config.train.microbatches):
-                    yield self.test_activations, self.test_labels, self.test_ensemble
+                for _ in run_plan.test_batches:
+                    for microbatch in parts:
+                        tested = self.test_activations, self.test_labels, self.test_ensemble
+                        yield microbatch, tested
 
-    def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[tuple[Spec, ...]]:
+    def lagged_traffic(self, run_plan: RunPlan, start: int) -> Iterator[Dealt]:
         """Yields every lagged message, which flows upstream, in the order of use."""
         for action in run_plan.actions(start):
             if isinstance(action, Step):
                 yield from self.lagged_messages(run_plan, action)
 
-    def lagged_messages(self, run_plan: RunPlan, step: Step) -> Iterator[tuple[Spec, ...]]:
+    def lagged_messages(self, run_plan: RunPlan, step: Step) -> Iterator[Dealt]:
         """Yields every lagged message that is applied in this step, in order."""
         lag, count = run_plan.lag, step.microbatches
         for microbatch in range(count):
             if contents := lag.applied(self.receiver, step.number, microbatch, count):
-                yield tuple(spec for content in contents for spec in self.lagged[content])
+                specs = tuple(spec for content in contents for spec in self.lagged[content])
+                yield microbatch, specs

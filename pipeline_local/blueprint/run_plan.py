@@ -3,7 +3,7 @@
 Every rank derives the same run plan alone, so no control message is ever sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,9 +179,16 @@ class RunPlan:
         lag, microbatches = self.lag, self.config.train.microbatches
         return sum(lag.most_pending(content, microbatches) for content in lag.contents)
 
-    def under_way(self, sender: int, steps: int) -> int:
-        """The lagged messages that module `sender` (from 0) has on its way after so many steps."""
-        return len(self.lag.under_way(sender, steps, self.config.train.microbatches))
+    def under_way(self, sender: int, steps: int, own: Container[int] | None = None) -> int:
+        """The lagged messages that module `sender` (from 0) has on its way after so many steps.
+
+        Args:
+            sender: of the messages.
+            steps: done so far.
+            own: the microbatches that count; None: all.
+        """
+        found = self.lag.under_way(sender, steps, self.config.train.microbatches)
+        return len([part for _, part in found if own is None or part in own])
 
     def lr(self, number: int) -> float:
         """The learning rate of a step: warm-up, then `optimizer.schedule`."""

@@ -15,5 +15,5 @@ def read(options: argparse.Namespace) -> tuple[Config, RankInfo, int]:
     """The configuration, this rank, and the number of stages."""
     config = configfile.load(options.config, options.overrides)
     rank_info = RankInfo.from_environment()
-    num_stages = rank_info.num_stages(config.parallel)
+    num_stages = rank_info.mesh(config.parallel).num_stages
     return config.on_stages(num_stages), rank_info, num_stages

@@ -26,9 +26,10 @@ def _try(config: Config, said: Collection[str]) -> int:
     from pipeline_local.record import summary
 
     rank_info = RankInfo.from_environment()
-    count = rank_info.num_stages(config.parallel)
+    mesh = rank_info.mesh(config.parallel)
+    count = mesh.num_ranks
     there = rank_info if rank_info.launched else RankInfo(world_size=count, local_world_size=count)
-    placement = agreement.check(config.on_stages(count), there, said)
+    placement = agreement.check(config.on_stages(mesh.num_stages), there, said)
     if rank_info.rank == 0:
         say(explain(placement.blueprint))
         say(placement.blueprint.run_plan.explain())
@@ -55,13 +56,13 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
     from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 
     rank_info = RankInfo.from_environment()
-    num_stages = rank_info.num_stages(config.parallel)
-    if num_stages > 1 and not rank_info.launched:
+    count = rank_info.mesh(config.parallel).num_ranks
+    if count > 1 and not rank_info.launched:
         from pipeline_local import agreement
 
-        there = RankInfo(world_size=num_stages, local_world_size=num_stages)
+        there = RankInfo(world_size=count, local_world_size=count)
         agreement.check(config, there, said)
-        return start_ranks(num_stages, arguments)
+        return start_ranks(count, arguments)
     with reporting_failure():
         trainer.train(config, rank_info, said=said)
     return 0

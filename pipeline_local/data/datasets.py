@@ -22,6 +22,7 @@ from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch
+from pipeline_local.data.share import WHOLE, Share
 from pipeline_local.data.tokens import entry as tokens
 from pipeline_local.data.tokens import synthetic as synthetic_tokens
 from pipeline_local.errors import UserError
@@ -35,13 +36,21 @@ class RunData(Protocol):
         ...
 
     def train_batches(
-        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+        self,
+        info: DataInfo,
+        seed: int,
+        start: int,
+        steps: int,
+        skipped: Skipped,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """The batches of `steps` optimizer steps from step `start` on."""
+        """The batches of `steps` optimizer steps from step `start` on, or a share of each."""
         ...
 
-    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
-        """The whole test split, the last batch filled up with padding."""
+    def test_batches(
+        self, info: DataInfo, skipped: Skipped, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """The whole test split, the last batch filled up with padding, or a share of each batch."""
         ...
 
     def ready(
@@ -70,14 +79,22 @@ class Images:
         return images.describe(self.config)
 
     def train_batches(
-        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+        self,
+        info: DataInfo,
+        seed: int,
+        start: int,
+        steps: int,
+        skipped: Skipped,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`."""
-        return batches.train_batches(self.config, info, seed, start, steps, skipped)
+        return batches.train_batches(self.config, info, seed, start, steps, skipped, share)
 
-    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+    def test_batches(
+        self, info: DataInfo, skipped: Skipped, share: Share = WHOLE
+    ) -> Iterator[Batch]:
         """As `RunData.test_batches`."""
-        return batches.test_batches(self.config, info, skipped)
+        return batches.test_batches(self.config, info, skipped, share)
 
     def ready(
         self, info: DataInfo, dtype: torch.dtype, device: torch.device
@@ -135,16 +152,24 @@ class GivenData:
         )
 
     def train_batches(
-        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+        self,
+        info: DataInfo,
+        seed: int,
+        start: int,
+        steps: int,
+        skipped: Skipped,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`."""
         size, workers = self.batch_size, self.workers
-        loaded = given_batches.train_batches(self.train, size, seed, start, steps, workers)
+        loaded = given_batches.train_batches(self.train, size, seed, start, steps, workers, share)
         return self._accepted(loaded)
 
-    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+    def test_batches(
+        self, info: DataInfo, skipped: Skipped, share: Share = WHOLE
+    ) -> Iterator[Batch]:
         """As `RunData.test_batches`."""
-        loaded = given_batches.test_batches(self.test, self.batch_size, self.workers)
+        loaded = given_batches.test_batches(self.test, self.batch_size, self.workers, share)
         return self._accepted(loaded)
 
     def ready(

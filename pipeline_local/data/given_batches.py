@@ -4,19 +4,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from pipeline_local.data.given import Given
 from pipeline_local.data.loading import Batch, load
 from pipeline_local.data.sampler import steps_per_epoch, train_indices
 from pipeline_local.data.samples import Form
+from pipeline_local.data.share import WHOLE, Share
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.seeds import derive
 
 
 def train_batches(
-    given: Given, batch_size: int, seed: int, start_step: int, num_steps: int, workers: int = 0
+    given: Given,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` to `start_step + num_steps - 1`, counted from 0.
 
@@ -31,7 +37,7 @@ def train_batches(
             f"the batch size must not exceed the {len(given.samples)} training samples: got"
             f" {batch_size}; lower it"
         )
-    source = GivenTrainSource(given, batch_size, seed)
+    source = GivenTrainSource(given, batch_size, seed, share)
     for batch, _ in load(source, range(start_step, start_step + num_steps), workers):
         yield batch
 
@@ -40,6 +46,7 @@ def test_batches(
     given: Given,
     batch_size: int,
     workers: int = 0,  # noqa: PT028 (no test)
+    share: Share = WHOLE,  # noqa: PT028 (no test)
 ) -> Iterator[Batch]:
     """All samples in order.
 
@@ -51,7 +58,8 @@ def test_batches(
         UserError: a sample of another shape or dtype than the first.
     """
     num_batches = -(-len(given.samples) // batch_size)
-    for batch, _ in load(GivenTestSource(given, batch_size), range(num_batches), workers):
+    source = GivenTestSource(given, batch_size, share)
+    for batch, _ in load(source, range(num_batches), workers):
         yield batch
 
 
@@ -62,11 +70,14 @@ class GivenTrainSource:
     given: Given
     batch_size: int
     seed: int
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         """What is random in a sample is a function of (seed, epoch, sample)."""
-        keys = [(i, derive(self.seed, "given", epoch, i)) for epoch, i in self._order(step)]
+        order = self._order(step)
+        own = [order[row] for row in self.share.rows(self.batch_size)]
+        keys = [(i, derive(self.seed, "given", epoch, i)) for epoch, i in own]
         return self.given.samples.gather(keys, self.given.form)
 
     def _order(self, step: int) -> list[tuple[int, int]]:
@@ -84,20 +95,27 @@ class GivenTestSource:
 
     given: Given
     batch_size: int
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         """Samples `step * batch_size` and after."""
-        first = step * self.batch_size
-        last = min(first + self.batch_size, len(self.given.samples))
-        keys = [(i, derive(0, "given", "test", i)) for i in range(first, last)]
-        x, y = self.given.samples.gather(keys, self.given.form)
-        missing = self.batch_size - (last - first)
-        return (x, y) if missing == 0 else _padded(x, y, missing, self.given.form)
+        first, count = step * self.batch_size, len(self.given.samples)
+        rows = [first + row for row in self.share.rows(self.batch_size)]
+        there = [row for row in rows if row < count]
+        form, missing = self.given.form, len(rows) - len(there)
+        if not there:
+            return _padding(missing, form)
+        keys = [(i, derive(0, "given", "test", i)) for i in there]
+        x, y = self.given.samples.gather(keys, form)
+        if not missing:
+            return x, y
+        nothing, label = _padding(missing, form)
+        return torch.cat([x, nothing]), torch.cat([y, label])
 
 
-def _padded(x: Tensor, y: Tensor, missing: int, form: Form) -> Batch:
+def _padding(missing: int, form: Form) -> Batch:
     nothing = torch.zeros(missing, *form.x_shape, dtype=form.x_dtype)
     fill = float("nan") if form.y_dtype.is_floating_point else IGNORE_LABEL
     label = torch.full((missing, *form.y_shape), fill, dtype=form.y_dtype)
-    return torch.cat([x, nothing]), torch.cat([y, label])
+    return nothing, label

@@ -4,7 +4,8 @@ The microbatches of a batch are dealt to them in turns. All of them add up their
 update, so that each does the update that one rank with all microbatches would do.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,17 @@ class Replicas:
 
     Args:
         group: of all replicas of the stage; None: there is only this one.
+        waiting: a context for the time in which this one waits for the others, which may turn
+            torch's errors into better ones.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.group = group
+        self._waiting = waiting
         self.size = 1 if group is None else group.size()
         """Number of replicas."""
         self.index = 0 if group is None else group.rank()
@@ -32,6 +40,10 @@ class Replicas:
     def own(self, microbatches: int) -> range:
         """Return the microbatches of a batch that this replica learns from."""
         return range(self.index, microbatches, self.size)
+
+    def has(self, microbatch: int) -> bool:
+        """Return whether a microbatch is one that this replica learns from."""
+        return microbatch % self.size == self.index
 
     def sum(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Begin to replace tensors by their sums over all replicas.
@@ -52,7 +64,8 @@ class Replicas:
         def wait() -> None:
             for work, whole, bucket in zip(works, flat, buckets, strict=True):
                 assert work is not None, "this rank is in the group"
-                work.wait()
+                with self._waiting():
+                    work.wait()
                 parts = torch.split(whole, [t.numel() for t in bucket])
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.copy_(part.view(tensor.shape))
@@ -70,9 +83,24 @@ class Replicas:
             return
         for tensor in tensors:
             shared = tensor.detach().contiguous()
-            dist.broadcast(shared, group=self.group, group_src=source)
+            with self._waiting():
+                dist.broadcast(shared, group=self.group, group_src=source)
             with torch.no_grad():
                 tensor.copy_(shared)
+
+    def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of all replicas on the first one, on the CPU, and its own elsewhere.
+
+        Args:
+            named: by names that no other replica uses.
+        """
+        if self.group is None:
+            return dict(named)
+        own = {name: tensor.cpu() for name, tensor in named.items()}
+        found: list[dict[str, Tensor]] | None = [{}] * self.size if self.index == 0 else None
+        with self._waiting():
+            dist.gather_object(own, found, group=self.group, group_dst=0)
+        return {name: t for each in found or [own] for name, t in each.items()}
 
 
 def _done() -> None:

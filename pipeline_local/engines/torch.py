@@ -13,6 +13,7 @@ from pipeline_local.engines import gradients as sums
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.optimizer import laid_out_as
+from pipeline_local.engines.replicas import Replicas
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -25,15 +26,23 @@ class TorchEngine:
         make: makes the optimizer from them.
         guard: refuses updates that are not finite.
         clip: largest gradient norm; None: any.
+        replicas: of the module's stage.
     """
 
     def __init__(
-        self, params: list[nn.Parameter], make: MakeOptimizer, guard: Guard, clip: float | None
+        self,
+        params: list[nn.Parameter],
+        make: MakeOptimizer,
+        guard: Guard,
+        clip: float | None,
+        replicas: Replicas | None = None,
     ) -> None:
         self._params = params
         self._guard = guard
         self._clip = clip
+        self.replicas = replicas or Replicas()
         self._sum: list[Gradient] = []
+        self._reduced: Callable[[], None] | None = None
         self.optimizer = make(params)
         usual = self.optimizer.defaults.get("lr") or 1.0
         self._rates = [float(group["lr"]) / usual for group in self.optimizer.param_groups]
@@ -58,6 +67,19 @@ class TorchEngine:
         else:
             self._sum = sums.plus(self._sum, share)
 
+    def reduce(self, others: Sequence[Tensor]) -> None:
+        """Begin to add up the gradients of all replicas; `step` waits for it.
+
+        Args:
+            others: more tensors to be replaced by their sums, unless there is one replica only.
+        """
+        if self.replicas.size == 1:
+            return
+        # a replica without a gradient sends zeros, as all have to send alike
+        pairs = zip(self._params, self._sum, strict=True)
+        sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
+        self._reduced = self.replicas.sum([*sent, *others])
+
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
 
@@ -69,6 +91,9 @@ class TorchEngine:
         Returns:
             Metrics by name.
         """
+        if self._reduced is not None:
+            self._reduced()
+            self._reduced = None
         for parameter, gradient in zip(self._params, self._sum, strict=True):
             parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
         self._sum = []

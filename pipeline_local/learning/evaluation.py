@@ -18,14 +18,16 @@ class Evaluation:
 
     Args:
         module: the module, in evaluation mode.
+        microbatches: of each batch.
 
     Attributes:
         scores: the scores so far, which together are those of the test set.
     """
 
-    def __init__(self, module: LocalModule) -> None:
+    def __init__(self, module: LocalModule, microbatches: int = 1) -> None:
         self.scores: list[Score] = []
         self._module = module
+        self._microbatches = microbatches
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._seen = 0
 
@@ -44,7 +46,8 @@ class Evaluation:
         Returns:
             Activations [b, ...], and the sum with this head's part.
         """
-        here = min(len(x), max(0, samples - self._seen))
+        before = number % self._microbatches * len(x)
+        here = min(len(x), max(0, samples - before))
         # where all is padding, nothing is scored, and any outputs do
         activations, outputs, summed = self._module.evaluate(
             x, summed, here or None, number, labels
@@ -52,12 +55,12 @@ class Evaluation:
         self._kept.append((outputs, summed, labels))
         if self._module.rules.task.adds_up:
             self._score(here)
-        self._seen += len(x)
+        self._seen += here
         return activations, summed
 
-    def end_batch(self, samples: int) -> None:
-        """Scores what is kept of the batch; `samples` of it, from the first, are not padding."""
-        self._seen = 0
+    def end_batch(self) -> None:
+        """Scores what is kept of the batch."""
+        samples, self._seen = self._seen, 0
         if self._kept:
             self._score(samples)
 

@@ -272,6 +272,11 @@ class LaggedMessages:
             )
         )
 
+    def brings_copies(self, step: Step) -> bool:
+        """Return whether a message that is applied in this step may hold copies of parameters."""
+        last = step.microbatches - 1
+        return any(content.once for content in self._applied(step, last))
+
     def forget(self, step: int) -> None:
         """Drop the messages that upstream has applied at the end of this step."""
         self.pending.drop(step - self._plan.lag)
@@ -291,10 +296,13 @@ class LaggedMessages:
         """Return all tensors by name."""
         return {name: t for queue in self._queues for name, t in queue.tensors().items()}
 
-    def load(self, named: Mapping[str, Tensor]) -> None:
-        """Restore the queues from the result of `tensors`."""
+    def load(
+        self, named: Mapping[str, Tensor], is_own: Callable[[int], bool] = lambda microbatch: True
+    ) -> None:
+        """Restore the queues from the result of `tensors`, of some microbatches."""
         for queue in self._queues:
             queue.load(named)
+            queue.retain(lambda kept: is_own(kept.microbatch))
 
     @property
     def _queues(self) -> tuple[LaggedQueue, LaggedQueue, LaggedQueue]:

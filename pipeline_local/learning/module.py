@@ -19,6 +19,7 @@ from pipeline_local import seeds
 from pipeline_local.engines import gradients
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
 from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import distillation, estimators, reconcile
@@ -63,6 +64,7 @@ class LocalModule(Inference):
         optimizer: makes the module's optimizer from its parameters.
         rules: the settings that all modules of a run share.
         auxiliary: whether the head is an auxiliary one, and not the network's classifier.
+        replicas: the ranks that hold this module; None: this one alone.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class LocalModule(Inference):
         optimizer: MakeOptimizer,
         rules: Rules,
         auxiliary: bool = True,
+        replicas: Replicas | None = None,
     ) -> None:
         super().__init__(index, body, head, rules)
         self.auxiliary = auxiliary
@@ -83,8 +86,10 @@ class LocalModule(Inference):
         self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
         self._estimator = estimators.estimator(rules.reconcile)
         self._recalls_input = term_of(head) is not None
-        self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip)
+        self.replicas = replicas or Replicas()
+        self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip, self.replicas)
         self.metrics: dict[str, Tensor] = {}
+        self._measured: set[str] = set()
         self._pass: _Pass | None = None
         self.lagged = LaggedMessages(rules.lag, index)
 
@@ -93,7 +98,8 @@ class LocalModule(Inference):
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1: run the body. Input and labels [B, ...] -> activations [B, ...], detached."""
         compares = (step.compare and self.index > 0) or self.lagged.differentiate(step, microbatch)
-        if microbatch == 0:
+        if microbatch == self.replicas.index:  # the first one of this replica
+            self._measured = set()
             self.guard.begin()
         x = x.detach().requires_grad_(compares)
         buffers = Buffers(self) if step.reconcile and self.index > 0 else None
@@ -220,6 +226,24 @@ class LocalModule(Inference):
         self._measure(divergence=lesson.divergence.detach())
         self._add_to_head(gradients.of(lesson.loss, self._head_params))
         return lesson.summed
+
+    def reduce(self, step: Step) -> None:
+        """Begin to add up what the replicas of the stage have found, after the last microbatch.
+
+        Running statistics become the mean of theirs, and copies of parameters of later modules,
+        which come with the last microbatch of a batch, those of the replica that has got them.
+        """
+        if self.replicas.size == 1:
+            return
+        statistics = [b for b in self.buffers() if b.is_floating_point()]
+        torch._foreach_div_(statistics, self.replicas.size) if statistics else None
+        # in place: what was measured may be a view
+        self.metrics |= {name: self.metrics[name].clone() for name in self._measured}
+        measured = [self.metrics[name] for name in sorted(self._measured)]
+        self.engine.reduce([*statistics, *measured])
+        if self.lagged.brings_copies(step):
+            copies = [p for p in self.parameters() if not p.requires_grad]
+            self.replicas.take(copies, (step.microbatches - 1) % self.replicas.size)
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""
@@ -368,9 +392,10 @@ class LocalModule(Inference):
         """Add to the mean over the microbatches, without waiting for the device."""
         now = self._now()
         for name, value in values.items():
-            earlier = self.metrics.get(name) if now.microbatch else None
+            earlier = self.metrics[name] if name in self._measured else None
             share = value if now.step.microbatches == 1 else value / now.step.microbatches
             self.metrics[name] = share if earlier is None else earlier + share
+            self._measured.add(name)
 
     def _now(self) -> _Pass:
         assert self._pass is not None, "the acts come in order: forward, signal, learn"

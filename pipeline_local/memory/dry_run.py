@@ -192,7 +192,8 @@ def _perform(
         for each in _steps(step, lag, numbers)
     ]
     arriving = [outer.lagged_messages(blueprint.run_plan, each) for each in steps if outer]
-    downstream = FakeDownstream(outer, chain.from_iterable(arriving))
+    lagged = [specs for _, specs in chain.from_iterable(arriving)]
+    downstream = FakeDownstream(outer, lagged)
     for each in steps:
         for module in modules:
             fill_queues(blueprint, module, replace(each, microbatches=step.microbatches))

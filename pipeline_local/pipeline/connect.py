@@ -1,7 +1,9 @@
 """The two edges of a stage: data or a neighbour upstream, a neighbour or nothing downstream."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.contract import Contract, Dealt, Spec
 from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.share import Share
+from pipeline_local.engines.replicas import Replicas
+from pipeline_local.pipeline.dealing import DealtInlet, DealtOutlet
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.p2p import (
     HOST_BACKEND,
     P2P,
@@ -23,44 +30,49 @@ from pipeline_local.ranks.p2p import (
     lagged_kind,
 )
 from pipeline_local.ranks.rank import NO_LIMIT, RankInfo, connecting, device_backend
-from pipeline_local.watch.status import RankStatus
+from pipeline_local.watch.status import EVERYONE, RankStatus
 
 
 @dataclass(frozen=True)
 class P2PEnds:
-    """A stage's point-to-point connections to its neighbours; None where it has none.
+    """A rank's point-to-point connections to the ranks that it shares edges with, by their numbers.
 
     Attributes:
-        upstream: receives activations and signals.
-        downstream: sends activations and signals.
-        lagged_upstream: sends lagged messages.
-        lagged_downstream: receives lagged messages.
+        upstream: receive activations and signals.
+        downstream: send activations and signals.
+        lagged_upstream: send lagged messages; none where there are no such messages.
+        lagged_downstream: receive lagged messages.
     """
 
-    upstream: P2P | None
-    downstream: P2P | None
-    lagged_upstream: P2P | None = None
-    lagged_downstream: P2P | None = None
+    upstream: Mapping[int, P2P]
+    downstream: Mapping[int, P2P]
+    lagged_upstream: Mapping[int, P2P] = field(default_factory=dict)
+    lagged_downstream: Mapping[int, P2P] = field(default_factory=dict)
 
 
 def open_edges(
-    blueprint: Blueprint, rank_info: RankInfo, kind: P2PKind, status: RankStatus
+    blueprint: Blueprint,
+    rank_info: RankInfo,
+    kind: P2PKind,
+    status: RankStatus,
+    mesh: Mesh | None = None,
 ) -> P2PEnds:
-    """Opens this stage's connections to its neighbours; all ranks call it together.
+    """Opens this rank's connections to its neighbours; all ranks call it together.
 
     Args:
         blueprint: the run.
-        rank_info: this rank; its stage has the same number.
+        rank_info: this rank.
         kind: the point-to-point transport between the ranks.
         status: the status of this rank, which notes waits on the connections.
+        mesh: of all ranks; None: a chain.
     """
     options = blueprint.config.parallel.args
-    upstream, downstream = open_p2p(rank_info, kind, status, options=options)
+    upstream, downstream = open_p2p(rank_info, kind, status, options=options, mesh=mesh)
     if not blueprint.run_plan.lag.contents:
         return P2PEnds(upstream, downstream)
     backward = lagged_kind(kind)  # one that is derived has no options
     own = options if backward == kind else None
-    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=own)
+    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=own, mesh=mesh)
     return P2PEnds(upstream, downstream, *lagged)
 
 
@@ -71,73 +83,118 @@ def connect(
     ends: P2PEnds,
     start: int,
     skipped: Skipped | None = None,
-) -> tuple[Source | Inlet, Nowhere | Outlet]:
-    """Returns this stage's edges, over its connections.
+    mesh: Mesh | None = None,
+) -> tuple[Source | Inlet | DealtInlet, Nowhere | Outlet | DealtOutlet]:
+    """Returns this rank's edges, over its connections.
 
     Args:
         blueprint: the run.
-        modules: the modules of this stage.
-        rank_info: this rank; its stage has the same number.
-        ends: this stage's connections; no other edges may use them at the same time.
+        modules: the modules of this rank's stage.
+        rank_info: this rank.
+        ends: this rank's connections; no other edges may use them at the same time.
         start: the optimizer steps already done.
         skipped: collects the images that the data skips.
+        mesh: of all ranks; None: a chain.
     """
-    return (
-        _inlet(
-            blueprint, modules[0] - 1, ends.upstream, ends.lagged_upstream, start, rank_info.device
+    here = _Here(blueprint, modules, rank_info, ends, start, mesh or chain(rank_info.world_size))
+    return here.upstream(skipped), here.downstream()
+
+
+class _Here:
+    """One rank, as its edges see it."""
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        modules: range,
+        rank_info: RankInfo,
+        ends: P2PEnds,
+        start: int,
+        mesh: Mesh,
+    ) -> None:
+        self._blueprint = blueprint
+        self._plan = blueprint.run_plan
+        self._modules = modules
+        self._device = rank_info.device
+        self._mesh = mesh
+        self._stage = mesh.stage(rank_info.rank)
+        self._ends = ends
+        self._start = start
+        parts = range(self._plan.config.train.microbatches)
+        self._own = [j for j in parts if mesh.rank(self._stage, j) == rank_info.rank]
+
+    def upstream(self, skipped: Skipped | None) -> Source | Inlet | DealtInlet:
+        ends = self._ends.upstream
+        if not ends:
+            return self._data(skipped)
+        contract = self._blueprint.contract(self._modules[0] - 1)
+        inlets = {peer: self._inlet(contract, peer) for peer in ends}
+        if len(inlets) == 1:
+            return inlets.popitem()[1]
+        return DealtInlet(inlets, *self._turns(contract, self._stage - 1))
+
+    def downstream(self) -> Nowhere | Outlet | DealtOutlet:
+        ends = self._ends.downstream
+        if not ends:
+            return Nowhere()
+        contract = self._blueprint.contract(self._modules[-1])
+        outlets = {peer: self._outlet(contract, peer) for peer in ends}
+        if len(outlets) == 1:
+            return outlets.popitem()[1]
+        return DealtOutlet(outlets, *self._turns(contract, self._stage + 1))
+
+    def _data(self, skipped: Skipped | None) -> Source:
+        return Source(
+            self._blueprint.config,
+            self._blueprint.info,
+            self._plan.actions(self._start),
+            range(self._start, self._plan.num_steps),
+            self._device,
+            self._blueprint.dtype,
+            skipped,
+            Share(self._plan.config.train.microbatches, tuple(self._own)),
         )
-        if ends.upstream
-        else _data(blueprint, rank_info, start, skipped),
-        _outlet(
-            blueprint, modules[-1], ends.downstream, ends.lagged_downstream, start, rank_info.device
+
+    def _inlet(self, contract: Contract, peer: int) -> Inlet:
+        shared = self._shared(peer, self._stage - 1)
+        messages = _of(shared, contract.traffic(self._plan, self._start))
+        receiver = Receiver(self._ends.upstream[peer], messages, self._device)
+        if peer not in self._ends.lagged_upstream:
+            return Inlet(receiver)
+        lagged = _of(shared, contract.lagged_traffic(self._plan, self._start))
+        back = self._ends.lagged_upstream[peer]
+        return Inlet(receiver, Sender(back, lagged, self._device, self._plan.most_pending))
+
+    def _outlet(self, contract: Contract, peer: int) -> Outlet:
+        shared = self._shared(peer, self._stage + 1)
+        messages = _of(shared, contract.traffic(self._plan, self._start))
+        sender = Sender(self._ends.downstream[peer], messages, self._device)
+        if peer not in self._ends.lagged_downstream:
+            return Outlet(sender)
+        lagged = _of(shared, contract.lagged_traffic(self._plan, self._start))
+        back = Receiver(self._ends.lagged_downstream[peer], lagged, self._device)
+        below = self._modules[-1] + 1
+        return Outlet(sender, back, partial(self._plan.under_way, below, own=shared))
+
+    def _shared(self, peer: int, stage: int) -> set[int]:
+        """The microbatches that this rank and one of another stage have in common."""
+        return {j for j in self._own if self._mesh.rank(stage, j) == peer}
+
+    def _turns(self, contract: Contract, stage: int) -> tuple[Iterator[int], Iterator[int]]:
+        """The ranks of another stage, in the order of the messages, and of the lagged ones."""
+
+        def ranks(traffic: Iterator[Dealt]) -> Iterator[int]:
+            return (self._mesh.rank(stage, j) for j, _ in traffic if j in self._own)
+
+        return (
+            ranks(contract.traffic(self._plan, self._start)),
+            ranks(contract.lagged_traffic(self._plan, self._start)),
         )
-        if ends.downstream
-        else Nowhere(),
-    )
 
 
-def _data(blueprint: Blueprint, rank_info: RankInfo, start: int, skipped: Skipped | None) -> Source:
-    run_plan = blueprint.run_plan
-    return Source(
-        blueprint.config,
-        blueprint.info,
-        run_plan.actions(start),
-        range(start, run_plan.num_steps),
-        rank_info.device,
-        blueprint.dtype,
-        skipped,
-    )
-
-
-def _inlet(
-    blueprint: Blueprint,
-    index: int,
-    p2p: P2P,
-    back: P2P | None,
-    start: int,
-    device: torch.device,
-) -> Inlet:
-    contract, run_plan = blueprint.contract(index), blueprint.run_plan
-    messages = Receiver(p2p, contract.traffic(run_plan, start), device)
-    if back is None:
-        return Inlet(messages)
-    lagged = contract.lagged_traffic(run_plan, start)
-    return Inlet(messages, Sender(back, lagged, device, run_plan.most_pending))
-
-
-def _outlet(
-    blueprint: Blueprint,
-    index: int,
-    p2p: P2P,
-    back: P2P | None,
-    start: int,
-    device: torch.device,
-) -> Outlet:
-    contract, run_plan = blueprint.contract(index), blueprint.run_plan
-    messages = Sender(p2p, contract.traffic(run_plan, start), device)
-    if back is None:
-        return Outlet(messages)
-    return Outlet(messages, Receiver(back, contract.lagged_traffic(run_plan, start), device))
+def _of(shared: set[int], traffic: Iterator[Dealt]) -> Iterator[tuple[Spec, ...]]:
+    """The messages of some microbatches."""
+    return (specs for microbatch, specs in traffic if microbatch in shared)
 
 
 def open_p2p(
@@ -146,13 +203,14 @@ def open_p2p(
     status: RankStatus | None = None,
     to_upstream: bool = False,
     options: Mapping[str, Any] | None = None,
-) -> tuple[P2P | None, P2P | None]:
-    """Opens connections to the upstream and the downstream neighbour (None at the ends).
+    mesh: Mesh | None = None,
+) -> tuple[dict[int, P2P], dict[int, P2P]]:
+    """Opens connections to the upstream and the downstream neighbours, by their ranks.
 
     Every rank calls this with the same arguments. Each edge and direction gets a two-rank group of
-    its own; all ranks make them in one order, even edges first, so that no rank is in two of a
-    round. Lazy creation in different orders hangs (Megatron-LM#5240). Each connection is then used
-    once, in its direction, so that it is established before the first step.
+    its own; all ranks make them in one order, even edges first, so that no rank of a chain is in
+    two of a round. Lazy creation in different orders hangs (Megatron-LM#5240). Each connection is
+    then used once, in its direction, so that it is established before the first step.
 
     Args:
         rank_info: this rank.
@@ -160,31 +218,72 @@ def open_p2p(
         status: the status of this rank, which notes waits on the connections.
         to_upstream: whether messages flow from each stage to its upstream neighbour.
         options: of the transport.
+        mesh: of all ranks; None: a chain.
     """
-    upstream: P2P | None = None
-    downstream: P2P | None = None
+    upstream: dict[int, P2P] = {}
+    downstream: dict[int, P2P] = {}
     at = status or RankStatus()
     chosen = P2PS.options(kind, options or {})
+    backend = group_backend(rank_info, kind)
 
     def make(group: dist.ProcessGroup, peer: int) -> P2P:
         given = {"group": group, "peer": peer, "device": rank_info.device}
         made: P2P = P2PS.make(kind, P2P, given, chosen)
-        return made
+        return WatchedP2P(made, peer, at)
 
-    edges = range(rank_info.world_size - 1)
-    for edge in [*edges[::2], *edges[1::2]]:
-        backend = device_backend(rank_info.device) if by_device(kind) else HOST_BACKEND
+    for above, below in (mesh or chain(rank_info.world_size)).edges():
         with connecting():
-            group = dist.new_group([edge, edge + 1], timeout=NO_LIMIT, backend=backend)
+            group = dist.new_group([above, below], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):
             continue  # an edge between other ranks
-        if rank_info.rank == edge:
-            downstream = WatchedP2P(make(group=group, peer=edge + 1), edge + 1, at)
-            _connect(downstream, rank_info.device, sends=not to_upstream)
+        if rank_info.rank == above:
+            downstream[below] = make(group, below)
+            _connect(downstream[below], rank_info.device, sends=not to_upstream)
         else:
-            upstream = WatchedP2P(make(group=group, peer=edge), edge, at)
-            _connect(upstream, rank_info.device, sends=to_upstream)
+            upstream[above] = make(group, above)
+            _connect(upstream[above], rank_info.device, sends=to_upstream)
     return upstream, downstream
+
+
+def open_replicas(
+    mesh: Mesh, rank_info: RankInfo, kind: P2PKind, status: RankStatus | None = None
+) -> Replicas:
+    """Opens the group of the replicas of this rank's stage; all ranks call it together.
+
+    Args:
+        mesh: of all ranks.
+        rank_info: this rank.
+        kind: the point-to-point transport between the ranks, which says what groups can use.
+        status: the status of this rank, which notes waits for the other replicas.
+    """
+    at = status or RankStatus()
+    replicas = Replicas()
+    for stage in range(mesh.num_stages):
+        if mesh.replicas[stage] == 1:
+            continue
+        with connecting():
+            group = dist.new_group(
+                list(mesh.ranks(stage)), timeout=NO_LIMIT, backend=group_backend(rank_info, kind)
+            )
+        if isinstance(group, dist.ProcessGroup):
+            replicas = Replicas(group, partial(_together, at))
+    return replicas
+
+
+@contextmanager
+def _together(status: RankStatus) -> Iterator[None]:
+    """A context in which a rank waits for the other replicas of its stage.
+
+    Raises:
+        NeighbourLostError: one of them is gone.
+    """
+    with status.waiting(EVERYONE), connecting():
+        yield
+
+
+def group_backend(rank_info: RankInfo, kind: P2PKind) -> str:
+    """Returns the backend of groups whose ranks exchange tensors of their devices."""
+    return device_backend(rank_info.device) if by_device(kind) else HOST_BACKEND
 
 
 def _connect(p2p: P2P, device: torch.device, sends: bool) -> None:

@@ -45,7 +45,7 @@ class Nowhere:
     waited = 0.0
     """The seconds spent waiting: none."""
 
-    def finish(self, pending: int = 0) -> None:
+    def finish(self, steps: int) -> None:
         """Returns at once, as nothing is under way."""
 
     def send(self, *tensors: Tensor) -> None:

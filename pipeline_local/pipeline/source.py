@@ -9,6 +9,7 @@ from pipeline_local.blueprint.run_plan import Action, Evaluate
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, open_data
 from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.share import Share
 from pipeline_local.learning.step import Step
 
 
@@ -23,6 +24,7 @@ class Source:
         device: the device of the first module.
         dtype: the dtype of the normalised images.
         skipped: collects the images that are skipped, if given.
+        share: the microbatches of each batch that this rank learns from.
     """
 
     waited = 0.0
@@ -37,7 +39,10 @@ class Source:
         device: torch.device,
         dtype: torch.dtype,
         skipped: Skipped | None = None,
+        share: Share | None = None,
     ) -> None:
+        parts = config.train.microbatches
+        self._share = share or Share(parts, tuple(range(parts)))
         self._skipped = skipped or Skipped()
         self._config = config
         self._info = info
@@ -64,21 +69,20 @@ class Source:
     def _run(self, actions: Iterable[Action], steps: range) -> Generator[tuple[Tensor, ...]]:
         data, info, skipped = self._data, self._info, self._skipped
         seed = self._config.train.seed
-        batches = data.train_batches(info, seed, steps.start, len(steps), skipped)
+        batches = data.train_batches(info, seed, steps.start, len(steps), skipped, self._share)
         for action in actions:
             if isinstance(action, Step):
                 images, labels = next(batches)
-                for part in self._parts(images, labels, action.microbatches):
+                for part in self._parts(images, labels):
                     yield part
                     if action.compare:
                         yield ()
             elif isinstance(action, Evaluate):
-                for images, labels in data.test_batches(info, skipped):
-                    yield from self._parts(images, labels, self._config.train.microbatches)
+                for images, labels in data.test_batches(info, skipped, self._share):
+                    yield from self._parts(images, labels)
 
-    def _parts(
-        self, images: Tensor, labels: Tensor, count: int
-    ) -> Generator[tuple[Tensor, Tensor]]:
+    def _parts(self, images: Tensor, labels: Tensor) -> Generator[tuple[Tensor, Tensor]]:
+        count = len(self._share.own)
         for x, y in zip(images.chunk(count), labels.chunk(count), strict=True):
             yield self._ready(x, y)
 

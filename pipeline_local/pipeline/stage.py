@@ -76,6 +76,7 @@ class Stage:
         sources: list[Upstream] = [upstream, *inner]
         targets: list[Downstream] = [*inner, downstream]
         self.modules = list(modules)
+        self.replicas = modules[0].replicas
         self.trace = trace
         self._chain = [
             _slot(source, module, target)
@@ -87,9 +88,12 @@ class Stage:
 
     def train(self, step: Step) -> None:
         """Does one optimizer step of every module."""
-        for microbatch in range(step.microbatches):
+        own = self.replicas.own(step.microbatches)
+        for microbatch in own:
             for slot in self._chain:
                 self._learn(slot, step, microbatch)
+                if microbatch == own[-1]:
+                    slot.module.reduce(step)  # goes on during the acts of the next module
         for module in self.modules:
             with self.trace.span("update", module.index, step.number):
                 module.update(step)
@@ -135,20 +139,22 @@ class Stage:
             microbatches: the number of equal parts in which each batch arrives.
 
         Returns:
-            For each module, scores that add up to those of the test set.
+            For each module, scores that add up to those of the test set; with replicas, to those of
+            this one's part of it.
         """
-        evaluations = [Evaluation(module) for module in self.modules]
+        evaluations = [Evaluation(module, microbatches) for module in self.modules]
         with ExitStack() as stack:
             stack.enter_context(seeds.generators_kept())
             for module in self.modules:
                 stack.enter_context(evaluating(module))
             for batch, samples in enumerate(batches):
-                for part in range(batch * microbatches, (batch + 1) * microbatches):
+                first = batch * microbatches
+                for part in self.replicas.own(microbatches):
                     for slot, evaluation in zip(self._chain, evaluations, strict=True):
-                        self._evaluate(slot, evaluation, samples, number, part)
+                        self._evaluate(slot, evaluation, samples, number, first + part)
                 for module, evaluation in zip(self.modules, evaluations, strict=True):
-                    with self.trace.span("evaluate", module.index, number - 1, part):
-                        evaluation.end_batch(samples)
+                    with self.trace.span("evaluate", module.index, number - 1, first + part):
+                        evaluation.end_batch()
         return [evaluation.scores for evaluation in evaluations]
 
     def _evaluate(

@@ -12,7 +12,7 @@ next receive early, and a tensor that breaks the contract is refused before it i
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -183,10 +183,12 @@ class Outlet:
     Attributes:
         messages: sends activations and signals.
         lagged: receives lagged messages; None where there are none.
+        under_way: returns the number of lagged messages that are on their way after so many steps.
     """
 
     messages: Sender
     lagged: Receiver | None = None
+    under_way: Callable[[int], int] = lambda steps: 0
 
     @property
     def waited(self) -> float:
@@ -202,12 +204,11 @@ class Outlet:
         assert self.lagged is not None, "the run plan has lagged messages, and so has the edge"
         return self.lagged.recv()
 
-    def finish(self, pending: int) -> None:
-        """Waits until every message has been received, once both ends have done the same step.
+    def finish(self, steps: int) -> None:
+        """Waits until every message has been received, once both ends have done so many steps.
 
-        Args:
-            pending: the lagged messages that are on their way and will not be applied.
+        The lagged messages that are on their way will not be applied.
         """
         if self.lagged is not None:
-            self.lagged.drain(pending)
+            self.lagged.drain(self.under_way(steps))
         self.messages.finish()

@@ -3,7 +3,7 @@
 Modules fix the mathematics; a placement only says where they run. It never changes a result.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
 from pipeline_local.placement import balance, partition, profile_file
 from pipeline_local.placement.costs import Costs, ModuleCost, by_flops
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.record.summary import StageTimes
 
 
@@ -75,6 +76,12 @@ class Placement:
             ),
         )
         return cls(blueprint, tuple(stages))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The ranks of the stages."""
+        parallel = replace(self.blueprint.config.parallel, stages=len(self.stages))
+        return Mesh.of(parallel)
 
     @cached_property
     def costs(self) -> tuple[Costs, ...]:

@@ -17,6 +17,7 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
 from pipeline_local.ranks import p2p
 from pipeline_local.ranks.interfaces import check_interfaces
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rendezvous import rendezvous
 
@@ -96,22 +97,27 @@ class RankInfo:
             return torch.device("cpu")
         return torch.device(accelerator.type, self.local_rank % torch.accelerator.device_count())
 
-    def num_stages(self, config: ParallelConfig) -> int:
-        """Returns `parallel.stages`; under a launcher, the number of its ranks.
+    def mesh(self, config: ParallelConfig) -> Mesh:
+        """Returns the stages and replicas of a run; a launcher's ranks make as many stages as they
+        can where the configuration does not say it.
 
         Raises:
             UserError: the launcher started another number of ranks than the configuration needs.
         """
         if not self.launched:
-            return config.stages or 1
-        wanted = (config.stages or self.world_size) * config.replicas
-        if wanted != self.world_size:
+            return Mesh.of(config)
+        mesh = Mesh.of(config, self.world_size)
+        if mesh.num_ranks != self.world_size:
             has = "the program's group has" if dist.is_initialized() else "the launcher started"
+            asked = f"parallel.stages={config.stages}"
+            if mesh.is_replicated:
+                asked = f"parallel.replicas={config.replicas} of {mesh.num_stages} stages"
+            other = "" if mesh.is_replicated else f" or pass parallel.stages={self.world_size}"
             raise UserError(
-                f"parallel.stages={config.stages} needs {counted(wanted, 'rank')}, but {has}"
-                f" {self.world_size}; start {wanted} or pass parallel.stages={self.world_size}"
+                f"{asked} needs {counted(mesh.num_ranks, 'rank')}, but {has} {self.world_size};"
+                f" start {mesh.num_ranks}{other}"
             )
-        return self.world_size
+        return mesh
 
     def threads(self, config: ParallelConfig) -> int:
         """Returns `parallel.threads`, or an equal share of this host's cores."""
@@ -179,7 +185,12 @@ class RankInfo:
         threads = self.threads(config)
         shared = f"{counted(cores, 'core')} / ranks of this host"
         reason = "parallel.threads" if config.threads else shared
-        stages = counted(self.world_size, "stage")
+        mesh = self.mesh(config)
+        stages = counted(mesh.num_stages, "stage")
+        if mesh.is_replicated:
+            same = len(set(mesh.replicas)) == 1
+            each = str(mesh.replicas[0]) if same else ", ".join(map(str, mesh.replicas))
+            stages += f" of {each} replicas"
         over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
         waits = threads > 1 and not config.threads and self.device.type == "cpu"
         busy = _busy() if waits else ""

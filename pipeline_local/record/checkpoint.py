@@ -117,7 +117,9 @@ class Checkpoints:
         optimizer.load(module.optimizer, _part("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
         lagged = _part("lagged.", named)
-        module.lagged.load({name: tensor.to(device) for name, tensor in lagged.items()})
+        module.lagged.load(
+            {name: tensor.to(device) for name, tensor in lagged.items()}, module.replicas.has
+        )
 
     def set_aside_after(self, step: int, report: Report = warn) -> None:
         """Renames checkpoints after `step`, so that new ones do not mix with them; deletes nothing.
@@ -197,14 +199,15 @@ class Checkpoints:
 
 
 def tensors(module: LocalModule) -> dict[str, Tensor]:
-    """Returns the whole state of a module, by name; not copied.
+    """Returns the whole state of a module, by name; not copied. All its replicas call it together,
+    and the first one gets what is under way at all of them.
 
     Weights and buffers have their own names; the optimizer's state is under `optimizer.`, and the
     lagged messages under way between the module and its neighbours are under `lagged.`.
     """
     parts = {
         "optimizer.": optimizer.tensors(module.optimizer),
-        "lagged.": module.lagged.tensors(),
+        "lagged.": module.replicas.gather(module.lagged.tensors()),
         "": module.state_dict(),
     }
     return {

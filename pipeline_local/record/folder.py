@@ -75,9 +75,11 @@ class RunFolder:
         """The path of what says with which versions, and where, the run was started."""
         return self.path / "environment.json"
 
-    def metrics(self, stage: int) -> Path:
-        """Returns the path of a stage's metrics, one JSON object per line."""
-        return self.path / "metrics" / f"stage-{stage}.jsonl"
+    def metrics(self, stage: int, replica: int = 0) -> Path:
+        """Returns the path of a stage's metrics, one JSON object per line; those of its first
+        replica hold what all of them have measured together."""
+        name = f"replica-{replica}-of-stage-{stage}" if replica else f"stage-{stage}"
+        return self.path / "metrics" / f"{name}.jsonl"
 
     def trace(self, stage: int) -> Path:
         """Returns the path of a stage's spans, in Chrome's trace format."""

@@ -12,9 +12,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.tasks import Score, Task
+from pipeline_local.learning.tasks import Score
 from pipeline_local.watch.store import Facts
 
 
@@ -23,20 +24,20 @@ class Metrics:
 
     Args:
         path: of the file, which may exist.
-        stage: the number of the stage.
+        place: the number of the stage, and that of the replica where it has several.
         steps_per_epoch: of the run.
     """
 
-    def __init__(self, path: Path, stage: int, steps_per_epoch: int) -> None:
+    def __init__(self, path: Path, place: dict[str, int], steps_per_epoch: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", buffering=1)
-        self._stage = stage
+        self._place = place
         self._steps_per_epoch = steps_per_epoch
 
     def placed(self, facts: Facts) -> Facts:
         """Returns the facts of a step with the stage, the epochs done, and the time (of Unix)."""
         epoch = round(facts["step"] / self._steps_per_epoch, 4)
-        return {"stage": self._stage, "epoch": epoch, "time": round(time.time(), 3), **facts}
+        return {**self._place, "epoch": epoch, "time": round(time.time(), 3), **facts}
 
     def write(self, facts: Facts) -> None:
         """Appends one line."""
@@ -166,7 +167,12 @@ def refuse_divergence(
 
 
 def of_step(modules: list[LocalModule]) -> dict[str, dict[str, float]]:
-    """Returns each module's latest metrics, by its number (from 1); waits for the device."""
+    """Returns each module's latest metrics, by its number (from 1); waits for the device.
+
+    Those of several replicas are the same, and only the first of them gives them.
+    """
+    if modules[0].replicas.index:
+        return {}
     return {
         str(module.index + 1): {name: value.item() for name, value in module.metrics.items()}
         for module in modules
@@ -186,25 +192,30 @@ def warnings(modules: list[LocalModule]) -> list[str]:
 
 def of_scores(modules: list[LocalModule], scores: list[list[Score]]) -> dict[str, dict[str, float]]:
     """Returns each head's loss and score on the whole test set, alone and together with all
-    upstream heads (`ensemble_...`), by number (from 1)."""
+    upstream heads (`ensemble_...`), by number (from 1). All replicas call it together."""
     return {
-        str(module.index + 1): _total(row, module.rules.task)
+        str(module.index + 1): module.rules.task.measures(_means(row, module.replicas))
         for module, row in zip(modules, scores, strict=True)
     }
 
 
-def _total(scores: list[Score], task: Task) -> dict[str, float]:
+def _means(scores: list[Score], replicas: Replicas) -> dict[str, float]:
     def total(values: list[Tensor]) -> float:
         # one wait for the device, however many batches
         return float(sum(torch.stack(values).tolist()))
 
+    sums = {
+        name: total([getattr(score, name) for score in scores])
+        for name in ("count", "loss", "score", "ensemble")
+    }
+    sums |= {name: total([score.others[name] for score in scores]) for name in scores[0].others}
+    device = scores[0].loss.device
+    whole = [torch.tensor(value, dtype=torch.float64, device=device) for value in sums.values()]
+    replicas.sum(whole)()
+    sums = dict(zip(sums, torch.stack(whole).tolist(), strict=True))
     # without a readable image, the first stage ends the run
-    count = max(1, total([score.count for score in scores]))
-    names = ("loss", "score", "ensemble")
-    means = {name: total([getattr(score, name) for score in scores]) / count for name in names}
-    for name in scores[0].others:
-        means[name] = total([score.others[name] for score in scores]) / count
-    return task.measures(means)
+    count = max(1, sums.pop("count"))
+    return {name: value / count for name, value in sums.items()}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -43,6 +43,14 @@ class StageTimes:
     steps: int
 
 
+def of_stage(replicas: list[Facts]) -> Facts:
+    """Combines the final facts of a stage's replicas into one: of each time, that of the slowest;
+    of memory, the most."""
+    largest = ("seconds", "peak_memory_bytes", "checkpoint_stall_seconds")
+    least = {"waited": min(facts["waited"] for facts in replicas)}
+    return replicas[0] | least | {name: max(facts[name] for facts in replicas) for name in largest}
+
+
 def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -> Facts:
     """Combines the final facts of all stages, in order, into one summary.
 

@@ -42,7 +42,10 @@ class Writer:
             UserError: an earlier write has failed.
         """
         self.wait()
-        copies = {m.index: self._snapshots[m.index].take(tensors(m)) for m in modules}
+        states = {m.index: tensors(m) for m in modules}
+        if modules[0].replicas.index:
+            return  # the first replica writes them
+        copies = {index: self._snapshots[index].take(state) for index, state in states.items()}
         self._writing = self._thread.submit(self._write, copies, step)
 
     def check(self) -> None:

@@ -53,11 +53,6 @@ class Verdict:
         """The exit code of all other ranks."""
         return EXIT_STALLED if self.kind == "stalled" else EXIT_NEIGHBOUR_LOST
 
-    @property
-    def line(self) -> str:
-        """The message, behind a prefix with the stage and rank that it is about."""
-        return f"[stage {self.rank} | rank {self.rank}] error: {self.text}"
-
     def facts(self) -> dict[str, str | int]:
         """Returns the fields as a JSON object."""
         return asdict(self)

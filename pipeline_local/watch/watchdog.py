@@ -33,6 +33,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.heartbeat import Heartbeats, Laps
@@ -64,6 +65,7 @@ class Watchdog:
         rank_store: the store, shared with all other ranks.
         rank_info: this rank.
         timeout: seconds that a rank may stay in one act.
+        mesh: of all ranks; None: a chain.
 
     Attributes:
         status: the position of this rank, for the training thread to update.
@@ -73,7 +75,14 @@ class Watchdog:
             progress, and could be interrupted.
     """
 
-    def __init__(self, rank_store: RankStore, rank_info: RankInfo, timeout: float) -> None:
+    def __init__(
+        self,
+        rank_store: RankStore,
+        rank_info: RankInfo,
+        timeout: float,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self._mesh = mesh or chain(rank_info.world_size)
         self.status = RankStatus()
         self._rank_info = rank_info
         self._timeout = timeout
@@ -235,7 +244,7 @@ class Watchdog:
             if self._verdict == self._own:
                 return  # the main thread was faster, and is about to end with its error
             if elected:
-                _write(self._verdict.line)
+                _write(self._line(self._verdict))
         self._links.broadcast({"verdict": self._verdict.facts()})
         if self._verdict.kind == "raised":
             if self._closing.wait(GRACE_SECONDS):
@@ -244,6 +253,10 @@ class Watchdog:
             self._kill(self._verdict.rank)
         remove_socket_folder()
         os._exit(self._verdict.exit_code)
+
+    def _line(self, verdict: Verdict) -> str:
+        """The message, behind a prefix with the stage and rank that it is about."""
+        return f"{self._mesh.name(verdict.rank)} error: {verdict.text}"
 
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
         """Returns the verdict that all ranks use, the first one set; and whether it is this rank's.
@@ -278,13 +291,13 @@ class Watchdog:
         """There is one rank only: its main thread raises, unless it cannot be interrupted."""
         self._verdict = verdict
         if not self._in_main_thread:  # another program, which runs this in a thread of its own
-            _write(verdict.line)
+            _write(self._line(verdict))
             return
         ident = threading.main_thread().ident
         assert ident is not None
         signal.pthread_kill(ident, signal.SIGINT)
         if not self._closing.wait(UNWIND_SECONDS):
-            _write(verdict.line)
+            _write(self._line(verdict))
             remove_socket_folder()
             os._exit(verdict.exit_code)
 

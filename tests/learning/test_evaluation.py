@@ -54,14 +54,14 @@ def of_integers(made):
 def evaluate(made, x, labels, parts):
     scores, below = [], None
     for module in made:
-        evaluation, activations, summed = Evaluation(module), [], []
+        evaluation, activations, summed = Evaluation(module, parts), [], []
         above = [None] * parts if below is None else below.chunk(parts)
         given = zip(x.chunk(parts), labels.chunk(parts), above, strict=True)
         for number, part in enumerate(given):
             y, s = evaluation.see(*part, SAMPLES, number)
             activations.append(y)
             summed.append(s)
-        evaluation.end_batch(SAMPLES)
+        evaluation.end_batch()
         x, below = torch.cat(activations), torch.cat(summed)
         scores.append(evaluation.scores)
     return scores
@@ -102,11 +102,11 @@ def test_maps_are_scored_part_by_part(parts):
 def test_parts_take_less_memory():
     def peak(task, head, labels, parts):
         first, _ = modules(task, head)
-        evaluation, x = Evaluation(first), torch.randn(16 // parts, 3, 6, 6)
+        evaluation, x = Evaluation(first, parts), torch.randn(16 // parts, 3, 6, 6)
         with LiveBytes() as live_bytes:
             for number, part in enumerate(labels.chunk(parts)):
                 evaluation.see(x, part, None, 16, number)
-            evaluation.end_batch(16)
+            evaluation.end_batch()
         return live_bytes.peak
 
     classes = Classification(5), classifier, torch.zeros(16, dtype=torch.int64)

@@ -51,7 +51,7 @@ def scored(stage, step):
 
 def log(folder, log, steps=STEPS, start=0, error=None):
     """A run of two stages, of which the second is always behind the first."""
-    stages = [Metrics(folder.metrics(stage), stage, 20) for stage in range(2)]
+    stages = [Metrics(folder.metrics(stage), {"stage": stage}, 20) for stage in range(2)]
     try:
         with Follower() as following:
             following.start(config_of(folder.path, **log), 2, start)

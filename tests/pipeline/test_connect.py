@@ -108,7 +108,7 @@ def cut_short(rank_info, blueprint, start, stop):
             upstream.send_lagged(*lagged(blueprint, rank_info.rank, number, 0))
         for number in range(start, stop):
             talk_once(run_plan.step(number), 0, upstream, downstream, blueprint, rank_info)
-        downstream.finish(run_plan.under_way(1, stop))
+        downstream.finish(stop)
         upstream.finish()
         receivers = [getattr(upstream, "messages", None), getattr(downstream, "lagged", None)]
         posted = [p for receiver in receivers if receiver for p in receiver._posted]

@@ -21,12 +21,12 @@ from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import open_p2p
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined
 from pipeline_local.record.trace import Trace
+from tests.chain import open_chain
 
 DEPTH = 2
 BATCH = (Spec((4, 3), torch.float32), Spec((4,), torch.int64))
@@ -112,7 +112,7 @@ class LateStage(Stage):
 def run_stage(rank_info, stage_class, seconds, count):
     """One rank of a chain of sleeping stages; gives its spans."""
     with joined(rank_info):
-        up, down = open_p2p(rank_info, "gloo")
+        up, down = open_chain(rank_info, "gloo")
         traffic = [BATCH, BATCH[:1]] * count
         upstream = Receiver(up, iter(traffic), rank_info.device) if up else Data()
         downstream = Sender(down, iter(traffic), rank_info.device, DEPTH) if down else Nowhere()

@@ -10,10 +10,10 @@ from pipeline_local import configfile
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ParallelConfig
-from pipeline_local.pipeline.connect import open_p2p
 from pipeline_local.pipeline.edge import InProcessQueue
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined
+from tests.chain import open_chain
 
 CPU = torch.device("cpu")
 SMALL = (Spec((2, 3), torch.float32), Spec((2,), torch.int64))
@@ -46,8 +46,10 @@ def test_traffic_follows_the_schedule():
     signal = (c.gradients,)
     plain, compared = [data, data], [data, signal, data, signal]
     tests = [test] * (3 * 2)  # three batches in two parts each
-    assert list(c.traffic(plan, 0)) == [*plain, *tests, *compared, *tests]
-    assert list(c.traffic(plan, 1)) == [*compared, *tests]
+    parts, messages = zip(*c.traffic(plan, 0), strict=True)
+    assert list(messages) == [*plain, *tests, *compared, *tests]
+    assert list(parts) == [0, 1, *[0, 1] * 3, 0, 0, 1, 1, *[0, 1] * 3]
+    assert [message for _, message in c.traffic(plan, 1)] == [*compared, *tests]
 
 
 def test_local_is_a_queue():
@@ -60,7 +62,7 @@ def test_local_is_a_queue():
 
 def open_ends(rank_info):
     """The point-to-point ends of the kind that this machine uses."""
-    return open_p2p(rank_info, rank_info.p2p_kind(ParallelConfig()))
+    return open_chain(rank_info, rank_info.p2p_kind(ParallelConfig()))
 
 
 def fill(spec, number, rank_info):

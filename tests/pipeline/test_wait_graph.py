@@ -12,10 +12,13 @@ What flows upstream is consumed a fixed number of steps after it was sent: feedb
 microbatch, copies of parameters with the last one of a step, in one message where both are due;
 outputs for distillation with every microbatch, and each stage passes on what it has got a step ago.
 Its channel must hold all that may be on its way: see `test_feedback_needs_room_for_its_delay`.
+
+Where stages have replicas, each rank has a channel to every one that it shares microbatches with,
+and before an update it waits until all replicas of its stage have come as far.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -23,14 +26,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning.contents import Copies, Distillation, Feedback
 from pipeline_local.learning.lagged import LaggedMessages, LagPlan
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.record.trace import Trace
 from pipeline_local.watch.stall import Sighting, find_stall
-from pipeline_local.watch.status import Position
+from pipeline_local.watch.status import EVERYONE, Position
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,29 @@ class Plan:
     rendezvous: bool = True
     narrow: bool = False
     """Room for one message of feedback only, whatever the delay: a mistake."""
+    replicas: tuple[int, ...] = ()
+    """Of each stage; none: one of each."""
+
+    @property
+    def mesh(self):
+        return Mesh(self.replicas or (1,) * self.stages)
+
+    @property
+    def parts(self):
+        """All microbatches of a batch."""
+        return self.microbatches * self.mesh.parts
 
     @property
     def feedback_depth(self):
         """As `RunPlan.most_pending`; a channel without messages has room for one."""
-        periods = [self.every, self.distill] * self.microbatches + [self.refresh]
+        periods = [self.every, self.distill] * self.parts + [self.refresh]
         return 1 if self.narrow else sum((self.delay or 0) // n + 1 for n in periods if n) or 1
 
     def sends_lagged(self, sender, step, microbatch):
         """Whether a stage sends a lagged message with this microbatch."""
         if self.delay is None or step < 0:
             return False
-        last = microbatch == self.microbatches - 1
+        last = microbatch == self.parts - 1
         begun = step - (self.stages - 1 - sender) * (self.delay + 1)
         return bool(
             (self.every and step % self.every == 0)
@@ -74,28 +90,40 @@ class Plan:
 
 @dataclass(frozen=True)
 class Op:
-    """`peer` is the stage at the other end of the channel."""
+    """`peer` is the rank at the other end of the channel; EVERYONE: all replicas of a stage."""
 
     kind: str
     peer: int
     feedback: bool = False
 
 
-def program(plan, stage):
-    """What a stage does that can make it wait, in order. As `Stage.train` does it."""
-    ops = []
+NOBODY = -2
+
+
+def program(plan, rank):
+    """What a rank does that can make it wait, in order. As `Stage.train` does it."""
+    ops, mesh = [], plan.mesh
+    stage = mesh.stage(rank)
+
+    def at(stage, microbatch):
+        return mesh.rank(stage, microbatch) if 0 <= stage < plan.stages else NOBODY
+
     for step, compared in enumerate(plan.compared):
-        for microbatch in range(plan.microbatches):
-            ops += [Op("recv", stage - 1), Op("send", stage + 1)]
+        for microbatch in range(mesh.replica(rank), plan.parts, mesh.replicas[stage]):
+            above, below = at(stage - 1, microbatch), at(stage + 1, microbatch)
+            ops += [Op("recv", above), Op("send", below)]
             if compared:
-                ops += [Op("send", stage + 1), Op("recv", stage - 1)]
+                ops += [Op("send", below), Op("recv", above)]
             applied = step + (plan.delay or 0) < len(plan.compared)
             if plan.sends_lagged(stage, step, microbatch) and applied:
-                ops.append(Op("send", stage - 1, feedback=True))
+                ops.append(Op("send", above, feedback=True))
             if plan.sends_lagged(stage + 1, step - (plan.delay or 0), microbatch):
-                ops.append(Op("recv", stage + 1, feedback=True))
-    ops += [Op("close", stage + 1), Op("close", stage - 1, feedback=True)]
-    return [op for op in ops if 0 <= op.peer < plan.stages]
+                ops.append(Op("recv", below, feedback=True))
+        if mesh.replicas[stage] > 1:
+            ops += [Op("offer", EVERYONE), Op("take", EVERYONE)]
+    ops += [Op("close", b) for a, b in mesh.edges() if a == rank]
+    ops += [Op("close", a, feedback=True) for a, b in mesh.edges() if b == rank]
+    return [op for op in ops if op.peer != NOBODY]
 
 
 @dataclass
@@ -149,12 +177,31 @@ class Run:
 
     def __post_init__(self):
         plan = self.plan
-        self.position = [0] * plan.stages
+        self.mesh = plan.mesh
+        self.position = [0] * self.mesh.num_ranks
+        self.offered, self.taken = [0] * self.mesh.num_ranks, [0] * self.mesh.num_ranks
         self.ended = set()
         self.channels = {}
-        for stage in range(plan.stages - 1):
-            self.channels[stage, stage + 1] = Channel(plan.depth, plan.rendezvous)
-            self.channels[stage + 1, stage] = Channel(plan.feedback_depth, plan.rendezvous)
+        for above, below in self.mesh.edges():
+            self.channels[above, below] = Channel(plan.depth, plan.rendezvous)
+            self.channels[below, above] = Channel(plan.feedback_depth, plan.rendezvous)
+
+    def may(self, rank):
+        """Whether a rank need not wait before its next operation."""
+        op = self.next(rank)
+        if op.kind == "offer":
+            return True
+        if op.kind == "take":
+            return min(self.offered[other] for other in self.group(rank)) > self.taken[rank]
+        return self.channel(rank).may(op.kind)
+
+    def group(self, rank):
+        return self.mesh.ranks(self.mesh.stage(rank))
+
+    def lost(self, rank):
+        """Whether the next operation is with one who has ended: its connection broke."""
+        peer = self.next(rank).peer
+        return bool({peer, *(self.group(rank) if peer == EVERYONE else ())} & self.ended)
 
     def done(self, stage):
         return self.position[stage] == len(self.programs[stage])
@@ -172,19 +219,23 @@ class Run:
             if not {upper, lower} & self.ended:
                 for transfer in channel.transfers():
                     yield lower, transfer
-        for stage in range(self.plan.stages):
+        for stage in range(self.mesh.num_ranks):
             if (stage, self.position[stage]) == self.hangs or stage in self.ended:
                 continue
             if (stage, self.position[stage]) == self.fails:
                 yield stage, lambda s=stage: self.ended.add(s)
             elif not self.done(stage):
-                if self.channel(stage).may(self.next(stage).kind):
+                if self.may(stage):
                     yield stage, lambda s=stage: self.step(s)
-                elif self.next(stage).peer in self.ended:  # its connection broke
+                elif self.lost(stage):
                     yield stage, lambda s=stage: self.ended.add(s)
 
     def step(self, stage):
-        self.channel(stage).do(self.next(stage).kind)
+        kind = self.next(stage).kind
+        self.offered[stage] += kind == "offer"
+        self.taken[stage] += kind == "take"
+        if kind not in ("offer", "take"):
+            self.channel(stage).do(kind)
         self.position[stage] += 1
 
     def follow(self, random, speeds):
@@ -195,14 +246,19 @@ class Run:
         return self
 
     def stuck(self):
-        return [s for s in range(self.plan.stages) if not self.done(s) and s not in self.ended]
+        ranks = range(self.mesh.num_ranks)
+        return [s for s in ranks if not self.done(s) and s not in self.ended]
+
+
+def planned(replicas, microbatches, compared, *rest):
+    made = Plan(len(replicas), microbatches, tuple(compared), *rest, replicas=tuple(replicas))
+    return made if made.parts <= 6 else replace(made, microbatches=1)
 
 
 PLANS = st.builds(
-    lambda stages, microbatches, compared, *rest: Plan(
-        stages, microbatches, tuple(compared), *rest
-    ),
-    st.integers(1, 6),
+    planned,
+    st.lists(st.just(1), min_size=1, max_size=6)
+    | st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=3),
     st.integers(1, 5),
     st.lists(st.booleans(), min_size=1, max_size=6),
     st.integers(1, 4),
@@ -212,18 +268,18 @@ PLANS = st.builds(
     st.none() | st.integers(1, 4),
     st.booleans(),
 )
-SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=6, max_size=6)
+SPEEDS = st.lists(st.sampled_from([1, 10, 1000]), min_size=12, max_size=12)
 SEEDS = st.integers(0, 2**32)
-POINTS = st.tuples(st.integers(0, 5), st.integers(0, 200))
+POINTS = st.tuples(st.integers(0, 11), st.integers(0, 200))
 
 
 def start(plan, **faults):
-    return Run(plan, [program(plan, stage) for stage in range(plan.stages)], **faults)
+    return Run(plan, [program(plan, rank) for rank in range(plan.mesh.num_ranks)], **faults)
 
 
 def within(run_plan, point):
-    """A point of the program of some stage; also the one behind its end."""
-    stage = point[0] % run_plan.stages
+    """A point of the program of some rank; also the one behind its end."""
+    stage = point[0] % run_plan.mesh.num_ranks
     return stage, point[1] % (len(program(run_plan, stage)) + 1)
 
 
@@ -261,7 +317,8 @@ def test_the_diagnosis_names_the_stage_that_hangs(plan, speeds, seed, point):
         return  # it is done
     run = start(plan, hangs=(stage, rank_info)).follow(Random(seed), speeds)
     assert stage in run.stuck()
-    verdict = find_stall({s: sighting(run, s) for s in range(plan.stages)}, timeout=60)
+    ranks = range(plan.mesh.num_ranks)
+    verdict = find_stall({s: sighting(run, s) for s in ranks}, timeout=60)
     assert verdict is not None
     assert (verdict.kind, verdict.rank) == ("stalled", stage)
 
@@ -270,7 +327,7 @@ def test_the_diagnosis_names_the_stage_that_hangs(plan, speeds, seed, point):
 
 
 def ends(run):
-    return run.follow(Random(0), [1] * 6).stuck() == []
+    return run.follow(Random(0), [1] * 12).stuck() == []
 
 
 def test_waiting_for_downstream_before_sending_is_found():
@@ -347,6 +404,7 @@ class Module:
 
     index = 1
     rules = Rules()
+    replicas = Replicas()
 
     def __init__(self, lag, steps):
         self.lagged = LaggedMessages(lag, self.index)
@@ -378,6 +436,9 @@ class Module:
 
     def apply_lagged(self, step, microbatch, *tensors):
         self.lagged.apply(self, step, microbatch, (NUMBER, NUMBER))
+
+    def reduce(self, step):
+        pass
 
     def update(self, step):
         pass

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local.pipeline.connect import open_p2p
 from pipeline_local.ranks.rank import joined
+from tests.chain import open_chain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
 
@@ -17,7 +17,7 @@ def tensor(dtype, number):
 def exchange(rank_info, kind, dtypes, transposed):
     """The second rank gives what it received, as CPU tensors."""
     with joined(rank_info):
-        up, down = open_p2p(rank_info, kind)
+        up, down = open_chain(rank_info, kind)
         if down:
             sent = [tensor(dtype, n).to(rank_info.device) for n, dtype in enumerate(dtypes)]
             sent = [t.t().contiguous().t() if transposed else t for t in sent]

@@ -7,18 +7,20 @@ import torch.distributed as dist
 from pipeline_local import configfile
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import UserError
-from pipeline_local.pipeline.connect import WatchedP2P, open_p2p
+from pipeline_local.pipeline.connect import WatchedP2P
 from pipeline_local.ranks import rank as places
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.trainer import train
+from tests.chain import open_chain
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert RankInfo.from_environment() == RankInfo()
-    assert RankInfo().num_stages(ParallelConfig(stages=3)) == 3
+    assert RankInfo().mesh(ParallelConfig(stages=3)) == Mesh((1, 1, 1))
 
 
 def test_torchruns_environment(monkeypatch):
@@ -26,10 +28,11 @@ def test_torchruns_environment(monkeypatch):
         monkeypatch.setenv(name, str(value))
     rank_info = RankInfo.from_environment()
     assert rank_info == RankInfo(5, 8, 1, 4, launched=True)
-    assert rank_info.num_stages(ParallelConfig()) == 8
-    assert rank_info.num_stages(ParallelConfig(stages=8)) == 8
+    assert rank_info.mesh(ParallelConfig()).num_stages == 8
+    assert rank_info.mesh(ParallelConfig(stages=8)).num_ranks == 8
+    assert rank_info.mesh(ParallelConfig(replicas=2)) == Mesh((2, 2, 2, 2))
     with pytest.raises(UserError, match=r"needs 4 ranks, but the launcher started 8; start 4 or"):
-        rank_info.num_stages(ParallelConfig(stages=4))
+        rank_info.mesh(ParallelConfig(stages=4))
 
 
 def test_deepspeeds_environment(monkeypatch):
@@ -90,7 +93,7 @@ def in_its_own_group(_, folder, method):
     )
     assert RankInfo.from_environment() == RankInfo(rank, 2, rank, 2, launched=True)
     with pytest.raises(UserError, match="needs 3 ranks, but the program's group has 2"):
-        RankInfo.from_environment().num_stages(ParallelConfig(stages=3))
+        RankInfo.from_environment().mesh(ParallelConfig(stages=3))
     for turn in range(2):
         train(small(folder / f"run-{turn}"))
         value = torch.ones(1)
@@ -196,7 +199,7 @@ def test_nccl_needs_a_gpu_per_rank(monkeypatch, gpus):
 
 def ends(rank_info):
     with joined(rank_info):
-        up, down = open_p2p(rank_info, "gloo")
+        up, down = open_chain(rank_info, "gloo")
         return up is not None, down is not None
 
 
@@ -212,7 +215,7 @@ def neighbour_dies(rank_info):
     from pipeline_local.errors import NeighbourLostError
 
     with joined(rank_info):
-        up, _ = open_p2p(rank_info, "gloo")
+        up, _ = open_chain(rank_info, "gloo")
         if up is None:
             os._exit(0)
         assert isinstance(up, WatchedP2P)

@@ -14,7 +14,7 @@ from pipeline_local.record import metrics
 def test_lines_are_written_at_once_and_appended(tmp_path):
     path = tmp_path / "metrics" / "stage-0.jsonl"
     for step in (1, 2):
-        log = metrics.Metrics(path, stage=0, steps_per_epoch=4)
+        log = metrics.Metrics(path, {"stage": 0}, steps_per_epoch=4)
         log.write({"step": step})
         assert json.loads(path.read_text().splitlines()[-1]) == {"step": step}
         log.close()
@@ -22,7 +22,7 @@ def test_lines_are_written_at_once_and_appended(tmp_path):
 
 
 def test_facts_say_where_and_when_they_are_from(tmp_path):
-    log = metrics.Metrics(tmp_path / "stage-1.jsonl", stage=1, steps_per_epoch=4)
+    log = metrics.Metrics(tmp_path / "stage-1.jsonl", {"stage": 1}, steps_per_epoch=4)
     placed = log.placed({"step": 6, "lr": 0.1})
     log.close()
     assert abs(placed.pop("time") - time.time()) < 60

@@ -18,6 +18,7 @@ from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_n
 from pipeline_local.data.images.subset import Dataset, check_image
 from pipeline_local.data.loading import Batch, BatchSource, load
 from pipeline_local.data.sampler import train_indices
+from pipeline_local.data.share import WHOLE, Share
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.seeds import derive
@@ -30,6 +31,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     skipped: Skipped | None = None,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` to `start_step + num_steps - 1`, counted from 0.
 
@@ -42,7 +44,7 @@ def train_batches(
     Raises:
         UserError: an image cannot be read; with data.on_error=skip, none of its class.
     """
-    source = TrainSource(open_split(data, "train"), data, info, seed)
+    source = TrainSource(open_split(data, "train"), data, info, seed, share)
     steps = range(start_step, start_step + num_steps)
     return _load(source, steps, data, skipped or Skipped())
 
@@ -51,6 +53,7 @@ def test_batches(
     data: DataConfig,
     info: DataInfo,
     skipped: Skipped | None = None,  # noqa: PT028 (no test)
+    share: Share = WHOLE,  # noqa: PT028 (no test)
 ) -> Iterator[Batch]:
     """All test samples in order, none of them augmented.
 
@@ -62,13 +65,13 @@ def test_batches(
     Raises:
         UserError: an image cannot be read; with data.on_error=skip, not one can.
     """
-    source = TestSource(open_split(data, "test"), data, info)
+    source = TestSource(open_split(data, "test"), data, info, share)
     num_batches = -(-info.num_test // data.batch_size)
     loaded = _load(source, range(num_batches), data, skipped or Skipped())
     readable = False
     for number, (images, labels) in enumerate(loaded, start=1):
         readable = readable or bool((labels != IGNORE_LABEL).any())
-        if number == num_batches and not readable:
+        if number == num_batches and not readable and share.is_whole:
             raise UserError("not one test image can be read: got only broken ones; repair them")
         yield images, labels
 
@@ -81,14 +84,18 @@ class TrainSource:
     data: DataConfig
     info: DataInfo
     seed: int
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         pairs = train_indices(len(self.dataset), self.data.batch_size, self.seed, step)
-        images, labels = _stack([self._sample(epoch, index) for epoch, index in pairs])
         if self.data.mixup == 0:
-            return images, labels
-        return mixup(images, labels, self.info.num_classes, self.data.mixup, self.seed, step)
+            own = [pairs[row] for row in self.share.rows(len(pairs))]
+            return _stack([self._sample(epoch, index) for epoch, index in own])
+        # it mixes each image with another one of the batch
+        images, labels = _stack([self._sample(epoch, index) for epoch, index in pairs])
+        x, y = mixup(images, labels, self.info.num_classes, self.data.mixup, self.seed, step)
+        return self.share.of(x), self.share.of(y)
 
     def _sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
         skip = self.data.on_error == "skip"
@@ -113,15 +120,16 @@ class TestSource:
     dataset: Dataset
     data: DataConfig
     info: DataInfo
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
-        start = step * self.data.batch_size
-        stop = min(start + self.data.batch_size, len(self.dataset))
-        found = [self._sample(index) for index in range(start, stop)]
+        start, count = step * self.data.batch_size, len(self.dataset)
+        rows = [start + row for row in self.share.rows(self.data.batch_size)]
+        found = [self._sample(row) for row in rows if row < count]
         empty = torch.zeros(self.info.sample_shape, dtype=torch.uint8), IGNORE_LABEL
         other = next(((image, IGNORE_LABEL) for image, _ in filter(None, found)), empty)
-        padding = [empty] * (self.data.batch_size - len(found))
+        padding = [empty] * (len(rows) - len(found))
         return _stack([sample or other for sample in found] + padding)
 
     def _sample(self, index: int) -> tuple[Tensor, int] | None:

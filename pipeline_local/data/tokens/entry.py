@@ -16,6 +16,7 @@ from pipeline_local.data.images.entries import DATA, Split
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.loading import Batch, load
 from pipeline_local.data.sampler import train_indices
+from pipeline_local.data.share import WHOLE, Share
 from pipeline_local.data.tokens import opening, shards
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream
@@ -60,19 +61,27 @@ class TokenData:
         )
 
     def train_batches(
-        self, info: DataInfo, seed: int, start: int, steps: int, skipped: Skipped
+        self,
+        info: DataInfo,
+        seed: int,
+        start: int,
+        steps: int,
+        skipped: Skipped,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`: x and y [B, T], int64."""
         stream, size = _open(self.config, "train").stream, self.config.batch_size
-        source = TrainSource(stream, info.sample_shape[0], info.num_train, size, seed)
+        source = TrainSource(stream, info.sample_shape[0], info.num_train, size, seed, share)
         for batch, _ in load(source, range(start, start + steps), self.config.workers):
             yield batch
 
-    def test_batches(self, info: DataInfo, skipped: Skipped) -> Iterator[Batch]:
+    def test_batches(
+        self, info: DataInfo, skipped: Skipped, share: Share = WHOLE
+    ) -> Iterator[Batch]:
         """As `RunData.test_batches`: x and y [B, T], int64; a place without a token to predict has
         the label `IGNORE_LABEL`."""
         stream, size = _open(self.config, "test").stream, self.config.batch_size
-        source = TestSource(stream, info.sample_shape[0], info.num_test, size)
+        source = TestSource(stream, info.sample_shape[0], info.num_test, size, share)
         for batch, _ in load(source, range(-(-info.num_test // size)), self.config.workers):
             yield batch
 
@@ -210,6 +219,7 @@ class TrainSource:
         count: of sequences.
         batch_size: sequences in a batch.
         seed: of their order.
+        share: what is read of each batch.
     """
 
     stream: TokenStream
@@ -217,13 +227,15 @@ class TrainSource:
     count: int
     batch_size: int
     seed: int
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         """x and y [B, T]."""
         pairs = train_indices(self.count, self.batch_size, self.seed, step)
+        own = [pairs[row] for row in self.share.rows(len(pairs))]
         length, read = self.length, self.stream.read
-        rows = np.stack([read(i * length, i * length + length + 1) for _, i in pairs])
+        rows = np.stack([read(i * length, i * length + length + 1) for _, i in own])
         both = torch.from_numpy(rows)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
@@ -238,15 +250,19 @@ class TestSource:
     length: int
     count: int
     batch_size: int
+    share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)
 
     def batch(self, step: int) -> Batch:
         """x and y [B, T]."""
-        x = torch.zeros(self.batch_size, self.length, dtype=torch.int64)
+        own = self.share.rows(self.batch_size)
+        x = torch.zeros(len(own), self.length, dtype=torch.int64)
         y = torch.full_like(x, IGNORE_LABEL)
-        first = step * self.batch_size
-        for row in range(min(self.batch_size, self.count - first)):
-            start = (first + row) * self.length
+        there = min(self.batch_size, self.count - step * self.batch_size)
+        for row, place in enumerate(own):
+            if place >= there:
+                break
+            start = (step * self.batch_size + place) * self.length
             ids = torch.from_numpy(self.stream.read(start, start + self.length + 1))
             known = ids[: self.length]
             x[row, : len(known)] = known

@@ -1,0 +1,125 @@
+"""Values of a configuration that are fine alone and impossible together."""
+
+from collections.abc import Iterator
+from math import lcm
+
+from pipeline_local.config import Config, DataConfig, ParallelConfig, ReconcileConfig, TrainConfig
+from pipeline_local.data.images.entries import DATA
+from pipeline_local.engines.schedule import SCHEDULES
+from pipeline_local.errors import counted
+from pipeline_local.learning.estimators import estimator
+from pipeline_local.learning.heads import HEADS
+from pipeline_local.ranks.p2p import P2PS
+
+
+def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
+    """What is wrong with how long to train."""
+    lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
+    if len(lengths) != 1:
+        got = " and ".join(lengths) or "none"
+        yield f"give one of train.epochs, train.steps and train.tokens, got {got}"
+    if train.tokens is not None and "sequence_length" not in data.args:
+        yield (
+            f"train.tokens needs data.name=tokens, got {data.name}; give train.epochs or"
+            f" train.steps"
+        )
+
+
+def _replicas(parallel: ParallelConfig, train: TrainConfig) -> Iterator[str]:
+    """What is wrong with the numbers of ranks."""
+    several = parallel.replicas
+    each = several if isinstance(several, tuple) else (several,)
+    if isinstance(several, tuple) and (not several or parallel.stages not in (None, len(several))):
+        yield (
+            f"parallel.replicas must have a number for each of parallel.stages={parallel.stages},"
+            f" got {list(several)}; give one for each stage, or one for all"
+        )
+    if train.microbatches % (parts := lcm(*each)):
+        yield (
+            f"train.microbatches must be a multiple of parallel.replicas, as microbatches are dealt"
+            f" to them in turns: got {train.microbatches} and {several}; pass"
+            f" train.microbatches={parts}"
+        )
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Yields what is wrong, in one line each."""
+    train, data, parallel = config.train, config.data, config.parallel
+    yield from _lengths(train, data)
+    if data.batch_size % train.microbatches:
+        yield (
+            f"data.batch_size must be a multiple of train.microbatches,"
+            f" got {data.batch_size} and {train.microbatches}"
+        )
+    yield from _replicas(parallel, train)
+    count, cuts = config.modules.known_count, config.modules.cuts
+    if parallel.stages is not None and count is not None and parallel.stages > count:
+        yield (
+            f"parallel.stages must not exceed modules.count (a stage holds at least one module),"
+            f" got {counted(parallel.stages, 'stage')} for {counted(count, 'module')}"
+        )
+    if not isinstance(cuts, str) and count is not None and len(cuts) != count - 1:
+        yield (
+            f"modules.cuts must name the first block of modules 2..{count}:"
+            f" expected {counted(count - 1, 'entry', 'entries')}, got {len(cuts)}; or leave"
+            f" modules.count out"
+        )
+    if cuts in ("auto", "memory") and config.modules.count is None:
+        yield (
+            f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make, or"
+            f" set parallel.stages, for one on each"
+        )
+    if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
+        yield (
+            f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"
+            f" needed; leave it out"
+        )
+    places = parallel.cuts
+    if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
+        yield (
+            f"parallel.cuts must name the first module of each stage but the first: expected"
+            f" {counted((parallel.stages or 1) - 1, 'entry', 'entries')} for"
+            f" {counted(parallel.stages or 1, 'stage')}, got {len(places)}"
+        )
+    yield from SCHEDULES.problems(config.optimizer.schedule, {})
+    reconcile = config.reconcile
+    if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
+        yield (
+            f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
+            f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
+        )
+    yield from _about_heads(config)
+    steps = config.trace.steps
+    if steps is not None and steps[0] > steps[1]:
+        yield f"trace.steps must be [first, last], got {list(steps)}; swap them"
+    if config.trace.profiler and steps is None:
+        yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
+    if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
+        yield (
+            "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
+            " less range; leave it null, or use precision=float32"
+        )
+    if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
+        yield f"data.root is needed for data.name={data.name}; name the folder"
+
+
+def _about_heads(config: Config) -> Iterator[str]:
+    """What heads are asked to do and cannot."""
+    reconcile, distill, head = config.reconcile, config.distill, config.head
+    if reconcile.weight and head.fraction < 1:
+        yield (
+            f"head.fraction={head.fraction} gives signals for a part of the batch, and the last"
+            f" module gradients for all of it: reconcile.weight={reconcile.weight} would make them"
+            f" alike; use head.fraction=1 or reconcile.weight=0"
+        )
+    trains = reconcile.feeds_back or distill.weight > 0
+    if not trains or getattr(HEADS.find(head.name), "learns", True):
+        return
+    why = f"trains heads, and head.name={head.name} has nothing to train"
+    if reconcile.feeds_back:
+        yield (
+            f"reconcile.direction={reconcile.direction} {why}; use reconcile.direction=downstream"
+            f" or another head"
+        )
+    if distill.weight:
+        yield f"distill.weight={distill.weight} {why}; leave distill out, or use another head"

@@ -1,0 +1,254 @@
+"""Replicas of stages do what one chain with all microbatches does.
+
+With two microbatches on two replicas every sum of gradients has the same two terms, so weights,
+optimizer and messages under way are compared bit by bit. With more microbatches, or where lagged
+messages give gradients of their own, sums have another order, and only their rounding may differ.
+Running statistics are means over the replicas, where a single rank updates them one microbatch
+after the other; nothing that learns depends on them.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline_local import configfile
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.trainer import Trainer, train
+from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, texts
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+BOTH = {**FINITE, **UPSTREAM, "direction": "both"}
+EXACT_CASES = {
+    "reconciled, mixup": {
+        **RESNET,
+        "data": {**DIGITS, "mixup": 0.3},
+        "reconcile": {**FINITE, "estimator": "shift"},
+    },
+    "dropout, clipping, narrow wire": {
+        **VIT,
+        "reconcile": FINITE,
+        "optimizer": {"name": "adamw", "lr": 0.001, "clip": 0.5},
+        "parallel": {"wire_dtype": "bfloat16"},
+    },
+    "copies of parameters": {**RESNET, "head": {"name": "ema", "refresh": 3, "decay": 0.9}},
+    "readouts over several hops": {**LLAMA, "reconcile": FINITE},
+}
+LAGGED_CASES = {
+    "both directions": {**RESNET, "reconcile": {**BOTH, "estimator": "shift"}},
+    "distillation, dropout": {**VIT, "distill": {"weight": 0.5, "every": 1}},
+    "readouts, both directions": {**LLAMA, "reconcile": BOTH},
+}
+MESHES = ((2, 2), ([1, 2], 3), ([2, 1], 3), (2, 4))
+"""Replicas, and all ranks."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def parse(case, folder, replicas=1, microbatches=2, **train_section):
+    tree = {"modules": {"count": 3}, **case}
+    tree["head"] = case.get("head", {"name": "auglocal", "depth": 1})
+    tree["train"] = {
+        "seed": 3,
+        "steps": 14,
+        "log_every": 5,
+        "evaluate_every": 7,
+        "microbatches": microbatches,
+        **train_section,
+    }
+    tree["run"] = {"dir": str(folder)}
+    tree["parallel"] = {"threads": 1, "replicas": replicas, **case.get("parallel", {})}
+    if tree["data"]["name"] == "tokens":
+        tree["data"] = {**tree["data"], "root": str(texts(folder.parent / "texts"))}
+    return configfile.parse(tree)
+
+
+def run_stage(rank_info, config):
+    return train(config, rank_info)
+
+
+def state(folder):
+    """All tensors of the last checkpoint, but for statistics."""
+    last = sorted(folder.glob("checkpoints/step-*"))[-1]
+    return {
+        f"{path.name} {name}": tensor
+        for path in sorted(last.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+        if not name.endswith(STATISTICS)
+    }
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    other = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not other, f"{len(other)} of {len(left)} differ, such as {other[:3]}"
+
+
+@pytest.mark.parametrize("name", EXACT_CASES)
+def test_two_replicas_give_the_bits_of_one_chain(name, tmp_path, run_ranks):
+    case = EXACT_CASES[name]
+    train(parse(case, tmp_path / "alone"), RankInfo())
+    expected = state(tmp_path / "alone")
+    for replicas, ranks in MESHES:
+        folder = tmp_path / f"{replicas}-{ranks}"
+        run_ranks(run_stage, ranks, parse(case, folder, replicas))
+        assert_equal(state(folder), expected)
+
+
+def assert_close(left, right):
+    """A message that is lost, or of another microbatch, moves weights a thousand times as much."""
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", LAGGED_CASES)
+def test_lagged_gradients_are_those_of_one_chain(name, tmp_path, run_ranks):
+    case = LAGGED_CASES[name]
+    steps = {"steps": 8, "evaluate_every": 8}
+    train(parse(case, tmp_path / "alone", **steps), RankInfo())
+    expected = state(tmp_path / "alone")
+    assert any("lagged.pending" in key for key in expected)
+    for replicas, ranks in MESHES:
+        folder = tmp_path / f"{replicas}-{ranks}"
+        run_ranks(run_stage, ranks, parse(case, folder, replicas, **steps))
+        assert_close(state(folder), expected)
+
+
+def metrics(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_measurements_are_those_of_the_whole_batch(tmp_path, run_ranks):
+    """The losses of all microbatches, and every test sample once."""
+    case = {**VIT, "reconcile": FINITE}
+    whole = train(parse(case, tmp_path / "alone"), RankInfo())
+    results = run_ranks(run_stage, 4, parse(case, tmp_path / "four", 2))
+    assert results[0] == results[3]
+    for name in ("accuracy", "ensemble_accuracy", "loss"):
+        assert results[0][name] == pytest.approx(whole[name], rel=1e-6), name
+    assert len(results[0]["peak_memory_bytes"]) == 2
+    found = tmp_path / "four" / "metrics"
+    assert sorted(path.name for path in found.iterdir()) == [
+        "replica-1-of-stage-0.jsonl",
+        "replica-1-of-stage-1.jsonl",
+        "stage-0.jsonl",
+        "stage-1.jsonl",
+    ]
+    alone = [row["modules"] for row in metrics(tmp_path / "alone/metrics/stage-0.jsonl")]
+    rows = [metrics(found / f"stage-{stage}.jsonl") for stage in (0, 1)]
+    together = [a["modules"] | b["modules"] for a, b in zip(*rows, strict=True)]
+    for mine, theirs in zip(together, alone, strict=True):
+        for number, values in theirs.items():
+            assert mine[number] == pytest.approx(values, rel=1e-5)
+    other = metrics(found / "replica-1-of-stage-1.jsonl")
+    assert [row["modules"] for row in other if row["event"] == "train"] == [{}] * 3
+
+
+@pytest.mark.parametrize("replicas", [3, [1, 3], [2, 1]])
+def test_more_microbatches_are_equal_up_to_rounding(replicas, tmp_path, run_ranks):
+    """Of one optimizer step each, as differences grow."""
+    data = {"name": "digits", "batch_size": 36}
+    case = {**RESNET, "data": data, "reconcile": FINITE}
+    parts = 6 if replicas != [2, 1] else 4
+    train(parse(case, tmp_path / "alone", microbatches=parts, steps=1), RankInfo())
+    ranks = 3 if replicas == 3 else sum(replicas)
+    several = parse(case, tmp_path / "several", replicas, parts, steps=1)
+    run_ranks(run_stage, ranks, several)
+    expected, found = state(tmp_path / "alone"), state(tmp_path / "several")
+    assert found.keys() == expected.keys()
+    assert any(not torch.equal(found[name], expected[name]) for name in found)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_replicas_stay_equal(tmp_path, run_ranks):
+    """Also their statistics, which are the means over all of them."""
+    held = run_ranks(run_and_hold, 2, parse({**RESNET}, tmp_path / "run", 2))
+    assert_equal(*({k: torch.from_numpy(v) for k, v in each.items()} for each in held))
+    assert any(name.endswith("running_var") for name in held[0])
+
+
+def run_and_hold(rank_info, config):
+    """The state of all modules at the end, as this rank holds it."""
+    held = {}
+
+    def conclude(self):
+        for module in self.stage.modules:
+            tensors = module.state_dict().items()
+            held.update({f"{module.index} {k}": v.numpy() for k, v in tensors})
+        return conclude_run(self)
+
+    conclude_run, Trainer._conclude = Trainer._conclude, conclude
+    train(config, rank_info)
+    return held
+
+
+class StoppedError(Exception):
+    """The run was cut off."""
+
+
+def run_until(rank_info, config, step):
+    def stumble(self, action):
+        if action.number == step:
+            raise StoppedError
+        train_step(self, action)
+
+    train_step, Trainer.train = Trainer.train, stumble
+    with pytest.raises(StoppedError):
+        train(config, rank_info)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, 4), (1, 1)), ((1, 2), (2, 2)), (([2, 1], 3), ([1, 2], 3)), ((2, 2), (2, 4))],
+    ids=str,
+)
+def test_resuming_on_another_mesh_changes_nothing(before, after, tmp_path, run_ranks):
+    """With messages of all microbatches on their way."""
+    case = {
+        **VIT,
+        "modules": {"count": 3},
+        "reconcile": BOTH,
+        "head": {"name": "ema", "refresh": 2},
+        "distill": {"weight": 0.5, "every": 1},
+        "checkpoint": {"every_steps": 5, "keep": 9},
+    }
+    train(parse(case, tmp_path / "whole"), RankInfo())
+    cut = tmp_path / "cut"
+    (replicas, ranks), (others, other_ranks) = before, after
+    with pytest.raises(AssertionError, match="the process died"):
+        run_ranks(run_until, ranks, parse(case, cut, replicas), 12)
+    config = parse(case, cut, others)
+    resumed = replace(config, run=replace(config.run, resume=True))
+    run_ranks(run_stage, other_ranks, resumed)
+    assert_close(state(cut), state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "microbatches", "message"),
+    [
+        ({"replicas": 2}, 1, "got 1 and 2; pass train.microbatches=2"),
+        ({"replicas": [2, 3]}, 4, r"got 4 and \(2, 3\); pass train.microbatches=6"),
+        ({"replicas": [1, 2], "stages": 3}, 2, r"each of parallel.stages=3, got \[1, 2\]"),
+        ({"replicas": []}, 2, "parallel.replicas"),
+        ({"replicas": 0}, 2, "parallel.replicas"),
+    ],
+)
+def test_mistakes_are_told(parallel, microbatches, message, tmp_path):
+    case = {**RESNET, "parallel": parallel}
+    with pytest.raises(ConfigError, match=message):
+        parse(case, tmp_path, **{"replicas": parallel["replicas"]}, microbatches=microbatches)
+
+
+def test_another_number_of_ranks_is_refused(tmp_path):
+    config = parse({**RESNET, "parallel": {"stages": 2}}, tmp_path, 2)
+    launched = RankInfo(0, 3, 0, 3, launched=True)
+    with pytest.raises(UserError, match="replicas=2 of 2 stages needs 4 ranks, but the launcher"):
+        train(config, launched)
