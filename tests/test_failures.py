@@ -48,7 +48,10 @@ NETWORKS = {
         "train": {"microbatches": 2},
         "optimizer": {"name": "adamw", "lr": 0.001},
     },
+    "mlp, replicas": {**MLP, "train": {"microbatches": 2}},
 }
+REPLICAS = {1: [1], 2: [2], 3: [1, 2]}
+"""Of each stage, by the number of ranks."""
 
 
 def write_config(folder, network):
@@ -124,6 +127,8 @@ class Round:
         start = max((int(path.parent.name[5:]) for path in self._files()), default=0)
         fault = Fault.draw(self.random, ranks, min(start, STEPS - 1), STEPS)
         arguments = ["train", str(self.config), "run.resume=true"]
+        if self.network.endswith("replicas"):
+            arguments.append(f"parallel.replicas={REPLICAS[ranks]}")
         output = self.folder / "output"
         self.printed = len(self._output())
         run = Forked(ranks, arguments, output, (lambda rank: None) if last else fault.prepare)

@@ -15,6 +15,7 @@ from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rank import RankInfo
 
@@ -55,8 +56,18 @@ class Workload:
 
     @cached_property
     def placement(self) -> Placement:
-        """The placement of the modules on the ranks."""
-        return Placement.of(self.blueprint, self.rank_info.world_size)
+        """The placement of the modules on the stages."""
+        return Placement.of(self.blueprint, self.mesh.num_stages)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The stages and replicas of the ranks."""
+        return Mesh.of(self.config.parallel, self.rank_info.world_size)
+
+    @property
+    def stage(self) -> int:
+        """The stage of this rank."""
+        return self.mesh.stage(self.rank_info.rank)
 
     @property
     def all_blocks(self) -> range:

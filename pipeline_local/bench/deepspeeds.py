@@ -51,6 +51,8 @@ class DeepSpeed(TrainedParts):
         from deepspeed.pipe import LayerSpec
 
         workload, ranks = self.workload, self.workload.rank_info.world_size
+        if workload.mesh.is_replicated:
+            raise UnavailableError("is measured with one replica of each stage")
         deepspeed.init_distributed()  # uses the existing process group
         stages = cut(workload, owners(self.name, ranks))
         model = self._kind()(

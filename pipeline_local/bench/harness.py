@@ -52,11 +52,13 @@ class Entry:
     baseline: Baseline
     threads: int
     isolates: str = ""
+    replicas: int = 1
+    """Pipelines side by side."""
 
     @property
     def bubble_in_theory(self) -> float | None:
         """Idle fraction of a pipeline that fills and drains in every step; else None."""
-        return bubble(self.name, self.ranks, self.microbatches)
+        return bubble(self.name, self.ranks // self.replicas, self.microbatches)
 
 
 @dataclass
@@ -129,7 +131,9 @@ def _entries(workload: Workload, request: Request, name: str) -> Iterator[Entry]
         yield Entry(name, ranks, 1, REPLICATED[name](workload, 1), threads)
     elif name in PIPELINED:
         for count in request.microbatches:
-            yield Entry(name, ranks, count, PIPELINED[name](workload, count), threads)
+            pipeline = PIPELINED[name](workload, count)
+            replicas = workload.mesh.replicas[0]
+            yield Entry(name, ranks, count, pipeline, threads, replicas=replicas)
     else:
         yield from _local(workload, threads)
 
@@ -142,6 +146,9 @@ def _local(workload: Workload, threads: int) -> Iterator[Entry]:
             yield Entry(name, ranks, count, Unavailable("reconcile.weight is 0"), threads)
             continue
         yield Entry(name, ranks, count, LocalPipeline(workload, reconcile), threads)
+        if workload.mesh.is_replicated:
+            apart = LocalPipeline(workload, reconcile, exchanges=False)
+            yield Entry(f"{name}, nothing exchanged", ranks, count, apart, threads)
         if ranks > 1:
             baseline = IsolatedStage(workload, reconcile)
             yield Entry(f"{name}, isolated stages", ranks, count, baseline, threads, isolates=name)

@@ -14,11 +14,13 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning import information
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import connect, open_edges
-from pipeline_local.pipeline.dealing import DealtOutlet
+from pipeline_local.pipeline.connect import connect, open_edges, open_replicas
+from pipeline_local.pipeline.dealing import DealtInlet, DealtOutlet
 from pipeline_local.pipeline.edge import Message, Nowhere
+from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
 from pipeline_local.placement.draw import draw
@@ -102,7 +104,22 @@ class AnsweringDownstream:
         """Do nothing: no message is in flight."""
 
 
-StageEdges = tuple[InMemoryUpstream | Inlet, Nowhere | AnsweringDownstream | Outlet]
+class ReplicasApart(Replicas):
+    """Replicas that share the microbatches, and exchange nothing.
+
+    Args:
+        size: number of replicas.
+        index: of this one.
+    """
+
+    def __init__(self, size: int, index: int) -> None:
+        super().__init__()
+        self.size, self.index = size, index
+
+
+Upper = InMemoryUpstream | Inlet | DealtInlet
+Lower = Nowhere | AnsweringDownstream | Outlet | DealtOutlet
+StageEdges = tuple[Upper, Lower]
 """The two edges of a stage: upstream and downstream."""
 
 
@@ -112,10 +129,15 @@ class LocalPipeline(Baseline):
     Args:
         workload: the network and batch that every method trains.
         reconcile: the reconciliation to use; a weight of 0 is plain local learning.
+        exchanges: whether replicas exchange their gradients. Without it they learn other things,
+            and the difference in time is what the exchange costs.
     """
 
-    def __init__(self, workload: Workload, reconcile: ReconcileConfig) -> None:
+    def __init__(
+        self, workload: Workload, reconcile: ReconcileConfig, exchanges: bool = True
+    ) -> None:
         self.workload = workload
+        self._exchanges = exchanges
         self.blueprint = _endless(workload.blueprint, reconcile)
         self._number = 0
         self._waited = 0.0
@@ -123,10 +145,12 @@ class LocalPipeline(Baseline):
 
     def setup(self) -> None:
         """Build this stage's modules and connect it to its neighbours."""
-        self._make()
-        self._p2p_ends = open_edges(
-            self.blueprint, self.workload.rank_info, self.workload.kind, RankStatus()
-        )
+        own, mesh = self.workload.rank_info, self.workload.mesh
+        if self._exchanges:
+            self._make(open_replicas(mesh, own, self.workload.kind))
+        else:
+            self._make(self._apart)
+        self._p2p_ends = open_edges(self.blueprint, own, self.workload.kind, RankStatus(), mesh)
 
     def begin(self, steps: int) -> None:
         """Connect the stage for the next `steps` steps, as a resumed run does."""
@@ -168,14 +192,19 @@ class LocalPipeline(Baseline):
                 auxiliary += round(self.blueprint.config.head.fraction * head)
         return auxiliary // 2, own // 2
 
-    def _make(self) -> None:
+    def _make(self, replicas: Replicas) -> None:
         device = self.workload.rank_info.device
-        self._modules = [self.blueprint.module(index, device) for index in self._numbers]
+        self._modules = [self.blueprint.module(k, device, replicas) for k in self._numbers]
+
+    @property
+    def _apart(self) -> Replicas:
+        mesh, rank = self.workload.mesh, self.workload.rank_info.rank
+        return ReplicasApart(mesh.replicas[mesh.stage(rank)], mesh.replica(rank))
 
     @property
     def _numbers(self) -> range:
         """The indices of this stage's modules."""
-        return self.workload.placement.stages[self.workload.rank_info.rank]
+        return self.workload.placement.stages[self.workload.stage]
 
     def _turn(self, stop: int) -> Blueprint:
         turn = PartialRunPlan(**vars(self.blueprint.run_plan), stop=stop)
@@ -186,10 +215,14 @@ class LocalPipeline(Baseline):
 
     def _edges(self, turn: Blueprint) -> StageEdges:
         upstream, downstream = connect(
-            turn, self._numbers, self.workload.rank_info, self._p2p_ends, self._number
+            turn,
+            self._numbers,
+            self.workload.rank_info,
+            self._p2p_ends,
+            self._number,
+            mesh=self.workload.mesh,
         )
-        assert not isinstance(downstream, DealtOutlet), "it is a chain of single ranks"
-        if isinstance(upstream, Inlet):
+        if not isinstance(upstream, Source):
             return upstream, downstream
         parts = self._microbatches(*self.workload.batch)
         return InMemoryUpstream(self._steps(), parts), downstream
@@ -199,7 +232,8 @@ class LocalPipeline(Baseline):
 
     def _microbatches(self, x: Tensor, labels: Tensor) -> list[Message]:
         number = self.workload.config.train.microbatches
-        return list(zip(x.chunk(number), labels.chunk(number), strict=True))
+        parts = list(zip(x.chunk(number), labels.chunk(number), strict=True))
+        return [parts[own] for own in self._apart.own(number)]
 
 
 class IsolatedStage(LocalPipeline):
@@ -210,7 +244,7 @@ class IsolatedStage(LocalPipeline):
 
     def setup(self) -> None:
         """Build this stage's modules; there is nothing to connect."""
-        self._make()
+        self._make(self._apart)
 
     def _step(self, number: int) -> Step:
         """A step with learning rate 0, as the random messages must not change the weights."""
@@ -247,7 +281,7 @@ class IsolatedStage(LocalPipeline):
 
 
 def _waited(
-    edges: Sequence[InMemoryUpstream | Inlet | Nowhere | AnsweringDownstream | Outlet],
+    edges: Sequence[Upper | Lower],
 ) -> float:
     return sum(edge.waited for edge in edges)
 

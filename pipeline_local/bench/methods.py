@@ -17,10 +17,8 @@
 Every rank builds every baseline; all ranks of a baseline call its methods together.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,7 +35,7 @@ from pipeline_local.bench.baseline import (
     network_weights,
 )
 from pipeline_local.bench.deepspeeds import DeepSpeed, DualPipeV
-from pipeline_local.bench.pipelines import SCHEDULES, Pipelined
+from pipeline_local.bench.pipelines import SCHEDULES, Pipelined, without_buffers
 from pipeline_local.learning.precision import autocast
 
 
@@ -114,7 +112,7 @@ class Replicated(TrainedParts):
         (network,) = self.make(self.workload.all_blocks)
         devices = [rank_info.device] if rank_info.device.type != "cpu" else None
         self._replica = DistributedDataParallel(
-            network, devices, gradient_as_bucket_view=True, **_without_buffers()
+            network, devices, gradient_as_bucket_view=True, **without_buffers()
         )
         x, labels = self.workload.batch
         self._x = x.chunk(rank_info.world_size)[rank_info.rank]
@@ -124,13 +122,6 @@ class Replicated(TrainedParts):
         """Run forward, backward (DDP overlaps its all-reduce with it) and update."""
         self.workload.loss(self._replica(self._x), self._labels).backward()  # type: ignore[no-untyped-call]
         self.update()
-
-
-def _without_buffers() -> dict[str, Any]:
-    """DDP options that leave out the broadcast of batch norm statistics, which costs time only."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return {name: False}
 
 
 Make = Callable[[Workload, int], Baseline]

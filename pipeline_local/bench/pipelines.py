@@ -1,11 +1,15 @@
 """Baselines from torch.distributed.pipelining, with one or several stages per rank."""
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch.distributed as dist
+from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -16,6 +20,7 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline_local.bench.baseline import (
     TrainedParts,
@@ -24,6 +29,7 @@ from pipeline_local.bench.baseline import (
     check_ranks,
 )
 from pipeline_local.placement import partition
+from pipeline_local.ranks.rank import device_backend
 from pipeline_local.record.stopwatch import Stopwatch
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {
@@ -64,7 +70,7 @@ def cut(workload: Workload, ranks: Sequence[int]) -> list[range]:
     their estimated costs.
     """
     costs = workload.placement.costs[0]
-    stages = [workload.stage_blocks(stage) for stage in range(workload.rank_info.world_size)]
+    stages = [workload.stage_blocks(stage) for stage in range(workload.mesh.num_stages)]
     if len(ranks) == len(stages):
         return stages
     totals = [cost.forward + cost.backward + cost.update for cost in costs.blocks]
@@ -131,8 +137,44 @@ class TimedStage(PipelineStage):
             return super().backward_weight_one_chunk(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a rank where pipelines have replicas.
+
+    Attributes:
+        pipeline: the ranks of its pipeline, a rank of each stage.
+        replicas: the ranks of its stage.
+    """
+
+    pipeline: dist.ProcessGroup
+    replicas: dist.ProcessGroup
+
+
+def groups(workload: Workload) -> Groups | None:
+    """Open the groups of this rank; None where there is one pipeline. All ranks call it together.
+
+    Raises:
+        UnavailableError: the stages have different numbers of replicas.
+    """
+    mesh, rank_info = workload.mesh, workload.rank_info
+    if not mesh.is_replicated:
+        return None
+    if len(set(mesh.replicas)) > 1:
+        raise UnavailableError("needs as many replicas of each stage; pass one parallel.replicas")
+    stages = [mesh.ranks(stage) for stage in range(mesh.num_stages)]
+    backend = device_backend(rank_info.device)
+    found: list[dist.ProcessGroup] = []
+    for ranks in [*zip(*stages, strict=True), *stages]:
+        group = dist.new_group(list(ranks), backend=backend)
+        if isinstance(group, dist.ProcessGroup):
+            found.append(group)
+    return Groups(*found)
+
+
 class Pipelined(TrainedParts):
-    """A schedule of torch.distributed.pipelining over the stages that `cut` returns."""
+    """A schedule of torch.distributed.pipelining over the stages that `cut` returns; where there
+    are replicas, each stage is in a DistributedDataParallel, whose all-reduce torch's schedules
+    leave to the last microbatch."""
 
     def __init__(self, workload: Workload, microbatches: int, name: str) -> None:
         super().__init__(workload)
@@ -144,7 +186,10 @@ class Pipelined(TrainedParts):
         """Build this rank's stages and the schedule."""
         rank_info, name = self.workload.rank_info, self._name
         check_ranks(self.workload)
-        ranks = owners(name, rank_info.world_size)
+        mesh = self.workload.mesh
+        found = groups(self.workload)
+        pipeline = None if found is None else found.pipeline
+        ranks = owners(name, mesh.num_stages)
         if name == "dualpipev":
             check_dualpipev(self.workload, self._microbatches)
         every = cut(self.workload, ranks)
@@ -152,16 +197,20 @@ class Pipelined(TrainedParts):
             _needs_splitting(self.workload, every)
         if SHAPES.get(name) == "V" and TO_ITSELF and rank_info.device.type == "cpu":
             raise UnavailableError("needs a newer torch: this one sends messages to itself by gloo")
-        numbers = [number for number, rank in enumerate(ranks) if rank == rank_info.rank]
+        stage = self.workload.stage
+        numbers = [number for number, rank in enumerate(ranks) if rank == stage]
         parts = self.make(*(every[number] for number in numbers))
         self._stages = [
-            TimedStage(part, number, len(ranks), rank_info.device)
+            TimedStage(
+                _replicated(part, found), number, len(ranks), rank_info.device, group=pipeline
+            )
             for part, number in zip(parts, numbers, strict=True)
         ]
         kind: Any = SCHEDULES[name]  # takes one stage or a list of them
         stages = self._stages if name in SHAPES else self._stages[0]
         schedule = kind(stages, self._microbatches, self.workload.loss)
-        x, labels = self.workload.batch
+        replica, count = mesh.replica(rank_info.rank), mesh.replicas[0]
+        x, labels = (tensor.chunk(count)[replica] for tensor in self.workload.batch)
         inputs = (x,) if self._stages[0].is_first else ()
         target = labels if self._stages[-1].is_last else None
         self._run = partial(schedule.step, *inputs, target=target, return_outputs=False)
@@ -178,13 +227,30 @@ class Pipelined(TrainedParts):
         return {"busy": busy + self._updating.seconds}
 
 
+def _replicated(part: nn.Module, found: Groups | None) -> nn.Module:
+    """A stage in DDP. That must look for unused parameters: else torch's pipelines fail in their
+    second step (torch 2.14.1), where DDP has noted the gradients' order twice."""
+    if found is None:
+        return part
+    return DistributedDataParallel(
+        part, process_group=found.replicas, find_unused_parameters=True, **without_buffers()
+    )
+
+
+def without_buffers() -> dict[str, Any]:
+    """DDP options that leave out the broadcast of batch norm statistics, which costs time only."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}
+
+
 def check_dualpipev(workload: Workload, microbatches: int) -> None:
     """Check that there are enough microbatches to fill both ways.
 
     Raises:
         UnavailableError: there are fewer than stages.
     """
-    least = 2 * workload.rank_info.world_size
+    least = 2 * workload.mesh.num_stages
     if microbatches < least:
         raise UnavailableError(
             f"DualPipeV needs a microbatch for each of {least} stages, got {microbatches}; pass"

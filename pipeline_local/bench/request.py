@@ -54,7 +54,7 @@ class Request:
 
         Args:
             config: the configuration of the network to train.
-            num_stages: number of ranks.
+            num_stages: number of stages.
             baselines: comma-separated names; None: all.
             microbatches: comma-separated numbers; None: the number of stages.
             runs: number of turns of each method.

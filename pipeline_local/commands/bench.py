@@ -22,6 +22,7 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
     from pipeline_local.bench.request import Request
 
     config, rank_info, num_stages = read(options)
+    count = rank_info.mesh(config.parallel).num_ranks
     request = Request.read(
         config,
         num_stages,
@@ -31,11 +32,11 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
         steps=options.steps,
         output=options.json,
     )
-    if num_stages > 1 and not rank_info.launched:
+    if count > 1 and not rank_info.launched:
         from pipeline_local.ranks.launcher import start_ranks
 
-        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
-        return start_ranks(num_stages, arguments)
+        RankInfo(world_size=count, local_world_size=count).p2p_kind(config.parallel)
+        return start_ranks(count, arguments)
     if shown := table.report(config, rank_info, request):
         say(shown)
     return 0
