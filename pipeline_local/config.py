@@ -255,14 +255,16 @@ class OptimizerConfig(NamingSection):
 
 @dataclass(frozen=True)
 class ParallelConfig(NamingSection):
-    """Where the modules run: this never changes a result, but for `wire_dtype`, `memory` where
-    `modules.cuts` is auto, and rounding where several replicas add up their gradients."""
+    """Where the modules run: this never changes a result, but for `wire_dtype`, `sync_batchnorm`,
+    `memory` where `modules.cuts` is auto, and rounding where replicas add up their gradients."""
 
     stages: Positive | None = None
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
     replicas: Positive | tuple[Positive, ...] = 1
     """Ranks of each stage, which share its microbatches; or one number for each stage, such as
     [1, 2, 1]. `train.microbatches` is a multiple of them."""
+    sync_batchnorm: bool = False
+    """Batch norms of several replicas normalise by the microbatches of all of them together."""
     cuts: Literal["uniform", "auto"] | tuple[Annotated[int, Field(ge=2)], ...] = "uniform"
     """uniform: equal numbers of modules; auto: equal costs; or the S-1 modules (numbers from 1)
     that open stages 2..S."""

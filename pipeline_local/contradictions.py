@@ -42,6 +42,34 @@ def _replicas(parallel: ParallelConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
+def _ranks(config: Config) -> Iterator[str]:
+    """What ranks are asked to do and cannot."""
+    parallel = config.parallel
+    yield from _replicas(parallel, config.train)
+    if parallel.sync_batchnorm and config.compile:
+        yield (
+            "parallel.sync_batchnorm=true exchanges statistics within a pass, which compile=true"
+            " cannot; leave one of them out"
+        )
+    if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
+        yield (
+            f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"
+            f" needed; leave it out"
+        )
+    places = parallel.cuts
+    if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
+        yield (
+            f"parallel.cuts must name the first module of each stage but the first: expected"
+            f" {counted((parallel.stages or 1) - 1, 'entry', 'entries')} for"
+            f" {counted(parallel.stages or 1, 'stage')}, got {len(places)}"
+        )
+    if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
+        yield (
+            "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
+            " less range; leave it null, or use precision=float32"
+        )
+
+
 def contradictions(config: Config) -> Iterator[str]:
     """Yields what is wrong, in one line each."""
     train, data, parallel = config.train, config.data, config.parallel
@@ -51,7 +79,7 @@ def contradictions(config: Config) -> Iterator[str]:
             f"data.batch_size must be a multiple of train.microbatches,"
             f" got {data.batch_size} and {train.microbatches}"
         )
-    yield from _replicas(parallel, train)
+    yield from _ranks(config)
     count, cuts = config.modules.known_count, config.modules.cuts
     if parallel.stages is not None and count is not None and parallel.stages > count:
         yield (
@@ -69,18 +97,6 @@ def contradictions(config: Config) -> Iterator[str]:
             f"modules.cuts={cuts} needs modules.count, got none; say how many modules to make, or"
             f" set parallel.stages, for one on each"
         )
-    if parallel.backend and getattr(P2PS.find(parallel.backend), "derived", False):
-        yield (
-            f"parallel.backend: got {parallel.backend!r}, which ranks get by themselves where it is"
-            f" needed; leave it out"
-        )
-    places = parallel.cuts
-    if not isinstance(places, str) and parallel.stages not in (None, len(places) + 1):
-        yield (
-            f"parallel.cuts must name the first module of each stage but the first: expected"
-            f" {counted((parallel.stages or 1) - 1, 'entry', 'entries')} for"
-            f" {counted(parallel.stages or 1, 'stage')}, got {len(places)}"
-        )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile
     if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
@@ -94,11 +110,6 @@ def contradictions(config: Config) -> Iterator[str]:
         yield f"trace.steps must be [first, last], got {list(steps)}; swap them"
     if config.trace.profiler and steps is None:
         yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
-    if parallel.wire_dtype == "float16" and config.precision == "bfloat16":
-        yield (
-            "parallel.wire_dtype=float16 sends nothing narrower than precision=bfloat16 does, with"
-            " less range; leave it null, or use precision=float32"
-        )
     if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
         yield f"data.root is needed for data.name={data.name}; name the folder"
 

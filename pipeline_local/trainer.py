@@ -94,8 +94,8 @@ def _on_this_rank(
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)
         start, placement = agreement.propose(config, rank_info, rank_store, stack, said)
-        at.enter("making the modules")
-        with rank_store.unanimous(COLLECTIVE_TIMEOUT):
+        at.enter("drawing the run")
+        with rank_store.unanimous("run", COLLECTIVE_TIMEOUT):
             if placement is None:  # the first rank has drawn it, to propose it
                 info = DataInfo.from_json(start["info"])
                 if config.run.dir == FREE:
@@ -105,8 +105,10 @@ def _on_this_rank(
             if start["complete"]:
                 return _already_complete(placement, rank_store)
             agreement.share_values(placement.blueprint.backbone, rank_info)
-            kind = agreement.share_p2p_kind(config, rank_info, rank_store)
-            replicas = open_replicas(mesh, rank_info, kind, at)
+        kind = agreement.share_p2p_kind(config, rank_info, rank_store)
+        replicas = open_replicas(mesh, rank_info, kind, at)
+        at.enter("making the modules")
+        with rank_store.unanimous("modules", COLLECTIVE_TIMEOUT):
             modules = modules_of(placement, rank_info, replicas, start["step"])
             if rank_info.rank == 0:
                 follower.start(placement.blueprint.config, len(placement.stages), start["step"])

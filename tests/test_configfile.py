@@ -277,7 +277,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             "parallel.wire_dtype=int8",
             "parallel.wire_dtype: should be 'bfloat16' or 'float16', got 'int8'",
         ),
-        ("parallel.replicas=2", "parallel.replicas: only 1 is possible so far, got 2"),
+        ("parallel.replicas=2", "train.microbatches must be a multiple of parallel.replicas"),
         ("modules.cuts=auto", "modules.cuts=auto needs modules.count, got none"),
         ("modules.cuts=memory", "modules.cuts=memory needs modules.count, got none"),
         ("parallel={stages: 1, cuts: [2]}", "parallel.cuts must name the first module of each"),

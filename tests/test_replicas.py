@@ -252,3 +252,26 @@ def test_another_number_of_ranks_is_refused(tmp_path):
     launched = RankInfo(0, 3, 0, 3, launched=True)
     with pytest.raises(UserError, match="replicas=2 of 2 stages needs 4 ranks, but the launcher"):
         train(config, launched)
+
+
+def test_synced_batch_norms_see_all_replicas(tmp_path, run_ranks):
+    """Two replicas with half of the batch each are one rank with the whole batch."""
+    steps = {"steps": 3, "evaluate_every": 3}
+    case = {**RESNET}
+    train(parse(case, tmp_path / "alone", microbatches=1, **steps), RankInfo())
+    synced = {**case, "parallel": {"sync_batchnorm": True}}
+    run_ranks(run_stage, 4, parse(synced, tmp_path / "synced", 2, **steps))
+    run_ranks(run_stage, 2, parse(case, tmp_path / "apart", 2, **steps))
+    expected, found, apart = (state(tmp_path / name) for name in ("alone", "synced", "apart"))
+    weight = "module-001.safetensors body.0.conv1.weight"
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    assert (apart[weight] - expected[weight]).abs().max() > 1e-3
+    last = [sorted((tmp_path / name).glob("checkpoints/*/module-001*"))[-1] for name in NAMES]
+    one, two = map(load_file, last)
+    for name in (name for name in one if name.endswith(("running_mean", "running_var"))):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+NAMES = ("alone", "synced")

@@ -103,7 +103,7 @@ def crashing(rank_info, config):
         raise MemoryError("no room")
 
     if rank_info.rank == 1:
-        trainer._modules = broken
+        trainer.modules_of = broken
     try:
         return refused(rank_info, config)
     except MemoryError as error:

@@ -18,6 +18,7 @@ from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
+from pipeline_local.engines.batch_norm import synchronize
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
@@ -38,8 +39,6 @@ from pipeline_local.models.backbone import Backbone, Block
 from pipeline_local.models.embedding import TiedEmbedding
 
 Shape = tuple[int, ...]
-"""The shape of a tensor."""
-
 HeadKey = tuple[int, int]
 """The number of blocks before a head, and the number of later blocks that it copies."""
 
@@ -82,8 +81,7 @@ class Blueprint:
         return self.dtype if given.is_floating_point else given
 
     def example_inputs(self, size: int, generator: torch.Generator) -> Tensor:
-        """Returns random inputs of the first module [size, ...] on the CPU, for measurements
-        without data; whole numbers are below the number of classes."""
+        """Returns random inputs [size, ...] on the CPU; whole numbers are below num_classes."""
         shape = (size, *self.info.sample_shape)
         if self.input_dtype.is_floating_point:
             return torch.randn(*shape, generator=generator).to(self.input_dtype)
@@ -91,8 +89,7 @@ class Blueprint:
         return torch.randint(most, shape, generator=generator).to(self.input_dtype)
 
     def meta_input(self, block: int) -> Tensor:
-        """Returns two samples of a block's input on the meta device, as its meta module takes
-        them."""
+        """Returns two samples of a block's input on the meta device, as it takes them."""
         dtype = torch.float32 if block else input_dtype(self.info)
         return torch.empty(2, *self.input_shapes[block], device="meta", dtype=dtype)
 
@@ -184,6 +181,8 @@ class Blueprint:
     ) -> LocalModule:
         """Allocates and initialises a module: weights are a function of (seed, block) alone."""
         body, head = self._body_and_head(index, device)
+        if self.config.parallel.sync_batchnorm:
+            synchronize((body, head), replicas)
         if self.config.compile:
             body.compile_blocks()
             for part in terms.parts(head):

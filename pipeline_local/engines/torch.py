@@ -67,18 +67,19 @@ class TorchEngine:
         else:
             self._sum = sums.plus(self._sum, share)
 
-    def reduce(self, others: Sequence[Tensor]) -> None:
-        """Begin to add up the gradients of all replicas; `step` waits for it.
+    def reduce(self, measured: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
+        """Begin to add up the gradients of several replicas; `step` waits for it.
 
         Args:
-            others: more tensors to be replaced by their sums, unless there is one replica only.
+            measured: more tensors that are replaced by their sums.
+            statistics: tensors that are replaced by their means.
         """
-        if self.replicas.size == 1:
-            return
+        for buffer in statistics:
+            buffer.div_(self.replicas.size)
         # a replica without a gradient sends zeros, as all have to send alike
         pairs = zip(self._params, self._sum, strict=True)
         sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-        self._reduced = self.replicas.sum([*sent, *others])
+        self._reduced = self.replicas.sum([*sent, *measured, *statistics])
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.

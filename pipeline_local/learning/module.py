@@ -235,12 +235,10 @@ class LocalModule(Inference):
         """
         if self.replicas.size == 1:
             return
-        statistics = [b for b in self.buffers() if b.is_floating_point()]
-        torch._foreach_div_(statistics, self.replicas.size) if statistics else None
-        # in place: what was measured may be a view
-        self.metrics |= {name: self.metrics[name].clone() for name in self._measured}
-        measured = [self.metrics[name] for name in sorted(self._measured)]
-        self.engine.reduce([*statistics, *measured])
+        measured = {name: self.metrics[name].clone() for name in sorted(self._measured)}
+        self.metrics |= measured  # copies, as it may be a view, and sums replace it
+        statistics = [buffer for buffer in self.buffers() if buffer.is_floating_point()]
+        self.engine.reduce([*measured.values()], statistics)
         if self.lagged.brings_copies(step):
             copies = [p for p in self.parameters() if not p.requires_grad]
             self.replicas.take(copies, (step.microbatches - 1) % self.replicas.size)

@@ -122,27 +122,32 @@ class RankStore:
             return facts
 
     @contextmanager
-    def unanimous(self, timeout: timedelta) -> Iterator[None]:
+    def unanimous(self, work: str, timeout: timedelta) -> Iterator[None]:
         """Lets all ranks go on once all have done the enclosed work, and else none of them.
 
         A rank whose work raises passes that on; all others then raise `RefusedElsewhereError`.
 
+        Args:
+            work: its name, which no other work has.
+            timeout: the longest wait for the slowest rank.
+
         Raises:
             NeighbourLostError: the first rank is gone without an answer.
         """
+        ready, go = f"ready {work}", f"go {work}"
         try:
             yield
         except BaseException:
-            self.set("ready", {"refused": True})
+            self.set(ready, {"refused": True})
             if self.rank == 0:
-                self.set("go", {"refused": True})
+                self.set(go, {"refused": True})
             raise
-        self.set("ready", {"refused": False})
+        self.set(ready, {"refused": False})
         if self.rank == 0:
-            answers = self.gather("ready", timeout)
-            self.set("go", {"refused": any(answer["refused"] for answer in answers)})
+            answers = self.gather(ready, timeout)
+            self.set(go, {"refused": any(answer["refused"] for answer in answers)})
         try:
-            verdict = self.wait("go", 0, timeout)
+            verdict = self.wait(go, 0, timeout)
         except dist.DistError:  # the first rank is gone, and has reported why
             raise RefusedElsewhereError from None
         if verdict["refused"]:

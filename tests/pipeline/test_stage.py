@@ -121,7 +121,7 @@ def run_stage(rank_info, stage_class, seconds, count):
         stage = stage_class([module], upstream, downstream, trace)
         for step in steps(count):
             stage.train(step)
-        downstream.finish()
+        downstream.finish() if down else downstream.finish(count)
         dist.barrier()
     return list(trace.spans)
 

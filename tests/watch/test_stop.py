@@ -158,14 +158,14 @@ def test_a_signal_before_the_first_step(everybody, tmp_path, train):
     """It is heeded as soon as there is something to save. A launcher signals all of its ranks."""
 
     def prepare(rank):
-        make = trainer._modules
+        make = trainer.modules_of
 
         def signalled(*args):
             if everybody or rank == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return make(*args)
 
-        trainer._modules = signalled
+        trainer.modules_of = signalled
         signal_oneself(None, 0, 0)(rank)
 
     codes, output = train(3, write_config(tmp_path), prepare=prepare)

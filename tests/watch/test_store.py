@@ -71,7 +71,7 @@ def vote(rank_info, refusing):
     with joined(rank_info) as store:
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         try:
-            with rank_store.unanimous(timedelta(seconds=30)):
+            with rank_store.unanimous("work", timedelta(seconds=30)):
                 if rank_info.rank == refusing:
                     raise KeyError("mine")
             outcome = "done"

@@ -182,16 +182,16 @@ def test_a_rank_stopped_for_a_moment_goes_on(start):
 
 def test_a_rank_killed_before_the_first_step(start, monkeypatch):
     """The others wait for it at the store, not on an edge."""
-    make = trainer._modules
+    make = trainer.modules_of
     making = multiprocessing.get_context("fork").Event()
 
-    def slowly(blueprint, rank_info, step):
+    def slowly(blueprint, rank_info, *others):
         if rank_info.rank == 1:
             making.set()
             time.sleep(LONGEST * 2)
-        return make(blueprint, rank_info, step)
+        return make(blueprint, rank_info, *others)
 
-    monkeypatch.setattr(trainer, "_modules", slowly)
+    monkeypatch.setattr(trainer, "modules_of", slowly)
     ranks = start()
     assert making.wait(LONGEST)
     os.kill(ranks.processes[1].pid, signal.SIGKILL)

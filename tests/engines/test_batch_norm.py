@@ -1,0 +1,56 @@
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline_local.engines.batch_norm import SyncedBatchNorm, synchronize
+from pipeline_local.engines.replicas import Replicas
+from pipeline_local.ranks.rank import joined
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Sigmoid(), nn.Conv2d(3, 1, 1))
+    return layers.double()
+
+
+def derivatives(layers, x):
+    """The gradient at the input, and that of its square at the weights."""
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(layers(x).square().sum(), x, create_graph=True)
+    second = torch.autograd.grad(g.square().sum(), list(layers.parameters())[:4])
+    return [g.detach(), *second]
+
+
+def on_a_part(rank_info, x):
+    with joined(rank_info):
+        group = dist.new_group(backend="gloo")
+        layers = network()
+        synchronize([layers], Replicas(group))
+        assert isinstance(layers[1], SyncedBatchNorm)
+        g, *second = derivatives(layers, x.chunk(rank_info.world_size)[rank_info.rank])
+        for gradient in second:
+            dist.all_reduce(gradient)
+        layers.eval()
+        return [t.numpy() for t in (g, *second, *layers.buffers(), layers(x).detach())]
+
+
+def test_ranks_together_are_one_rank(run_ranks):
+    """Outputs, first and second derivatives, and statistics, also in evaluation."""
+    x = torch.randn(8, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alone = network()
+    g, *second = derivatives(alone, x)
+    alone.eval()
+    expected = [*second, *alone.buffers(), alone(x).detach()]
+    found = run_ranks(on_a_part, 2, x)
+    gradient = torch.cat([torch.from_numpy(each[0]) for each in found])
+    torch.testing.assert_close(gradient, g, rtol=1e-4, atol=1e-6)
+    for each in found:
+        for mine, theirs in zip(each[1:], expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(mine), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_one_replica_keeps_its_layers():
+    layers = network()
+    synchronize([layers], Replicas())
+    synchronize([layers], None)
+    assert type(layers[1]) is nn.BatchNorm2d
