@@ -19,6 +19,7 @@ from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
+from pipeline_local.placement.replication import resolved
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
@@ -90,7 +91,7 @@ def propose(
         RefusedElsewhereError: on all others, if the first rank refuses.
     """
     if rank_info.rank > 0:
-        return _receive(rank_store), None
+        return _receive(rank_store, "start"), None
     if config.run.dir == FREE:
         config = in_folder(config, str(first_free()))
     try:
@@ -103,6 +104,28 @@ def propose(
         raise
     rank_store.set("start", facts)
     return facts, placement
+
+
+def share_replicas(config: Config, rank_info: RankInfo, rank_store: RankStore) -> Config:
+    """Returns the configuration with the replicas that the first rank finds for
+    `parallel.replicas=auto`; all of them call it.
+
+    Raises:
+        UserError: on the first rank, a mistake that the user must fix.
+        RefusedElsewhereError: on all others, if the first rank refuses.
+    """
+    if config.parallel.replicas != "auto":
+        return config
+    if rank_info.rank == 0:
+        try:
+            found = resolved(config, rank_info.world_size).parallel.replicas
+        except BaseException:
+            rank_store.set("replicas", {"refused": True})
+            raise
+        rank_store.set("replicas", {"of each stage": found})
+    facts = _receive(rank_store, "replicas")
+    replicas = tuple(facts["of each stage"])
+    return replace(config, parallel=replace(config.parallel, replicas=replicas))
 
 
 def _lead(placement: Placement, run: ExitStack, said: Collection[str] | None) -> Facts:
@@ -143,9 +166,9 @@ def _openings(placement: Placement) -> list[int]:
     return [part.start for part in placement.stages]
 
 
-def _receive(rank_store: RankStore) -> Facts:
+def _receive(rank_store: RankStore, topic: str) -> Facts:
     try:
-        facts = rank_store.wait("start", 0, COLLECTIVE_TIMEOUT)
+        facts = rank_store.wait(topic, 0, COLLECTIVE_TIMEOUT)
     except dist.DistError:  # the first rank is gone, and has reported why
         raise RefusedElsewhereError from None
     if facts.get("refused"):

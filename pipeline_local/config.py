@@ -260,9 +260,10 @@ class ParallelConfig(NamingSection):
 
     stages: Positive | None = None
     """S ranks in a chain; null: the launcher's world size, or 1 without a launcher."""
-    replicas: Positive | tuple[Positive, ...] = 1
+    replicas: Positive | tuple[Positive, ...] | Literal["auto"] = 1
     """Ranks of each stage, which share its microbatches; or one number for each stage, such as
-    [1, 2, 1]. `train.microbatches` is a multiple of them."""
+    [1, 2, 1]; auto: a launcher's ranks, more of them for stages that cost more.
+    `train.microbatches` is a multiple of each."""
     sync_batchnorm: bool = False
     """Batch norms of several replicas normalise by the microbatches of all of them together."""
     cuts: Literal["uniform", "auto"] | tuple[Annotated[int, Field(ge=2)], ...] = "uniform"

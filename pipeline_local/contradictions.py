@@ -28,6 +28,10 @@ def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
 def _replicas(parallel: ParallelConfig, train: TrainConfig) -> Iterator[str]:
     """What is wrong with the numbers of ranks."""
     several = parallel.replicas
+    if several == "auto":
+        if parallel.stages is None:
+            yield "parallel.replicas=auto needs parallel.stages, got none; say how many stages"
+        return
     each = several if isinstance(several, tuple) else (several,)
     if isinstance(several, tuple) and (not several or parallel.stages not in (None, len(several))):
         yield (
@@ -37,7 +41,7 @@ def _replicas(parallel: ParallelConfig, train: TrainConfig) -> Iterator[str]:
     if train.microbatches % (parts := lcm(*each)):
         yield (
             f"train.microbatches must be a multiple of parallel.replicas, as microbatches are dealt"
-            f" to them in turns: got {train.microbatches} and {several}; pass"
+            f" to them round-robin: got {train.microbatches} and {several}; pass"
             f" train.microbatches={parts}"
         )
 

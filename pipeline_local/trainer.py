@@ -87,6 +87,7 @@ def _on_this_rank(
         # outside of the watchdog: a launcher that notices a dead rank signals all others, and one
         # of them must still report it
         stop = stack.enter_context(Stop(rank_store))
+        config = agreement.share_replicas(config, rank_info, rank_store)
         mesh = rank_info.mesh(config.parallel)
         watchdog = Watchdog(rank_store, rank_info, config.parallel.timeout, mesh)
         stack.enter_context(watchdog)
@@ -179,7 +180,9 @@ class Trainer:
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-        self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status)
+        self.recorder = Recorder(
+            config.trace, folder, rank_info, rank_store, status, placement.mesh
+        )
         self.trace = self.recorder.trace
         self.writer = Writer(self.checkpoints, self.keep, self.trace)
         mesh, rank = placement.mesh, rank_info.rank

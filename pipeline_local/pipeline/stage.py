@@ -14,6 +14,9 @@ be part of a cycle:
 A stage does not know where its neighbours run. Its outer edges are channels between processes, its
 inner ones queues; the first module's upstream is the data, the last one's downstream is nowhere.
 Messages between modules are rounded alike on all edges (boundary.py).
+
+A stage may have several ranks, its replicas. Each takes its share of the microbatches through the
+same acts, and before an update all of them add up their gradients (engines/replicas.py).
 """
 
 from collections.abc import Sequence
@@ -92,8 +95,9 @@ class Stage:
         for microbatch in own:
             for slot in self._chain:
                 self._learn(slot, step, microbatch)
-                if microbatch == own[-1]:
-                    slot.module.reduce(step)  # goes on during the acts of the next module
+                if self.replicas.size > 1 and microbatch == own[-1]:
+                    with self.trace.span("reduce", slot.module.index, step.number, microbatch):
+                        slot.module.reduce(step)  # begins it; the next modules go on meanwhile
         for module in self.modules:
             with self.trace.span("update", module.index, step.number):
                 module.update(step)

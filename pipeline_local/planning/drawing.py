@@ -189,6 +189,21 @@ def _method(plan: Plan, one: Alternative) -> list[str]:
     return [one.name, *sizes, f"{one.speed:.2f}x", mebibytes(one.traffic), _ms(one.seconds)]
 
 
+def _replicas(plan: Plan) -> Iterator[str]:
+    if not plan.mesh.is_replicated:
+        return
+    sent = ", ".join(
+        f"{mebibytes(sum(module.memory.gradients for module in stage.modules))}"
+        for stage, count in zip(plan.stages, plan.mesh.replicas, strict=True)
+        if count > 1
+    )
+    yield (
+        f"On {counted(plan.mesh.num_ranks, 'rank')}, {plan.mesh.describe()}: memory is that of each"
+        f" replica, operations are shared by all of a stage. Each adds up {sent} MiB of gradients"
+        f" with the others in a step, and holds as much again for it."
+    )
+
+
 def _facts(plan: Plan) -> list[str]:
     own = plan.alternatives[0]
     lines = [
@@ -205,6 +220,7 @@ def _facts(plan: Plan) -> list[str]:
         " highest memory.",
         f"Imbalance: the most expensive stage costs {plan.imbalance:.2f} times the mean.",
         *_peaks(plan),
+        *_replicas(plan),
     ]
     if plan.seconds is None:
         lines.append(

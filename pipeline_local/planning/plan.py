@@ -25,6 +25,7 @@ from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import Alternative, alternatives, fill
 from pipeline_local.planning.verdict import Lever, lever
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.simulate import step_seconds
 
 TOLERATED = 1.15
@@ -122,6 +123,7 @@ class Plan:
         alternatives: local learning as configured, then it and other methods with the same numbers
             of microbatches.
         lever: the setting that takes local learning to the least memory; None where none does.
+        mesh: the stages and replicas.
     """
 
     unit: Unit
@@ -139,6 +141,7 @@ class Plan:
     block_names: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
     lever: Lever | None
+    mesh: Mesh
 
 
 def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None = None) -> Plan:
@@ -181,6 +184,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         block_names=tuple(block.name for block in blueprint.backbone.blocks),
         alternatives=compared,
         lever=lever(placement, compared),
+        mesh=placement.mesh,
     )
 
 

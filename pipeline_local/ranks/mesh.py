@@ -2,7 +2,7 @@
 
 The ranks of a stage have consecutive numbers, so that those of one host are often replicas of each
 other, whose gradients are more bytes than what crosses to the next stage. The microbatches of a
-batch are dealt to the replicas of each stage in turns: microbatch j is that of replica j mod R.
+batch are dealt to the replicas of each stage round-robin: microbatch j is that of replica j mod R.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from itertools import accumulate
 from math import gcd, lcm
 
 from pipeline_local.config import ParallelConfig
+from pipeline_local.errors import counted
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Mesh:
             config: names the stages and replicas.
             ranks: that are there, for as many stages as they make where it does not say that.
         """
+        if config.replicas == "auto":  # so many in all: which, the costs of the stages will say
+            stages = config.stages or 1
+            return cls((*[1] * (stages - 1), max(1, ranks - stages + 1)))
         if isinstance(config.replicas, tuple):
             return cls(config.replicas)
         return cls((config.replicas,) * (config.stages or max(1, ranks // config.replicas)))
@@ -83,11 +87,24 @@ class Mesh:
         """The rank of a stage that a microbatch belongs to."""
         return self.ranks(stage)[microbatch % self.replicas[stage]]
 
-    def name(self, rank: int) -> str:
-        """Names a rank, for a message."""
+    def place(self, rank: int) -> str:
+        """Names the stage of a rank, and its replica where there are several, for a message."""
         stage = self.stage(rank)
         replica = f", replica {self.replica(rank)}" if self.replicas[stage] > 1 else ""
-        return f"[stage {stage}{replica} | rank {rank}]"
+        return f"stage {stage}{replica}"
+
+    def name(self, rank: int) -> str:
+        """Names a rank, in front of a message."""
+        return f"[{self.place(rank)} | rank {rank}]"
+
+    def describe(self) -> str:
+        """Describes it in a few words, for display."""
+        stages = counted(self.num_stages, "stage")
+        if not self.is_replicated:
+            return stages
+        same = len(set(self.replicas)) == 1
+        each = self.replicas[:1] if same else self.replicas
+        return f"{stages} of {', '.join(map(str, each))} replicas"
 
 
 def chain(stages: int) -> Mesh:

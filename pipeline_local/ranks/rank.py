@@ -104,6 +104,11 @@ class RankInfo:
         Raises:
             UserError: the launcher started another number of ranks than the configuration needs.
         """
+        if not self.launched and config.replicas == "auto":
+            raise UserError(
+                "parallel.replicas=auto shares out the ranks that a launcher has started, got none;"
+                " start with torchrun --nproc-per-node N, or give numbers"
+            )
         if not self.launched:
             return Mesh.of(config)
         mesh = Mesh.of(config, self.world_size)
@@ -185,12 +190,7 @@ class RankInfo:
         threads = self.threads(config)
         shared = f"{counted(cores, 'core')} / ranks of this host"
         reason = "parallel.threads" if config.threads else shared
-        mesh = self.mesh(config)
-        stages = counted(mesh.num_stages, "stage")
-        if mesh.is_replicated:
-            same = len(set(mesh.replicas)) == 1
-            each = str(mesh.replicas[0]) if same else ", ".join(map(str, mesh.replicas))
-            stages += f" of {each} replicas"
+        stages = self.mesh(config).describe()
         over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
         waits = threads > 1 and not config.threads and self.device.type == "cpu"
         busy = _busy() if waits else ""

@@ -11,6 +11,7 @@ from socket import gethostname
 
 from pipeline_local.config import TraceConfig
 from pipeline_local.errors import UserError
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import run_trace, waits
 from pipeline_local.record.clocks import Clocks
@@ -33,9 +34,10 @@ class Recorder:
     Args:
         config: which steps to record.
         folder: the run's.
-        rank_info: this rank; its stage has the same number.
+        rank_info: this rank.
         rank_store: of all ranks.
         status: of this rank, which follows the spans.
+        mesh: of all ranks; None: a chain.
 
     Attributes:
         trace: holds the spans.
@@ -48,7 +50,9 @@ class Recorder:
         rank_info: RankInfo,
         rank_store: RankStore,
         status: RankStatus,
+        mesh: Mesh | None = None,
     ) -> None:
+        self._mesh = mesh or chain(rank_info.world_size)
         self._steps = config.steps
         self._folder = folder
         self._rank_info = rank_info
@@ -118,6 +122,7 @@ class Recorder:
             spans=self.trace.spans,
             device=device,
             clock=self._clocks.samples,
+            place=self._mesh.place(self._rank_info.rank),
         )
 
     def conclude(self) -> None:

@@ -77,7 +77,7 @@ class RunTrace:
             edge = sender, receiver
             count[edge] = count.get(edge, 0) + change
             yield {
-                "name": f"messages to stage {self.stages[receiver].stage}",
+                "name": f"messages to {self.stages[receiver].named}",
                 "ph": "C",
                 "pid": self.stages[sender].process,
                 "ts": microseconds(time - origin),

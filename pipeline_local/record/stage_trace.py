@@ -26,16 +26,18 @@ PER_ROW = 1000
 
 @dataclass(frozen=True)
 class StageTrace:
-    """The spans of one stage.
+    """The spans of one rank: of a stage, or of one of its replicas.
 
     Attributes:
-        stage: its number.
-        stages: the number of all stages.
+        stage: the number of the rank.
+        stages: the number of all ranks.
         host: its name.
         start: when the ranks started, as ISO 8601 in UTC, the same for all of them.
         spans: on the host.
         device: the acts again, as the device did them; none without a GPU.
         clock: how the clock of the spans differs from that of the first rank (clocks.py).
+        place: of the rank, such as "stage 1" or "stage 1, replica 0"; empty: its number is that of
+            its stage.
     """
 
     stage: int
@@ -45,11 +47,17 @@ class StageTrace:
     spans: Sequence[Span]
     device: Sequence[Span] = ()
     clock: Sequence[Sample] = ()
+    place: str = ""
+
+    @property
+    def named(self) -> str:
+        """What a message calls it."""
+        return self.place or f"stage {self.stage}"
 
     @property
     def name(self) -> str:
-        """The name of the stage in the timeline; it runs on the rank of the same number."""
-        return f"stage {self.stage} (rank {self.stage}, {self.host})"
+        """Its name in the timeline."""
+        return f"{self.named} (rank {self.stage}, {self.host})"
 
     @property
     def process(self) -> int:
@@ -108,7 +116,7 @@ class StageTrace:
             OSError: no space, no permission.
         """
         about = {"stage": self.stage, "stages": self.stages, "host": self.host}
-        about |= {"start": self.start, "clock": self.clock}
+        about |= {"start": self.start, "clock": self.clock, "place": self.place}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_events(path, self.events(), about)
 
@@ -132,6 +140,7 @@ class StageTrace:
             spans=[_span(event) for event in found if event["tid"] != device],
             device=[_span(event) for event in found if event["tid"] == device],
             clock=[(time, add) for time, add in about["clock"]],
+            place=about.get("place", ""),
         )
 
 

@@ -49,7 +49,7 @@ class Waits:
 
     def __init__(self, trace: RunTrace) -> None:
         stages = trace.stages
-        self._names = [stage.stage for stage in stages]
+        self._names = [stage.named for stage in stages]
         # on a device, what it did when; the host is ahead of it
         self._acts = [_in_order(stage.device or stage.spans) for stage in stages]
         self._beside = [[s for s in stage.spans if s.act in _BESIDE] for stage in stages]
@@ -65,8 +65,8 @@ class Waits:
     def _for_message(self, message: Message) -> Wait:
         sender, recv = self._names[message.sender], message.recv
         text = (
-            f"stage {self._names[message.receiver]} waited",
-            f"for stage {sender}'s {recv.content}",
+            f"{self._names[message.receiver]} waited",
+            f"for {sender}'s {recv.content}",
         )
         return Wait(text, self._cause(message), recv.step + 1, recv.end - recv.begin)
 
@@ -76,8 +76,8 @@ class Waits:
         doing = self._doing(other, send.begin, send.end)
         if doing is None or doing.act == "recv":  # it waits for this very message
             return None
-        text = f"stage {self._names[message.sender]} took", f"to send {send.content}"
-        cause = f"stage {self._names[other]} {_was(doing)}"
+        text = f"{self._names[message.sender]} took", f"to send {send.content}"
+        cause = f"{self._names[other]} {_was(doing)}"
         return Wait(text, cause, send.step + 1, send.end - send.begin)
 
     def _cause(self, message: Message) -> str:
@@ -89,8 +89,8 @@ class Waits:
         doing = self._doing(sender, recv.begin, sent)
         earlier = self._by_recv.get((sender, key(doing))) if doing else None
         if doing is None or doing.act != "recv" or earlier is None:
-            return f"stage {self._names[sender]} {_was(doing)}"
-        return f"stage {self._names[sender]} waited, too: {self._cause(earlier)}"
+            return f"{self._names[sender]} {_was(doing)}"
+        return f"{self._names[sender]} waited, too: {self._cause(earlier)}"
 
     def _doing(self, stage: int, begin: int, end: int) -> Span | None:
         """The span of a stage that fills most of a time; None if most of it is between spans."""
@@ -154,7 +154,7 @@ def report(trace: RunTrace, shown: int = SHOWN) -> list[str]:
         f"step {min(steps)}" if min(steps) == max(steps) else f"steps {min(steps)} to {max(steps)}"
     )
     lines = [f"{which}, {seconds:.3f} s:"]
-    lines += [f"  stage {s.stage}: {_shares(s.device or s.spans)}" for s in trace.stages]
+    lines += [f"  {s.named}: {_shares(s.device or s.spans)}" for s in trace.stages]
     lines += [f"  stage {n} has left no trace" for n in trace.missing]
     groups: dict[tuple[tuple[str, str], str], list[Wait]] = defaultdict(list)
     for wait in Waits(trace):
