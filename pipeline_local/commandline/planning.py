@@ -44,7 +44,7 @@ def add_all(commands: Commands) -> None:
     simulate.add_argument(
         "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: stages"
     )
-    simulate.add_argument("--replicas", type=int, default=1, help="of each stage")
+    simulate.add_argument("--replicas", type=int, help="of each stage; default: parallel.replicas")
     simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
     simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
     simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")

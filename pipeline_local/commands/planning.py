@@ -49,12 +49,13 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.simulation import simulate
     from pipeline_local.simulation.scenario import Scenario
 
-    config, _rank_info, num_stages = read(options)
+    config, rank_info, num_stages = read(options)
+    own = rank_info.mesh(config.parallel).replicas
     scenario = Scenario(
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
         microbatches=options.microbatches,
-        replicas=options.replicas,
+        replicas=options.replicas or max(own),
         latency=options.latency,
         bandwidth=options.bandwidth,
         jitter=options.jitter,
@@ -74,7 +75,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import profile
 
-    config, rank_info, num_stages = read(options)
+    config, rank_info, num_stages = read(options, single=True)
     profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
     if num_stages > 1 and not rank_info.launched:

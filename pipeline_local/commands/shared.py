@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipeline_local import configfile
 from pipeline_local.config import Config
@@ -11,9 +12,19 @@ Run = dict[str, Callable[[argparse.Namespace, Sequence[str]], int]]
 """What commands do, by the name that their parsers give as `run`."""
 
 
-def read(options: argparse.Namespace) -> tuple[Config, RankInfo, int]:
-    """The configuration, this rank, and the number of stages."""
+def read(options: argparse.Namespace, single: bool = False) -> tuple[Config, RankInfo, int]:
+    """The configuration, this rank, and the number of stages.
+
+    Args:
+        options: name the configuration.
+        single: whether to take one replica of each stage, whatever it says.
+    """
     config = configfile.load(options.config, options.overrides)
+    if single:
+        several, stages = config.parallel.replicas, config.parallel.stages
+        stages = len(several) if isinstance(several, tuple) else stages
+        parallel = replace(config.parallel, replicas=1, stages=stages)
+        config = replace(config, parallel=parallel)
     rank_info = RankInfo.from_environment()
     num_stages = rank_info.mesh(config.parallel).num_stages
     return config.on_stages(num_stages), rank_info, num_stages

@@ -23,7 +23,10 @@ class Share:
         return len(self.own) == self.parts
 
     def rows(self, batch_size: int) -> list[int]:
-        """Return the positions of its samples in a batch."""
+        """Return the positions of its samples in a batch, whose size is a multiple of the parts
+        unless it is whole."""
+        if self.is_whole:
+            return list(range(batch_size))
         size = batch_size // self.parts
         return [row for part in self.own for row in range(part * size, (part + 1) * size)]
 

@@ -1,7 +1,7 @@
 """The replicas of a stage: ranks that hold the same modules and learn from different microbatches.
 
-The microbatches of a batch are dealt to them round-robin. All of them add up their gradients before an
-update, so that each does the update that one rank with all microbatches would do.
+The microbatches of a batch are dealt to them round-robin. All of them add up their gradients before
+an update, so that each does the update that one rank with all microbatches would do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

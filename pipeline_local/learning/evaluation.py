@@ -29,7 +29,7 @@ class Evaluation:
         self._module = module
         self._microbatches = microbatches
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._seen = 0
+        self._seen = self._size = 0
 
     def see(
         self, x: Tensor, labels: Tensor, summed: Tensor | None, samples: int, number: int
@@ -46,7 +46,8 @@ class Evaluation:
         Returns:
             Activations [b, ...], and the sum with this head's part.
         """
-        before = number % self._microbatches * len(x)
+        self._size = self._size or len(x)  # the last part of a batch may be smaller
+        before = number % self._microbatches * self._size
         here = min(len(x), max(0, samples - before))
         # where all is padding, nothing is scored, and any outputs do
         activations, outputs, summed = self._module.evaluate(
@@ -60,7 +61,7 @@ class Evaluation:
 
     def end_batch(self) -> None:
         """Scores what is kept of the batch."""
-        samples, self._seen = self._seen, 0
+        samples, self._seen, self._size = self._seen, 0, 0
         if self._kept:
             self._score(samples)
 
