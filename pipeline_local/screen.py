@@ -27,6 +27,11 @@ def is_terminal() -> bool:
         return False
 
 
+def draws() -> bool:
+    """Whether stdout is a terminal on which rows can be drawn again."""
+    return is_terminal() and os.environ.get("TERM") != "dumb"
+
+
 def width(least: int = NARROWEST) -> int:
     """The columns that COLUMNS or the terminal has; `WIDTH` where neither has at least so many."""
     said = os.environ.get("COLUMNS", "").strip()

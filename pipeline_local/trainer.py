@@ -239,9 +239,9 @@ class Trainer:
             with self.status.during("end", self._done):
                 self.recorder.align()
         finally:
+            self.display.close()
             self.writer.close()
             self.upstream.close()
-            self.display.close()
             self.metrics.close()
             self.recorder.write()
 

@@ -13,16 +13,19 @@ from rich.table import Table
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.footer import Footer
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record.progress import Progress, Quiet, Silent, by_module
-from pipeline_local.screen import Screen, height, is_terminal, say
+from pipeline_local.screen import Screen, draws, height, say, width
 from pipeline_local.watch.store import Facts
 
-_FRAME = 4
-"""Rows besides those of modules: the bar, the heading of two rows, and the cursor's."""
+_FRAME = 5
+"""Rows besides those of modules: the bar, the heading of two rows, and two for other lines."""
 _BAR = 16
-_STAGE = ("stage", "busy", "wait\nup", "wait\ndown", "MiB", "GPU")
+_STAGE = ("stage", "rate", "busy", "wait\nup", "wait\ndown", "MiB", "GPU")
 """What a stage has one of, however many modules."""
+_WIDE = 100
+"""Columns from which on there is more space between those of the table."""
 
 
 class Display(Protocol):
@@ -58,7 +61,7 @@ class LiveView:
         self._task = task
         self._start = start
         self._begin = time.monotonic()
-        self._drawn = 0
+        self._footer = Footer()
 
     def announce(self, lines: list[str]) -> None:
         """Prints what is about to run, or how it has ended."""
@@ -69,14 +72,11 @@ class LiveView:
         if not stages:
             return
         drawing = Screen().drawn(self._bar(stages[0]), self.table(stages, tests))
-        rows = drawing.splitlines()[: height() - 1]  # no row that has left the terminal comes back
-        above = "\x1b[1A\x1b[2K" * self._drawn  # each row that was drawn is cleared, upwards
-        self._drawn = len(rows)
-        say("\r" + above + "\n".join(rows))
+        self._footer.draw(drawing.splitlines())
 
     def close(self) -> None:
-        """Leaves the last table where it is."""
-        self._drawn = 0
+        """Leaves the last table as the last lines printed."""
+        self._footer.close()
 
     def table(self, stages: list[Facts], tests: list[Facts]) -> Table:
         """Returns the table.
@@ -88,7 +88,7 @@ class LiveView:
         trained, tested = by_module(stages), by_module(tests)
         metric, whole = self._task.metric, self._has_room()
         since = "" if not tests else f"\n(step {min(facts['step'] for facts in tests)})"
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, _space(), 0, 0))
         for name in ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE):
             table.add_column(name, justify="right")
         for number, part in enumerate(self._stages):
@@ -100,9 +100,20 @@ class LiveView:
                     _cell(row, "loss", "{:.3f}".format),
                     _cell(score, metric, partial(self._task.score_text, digits=1)),
                     _cell(row, "cosine", "{:+.2f}".format),
-                    *(_of_stage(number, own) if not whole or index == part[0] else ()),
+                    *(self._of_stage(number, own) if not whole or index == part[0] else ()),
                 )
         return table
+
+    def _of_stage(self, number: int, facts: Facts | None) -> list[str]:
+        """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
+        if facts is None:
+            return [f"{number}", *["-"] * (len(_STAGE) - 1)]
+        rate, _, _ = self._task.rate_text(facts["samples_per_second"]).partition(" ")
+        up, down = facts["waiting_up"], facts["waiting_down"]
+        shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
+        memory = f"{facts['memory_bytes'] / 2**20:.0f}"
+        gpu = _cell(facts, "gpu_utilization_percent", "{}%".format)
+        return [f"{number}", rate, *shares, memory, gpu]
 
     def _has_room(self) -> bool:
         """Whether every module can have a row."""
@@ -127,14 +138,8 @@ def _cell(row: Facts, name: str, text: Callable[[float], str]) -> str:
     return text(row[name]) if name in row else "-"
 
 
-def _of_stage(number: int, facts: Facts | None) -> list[str]:
-    """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
-    if facts is None:
-        return [f"{number}", *["-"] * (len(_STAGE) - 1)]
-    up, down = facts["waiting_up"], facts["waiting_down"]
-    shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
-    memory = f"{facts['memory_bytes'] / 2**20:.0f}"
-    return [f"{number}", *shares, memory, _cell(facts, "gpu_utilization_percent", "{}%".format)]
+def _space() -> int:
+    return 2 if width() >= _WIDE else 1
 
 
 def _span(part: range) -> str:
@@ -162,6 +167,6 @@ def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int
         return Silent()
     if blueprint.config.run.quiet:
         return Quiet()
-    if is_terminal():
+    if draws():
         return LiveView(blueprint.run_plan, stages, blueprint.task, start)
     return Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
