@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline_local import configfile
+from pipeline_local import configfile, startup
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
@@ -39,6 +39,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     Raises:
         UserError: a mistake that the user must fix.
     """
+    startup.at("checking the configuration")
     mesh = Mesh.of(config.parallel, rank_info.world_size)
     blueprint = draw(config.on_stages(mesh.num_stages), describe(config.data), tries=True)
     placement = Placement.of(blueprint, mesh.num_stages)

@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
+from pipeline_local import startup
 from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
 from pipeline_local.footer import ALL_ROWS
@@ -39,6 +40,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
         ranks = _ranks(count, arguments)
         agent = LocalElasticAgent(ranks, _NoLogs(own))
+        startup.over()
         say(f"starting {counted(count, 'rank')} on this host")
         try:
             with _passing_on(agent) as received:

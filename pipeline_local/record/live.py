@@ -11,6 +11,7 @@ from typing import Protocol
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pipeline_local import startup
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.footer import Footer
@@ -163,6 +164,7 @@ def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int
         rank: of this process.
         start: the steps done before.
     """
+    startup.over()
     if rank:
         return Silent()
     if blueprint.config.run.quiet:
