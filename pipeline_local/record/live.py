@@ -23,8 +23,10 @@ from pipeline_local.watch.store import Facts
 _FRAME = 5
 """Rows besides those of modules: the bar, the heading of two rows, and two for other lines."""
 _BAR = 16
-_STAGE = ("stage", "rate", "busy", "wait\nup", "wait\ndown", "MiB", "GPU")
+_STAGE = ("stage", "rate", "busy", "wait\nup", "wait\ndown")
 """What a stage has one of, however many modules."""
+_RESIDENT, _ALLOCATED = "process\nMiB", "tensors\nMiB"
+"""What is known of the memory of a stage on a CPU, and on another device."""
 _WIDE = 100
 """Columns from which on there is more space between those of the table."""
 
@@ -90,7 +92,9 @@ class LiveView:
         metric, whole = self._task.metric, self._has_room()
         since = "" if not tests else f"\n(step {min(facts['step'] for facts in tests)})"
         table = Table(box=None, pad_edge=False, padding=(0, _space(), 0, 0))
-        for name in ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE):
+        memory = _ALLOCATED if any("gpu_memory_bytes" in own for own in stages) else _RESIDENT
+        named = ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE)
+        for name in (*named, memory, "GPU"):
             table.add_column(name, justify="right")
         for number, part in enumerate(self._stages):
             own = next((facts for facts in stages if facts["stage"] == number), None)
@@ -108,7 +112,7 @@ class LiveView:
     def _of_stage(self, number: int, facts: Facts | None) -> list[str]:
         """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
         if facts is None:
-            return [f"{number}", *["-"] * (len(_STAGE) - 1)]
+            return [f"{number}", *["-"] * (len(_STAGE) + 1)]
         rate, _, _ = self._task.rate_text(facts["samples_per_second"]).partition(" ")
         up, down = facts["waiting_up"], facts["waiting_down"]
         shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))

@@ -225,6 +225,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_of(device: torch.device) -> str:
+    """Returns what `peak_memory_bytes` counts: "tensors", which is what a plan predicts, or the
+    whole "process" with Python and torch."""
+    return "process" if device.type == "cpu" else "tensors"
+
+
 def gpu(device: torch.device) -> Facts:
     """Returns memory in use (bytes) and, if known, utilisation (percent); {} on a CPU."""
     if device.type == "cpu":

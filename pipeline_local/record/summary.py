@@ -15,6 +15,12 @@ from pipeline_local.screen import Screen, complain, say
 from pipeline_local.watch.store import Facts
 
 
+_MEMORY = {
+    "process": "a process of at most {} per stage (with Python and torch)",
+    "tensors": "peak memory of at most {} per stage (tensors)",
+}
+
+
 @dataclass(frozen=True)
 class ModuleRow:
     """One module's row of the table.
@@ -57,7 +63,8 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     Args:
         stages: each with `modules` (number -> what `per_head` lists), `steps`, `resumed_after`
             (the steps done before), `seconds` (of training since), `waited` (seconds of those
-            spent waiting for neighbours), `peak_memory_bytes` and `checkpoint_stall_seconds`.
+            spent waiting for neighbours), `peak_memory_bytes` (of what `memory_of` says) and
+            `checkpoint_stall_seconds`.
         samples: the training samples seen.
         plan: the predicted times, if there is a profile.
     """
@@ -73,6 +80,7 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
         "efficiency": round(busy / max(seconds, 1e-9), 4),
         "peak_memory_bytes": [facts["peak_memory_bytes"] for facts in stages],
+        "memory_of": stages[0]["memory_of"],
         "checkpoint_stall_seconds": round(
             max(facts["checkpoint_stall_seconds"] for facts in stages), 3
         ),
@@ -141,14 +149,14 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
     console = Screen()
     console.print(table)
     if "seconds" in facts:
-        memory = max(facts["peak_memory_bytes"]) / 2**20
+        memory = f"{max(facts['peak_memory_bytes']) / 2**20:.0f} MiB"
         before = facts.get("resumed_after", 0)
         done = f"{facts['steps'] - before} of " if before else ""
         console.print(
             f"{done}{counted(facts['steps'], 'step')} in {facts['seconds']:.1f} s,"
             f" {task.rate_text(facts['samples_per_second'])},"
             f" pipeline efficiency {facts['efficiency']:.2f},"
-            f" peak memory {memory:.0f} MiB per stage",
+            f" {_MEMORY[facts['memory_of']].format(memory)}",
             soft_wrap=True,
         )
     if "predicted_stage_seconds" in facts:

@@ -144,8 +144,9 @@ def _of_head(runs: Sequence[Run], index: int, name: str) -> list[Value]:
 
 def _memory(runs: Sequence[Run]) -> Iterator[Row]:
     for stage in range(max(len(run.memory) for run in runs)):
+        name = " / ".join(dict.fromkeys(run.memory_name for run in runs))
         peaks = [run.memory[stage] if stage < len(run.memory) else None for run in runs]
-        yield Row(f"peak memory, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
+        yield Row(f"{name}, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
 
 
 def _setting(run: Run, name: str) -> str | None:

@@ -63,6 +63,7 @@ def test_it_fits(terminal, columns, count):
     assert bar.startswith("step 156/3120")
     assert all(part in bar for part in ("epoch 2.0/40", "12346 samples/s", "left"))
     assert heading.split()[:2] == ["module", "loss"]
+    assert "process" in shown.rows[1], "with Python and torch"
     assert len(shown.rows) == 3 + count, "within 24 rows"
     for number, row in enumerate(shown.rows[3:]):
         cells = f"{number + 1} 1.234 75.1% -0.25 {number} 12346 70% 25% 5% 12345 -"
