@@ -57,7 +57,13 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     scores, took = ["accuracy", "ensemble_accuracy", "loss"], ["seconds", "samples_per_second"]
     keys = [*scores, "steps", "resumed_after", *took]
-    assert list(summary) == [*keys, "efficiency", "peak_memory_bytes", "memory_of", "checkpoint_stall_seconds"]
+    assert list(summary) == [
+        *keys,
+        "efficiency",
+        "peak_memory_bytes",
+        "memory_of",
+        "checkpoint_stall_seconds",
+    ]
     assert [len(summary[name]) for name in scores] == [4, 4, 4]
     assert summary["steps"] == 6
     assert summary["peak_memory_bytes"][0] > 0

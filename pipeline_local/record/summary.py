@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import Screen, complain, say
+from pipeline_local.screen import Screen, complain, new_table, say
 from pipeline_local.watch.store import Facts
-
 
 _MEMORY = {
     "process": "a process of at most {} per stage (with Python and torch)",
@@ -116,7 +113,7 @@ def warn(warnings: Iterable[str]) -> None:
 
 def show_modules(rows: list[ModuleRow]) -> None:
     """Prints a table of what each module is."""
-    table = Table()
+    table = new_table()
     for column in ("module", "stage", "blocks", "head"):
         table.add_column(column, justify="right" if column in ("module", "stage") else "left")
     for index, row in enumerate(rows):
@@ -133,7 +130,7 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
         task: the task, which knows how its score is displayed.
         run: the folder of a run that has ended.
     """
-    table = Table(title="Test set, per head", title_justify="left")
+    table = new_table("Test set, per head")
     metric = task.metric
     title = metric.replace("_", " ")
     shown = [name for name in task.shown if name in facts]

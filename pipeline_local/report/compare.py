@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from pipeline_local.report.run import NONE, Run, read
-from pipeline_local.screen import Screen, say
+from pipeline_local.screen import Screen, new_table, say
 
 Value = Any
 """Any value of JSON."""
@@ -62,7 +60,7 @@ def show(paths: Sequence[Path]) -> None:
         "configuration": settings(runs),
         "versions and machine": environment(runs),
     }
-    table = Table(title="What differs", title_justify="left")
+    table = new_table("What differs")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right", overflow="fold")
