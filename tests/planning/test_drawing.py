@@ -56,7 +56,7 @@ def test_the_page_fits(monkeypatch, capsys, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(drawing, "is_terminal", lambda: True)
     monkeypatch.setattr(alternatives, "microbatches", lambda placement: [16])
-    drawn = draw(modules={"count": 3}, parallel={"memory": 1e-3})
+    drawn = draw(modules={"count": 3}, parallel={"memory": 1e-5})
     drawing.show(drawn)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
