@@ -362,8 +362,7 @@ class Trainer:
             "modules": self.scores,
             "steps": self._done,
             "resumed_after": self.start,
-            "peak_memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
-            "memory_of": metrics.memory_of(self.rank_info.device),
+            **metrics.peak_memory(self.rank_info.device),
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }
