@@ -207,6 +207,7 @@ class Trainer:
             config=self.blueprint.config,
             folder=self.folder.path,
             modules=modules,
+            parts=[part for module in modules for part in self.blueprint.parts(module)],
             rank=self.rank_info.rank,
             is_last=self.blueprint.is_last(modules[-1].index),
             metric=task.metric,
