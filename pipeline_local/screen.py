@@ -76,6 +76,10 @@ class Screen(Console):
         """Prints a table or text to stdout, at once."""
         say(self.drawn(*objects, **options), end="")
 
+    def sentence(self, text: str) -> None:
+        """Prints text as a line, which on a terminal is broken between words only."""
+        self.print(text, soft_wrap=not is_terminal(), highlight=False, markup=False)
+
     def drawn(self, *objects: Any, **options: Any) -> str:  # noqa: ANN401
         """The text of a table, with the terminal's colours if it has some."""
         with self.capture() as captured:

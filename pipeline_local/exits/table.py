@@ -11,10 +11,9 @@ def show(report: ExitReport) -> None:
     console = Screen()
     console.print(_exits(report))
     console.print(_thresholds(report))
-    console.print(
+    console.sentence(
         "A sample leaves at the first head whose top probability reaches the threshold."
-        " Operations are multiply-adds over those of the whole network without auxiliary heads.",
-        soft_wrap=True,
+        " Operations are multiply-adds over those of the whole network without auxiliary heads."
     )
 
 

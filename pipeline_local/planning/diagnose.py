@@ -245,8 +245,7 @@ def _show(rows: Sequence[GradientRow], blocks: Sequence[str], title: str) -> Non
         table.add_row(str(row.module), names, *numbers, discord)
     console = Screen()
     console.print(table)
-    console.print(
+    console.sentence(
         "Cosines: the body's local and global gradient; the signal s and the global gradient at the"
-        " module's output; its input gradient g and the signal s of its upstream neighbour.",
-        soft_wrap=True,
+        " module's output; its input gradient g and the signal s of its upstream neighbour."
     )

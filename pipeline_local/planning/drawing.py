@@ -11,7 +11,7 @@ from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
 from pipeline_local.planning.verdict import best_of_each, helps, mebibytes, verdict
-from pipeline_local.screen import Screen, is_terminal, new_table
+from pipeline_local.screen import Screen, new_table
 
 STEPS_DRAWN = 5
 """Steps in the timeline: enough to show fill, steady state and drain."""
@@ -29,9 +29,8 @@ def show(plan: Plan) -> None:
     if plan.edges:
         console.print(_edges(plan))
     console.print(_alternatives(plan))
-    whole = not is_terminal()  # whoever reads a file may look for a sentence
     for line in [*_facts(plan), *lines_of(plan, columns), *warnings(plan)]:
-        console.print(line, soft_wrap=whole, highlight=False, markup=False)
+        console.sentence(line)
 
 
 def warnings(plan: Plan) -> list[str]:

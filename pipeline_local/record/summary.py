@@ -9,7 +9,7 @@ from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import Screen, complain, new_table, say
+from pipeline_local.screen import Screen, complain, new_table
 from pipeline_local.watch.store import Facts
 
 _MEMORY = {
@@ -149,16 +149,17 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
         memory = f"{max(facts['peak_memory_bytes']) / 2**20:.0f} MiB"
         before = facts.get("resumed_after", 0)
         done = f"{facts['steps'] - before} of " if before else ""
-        console.print(
+        console.sentence(
             f"{done}{counted(facts['steps'], 'step')} in {facts['seconds']:.1f} s,"
             f" {task.rate_text(facts['samples_per_second'])},"
             f" pipeline efficiency {facts['efficiency']:.2f},"
-            f" {_MEMORY[facts['memory_of']].format(memory)}",
-            soft_wrap=True,
+            f" {_MEMORY[facts['memory_of']].format(memory)}"
         )
     if "predicted_stage_seconds" in facts:
         pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
         times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
-        console.print(f"ms per step that each stage computes (predicted): {times}", soft_wrap=True)
+        console.sentence(f"ms per step that each stage computes (predicted): {times}")
     if run is not None:
-        say(f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it")
+        console.sentence(
+            f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it"
+        )

@@ -1,10 +1,11 @@
 """The printed plan."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local import configfile, screen
 from pipeline_local.cli import main
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.planning import alternatives, drawing, plan
@@ -54,11 +55,11 @@ def test_the_whole_page(capsys):
 def test_the_page_fits(monkeypatch, capsys, columns):
     """Names and numbers are whole, and the timeline is not broken."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(drawing, "is_terminal", lambda: True)
+    monkeypatch.setattr(screen, "is_terminal", lambda: True)
     monkeypatch.setattr(alternatives, "microbatches", lambda placement: [16])
     drawn = draw(modules={"count": 3}, parallel={"memory": 1e-5})
     drawing.show(drawn)
-    lines = capsys.readouterr().out.splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= columns
     assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
     for text in ("BP checkpointed, 1 device, m=16", " no "):
