@@ -3,7 +3,6 @@
 It shows what every stage has set in the store, and asks no stage for anything.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -13,10 +12,9 @@ from rich.table import Table
 
 from pipeline_local import startup
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.footer import Footer
 from pipeline_local.learning.tasks import Task
-from pipeline_local.record.progress import Progress, Quiet, Silent, by_module
+from pipeline_local.record.progress import Course, Progress, Quiet, Silent, by_module
 from pipeline_local.screen import Screen, draws, height, say, width
 from pipeline_local.watch.store import Facts
 
@@ -50,20 +48,15 @@ class LiveView:
     different stages may be of different steps.
 
     Args:
-        run_plan: says how long the run is.
+        course: of the run.
         stages: the modules of each stage, from 0.
         task: the task, which knows how its score is displayed.
-        start: the steps done before.
     """
 
-    def __init__(
-        self, run_plan: RunPlan, stages: Sequence[range], task: Task, start: int = 0
-    ) -> None:
-        self._run_plan = run_plan
+    def __init__(self, course: Course, stages: Sequence[range], task: Task) -> None:
+        self._course = course
         self._stages = stages
         self._task = task
-        self._start = start
-        self._begin = time.monotonic()
         self._footer = Footer()
 
     def announce(self, lines: list[str]) -> None:
@@ -125,16 +118,14 @@ class LiveView:
         return sum(map(len, self._stages)) + _FRAME <= height()
 
     def _bar(self, facts: Facts) -> Table:
-        step, last, epoch = facts["step"], self._run_plan.num_steps, self._run_plan.steps_per_epoch
-        seconds = time.monotonic() - self._begin
-        left = seconds * (last - step) / max(1, step - self._start)
+        step, course = facts["step"], self._course
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_row(
-            f"step {step}/{last}",
-            ProgressBar(total=last, completed=step, width=_BAR),
-            f"epoch {step / epoch:.1f}/{last / epoch:.3g}",
+            f"step {step}/{course.num_steps}",
+            ProgressBar(total=course.num_steps, completed=step, width=_BAR),
+            course.epoch(step),
             self._task.rate_text(facts["samples_per_second"]),
-            f"{_duration(left)} left",
+            course.left(step),
         )
         return grid
 
@@ -152,13 +143,6 @@ def _span(part: range) -> str:
     return f"{first}" if first == last else f"{first}-{last}"
 
 
-def _duration(seconds: float) -> str:
-    """Such as 0:42, 12:05 or 3:07:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int) -> Display:
     """Returns what shows a run on this process's stdout; the first rank shows all stages.
 
@@ -173,6 +157,7 @@ def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int
         return Silent()
     if blueprint.config.run.quiet:
         return Quiet()
+    course = Course(blueprint.run_plan, start)
     if draws():
-        return LiveView(blueprint.run_plan, stages, blueprint.task, start)
-    return Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
+        return LiveView(course, stages, blueprint.task)
+    return Progress(course, len(blueprint.modules), blueprint.task)

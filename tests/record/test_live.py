@@ -7,9 +7,9 @@ import pytest
 
 from pipeline_local import footer
 from pipeline_local.learning.tasks import Classification, NextToken
-from pipeline_local.record import live
+from pipeline_local.record import live, progress
 from pipeline_local.record.live import LiveView
-from pipeline_local.record.progress import Progress, Quiet, Silent
+from pipeline_local.record.progress import Course, Progress, Quiet, Silent
 from tests.terminal import Terminal
 
 PLAN = SimpleNamespace(num_steps=3120, steps_per_epoch=78)
@@ -58,7 +58,7 @@ def test_it_fits(terminal, columns, count):
     shown = terminal(columns, 24)
     stages = [range(k, k + 1) for k in range(count)]
     seen = [facts(k, part) for k, part in enumerate(stages)]
-    LiveView(PLAN, stages, Classification(10)).show(seen, [scores_of(range(count))])
+    LiveView(Course(PLAN, 0), stages, Classification(10)).show(seen, [scores_of(range(count))])
     bar, *_, heading = shown.rows[:3]
     assert bar.startswith("step 156/3120")
     assert all(part in bar for part in ("epoch 2.0/40", "12346 samples/s", "left"))
@@ -72,7 +72,7 @@ def test_it_fits(terminal, columns, count):
 
 def test_a_language_model_fits(terminal):
     shown = terminal(80, 24)
-    view = LiveView(PLAN, [range(2), range(2, 4)], NextToken(8192, (512,)))
+    view = LiveView(Course(PLAN, 0), [range(2), range(2, 4)], NextToken(8192, (512,)))
     view.show([facts(0, range(2)), facts(1, range(2, 4))], [scores_of(range(4))])
     assert [float(row.split()[2]) for row in shown.rows[3:]] == [123.4] * 4
     assert shown.rows[3].split()[5] == "6320947", "tokens per second"
@@ -82,7 +82,7 @@ def test_a_language_model_fits(terminal):
 def test_large_k_has_a_row_for_each_stage(terminal):
     """With the values of its last module."""
     shown = terminal(80, 12)
-    LiveView(PLAN, [range(8), range(8, 16)], Classification(10)).show(
+    LiveView(Course(PLAN, 0), [range(8), range(8, 16)], Classification(10)).show(
         [facts(0, range(8)), facts(1, range(8, 16))], []
     )
     assert [row.split()[0] for row in shown.rows[-2:]] == ["1-8", "9-16"]
@@ -92,7 +92,7 @@ def test_never_more_rows_than_the_terminal_has(terminal):
     shown = terminal(80, 12)
     shown.take("hello\n")
     stages = [range(k, k + 1) for k in range(30)]
-    view = LiveView(PLAN, stages, Classification(10))
+    view = LiveView(Course(PLAN, 0), stages, Classification(10))
     for _ in range(2):
         view.show([facts(0, range(1))], [])
         assert len(shown.rows) == 11
@@ -101,7 +101,7 @@ def test_never_more_rows_than_the_terminal_has(terminal):
 
 def test_stages_that_have_not_reported(terminal):
     shown = terminal(80, 24)
-    view = LiveView(PLAN, [range(1), range(1, 2), range(2, 3)], Classification(10))
+    view = LiveView(Course(PLAN, 0), [range(1), range(1, 2), range(2, 3)], Classification(10))
     view.show([], [])
     assert shown.rows == []
     view.show([facts(0, range(1)), facts(2, range(2, 3))], [])
@@ -110,7 +110,7 @@ def test_stages_that_have_not_reported(terminal):
 
 def test_it_is_drawn_over_itself(terminal):
     shown = terminal(80, 24)
-    view = LiveView(PLAN, [range(2)], Classification(10))
+    view = LiveView(Course(PLAN, 0), [range(2)], Classification(10))
     view.announce(["the plan"])
     view.show([facts(0, range(2))], [])
     shown.take("[stage 1 | rank 1] a warning\n")
@@ -126,8 +126,8 @@ def test_it_is_drawn_over_itself(terminal):
 def test_time_left(terminal, monkeypatch):
     shown = terminal(80, 24)
     now = iter([1000.0, 1060.0])
-    monkeypatch.setattr(live.time, "monotonic", lambda: next(now))
-    LiveView(PLAN, [range(1)], Classification(10), start=96).show([facts(0, range(1))], [])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    LiveView(Course(PLAN, 96), [range(1)], Classification(10)).show([facts(0, range(1))], [])
     assert "49:24 left" in shown.rows[0], "60 steps a minute, and 2964 to go"
 
 
