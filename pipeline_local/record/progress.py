@@ -27,8 +27,8 @@ class Course:
 
     def epoch(self, step: int) -> str:
         """Returns the epochs done, of all."""
-        size = self._steps_per_epoch
-        return f"epoch {step / size:.1f}/{self.num_steps / size:.3g}"
+        done, all_ = (count / self._steps_per_epoch for count in (step, self.num_steps))
+        return f"epoch {done:.1f}/{all_:.3g}" if all_ >= 1 else f"epoch {done:.2f}/{all_:.2f}"
 
     def left(self, step: int) -> str:
         """Returns the time left, if the steps to come take as long as those of this run so far."""

@@ -66,6 +66,11 @@ def test_show(capsys):
     )
 
 
+def test_less_than_an_epoch():
+    short = SimpleNamespace(num_steps=4, steps_per_epoch=45)
+    assert Course(short, 0).epoch(2) == "epoch 0.04/0.09"
+
+
 def test_a_resumed_run_is_as_fast_as_it_is_now():
     """The steps before took no time of this run."""
     assert course(start=40).left(60) == "1:00 left"
