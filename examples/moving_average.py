@@ -16,13 +16,11 @@ from pipeline_local.callbacks import Facts, Run
 
 class MovingAverage(Callback):
     def on_start(self, run: Run, step: int) -> None:
-        self.means: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = run.state()
 
     def on_step(self, run: Run, step: int) -> None:
-        for module in run.modules:
-            for name, weight in module.body.named_parameters(f"{module.index}"):
-                mean = self.means.setdefault(name, weight.detach().clone())
-                mean.lerp_(weight.detach(), 0.1)
+        for name, weight in run.state().items():
+            self.means[name].lerp_(weight, 0.1)
 
     def on_end(self, run: Run, facts: Facts) -> None:
         save_file(self.means, run.folder / f"average-{run.rank}.safetensors")
@@ -33,5 +31,8 @@ data = (x[:1400] / 16, y[:1400]), (x[1400:] / 16, y[1400:])
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 10))
 folder = Path((*sys.argv[1:], "runs/average")[0])
 fit(model, *data, stages=2, epochs=5, run_dir=folder, callbacks=[MovingAverage()])
-for file in sorted(folder.glob("average-*")):  # each stage has written its own
-    print(file.name, list(load_file(file)))
+averages = {}
+for file in folder.glob("average-*"):  # each stage has written its own
+    averages |= load_file(file)
+model.load_state_dict(averages, strict=True)
+print("averaged:", *sorted(averages))

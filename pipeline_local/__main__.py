@@ -12,9 +12,9 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
-from pipeline_local.commandline.parser import parse
+from pipeline_local import startup
+from pipeline_local.commandline.parser import CALL, parse
 from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
-from pipeline_local.screen import say
 
 _SPINS = "10000"
 """Turns of an OpenMP thread that waits for others, before it sleeps (GOMP_SPINCOUNT). Costs nothing
@@ -36,6 +36,9 @@ def main() -> int:
     try:
         options, arguments = parse(sys.argv[1:])  # help and mistakes of usage end here
         announce(options.run)
+        import torch  # noqa: F401 (alone, as it takes most of the time)
+
+        startup.at("loading the rest")
         from pipeline_local import cli
 
         return cli.run(options, arguments)
@@ -44,10 +47,14 @@ def main() -> int:
 
 
 def announce(command: str) -> None:
-    """Say what the next seconds are spent on, where a user has just started a run."""
-    is_first = os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ
-    if command in ("train", "resume") and is_first:
-        say(f"{command}: loading torch")
+    """Say what the next seconds are spent on, where a run starts: in the user's process, and in the
+    first of the ranks that it starts."""
+    if os.environ.get("RANK", "0") == "0" and command in ("train", "resume", CALL):
+        if LAUNCHER in os.environ:
+            startup.begin("rank 0", startup.SILENCE_OF_RANKS)
+        else:
+            startup.begin(command, startup.SILENCE)
+        startup.at("loading torch")
 
 
 def open_what_is_closed() -> None:

@@ -1,5 +1,6 @@
 """What the ranks agree on before any work is done: the first one proposes, all others accept."""
 
+import os
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline_local import configfile
+from pipeline_local import configfile, startup
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
@@ -17,12 +18,15 @@ from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.loggers import follower
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
+from pipeline_local.placement.describe import doubts
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.placement.replication import resolved
 from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
+from pipeline_local.record import summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder, first_free
 from pipeline_local.screen import say
@@ -40,9 +44,12 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     Raises:
         UserError: a mistake that the user must fix.
     """
+    startup.at("checking the configuration")
     mesh = Mesh.of(config.parallel, rank_info.world_size)
     blueprint = draw(config.on_stages(mesh.num_stages), describe(config.data), tries=True)
     placement = Placement.of(blueprint, mesh.num_stages)
+    if LAUNCHER not in os.environ:  # else whoever has started the ranks has said it
+        summary.warn(doubts(config, blueprint))
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.models.backbone import Block
+from pipeline_local.models.weights import model_state
 from pipeline_local.record import atomic
 
 Facts = dict[str, Any]
@@ -27,6 +31,7 @@ class Run:
         config: the resolved configuration.
         folder: the run folder, which all ranks share.
         modules: those of this stage, in order; `module.index` counts from 0.
+        parts: the network's blocks of this stage, each with the module that holds its weights.
         rank: of this process; its stage has the same number.
         is_last: whether this stage has the last module, whose head is the network's own.
         metric: name of the task's score.
@@ -40,6 +45,7 @@ class Run:
     config: Config
     folder: Path
     modules: Sequence[LocalModule]
+    parts: Sequence[tuple[Block, nn.Module]]
     rank: int
     is_last: bool
     metric: str
@@ -47,6 +53,11 @@ class Run:
     is_saved: Callable[[int], bool]
     stop: Callable[[], None]
     keep: Callable[[str, int], None]
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the network's weights and buffers of this stage, by the network's own names, on
+        the CPU; those of all stages together are its state dict."""
+        return {name: value.clone() for name, value in model_state(self.parts).items()}
 
 
 class Callback:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline_local import configfile
+from pipeline_local import configfile, keys
 from pipeline_local.commandline.parser import parse
 from pipeline_local.commands.table import RUN
 from pipeline_local.errors import (
@@ -97,7 +97,10 @@ def _explain(error: Exception) -> None:
 
 
 def _pointer(line: str) -> str:
-    """What explains the key whose value is wrong or missing; nothing for other problems."""
+    """What explains the key whose value is wrong or missing, and the page of the documentation that
+    does; nothing for other problems."""
     found = re.match(r"([a-z_.]+):|missing key '([a-z_.]+)'", line)
     key = found and (found[1] or found[2])
-    return f" (pipeline-local explain {key})" if key in set(configfile.keys()) else ""
+    if key not in set(configfile.keys()):
+        return ""
+    return f" (pipeline-local explain {key}; {keys.find(key).link})"

@@ -200,18 +200,8 @@ def reading(
     Raises:
         UserError: another key, or the data is not what the run was trained on.
     """
-    own = {f"data.{each.name}" for each in fields(DataConfig)} - {*keys}
-    for key in (text.partition("=")[0] for text in overrides):
-        if key in own or not (key in keys or key.startswith("data.")):
-            raise UserError(
-                f"{key}: cannot be changed for a run that is trained; only {', '.join(keys)} and"
-                f" options of data.name can"
-            )
+    blueprint = relocated(blueprint, run, overrides, keys)
     config = blueprint.config
-    if overrides:
-        # a batch of another size need not be a multiple
-        changed = configfile.load(RunFolder(run).config, [*overrides, "train.microbatches=1"])
-        config = replace(config, data=changed.data, parallel=changed.parallel)
     try:
         info = check_again(config.data, blueprint.info, split)
     except UserError as error:
@@ -221,4 +211,30 @@ def reading(
     plan = replace(
         blueprint.run_plan, config=config, num_train=info.num_train, num_test=info.num_test
     )
-    return replace(blueprint, config=config, info=info, run_plan=plan)
+    return replace(blueprint, info=info, run_plan=plan)
+
+
+def relocated(
+    blueprint: Blueprint, run: Path, overrides: Sequence[str], keys: Collection[str] = READING
+) -> Blueprint:
+    """The blueprint of a finished run whose data, or tokenizer, is elsewhere now; reads nothing.
+
+    Args:
+        blueprint, run, overrides, keys: as for `reading`.
+
+    Raises:
+        UserError: another key.
+    """
+    own = {f"data.{each.name}" for each in fields(DataConfig)} - {*keys}
+    for key in (text.partition("=")[0] for text in overrides):
+        if key in own or not (key in keys or key.startswith("data.")):
+            raise UserError(
+                f"{key}: cannot be changed for a run that is trained; only {', '.join(keys)} and"
+                f" options of data.name can"
+            )
+    if not overrides:
+        return blueprint
+    # a batch of another size need not be a multiple
+    changed = configfile.load(RunFolder(run).config, [*overrides, "train.microbatches=1"])
+    config = replace(blueprint.config, data=changed.data, parallel=changed.parallel)
+    return replace(blueprint, config=config)

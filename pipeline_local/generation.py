@@ -1,6 +1,6 @@
 """Text from a finished run of a language model, from the last head or an earlier exit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from pipeline_local import configfile
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
 from pipeline_local.exits.network import check
-from pipeline_local.finished import load
+from pipeline_local.finished import load, relocated
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Logits, NextToken
 from pipeline_local.learning.wire_format import WireFormat
@@ -31,6 +31,7 @@ class Generator:
         device: where to compute.
         exit: the number of the module, from 1, whose head speaks; None: the last. The modules
             behind it are not run.
+        overrides: `key=value`: where its tokenizer is now.
 
     Raises:
         UserError: no run, no complete checkpoint, no language model, no such module, or its
@@ -38,9 +39,15 @@ class Generator:
     """
 
     def __init__(
-        self, run: str | Path, device: torch.device = CPU, exit: int | None = None
+        self,
+        run: str | Path,
+        device: torch.device = CPU,
+        exit: int | None = None,
+        overrides: Sequence[str] = (),
     ) -> None:
-        blueprint, modules, _ = load(configfile.path("run", run), device)
+        folder = configfile.path("run", run)
+        blueprint, modules, _ = load(folder, device)
+        blueprint = relocated(blueprint, folder, overrides)
         if not isinstance(blueprint.task, NextToken):
             raise UserError(
                 f"run: {run} is no run of a language model, but of task.name="

@@ -9,11 +9,14 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.table import Table
 
 WIDTH = 140
 """The columns of what does not say how wide it is, such as a batch job's log."""
 ROWS = 24
 """The rows of a terminal that does not say how many it has."""
+_FOR_LINES = 100
+"""Columns from which on tables have lines; below, their text needs all of them."""
 NARROWEST = 40
 """Columns; containers and editors that know none say 0 or 1, and a table would have no text."""
 
@@ -25,6 +28,11 @@ def is_terminal() -> bool:
         return bool(sys.stdout.isatty())
     except (AttributeError, ValueError):  # not a file, none at all, or closed
         return False
+
+
+def draws() -> bool:
+    """Whether stdout is a terminal on which rows can be drawn again."""
+    return is_terminal() and os.environ.get("TERM") != "dumb"
 
 
 def width(least: int = NARROWEST) -> int:
@@ -68,11 +76,24 @@ class Screen(Console):
         """Prints a table or text to stdout, at once."""
         say(self.drawn(*objects, **options), end="")
 
+    def sentence(self, text: str) -> None:
+        """Prints text as a line, which on a terminal is broken between words only."""
+        self.print(text, soft_wrap=not is_terminal(), highlight=False, markup=False)
+
     def drawn(self, *objects: Any, **options: Any) -> str:  # noqa: ANN401
         """The text of a table, with the terminal's colours if it has some."""
         with self.capture() as captured:
             super().print(*objects, **options)
         return captured.get()
+
+
+def new_table(title: str = "") -> Table:
+    """Returns an empty table, with lines where there is room for them."""
+    table = Table(title=title or None, title_justify="left")
+    if width() < _FOR_LINES:
+        table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False
+        table.title = f"\n{title}" if title else None
+    return table
 
 
 def say(text: str = "", end: str = "\n") -> None:

@@ -210,6 +210,7 @@ class Trainer:
             config=self.blueprint.config,
             folder=self.folder.path,
             modules=modules,
+            parts=[part for module in modules for part in self.blueprint.parts(module)],
             rank=self.rank_info.rank,
             is_last=self.blueprint.is_last(modules[-1].index),
             metric=task.metric,
@@ -242,9 +243,9 @@ class Trainer:
             with self.status.during("end", self._done):
                 self.recorder.align()
         finally:
+            self.display.close()
             self.writer.close()
             self.upstream.close()
-            self.display.close()
             self.metrics.close()
             self.recorder.write()
 
@@ -365,7 +366,7 @@ class Trainer:
             "modules": self.scores,
             "steps": self._done,
             "resumed_after": self.start,
-            "peak_memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
+            **metrics.peak_memory(self.rank_info.device),
             "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }

@@ -41,6 +41,34 @@ def fitted(folder, *callbacks, stages=1, train=None, **settings):
     )
 
 
+class Copies(Callback):
+    """What `Run.state` gives at the end; a copy may be changed."""
+
+    def on_start(self, run, step):
+        for value in run.state().values():
+            value.fill_(float("nan"))
+
+    def on_end(self, run, facts):
+        self.found = run.state()
+
+
+def test_the_state_has_the_networks_own_names(tmp_path):
+    model, copies = network(), Copies()
+    settings = {"modules": 2, "head": {"name": "linear"}, "train": {"steps": 3}, "batch_size": 16}
+    fit(
+        model,
+        points(64),
+        points(16),
+        callbacks=[copies],
+        run_dir=tmp_path / "run",
+        parallel={"threads": 1},
+        **settings,
+    )
+    trained = model.state_dict()
+    assert copies.found.keys() == trained.keys()
+    assert all(torch.equal(copies.found[name], value) for name, value in trained.items())
+
+
 class Witness(Callback):
     """Writes each call as a line into the run folder, one file per rank."""
 

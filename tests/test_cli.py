@@ -57,7 +57,13 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     scores, took = ["accuracy", "ensemble_accuracy", "loss"], ["seconds", "samples_per_second"]
     keys = [*scores, "steps", "resumed_after", *took]
-    assert list(summary) == [*keys, "efficiency", "peak_memory_bytes", "checkpoint_stall_seconds"]
+    assert list(summary) == [
+        *keys,
+        "efficiency",
+        "peak_memory_bytes",
+        "memory_of",
+        "checkpoint_stall_seconds",
+    ]
     assert [len(summary[name]) for name in scores] == [4, 4, 4]
     assert summary["steps"] == 6
     assert summary["peak_memory_bytes"][0] > 0
@@ -83,7 +89,7 @@ def test_train_evaluate_export(config, tmp_path, capsys):
     assert (tmp_path / "out" / "trace.json").is_file()
     assert run("trace", "out", "--waits=-1") == 2
     assert run("trace", "elsewhere") == 2
-    assert "elsewhere holds no trace" in capsys.readouterr().err
+    assert "elsewhere is not a run folder" in capsys.readouterr().err
 
     assert "evaluation, Predictor takes head" in shown
     assert run("evaluate", "out", "data.batch_size=100", "parallel.threads=1") == 0
@@ -212,7 +218,7 @@ def test_overrides_may_stand_behind_options(config, capsys):
             run(*bench, stray)
         assert caught.value.code == 2
     with pytest.raises(SystemExit):
-        run("export", "out", "--output=x.safetensors", "a=b")
+        run("compare", "out", "other", "a=b")
 
 
 def test_version_and_help(capsys):

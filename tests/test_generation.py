@@ -9,6 +9,7 @@ from pipeline_local.exporting.export import export
 from pipeline_local.finished import load
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.text.tokenizer import ByteTokenizer
 from pipeline_local.trainer import train
 
 TEXT = "the cat sat on the mat and the dog lay by the door. " * 40
@@ -47,6 +48,23 @@ def made(folder):
     }
     train(configfile.parse(tree), RankInfo())
     return folder / "run"
+
+
+def test_a_tokenizer_that_has_moved_is_named(run, tmp_path, capsys):
+    """By a key of the data, for text and for an export."""
+    ByteTokenizer().save(tmp_path)
+    output = ["--output", str(tmp_path / "out")]
+    assert cli.main(["export", str(run), f"data.tokenizer={tmp_path / 'none'}", *output]) == 2
+    assert "none cannot be read" in capsys.readouterr().err
+    assert cli.main(["export", str(run), "train.seed=1", *output]) == 2
+    assert "train.seed: cannot be changed for a run that is trained" in capsys.readouterr().err
+    assert cli.main(["export", str(run), f"data.tokenizer={tmp_path}", *output]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    said = []
+    for overrides in ([], [f"data.tokenizer={tmp_path}"]):
+        speaker = Generator(run, overrides=overrides)
+        said.append("".join(speaker.text("the cat", 8, temperature=0)))
+    assert said[0] == said[1] != ""
 
 
 def by_hand(run, ids, head):

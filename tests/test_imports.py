@@ -29,7 +29,7 @@ FLOORS = (
         "lagged_queue",
     ),
     ("config", "screen", "newfile", "registry", "building"),
-    ("commandline",),
+    ("commandline", "footer", "startup"),
     ("engines", "text"),
     ("learning", "models", "data"),
     ("given", "blueprint"),

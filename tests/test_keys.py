@@ -72,5 +72,7 @@ def test_a_wrong_value_says_where_it_is_explained(capsys):
     wrong = ["optimizer.lr=x", "nonsense=1", "data.batch_size=7", "train.microbatches=2"]
     assert main(["train", str(CONFIG), *wrong]) == 2
     unknown, lr = capsys.readouterr().err.splitlines()
-    assert lr.endswith("got 'x' (pipeline-local explain optimizer.lr)")
+    link = "docs/configuration.md#optimizer"
+    assert lr.endswith(f"got 'x' (pipeline-local explain optimizer.lr; {link})")
+    assert keys.find("optimizer.lr").link == link
     assert "explain" not in unknown

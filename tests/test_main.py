@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline_local.__main__ import announce, main, spin_briefly
+from pipeline_local.__main__ import main, spin_briefly
 from pipeline_local.ranks.orphan import LAUNCHER
 
 
@@ -40,19 +40,30 @@ def test_torch_is_not_loaded_too_early():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_a_run_says_at_once_that_it_starts(environment, capfd):
-    """The line comes before torch is loaded; a rank that a launcher has started has none."""
-    script = (
-        "import sys, pipeline_local.__main__ as program;"
-        "program.announce('train'); program.announce('plan'); assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    ("command", "variables", "line"),
+    [
+        ("train", {}, "train: loading torch\n"),
+        ("resume", {"RANK": "0"}, "resume: loading torch\n"),
+        ("call", {"RANK": "0", LAUNCHER: "7"}, "rank 0: loading torch\n"),
+        ("train", {"RANK": "1", LAUNCHER: "7"}, ""),
+        ("plan", {}, ""),
+    ],
+)
+def test_a_run_says_at_once_that_it_starts(environment, command, variables, line):
+    """The line comes before torch is loaded, from one process."""
+    environment.delenv("RANK", raising=False)
+    script = f"import sys, pipeline_local.__main__ as program; program.announce({command!r});"
+    script += "assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        timeout=60,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-    assert capfd.readouterr().out == "train: loading torch\n"
-    for name, value in (("RANK", "1"), (LAUNCHER, "7")):
-        environment.setenv(name, value)
-        announce("train")
-        environment.delenv(name)
-    assert capfd.readouterr().out == ""
+    assert done.stdout == line
 
 
 def test_nowhere_to_write(environment, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What the README says is what runs: its Python example, its commands, its tree."""
 
+import itertools
 import json
 import os
 import re
@@ -40,6 +41,12 @@ def test_python_example(tmp_path):
     assert len(list(tmp_path.glob("runs/fit/metrics/stage-*.jsonl"))) == 2
 
 
+def test_it_is_short():
+    """What is reference stands in docs/; pictures, code and trees do not count."""
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.S | re.M)
+    assert len(prose.split()) <= 800
+
+
 def commands():
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line]
@@ -72,12 +79,16 @@ def test_launches_are_the_tested_ones():
         assert f'["{launcher}"' in tested
 
 
+def is_path(word):
+    return word.endswith(("/", ".py"))
+
+
 def test_tree_names_what_is_there():
     (tree,) = [block for block in blocks("") if "pipeline_local/" in block]
     folder, count = [], 0
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
-        names = re.split(r"\s\s+", line.strip())[0].split() if line.strip() else []
+        names = itertools.takewhile(is_path, line.split())
         for name in names:
             folder = [*folder[:depth], name]
             assert (ROOT / Path(*folder)).exists(), line

@@ -13,7 +13,7 @@ import termios
 import pytest
 from rich.table import Table
 
-from pipeline_local.screen import WIDTH, Screen, complain, is_terminal, say
+from pipeline_local.screen import WIDTH, Screen, complain, is_terminal, new_table, say
 
 
 def test_a_file_is_wide(monkeypatch):
@@ -36,6 +36,15 @@ def test_columns_that_are_none_count_as_unknown(monkeypatch, capsys, value, term
         assert Screen().width == WIDTH
         Screen().print("text")
     assert capsys.readouterr().out == "text\n"
+
+
+@pytest.mark.parametrize(("columns", "first"), [("99", "a b"), ("100", "\u250f")])
+def test_tables_have_lines_where_there_is_room(monkeypatch, columns, first):
+    monkeypatch.setenv("COLUMNS", columns)
+    table = new_table()
+    for name in "ab":
+        table.add_column(name)
+    assert Screen().drawn(table).startswith(first)
 
 
 def test_a_terminal_without_a_size(monkeypatch):

@@ -31,6 +31,7 @@ def _add_export(commands: Commands) -> None:
         "runs/first --exit 2 --output exit-2.onnx",
     )
     add_run_folder(export)
+    add_overrides(export, "such as data.tokenizer=NEW")
     help_text = "NAME.safetensors, .pt2 (torch.export) or .onnx; or of a language model a folder"
     export.add_argument("--output", type=path, required=True, help=help_text)
     export.add_argument("--exit", type=int, help="module whose head is the end; default: the last")
@@ -84,6 +85,7 @@ def _add_generate(commands: Commands) -> None:
         "runs/lm-tiny --exit 1 --tokens 40 --temperature 0.8",
     )
     add_run_folder(generate)
+    add_overrides(generate, "such as data.tokenizer=NEW")
     generate.add_argument("--prompt", default="", help="beginning of the text; default: none")
     generate.add_argument("--exit", type=int, help="module whose head speaks; default: the last")
     generate.add_argument("--tokens", type=int, default=100, help="at most so many")

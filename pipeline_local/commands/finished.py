@@ -14,7 +14,8 @@ from pipeline_local.screen import say
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.exporting.export import export
 
-    state = export(options.run_folder, options.output, options.checkpoint, options.exit)
+    asked = options.output, options.checkpoint, options.exit, options.overrides
+    state = export(options.run_folder, *asked)
     say(f"wrote {counted(len(state), 'tensor')} to {options.output}")
     return 0
 
@@ -80,7 +81,7 @@ def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
     for (name, value), least in zip(given.items(), (0, 1, 0), strict=True):
         if not least <= value < 2**63:
             raise UserError(f"--{name} must be at least {least} and below 2**63, got {value}")
-    speaker = Generator(options.run_folder, exit=options.exit)
+    speaker = Generator(options.run_folder, exit=options.exit, overrides=options.overrides)
     say(options.prompt, end="")
     for piece in speaker.text(options.prompt, options.tokens, options.temperature, options.seed):
         say(piece, end="")

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection, Sequence
 
-from pipeline_local import configfile
+from pipeline_local import configfile, startup
 from pipeline_local.commands.shared import Run
 from pipeline_local.config import Config
 from pipeline_local.ranks.call import run_here
@@ -30,6 +30,7 @@ def _try(config: Config, said: Collection[str]) -> int:
     count = mesh.num_ranks
     there = rank_info if rank_info.launched else RankInfo(world_size=count, local_world_size=count)
     placement = agreement.check(config.on_stages(mesh.num_stages), there, said)
+    startup.over()
     if rank_info.rank == 0:
         say(explain(placement.blueprint))
         say(placement.blueprint.run_plan.explain())

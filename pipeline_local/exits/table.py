@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from pipeline_local.exits.evaluation import ExitReport
-from pipeline_local.screen import Screen
+from pipeline_local.screen import Screen, new_table
 
 
 def show(report: ExitReport) -> None:
@@ -11,16 +11,15 @@ def show(report: ExitReport) -> None:
     console = Screen()
     console.print(_exits(report))
     console.print(_thresholds(report))
-    console.print(
+    console.sentence(
         "A sample leaves at the first head whose top probability reaches the threshold."
-        " Operations are multiply-adds over those of the whole network without auxiliary heads.",
-        soft_wrap=True,
+        " Operations are multiply-adds over those of the whole network without auxiliary heads."
     )
 
 
 def _exits(report: ExitReport) -> Table:
     title = f"Exits after step {report.step}, {report.samples} test samples, {report.device}"
-    table = Table(title=title, title_justify="left")
+    table = new_table(title)
     table.add_column("\nexit", justify="right")
     table.add_column("\nblocks")
     columns = ("head\nalone", "heads\ntogether", "calibration\nerror", "operations,\nmillions")
@@ -42,7 +41,7 @@ def _exits(report: ExitReport) -> Table:
 
 
 def _thresholds(report: ExitReport) -> Table:
-    table = Table(title="Early exit", title_justify="left")
+    table = new_table("Early exit")
     leaves = [f"exit {row.exit}" for row in report.exits]
     for column in ("threshold", "accuracy", "operations", *leaves):
         table.add_column(column, justify="right")

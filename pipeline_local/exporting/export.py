@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
 from pipeline_local.exits.network import ExitNetwork, check
 from pipeline_local.exporting import formats
-from pipeline_local.finished import CPU, load
+from pipeline_local.finished import CPU, load, relocated
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import hf_folder, weights
 from pipeline_local.models.backbone import Block
@@ -25,7 +26,11 @@ BATCH = 3
 
 @undisturbed
 def export(
-    run: Path, output: Path, step: int | str = "newest", exit: int | None = None
+    run: Path,
+    output: Path,
+    step: int | str = "newest",
+    exit: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Write a network without what only training needs, as the ending of the file says.
 
@@ -42,17 +47,19 @@ def export(
         output: a new file or folder.
         step: of the checkpoint, as `finished.load` takes it.
         exit: number of the module, from 1, whose head gives the outputs; None: the whole network.
+        overrides: `key=value`, of `finished.READING` alone: where a tokenizer is now.
 
     Returns:
         The weights by name.
 
     Raises:
-        UserError: no run, no such checkpoint or module, `output` exists already or cannot be
-            written, or the network cannot be exported so.
+        UserError: no run, no such checkpoint or module, another key, `output` exists already or
+            cannot be written, or the network cannot be exported so.
     """
     newfile.check("--output", output)
     formats.check_libraries(output)
     blueprint, modules, step = load(run, CPU, step, compiled=False)
+    blueprint = relocated(blueprint, run, overrides)
     count = check("--exit", exit, len(modules))
     if output.suffix not in formats.SUFFIXES:
         if exit is not None or not blueprint.backbone.language:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline_local import seeds
+from pipeline_local.errors import UserError
 from pipeline_local.learning.precision import wide_norms
 from pipeline_local.learning.tasks.next_token import HasHidden
 from pipeline_local.untouched import Buffers
@@ -33,7 +34,18 @@ class Body(nn.Sequential):
         self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all blocks: activations [B, ...] -> activations [B, ...]."""
+        """Run all blocks: activations [B, ...] -> activations [B, ...].
+
+        Raises:
+            UserError: inputs are numbers of rows that an embedding does not have.
+        """
+        try:
+            return self._through(x)
+        except IndexError as error:
+            _explain_ids(self, x, error)
+            raise
+
+    def _through(self, x: Tensor) -> Tensor:
         for block in self:
             if not torch.is_grad_enabled():
                 x = block(x)
@@ -80,6 +92,22 @@ class _SecondRun(AbstractContextManager[None]):
 
     def __exit__(self, *error: object) -> None:
         self._inside.close()
+
+
+def _explain_ids(network: nn.Module, x: Tensor, error: IndexError) -> None:
+    """Says which ids an embedding does not have; nothing where that is not the reason.
+
+    That of the tokens is the largest: another one may be of positions.
+    """
+    rows = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
+    if x.is_floating_point() or not x.numel() or not rows:
+        return
+    least, most = int(x.min()), int(x.max())
+    if not 0 <= least <= most < max(rows):
+        raise UserError(
+            f"data: inputs must be from 0 to {max(rows) - 1}, as the network's embedding has"
+            f" {max(rows)} rows: got {least} to {most}; give it more rows, or clean the data"
+        ) from error
 
 
 def compile_part(part: nn.Module, **options: str) -> None:

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
 from pipeline_local.blueprint.device import Device
@@ -273,6 +272,8 @@ def flops(part: nn.Module, x: Tensor) -> int:
         part: a block or a head on the meta device; it stays as it is.
         x: its input there.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it loads triton, too
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy.deepcopy(part).eval()(x)
     return int(counter.get_total_flops())

@@ -1,13 +1,21 @@
 """Describes a blueprint and its placement for display."""
 
+import math
+from collections.abc import Iterator
+
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
+
+LEAST_SAMPLES = 32
+"""Samples at once that no advice goes below: fewer leave a GPU idle, and batch norms with noisy
+statistics."""
 
 
 def describe(placement: Placement) -> list[ModuleRow]:
@@ -60,6 +68,37 @@ def is_bp_free(blueprint: Blueprint) -> bool:
     bodies = [sum(map(_num_matrices, blueprint.meta_body(k))) for k in numbers]
     heads = [_num_matrices(blueprint.meta_head(k)) for k in numbers]
     return len(numbers) > 1 and max(*bodies, *heads) <= 1
+
+
+def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
+    """Yields what a user may not know of a run that is about to start.
+
+    Args:
+        config: as the user has written it.
+        blueprint: what has been drawn of it.
+    """
+    cuts = {"modules.cuts": config.modules.cuts, "parallel.cuts": config.parallel.cuts}
+    if config.modules.profile is None and (by := [key for key in cuts if cuts[key] == "auto"]):
+        yield (
+            f"{' and '.join(f'{key}=auto' for key in by)}: costs are FLOPs, and blocks with large"
+            f" maps take longer on CPUs than these say; pipeline-local profile measures times, for"
+            f" modules.profile"
+        )
+    size = config.data.batch_size // config.train.microbatches
+    seen = math.ceil(size * config.head.fraction)
+    heads = (blueprint.meta_head(index) for index in range(len(blueprint.modules) - 1))
+    if config.head.fraction < 1 and seen < LEAST_SAMPLES and any(map(has_batch_norm, heads)):
+        yield (
+            f"head.fraction={config.head.fraction}: batch norms of heads see"
+            f" {counted(seen, 'sample')} at once, and are noisy below {LEAST_SAMPLES}; raise it, or"
+            f" take heads without (head.name=linear)"
+        )
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether it learns otherwise from fewer samples at once."""
+    norms = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(part, norms) for part in module.modules())
 
 
 def _num_matrices(module: nn.Module) -> int:

@@ -20,7 +20,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -37,7 +36,7 @@ from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import Screen
+from pipeline_local.screen import Screen, new_table
 from pipeline_local.untouched import Buffers
 
 Batch = tuple[Tensor, Tensor]
@@ -234,7 +233,7 @@ def _upcoming(
 
 def _show(rows: Sequence[GradientRow], blocks: Sequence[str], title: str) -> None:
     """Print a table of cosines and discords."""
-    table = Table(title=title, title_justify="left")
+    table = new_table(title)
     table.add_column("\nmodule", justify="right")
     table.add_column("\nblocks")
     for column in ("local,\nglobal", "s,\nglobal", "g,\ns upstream", "\ndiscord"):
@@ -246,8 +245,7 @@ def _show(rows: Sequence[GradientRow], blocks: Sequence[str], title: str) -> Non
         table.add_row(str(row.module), names, *numbers, discord)
     console = Screen()
     console.print(table)
-    console.print(
+    console.sentence(
         "Cosines: the body's local and global gradient; the signal s and the global gradient at the"
-        " module's output; its input gradient g and the signal s of its upstream neighbour.",
-        soft_wrap=True,
+        " module's output; its input gradient g and the signal s of its upstream neighbour."
     )

@@ -11,22 +11,26 @@ from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
 from pipeline_local.planning.verdict import best_of_each, helps, mebibytes, verdict
-from pipeline_local.screen import Screen
+from pipeline_local.screen import Screen, new_table
 
 STEPS_DRAWN = 5
 """Steps in the timeline: enough to show fill, steady state and drain."""
+_TIMELINE = 72
+"""The longest timeline, in columns."""
+_FRAME = len("stage 00 ||")
 
 
 def show(plan: Plan) -> None:
     """Print tables, timeline, facts and warnings."""
     console = Screen()
+    columns = min(_TIMELINE, console.width - _FRAME)
     console.print(_stages(plan))
     console.print(_modules(plan))
     if plan.edges:
         console.print(_edges(plan))
     console.print(_alternatives(plan))
-    for line in [*_facts(plan), *lines_of(plan), *warnings(plan)]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for line in [*_facts(plan), *lines_of(plan, columns), *warnings(plan)]:
+        console.sentence(line)
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -93,7 +97,7 @@ def _uneven_memory(plan: Plan) -> Iterator[str]:
         )
 
 
-def lines_of(plan: Plan, width: int = 72) -> list[str]:
+def lines_of(plan: Plan, width: int = _TIMELINE) -> list[str]:
     """Return the timeline of a short run, one row per stage, with its phases below."""
     bars = timeline(plan.stages, STEPS_DRAWN)
     end = max((bar.end for bar in chain(*bars)), default=0.0) or 1.0
@@ -124,7 +128,7 @@ def _phases(steady: tuple[float, float], width: int) -> str:
 
 
 def _stages(plan: Plan) -> Table:
-    cost = "ms\nper step" if plan.unit == "seconds" else "GFLOP\nper step"
+    cost = f"{_unit(plan)}\nper\nstep"
     names = ("modules", "param.", "grad.", "optim.", "edges", "queues", "peak")
     table = _table("Stages (MiB)", ["stage", *names, "peak in", cost], left=("peak in",))
     for number, stage in enumerate(plan.stages):
@@ -144,8 +148,8 @@ def _stages(plan: Plan) -> Table:
 
 def _modules(plan: Plan) -> Table:
     columns = ["module", "blocks", "head", "kept\nMiB", "forward", "signal", "learn", "SGR"]
-    unit = "ms" if plan.unit == "seconds" else "GFLOP"
-    table = _table(f"Modules (costs: {unit} per step)", columns, left=("blocks", "head"))
+    title = f"Modules (costs: {_unit(plan)} per step)"
+    table = _table(title, columns, left=("blocks", "head"))
     for module in chain.from_iterable(stage.modules for stage in plan.stages):
         names, cost = module.blocks, module.cost
         acts = (cost.forward, cost.signal, cost.learn, cost.added)
@@ -170,11 +174,9 @@ def _edges(plan: Plan) -> Table:
 
 
 def _alternatives(plan: Plan) -> Table:
-    unit = "ms" if plan.unit == "seconds" else "GFLOP"
-    columns = ["peak per\ndevice", "bubble", f"{unit} of the\nbusiest", "speed"]
-    columns = ["method", *columns, "sent per device\nand step", "ms per\nstep"]
-    title = "Methods with the same microbatches (MiB; estimates)"
-    table = _table(title, columns, left=("method",))
+    columns = ["method", "peak\nMiB", "fits", "bubble", f"busiest\n{_unit(plan)}", "speed"]
+    title = "Methods with the same microbatches (estimates, per device)"
+    table = _table(title, [*columns, "sent MiB\nper step", "ms per\nstep"], left=("method",))
     for m in sorted({one.microbatches for one in plan.alternatives}):
         for one in plan.alternatives:
             if one.microbatches == m:
@@ -184,8 +186,8 @@ def _alternatives(plan: Plan) -> Table:
 
 
 def _method(plan: Plan, one: Alternative) -> list[str]:
-    room = {None: "", True: "", False: " (does not fit)"}[one.fits]
-    sizes = mebibytes(one.peak) + room, _share(one.bubble), _cost(plan, one.cost)
+    fits = {None: "", True: "yes", False: "no"}[one.fits]
+    sizes = mebibytes(one.peak), fits, _share(one.bubble), _cost(plan, one.cost)
     return [one.name, *sizes, f"{one.speed:.2f}x", mebibytes(one.traffic), _ms(one.seconds)]
 
 
@@ -202,6 +204,11 @@ def _replicas(plan: Plan) -> Iterator[str]:
         f" replica, operations are shared by all of a stage. Each adds up {sent} MiB of gradients"
         f" with the others in a step, and holds as much again for it."
     )
+
+
+def _unit(plan: Plan) -> str:
+    """The unit in which costs are shown."""
+    return "ms" if plan.unit == "seconds" else "GFLOP"
 
 
 def _facts(plan: Plan) -> list[str]:
@@ -275,10 +282,10 @@ def _peaks(plan: Plan) -> Iterator[str]:
 
 
 def _table(title: str, columns: Sequence[str], left: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = new_table(title)
     for column in columns:
         justify: Literal["left", "right"] = "left" if column in left else "right"
-        table.add_column(column, justify=justify)
+        table.add_column(column, justify=justify, no_wrap=column != "blocks")
     return table
 
 

@@ -3,14 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
+from pipeline_local.placement.describe import LEAST_SAMPLES, has_batch_norm
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import Alternative, stage_peaks
-
-LEAST_SAMPLES = 32
-"""Samples of a microbatch that no advice goes below: fewer leave a GPU idle, and batch norms with
-noisy statistics."""
 
 LITTLE = 2**30
 """Bytes that any device has, so that nothing needs to be saved."""
@@ -78,13 +73,12 @@ def _recomputing(placement: Placement, found: Sequence[Alternative]) -> Lever | 
 def has_batch_norms(placement: Placement) -> bool:
     """Whether some module learns otherwise from smaller microbatches."""
     blueprint = placement.blueprint
-    parts = [
+    parts = (
         part
         for index in range(len(blueprint.modules))
         for part in (*blueprint.meta_body(index), blueprint.meta_head(index))
-    ]
-    norms = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, norms) for part in parts for module in part.modules())
+    )
+    return any(map(has_batch_norm, parts))
 
 
 def best_of_each(found: Sequence[Alternative]) -> list[Alternative]:

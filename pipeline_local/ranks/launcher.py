@@ -19,10 +19,12 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
+from pipeline_local import startup
 from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
+from pipeline_local.footer import ALL_ROWS
 from pipeline_local.ranks.orphan import LAUNCHER
-from pipeline_local.screen import announce_interrupt, complain, say
+from pipeline_local.screen import announce_interrupt, complain, draws, say
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
@@ -38,6 +40,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
         ranks = _ranks(count, arguments)
         agent = LocalElasticAgent(ranks, _NoLogs(own))
+        startup.over()
         say(f"starting {counted(count, 'rank')} on this host")
         try:
             with _passing_on(agent) as received:
@@ -47,6 +50,8 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         finally:
             ranks.rdzv_handler.shutdown()
             drop_empty_caches()
+            if draws():  # a rank that was killed has left its rows at the bottom
+                say(ALL_ROWS, end="")
     if not result.is_failed():
         return 0
     if signal.SIGINT in received and _ended_by_it(result.failures):

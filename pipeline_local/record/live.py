@@ -3,7 +3,6 @@
 It shows what every stage has set in the store, and asks no stage for anything.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -11,18 +10,23 @@ from typing import Protocol
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pipeline_local import startup
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.footer import Footer
 from pipeline_local.learning.tasks import Task
-from pipeline_local.record.progress import Progress, Quiet, Silent, by_module
-from pipeline_local.screen import Screen, height, is_terminal, say
+from pipeline_local.record.progress import Course, Progress, Quiet, Silent, by_module
+from pipeline_local.screen import Screen, draws, height, say, width
 from pipeline_local.watch.store import Facts
 
-_FRAME = 4
-"""Rows besides those of modules: the bar, the heading of two rows, and the cursor's."""
+_FRAME = 5
+"""Rows besides those of modules: the bar, the heading of two rows, and two for other lines."""
 _BAR = 16
-_STAGE = ("stage", "busy", "wait\nup", "wait\ndown", "MiB", "GPU")
+_STAGE = ("stage", "rate", "busy", "wait\nup", "wait\ndown")
 """What a stage has one of, however many modules."""
+_RESIDENT, _ALLOCATED = "process\nMiB", "tensors\nMiB"
+"""What is known of the memory of a stage on a CPU, and on another device."""
+_WIDE = 100
+"""Columns from which on there is more space between those of the table."""
 
 
 class Display(Protocol):
@@ -44,21 +48,16 @@ class LiveView:
     different stages may be of different steps.
 
     Args:
-        run_plan: says how long the run is.
+        course: of the run.
         stages: the modules of each stage, from 0.
         task: the task, which knows how its score is displayed.
-        start: the steps done before.
     """
 
-    def __init__(
-        self, run_plan: RunPlan, stages: Sequence[range], task: Task, start: int = 0
-    ) -> None:
-        self._run_plan = run_plan
+    def __init__(self, course: Course, stages: Sequence[range], task: Task) -> None:
+        self._course = course
         self._stages = stages
         self._task = task
-        self._start = start
-        self._begin = time.monotonic()
-        self._drawn = 0
+        self._footer = Footer()
 
     def announce(self, lines: list[str]) -> None:
         """Prints what is about to run, or how it has ended."""
@@ -69,14 +68,11 @@ class LiveView:
         if not stages:
             return
         drawing = Screen().drawn(self._bar(stages[0]), self.table(stages, tests))
-        rows = drawing.splitlines()[: height() - 1]  # no row that has left the terminal comes back
-        above = "\x1b[1A\x1b[2K" * self._drawn  # each row that was drawn is cleared, upwards
-        self._drawn = len(rows)
-        say("\r" + above + "\n".join(rows))
+        self._footer.draw(drawing.splitlines())
 
     def close(self) -> None:
-        """Leaves the last table where it is."""
-        self._drawn = 0
+        """Leaves the last table as the last lines printed."""
+        self._footer.close()
 
     def table(self, stages: list[Facts], tests: list[Facts]) -> Table:
         """Returns the table.
@@ -88,8 +84,10 @@ class LiveView:
         trained, tested = by_module(stages), by_module(tests)
         metric, whole = self._task.metric, self._has_room()
         since = "" if not tests else f"\n(step {min(facts['step'] for facts in tests)})"
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE):
+        table = Table(box=None, pad_edge=False, padding=(0, _space(), 0, 0))
+        memory = _ALLOCATED if any("gpu_memory_bytes" in own for own in stages) else _RESIDENT
+        named = ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE)
+        for name in (*named, memory, "GPU"):
             table.add_column(name, justify="right")
         for number, part in enumerate(self._stages):
             own = next((facts for facts in stages if facts["stage"] == number), None)
@@ -100,25 +98,34 @@ class LiveView:
                     _cell(row, "loss", "{:.3f}".format),
                     _cell(score, metric, partial(self._task.score_text, digits=1)),
                     _cell(row, "cosine", "{:+.2f}".format),
-                    *(_of_stage(number, own) if not whole or index == part[0] else ()),
+                    *(self._of_stage(number, own) if not whole or index == part[0] else ()),
                 )
         return table
+
+    def _of_stage(self, number: int, facts: Facts | None) -> list[str]:
+        """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
+        if facts is None:
+            return [f"{number}", *["-"] * (len(_STAGE) + 1)]
+        rate, _, _ = self._task.rate_text(facts["samples_per_second"]).partition(" ")
+        up, down = facts["waiting_up"], facts["waiting_down"]
+        shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
+        memory = f"{facts['memory_bytes'] / 2**20:.0f}"
+        gpu = _cell(facts, "gpu_utilization_percent", "{}%".format)
+        return [f"{number}", rate, *shares, memory, gpu]
 
     def _has_room(self) -> bool:
         """Whether every module can have a row."""
         return sum(map(len, self._stages)) + _FRAME <= height()
 
     def _bar(self, facts: Facts) -> Table:
-        step, last, epoch = facts["step"], self._run_plan.num_steps, self._run_plan.steps_per_epoch
-        seconds = time.monotonic() - self._begin
-        left = seconds * (last - step) / max(1, step - self._start)
+        step, course = facts["step"], self._course
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_row(
-            f"step {step}/{last}",
-            ProgressBar(total=last, completed=step, width=_BAR),
-            f"epoch {step / epoch:.1f}/{last / epoch:.3g}",
+            f"step {step}/{course.num_steps}",
+            ProgressBar(total=course.num_steps, completed=step, width=_BAR),
+            course.epoch(step),
             self._task.rate_text(facts["samples_per_second"]),
-            f"{_duration(left)} left",
+            course.left(step),
         )
         return grid
 
@@ -127,26 +134,13 @@ def _cell(row: Facts, name: str, text: Callable[[float], str]) -> str:
     return text(row[name]) if name in row else "-"
 
 
-def _of_stage(number: int, facts: Facts | None) -> list[str]:
-    """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
-    if facts is None:
-        return [f"{number}", *["-"] * (len(_STAGE) - 1)]
-    up, down = facts["waiting_up"], facts["waiting_down"]
-    shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
-    memory = f"{facts['memory_bytes'] / 2**20:.0f}"
-    return [f"{number}", *shares, memory, _cell(facts, "gpu_utilization_percent", "{}%".format)]
+def _space() -> int:
+    return 2 if width() >= _WIDE else 1
 
 
 def _span(part: range) -> str:
     first, last = part[0] + 1, part[-1] + 1
     return f"{first}" if first == last else f"{first}-{last}"
-
-
-def _duration(seconds: float) -> str:
-    """Such as 0:42, 12:05 or 3:07:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int) -> Display:
@@ -158,10 +152,12 @@ def display(blueprint: Blueprint, stages: Sequence[range], rank: int, start: int
         rank: of this process.
         start: the steps done before.
     """
+    startup.over()
     if rank:
         return Silent()
     if blueprint.config.run.quiet:
         return Quiet()
-    if is_terminal():
-        return LiveView(blueprint.run_plan, stages, blueprint.task, start)
-    return Progress(blueprint.run_plan.num_steps, len(blueprint.modules), blueprint.task)
+    course = Course(blueprint.run_plan, start)
+    if draws():
+        return LiveView(course, stages, blueprint.task)
+    return Progress(course, len(blueprint.modules), blueprint.task)

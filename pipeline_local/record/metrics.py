@@ -225,6 +225,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peak_memory(device: torch.device) -> Facts:
+    """Returns `peak_memory_bytes`, and what they are of: "tensors", which is what a plan predicts,
+    or the whole "process" with Python and torch."""
+    of = "process" if device.type == "cpu" else "tensors"
+    return {"peak_memory_bytes": peak_memory_bytes(device), "memory_of": of}
+
+
 def gpu(device: torch.device) -> Facts:
     """Returns memory in use (bytes) and, if known, utilisation (percent); {} on a CPU."""
     if device.type == "cpu":

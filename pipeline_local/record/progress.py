@@ -1,26 +1,61 @@
 """The progress of a run in a file: a line per logged step, from what every stage has set in the
 store. On a terminal `live.py` shows it."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.learning.tasks import Task
 from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts
+
+
+class Course:
+    """How far a run is, and how long it takes from now on.
+
+    Args:
+        run_plan: says how long the run is.
+        start: the steps done before.
+    """
+
+    def __init__(self, run_plan: RunPlan, start: int) -> None:
+        self.num_steps = run_plan.num_steps
+        self._steps_per_epoch = run_plan.steps_per_epoch
+        self._start = start
+        self._begin = time.monotonic()
+
+    def epoch(self, step: int) -> str:
+        """Returns the epochs done, of all."""
+        done, all_ = (count / self._steps_per_epoch for count in (step, self.num_steps))
+        return f"epoch {done:.1f}/{all_:.3g}" if all_ >= 1 else f"epoch {done:.2f}/{all_:.2f}"
+
+    def left(self, step: int) -> str:
+        """Returns the time left, if the steps to come take as long as those of this run so far."""
+        seconds = time.monotonic() - self._begin
+        remaining = seconds * (self.num_steps - step) / max(1, step - self._start)
+        return f"{_duration(remaining)} left"
+
+
+def _duration(seconds: float) -> str:
+    """Such as 0:42, 12:05 or 3:07:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Progress:
     """Adds a line for each logged step.
 
     Args:
-        num_steps: the steps of the whole run.
+        course: of the run.
         num_modules: the modules of all stages.
         task: the task, which knows how its score is displayed.
     """
 
-    def __init__(self, num_steps: int, num_modules: int, task: Task) -> None:
+    def __init__(self, course: Course, num_modules: int, task: Task) -> None:
         self._task = task
-        self._num_steps = num_steps
+        self._course = course
         self._num_modules = num_modules
 
     def announce(self, lines: list[str]) -> None:
@@ -36,7 +71,7 @@ class Progress:
         """Does nothing: every line is complete."""
 
     def line(self, stages: list[Facts], tests: list[Facts]) -> str:
-        """Returns the text: step of the first stage, pace, and per module loss, cosine and score.
+        """Returns the text: step of the first stage, pace, time left, and what each module has.
 
         Stages further downstream are behind: each module's values are the newest that it has
         reported, "-" where it has reported none, and the title names the earliest step of them.
@@ -45,9 +80,12 @@ class Progress:
         loss = "loss" if behind == stages[0]["step"] else f"loss (from step {behind} on)"
         metric = self._task.metric
         score = f"{metric} (step {min(tested, default=0)})"
+        step = stages[0]["step"]
         columns = [
-            f"step {stages[0]['step']}/{self._num_steps}",
+            f"step {step}/{self._course.num_steps}",
+            self._course.epoch(step),
             self._task.rate_text(stages[0]["samples_per_second"]),
+            self._course.left(step),
             self._per_module(stages, "loss", "{:.3f}".format, loss),
             self._per_module(stages, "cosine", "{:+.2f}".format, "cosine"),
             self._per_module(tests, metric, partial(self._task.score_text, digits=1), score),

@@ -147,6 +147,10 @@ def _warning(folder: RunFolder) -> Iterator[None]:
         complain(f"warning: the trace in {folder.path} cannot be written ({error})")
 
 
+def _named(steps: tuple[int, int]) -> str:
+    return f"trace.steps=[{steps[0]},{steps[1]}]"
+
+
 def put_together(
     folder: RunFolder, shown: int = waits.SHOWN, stages: int | None = None
 ) -> list[str]:
@@ -164,9 +168,11 @@ def put_together(
     paths = folder.traces() if stages is None else [folder.trace(n) for n in range(stages)]
     found = run_trace.gather(paths)
     if found is None:
+        steps = folder.load_config().trace.steps
+        reached = "it has not ended" if steps is None else f"it has not reached {_named(steps)}"
         raise UserError(
-            f"{folder.path} holds no trace; name a run that has ended, and whose trace.steps, if"
-            f" any, it has reached"
+            f"{folder.path} holds no trace, as {reached}, or was killed; let it end, or train"
+            f" again with run.dir=NEW trace.steps=[FIRST,LAST]"
         )
     try:
         found.write(folder.timeline)

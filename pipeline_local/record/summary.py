@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import Screen, complain, say
+from pipeline_local.screen import Screen, complain, new_table
 from pipeline_local.watch.store import Facts
+
+_MEMORY = {
+    "process": "a process of at most {} per stage (with Python and torch)",
+    "tensors": "peak memory of at most {} per stage (tensors)",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
     Args:
         stages: each with `modules` (number -> what `per_head` lists), `steps`, `resumed_after`
             (the steps done before), `seconds` (of training since), `waited` (seconds of those
-            spent waiting for neighbours), `peak_memory_bytes` and `checkpoint_stall_seconds`.
+            spent waiting for neighbours), `peak_memory_bytes` (of what `memory_of` says) and
+            `checkpoint_stall_seconds`.
         samples: the training samples seen.
         plan: the predicted times, if there is a profile.
     """
@@ -73,6 +77,7 @@ def combine(stages: list[Facts], samples: int, plan: StageTimes | None = None) -
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
         "efficiency": round(busy / max(seconds, 1e-9), 4),
         "peak_memory_bytes": [facts["peak_memory_bytes"] for facts in stages],
+        "memory_of": stages[0]["memory_of"],
         "checkpoint_stall_seconds": round(
             max(facts["checkpoint_stall_seconds"] for facts in stages), 3
         ),
@@ -108,7 +113,7 @@ def warn(warnings: Iterable[str]) -> None:
 
 def show_modules(rows: list[ModuleRow]) -> None:
     """Prints a table of what each module is."""
-    table = Table()
+    table = new_table()
     for column in ("module", "stage", "blocks", "head"):
         table.add_column(column, justify="right" if column in ("module", "stage") else "left")
     for index, row in enumerate(rows):
@@ -125,7 +130,7 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
         task: the task, which knows how its score is displayed.
         run: the folder of a run that has ended.
     """
-    table = Table(title="Test set, per head", title_justify="left")
+    table = new_table("Test set, per head")
     metric = task.metric
     title = metric.replace("_", " ")
     shown = [name for name in task.shown if name in facts]
@@ -141,19 +146,20 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
     console = Screen()
     console.print(table)
     if "seconds" in facts:
-        memory = max(facts["peak_memory_bytes"]) / 2**20
+        memory = f"{max(facts['peak_memory_bytes']) / 2**20:.0f} MiB"
         before = facts.get("resumed_after", 0)
         done = f"{facts['steps'] - before} of " if before else ""
-        console.print(
+        console.sentence(
             f"{done}{counted(facts['steps'], 'step')} in {facts['seconds']:.1f} s,"
             f" {task.rate_text(facts['samples_per_second'])},"
             f" pipeline efficiency {facts['efficiency']:.2f},"
-            f" peak memory {memory:.0f} MiB per stage",
-            soft_wrap=True,
+            f" {_MEMORY[facts['memory_of']].format(memory)}"
         )
     if "predicted_stage_seconds" in facts:
         pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
         times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
-        console.print(f"ms per step that each stage computes (predicted): {times}", soft_wrap=True)
+        console.sentence(f"ms per step that each stage computes (predicted): {times}")
     if run is not None:
-        say(f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it")
+        console.sentence(
+            f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it"
+        )

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from pipeline_local.report.run import NONE, Run, read
-from pipeline_local.screen import Screen, say
+from pipeline_local.screen import Screen, new_table, say
 
 Value = Any
 """Any value of JSON."""
@@ -62,7 +60,7 @@ def show(paths: Sequence[Path]) -> None:
         "configuration": settings(runs),
         "versions and machine": environment(runs),
     }
-    table = Table(title="What differs", title_justify="left")
+    table = new_table("What differs")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right", overflow="fold")
@@ -144,8 +142,9 @@ def _of_head(runs: Sequence[Run], index: int, name: str) -> list[Value]:
 
 def _memory(runs: Sequence[Run]) -> Iterator[Row]:
     for stage in range(max(len(run.memory) for run in runs)):
+        name = " / ".join(dict.fromkeys(run.memory_name for run in runs))
         peaks = [run.memory[stage] if stage < len(run.memory) else None for run in runs]
-        yield Row(f"peak memory, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
+        yield Row(f"{name}, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
 
 
 def _setting(run: Run, name: str) -> str | None:

@@ -129,6 +129,16 @@ class Run:
         return [float(peak) for peak in self.logged.groupby("stage").memory_bytes.max()]
 
     @property
+    def on_accelerator(self) -> bool:
+        """Whether `memory` is that of an allocator; on a CPU it is the whole process's."""
+        return bool(self.starts) and self.starts[-1].get("device", "cpu") != "cpu"
+
+    @property
+    def memory_name(self) -> str:
+        """What `memory` counts, in words."""
+        return "peak memory of tensors" if self.on_accelerator else "process memory"
+
+    @property
     def logged(self) -> "pd.DataFrame | None":
         """The measurements of training steps; None where there are none."""
         if self.frame is None:

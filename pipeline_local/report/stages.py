@@ -112,7 +112,7 @@ def _times(run: Run, number: int, count: int, prediction: Prediction | str) -> I
 
 
 def _memory(run: Run, number: int, count: int, prediction: Prediction | str) -> Iterator[Trace]:
-    if _on_accelerator(run) and run.memory:
+    if run.on_accelerator and run.memory:
         names = [_stage(stage) for stage in range(len(run.memory))]
         sizes = [peak / 2**20 for peak in run.memory]
         yield _bar(run, (number, count), "measured", names, sizes)
@@ -186,11 +186,6 @@ def _rank(name: str) -> int:
     return int(number) if word == "stage" else 2**31
 
 
-def _on_accelerator(run: Run) -> bool:
-    """Whether the peaks are those of an allocator; on a CPU they are the whole process's."""
-    return bool(run.starts) and run.starts[-1].get("device", "cpu") != "cpu"
-
-
 def _explained(planned: Planned) -> Iterator[str]:
     known = [(run, each.unit) for run, each in planned if isinstance(each, Prediction)]
     for unit, how in (("seconds", "a profile"), ("FLOPs", "FLOPs, scaled to the same total")):
@@ -202,7 +197,7 @@ def _explained(planned: Planned) -> Iterator[str]:
 
 def _resident(planned: Planned) -> Iterator[str]:
     for run, _ in planned:
-        if run.memory and not _on_accelerator(run):
+        if run.memory and not run.on_accelerator:
             sizes = ", ".join(f"{peak / 2**20:.0f}" for peak in run.memory)
             whose = f" of {run.name}" if len(planned) > 1 else ""
             yield (

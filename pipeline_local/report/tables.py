@@ -144,7 +144,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     if "efficiency" in facts:
         yield Tile("efficiency", f"{facts['efficiency']:.0%}", "of the pipeline")
     if run.memory:
-        yield Tile("peak memory", _size(max(run.memory)), "fullest stage")
+        yield Tile(run.memory_name, _size(max(run.memory)), "fullest stage")
 
 
 def _size(count: float) -> str:

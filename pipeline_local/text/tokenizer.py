@@ -150,12 +150,15 @@ class FileTokenizer:
             _save_settings(folder, self.end)
 
 
-def open_tokenizer(name: str | Path, end: str | None = None) -> Tokenizer:
+def open_tokenizer(
+    name: str | Path, end: str | None = None, called: str = "data.tokenizer"
+) -> Tokenizer:
     """The tokenizer that a configuration or a command names.
 
     Args:
         name: bytes, a `tokenizer.json`, or a folder that holds one.
         end: its end token; None: what its folder says, else a usual one.
+        called: what names it, for messages.
 
     Raises:
         UserError: there is none, it cannot be read, or its end token is not known.
@@ -170,18 +173,18 @@ def open_tokenizer(name: str | Path, end: str | None = None) -> Tokenizer:
         hint = ""
         if path.is_dir():
             hint = "; write one by AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
-        raise UserError(f"data.tokenizer: {file} cannot be read ({error.strerror}){hint}") from None
+        raise UserError(f"{called}: {file} cannot be read ({error.strerror}){hint}") from None
     settings = tuple(_settings(file.parent))
     try:
         ids = _loaded(content).get_vocab(with_added_tokens=True)
     except UserError:
         raise
     except Exception as error:  # the library raises a plain one
-        raise UserError(f"data.tokenizer: {file} is no tokenizer.json ({error})") from None
-    candidates = [*([end] if end else _said(settings) or _ENDS)]
+        raise UserError(f"{called}: {file} is no tokenizer.json ({error})") from None
+    candidates = [*([end] if end else _said(settings, called) or _ENDS)]
     if not (known := [token for token in candidates if token in ids]):
         raise UserError(
-            f"data.tokenizer: the end token of {file} is not known: got none of"
+            f"{called}: the end token of {file} is not known: got none of"
             f" {few(candidates)} among its tokens; name it by data.end_token (or --end)"
         )
     return FileTokenizer(content, known[0], settings)
@@ -240,14 +243,14 @@ def _settings(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield name, (folder / name).read_bytes()
 
 
-def _said(settings: Iterable[tuple[str, bytes]]) -> list[str]:
+def _said(settings: Iterable[tuple[str, bytes]], called: str = "data.tokenizer") -> list[str]:
     """The end token by the files of a folder: text, or a mapping with its content."""
     for name, content in settings:
         try:
             token = json.loads(content).get("eos_token")
             token = token["content"] if isinstance(token, dict) else token
         except (ValueError, AttributeError, KeyError) as error:
-            raise UserError(f"data.tokenizer: its {name} is damaged ({error})") from None
+            raise UserError(f"{called}: its {name} is damaged ({error})") from None
         if isinstance(token, str):
             return [token]
     return []

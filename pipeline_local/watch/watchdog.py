@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
@@ -33,6 +33,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
+from pipeline_local.footer import leave_terminal
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo
@@ -251,8 +252,7 @@ class Watchdog:
                 return  # the main thread has noticed it otherwise, and leaves by itself
         elif self._verdict.kind == "stalled":
             self._kill(self._verdict.rank)
-        remove_socket_folder()
-        os._exit(self._verdict.exit_code)
+        _end_at_once(self._verdict)
 
     def _line(self, verdict: Verdict) -> str:
         """The message, behind a prefix with the stage and rank that it is about."""
@@ -298,8 +298,13 @@ class Watchdog:
         signal.pthread_kill(ident, signal.SIGINT)
         if not self._closing.wait(UNWIND_SECONDS):
             _write(self._line(verdict))
-            remove_socket_folder()
-            os._exit(verdict.exit_code)
+            _end_at_once(verdict)
+
+
+def _end_at_once(verdict: Verdict) -> NoReturn:
+    remove_socket_folder()
+    leave_terminal()
+    os._exit(verdict.exit_code)
 
 
 def _verdict(value: Facts) -> Verdict:

@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body, compile_part
 from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.heads.head import Head
@@ -25,6 +26,32 @@ def blocks():
         ).double()
         for _ in range(3)
     ]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_ids_that_an_embedding_does_not_have(recompute):
+    body = Body([nn.Embedding(7, 4), nn.Linear(4, 4)], recompute)
+    body(torch.tensor([[0, 6]]))
+    for ids, said in (([0, 7], "0 to 7"), ([-1, 6], "-1 to 6")):
+        with pytest.raises(UserError, match=f"must be from 0 to 6, .* 7 rows: got {said};"):
+            body(torch.tensor([ids]))
+
+
+def test_other_wrong_indices_are_not_explained():
+    """Of positions, of which there are fewer than ids."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(9, 4), nn.Embedding(2, 4)
+
+        def forward(self, ids):
+            return self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+
+    body = Body([Positions()])
+    body(torch.tensor([[8, 8]]))
+    with pytest.raises(IndexError):
+        body(torch.tensor([[8, 8, 8]]))
 
 
 def make(estimator, recompute, compile_with=None):

@@ -1,10 +1,11 @@
 """The printed plan."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local import configfile, screen
 from pipeline_local.cli import main
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.planning import alternatives, drawing, plan
@@ -48,6 +49,24 @@ def test_the_whole_page(capsys):
         "fill",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_page_fits(monkeypatch, capsys, columns):
+    """Names and numbers are whole, and the timeline is not broken."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(screen, "is_terminal", lambda: True)
+    monkeypatch.setattr(alternatives, "microbatches", lambda placement: [16])
+    drawn = draw(modules={"count": 3}, parallel={"memory": 1e-5})
+    drawing.show(drawn)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+    for text in ("BP checkpointed, 1 device, m=16", " no "):
+        assert any(text in line for line in lines)
+    timeline = [line for line in lines if line.startswith(("stage  ", "         |"))]
+    assert len({len(line) for line in timeline}) == 1
+    assert all(line.endswith("|") for line in timeline)
 
 
 def test_an_existing_file_is_refused_before_anything(tmp_path, capsys):

@@ -1,21 +1,18 @@
 """The live view has a row for every module, or for every stage, and fits its terminal."""
 
 import os
-import re
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline_local import footer
 from pipeline_local.learning.tasks import Classification, NextToken
-from pipeline_local.record import live
+from pipeline_local.record import live, progress
 from pipeline_local.record.live import LiveView
-from pipeline_local.record.progress import Progress, Quiet, Silent
+from pipeline_local.record.progress import Course, Progress, Quiet, Silent
+from tests.terminal import Terminal
 
 PLAN = SimpleNamespace(num_steps=3120, steps_per_epoch=78)
-
-
-def rows(text):
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace("\r", "").splitlines()
 
 
 def facts(stage, modules, step=156, **more):
@@ -39,90 +36,99 @@ def scores_of(modules):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    def of(columns, lines):
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(live, "height", lambda: lines)
+    """Makes one, on which the view is shown."""
 
-    return of
+    def of(columns, lines):
+        made = Terminal(columns, lines)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for module in (footer, live):
+            monkeypatch.setattr(module, "height", lambda: lines)
+            monkeypatch.setattr(module, "say", lambda text, end="\n": made.take(text + end))
+        return made
+
+    yield of
+    footer._shown.clear()
 
 
 @pytest.mark.parametrize("columns", [80, 140])
 @pytest.mark.parametrize("count", [2, 16])
-def test_it_fits(terminal, capsys, columns, count):
-    terminal(columns, 24)
+def test_it_fits(terminal, columns, count):
+    shown = terminal(columns, 24)
     stages = [range(k, k + 1) for k in range(count)]
     seen = [facts(k, part) for k, part in enumerate(stages)]
-    LiveView(PLAN, stages, Classification(10)).show(seen, [scores_of(range(count))])
-    shown = rows(capsys.readouterr().out)
-    assert max(map(len, shown)) <= columns
-    bar, *_, heading = shown[:3]
+    LiveView(Course(PLAN, 0), stages, Classification(10)).show(seen, [scores_of(range(count))])
+    bar, *_, heading = shown.rows[:3]
     assert bar.startswith("step 156/3120")
     assert all(part in bar for part in ("epoch 2.0/40", "12346 samples/s", "left"))
     assert heading.split()[:2] == ["module", "loss"]
-    assert len(shown) == 3 + count, "within 24 rows"
-    for number, row in enumerate(shown[3:]):
-        cells = f"{number + 1} 1.234 75.1% -0.25 {number} 70% 25% 5% 12345 -"
+    assert "process" in shown.rows[1], "with Python and torch"
+    assert len(shown.rows) == 3 + count, "within 24 rows"
+    for number, row in enumerate(shown.rows[3:]):
+        cells = f"{number + 1} 1.234 75.1% -0.25 {number} 12346 70% 25% 5% 12345 -"
         assert row.split() == cells.split()
 
 
-def test_a_language_model_fits(terminal, capsys):
-    terminal(80, 24)
-    view = LiveView(PLAN, [range(2), range(2, 4)], NextToken(8192, (512,)))
+def test_a_language_model_fits(terminal):
+    shown = terminal(80, 24)
+    view = LiveView(Course(PLAN, 0), [range(2), range(2, 4)], NextToken(8192, (512,)))
     view.show([facts(0, range(2)), facts(1, range(2, 4))], [scores_of(range(4))])
-    shown = rows(capsys.readouterr().out)
-    assert max(map(len, shown)) <= 80
-    assert [float(row.split()[2]) for row in shown[3:]] == [123.4] * 4
+    assert [float(row.split()[2]) for row in shown.rows[3:]] == [123.4] * 4
+    assert shown.rows[3].split()[5] == "6320947", "tokens per second"
+    assert shown.rows[3].endswith(" -"), "the last column is there"
 
 
-def test_large_k_has_a_row_for_each_stage(terminal, capsys):
+def test_large_k_has_a_row_for_each_stage(terminal):
     """With the values of its last module."""
-    terminal(80, 12)
-    LiveView(PLAN, [range(8), range(8, 16)], Classification(10)).show(
+    shown = terminal(80, 12)
+    LiveView(Course(PLAN, 0), [range(8), range(8, 16)], Classification(10)).show(
         [facts(0, range(8)), facts(1, range(8, 16))], []
     )
-    shown = rows(capsys.readouterr().out)
-    assert [row.split()[0] for row in shown[-2:]] == ["1-8", "9-16"]
+    assert [row.split()[0] for row in shown.rows[-2:]] == ["1-8", "9-16"]
 
 
-def test_never_more_rows_than_the_terminal_has(terminal, capsys):
-    terminal(80, 12)
+def test_never_more_rows_than_the_terminal_has(terminal):
+    shown = terminal(80, 12)
+    shown.take("hello\n")
     stages = [range(k, k + 1) for k in range(30)]
-    view = LiveView(PLAN, stages, Classification(10))
+    view = LiveView(Course(PLAN, 0), stages, Classification(10))
     for _ in range(2):
         view.show([facts(0, range(1))], [])
-        assert len(rows(capsys.readouterr().out)) == 11
+        assert len(shown.rows) == 11
+        assert shown.rows[0] == "hello"
 
 
-def test_stages_that_have_not_reported(terminal, capsys):
-    terminal(80, 24)
-    view = LiveView(PLAN, [range(1), range(1, 2), range(2, 3)], Classification(10))
+def test_stages_that_have_not_reported(terminal):
+    shown = terminal(80, 24)
+    view = LiveView(Course(PLAN, 0), [range(1), range(1, 2), range(2, 3)], Classification(10))
     view.show([], [])
-    assert capsys.readouterr().out == ""
+    assert shown.rows == []
     view.show([facts(0, range(1)), facts(2, range(2, 3))], [])
-    second = rows(capsys.readouterr().out)[-2]
-    assert second.split() == ["2", "-", "-", "-", "1", "-", "-", "-", "-", "-"]
+    assert shown.rows[-2].split() == ["2", "-", "-", "-", "1", *"------"]
 
 
-def test_it_is_drawn_over_itself(terminal, capsys):
-    terminal(80, 24)
-    view = LiveView(PLAN, [range(2)], Classification(10))
+def test_it_is_drawn_over_itself(terminal):
+    shown = terminal(80, 24)
+    view = LiveView(Course(PLAN, 0), [range(2)], Classification(10))
+    view.announce(["the plan"])
     view.show([facts(0, range(2))], [])
-    first = capsys.readouterr().out
+    shown.take("[stage 1 | rank 1] a warning\n")
     view.show([facts(0, range(2), step=312)], [])
-    again = capsys.readouterr().out
-    assert again.count("\x1b[1A\x1b[2K") == first.count("\n")
     view.close()
-    view.show([facts(0, range(2), step=390)], [])
-    assert "\x1b[1A" not in capsys.readouterr().out, "what was left stays"
+    view.announce(["the end"])
+    plan, warning, bar, *table, end = shown.rows
+    assert (plan, warning, end) == ("the plan", "[stage 1 | rank 1] a warning", "the end")
+    assert bar.startswith("step 312/3120")
+    assert len(table) == 4
 
 
-def test_time_left(terminal, capsys, monkeypatch):
-    terminal(80, 24)
+def test_time_left(terminal, monkeypatch):
+    shown = terminal(80, 24)
     now = iter([1000.0, 1060.0])
-    monkeypatch.setattr(live.time, "monotonic", lambda: next(now))
-    LiveView(PLAN, [range(1)], Classification(10), start=96).show([facts(0, range(1))], [])
-    assert "49:24 left" in capsys.readouterr().out, "60 steps a minute, and 2964 to go"
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    LiveView(Course(PLAN, 96), [range(1)], Classification(10)).show([facts(0, range(1))], [])
+    assert "49:24 left" in shown.rows[0], "60 steps a minute, and 2964 to go"
 
 
 def test_who_shows_what(terminal, monkeypatch):
@@ -138,6 +144,9 @@ def test_who_shows_what(terminal, monkeypatch):
     assert kind(rank=1) is Silent
     terminal(80, 24)
     assert kind() is LiveView
+    monkeypatch.setenv("TERM", "dumb")
+    assert kind() is Progress, "such as a shell in an editor, which would show the signs"
+    monkeypatch.setenv("TERM", "xterm")
     run.quiet = True
     assert kind() is Quiet
 

@@ -65,4 +65,5 @@ def test_scores_add_up_over_batches():
 def test_peak_memory_and_gpu_facts():
     cpu = torch.device("cpu")
     assert metrics.peak_memory_bytes(cpu) > 2**20
+    assert metrics.peak_memory(cpu)["memory_of"] == "process", "with Python and torch"
     assert metrics.gpu(cpu) == {}

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from pipeline_local import configfile
+from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.ranks.rank import RankInfo
@@ -167,8 +168,15 @@ def test_what_a_run_has_left_stays_where_a_resumed_one_is_beyond_the_steps(tmp_p
 
 
 def test_a_folder_without_a_trace_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no trace; name a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         put_together(RunFolder(tmp_path))
+    for keys, reason in (({}, "ended"), ({"steps": [50, 60]}, r"reached trace\.steps=\[50,60\]")):
+        folder = RunFolder(tmp_path / f"run-{len(keys)}")
+        config = parse(folder.path, trace=keys)
+        folder.path.mkdir()
+        folder.create(config, describe(config.data).to_json())
+        with pytest.raises(UserError, match=f"has not {reason}, or was killed; let it end, or"):
+            put_together(folder)
 
 
 @pytest.mark.parametrize(

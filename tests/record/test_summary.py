@@ -21,6 +21,7 @@ def stage(modules, seconds, waited):
         "seconds": seconds,
         "waited": waited,
         "peak_memory_bytes": 1000 * modules[0],
+        "memory_of": "process",
         "checkpoint_stall_seconds": 0.5,
     }
 
@@ -34,6 +35,21 @@ def test_combine():
     assert facts["samples_per_second"] == 50.0
     assert facts["efficiency"] == 1.0
     assert facts["peak_memory_bytes"] == [1000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("process", "a process of at most 3 MiB per stage (with Python and torch)"),
+        ("tensors", "peak memory of at most 3 MiB per stage (tensors)"),
+    ],
+)
+def test_what_memory_is_of(capsys, kind, words):
+    """A plan's peaks are of tensors; a process is much more."""
+    own = {"peak_memory_bytes": 3 * 2**20, "memory_of": kind}
+    facts = summary.combine([stage([1], 10.0, 0.0) | own], samples=500)
+    summary.show([summary.ModuleRow(0, "a", "classifier")], facts, TASK)
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_efficiency_is_the_slowest_stages_busy_share():

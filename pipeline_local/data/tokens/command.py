@@ -93,7 +93,7 @@ def tokenize(request: Request) -> Path:
     newfile.check("--output", output)
     given = None
     if request.tokenizer is not None:
-        given = open_tokenizer(request.tokenizer, request.end)
+        given = open_tokenizer(request.tokenizer, request.end, "--tokenizer")
     training = {} if given else {_TRAINING: texts["train"]}
     with shown({**training, **texts}) as told:
         made = draft.make(

@@ -98,7 +98,7 @@ def test_mistakes_are_one_line(texts, tmp_path, capsys):
         (texts, "--vocabulary", "256"): "--vocabulary: at least 257, for 256 bytes and the end",
         (tmp_path / "none", "--tokenizer", "bytes"): "DATA is not a folder: got",
         (tmp_path / "empty", "--tokenizer", "bytes"): "files of the train split: got",
-        (texts, "--tokenizer", tmp_path / "no.json"): "data.tokenizer: ",
+        (texts, "--tokenizer", tmp_path / "no.json"): "error: --tokenizer: ",
     }.items():
         assert run(*arguments) == 2
         error = capsys.readouterr().err
