@@ -90,7 +90,8 @@ def _explain(error: Exception) -> None:
         rank_info = RankInfo()
     if isinstance(error, ConfigError) and rank_info.local_rank > 0:
         return
-    prefix = f"[stage {rank_info.rank} | rank {rank_info.rank}] " if rank_info.rank > 0 else ""
+    place = getattr(error, "place", "") or f"[stage {rank_info.rank} | rank {rank_info.rank}]"
+    prefix = f"{place} " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
         pointer = _pointer(line) if isinstance(error, ConfigError) else ""
         complain(f"{prefix}error: {line}{pointer}")

@@ -16,6 +16,9 @@ class UserError(Exception):
     The command line prints it without a traceback; exit code 2.
     """
 
+    place = ""
+    """The rank that it is about, for display; empty: the one that has raised it."""
+
 
 class ConfigError(UserError):
     """Every problem of a configuration at once, one line each.

@@ -23,6 +23,7 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.caller import as_found
+from pipeline_local.ranks.mesh import placing
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
@@ -91,6 +92,7 @@ def _on_this_rank(
         mesh = rank_info.mesh(config.parallel)
         watchdog = Watchdog(rank_store, rank_info, config.parallel.timeout, mesh)
         stack.enter_context(watchdog)
+        stack.enter_context(placing(mesh, rank_info.rank))
         stop.listen(lambda: watchdog.judged)
         at = watchdog.status
         at.enter("checking the configuration", peer=0 if rank_info.rank else None)

@@ -6,12 +6,13 @@ batch are dealt to the replicas of each stage round-robin: microbatch j is that 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import gcd, lcm
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import counted
+from pipeline_local.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ class Mesh:
         same = len(set(self.replicas)) == 1
         each = self.replicas[:1] if same else self.replicas
         return f"{stages} of {', '.join(map(str, each))} replicas"
+
+
+@contextmanager
+def placing(mesh: Mesh, rank: int) -> Iterator[None]:
+    """A context whose mistakes of the user say which stage and replica they are about."""
+    try:
+        yield
+    except UserError as error:
+        error.place = error.place or mesh.name(rank)
+        raise
 
 
 def chain(stages: int) -> Mesh:

@@ -1,7 +1,8 @@
 import pytest
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.ranks.mesh import Mesh, chain
+from pipeline_local.errors import UserError
+from pipeline_local.ranks.mesh import Mesh, chain, placing
 
 
 def test_a_chain_has_one_rank_for_each_stage():
@@ -56,3 +57,9 @@ def test_the_configuration_says_the_mesh():
     assert Mesh.of(ParallelConfig(replicas=2), ranks=6) == Mesh((2, 2, 2))
     assert Mesh.of(ParallelConfig(replicas=(1, 2)), ranks=9) == Mesh((1, 2))
     assert Mesh.of(ParallelConfig()) == Mesh((1,))
+
+
+def test_a_mistake_says_where_it_was_made():
+    with pytest.raises(UserError) as found, placing(Mesh((1, 2)), 2):
+        raise UserError("it is wrong")
+    assert found.value.place == "[stage 1, replica 1 | rank 2]"
