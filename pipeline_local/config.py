@@ -278,6 +278,9 @@ class ParallelConfig(NamingSection):
     backend: str | None = None
     """gloo, nccl, or "python:package.module:name"; null: nccl where every rank has a GPU of its
     own, else gloo."""
+    devices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Numbers of the GPUs that the ranks of each host take, in their order; null: neighbours get
+    the fastest links (NVLink, then PCIe), where NVML knows them, else GPUs as they are numbered."""
     wire_dtype: Literal["bfloat16", "float16"] | None = None
     """What crosses between modules is rounded to it, on any placement: half of float32's bytes.
     float16: activations only, gradients as bfloat16, which has their range. null: not rounded."""

@@ -64,7 +64,7 @@ def train(
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
-    own = RankInfo.from_environment() if rank_info is None else rank_info
+    own = (rank_info or RankInfo.from_environment()).placed(config.parallel)
     mesh = own.mesh(config.parallel)
     config = config.on_stages(mesh.num_stages)
     with as_found(own.device):
@@ -193,6 +193,7 @@ class Trainer:
             folder.metrics(stage, replica),
             {"stage": stage} | ({"replica": replica} if mesh.is_replicated else {}),
             blueprint.run_plan.steps_per_epoch,
+            rank_info,
         )
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
@@ -348,7 +349,7 @@ class Trainer:
             "waiting_down": waiting_down,
             "seconds": self.trace.take_seconds(),
             "memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
-            **metrics.gpu(self.rank_info.device),
+            **self.metrics.telemetry.facts(),
             **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
         }

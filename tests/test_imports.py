@@ -30,7 +30,7 @@ FLOORS = (
     ),
     ("config", "screen", "newfile", "registry", "building"),
     ("commandline", "footer", "startup"),
-    ("engines", "text"),
+    ("engines", "text", "gpus"),
     ("learning", "models", "data"),
     ("given", "blueprint"),
     ("ranks",),

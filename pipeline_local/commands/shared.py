@@ -25,6 +25,6 @@ def read(options: argparse.Namespace, single: bool = False) -> tuple[Config, Ran
         stages = len(several) if isinstance(several, tuple) else stages
         parallel = replace(config.parallel, replicas=1, stages=stages)
         config = replace(config, parallel=parallel)
-    rank_info = RankInfo.from_environment()
+    rank_info = RankInfo.from_environment().placed(config.parallel)
     num_stages = rank_info.mesh(config.parallel).num_stages
     return config.on_stages(num_stages), rank_info, num_stages

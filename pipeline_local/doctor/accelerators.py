@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from pipeline_local.doctor.finding import Finding, passed, warned
+from pipeline_local.gpus import nvml
 
 
 def gpus() -> Iterator[Finding]:
@@ -43,12 +44,7 @@ def _gpu(number: int, driver: str | None) -> Finding:
 def driver_version() -> str | None:
     """Return that of NVIDIA's driver, as the driver itself says it; None where there is none."""
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
+        with nvml.opened() as module:
+            return str(module.nvmlSystemGetDriverVersion())
     except Exception:  # no library, no driver, or one that does not answer
         return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()

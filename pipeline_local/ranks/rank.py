@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
+from pipeline_local.gpus import choice
+from pipeline_local.gpus.choice import Choice
 from pipeline_local.ranks import p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
@@ -43,6 +45,8 @@ class RankInfo:
     """Whether a launcher started this process."""
     restarted: bool = False
     """Whether torchrun has restarted the ranks after a failure."""
+    chosen: Choice | None = None
+    """Which GPU each rank of this host takes; None: that of its local rank."""
 
     @classmethod
     def from_environment(cls) -> "RankInfo":
@@ -86,16 +90,25 @@ class RankInfo:
             restarted=restarts > 0,
         )
 
+    def placed(self, config: ParallelConfig) -> "RankInfo":
+        """Returns this rank with a GPU that `parallel.devices` or the links of the host give it."""
+        with suppress(UserError):  # where the run is checked, it is refused
+            return replace(self, chosen=choice.choose(self.local_world_size, config.devices))
+        return self
+
     @property
     def device(self) -> torch.device:
-        """The GPU of this local rank, shared round robin if there are too few; without one the CPU.
+        """The GPU of this rank, shared round robin if there are too few; without one the CPU.
 
         It may be any accelerator that torch supports: CUDA's, ROCm's, Intel's, or another.
         """
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu")
-        return torch.device(accelerator.type, self.local_rank % torch.accelerator.device_count())
+        number = self.local_rank % torch.accelerator.device_count()
+        if self.chosen is not None:
+            number = self.chosen.devices[self.local_rank]
+        return torch.device(accelerator.type, number)
 
     def mesh(self, config: ParallelConfig) -> Mesh:
         """Returns the stages and replicas of a run; a launcher's ranks make as many stages as they
@@ -162,9 +175,11 @@ class RankInfo:
         """Returns the fastest point-to-point transport that this rank can use.
 
         Raises:
-            UserError: nccl was asked for without a GPU for every rank, or the environment names an
-                interface that is not here.
+            UserError: nccl was asked for without a GPU for every rank, `parallel.devices` names
+                other GPUs than those of this host, or the environment an interface that is not
+                here.
         """
+        choice.check(self.local_world_size, config.devices)
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         kind = p2p.choose(config.backend, gpus, self.local_world_size)
         if self.world_size > 1:
@@ -196,7 +211,7 @@ class RankInfo:
         busy = _busy() if waits else ""
         return (
             f"{stages} on {self.device.type}{over}; {counted(threads, 'CPU thread')} each"
-            f" ({reason}){busy}"
+            f" ({reason}){busy}{f'; {self.chosen}' if self.chosen else ''}"
         )
 
 

@@ -46,10 +46,16 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         if (facts := read(line)) is None:
             continue
         modules = facts.pop("modules")
-        seconds = facts.pop("seconds", {})
+        parted = {name: value for name, value in facts.items() if isinstance(value, dict)}
         first = {
             name: facts.pop(name, None) for name in ("event", "step", "epoch", "time", "stage")
         }
-        acts = {f"seconds_{act}": value for act, value in seconds.items()}
+        parts = {
+            f"{name}_{part}": value
+            for name, values in parted.items()
+            for part, value in values.items()
+        }
+        for name in parted:
+            del facts[name]
         for number, row in modules.items():
-            yield {**first, "module": int(number), **row, **facts, **acts}
+            yield {**first, "module": int(number), **row, **facts, **parts}

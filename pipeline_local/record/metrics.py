@@ -5,7 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +14,11 @@ from torch import Tensor
 
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import UserError, counted
+from pipeline_local.gpus.telemetry import Telemetry
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.screen import complain
 from pipeline_local.watch.store import Facts
 
 
@@ -26,13 +29,19 @@ class Metrics:
         path: of the file, which may exist.
         place: the number of the stage, and that of the replica where it has several.
         steps_per_epoch: of the run.
+        rank_info: this rank, whose GPU is watched.
     """
 
-    def __init__(self, path: Path, place: dict[str, int], steps_per_epoch: int) -> None:
+    def __init__(
+        self, path: Path, place: dict[str, int], steps_per_epoch: int, rank_info: RankInfo
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", buffering=1)
         self._place = place
         self._steps_per_epoch = steps_per_epoch
+        # the first rank of each host says what is missing there
+        notice = _unsaid if rank_info.local_rank else complain
+        self.telemetry = Telemetry(rank_info.device, notice)
 
     def placed(self, facts: Facts) -> Facts:
         """Returns the facts of a step with the stage, the epochs done, and the time (of Unix)."""
@@ -44,8 +53,13 @@ class Metrics:
         self._file.write(as_json(facts) + "\n")
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, and ends the watch of the GPU."""
         self._file.close()
+        self.telemetry.close()
+
+
+def _unsaid(_: str) -> None:
+    """Another rank says it."""
 
 
 def read(line: str) -> Facts | None:
@@ -230,15 +244,3 @@ def peak_memory(device: torch.device) -> Facts:
     or the whole "process" with Python and torch."""
     of = "process" if device.type == "cpu" else "tensors"
     return {"peak_memory_bytes": peak_memory_bytes(device), "memory_of": of}
-
-
-def gpu(device: torch.device) -> Facts:
-    """Returns memory in use (bytes) and, if known, utilisation (percent); {} on a CPU."""
-    if device.type == "cpu":
-        return {}
-    facts: Facts = {"gpu_memory_bytes": torch.accelerator.memory_reserved(device)}
-    driver = torch.get_device_module(device)
-    with suppress(Exception):  # no NVML, or none for a part of a GPU: the run must go on
-        facts["gpu_memory_bytes"] = driver.device_memory_used(device)
-        facts["gpu_utilization_percent"] = driver.utilization(device)
-    return facts

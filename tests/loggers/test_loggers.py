@@ -13,6 +13,7 @@ from pipeline_local import configfile
 from pipeline_local.errors import StoppedError, UserError
 from pipeline_local.loggers import follower
 from pipeline_local.loggers.follower import Follower
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.metrics import Metrics
 
@@ -51,7 +52,9 @@ def scored(stage, step):
 
 def log(folder, log, steps=STEPS, start=0, error=None):
     """A run of two stages, of which the second is always behind the first."""
-    stages = [Metrics(folder.metrics(stage), {"stage": stage}, 20) for stage in range(2)]
+    stages = [
+        Metrics(folder.metrics(stage), {"stage": stage}, 20, RankInfo()) for stage in range(2)
+    ]
     try:
         with Follower() as following:
             following.start(config_of(folder.path, **log), 2, start)

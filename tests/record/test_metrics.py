@@ -9,13 +9,14 @@ import torch
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import metrics
 
 
 def test_lines_are_written_at_once_and_appended(tmp_path):
     path = tmp_path / "metrics" / "stage-0.jsonl"
     for step in (1, 2):
-        log = metrics.Metrics(path, {"stage": 0}, steps_per_epoch=4)
+        log = metrics.Metrics(path, {"stage": 0}, 4, RankInfo())
         log.write({"step": step})
         assert json.loads(path.read_text().splitlines()[-1]) == {"step": step}
         log.close()
@@ -23,7 +24,7 @@ def test_lines_are_written_at_once_and_appended(tmp_path):
 
 
 def test_facts_say_where_and_when_they_are_from(tmp_path):
-    log = metrics.Metrics(tmp_path / "stage-1.jsonl", {"stage": 1}, steps_per_epoch=4)
+    log = metrics.Metrics(tmp_path / "stage-1.jsonl", {"stage": 1}, 4, RankInfo())
     placed = log.placed({"step": 6, "lr": 0.1})
     log.close()
     assert abs(placed.pop("time") - time.time()) < 60
@@ -62,8 +63,7 @@ def test_scores_add_up_over_batches():
     assert facts == {"5": {"accuracy": 0.4, "ensemble_accuracy": 0.5, "loss": pytest.approx(0.3)}}
 
 
-def test_peak_memory_and_gpu_facts():
+def test_peak_memory():
     cpu = torch.device("cpu")
     assert metrics.peak_memory_bytes(cpu) > 2**20
     assert metrics.peak_memory(cpu)["memory_of"] == "process", "with Python and torch"
-    assert metrics.gpu(cpu) == {}

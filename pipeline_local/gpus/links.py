@@ -1,0 +1,171 @@
+"""How the GPUs of a host are linked, and the order in which neighbours have the fastest links."""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline_local.gpus.nvml import Handle
+
+MOST_TRIED = 50_000
+"""Orders up to which all are considered: all those of eight GPUs."""
+
+
+@dataclass(frozen=True, order=True)
+class Link:
+    """The way between two GPUs; the faster one is the greater.
+
+    Attributes:
+        nvlinks: the number of NVLinks between them, directly or by switches.
+        peer: whether one can read the other's memory without the host's.
+        nearness: how near they are on the PCI bus: NVML's level, negative.
+        text: what a person calls it.
+    """
+
+    nvlinks: int
+    peer: bool
+    nearness: int
+    text: str = field(compare=False, default="")
+
+
+Links = tuple[tuple[Link, ...], ...]
+"""The link of each pair of GPUs."""
+
+
+def order(links: Sequence[Sequence[Any]], count: int) -> tuple[int, ...]:
+    """Returns which GPU each of `count` ranks takes, so that neighbours have the fastest links.
+
+    The slowest link between neighbours is as fast as can be, then the second slowest, and so on. Of
+    equally good orders it is the first, so where all links are equal GPUs stay as they are
+    numbered. For more than `MOST_TRIED` possible orders, each rank takes the nearest free GPU.
+
+    Args:
+        links: of each pair of GPUs, anything that can be compared: the faster one is the greater.
+        count: ranks of this host, at most as many as GPUs.
+    """
+    return _Search(links, count).best()
+
+
+class _Search:
+    """A search among orders: depth first, and no further than to what is already too slow."""
+
+    def __init__(self, links: Sequence[Sequence[Any]], count: int) -> None:
+        gpus = range(len(links))
+        pairs = [(a, b) for a in gpus for b in gpus if a != b]
+        speeds = sorted({links[a][b] for a, b in pairs}, reverse=True)
+        # a link costs more than `count` of the next faster kind: the slowest ones decide
+        cost = {speed: (count + 1) ** level for level, speed in enumerate(speeds)}
+        self._cost = {(a, b): cost[links[a][b]] for a, b in pairs}
+        self._gpus = gpus
+        self._count = count
+        self._best: tuple[int, ...] = ()
+        self._least = math.inf
+
+    def best(self) -> tuple[int, ...]:
+        tries = math.perm(len(self._gpus), self._count) <= MOST_TRIED
+        for first in self._gpus:
+            if tries:
+                self._extend((first,), 0)
+            else:
+                self._keep(*self._nearest(first))
+        return self._best
+
+    def _extend(self, path: tuple[int, ...], cost: int) -> None:
+        left = self._count - len(path)
+        if cost + left >= self._least:  # each link costs at least one
+            return
+        if not left:
+            self._keep(path, cost)
+            return
+        for gpu in self._gpus:
+            if gpu not in path:
+                self._extend((*path, gpu), cost + self._cost[path[-1], gpu])
+
+    def _nearest(self, first: int) -> tuple[tuple[int, ...], int]:
+        path: tuple[int, ...] = (first,)
+        cost = 0
+        while len(path) < self._count:
+            last, free = path[-1], (gpu for gpu in self._gpus if gpu not in path)
+            gpu = min(free, key=lambda gpu: self._cost[last, gpu])
+            path, cost = (*path, gpu), cost + self._cost[last, gpu]
+        return path, cost
+
+    def _keep(self, path: tuple[int, ...], cost: int) -> None:
+        if cost < self._least:
+            self._best, self._least = path, cost
+
+
+def read(nvml: Any, handles: Sequence[Handle]) -> Links:  # noqa: ANN401 (pynvml has no types)
+    """Returns the link of each pair of GPUs, as NVML says it.
+
+    Raises:
+        pynvml.NVMLError: it does not say how they are connected.
+    """
+    ends = [_NvLinks(nvml, handle) for handle in handles]
+    places = [_place(nvml.nvmlDeviceGetPciInfo(handle)) for handle in handles]
+
+    def link(a: int, b: int) -> Link:
+        if a == b:
+            return Link(0, False, 0)
+        nvlinks = ends[a].to(places[b]) + min(ends[a].switched, ends[b].switched)
+        level = nvml.nvmlDeviceGetTopologyCommonAncestor(handles[a], handles[b])
+        way = nvml.NVML_P2P_CAPS_INDEX_NVLINK if nvlinks else nvml.NVML_P2P_CAPS_INDEX_READ
+        peer = _reaches(nvml, handles[a], handles[b], way)
+        return _named(nvlinks if peer else 0, peer, level)
+
+    numbers = range(len(handles))
+    return tuple(tuple(link(a, b) for b in numbers) for a in numbers)
+
+
+class _NvLinks:
+    """The active NVLinks of one GPU, by what is at their other ends."""
+
+    def __init__(self, nvml: Any, handle: Handle) -> None:  # noqa: ANN401
+        self.switched = 0
+        self._places: list[str] = []
+        for number in range(nvml.NVML_NVLINK_MAX_LINKS):
+            with suppress(nvml.NVMLError):  # it has no such link
+                if nvml.nvmlDeviceGetNvLinkState(handle, number) != nvml.NVML_FEATURE_ENABLED:
+                    continue
+                kind = nvml.nvmlDeviceGetNvLinkRemoteDeviceType(handle, number)
+                self.switched += kind == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
+                if kind == nvml.NVML_NVLINK_DEVICE_TYPE_GPU:
+                    remote = nvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, number)
+                    self._places.append(_place(remote))
+
+    def to(self, place: str) -> int:
+        """How many go directly to the GPU at a place."""
+        return self._places.count(place)
+
+
+def _place(pci: Any) -> str:  # noqa: ANN401 (pynvml has no types)
+    """On the PCI bus; NVML writes it in small letters or capital ones, as bytes or text."""
+    found = pci.busId
+    text = found.decode() if isinstance(found, bytes) else str(found)
+    domain, _, rest = text.lower().partition(":")
+    return f"{domain:0>8}:{rest}"
+
+
+def _reaches(nvml: Any, one: Handle, other: Handle, way: int) -> bool:  # noqa: ANN401
+    with suppress(nvml.NVMLError):
+        return bool(nvml.nvmlDeviceGetP2PStatus(one, other, way) == nvml.NVML_P2P_STATUS_OK)
+    return False
+
+
+_LEVELS = {
+    0: "one board",
+    10: "PCIe switch",
+    20: "PCIe switches",
+    30: "PCIe host bridge",
+    40: "one NUMA node",
+    50: "between NUMA nodes",
+}
+"""By NVML_TOPOLOGY_*; nvidia-smi says PIX, PXB, PHB, NODE and SYS from the second on."""
+
+
+def _named(nvlinks: int, peer: bool, level: int) -> Link:
+    if nvlinks:
+        return Link(nvlinks, peer, -level, f"NVLink x{nvlinks}")
+    through = "" if peer else ", through the host's memory"
+    return Link(0, peer, -level, _LEVELS.get(level, f"level {level}") + through)
