@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline_local.byvalue import main_not_imported, pack_for_child, unpack
 from pipeline_local.data.loaders import obey_rank_only, start_server
@@ -110,9 +110,30 @@ class _Steps(Dataset[tuple[Batch, list[str]] | UserError]):
     def __getitem__(self, step: int) -> tuple[Batch, list[str]] | UserError:
         self.source.skipped.clear()
         try:
-            return self.source.batch(step), list(self.source.skipped)
+            return _shared(self.source.batch(step)), list(self.source.skipped)
         except UserError as error:
             return error
+
+
+def _shared(batch: Batch) -> Batch:
+    """The batch in shared memory, if a loader process has made it.
+
+    Torch would move it there itself, later, and without room for it lose the batch: the rank would
+    wait for it until the watchdog ends the run.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        for tensor in batch:
+            tensor.share_memory_()
+    except RuntimeError as error:  # the folder is full, or there is none
+        size = sum(tensor.nbytes for tensor in batch) / 2**20
+        raise UserError(
+            f"loader processes have no shared memory for a batch of {size:.1f} MiB ({error}); give"
+            f" /dev/shm more (containers: --shm-size=2g or --ipc=host), or use no loader processes"
+            f" (data.workers=0)"
+        ) from None
+    return batch
 
 
 def _unpacked(packed: bytes) -> _Steps:
