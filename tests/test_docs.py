@@ -22,6 +22,7 @@ PAGES = sorted(
         *(ROOT / "experiments").glob("*.md"),
         ROOT / "docker" / "README.md",
         ROOT / "launch" / "slurm" / "README.md",
+        ROOT / "launch" / "kubernetes" / "README.md",
     ]
 )
 GENERATED = ("configuration.md", "commands.md")

@@ -125,7 +125,7 @@ def _shared(batch: Batch) -> Batch:
         return batch
     try:
         for tensor in batch:
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # the folder is full, or there is none
         size = sum(tensor.nbytes for tensor in batch) / 2**20
         raise UserError(

@@ -54,7 +54,7 @@ def compiler_failure(error: Exception) -> UserError | None:
     return None
 
 
-_SIGNS = (" compile error", "InvalidCxxCompiler", "TritonMissing", "[Errno ")
+_SIGNS = (" compile error", "InvalidCxxCompiler", "TritonMissing", "find C compiler", "[Errno ")
 
 
 def _trouble(error: Exception) -> UserError:

@@ -83,7 +83,8 @@ def lost_verdict(rank: int, sightings: Mapping[int, Sighting]) -> Verdict:
     """Returns the verdict on a rank whose process is gone without an error message."""
     seen = f"; last seen {describe(rank, sightings[rank])}" if rank in sightings else ""
     waits = "".join(_who_waits(rank, sightings))
-    return Verdict("lost", rank, f"its process is gone (killed, crashed, or its host){seen}{waits}")
+    gone = "its process is gone (killed or crashed), or its host or the network to it is"
+    return Verdict("lost", rank, f"{gone}{seen}{waits}")
 
 
 def describe(rank: int, sighting: Sighting) -> str:

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline_local import configfile
@@ -15,6 +18,8 @@ from pipeline_local.data import loaders as server
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.data.loading import load
+from pipeline_local.errors import UserError
 
 LONGEST = 60
 DATA = {"name": "synthetic", "batch_size": 8, "image_size": 8, "limit": 64, "workers": 2}
@@ -154,3 +159,20 @@ def test_torchs_empty_folder_goes_and_its_cache_stays(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     server.drop_empty_caches()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torchinductor_you"]
+
+
+@dataclass(frozen=True)
+class Full:
+    """Where it computes a batch, no file may grow: as in a /dev/shm that is full."""
+
+    skipped: list[str]
+
+    def batch(self, step):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        return torch.zeros(2**20), torch.zeros(1)
+
+
+def test_loaders_without_shared_memory_end_a_run_in_one_line():
+    with pytest.raises(UserError, match=r"for a batch of 4\.0 MiB.*--shm-size") as said:
+        next(load(Full(skipped=[]), range(4), workers=1))
+    assert "\n" not in str(said.value)

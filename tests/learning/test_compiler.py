@@ -18,6 +18,13 @@ def test_the_compilers_own_words_are_told():
     assert "\n" not in told
 
 
+def test_triton_without_a_compiler_is_told():
+    missing = "Failed to find C compiler. Please specify via CC environment variable."
+    told = str(compiler_failure(exc.InductorError(RuntimeError(missing), {})))
+    assert "Failed to find C compiler" in told
+    assert "compile=false does without" in told
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CompileError"), exc.CppWrapperCodegenError("x")])
 def test_other_errors_keep_their_traceback(error):
     assert compiler_failure(error) is None

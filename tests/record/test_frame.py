@@ -18,7 +18,14 @@ def run(tmp_path):
     (tmp_path / "metrics").mkdir()
     first, second = (tmp_path / "metrics" / f"stage-{k}.jsonl" for k in range(2))
     first.write_text(
-        line("train", 2, {"1": {"loss": 2.0}}, lr=0.1, seconds={"forward": 0.5})
+        line(
+            "train",
+            2,
+            {"1": {"loss": 2.0}},
+            lr=0.1,
+            seconds={"forward": 0.5},
+            gpu_throttling={"power_cap": 0.25},
+        )
         + line("train", 4, {"1": {"loss": 1.5}}, lr=0.2)
         + line("train", 4, {"1": {"loss": 1.25}}, lr=0.2)
         + '{"event": "train", "st'
@@ -46,6 +53,8 @@ def test_a_row_for_each_module_step_and_event(run):
     assert frame.cosine.dropna().tolist() == [-0.5]
     assert frame.accuracy.dropna().tolist() == [0.75, 0.5]
     assert frame.seconds_forward.dropna().tolist() == [0.5]
+    assert frame.gpu_throttling_power_cap.dropna().tolist() == [0.25]
+    assert "gpu_throttling" not in frame
     assert frame.stage.tolist() == [0, 1, 1, 1, 1, 0]
 
 

@@ -93,8 +93,8 @@ def test_stalls(ranks, culprit, text):
 def test_a_death_tells_what_was_last_seen():
     verdict = lost_verdict(1, {0: at("send", 2, peer=1), 1: at("forward", 1)})
     assert verdict.text == (
-        "its process is gone (killed, crashed, or its host); last seen in 'forward', module 2,"
-        " microbatch 3, step 17; rank 0 waits for it on the edge 0 -> 1"
+        "its process is gone (killed or crashed), or its host or the network to it is; last seen"
+        " in 'forward', module 2, microbatch 3, step 17; rank 0 waits for it on the edge 0 -> 1"
     )
     assert verdict.exit_code == EXIT_NEIGHBOUR_LOST
     assert "process is gone" in lost_verdict(5, {}).text
