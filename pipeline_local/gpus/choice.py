@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
@@ -47,7 +46,7 @@ def check(ranks: int, wanted: Sequence[int] | None) -> None:
         )
 
 
-def choose(ranks: int, wanted: Sequence[int] | None) -> Choice | None:
+def choose(ranks: int, wanted: Sequence[int] | None, pairs: links.Pairs) -> Choice | None:
     """Returns the GPU of each rank of this host; None where there is nothing to choose.
 
     Neighbours get the fastest links, where every rank has a GPU of its own and NVML knows the
@@ -56,6 +55,7 @@ def choose(ranks: int, wanted: Sequence[int] | None) -> Choice | None:
     Args:
         ranks: of this host.
         wanted: `parallel.devices`.
+        pairs: of ranks of this host that are neighbours.
 
     Raises:
         UserError: as `check` says.
@@ -63,7 +63,7 @@ def choose(ranks: int, wanted: Sequence[int] | None) -> Choice | None:
     check(ranks, wanted)
     if wanted is not None:
         return Choice(tuple(wanted[:ranks]), "parallel.devices")
-    if ranks < 2 or not ranks <= _count() or not nvml.knows(_gpu(0)):
+    if not pairs or not ranks <= _count() or not nvml.knows(_gpu(0)):
         return None
     try:
         with nvml.opened() as module:
@@ -71,10 +71,10 @@ def choose(ranks: int, wanted: Sequence[int] | None) -> Choice | None:
             found = links.read(module, handles)
     except Exception:  # whatever a driver does; telemetry says it
         return None
-    devices = links.order(found, ranks)
-    between = [found[a][b].text for a, b in pairwise(devices)]
-    every = between[:1] if len(set(between)) == 1 else between
-    return Choice(devices, f"along the fastest links: {', '.join(every)}")
+    devices = links.order(found, ranks, pairs)
+    used = sorted((found[devices[a]][devices[b]] for a, b in pairs), reverse=True)
+    texts = dict.fromkeys(link.text for link in used)
+    return Choice(devices, f"along the fastest links: {', '.join(texts)}")
 
 
 def _count() -> int:

@@ -33,67 +33,70 @@ Links = tuple[tuple[Link, ...], ...]
 """The link of each pair of GPUs."""
 
 
-def order(links: Sequence[Sequence[Any]], count: int) -> tuple[int, ...]:
+Pairs = Sequence[tuple[int, int]]
+"""Ranks of one host that send to each other, by their numbers there."""
+
+
+def order(links: Sequence[Sequence[Any]], count: int, pairs: Pairs) -> tuple[int, ...]:
     """Returns which GPU each of `count` ranks takes, so that neighbours have the fastest links.
 
-    The slowest link between neighbours is as fast as can be, then the second slowest, and so on. Of
-    equally good orders it is the first, so where all links are equal GPUs stay as they are
-    numbered. For more than `MOST_TRIED` possible orders, each rank takes the nearest free GPU.
+    The slowest link in use is as fast as can be, then the second slowest, and so on. Of equally
+    good orders it is the first, so where all links are equal GPUs stay as they are numbered. For
+    more than `MOST_TRIED` possible orders, each rank takes the free GPU that is best for it.
 
     Args:
         links: of each pair of GPUs, anything that can be compared: the faster one is the greater.
         count: ranks of this host, at most as many as GPUs.
+        pairs: of ranks that are neighbours.
     """
-    return _Search(links, count).best()
+    return _Search(links, count, pairs).best()
 
 
 class _Search:
     """A search among orders: depth first, and no further than to what is already too slow."""
 
-    def __init__(self, links: Sequence[Sequence[Any]], count: int) -> None:
+    def __init__(self, links: Sequence[Sequence[Any]], count: int, pairs: Pairs) -> None:
         gpus = range(len(links))
-        pairs = [(a, b) for a in gpus for b in gpus if a != b]
-        speeds = sorted({links[a][b] for a, b in pairs}, reverse=True)
-        # a link costs more than `count` of the next faster kind: the slowest ones decide
-        cost = {speed: (count + 1) ** level for level, speed in enumerate(speeds)}
-        self._cost = {(a, b): cost[links[a][b]] for a, b in pairs}
+        speeds = sorted({links[a][b] for a in gpus for b in gpus if a != b}, reverse=True)
+        # a link costs more than all neighbours have of the next faster kind: the slowest decide
+        cost = {speed: (len(pairs) + 1) ** level for level, speed in enumerate(speeds)}
+        self._cost = [[cost.get(links[a][b], 0) for b in gpus] for a in gpus]
         self._gpus = gpus
-        self._count = count
+        self._before = [[min(pair) for pair in pairs if max(pair) == rank] for rank in range(count)]
+        self._to_come = [sum(map(len, self._before[rank:])) for rank in range(count + 1)]
         self._best: tuple[int, ...] = ()
         self._least = math.inf
 
     def best(self) -> tuple[int, ...]:
-        tries = math.perm(len(self._gpus), self._count) <= MOST_TRIED
-        for first in self._gpus:
-            if tries:
-                self._extend((first,), 0)
-            else:
-                self._keep(*self._nearest(first))
-        return self._best
+        if math.perm(len(self._gpus), len(self._before)) <= MOST_TRIED:
+            self._extend((), 0)
+            return self._best
+        return min((self._nearest(first) for first in self._gpus), key=self._total)
 
     def _extend(self, path: tuple[int, ...], cost: int) -> None:
-        left = self._count - len(path)
-        if cost + left >= self._least:  # each link costs at least one
+        if cost + self._to_come[len(path)] >= self._least:  # each link costs at least one
             return
-        if not left:
-            self._keep(path, cost)
+        if len(path) == len(self._before):
+            self._best, self._least = path, cost
             return
         for gpu in self._gpus:
             if gpu not in path:
-                self._extend((*path, gpu), cost + self._cost[path[-1], gpu])
+                self._extend((*path, gpu), cost + self._added(path, gpu))
 
-    def _nearest(self, first: int) -> tuple[tuple[int, ...], int]:
+    def _added(self, path: tuple[int, ...], gpu: int) -> int:
+        """What the next rank costs on a GPU, with its neighbours among the earlier ranks."""
+        return sum(self._cost[path[other]][gpu] for other in self._before[len(path)])
+
+    def _nearest(self, first: int) -> tuple[int, ...]:
         path: tuple[int, ...] = (first,)
-        cost = 0
-        while len(path) < self._count:
-            last, free = path[-1], (gpu for gpu in self._gpus if gpu not in path)
-            gpu = min(free, key=lambda gpu: self._cost[last, gpu])
-            path, cost = (*path, gpu), cost + self._cost[last, gpu]
-        return path, cost
+        while len(path) < len(self._before):
+            free = [gpu for gpu in self._gpus if gpu not in path]
+            added = [self._added(path, gpu) for gpu in free]
+            path = (*path, free[added.index(min(added))])
+        return path
 
-    def _keep(self, path: tuple[int, ...], cost: int) -> None:
-        if cost < self._least:
-            self._best, self._least = path, cost
+    def _total(self, path: tuple[int, ...]) -> int:
+        return sum(self._added(path[:rank], path[rank]) for rank in range(len(path)))
 
 
 def read(nvml: Any, handles: Sequence[Handle]) -> Links:  # noqa: ANN401 (pynvml has no types)

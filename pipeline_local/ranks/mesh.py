@@ -8,7 +8,7 @@ batch are dealt to the replicas of each stage round-robin: microbatch j is that 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import gcd, lcm
 
 from pipeline_local.config import ParallelConfig
@@ -83,6 +83,16 @@ class Mesh:
                 for downstream in self.ranks(stage + 1):
                     if (self.replica(upstream) - self.replica(downstream)) % common == 0:
                         yield upstream, downstream
+
+    def neighbours(self) -> Iterator[tuple[int, int]]:
+        """Yields the pairs of ranks that send to each other: those of `edges`, and replicas that
+        add up their gradients in a ring."""
+        yield from self.edges()
+        for stage in range(self.num_stages):
+            ranks = self.ranks(stage)
+            yield from pairwise(ranks)
+            if len(ranks) > 2:
+                yield ranks[0], ranks[-1]
 
     def rank(self, stage: int, microbatch: int) -> int:
         """The rank of a stage that a microbatch belongs to."""

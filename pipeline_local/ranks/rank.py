@@ -92,8 +92,12 @@ class RankInfo:
 
     def placed(self, config: ParallelConfig) -> "RankInfo":
         """Returns this rank with a GPU that `parallel.devices` or the links of the host give it."""
+        here = self.local_world_size
         with suppress(UserError):  # where the run is checked, it is refused
-            return replace(self, chosen=choice.choose(self.local_world_size, config.devices))
+            first = self.rank - self.local_rank  # the ranks of a host have consecutive numbers
+            pairs = [(a - first, b - first) for a, b in self.mesh(config).neighbours()]
+            pairs = [pair for pair in pairs if min(pair) >= 0 and max(pair) < here]
+            return replace(self, chosen=choice.choose(here, config.devices, pairs))
         return self
 
     @property

@@ -1,5 +1,7 @@
 """Which GPU a rank takes: along the links, as a user says it, or as numbered."""
 
+from itertools import pairwise
+
 import pynvml
 import pytest
 import torch
@@ -38,21 +40,21 @@ def test_ranks_follow_the_links_and_say_so(monkeypatch):
 
 def test_each_link_is_named_where_they_differ(monkeypatch):
     install(monkeypatch, FakeNvml(hosts.bridges()))
-    assert str(choose(3, None)) == (
-        "GPUs 0, 1, 2 in the order of ranks (along the fastest links: one NUMA node, NVLink x4)"
+    assert str(choose(3, None, [(0, 1), (1, 2)])) == (
+        "GPUs 0, 1, 2 in the order of ranks (along the fastest links: NVLink x4, one NUMA node)"
     )
 
 
 def test_torch_may_number_gpus_otherwise_than_nvml(monkeypatch):
     """CUDA_VISIBLE_DEVICES=4,2,0,3: torch's 0 and 2 have the double link, as 4 and 0 have."""
     install(monkeypatch, FakeNvml(hosts.dgx1()), visible=[4, 2, 0, 3])
-    assert choose(4, None).devices == (0, 2, 3, 1)
+    assert choose(4, None, [(0, 1), (1, 2), (2, 3)]).devices == (0, 2, 3, 1)
 
 
 def test_a_device_is_also_found_by_its_place_on_the_bus(monkeypatch):
     unknown = pynvml.NVML_ERROR_NOT_FOUND
     install(monkeypatch, FakeNvml(hosts.dgx1(), nvmlDeviceGetHandleByUUID=unknown))
-    assert choose(8, None).devices == (0, 3, 2, 1, 5, 6, 7, 4)
+    assert choose(8, None, list(pairwise(range(8)))).devices == (0, 3, 2, 1, 5, 6, 7, 4)
 
 
 def test_a_rank_that_sees_one_gpu_only_takes_it(monkeypatch):
@@ -75,7 +77,7 @@ def test_where_nvml_does_not_answer_gpus_are_as_numbered(monkeypatch, broken):
 
 def test_without_gpus_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert choose(2, None) is None
+    assert choose(2, None, [(0, 1)]) is None
     rank = RankInfo(0, 2, 0, 2, launched=True).placed(ParallelConfig())
     assert "GPU" not in rank.explain(ParallelConfig())
 
