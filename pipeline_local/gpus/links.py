@@ -170,5 +170,5 @@ _LEVELS = {
 def _named(nvlinks: int, peer: bool, level: int) -> Link:
     if nvlinks:
         return Link(nvlinks, peer, -level, f"NVLink x{nvlinks}")
-    through = "" if peer else ", through the host's memory"
+    through = "" if peer else " without peer access"
     return Link(0, peer, -level, _LEVELS.get(level, f"level {level}") + through)

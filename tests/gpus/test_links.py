@@ -55,14 +55,14 @@ def test_without_peer_access_the_bus_still_counts():
     links = found(hosts.pcie())
     path = chain(links, 8)
     assert path == (0, 2, 1, 3, 4, 6, 5, 7)
-    assert between(links, path)[0] == "PCIe switch, through the host's memory"
+    assert between(links, path)[0] == "PCIe switch without peer access"
 
 
 def test_nvlinks_that_are_switched_off_do_not_count():
     from pynvml import NVML_P2P_CAPS_INDEX_NVLINK
 
     host = hosts.Host(hosts.halves, switched=18, refused=(NVML_P2P_CAPS_INDEX_NVLINK,))
-    assert found(host)[0][1].text == "one NUMA node, through the host's memory"
+    assert found(host)[0][1].text == "one NUMA node without peer access"
 
 
 @given(st.data())
