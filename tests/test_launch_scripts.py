@@ -17,7 +17,14 @@ import pytest
 from pipeline_local.commandline.parser import parse
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [".ci/run", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("launch/**/*.s[hb]*"))]
+SCRIPTS = [
+    ".ci/run",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for pattern in ("launch/**/*.s[hb]*", "docker/*.sh")
+        for path in ROOT.glob(pattern)
+    ),
+]
 PIPES = {
     "stdin": subprocess.DEVNULL,
     "stdout": subprocess.PIPE,
