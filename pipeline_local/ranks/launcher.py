@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, ProcessFailure
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -19,10 +19,12 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
-from pipeline_local import startup
-from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
+from pipeline_local import early, startup
+from pipeline_local.data.loaders import SOCKETS, drop_empty_caches, socket_folder
+from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
 from pipeline_local.footer import ALL_ROWS
+from pipeline_local.ranks import environment
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain, draws, say
 
@@ -39,7 +41,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     with _quiet(logging.getLogger("torch.distributed.elastic")), socket_folder() as sockets:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
         ranks = _ranks(count, arguments)
-        agent = LocalElasticAgent(ranks, _NoLogs(own))
+        agent = _Agent(ranks, _NoLogs(own))
         startup.over()
         say(f"starting {counted(count, 'rank')} on this host")
         try:
@@ -69,6 +71,28 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Agent(LocalElasticAgent):
+    """Knows its ranks as soon as they are there. They get each SIGUSR1, one of before, too."""
+
+    def __init__(self, spec: WorkerSpec, logs: LogsSpecs) -> None:
+        super().__init__(spec, logs)
+        self.ranks: list[int] = []
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
+        with early.held():
+            started: dict[int, int] = super()._start_workers(worker_group)
+            self.ranks = list(started.values())
+        if early.take():
+            self.signal(signal.SIGUSR1)
+        return started
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all ranks."""
+        for rank in self.ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, number)
+
+
 class _NoLogs(LogsSpecs):
     """The ranks print where this process does; torch's own specification makes a folder in TMPDIR
     for each run, and leaves it there.
@@ -83,8 +107,8 @@ class _NoLogs(LogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Nothing is redirected; each rank gets its environment."""
-        for environment in envs.values():
-            environment.update(self._environment)
+        for variables in envs.values():
+            variables.update(self._environment)
         console = dict.fromkeys(envs, "")
         return LogsDest(console, console, error_files=dict.fromkeys(envs, os.devnull))
 
@@ -144,24 +168,24 @@ _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)
 
 
 @contextmanager
-def _passing_on(agent: LocalElasticAgent) -> Iterator[list[int]]:
+def _passing_on(agent: _Agent) -> Iterator[list[int]]:
     """Passes a signal that asks to stop on to the ranks, and goes on waiting for them.
 
     The agent itself would forget their exit codes, and kill after 30 seconds those that still
     write. A second signal (or one before there are ranks) is left to the agent, which does that;
-    but a second Ctrl-C kills the ranks at once.
+    but a second Ctrl-C kills the ranks at once. SIGUSR1 may come early, and again and again.
     """
     received: list[int] = []
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            agent.signal(number) if agent.ranks else early.note(number, frame)
+            return
         received.append(number)
-        ranks = [w.id for w in agent.get_worker_group().workers if isinstance(w.id, int)]
-        over = len(received) > 1 or not ranks
+        over = len(received) > 1 or not agent.ranks
         if not over and number == signal.SIGINT:
             announce_interrupt()
-        for rank in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(rank, _passed(number, over))
+        agent.signal(_passed(number, over))
         if over:
             raise SignalException("asked to end", signal.Signals(number))
 
@@ -207,6 +231,6 @@ def reporting_failure() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if "RANK" in os.environ and threading.current_thread() is threading.main_thread():
+        if environment.launched() and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise

@@ -14,7 +14,7 @@ from pipeline_local import configfile
 from pipeline_local.data import loaders as server
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe
-from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.early import STOP_SIGNALS
 
 LONGEST = 60
 DATA = {"name": "synthetic", "batch_size": 8, "image_size": 8, "limit": 64, "workers": 2}
