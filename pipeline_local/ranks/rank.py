@@ -3,10 +3,13 @@
 import os
 import platform
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +31,12 @@ NO_LIMIT = timedelta(days=1)
 
 START_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
+
+ANSWER_TIMEOUT = timedelta(seconds=15)
+"""Longest wait for the first rank once it has started."""
+
+LISTEN_SECONDS = 0.2
+"""From one look to the next at whether it has."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +284,9 @@ def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dis
         raise
     store = _group_store() if own else _rendezvous_store(rank_info)
     with connecting():
-        store = rendezvous(store, rank_info.rank, rank_info.world_size, START_TIMEOUT)
+        serves = rank_info.rank == 0 or not environment.in_step()
+        patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
+        store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
         before = set(dist.distributed_c10d._world.pg_map)
         if not own:
             dist.init_process_group(
@@ -317,7 +328,7 @@ def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
     except (dist.DistError, ValueError) as error:
         taken = "EADDRINUSE" in str(error)
-        reason = "the port is taken" if taken else str(error).splitlines()[0]
+        reason = "the port is taken" if taken else str(error).splitlines()[0][:200]
         remedy = "pass another --master-port to the launcher, or --standalone on a single host"
         if environment.in_step():
             remedy = "set MASTER_PORT to one that is free"
@@ -329,8 +340,13 @@ def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
 
 
 def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
-    """That of a step of Slurm, whose first rank serves it; no other job's ranks are met there."""
-    store = dist.TCPStore(
+    """That of a step of Slurm, whose first rank serves it; no other job's ranks are met there.
+
+    Raises:
+        torch.distributed.DistError: the port is taken, or something else answers there.
+    """
+    connect = partial(
+        dist.TCPStore,
         host,
         port,
         rank_info.world_size,
@@ -339,7 +355,36 @@ def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
         wait_for_workers=False,
         multi_tenant=True,
     )
+    if rank_info.rank == 0:
+        store = connect()
+    else:
+        _await_listener(host, port)
+        store = _in_time(connect)
     return dist.PrefixStore(environment.step(), store)
+
+
+def _in_time(connect: Callable[[], dist.TCPStore]) -> dist.TCPStore:
+    """Torch would wait without a limit for the first word of a server that is no store."""
+    stores: list[dist.TCPStore] = []
+    thread = threading.Thread(target=lambda: stores.append(connect()), daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT.total_seconds())
+    if not stores:
+        raise dist.DistNetworkError("what listens there is no rank")
+    return stores[0]
+
+
+def _await_listener(host: str, port: int) -> None:
+    """The first rank may still load torch; something else that has its port never answers."""
+    until = time.monotonic() + START_TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), ANSWER_TIMEOUT.total_seconds()).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise dist.DistNetworkError(f"no rank answers there: {error}") from None
+            time.sleep(LISTEN_SECONDS)
 
 
 def device_backend(device: torch.device) -> str:
