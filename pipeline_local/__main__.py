@@ -19,8 +19,8 @@ from pipeline_local import early
 from pipeline_local.ranks import environment
 from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
 
-TRAINING = ("train", "resume", "call")
-"""Commands that save when they are asked to stop; the last one is how `fit` trains."""
+TRAINING = ("train", "resume", "call", "hosts")
+"""Commands that save when they are asked to stop. `fit` and launch/multinode.sh use the last."""
 _SPINS = "10000"
 """Turns of an OpenMP thread that waits for others, before it sleeps (GOMP_SPINCOUNT). Costs nothing
 on idle cores. By its own default it turns so long that, where others compute on the same cores, it

@@ -62,7 +62,9 @@ class _Loader(yaml.SafeLoader):
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)
         value = _VARIABLE.sub(_variable, node.value)
         if value != node.value and node.style is None:  # in quotes it is text
-            node.tag = self.resolve(yaml.ScalarNode, value, (True, False))
+            node.tag = self.resolve(  # type: ignore[no-untyped-call]
+                yaml.ScalarNode, value, (True, False)
+            )
         node.value = value
         return node
 

@@ -25,14 +25,20 @@ from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
 from pipeline_local.footer import ALL_ROWS
 from pipeline_local.ranks import environment
+from pipeline_local.ranks.hosts import Hosts
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain, draws, say
 
 
-def start_ranks(count: int, arguments: Sequence[str]) -> int:
+def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None) -> int:
     """Runs `pipeline-local ARGUMENTS` on `count` local ranks, as torchrun would.
 
     The ranks end with this process, also when it is killed.
+
+    Args:
+        count: ranks of this host.
+        arguments: of each rank.
+        hosts: all hosts, where this is not the only one.
 
     Returns:
         0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
@@ -40,7 +46,8 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     """
     with _quiet(logging.getLogger("torch.distributed.elastic")), socket_folder() as sockets:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
-        ranks = _ranks(count, arguments)
+        _store = hosts.meet() if hosts else None  # kept: the first host serves it
+        ranks = _ranks(count, arguments, hosts)
         agent = _Agent(ranks, _NoLogs(own))
         startup.over()
         say(f"starting {counted(count, 'rank')} on this host")
@@ -87,7 +94,8 @@ class _Agent(LocalElasticAgent):
         return started
 
     def signal(self, number: int) -> None:
-        """Send a signal to all ranks."""
+        """Send a signal to all ranks, which are not started again."""
+        self._remaining_restarts = 0
         for rank in self.ranks:
             with suppress(ProcessLookupError):
                 os.kill(rank, number)
@@ -118,10 +126,11 @@ class _NoLogs(LogsSpecs):
         return os.devnull
 
 
-def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
-    parameters = RendezvousParameters(
+def _ranks(count: int, arguments: Sequence[str], hosts: Hosts | None) -> WorkerSpec:
+    alone = RendezvousParameters(
         backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1
     )
+    parameters = hosts.parameters() if hosts else alone
     return WorkerSpec(
         role="default",
         local_world_size=count,
@@ -129,8 +138,10 @@ def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
         # not by -m, which looks for every module in the current folder first
         args=(str(Path(pipeline_local.__file__).with_name("__main__.py")), *arguments),
         rdzv_handler=get_rendezvous_handler(parameters),
-        max_restarts=0,
+        max_restarts=hosts.restarts if hosts else 0,
         monitor_interval=0.1,
+        master_addr=hosts.head if hosts else None,
+        master_port=hosts.port if hosts else None,
     )
 
 

@@ -3,9 +3,8 @@
 import os
 import platform
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,7 +20,7 @@ from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
-from pipeline_local.ranks.rendezvous import rendezvous
+from pipeline_local.ranks.rendezvous import in_time, rendezvous
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest wait for all ranks to do what each of them has to do, once they have started."""
@@ -359,19 +358,8 @@ def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
         store = connect()
     else:
         _await_listener(host, port)
-        store = _in_time(connect)
+        store = in_time(connect, ANSWER_TIMEOUT)
     return dist.PrefixStore(environment.step(), store)
-
-
-def _in_time(connect: Callable[[], dist.TCPStore]) -> dist.TCPStore:
-    """Torch would wait without a limit for the first word of a server that is no store."""
-    stores: list[dist.TCPStore] = []
-    thread = threading.Thread(target=lambda: stores.append(connect()), daemon=True)
-    thread.start()
-    thread.join(ANSWER_TIMEOUT.total_seconds())
-    if not stores:
-        raise dist.DistNetworkError("what listens there is no rank")
-    return stores[0]
 
 
 def _await_listener(host: str, port: int) -> None:
