@@ -254,7 +254,7 @@ def test_a_mistake_is_not_tried_again(cluster):
     job = cluster.submit("mistake", *TWO, more=("optimizer.lr=fast",))
     facts = job.ends()
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0")
-    assert job.log.count("error:") == 2, "once on each host"
+    assert job.log.count("error: optimizer.lr: should be a number") == 2, "once on each host"
 
 
 def test_a_node_lost(cluster, uninterrupted):
