@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from typing import NoReturn
 
@@ -45,6 +46,7 @@ def trains() -> bool:
 
 def leave(code: int) -> NoReturn:
     """End at once. Python would first take torch apart: seconds that a container is not given."""
+    threading._shutdown()  # type: ignore[attr-defined]  # a callback's own threads end first
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError, ValueError):  # nobody listens

@@ -77,15 +77,18 @@ def test_a_run_takes_over_what_was_noted():
 def test_leaving_is_an_end_like_any_other():
     """But for what Python does after its exit functions."""
     script = """
-import atexit, sys
+import atexit, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pipeline_local.__main__ import leave
 atexit.register(print, "exit functions")
 print("printed", end=" ")
+ThreadPoolExecutor().submit(time.sleep, 0)
+threading.Thread(target=lambda: time.sleep(0.5) or print("threads", end=" ")).start()
 leave(7)
 """
     process = python(script)
     told, _ = process.communicate(timeout=60)
-    assert (process.returncode, told) == (7, "printed exit functions\n")
+    assert (process.returncode, told) == (7, "printed threads exit functions\n")
 
 
 FIRST = """

@@ -58,16 +58,15 @@ def start(tmp_path):
         port = str(free_port())
         for number in range(2):
             command = ["bash", ROOT / "launch" / "multinode.sh", str(number), "localhost"]
-            log = (tmp_path / f"host-{number}").open("w")
-            hosts.append(
-                subprocess.Popen(
+            with (tmp_path / f"host-{number}").open("w") as log:
+                host = subprocess.Popen(
                     [*command, "configs/digits.yaml", f"run.dir={tmp_path / 'run'}", *SETTINGS],
                     cwd=ROOT,
                     env={**os.environ, "PATH": path, "PORT": port, "RANKS_PER_NODE": "1"} | env,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
-            )
+            hosts.append(host)
         return hosts
 
     yield run
