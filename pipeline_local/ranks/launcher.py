@@ -189,8 +189,11 @@ def _passing_on(agent: _Agent) -> Iterator[list[int]]:
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and not agent.ranks:
+            early.note(number, frame)
+            return
         if number == signal.SIGUSR1:
-            agent.signal(number) if agent.ranks else early.note(number, frame)
+            agent.signal(number)
             return
         received.append(number)
         over = len(received) > 1 or not agent.ranks
