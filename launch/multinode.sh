@@ -13,6 +13,8 @@
 # NODES=2            hosts
 # RANKS_PER_NODE=    ranks on each host; by default its GPUs, or 1
 # PORT=29500         free on host 0, and open to the others
+# RESTARTS=0         how often the ranks of all hosts start again, from their newest checkpoint, after
+#                    a failure; give all hosts the same number
 # GLOO_SOCKET_IFNAME=, NCCL_SOCKET_IFNAME=   the network interface, where there are several
 set -euo pipefail
 
@@ -35,10 +37,6 @@ count_gpus() {
 venv=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv
 PATH="$venv/bin:$PATH"
 
-exec torchrun \
-    --nnodes "${NODES:-2}" \
-    --nproc-per-node "${RANKS_PER_NODE:-$(count_gpus)}" \
-    --node-rank "$node" \
-    --master-addr "$head_host" \
-    --master-port "${PORT:-29500}" \
-    -m pipeline_local train "$@"
+# Ctrl-C, SIGTERM or SIGUSR1 on any host: all ranks save the same step and end with 75.
+exec pipeline-local hosts "${NODES:-2}" "$node" "${RANKS_PER_NODE:-$(count_gpus)}" \
+    "${PORT:-29500}" "${RESTARTS:-0}" "$head_host" train "$@"

@@ -1,8 +1,12 @@
-"""`pipeline-local` and `python -m pipeline_local`: what comes before torch is loaded."""
+"""`pipeline-local` and `python -m pipeline_local`: what comes before torch is loaded, and last."""
 
+import atexit
 import os
 import sys
 import tempfile
+import threading
+from contextlib import suppress
+from typing import NoReturn
 
 if __name__ == "__main__":  # the current folder comes last: a script may be named as a library's
     _FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -12,15 +16,42 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
-from pipeline_local import startup
-from pipeline_local.commandline.parser import CALL, parse
+from pipeline_local import early
+from pipeline_local.ranks import environment
 from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
 
+TRAINING = ("train", "resume", "call", "hosts")
+"""Commands that save when they are asked to stop. `fit` and launch/multinode.sh use the last."""
 _SPINS = "10000"
 """Turns of an OpenMP thread that waits for others, before it sleeps (GOMP_SPINCOUNT). Costs nothing
 on idle cores. By its own default it turns so long that, where others compute on the same cores, it
 keeps the very thread it waits for from running: steps took 94 times as long, now 12 times
 (docs/results/speed.md)."""
+
+
+def program() -> int:
+    """Run the command of this process, which is no other program's: the last thing that it does."""
+    early.listen(trains())
+    early.run_under_init()
+    code = main()
+    if trains():
+        leave(code)
+    return code
+
+
+def trains() -> bool:
+    """Whether the command trains; help does not."""
+    return sys.argv[1:2] != [] and sys.argv[1] in TRAINING and not {"-h", "--help"} & {*sys.argv}
+
+
+def leave(code: int) -> NoReturn:
+    """End at once. Python would first take torch apart: seconds that a container is not given."""
+    threading._shutdown()  # type: ignore[attr-defined]  # a callback's own threads end first
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError, ValueError):  # nobody listens
+            stream.flush()
+    os._exit(code)
 
 
 def main() -> int:
@@ -34,9 +65,13 @@ def main() -> int:
         print(f"error: {error.strerror}; name one in TMPDIR that can be written", file=sys.stderr)
         return 2
     try:
+        from pipeline_local.commandline.parser import parse
+
         options, arguments = parse(sys.argv[1:])  # help and mistakes of usage end here
         announce(options.run)
         import torch  # noqa: F401 (alone, as it takes most of the time)
+
+        from pipeline_local import startup
 
         startup.at("loading the rest")
         from pipeline_local import cli
@@ -49,7 +84,10 @@ def main() -> int:
 def announce(command: str) -> None:
     """Say what the next seconds are spent on, where a run starts: in the user's process, and in the
     first of the ranks that it starts."""
-    if os.environ.get("RANK", "0") == "0" and command in ("train", "resume", CALL):
+    from pipeline_local import startup
+    from pipeline_local.commandline.parser import CALL
+
+    if environment.is_first() and command in ("train", "resume", CALL):
         if LAUNCHER in os.environ:
             startup.begin("rank 0", startup.SILENCE_OF_RANKS)
         else:
@@ -74,4 +112,4 @@ def spin_briefly() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(program())

@@ -159,6 +159,8 @@ def _read(path: Path) -> dict[Any, Any]:
         raise ConfigError([f"config file {path} cannot be read: {error}; name another"]) from None
     try:
         tree = yamltext.parse(text)
+    except yamltext.UnsetError as error:
+        raise ConfigError([f"config file {path}: {error}"]) from None
     except ValueError as error:
         raise ConfigError([f"config file {path} is not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
@@ -175,6 +177,8 @@ def _override(tree: dict[Any, Any], text: str) -> str | None:
         return f"override {text!r} is not of the form key=value (such as train.epochs=10)"
     try:
         parsed = yamltext.parse(value)
+    except yamltext.UnsetError as error:
+        return f"override {text!r}: {error}"
     except ValueError as error:
         return f"override {text!r}: the value is not valid YAML ({error}); quote it"
     for section in sections:

@@ -81,9 +81,10 @@ def _on_this_rank(
 ) -> Facts:
     with ExitStack() as stack:
         follower = stack.enter_context(Follower())  # outermost: its end may wait for a network
+        store = stack.enter_context(joined(rank_info))
+        rank_info = rank_info.on_host(store)
         rank_info.prepare(config.parallel)
         stack.enter_context(rank_info.repeatable())
-        store = stack.enter_context(joined(rank_info))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # outside of the watchdog: a launcher that notices a dead rank signals all others, and one
         # of them must still report it

@@ -4,6 +4,7 @@ Scalars are those of YAML 1.2's core schema: PyYAML reads 1.1, where 010 is 8, 1
 false, and 2024-01-01 is a date.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,25 @@ from typing import Any
 import yaml
 
 
+class UnsetError(ValueError):
+    """A value names a variable of the environment that is not set."""
+
+
 def parse(text: str) -> Any:  # noqa: ANN401 (any YAML value)
     """Returns the value of a YAML text.
 
     A key occurs once in its section, whole numbers fit 64 bits, and an alias stands for a scalar:
-    so no value holds itself or grows without bound.
+    so no value holds itself or grows without bound. `${env:NAME}` in a value is a variable of the
+    environment; what results is read as if it stood there, so it may be a number.
 
     Raises:
+        UnsetError: there is no such variable.
         ValueError: the text is not such YAML; the message is the reason, in one line.
     """
     try:
         return yaml.load(text, _Loader)
+    except UnsetError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
@@ -49,6 +58,16 @@ class _Loader(yaml.SafeLoader):
             raise _fault(node, "an alias must stand for a single value; write the section out")
         return node
 
+    def compose_scalar_node(self, anchor: dict[Any, yaml.Node]) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        value = _VARIABLE.sub(_variable, node.value)
+        if value != node.value and node.style is None:  # in quotes it is text
+            node.tag = self.resolve(  # type: ignore[no-untyped-call]
+                yaml.ScalarNode, value, (True, False)
+            )
+        node.value = value
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -70,6 +89,17 @@ class _Loader(yaml.SafeLoader):
         if abs(number) >= 2**63:
             raise _fault(node, "a whole number must be below 2^63")
         return number
+
+
+_VARIABLE = re.compile(r"(?<!\$)\$\{env:([^}]*)\}")
+"""Not behind another dollar sign: in a path, two stand for one."""
+
+
+def _variable(found: re.Match[str]) -> str:
+    name = found[1]
+    if name not in os.environ:
+        raise UnsetError(f"{found[0]}: the variable {name!r} is not set; set it, or write a value")
+    return os.environ[name]
 
 
 def _fault(node: yaml.Node | None, problem: str) -> yaml.MarkedYAMLError:

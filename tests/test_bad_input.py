@@ -422,7 +422,7 @@ def test_what_may_not_be_touched(mortal, capsys, locked, mode, arguments, says) 
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "x"}, "got 'localhost:x'"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "99999"}, "from 0 to 65535"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "taken"}, "the port is taken"),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks without a launcher"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "its environment is incomplete, got 'SLURM_PROCID'"),
     ],
 )
 def test_a_launcher_that_does_not_fit(folder, capsys, monkeypatch, environment, says) -> None:

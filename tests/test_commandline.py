@@ -12,7 +12,8 @@ from pipeline_local.commands.table import RUN
 from tests.test_docs import all_parsers
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = [part for part in all_parsers(parser()) if part.get_default("run") not in (None, "call")]
+NOT_FOR_PEOPLE = (None, "call", "hosts")
+COMMANDS = [p for p in all_parsers(parser()) if p.get_default("run") not in NOT_FOR_PEOPLE]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.prog)

@@ -79,6 +79,20 @@ def test_ways_to_write_a_number(tmp_path: Path, override: str, value: float) -> 
     assert with_overrides(tmp_path, f"optimizer.lr={override}").optimizer.lr == value
 
 
+def test_variables_in_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tasks of an array have folders and seeds of their own; the run's file holds them."""
+    monkeypatch.setenv("TASK", "3")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    config = with_overrides(tmp_path, "run.dir=runs/${env:TASK}", "train.seed=${env:TASK}")
+    assert (config.run.dir, config.train.seed) == (Path("runs/3"), 3)
+    assert "env:" not in configfile.dump(config)
+    missing = "${env:NO_SUCH}: the variable 'NO_SUCH' is not set; set it, or write a value"
+    override = "run.dir=${env:NO_SUCH}"
+    assert problems(tmp_path, TEXT, override) == [f"override {override!r}: {missing}"]
+    text = TEXT + "run: {dir: '${env:NO_SUCH}'}"
+    assert problems(tmp_path, text) == [f"config file {tmp_path / 'config.yaml'}: {missing}"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "count"),
     [

@@ -160,7 +160,8 @@ def test_flags_in_prose_exist(page):
 
 
 OTHERS = ("--max-restarts", "--nproc-per-node", "--gpus", "--ipc", "--user", "python experiments/")
-"""Flags of torchrun, docker and of scripts."""
+OTHERS += ("--ntasks", "--kill-on-bad-exit", "--init", "RESTARTS=")
+"""Flags of torchrun, docker, Slurm and of scripts."""
 
 
 def commands(page):

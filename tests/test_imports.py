@@ -27,6 +27,7 @@ FLOORS = (
         "writes",
         "untouched",
         "lagged_queue",
+        "early",
     ),
     ("config", "screen", "newfile", "registry", "building"),
     ("commandline", "footer", "startup"),

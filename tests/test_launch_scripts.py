@@ -211,36 +211,38 @@ def test_continuous_integration_is_the_same_script(clone: Clone) -> None:
 
 
 class Cluster:
-    """Stub srun, scontrol, torchrun and nvidia-smi; a job's environment; a copy of the scripts."""
+    """Stubs of Slurm's commands, pipeline-local and nvidia-smi; a job; a copy of the scripts.
+
+    tests/launch/test_slurm.py has a real Slurm.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / "a clone"
         self.log = folder / "log"
-        shutil.copytree(ROOT / "launch", folder / "launch")
+        shutil.copytree(ROOT / "launch", self.folder / "launch")
         note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{self.log}"\n'
         self.stub("srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n')
-        self.stub("torchrun", note)
         self.stub("scancel", note)
         self.stub("nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
-        hosts = "[[ $1 == show ]] && printf 'node7\\nnode8\\n' && exit\n"
-        self.stub("scontrol", note.replace("echo", f"{hosts}echo"))
+        self.stub("squeue", '#!/usr/bin/env bash\necho "${COMMENT:-(null)}"\n')
+        show = f'[[ $1 == show ]] && printf "   Command=%s\\nTaskPlugin = ${{TASKS:-none}}\\n" \
+            "{self.folder}/{SBATCH} c.yaml" && exit\n'
+        self.stub("scontrol", note.replace("echo", f"{show}echo"))
+        executable(self.folder / ".venv" / "bin" / "pipeline-local", note)
         self.env = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "SLURM_SUBMIT_DIR": str(folder),
             "SLURM_JOB_ID": "12345",
             "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_JOB_NODELIST": "node[7-8]",
-            "SLURM_GPUS_ON_NODE": "4",
-            "SLURM_CPUS_PER_TASK": "32",
         }
 
     def stub(self, name: str, text: str) -> None:
-        executable(self.folder / "bin" / name, text)
+        executable(self.log.parent / "bin" / name, text)
 
     def command(self, script: str, *args: str, **env: str) -> dict[str, Any]:
-        """What subprocess is to start."""
+        """What subprocess is to start; Slurm starts a copy, from the folder of `sbatch`."""
         return {
             "args": ["bash", str(self.folder / script), *args],
+            "cwd": "/",
             "env": self.env | env,
             **PIPES,
         }
@@ -248,6 +250,9 @@ class Cluster:
     def run(self, script: str, *args: str, **env: str) -> tuple[int, str]:
         done = subprocess.run(**self.command(script, *args, **env), timeout=60)
         return done.returncode, done.stdout
+
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines()
 
 
 @pytest.fixture
@@ -257,56 +262,97 @@ def cluster(tmp_path: Path) -> Cluster:
 
 SBATCH = "launch/slurm/train.sbatch"
 SRUN = (
-    'srun --kill-on-bad-exit=1 --cpus-per-task 32 bash -c trap "" USR1; exec "$@" bash torchrun'
-    " --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d"
-    " --rdzv-endpoint node7:22345 --rdzv-id 12345-{restarts} -m pipeline_local train c.yaml"
+    "srun {ranks} --kill-on-bad-exit=0 --wait=150"
+    ' bash -c trap "" USR1; exec "$@" bash pipeline-local train c.yaml'
 )
 
 
-def test_sbatch_starts_one_torchrun_per_node(cluster: Cluster) -> None:
-    status, output = cluster.run(SBATCH, "c.yaml", "run.dir=a b")
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        ({}, "--ntasks-per-node 1 --overcommit"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "--ntasks-per-node 4 --overcommit"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS": "2"}, "--ntasks 2"),
+        ({"TASKS": "affinity"}, "--ntasks-per-node 1 --overcommit --cpu-bind=none"),
+    ],
+)
+def test_srun_starts_a_rank_per_gpu_or_task(cluster: Cluster, environment: Any, ranks: str) -> None:
+    status, output = cluster.run(SBATCH, "c.yaml", "run.dir=a b", **environment)
     assert status == 0, output
-    assert cluster.log.read_text() == f"{SRUN.format(restarts=0)} run.dir=a b\n"
+    assert cluster.calls() == [f"{SRUN.format(ranks=ranks)} run.dir=a b"]
 
 
 def test_a_requeued_job_resumes(cluster: Cluster) -> None:
     cluster.run(SBATCH, "c.yaml", SLURM_RESTART_COUNT="1")
-    assert cluster.log.read_text() == f"{SRUN.format(restarts=1)} run.resume=true\n"
+    assert cluster.calls()[0].endswith("pipeline-local train c.yaml run.resume=true")
 
 
-def test_sbatch_ends_with_the_status_of_training(cluster: Cluster) -> None:
-    assert cluster.run(SBATCH, "c.yaml", STATUS="9")[0] == 9
-    assert "requeue" not in cluster.log.read_text()
+def test_an_environment_that_is_not_there_is_one_line(cluster: Cluster) -> None:
+    shutil.rmtree(cluster.folder / ".venv")
+    path = f"{cluster.log.parent / 'bin'}:/usr/bin:/bin"
+    status, output = cluster.run(SBATCH, "c.yaml", PATH=path)
+    assert status == 2
+    assert output.count("\n") == 1
+    assert f"no pipeline-local in {cluster.folder}/.venv/bin" in output
 
 
-@pytest.mark.parametrize(("status", "requeued"), [("1", True), ("0", False)])
-def test_near_the_time_limit_the_ranks_stop_and_the_job_is_requeued(
-    cluster: Cluster, status: str, requeued: bool
+@pytest.mark.parametrize("status", ["0", "1", "2"])
+def test_what_would_be_the_same_again_is_not_tried_again(cluster: Cluster, status: str) -> None:
+    assert cluster.run(SBATCH, "c.yaml", STATUS=status)[0] == int(status)
+    assert len(cluster.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "comment", "failures"), [("3", "", 1), ("4", "failures=1", 2), ("137", "x", 1)]
+)
+def test_a_failure_goes_back_to_the_queue(
+    cluster: Cluster, status: str, comment: str, failures: int
 ) -> None:
-    """Whatever code torchrun makes of it, unless the run has become complete meanwhile."""
-    command = cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="1", STATUS=status)
+    assert cluster.run(SBATCH, "c.yaml", STATUS=status, COMMENT=comment)[0] == int(status)
+    assert cluster.calls()[1:] == [
+        f"scontrol update JobId=12345 Comment=failures={failures}",
+        "scontrol requeue 12345",
+    ]
+
+
+@pytest.mark.parametrize(("restarts", "comment"), [("0", ""), ("2", "failures=2")])
+def test_so_many_failures_and_no_more(cluster: Cluster, restarts: str, comment: str) -> None:
+    status, output = cluster.run(
+        SBATCH, "c.yaml", STATUS="3", RESTARTS=restarts, COMMENT=comment, SLURM_RESTART_COUNT="9"
+    )
+    assert status == 3
+    assert f"is not started again (RESTARTS={restarts})\n" in output
+    assert len(cluster.calls()) == 1
+
+
+def test_a_run_that_was_stopped_goes_back_however_often(cluster: Cluster) -> None:
+    status, _ = cluster.run(
+        SBATCH, "c.yaml", STATUS="75", RESTARTS="0", COMMENT="failures=3", SLURM_RESTART_COUNT="9"
+    )
+    assert status == 75
+    assert cluster.calls()[1:] == ["scontrol requeue 12345"]
+
+
+def test_near_the_time_limit_the_ranks_are_asked_again_and_again(cluster: Cluster) -> None:
+    """The first time they may not listen yet."""
+    command = cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="7", STATUS="75")
     with subprocess.Popen(**command) as process:
         deadline = time.monotonic() + 20
         while not cluster.log.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
         output, _ = process.communicate(timeout=30)
-    assert process.returncode == int(status)
+    assert process.returncode == 75
     assert "the time limit is near" in output
-    calls = cluster.log.read_text().splitlines()[1:]
-    stop = "scancel --signal=USR1 12345"
-    assert calls == ([stop, "scontrol requeue 12345"] if requeued else [stop])
+    stop = "scancel --quiet --signal=USR1 12345"
+    assert cluster.calls()[1:] == [stop, stop, "scontrol requeue 12345"]
 
 
-def test_a_run_that_was_stopped_is_requeued(cluster: Cluster) -> None:
-    assert cluster.run(SBATCH, "c.yaml", STATUS="75")[0] == 75
-    assert cluster.log.read_text().splitlines()[-1] == "scontrol requeue 12345"
-
-
-def test_sbatch_asks_slurm_for_signal_and_requeue() -> None:
-    text = (ROOT / "launch/slurm/train.sbatch").read_text()
+def test_sbatch_asks_slurm_for_signal_and_requeue_and_no_hardware() -> None:
+    text = (ROOT / SBATCH).read_text()
     options = re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE)
-    assert {"--signal=B:USR1@120", "--requeue", "--ntasks-per-node=1"} <= set(options)
+    assert {"--signal=B:USR1@120", "--requeue"} <= set(options)
+    assert not [o for o in options if o.startswith(("--nodes", "--gpus", "--cpus", "--ntasks"))]
     assert text.index("#SBATCH --output") < text.index(
         "set -euo"
     )  # Slurm stops at the first command
@@ -315,10 +361,10 @@ def test_sbatch_asks_slurm_for_signal_and_requeue() -> None:
 def test_plain_hosts(cluster: Cluster) -> None:
     status, output = cluster.run("launch/multinode.sh", "1", "head", "c.yaml", "train.steps=3")
     assert status == 0, output
-    assert cluster.log.read_text() == (
-        "torchrun --nnodes 2 --nproc-per-node 2 --node-rank 1 --master-addr head"
-        " --master-port 29500 -m pipeline_local train c.yaml train.steps=3\n"
-    )
+    command = "pipeline-local hosts 2 1 2 29500 {} head train c.yaml"
+    assert cluster.calls() == [f"{command.format(0)} train.steps=3"]
+    cluster.run("launch/multinode.sh", "1", "head", "c.yaml", RESTARTS="4")
+    assert cluster.calls()[1:] == [command.format(4)]
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,29 @@ def test_paths_become_text_and_tuples_lists() -> None:
         "a": "1e5",
         "b": [1, 2],
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${env:N}", 7),
+        ("'${env:N}'", "7"),
+        ("runs/${env:N}-${env:N}", "runs/7-7"),
+        ("1${env:N}", 17),
+        ('a: ["${env:N}", x]', {"a": ["7", "x"]}),
+        ("a: ${env:ODD}", {"a": "b: c # d"}),
+        ("$${env:N}", "$${env:N}"),
+        ("${env:NO", "${env:NO"),
+    ],
+)
+def test_variables_of_the_environment(monkeypatch, text: str, value: object) -> None:
+    """What results is read as if it stood there, but is never more than one value."""
+    monkeypatch.setenv("N", "7")
+    monkeypatch.setenv("ODD", "b: c # d")
+    assert yamltext.parse(text) == value
+
+
+def test_a_variable_that_is_not_set(monkeypatch) -> None:
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    with pytest.raises(yamltext.UnsetError, match=r"^\$\{env:NO_SUCH\}: .*'NO_SUCH' is not set"):
+        yamltext.parse("a: x-${env:NO_SUCH}")

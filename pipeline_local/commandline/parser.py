@@ -19,6 +19,8 @@ from pipeline_local.screen import complain
 DESCRIPTION = "Pipelined training without a global backward pass."
 CALL = "call"
 """The command by which a program's function is started on new ranks."""
+HOSTS = "hosts"
+"""The command by which launch/multinode.sh starts the ranks of one of several hosts."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -54,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     call = commands.add_parser(CALL)  # without help: not for people
     call.add_argument("file", type=Path)
     call.set_defaults(run="call")
+    hosts = commands.add_parser(HOSTS)
+    for number in ("count", "number", "ranks", "port", "restarts"):
+        hosts.add_argument(number, type=int)
+    hosts.add_argument("head")
+    hosts.add_argument("arguments", nargs=argparse.REMAINDER)
+    hosts.set_defaults(run="hosts")
     return whole
 
 

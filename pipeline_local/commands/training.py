@@ -90,10 +90,20 @@ def _call(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _hosts(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.ranks.hosts import Hosts
+    from pipeline_local.ranks.launcher import start_ranks
+
+    keys = ("count", "number", "head", "port", "restarts")
+    hosts = Hosts(**{key: getattr(options, key) for key in keys})
+    return start_ranks(options.ranks, options.arguments, hosts)
+
+
 RUN: Run = {
     "train": _train,
     "resume": _resume,
     "config": _config,
     "tokenize": _tokenize,
     "call": _call,
+    "hosts": _hosts,
 }

@@ -17,9 +17,7 @@ from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Ask a run to stop. A launcher and a terminal send them to a rank's whole process group, Slurm to
-every process; the rank then finishes its step, for which it needs its loaders."""
+from pipeline_local.early import STOP_SIGNALS
 
 
 def start_server(preload: list[str]) -> None:

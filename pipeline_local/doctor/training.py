@@ -25,7 +25,9 @@ CONFIG = {
     "optimizer": {"name": "sgd", "lr": 0.1},
     "parallel": {"stages": 2, "threads": 1},
 }
-_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "PIPELINE_LOCAL_")
+_OF_LAUNCHERS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "SLURM_", "PIPELINE_LOCAL_"),
+)
 
 
 def training() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.loggers.logger import Logger, Run
 from pipeline_local.loggers.mlflow import MLflow
 from pipeline_local.loggers.rows import Row, Tail
@@ -28,7 +29,7 @@ CLOSE_SECONDS = 60
 """What loggers may take for the last rows, once the run has ended."""
 _POLITE = 10
 """Of `nice`: the ranks compute on the same cores."""
-_ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ASKED_TO_STOP = (*STOP_SIGNALS, signal.SIGHUP)
 
 
 def main() -> None:

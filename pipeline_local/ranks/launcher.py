@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, ProcessFailure
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -19,18 +19,26 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
-from pipeline_local import startup
-from pipeline_local.data.loaders import SOCKETS, STOP_SIGNALS, drop_empty_caches, socket_folder
+from pipeline_local import early, startup
+from pipeline_local.data.loaders import SOCKETS, drop_empty_caches, socket_folder
+from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
 from pipeline_local.footer import ALL_ROWS
+from pipeline_local.ranks import environment
+from pipeline_local.ranks.hosts import Hosts
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain, draws, say
 
 
-def start_ranks(count: int, arguments: Sequence[str]) -> int:
+def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None) -> int:
     """Runs `pipeline-local ARGUMENTS` on `count` local ranks, as torchrun would.
 
     The ranks end with this process, also when it is killed.
+
+    Args:
+        count: ranks of this host.
+        arguments: of each rank.
+        hosts: all hosts, where this is not the only one.
 
     Returns:
         0, or the exit code of the rank that caused the failure (`cause`). After a signal that asked
@@ -38,8 +46,9 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     """
     with _quiet(logging.getLogger("torch.distributed.elastic")), socket_folder() as sockets:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
-        ranks = _ranks(count, arguments)
-        agent = LocalElasticAgent(ranks, _NoLogs(own))
+        _store = hosts.meet() if hosts else None  # kept: the first host serves it
+        ranks = _ranks(count, arguments, hosts)
+        agent = _Agent(ranks, _NoLogs(own))
         startup.over()
         say(f"starting {counted(count, 'rank')} on this host")
         try:
@@ -69,6 +78,29 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Agent(LocalElasticAgent):
+    """Knows its ranks as soon as they are there. They get each SIGUSR1, one of before, too."""
+
+    def __init__(self, spec: WorkerSpec, logs: LogsSpecs) -> None:
+        super().__init__(spec, logs)
+        self.ranks: list[int] = []
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
+        with early.held():
+            started: dict[int, int] = super()._start_workers(worker_group)
+            self.ranks = list(started.values())
+        if early.take():
+            self.signal(signal.SIGUSR1)
+        return started
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all ranks, which are not started again."""
+        self._remaining_restarts = 0
+        for rank in self.ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, number)
+
+
 class _NoLogs(LogsSpecs):
     """The ranks print where this process does; torch's own specification makes a folder in TMPDIR
     for each run, and leaves it there.
@@ -83,8 +115,8 @@ class _NoLogs(LogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Nothing is redirected; each rank gets its environment."""
-        for environment in envs.values():
-            environment.update(self._environment)
+        for variables in envs.values():
+            variables.update(self._environment)
         console = dict.fromkeys(envs, "")
         return LogsDest(console, console, error_files=dict.fromkeys(envs, os.devnull))
 
@@ -94,10 +126,11 @@ class _NoLogs(LogsSpecs):
         return os.devnull
 
 
-def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
-    parameters = RendezvousParameters(
+def _ranks(count: int, arguments: Sequence[str], hosts: Hosts | None) -> WorkerSpec:
+    alone = RendezvousParameters(
         backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1
     )
+    parameters = hosts.parameters() if hosts else alone
     return WorkerSpec(
         role="default",
         local_world_size=count,
@@ -105,8 +138,10 @@ def _ranks(count: int, arguments: Sequence[str]) -> WorkerSpec:
         # not by -m, which looks for every module in the current folder first
         args=(str(Path(pipeline_local.__file__).with_name("__main__.py")), *arguments),
         rdzv_handler=get_rendezvous_handler(parameters),
-        max_restarts=0,
+        max_restarts=hosts.restarts if hosts else 0,
         monitor_interval=0.1,
+        master_addr=hosts.head if hosts else None,
+        master_port=hosts.port if hosts else None,
     )
 
 
@@ -144,24 +179,27 @@ _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)
 
 
 @contextmanager
-def _passing_on(agent: LocalElasticAgent) -> Iterator[list[int]]:
+def _passing_on(agent: _Agent) -> Iterator[list[int]]:
     """Passes a signal that asks to stop on to the ranks, and goes on waiting for them.
 
     The agent itself would forget their exit codes, and kill after 30 seconds those that still
     write. A second signal (or one before there are ranks) is left to the agent, which does that;
-    but a second Ctrl-C kills the ranks at once.
+    but a second Ctrl-C kills the ranks at once. SIGUSR1 may come early, and again and again.
     """
     received: list[int] = []
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and not agent.ranks:
+            early.note(number, frame)
+            return
+        if number == signal.SIGUSR1:
+            agent.signal(number)
+            return
         received.append(number)
-        ranks = [w.id for w in agent.get_worker_group().workers if isinstance(w.id, int)]
-        over = len(received) > 1 or not ranks
+        over = len(received) > 1 or not agent.ranks
         if not over and number == signal.SIGINT:
             announce_interrupt()
-        for rank in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(rank, _passed(number, over))
+        agent.signal(_passed(number, over))
         if over:
             raise SignalException("asked to end", signal.Signals(number))
 
@@ -207,6 +245,6 @@ def reporting_failure() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if "RANK" in os.environ and threading.current_thread() is threading.main_thread():
+        if environment.launched() and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise

@@ -2,12 +2,13 @@
 
 import os
 import platform
-import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
 from pipeline_local.gpus import choice
 from pipeline_local.gpus.choice import Choice
-from pipeline_local.ranks import p2p
+from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
-from pipeline_local.ranks.rendezvous import rendezvous
+from pipeline_local.ranks.rendezvous import in_time, rendezvous
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest wait for all ranks to do what each of them has to do, once they have started."""
@@ -32,10 +33,16 @@ NO_LIMIT = timedelta(days=1)
 START_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
 
+ANSWER_TIMEOUT = timedelta(seconds=15)
+"""Longest wait for the first rank once it has started."""
+
+LISTEN_SECONDS = 0.2
+"""From one look to the next at whether it has."""
+
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank among all, as the launcher (torchrun, deepspeed, ours) has started it."""
+    """One rank among all, as the launcher (torchrun, deepspeed, srun, ours) has started it."""
 
     rank: int = 0
     world_size: int = 1
@@ -47,10 +54,12 @@ class RankInfo:
     """Whether torchrun has restarted the ranks after a failure."""
     chosen: Choice | None = None
     """Which GPU each rank of this host takes; None: that of its local rank."""
+    located: bool = True
+    """Whether it is known which ranks share this host; else `on_host` finds it out."""
 
     @classmethod
     def from_environment(cls) -> "RankInfo":
-        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or Slurm's names for them.
 
         Where the program has joined a process group of several ranks itself, that one counts.
 
@@ -59,17 +68,18 @@ class RankInfo:
                 world size.
         """
         if dist.is_initialized() and dist.get_world_size() > 1:
-            return cls(dist.get_rank(), dist.get_world_size(), *_places_here(), launched=True)
-        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-            _refuse_bare_srun()
+            group = cls(dist.get_rank(), dist.get_world_size(), launched=True)
+            return replace(group, located=False).on_host(_group_store())
+        said = environment.said()
+        if not said:
             return cls()
         try:
-            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            local_rank = int(os.environ.get("LOCAL_RANK", rank))
+            rank, world_size = int(said["RANK"]), int(said["WORLD_SIZE"])
+            local_rank = int(said.get("LOCAL_RANK", rank))
             # deepspeed sets LOCAL_SIZE
-            said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-            local_size = _on_this_host(said) if said else world_size
-            restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+            size = said.get("LOCAL_WORLD_SIZE") or said.get("LOCAL_SIZE")
+            local_size = environment.on_this_host(size) if size else world_size
+            restarts = int(said.get("TORCHELASTIC_RESTART_COUNT", 0))
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"the launcher's environment is incomplete: RANK and WORLD_SIZE must be numbers,"
@@ -88,6 +98,28 @@ class RankInfo:
             local_world_size=local_size,
             launched=True,
             restarted=restarts > 0,
+            located=bool(size) and "LOCAL_RANK" in said,
+        )
+
+    def on_host(self, store: dist.Store) -> "RankInfo":
+        """Returns this rank with its place among the ranks of its host, told apart by their names.
+
+        Kubernetes, and ranks that are started by hand, do not say it.
+
+        Args:
+            store: shared by all ranks, which call this together.
+        """
+        if self.located:
+            return self
+        hosts_store = dist.PrefixStore("pipeline_local hosts", store)
+        hosts_store.set(str(self.rank), socket.gethostname())
+        hosts = [hosts_store.get(str(rank)) for rank in range(self.world_size)]
+        own = hosts[self.rank]
+        return replace(
+            self,
+            local_rank=hosts[: self.rank].count(own),
+            local_world_size=hosts.count(own),
+            located=True,
         )
 
     def placed(self, config: ParallelConfig) -> "RankInfo":
@@ -143,7 +175,7 @@ class RankInfo:
 
     def threads(self, config: ParallelConfig) -> int:
         """Returns `parallel.threads`, or an equal share of this host's cores."""
-        return config.threads or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        return config.threads or max(1, environment.cores() // self.local_world_size)
 
     def prepare(self, config: ParallelConfig) -> None:
         """Sets torch up for this rank: its threads, its device, and float32 without TF32."""
@@ -205,7 +237,7 @@ class RankInfo:
 
     def explain(self, config: ParallelConfig) -> str:
         """Returns one line for display: what this run uses, and why."""
-        cores = len(os.sched_getaffinity(0))
+        cores = environment.cores()
         threads = self.threads(config)
         shared = f"{counted(cores, 'core')} / ranks of this host"
         reason = "parallel.threads" if config.threads else shared
@@ -234,35 +266,6 @@ def _busy() -> str:
     return ""
 
 
-def _on_this_host(text: str) -> int:
-    """Reads a number, or Slurm's list of tasks per node such as 2(x3),1.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    node = int(os.environ.get("SLURM_NODEID", 0))
-    counts = [n for part in text.split(",") for n in _repeated(part.strip())]
-    if min(counts, default=0) < 1 or (len(counts) > 1 and node >= len(counts)):
-        raise ValueError(f"LOCAL_WORLD_SIZE={text!r}")
-    return counts[node if len(counts) > 1 else 0]
-
-
-def _repeated(part: str) -> list[int]:
-    found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-    if found is None:
-        raise ValueError(f"LOCAL_WORLD_SIZE={part!r}")
-    return [int(found[1])] * int(found[2] or 1)
-
-
-def _places_here() -> tuple[int, int]:
-    """Local rank and local size in the program's own process group, by the hosts of its ranks."""
-    store = dist.PrefixStore("pipeline_local hosts", _group_store())
-    own, count = dist.get_rank(), dist.get_world_size()
-    store.set(str(own), socket.gethostname())
-    hosts = [store.get(str(rank)) for rank in range(count)]
-    return hosts[:own].count(hosts[own]), hosts.count(hosts[own])
-
-
 def _group_store() -> dist.Store:
     store: dist.Store = dist.distributed_c10d._get_default_store()
     return store
@@ -273,16 +276,6 @@ def host_of(store: dist.Store) -> str:
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     return str(getattr(store, "host", "localhost"))
-
-
-def _refuse_bare_srun() -> None:
-    """Refuses an srun step of several tasks without a launcher: each would train alone."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks != "1":
-        raise UserError(
-            f"srun started {tasks} tasks without a launcher; run torchrun under srun, one task per"
-            f" node (launch/slurm/train.sbatch)"
-        )
 
 
 @contextmanager
@@ -304,12 +297,14 @@ def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dis
     try:
         check_interfaces()
     except UserError:
-        if rank_info.local_rank > 0:  # the first one of this host tells
+        if rank_info.located and rank_info.local_rank > 0:  # the first one of this host tells
             raise RefusedElsewhereError from None
         raise
-    store = _group_store() if own else _rendezvous_store()
+    store = _group_store() if own else _rendezvous_store(rank_info)
     with connecting():
-        store = rendezvous(store, rank_info.rank, rank_info.world_size, START_TIMEOUT)
+        serves = rank_info.rank == 0 or not environment.in_step()
+        patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
+        store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
         before = set(dist.distributed_c10d._world.pg_map)
         if not own:
             dist.init_process_group(
@@ -340,20 +335,63 @@ def connecting() -> Iterator[None]:
         raise NeighbourLostError(None, str(error).splitlines()[0]) from error
 
 
-def _rendezvous_store() -> dist.Store:
+def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
     """Connects to the store at MASTER_ADDR:MASTER_PORT; the first rank or a launcher serves it."""
-    address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    said = environment.said()
+    address = ":".join(said.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
+        if environment.in_step():
+            return _step_store(said["MASTER_ADDR"], int(said["MASTER_PORT"]), rank_info)
         store: dist.Store
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
     except (dist.DistError, ValueError) as error:
         taken = "EADDRINUSE" in str(error)
-        reason = "the port is taken" if taken else str(error).splitlines()[0]
+        reason = "the port is taken" if taken else str(error).splitlines()[0][:200]
+        remedy = "pass another --master-port to the launcher, or --standalone on a single host"
+        if environment.in_step():
+            remedy = "set MASTER_PORT to one that is free"
         raise UserError(
-            f"the ranks cannot connect at MASTER_ADDR:MASTER_PORT, got {address!r} ({reason}); pass"
-            f" another --master-port to the launcher, or --standalone on a single host"
+            f"the ranks cannot connect at MASTER_ADDR:MASTER_PORT, got {address!r} ({reason});"
+            f" {remedy}"
         ) from None
     return store
+
+
+def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
+    """That of a step of Slurm, whose first rank serves it; no other job's ranks are met there.
+
+    Raises:
+        torch.distributed.DistError: the port is taken, or something else answers there.
+    """
+    connect = partial(
+        dist.TCPStore,
+        host,
+        port,
+        rank_info.world_size,
+        is_master=rank_info.rank == 0,
+        timeout=START_TIMEOUT,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    if rank_info.rank == 0:
+        store = connect()
+    else:
+        _await_listener(host, port)
+        store = in_time(connect, ANSWER_TIMEOUT)
+    return dist.PrefixStore(environment.step(), store)
+
+
+def _await_listener(host: str, port: int) -> None:
+    """The first rank may still load torch; something else that has its port never answers."""
+    until = time.monotonic() + START_TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), ANSWER_TIMEOUT.total_seconds()).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise dist.DistNetworkError(f"no rank answers there: {error}") from None
+            time.sleep(LISTEN_SECONDS)
 
 
 def device_backend(device: torch.device) -> str:

@@ -5,7 +5,11 @@ left there looks current: an address of a process that is gone, a step to start 
 passed. The agents' restart counts do not help, as only the host of a failure counts it.
 """
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as OverdueError
 from datetime import timedelta
 from uuid import uuid4
 
@@ -27,6 +31,29 @@ def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     """
     start = _receive(store, world_size, timeout) if rank == 0 else _call(store, rank, timeout)
     return dist.PrefixStore(f"start-{start}", store)
+
+
+def in_time(connect: Callable[[], dist.TCPStore], timeout: timedelta) -> dist.TCPStore:
+    """Returns the store that `connect` makes in a thread.
+
+    Torch's own waits hear no signals, and have no limit where something answers that is no store.
+
+    Raises:
+        torch.distributed.DistError: there is none, or not within `timeout`.
+    """
+    made: Future[dist.TCPStore] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(connect())
+        except Exception as error:
+            made.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        return made.result(timeout.total_seconds())
+    except OverdueError:
+        raise dist.DistNetworkError("what listens there does not answer") from None
 
 
 def _receive(store: dist.Store, world_size: int, timeout: timedelta) -> str:

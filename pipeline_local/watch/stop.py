@@ -25,8 +25,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline_local import early
 from pipeline_local.blueprint.run_plan import Action, Save
-from pipeline_local.data.loaders import STOP_SIGNALS
+from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
 from pipeline_local.screen import announce_interrupt
@@ -67,8 +68,9 @@ class Stop:
     def listen(self, ends_at_once: Callable[[], bool] = lambda: False) -> None:
         """Treats `STOP_SIGNALS` as requests to stop from now on; does so in the main thread only.
 
-        Until then they end the process, as it may wait for other ranks before a watchdog runs. A
-        second SIGINT (Ctrl-C) raises KeyboardInterrupt.
+        Until then SIGTERM and SIGINT end the process, as it may wait for other ranks before a
+        watchdog runs; a SIGUSR1 that the command line has noted counts from now on. A second SIGINT
+        (Ctrl-C) raises KeyboardInterrupt.
 
         Args:
             ends_at_once: whether the first one does, as the watchdog sends it to a rank that hangs.
@@ -76,6 +78,8 @@ class Stop:
         self._ends_at_once = ends_at_once
         if threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            if early.take():
+                self._note(signal.SIGUSR1, None)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():

@@ -50,7 +50,9 @@ LOOK_SECONDS = 0.5
 GRACE_SECONDS = 1.0
 """How long a rank that reports its own error is given before the others end."""
 PATIENCE_SECONDS = 2.0
-"""Longest wait for a store that does not answer."""
+"""Longest wait for a store that does not answer, and for ranks that leave."""
+POLL_SECONDS = 0.01
+"""From one look to the next at which ranks have left."""
 UNWIND_SECONDS = 10.0
 """Longest time that an interrupted main thread may take to end."""
 CLEAN_EXITS = (RefusedElsewhereError, StoppedError, SystemExit)
@@ -125,6 +127,8 @@ class Watchdog:
                 raise RefusedElsewhereError from None
         if error is not None and not isinstance(error, CLEAN_EXITS):
             self._report_own_error()
+        elif self._rank_store.served_by_rank_0:
+            self._let_the_others_leave()
         self._leave()
 
     def _connect(self) -> LivenessLinks:
@@ -147,6 +151,13 @@ class Watchdog:
         self._thread.join(PATIENCE_SECONDS)
         self._heart.leave(PATIENCE_SECONDS)
         self._links.close()
+
+    def _let_the_others_leave(self) -> None:
+        """The first rank serves the store, which the others use until they have left."""
+        others = self._rank_info.world_size - 1 if self._rank_info.rank == 0 else 0
+        until = time.monotonic() + PATIENCE_SECONDS
+        while len(self._left) < others and self._thread.is_alive() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
 
     def _await_the_end(self, suspect: int | None) -> None:
         """A connection broke: the watching thread finds out why, and ends this process."""

@@ -17,8 +17,8 @@ from pipeline_local import configfile
 from pipeline_local.data import loaders as server
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe
-from pipeline_local.data.loaders import STOP_SIGNALS
 from pipeline_local.data.loading import load
+from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import UserError
 
 LONGEST = 60

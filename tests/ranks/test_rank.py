@@ -1,5 +1,8 @@
 """Ranks, threads, wires: read from the launcher, refused where they do not fit."""
 
+import socket
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +17,7 @@ from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.trainer import train
 from tests.chain import open_chain
+from tests.ports import free_port
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch):
@@ -49,12 +53,68 @@ def test_torchrun_tells_of_restarts(monkeypatch):
     assert RankInfo.from_environment().restarted
 
 
-def test_srun_without_a_launcher_is_refused(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE"):
+def test_who_does_not_say_it_is_counted_by_host(monkeypatch):
+    """Kubernetes' Indexed Job gives a rank and their number; here two are on each of two hosts."""
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UserError, match="4 tasks without a launcher; run torchrun under srun"):
-        RankInfo.from_environment()
+    for name, value in {"RANK": 3, "WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    rank_info = RankInfo.from_environment()
+    assert not rank_info.located
+    store = dist.HashStore()
+    hosts = dist.PrefixStore("pipeline_local hosts", store)
+    for rank, host in enumerate(("pod-a", "pod-b", "pod-a")):
+        hosts.set(str(rank), host)
+    monkeypatch.setattr(places.socket, "gethostname", lambda: "pod-b")
+    assert rank_info.on_host(store) == RankInfo(3, 4, 1, 2, launched=True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    said = RankInfo.from_environment()
+    assert said.on_host(store) is said, "the launcher knows better"
+
+
+def as_tasks(rank_info, port):
+    """The same ranks, as srun starts them."""
+    import os
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        del os.environ[name]
+    os.environ.update(
+        SLURM_PROCID=str(rank_info.rank),
+        SLURM_STEP_NUM_TASKS=str(rank_info.world_size),
+        SLURM_LOCALID=str(rank_info.rank),
+        SLURM_STEP_TASKS_PER_NODE=str(rank_info.world_size),
+        SLURM_STEP_NODELIST="localhost",
+        MASTER_PORT=str(port),
+    )
+    own = RankInfo.from_environment()
+    assert own == rank_info
+    with joined(own) as store:
+        store.set(str(own.rank), "here")
+        return [store.get(str(rank)) for rank in range(own.world_size)]
+
+
+def test_tasks_of_srun_meet(run_ranks):
+    assert run_ranks(as_tasks, 3, free_port()) == [[b"here"] * 3] * 3
+
+
+def test_another_program_at_the_port_is_told_soon(monkeypatch):
+    """It takes the connection, and never says a word that torch would understand."""
+    monkeypatch.setattr(places, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(places, "START_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    names = ("PROCID", "LOCALID", "STEP_TASKS_PER_NODE")
+    for name, value in zip(names, ("1", "1", "2"), strict=True):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "localhost")
+    with socket.create_server(("localhost", 0)) as other:
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        rank_info = RankInfo.from_environment()
+        with (
+            pytest.raises(UserError, match="what listens there does not answer"),
+            joined(rank_info),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(
