@@ -13,6 +13,8 @@ from pipeline_local import configfile, startup
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
+from pipeline_local.engines import deepspeed_library
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.loggers import follower
@@ -53,6 +55,8 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)
+    if (keys := EngineSettings.of(config).deepspeed) is not None:
+        deepspeed_library.check(keys, rank_info.device)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted

@@ -83,7 +83,7 @@ def _on_this_rank(
         follower = stack.enter_context(Follower())  # outermost: its end may wait for a network
         rank_info.prepare(config.parallel)
         stack.enter_context(rank_info.repeatable())
-        store = stack.enter_context(joined(rank_info))
+        store = stack.enter_context(joined(rank_info, grouped=config.engine == "deepspeed"))
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         # outside of the watchdog: a launcher that notices a dead rank signals all others, and one
         # of them must still report it

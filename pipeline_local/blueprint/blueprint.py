@@ -20,6 +20,7 @@ from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.engines.batch_norm import synchronize
 from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
@@ -229,6 +230,8 @@ class Blueprint:
             task=self.task,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
+            # who has no replicas does not train
+            engine=EngineSettings.of(config) if replicas else EngineSettings(),
             layout=self.backbone.layout,
             wire_format=self.wire_format,
             lag=self.run_plan.lag,

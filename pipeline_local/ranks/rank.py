@@ -5,7 +5,7 @@ import platform
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -286,19 +286,36 @@ def _refuse_bare_srun() -> None:
 
 
 @contextmanager
-def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dist.Store]:
+def _group_of_one(backend: str) -> Iterator[None]:
+    """Makes a process group of this process alone, unless the program has its own."""
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined(
+    rank_info: RankInfo, backend: str = p2p.HOST_BACKEND, grouped: bool = False
+) -> Iterator[dist.Store]:
     """Joins all other ranks, for the time of the context; gives the store that all of them share.
 
     Args:
         rank_info: this rank.
         backend: the backend of the process group of all ranks.
+        grouped: whether a single rank gets a process group, too.
 
     Raises:
         UserError: the address cannot be reached, its port is taken, or a rank is late.
         NeighbourLostError: another rank has started to join, and is gone.
     """
     if rank_info.world_size == 1:
-        yield dist.HashStore()
+        with _group_of_one(backend) if grouped else nullcontext():
+            yield dist.HashStore()
         return
     own = dist.is_initialized()  # the program's own group, which outlives the run
     try:
