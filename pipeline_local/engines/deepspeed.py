@@ -117,6 +117,7 @@ class DeepSpeedEngine:
             return dict(self._state)
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
         found = {}
         for index, (parameter, whole) in enumerate(self._places()):
             for quantity, value in self.optimizer.state[whole].items():
@@ -125,7 +126,8 @@ class DeepSpeedEngine:
                 if value.shape == whole.shape:
                     value = safe_get_full_optimizer_state(parameter, quantity)
                 if self.replicas.index == 0:
-                    found[f"{index}.{quantity}"] = value.cpu()
+                    # a count is one for all parameters of a group, and must not stay so
+                    found[f"{index}.{quantity}"] = value.to("cpu", copy=True)
         return found
 
     def weights(self) -> dict[nn.Parameter, Tensor]:
@@ -179,10 +181,10 @@ class DeepSpeedEngine:
 
     def _refuse_coupling(self) -> None:
         """DeepSpeed cuts all parameters of a group, put end to end, into parts of one length."""
-        from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
         kind = type(self.optimizer)
-        known = kind is torch.optim.SGD or is_zero_supported_optimizer(self.optimizer)
+        known = kind in (torch.optim.SGD, *ZERO_SUPPORTED_OPTIMIZERS)
         if not known and not self._section.get("zero_allow_untested_optimizer"):
             raise UserError(
                 f"engine=deepspeed cuts parameters anywhere, and {kind.__name__} may not update"
@@ -210,10 +212,15 @@ class DeepSpeedEngine:
                     f" those of the checkpoint differ ({state[quantity]} and {value}); use"
                     f" engine=torch"
                 )
-        if whole_sized:
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # else at the first step
+        self._link()
         for parameter, value, quantity in whole_sized:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), quantity)
+
+    def _link(self) -> None:
+        """DeepSpeed finds a parameter's state once, after the first group's first step, when that
+        of other groups is not there yet."""
+        self._engine.optimizer._hp_optimizer_states_linked = False
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _group(self, device: torch.device) -> dist.ProcessGroup:
         """The replicas' group; a single one gets a group of its own."""

@@ -15,7 +15,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.values import by_key, should_be
 
 OLDEST = (0, 19, 8)
-"""Earlier releases may pass over the keys that let the caller say when a step is complete."""
+"""Earlier releases take a step in float32 with gradients that are not finite."""
 
 
 def configuration(section: Mapping[str, Any], clip: float | None, size: int) -> dict[str, Any]:
