@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline_local import configfile, startup
 from pipeline_local.blueprint.blueprint import Blueprint
@@ -55,8 +56,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)
-    if (keys := EngineSettings.of(config).deepspeed) is not None:
-        deepspeed_library.check(keys, rank_info.device)
+    _check_engine(blueprint, rank_info.device)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted
@@ -70,6 +70,23 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
 
 def _checkpoints(blueprint: Blueprint) -> Checkpoints:
     return Checkpoints(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
+
+
+def _check_engine(blueprint: Blueprint, device: torch.device) -> None:
+    settings = EngineSettings.of(blueprint.config)
+    if settings.deepspeed is None:
+        return
+    deepspeed_library.check(settings.deepspeed, device)
+    parts = [
+        part
+        for index in range(len(blueprint.modules))
+        for part in (*blueprint.meta_body(index), blueprint.meta_head(index))
+    ]
+    if settings.rounds and any(isinstance(m, _BatchNorm) for p in parts for m in p.modules()):
+        raise UserError(
+            "deepspeed.bf16.enabled: a batch norm has statistics in float32, and torch takes no"
+            " weights in bfloat16 beside them; use precision=bfloat16 alone, or another network"
+        )
 
 
 def _check_weights(blueprint: Blueprint) -> None:

@@ -18,6 +18,7 @@ from pipeline_local.engines.deepspeed_library import asked_for, calm, configurat
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.engines.torch import MakeOptimizer, rates
 from pipeline_local.errors import UserError
 
@@ -33,7 +34,7 @@ class DeepSpeedEngine:
         guard: notes the updates that DeepSpeed refuses as they are not finite.
         replicas: of the module's stage.
         clip: largest gradient norm; None: any.
-        section: the keys of the configuration's section `deepspeed`.
+        settings: with the keys of the configuration's section `deepspeed`.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class DeepSpeedEngine:
         guard: Guard,
         replicas: Replicas,
         clip: float | None,
-        section: Mapping[str, Any],
+        settings: EngineSettings,
     ) -> None:
         self._params = params
         self._guard = guard
         self._clip = clip
-        self._section = section
+        self._section = settings.deepspeed or {}
+        self._rounds = settings.rounds
         self.replicas = replicas
         self.optimizer = make(params)
         self._rates = rates(self.optimizer)
@@ -156,7 +158,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_fp32_param
 
         self._refuse_coupling()
-        exact = [p.detach().clone() for p in self._params] if _rounds(self._section) else []
+        exact = [p.detach().clone() for p in self._params] if self._rounds else []
         self.optimizer.state.clear()  # that of whole parameters
         size = sum(p.numel() for p in self._params)
         try:
@@ -278,8 +280,3 @@ class _DataParallel:
 
     def get_model_parallel_rank(self) -> int:
         return 0
-
-
-def _rounds(section: Mapping[str, Any]) -> bool:
-    """Whether parameters become rounded copies of those that DeepSpeed steps."""
-    return bool(section.get("bf16", {}).get("enabled"))

@@ -75,4 +75,4 @@ def engine_of(
     """
     if settings.deepspeed is None:
         return TorchEngine(params, make, guard, clip, replicas, settings.zero)
-    return DeepSpeedEngine(params, make, guard, replicas, clip, settings.deepspeed)
+    return DeepSpeedEngine(params, make, guard, replicas, clip, settings)

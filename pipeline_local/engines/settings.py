@@ -40,9 +40,16 @@ class EngineSettings:
     zero: int = 0
     deepspeed: Mapping[str, Any] | None = None
 
+    @property
+    def rounds(self) -> bool:
+        """Whether parameters become rounded copies of those that the engine steps."""
+        return bool((self.deepspeed or {}).get("bf16", {}).get("enabled"))
+
     @classmethod
-    def of(cls, config: Config) -> "EngineSettings":
-        """Return what a configuration says."""
+    def of(cls, config: Config | None) -> "EngineSettings":
+        """Return what a configuration says; without one, the torch engine's."""
+        if config is None:
+            return cls()
         keys = _given(config) if config.engine == "deepspeed" else None
         return cls(config.parallel.zero, keys)
 

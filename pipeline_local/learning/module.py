@@ -157,8 +157,7 @@ class LocalModule(Inference):
         """
         now = self._now()
         first = self._body_backward()
-        total = first.params
-        g = first.input
+        total, g = first.params, first.input
         if now.step.reconcile and self.lagged.differentiate(now.step, now.microbatch):
             g = g.clone()  # the estimator overwrites it
         lagged = self.lagged.send(self, now.step, now.microbatch, g)
@@ -260,10 +259,7 @@ class LocalModule(Inference):
 
     @property
     def gradients(self) -> Sequence[Gradient]:
-        """The gradients that the next update applies, one per parameter; empty after an update.
-
-        None where the loss does not depend on the parameter: then the update leaves it alone.
-        """
+        """The gradients that the next update applies, one per parameter; empty after an update."""
         return self.engine.gradients
 
     # ---- inside ---------------------------------------------------------------------------
@@ -287,8 +283,7 @@ class LocalModule(Inference):
         """Go back to a microbatch of an earlier step: its activations, its labels, and the module's
         input if it is recalled."""
         number, microbatch, (y, labels, *inputs) = kept
-        # checkpoints do not keep strides
-        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
+        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))  # files keep no strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         return y, labels, inputs[0] if inputs else None
 

@@ -14,6 +14,7 @@ from pipeline_local.engines import deepspeed_library, optimizer
 from pipeline_local.engines.deepspeed import DeepSpeedEngine, _Carrier, _DataParallel
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.engines.torch import TorchEngine
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo, joined
@@ -56,7 +57,8 @@ def engine_of(net, config, replicas, section):
 
     if section is None:
         return TorchEngine(params, make, guard, config.clip, replicas)
-    return DeepSpeedEngine(params, make, guard, replicas, config.clip, section)
+    settings = EngineSettings(deepspeed=section)
+    return DeepSpeedEngine(params, make, guard, replicas, config.clip, settings)
 
 
 def step(engine, params, number, spoilt=None):
