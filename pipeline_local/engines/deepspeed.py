@@ -66,22 +66,26 @@ class DeepSpeedEngine:
     def begin(self) -> None:
         """Prepare for a step, before its first forward pass; all replicas call it together."""
         if self._engine is None:
-            self._create()
+            with self.replicas.waiting():
+                self._create()
         self._guard.begin()
 
     def add(self, gradients: Sequence[Gradient], microbatches: int) -> None:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
         self._reached |= {i for i, gradient in enumerate(gradients) if gradient is not None}
         share = sums.divided(gradients, microbatches) if microbatches > 1 else gradients
-        self._engine.backward(self._engine(share))
+        self._hand_over(share)
 
-    def reduce(self, others: Sequence[Tensor]) -> None:
-        """Begin to add up tensors of all replicas; of gradients, DeepSpeed takes care.
+    def reduce(self, measured: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
+        """Begin to add up tensors of several replicas; of gradients, DeepSpeed takes care.
 
         Args:
-            others: tensors to be replaced by their sums.
+            measured: tensors that are replaced by their sums.
+            statistics: tensors that are replaced by their means.
         """
-        self._reduced = self.replicas.sum(others)
+        for buffer in statistics:
+            buffer.div_(self.replicas.size)
+        self._reduced = self.replicas.sum([*measured, *statistics])
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
@@ -101,10 +105,11 @@ class DeepSpeedEngine:
         self._refuse_missing()
         if not loss.isfinite():  # on all replicas alike: DeepSpeed knows of gradients alone
             spoilt = [torch.full_like(self._params[0], torch.nan), *[None] * len(self._params[1:])]
-            self._engine.backward(self._engine(spoilt))
+            self._hand_over(spoilt)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * lr
-        self._engine.step()
+        with self.replicas.waiting():
+            self._engine.step()
         refused = float(not self._engine.was_step_applied())
         self._guard.note(torch.tensor(refused, device=loss.device), number)
         if self._clip is None:
@@ -145,6 +150,11 @@ class DeepSpeedEngine:
         assert self._engine is None, "a module is loaded before it is trained"
         self._state = dict(named)
 
+    def _hand_over(self, gradients: Sequence[Gradient]) -> None:
+        """Give DeepSpeed more of the gradients; at stage 2 it adds them up over the replicas."""
+        with self.replicas.waiting():
+            self._engine.backward(self._engine(gradients))
+
     def _places(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter in the optimizer's order, with the tensor of its group's elements on this
         replica."""
@@ -170,6 +180,8 @@ class DeepSpeedEngine:
                     dist_init_required=False,
                     config=configuration(self._section, self._clip, size),
                 )
+        except dist.DistError:
+            raise  # a replica is gone
         except Exception as error:  # DeepSpeed raises many types
             reason = next(iter(str(error).splitlines()), "")
             raise UserError(

@@ -33,8 +33,8 @@ class Engine(Protocol):
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
         ...
 
-    def reduce(self, others: Sequence[Tensor]) -> None:
-        """Begin to add up gradients, and other tensors, of all replicas."""
+    def reduce(self, measured: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
+        """Begin to add up gradients, and what was measured, and to average statistics."""
         ...
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:

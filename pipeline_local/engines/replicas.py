@@ -31,7 +31,7 @@ class Replicas:
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.group = group
-        self._waiting = waiting
+        self.waiting = waiting
         self.size = 1 if group is None else group.size()
         """Number of replicas."""
         self.index = 0 if group is None else group.rank()
@@ -64,7 +64,7 @@ class Replicas:
         def wait() -> None:
             for work, whole, bucket in zip(works, flat, buckets, strict=True):
                 assert work is not None, "this rank is in the group"
-                with self._waiting():
+                with self.waiting():
                     work.wait()
                 _fill(bucket, whole)
 
@@ -82,7 +82,7 @@ class Replicas:
         with torch.no_grad():
             for bucket in _buckets(tensors):
                 whole = torch.cat([t.reshape(-1) for t in bucket])
-                with self._waiting():
+                with self.waiting():
                     dist.broadcast(whole, group=self.group, group_src=source)
                 _fill(bucket, whole)
 
@@ -96,7 +96,7 @@ class Replicas:
             return dict(named)
         own = {name: tensor.cpu() for name, tensor in named.items()}
         found: list[dict[str, Tensor]] | None = [{}] * self.size if self.index == 0 else None
-        with self._waiting():
+        with self.waiting():
             dist.gather_object(own, found, group=self.group, group_dst=0)
         return {name: t for each in found or [own] for name, t in each.items()}
 

@@ -74,7 +74,7 @@ def step(engine, params, number, spoilt=None):
             loss += torch.inf
         engine.add(given, MICROBATCHES)
     if engine.replicas.size > 1:
-        engine.reduce([loss])
+        engine.reduce([loss], [])
     return engine.step(0.1 / (number + 1), loss, number)
 
 
@@ -166,7 +166,7 @@ def in_bfloat16(rank_info):
             engine.begin()
             for _ in engine.replicas.own(2):
                 engine.add([torch.full_like(p, 2.0**-12) for p in params], 2)
-            engine.reduce([torch.zeros(())])
+            engine.reduce([torch.zeros(())], [])
             engine.step(1.0, torch.zeros(()), number)
         assert {p.dtype for p in params} == {torch.bfloat16}
         exact = engine.weights()

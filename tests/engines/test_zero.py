@@ -52,7 +52,7 @@ def step(engine, params, number, rank, spoilt=None):
     loss = torch.ones(())
     engine.begin()
     engine.add(given, 2)
-    engine.reduce([loss])
+    engine.reduce([loss], [])
     engine.step(0.1 / (number + 1), loss, number)
 
 
