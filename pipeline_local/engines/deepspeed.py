@@ -74,7 +74,8 @@ class DeepSpeedEngine:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
         self._reached |= {i for i, gradient in enumerate(gradients) if gradient is not None}
         share = sums.divided(gradients, microbatches) if microbatches > 1 else gradients
-        self._hand_over(share)
+        if sums.known(share):  # all of its head may be frozen
+            self._hand_over(share)
 
     def reduce(self, measured: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
         """Begin to add up tensors of several replicas; of gradients, DeepSpeed takes care.
