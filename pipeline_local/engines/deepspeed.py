@@ -218,7 +218,9 @@ class DeepSpeedEngine:
             number, quantity = name.split(".")
             parameter, whole = places[int(number)]
             state = self.optimizer.state[whole]
-            if value.shape == parameter.shape and value.dim():
+            # a parameter may have no axes, too
+            is_count = not value.dim() and (parameter.dim() or quantity == "step")
+            if value.shape == parameter.shape and not is_count:
                 state.setdefault(quantity, torch.zeros_like(whole))
                 whole_sized.append((parameter, value, quantity))
             elif not torch.equal(state.setdefault(quantity, value.clone()), value):

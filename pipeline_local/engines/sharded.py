@@ -9,10 +9,11 @@ entry makes an optimizer; and it loads step counts to the CPU, where a fused Ada
 read them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline_local.engines.replicas import Replicas
@@ -80,3 +81,31 @@ def shards(params: Sequence[Tensor], count: int) -> list[list[Tensor]]:
         dealt[least].append(tensor)
         sizes[least] += tensor.numel()
     return dealt
+
+
+def gathered(
+    own: Mapping[str, Tensor], replicas: Replicas, device: torch.device
+) -> dict[str, Tensor]:
+    """Return the tensors of all replicas on the first one, on the CPU, and nothing elsewhere.
+
+    They travel one by one: no replica ever holds more than one that is not its own.
+
+    Args:
+        own: of this replica, by names that no other one uses.
+        replicas: of the stage; all call it together.
+        device: what the replicas' group sends from.
+    """
+    specs: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{}] * replicas.size
+    with replicas.waiting():
+        mine = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
+        dist.all_gather_object(specs, mine, group=replicas.group)
+    found = {}
+    for owner, theirs in enumerate(specs):
+        for name, (shape, dtype) in theirs.items():
+            held = own.get(name)
+            sent = torch.empty(shape, dtype=dtype) if held is None else held
+            sent = sent.to(device)
+            replicas.take([sent], owner)
+            if replicas.index == 0:
+                found[name] = sent.cpu()
+    return found

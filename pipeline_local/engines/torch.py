@@ -15,7 +15,7 @@ from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.optimizer import laid_out_as
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.engines.sharded import ShardedOptimizer
+from pipeline_local.engines.sharded import ShardedOptimizer, gathered
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -122,7 +122,9 @@ class TorchEngine:
         """Return the optimizer's state as `optimizer.tensors` does; all replicas call it together,
         and the first one gets all of it."""
         own = optimizers.tensors(self.optimizer)
-        return self.replicas.gather(own) if isinstance(self.optimizer, ShardedOptimizer) else own
+        if not isinstance(self.optimizer, ShardedOptimizer):
+            return own
+        return gathered(own, self.replicas, self._params[0].device)
 
     def weights(self) -> dict[nn.Parameter, Tensor]:
         """Return nothing: the parameters are the exact weights."""

@@ -45,7 +45,9 @@ def imported():
 
 def network():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(13, 7), nn.LayerNorm(7), nn.Linear(7, 5))
+    net = nn.Sequential(nn.Linear(13, 7), nn.LayerNorm(7), nn.Linear(7, 5))
+    net.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
+    return net
 
 
 def engine_of(net, config, replicas, section):
@@ -189,7 +191,7 @@ def refusals(rank_info):
         engine = engine_of(net, OPTIMIZERS["sgd"], Replicas(), {})
         engine.begin()
         engine.add([None, *[torch.ones_like(p) for p in params[1:]]], 1)
-        with pytest.raises(UserError, match=r"does not depend on 1 of 6; freeze them"):
+        with pytest.raises(UserError, match=r"does not depend on 1 of 7; freeze them"):
             engine.step(0.1, torch.zeros(()), 0)
         own = OptimizerConfig(name="python:torch.optim:Rprop", lr=0.1)
         with pytest.raises(UserError, match=r"Rprop may not update each element by itself; .*true"):
@@ -201,7 +203,7 @@ def refusals(rank_info):
         ):
             engine_of(network(), OPTIMIZERS["sgd"], Replicas(), nonsense).begin()
         state = engine.tensors()
-        differing = {f"{i}.step": torch.tensor(float(i)) for i in range(6)}
+        differing = {f"{i}.step": torch.tensor(float(i)) for i in range(7)}
         engine = engine_of(network(), OPTIMIZERS["adamw"], Replicas(), {})
         engine.load(state | differing)
         with pytest.raises(UserError, match=r"one step for all .* differ \(0\.0 and 1\.0\); use"):
