@@ -168,7 +168,7 @@ class DeepSpeedEngine:
         deepspeed = library(device)
         from deepspeed.utils import safe_set_full_fp32_param
 
-        self._refuse_coupling()
+        self._refuse_unfit()
         exact = [p.detach().clone() for p in self._params] if self._rounds else []
         self.optimizer.state.clear()  # that of whole parameters
         size = sum(p.numel() for p in self._params)
@@ -194,8 +194,13 @@ class DeepSpeedEngine:
             safe_set_full_fp32_param(parameter, value)
         self._restore()
 
-    def _refuse_coupling(self) -> None:
+    def _refuse_unfit(self) -> None:
         """DeepSpeed cuts all parameters of a group, put end to end, into parts of one length."""
+        if not all(parameter.dim() for parameter in self._params):
+            raise UserError(
+                "engine=deepspeed takes no parameter without axes; give it the shape [1], or use"
+                " engine=torch"
+            )
         from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
         kind = type(self.optimizer)
@@ -218,9 +223,7 @@ class DeepSpeedEngine:
             number, quantity = name.split(".")
             parameter, whole = places[int(number)]
             state = self.optimizer.state[whole]
-            # a parameter may have no axes, too
-            is_count = not value.dim() and (parameter.dim() or quantity == "step")
-            if value.shape == parameter.shape and not is_count:
+            if value.shape == parameter.shape:
                 state.setdefault(quantity, torch.zeros_like(whole))
                 whole_sized.append((parameter, value, quantity))
             elif not torch.equal(state.setdefault(quantity, value.clone()), value):

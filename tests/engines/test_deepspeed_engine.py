@@ -45,9 +45,7 @@ def imported():
 
 def network():
     torch.manual_seed(3)
-    net = nn.Sequential(nn.Linear(13, 7), nn.LayerNorm(7), nn.Linear(7, 5))
-    net.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
-    return net
+    return nn.Sequential(nn.Linear(13, 7), nn.LayerNorm(7), nn.Linear(7, 5))
 
 
 def engine_of(net, config, replicas, section):
@@ -191,7 +189,7 @@ def refusals(rank_info):
         engine = engine_of(net, OPTIMIZERS["sgd"], Replicas(), {})
         engine.begin()
         engine.add([None, *[torch.ones_like(p) for p in params[1:]]], 1)
-        with pytest.raises(UserError, match=r"does not depend on 1 of 7; freeze them"):
+        with pytest.raises(UserError, match=r"does not depend on 1 of 6; freeze them"):
             engine.step(0.1, torch.zeros(()), 0)
         own = OptimizerConfig(name="python:torch.optim:Rprop", lr=0.1)
         with pytest.raises(UserError, match=r"Rprop may not update each element by itself; .*true"):
@@ -202,8 +200,12 @@ def refusals(rank_info):
             UserError, match=r"^deepspeed: .*; change the section deepspeed, or use"
         ):
             engine_of(network(), OPTIMIZERS["sgd"], Replicas(), nonsense).begin()
+        scalar = network()
+        scalar.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
+        with pytest.raises(UserError, match=r"without axes; give it the shape \[1\], or"):
+            engine_of(scalar, OPTIMIZERS["sgd"], Replicas(), {}).begin()
         state = engine.tensors()
-        differing = {f"{i}.step": torch.tensor(float(i)) for i in range(7)}
+        differing = {f"{i}.step": torch.tensor(float(i)) for i in range(6)}
         engine = engine_of(network(), OPTIMIZERS["adamw"], Replicas(), {})
         engine.load(state | differing)
         with pytest.raises(UserError, match=r"one step for all .* differ \(0\.0 and 1\.0\); use"):
