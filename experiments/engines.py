@@ -1,9 +1,9 @@
 """Memory and speed of the engines: `python experiments/engines.py CONFIG OUTPUT [key=value ...]`.
 
 Trains a configuration with two replicas of one stage for some steps with each engine, in an order
-that alternates, and prints a Markdown table. Memory is the largest of the replicas: on a GPU what
-tensors take, on a CPU the whole process. Samples/s are the median between logged steps. Of several
-rounds (`--rounds`), the table has the median speed.
+that alternates, and prints a Markdown table. Memory is the largest of the replicas in training, not
+in saving: on a GPU what tensors take, on a CPU the whole process. Samples/s are the
+median between logged steps. Of several rounds (`--rounds`), the table has the median speed.
 """
 
 import argparse
@@ -33,7 +33,6 @@ def run(config: str, folder: Path, overrides: list[str]) -> tuple[float, float]:
     """MiB of the largest rank, and samples/s after the first logged step."""
     command = [sys.executable, "-m", "pipeline_local", "train", config, f"run.dir={folder}"]
     subprocess.run([*command, *MESH, *LENGTH, "run.quiet=true", *overrides], check=True)
-    summary = json.loads((folder / "summary.json").read_text())
     rows = [
         json.loads(line)
         for path in (folder / "metrics").glob("*.jsonl")
@@ -42,7 +41,7 @@ def run(config: str, folder: Path, overrides: list[str]) -> tuple[float, float]:
     steps = [row for row in rows if row["event"] == "train"]
     first = min(row["step"] for row in steps)
     pace = median(row["samples_per_second"] for row in steps if row["step"] > first)
-    return max(summary["peak_memory_bytes"]) / 2**20, pace
+    return max(row["memory_bytes"] for row in steps) / 2**20, pace
 
 
 def main() -> None:
