@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, did_you_mean
 from pipeline_local.values import by_key, should_be
 
 OLDEST = (0, 19, 8)
@@ -67,9 +67,13 @@ def check(section: Mapping[str, Any], device: torch.device) -> None:
         try:
             kind(**given)
         except ValidationError as error:
-            ((where, items), *_) = by_key(error, lambda _: 1).items()
+            (where, items), *_ = by_key(error, len).items()
             key = ".".join(["deepspeed", name, *map(str, where)])
-            raise UserError(should_be(key, items, given.get(str(*where)))) from None
+            if items[0]["type"] == "extra_forbidden":
+                known = list(kind.model_fields) if len(where) == 1 else []
+                near = did_you_mean(str(where[-1]), known) or "; leave it out"
+                raise UserError(f"unknown key {key!r}{near}") from None
+            raise UserError(should_be(key, items, items[0]["input"])) from None
 
 
 def library(device: torch.device) -> Any:  # noqa: ANN401 (a module)

@@ -221,13 +221,22 @@ def checks(rank_info):
     for section, line in [
         (
             {"zero_optimization": {"offload_optimiser": {}}},
-            r"deepspeed\.zero_optimization\.offload_optimiser: ",
+            r"unknown key 'deepspeed\.zero_optimization\.offload_optimiser'; did you mean"
+            r" 'offload_optimizer'\?$",
         ),
         (
             {"zero_optimization": {"stage": 1, "reduce_bucket_size": -1}},
             r"deepspeed\.zero_optimization\.reduce_bucket_size: should be .* got -1",
         ),
-        ({"bf16": {"on": True}}, r"deepspeed\.bf16\.on: "),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            r"unknown key 'deepspeed\.zero_optimization\.offload_optimizer\.devise'; leave it out",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "moon"}}},
+            r"deepspeed\.zero_optimization\.offload_optimizer\.device: should be .* got 'moon'",
+        ),
+        ({"bf16": {"on": True}}, r"unknown key 'deepspeed\.bf16\.on'; leave it out"),
     ]:
         with pytest.raises(UserError, match=f"^{line}") as refused:
             deepspeed_library.check(section, CPU)
