@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline_local import configfile, startup
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
+from pipeline_local.engines import deepspeed_library
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.loggers import follower
@@ -53,6 +56,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)
+    _check_engine(blueprint, rank_info.device)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted
@@ -66,6 +70,23 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
 
 def _checkpoints(blueprint: Blueprint) -> Checkpoints:
     return Checkpoints(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
+
+
+def _check_engine(blueprint: Blueprint, device: torch.device) -> None:
+    settings = EngineSettings.of(blueprint.config)
+    if settings.deepspeed is None:
+        return
+    deepspeed_library.check(settings.deepspeed, device)
+    parts = [
+        part
+        for index in range(len(blueprint.modules))
+        for part in (*blueprint.meta_body(index), blueprint.meta_head(index))
+    ]
+    if settings.rounds and any(isinstance(m, _BatchNorm) for p in parts for m in p.modules()):
+        raise UserError(
+            "deepspeed.bf16.enabled: a batch norm has statistics in float32, and torch takes no"
+            " weights in bfloat16 beside them; use precision=bfloat16 alone, or another network"
+        )
 
 
 def _check_weights(blueprint: Blueprint) -> None:

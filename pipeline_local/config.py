@@ -266,6 +266,9 @@ class ParallelConfig(NamingSection):
     `train.microbatches` is a multiple of each."""
     sync_batchnorm: bool = False
     """Batch norms of several replicas normalise by the microbatches of all of them together."""
+    zero: Literal[0, 1] = 0
+    """Stage of ZeRO with `engine: torch`. 1: each replica of a stage keeps the optimizer's state of
+    some parameters, updates them, and gives them to the others."""
     cuts: Literal["uniform", "auto"] | tuple[Annotated[int, Field(ge=2)], ...] = "uniform"
     """uniform: equal numbers of modules; auto: equal costs; or the S-1 modules (numbers from 1)
     that open stages 2..S."""
@@ -287,6 +290,26 @@ class ParallelConfig(NamingSection):
     timeout: Annotated[float, Field(ge=1, le=7200)] = 60.0
     """Seconds that a rank may stay in one act before the run ends as stalled. The first step, the
     first evaluation and every checkpoint may take ten times as long."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig(Section):
+    """With `engine: deepspeed`, keys of DeepSpeed's own configuration. What it would read of batch
+    sizes, accumulation, clipping, optimizer and schedule, a run derives."""
+
+    zero_optimization: dict[str, Any] | None = field(default=None, hash=False)
+    """As in DeepSpeed: `stage` 1 or 2, `offload_optimizer: {device: cpu}`, `reduce_bucket_size`,
+    and others. null: stage 1."""
+    bf16: dict[str, Any] | None = field(default=None, hash=False)
+    """`enabled: true`: parameters in bfloat16, with shards of exact ones in float32; it needs
+    `precision: bfloat16`. null: parameters in float32."""
+    fp16: dict[str, Any] | None = field(default=None, hash=False)
+    """`enabled: true` is refused: gradients get here without the scale of the loss."""
+    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    """What gradients are rounded to while they are added up. null: as the parameters are."""
+    zero_allow_untested_optimizer: bool | None = None
+    """An optimizer of your own updates each element by itself, so that its state can be cut
+    anywhere. null: only sgd, adamw and what DeepSpeed knows."""
 
 
 @dataclass(frozen=True)
@@ -352,12 +375,14 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     trace: TraceConfig = TraceConfig()
     run: RunConfig = RunConfig()
-    engine: Literal["torch"] = "torch"
-    """What steps a module."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """What adds up gradients over replicas and steps the optimizers. deepspeed: as the section
+    `deepspeed` says, each module by an engine of its own."""
     compile: bool = False
     """torch.compile of bodies and heads. Not with the estimator `exact`."""
     channels_last: bool = False

@@ -18,6 +18,7 @@ from pipeline_local.config import Config
 from pipeline_local.contradictions import contradictions
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
+from pipeline_local.engines.settings import DERIVED
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.estimators import ESTIMATORS
 from pipeline_local.learning.heads import HEADS
@@ -245,6 +246,8 @@ def _mistake(path: _KeyPath, value: object) -> str | None:
     key = ".".join(map(str, path))
     if path in _schema() or _is_option(path):
         return None
+    if path[0] == "deepspeed" and (other := DERIVED.get(str(path[-1]))):
+        return f"{key}: a run derives it from {other}; set that"
     if key in _sections():
         form = "a section of `key: value` lines (in Python a dict)"
         return f"{key}: should be {form}, got {shorten(value)}"

@@ -5,6 +5,7 @@ from math import lcm
 
 from pipeline_local.config import Config, DataConfig, ParallelConfig, ReconcileConfig, TrainConfig
 from pipeline_local.data.images.entries import DATA
+from pipeline_local.engines import settings
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import counted
 from pipeline_local.learning.estimators import estimator
@@ -84,6 +85,7 @@ def contradictions(config: Config) -> Iterator[str]:
             f" got {data.batch_size} and {train.microbatches}"
         )
     yield from _ranks(config)
+    yield from settings.problems(config)
     count, cuts = config.modules.known_count, config.modules.cuts
     if parallel.stages is not None and count is not None and parallel.stages > count:
         yield (

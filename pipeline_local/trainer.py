@@ -81,8 +81,9 @@ def _on_this_rank(
 ) -> Facts:
     with ExitStack() as stack:
         follower = stack.enter_context(Follower())  # outermost: its end may wait for a network
-        store = stack.enter_context(joined(rank_info))
-        rank_info = rank_info.on_host(store)
+        store = stack.enter_context(joined(rank_info, grouped=config.engine == "deepspeed"))
+        if not rank_info.located:
+            rank_info = rank_info.on_host(store).placed(config.parallel)
         rank_info.prepare(config.parallel)
         stack.enter_context(rank_info.repeatable())
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
@@ -117,11 +118,8 @@ def _on_this_rank(
             if rank_info.rank == 0:
                 follower.start(placement.blueprint.config, len(placement.stages), start["step"])
             at.enter("rendezvous", peer=EVERYONE)
-        first = start["step"]
-        trainer = Trainer(
-            placement, rank_info, rank_store, stop, at, modules, kind, first, callbacks
-        )
-        return trainer.run()
+        own = placement, rank_info, rank_store, stop, at, modules, kind, start["step"], callbacks
+        return Trainer(*own).run()
 
 
 def _on_new_ranks(

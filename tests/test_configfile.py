@@ -24,7 +24,7 @@ TEXT = yaml.safe_dump(MINIMAL)
 KEYS = configfile.keys()
 SECTIONS = [
     "model", "data", "task", "modules", "head", "information", "reconcile", "distill",
-    "train", "optimizer", "parallel", "checkpoint", "log", "trace", "run",
+    "train", "optimizer", "parallel", "deepspeed", "checkpoint", "log", "trace", "run",
 ]  # fmt: skip
 
 
@@ -253,7 +253,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("run.dir=5", "run.dir: should be a path, got 5"),
         ("data.root=[a]", "data.root: should be a path, got ['a']"),
         ("model.name=!!binary aGk=", "model.name: should be text, got b'hi'"),
-        ("engine=torhc", "engine: should be 'torch', got 'torhc'"),
+        ("engine=torhc", "engine: should be 'torch' or 'deepspeed', got 'torhc'"),
         # members of a union make one line, not one each
         (
             "modules.cuts=5",

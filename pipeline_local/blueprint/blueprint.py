@@ -17,7 +17,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
-from pipeline_local.engines import optimizer
+from pipeline_local.engines import optimizer, settings
 from pipeline_local.engines.batch_norm import synchronize
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import FitsNowhereError, UserError
@@ -102,8 +102,7 @@ class Blueprint:
         """Returns the contract of the edge between module `index` (from 0) and the next one."""
         data, train, wire_format = self.config.data, self.config.train, self.wire_format
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
-        micro = data.batch_size // train.microbatches
-        task = self.task
+        micro, task = data.batch_size // train.microbatches, self.task
         return Contract(
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),
@@ -229,6 +228,7 @@ class Blueprint:
             task=self.task,
             clip=config.optimizer.clip,
             on_nan=config.train.on_nan,
+            engine=settings.EngineSettings.of(config if replicas else None),  # else nobody trains
             layout=self.backbone.layout,
             wire_format=self.wire_format,
             lag=self.run_plan.lag,

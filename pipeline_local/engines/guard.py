@@ -62,10 +62,18 @@ class Guard:
             self._count(refused, number)
         else:
             optimizer.step()
-        if self._before:
-            for buffer, old in zip(self._module.buffers(), self._before, strict=True):
-                buffer.copy_(torch.where(refused > 0, old, buffer))
-            self._before = []
+        self._restore(refused)
+
+    @torch.no_grad()
+    def note(self, refused: Tensor, number: int) -> None:
+        """Take note of a step of an engine that refuses updates by itself.
+
+        Args:
+            refused: 0 or 1, a scalar in float32: whether it has refused this one.
+            number: number of this step, from 0.
+        """
+        self._count(refused, number)
+        self._restore(refused)
 
     def verify(self) -> None:
         """Wait for the device, and raise if the policy is `fail` and an update was refused.
@@ -93,6 +101,12 @@ class Guard:
                 f"module {self._number}: a weight is not finite after step {step}; lower"
                 f" optimizer.lr, raise optimizer.warmup or set optimizer.clip"
             )
+
+    def _restore(self, refused: Tensor) -> None:
+        if self._before:
+            for buffer, old in zip(self._module.buffers(), self._before, strict=True):
+                buffer.copy_(torch.where(refused > 0, old, buffer))
+            self._before = []
 
     def _count(self, refused: Tensor, number: int) -> None:
         first = self._first_refused.to(refused.device)

@@ -1,6 +1,6 @@
 """Optimizers: each module has its own, with the same settings. Registry entries own options."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> None:
+def load(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
     """Restore the state of an optimizer from the result of `tensors`."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

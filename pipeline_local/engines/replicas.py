@@ -31,7 +31,7 @@ class Replicas:
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.group = group
-        self._waiting = waiting
+        self.waiting = waiting
         self.size = 1 if group is None else group.size()
         """Number of replicas."""
         self.index = 0 if group is None else group.rank()
@@ -64,11 +64,9 @@ class Replicas:
         def wait() -> None:
             for work, whole, bucket in zip(works, flat, buckets, strict=True):
                 assert work is not None, "this rank is in the group"
-                with self._waiting():
+                with self.waiting():
                     work.wait()
-                parts = torch.split(whole, [t.numel() for t in bucket])
-                for tensor, part in zip(bucket, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+                _fill(bucket, whole)
 
         return wait
 
@@ -81,12 +79,12 @@ class Replicas:
         """
         if self.group is None:
             return
-        for tensor in tensors:
-            shared = tensor.detach().contiguous()
-            with self._waiting():
-                dist.broadcast(shared, group=self.group, group_src=source)
-            with torch.no_grad():
-                tensor.copy_(shared)
+        with torch.no_grad():
+            for bucket in _buckets(tensors):
+                whole = torch.cat([t.reshape(-1) for t in bucket])
+                with self.waiting():
+                    dist.broadcast(whole, group=self.group, group_src=source)
+                _fill(bucket, whole)
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of all replicas on the first one, on the CPU, and its own elsewhere.
@@ -98,9 +96,16 @@ class Replicas:
             return dict(named)
         own = {name: tensor.cpu() for name, tensor in named.items()}
         found: list[dict[str, Tensor]] | None = [{}] * self.size if self.index == 0 else None
-        with self._waiting():
+        with self.waiting():
             dist.gather_object(own, found, group=self.group, group_dst=0)
         return {name: t for each in found or [own] for name, t in each.items()}
+
+
+def _fill(bucket: Sequence[Tensor], whole: Tensor) -> None:
+    """Give tensors the values that lie one after the other in a flat one."""
+    parts = torch.split(whole, [t.numel() for t in bucket])
+    for tensor, part in zip(bucket, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def _done() -> None:

@@ -4,16 +4,18 @@ A module computes gradients and knows nothing of what is done with them. An engi
 all microbatches, clips them, refuses what is not finite, and steps the optimizer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline_local.engines import gradients as sums
+from pipeline_local.engines import optimizer as optimizers
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.optimizer import laid_out_as
 from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.sharded import ShardedOptimizer, gathered
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -27,6 +29,7 @@ class TorchEngine:
         guard: refuses updates that are not finite.
         clip: largest gradient norm; None: any.
         replicas: of the module's stage.
+        zero: stage of ZeRO; 1: each replica keeps the optimizer's state of some parameters.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class TorchEngine:
         guard: Guard,
         clip: float | None,
         replicas: Replicas | None = None,
+        zero: int = 0,
     ) -> None:
         self._params = params
         self._guard = guard
@@ -44,8 +48,9 @@ class TorchEngine:
         self._sum: list[Gradient] = []
         self._reduced: Callable[[], None] | None = None
         self.optimizer = make(params)
-        usual = self.optimizer.defaults.get("lr") or 1.0
-        self._rates = [float(group["lr"]) / usual for group in self.optimizer.param_groups]
+        if zero and self.replicas.size > 1:
+            self.optimizer = ShardedOptimizer(self.optimizer, self.replicas)
+        self._rates = rates(self.optimizer)
 
     @property
     def gradients(self) -> Sequence[Gradient]:
@@ -54,6 +59,10 @@ class TorchEngine:
         None where the loss does not depend on the parameter: then the step leaves it alone.
         """
         return self._sum
+
+    def begin(self) -> None:
+        """Prepare for a step, before its first forward pass."""
+        self._guard.begin()
 
     def add(self, gradients: Sequence[Gradient], microbatches: int) -> None:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
@@ -108,3 +117,25 @@ class TorchEngine:
         for parameter in self._params:
             parameter.grad = None
         return metrics
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the optimizer's state as `optimizer.tensors` does; all replicas call it together,
+        and the first one gets all of it."""
+        own = optimizers.tensors(self.optimizer)
+        if not isinstance(self.optimizer, ShardedOptimizer):
+            return own
+        return gathered(own, self.replicas, self._params[0].device)
+
+    def weights(self) -> dict[nn.Parameter, Tensor]:
+        """Return nothing: the parameters are the exact weights."""
+        return {}
+
+    def load(self, named: Mapping[str, Tensor]) -> None:
+        """Restore the optimizer's state from the result of `tensors` of any engine."""
+        optimizers.load(self.optimizer, named)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return the rate of each of an optimizer's groups over the usual one."""
+    usual = optimizer.defaults.get("lr") or 1.0
+    return [float(group["lr"]) / usual for group in optimizer.param_groups]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from pipeline_local import seeds
 from pipeline_local.engines import gradients
+from pipeline_local.engines.engine import engine_of
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
+from pipeline_local.engines.torch import MakeOptimizer
 from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import distillation, estimators, reconcile
 from pipeline_local.learning.comparison import Comparison, compare
@@ -87,7 +88,9 @@ class LocalModule(Inference):
         self._estimator = estimators.estimator(rules.reconcile)
         self._recalls_input = term_of(head) is not None
         self.replicas = replicas or Replicas()
-        self.engine = TorchEngine(self.trainable, optimizer, self.guard, rules.clip, self.replicas)
+        self.engine = engine_of(
+            self.trainable, optimizer, self.guard, self.replicas, rules.clip, rules.engine
+        )
         self.metrics: dict[str, Tensor] = {}
         self._measured: set[str] = set()
         self._pass: _Pass | None = None
@@ -100,7 +103,7 @@ class LocalModule(Inference):
         compares = (step.compare and self.index > 0) or self.lagged.differentiate(step, microbatch)
         if microbatch == self.replicas.index:  # the first one of this replica
             self._measured = set()
-            self.guard.begin()
+            self.engine.begin()
         x = x.detach().requires_grad_(compares)
         buffers = Buffers(self) if step.reconcile and self.index > 0 else None
         self._pass = _Pass(step, microbatch, x, labels, x, buffers)
@@ -154,8 +157,7 @@ class LocalModule(Inference):
         """
         now = self._now()
         first = self._body_backward()
-        total = first.params
-        g = first.input
+        total, g = first.params, first.input
         if now.step.reconcile and self.lagged.differentiate(now.step, now.microbatch):
             g = g.clone()  # the estimator overwrites it
         lagged = self.lagged.send(self, now.step, now.microbatch, g)
@@ -257,10 +259,7 @@ class LocalModule(Inference):
 
     @property
     def gradients(self) -> Sequence[Gradient]:
-        """The gradients that the next update applies, one per parameter; empty after an update.
-
-        None where the loss does not depend on the parameter: then the update leaves it alone.
-        """
+        """The gradients that the next update applies, one per parameter; empty after an update."""
         return self.engine.gradients
 
     # ---- inside ---------------------------------------------------------------------------
@@ -284,8 +283,7 @@ class LocalModule(Inference):
         """Go back to a microbatch of an earlier step: its activations, its labels, and the module's
         input if it is recalled."""
         number, microbatch, (y, labels, *inputs) = kept
-        # checkpoints do not keep strides
-        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))
+        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))  # files keep no strides
         self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
         return y, labels, inputs[0] if inputs else None
 

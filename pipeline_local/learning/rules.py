@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline_local.config import DistillConfig, ReconcileConfig
 from pipeline_local.engines.guard import OnNan
+from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.layout import Layout
 from pipeline_local.learning.lagged import LagPlan
 from pipeline_local.learning.tasks import Classification, Task
@@ -23,6 +24,8 @@ class Rules:
     """Loss and score of the heads. The default accepts any number of classes."""
     clip: float | None = None
     on_nan: OnNan = "fail"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """Who steps the optimizers, and where their state is."""
     layout: Layout = "NCHW"
     """Meaning of the axes of activations between modules."""
     wire_format: WireFormat = field(default_factory=WireFormat)

@@ -1,11 +1,10 @@
 """The rank of this process, its device, and how it joins the other ranks."""
 
-import os
 import platform
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -244,26 +243,11 @@ class RankInfo:
         stages = self.mesh(config).describe()
         over = f" over {self.p2p_kind(config)}" if self.world_size > 1 else ""
         waits = threads > 1 and not config.threads and self.device.type == "cpu"
-        busy = _busy() if waits else ""
+        load = busy() if waits else ""
         return (
             f"{stages} on {self.device.type}{over}; {counted(threads, 'CPU thread')} each"
             f" ({reason}){busy}{f'; {self.chosen}' if self.chosen else ''}"
         )
-
-
-def _busy() -> str:
-    """Says that this host has other work, which threads that wait for each other suffer from.
-
-    It is no reason for another default: weights are bit-identical at equal numbers of threads only.
-    """
-    with suppress(OSError):
-        (load, *_), cores = os.getloadavg(), os.cpu_count() or 1
-        if load >= cores / 2:
-            return (
-                f"; this host was busy in the last minute (load {load:.1f} on {cores} cores): if it"
-                f" stays so, parallel.threads=1 is up to 5 times faster for small models"
-            )
-    return ""
 
 
 def _group_store() -> dist.Store:
@@ -279,19 +263,36 @@ def host_of(store: dist.Store) -> str:
 
 
 @contextmanager
-def joined(rank_info: RankInfo, backend: str = p2p.HOST_BACKEND) -> Iterator[dist.Store]:
+def _group_of_one(backend: str) -> Iterator[None]:
+    """Makes a process group of this process alone, unless the program has its own."""
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined(
+    rank_info: RankInfo, backend: str = p2p.HOST_BACKEND, grouped: bool = False
+) -> Iterator[dist.Store]:
     """Joins all other ranks, for the time of the context; gives the store that all of them share.
 
     Args:
         rank_info: this rank.
         backend: the backend of the process group of all ranks.
+        grouped: whether a single rank gets a process group, too.
 
     Raises:
         UserError: the address cannot be reached, its port is taken, or a rank is late.
         NeighbourLostError: another rank has started to join, and is gone.
     """
     if rank_info.world_size == 1:
-        yield dist.HashStore()
+        with _group_of_one(backend) if grouped else nullcontext():
+            yield dist.HashStore()
         return
     own = dist.is_initialized()  # the program's own group, which outlives the run
     try:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
 from pipeline_local.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
@@ -114,7 +113,7 @@ class Checkpoints:
                 f"checkpoint {path} is of another model: {str(error).splitlines()[1].strip()};"
                 f" resume with the configuration of that run"
             ) from None
-        optimizer.load(module.optimizer, _part("optimizer.", named))
+        module.engine.load(_part("optimizer.", named))
         device = next(iter(module.state_dict().values())).device
         lagged = _part("lagged.", named)
         module.lagged.load(
@@ -206,15 +205,22 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
     lagged messages under way between the module and its neighbours are under `lagged.`.
     """
     parts = {
-        "optimizer.": optimizer.tensors(module.optimizer),
+        "optimizer.": module.engine.tensors(),
         "lagged.": module.replicas.gather(module.lagged.tensors()),
-        "": module.state_dict(),
+        "": _weights(module),
     }
     return {
         f"{prefix}{name}": value.detach()
         for prefix, named in parts.items()
         for name, value in named.items()
     }
+
+
+def _weights(module: LocalModule) -> dict[str, Tensor]:
+    """Returns the weights that an engine steps, where parameters are rounded copies of them."""
+    exact = module.engine.weights()
+    named = module.named_parameters(remove_duplicate=False)
+    return module.state_dict() | {name: exact[p] for name, p in named if p in exact}
 
 
 def _part(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,112 @@
+"""Which engine steps a module, and what a configuration may say of it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline_local.config import Config
+
+DERIVED = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "train.microbatches",
+    "gradient_accumulation_steps": "train.microbatches",
+    "managed_gradient_accumulation": "train.microbatches",
+    "gradient_allreduce_op": "parallel.replicas",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer.name",
+    "scheduler": "optimizer.schedule",
+    "torch_autocast": "precision",
+    "amp": "precision",
+    "checkpoint": "checkpoint.every_steps",
+    "pipeline": "parallel.stages",
+    "tensorboard": "log.tensorboard",
+    "wandb": "log.wandb",
+}
+"""Keys of DeepSpeed's that a run derives, and the key that it derives them from."""
+STAGES = (1, 2)
+"""Of ZeRO, for engine=deepspeed. At stage 0 the engine that is made last decides with which ranks
+all engines of a process add up their gradients; stage 3 refuses gradients that are handed in."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What all modules of a run share of their engines.
+
+    Attributes:
+        zero: stage of ZeRO of the torch engine: 0, or 1 for sharded states of optimizers.
+        deepspeed: the keys of the section `deepspeed`; None: the torch engine.
+    """
+
+    zero: int = 0
+    deepspeed: Mapping[str, Any] | None = None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether parameters become rounded copies of those that the engine steps."""
+        return bool((self.deepspeed or {}).get("bf16", {}).get("enabled"))
+
+    @classmethod
+    def of(cls, config: Config | None) -> "EngineSettings":
+        """Return what a configuration says; without one, the torch engine's."""
+        if config is None:
+            return cls()
+        keys = _given(config) if config.engine == "deepspeed" else None
+        return cls(config.parallel.zero, keys)
+
+
+def _given(config: Config) -> dict[str, Any]:
+    """The keys of the section that have values."""
+    return {key: value for key, value in asdict(config.deepspeed).items() if value is not None}
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the engine that a configuration names, one line each."""
+    given = _given(config)
+    if config.engine == "torch":
+        for key in given:
+            yield f"deepspeed.{key} needs engine=deepspeed, got torch; set that, or leave it out"
+        return
+    yield from _of_run(config)
+    zero = given.get("zero_optimization", {})
+    if (stage := zero.get("stage", 1)) not in STAGES:
+        why = {
+            0: "its engines would add up gradients over each other's ranks",
+            3: "it takes no gradients that a module has computed",
+        }.get(stage, "there is none")
+        yield f"deepspeed.zero_optimization.stage must be 1 or 2, got {stage}: {why}; use 1 or 2"
+    yield from _of_precision(config, given)
+
+
+def _of_run(config: Config) -> Iterator[str]:
+    """Keys of other sections that DeepSpeed cannot follow."""
+    if config.parallel.zero:
+        yield (
+            f"parallel.zero={config.parallel.zero} is the torch engine's; with engine=deepspeed set"
+            f" deepspeed.zero_optimization.stage"
+        )
+    if config.optimizer.name == "muon":
+        yield (
+            "optimizer.name=muon updates whole matrices, and engine=deepspeed gives each replica a"
+            " part of all elements; use sgd or adamw, or engine=torch with parallel.zero=1"
+        )
+    if config.precision == "float64":
+        yield (
+            "engine=deepspeed adds up no gradients in float64; use precision=float32 or"
+            " engine=torch"
+        )
+    if config.channels_last:
+        yield (
+            "engine=deepspeed lays weights out in one row, without channels_last=true; set it to"
+            " false, or use engine=torch"
+        )
+
+
+def _of_precision(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
+    enabled = [name for name in ("bf16", "fp16") if given.get(name, {}).get("enabled")]
+    if "fp16" in enabled:
+        yield (
+            "deepspeed.fp16.enabled: gradients would have lost what float16 cannot hold before"
+            " DeepSpeed scales them; use deepspeed.bf16.enabled with precision=bfloat16"
+        )
+    if "bf16" in enabled and config.precision != "bfloat16":
+        yield f"deepspeed.bf16.enabled needs precision=bfloat16, got {config.precision}; set it"
