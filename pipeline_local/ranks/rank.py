@@ -246,7 +246,7 @@ class RankInfo:
         load = busy() if waits else ""
         return (
             f"{stages} on {self.device.type}{over}; {counted(threads, 'CPU thread')} each"
-            f" ({reason}){busy}{f'; {self.chosen}' if self.chosen else ''}"
+            f" ({reason}){load}{f'; {self.chosen}' if self.chosen else ''}"
         )
 
 
