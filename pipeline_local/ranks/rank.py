@@ -15,19 +15,19 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
-from pipeline_local.gpus import choice
-from pipeline_local.gpus.choice import Choice
+from pipeline_local.gpus.choice import Choice, choose
 from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
+from pipeline_local.ranks.processes import busy
 from pipeline_local.ranks.rendezvous import in_time, rendezvous
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest wait for all ranks to do what each of them has to do, once they have started."""
 
 NO_LIMIT = timedelta(days=1)
-"""The timeout of a transfer: in effect none, as the watchdog limits how long a rank may wait."""
+"""The timeout of a transfer: none in effect, as the watchdog limits how long a rank waits."""
 
 START_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start."""
@@ -128,7 +128,7 @@ class RankInfo:
             first = self.rank - self.local_rank  # the ranks of a host have consecutive numbers
             pairs = [(a - first, b - first) for a, b in self.mesh(config).neighbours()]
             pairs = [pair for pair in pairs if min(pair) >= 0 and max(pair) < here]
-            return replace(self, chosen=choice.choose(here, config.devices, pairs))
+            return replace(self, chosen=choose(here, config.devices, pairs))
         return self
 
     @property

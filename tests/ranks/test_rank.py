@@ -1,5 +1,6 @@
 """Ranks, threads, wires: read from the launcher, refused where they do not fit."""
 
+import os
 import socket
 from datetime import timedelta
 
@@ -201,7 +202,7 @@ def test_a_broken_environment_is_refused(monkeypatch, environment):
 
 
 def test_threads_share_the_cores(monkeypatch):
-    monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert RankInfo(0, 3, 0, 3).threads(ParallelConfig()) == 2
     assert RankInfo(0, 99, 0, 99).threads(ParallelConfig()) == 1
     assert RankInfo(0, 3, 0, 3).threads(ParallelConfig(threads=5)) == 5
@@ -213,9 +214,9 @@ def test_threads_share_the_cores(monkeypatch):
 )
 def test_a_busy_host_is_mentioned(monkeypatch, load, threads, said):
     """Threads that wait for each other then make small models several times slower."""
-    monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(places.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(places.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     pretend(monkeypatch, 0)
     line = RankInfo().explain(ParallelConfig(threads=threads))
     assert ("load 6.0 on 8 cores" in line and "parallel.threads=1" in line) == said
