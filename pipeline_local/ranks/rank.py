@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
-from pipeline_local.gpus.choice import Choice, choose
+from pipeline_local.gpus import choice
 from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
@@ -51,7 +51,7 @@ class RankInfo:
     """Whether a launcher started this process."""
     restarted: bool = False
     """Whether torchrun has restarted the ranks after a failure."""
-    chosen: Choice | None = None
+    chosen: choice.Choice | None = None
     """Which GPU each rank of this host takes; None: that of its local rank."""
     located: bool = True
     """Whether it is known which ranks share this host; else `on_host` finds it out."""
@@ -128,7 +128,7 @@ class RankInfo:
             first = self.rank - self.local_rank  # the ranks of a host have consecutive numbers
             pairs = [(a - first, b - first) for a, b in self.mesh(config).neighbours()]
             pairs = [pair for pair in pairs if min(pair) >= 0 and max(pair) < here]
-            return replace(self, chosen=choose(here, config.devices, pairs))
+            return replace(self, chosen=choice.choose(here, config.devices, pairs))
         return self
 
     @property
