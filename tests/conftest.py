@@ -113,6 +113,7 @@ def nothing_leaks() -> Iterator[None]:
 
     A rank that fails stops listening to SIGTERM, as it is about to end; a test goes on.
     """
+    os.environ.pop("COLUMNS", None)  # workers of pytest have one, and tables would be narrow
     before, threads = environment(), set(threading.enumerate())
     on_stop = signal.getsignal(signal.SIGTERM)
     yield

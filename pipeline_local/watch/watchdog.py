@@ -127,8 +127,8 @@ class Watchdog:
                 raise RefusedElsewhereError from None
         if error is not None and not isinstance(error, CLEAN_EXITS):
             self._report_own_error()
-        elif self._rank_store.served_by_rank_0:
-            self._let_the_others_leave()
+        elif self._rank_store.served_by_rank_0 and not isinstance(error, RefusedElsewhereError):
+            self._let_the_others_leave()  # one that refuses ends by itself
         self._leave()
 
     def _connect(self) -> LivenessLinks:
