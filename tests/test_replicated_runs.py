@@ -18,7 +18,7 @@ from pipeline_local import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import Trainer, train
-from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, texts
+from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, run_until, texts
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BOTH = {**FINITE, **UPSTREAM, "direction": "both"}
@@ -188,21 +188,6 @@ def run_and_hold(rank_info, config):
     conclude_run, Trainer._conclude = Trainer._conclude, conclude
     train(config, rank_info)
     return held
-
-
-class StoppedError(Exception):
-    """The run was cut off."""
-
-
-def run_until(rank_info, config, step):
-    def stumble(self, action):
-        if action.number == step:
-            raise StoppedError
-        train_step(self, action)
-
-    train_step, Trainer.train = Trainer.train, stumble
-    with pytest.raises(StoppedError):
-        train(config, rank_info)
 
 
 @pytest.mark.parametrize(
