@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline_local.engines import gradients as sums
 from pipeline_local.engines import optimizer as optimizers
-from pipeline_local.engines.deepspeed_library import asked_for, calm, configuration, library
+from pipeline_local.engines.deepspeed_library import asked_for, calm, configuration, imported
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
@@ -84,9 +84,7 @@ class DeepSpeedEngine:
             measured: tensors that are replaced by their sums.
             statistics: tensors that are replaced by their means.
         """
-        for buffer in statistics:
-            buffer.div_(self.replicas.size)
-        self._reduced = self.replicas.sum([*measured, *statistics])
+        self._reduced = self.replicas.sum(measured, means=statistics)
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
@@ -165,7 +163,7 @@ class DeepSpeedEngine:
     def _create(self) -> None:
         """Make DeepSpeed's engine, with the state and the weights of before."""
         device = self._params[0].device
-        deepspeed = library(device)
+        deepspeed = imported(device)
         from deepspeed.utils import safe_set_full_fp32_param
 
         self._refuse_unfit()

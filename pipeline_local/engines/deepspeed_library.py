@@ -53,7 +53,7 @@ def check(section: Mapping[str, Any], device: torch.device) -> None:
     Raises:
         UserError: it is not installed or too old, or refuses the section.
     """
-    library(device)
+    imported(device)
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -76,7 +76,7 @@ def check(section: Mapping[str, Any], device: torch.device) -> None:
             raise UserError(should_be(key, items, items[0]["input"])) from None
 
 
-def library(device: torch.device) -> Any:  # noqa: ANN401 (a module)
+def imported(device: torch.device) -> Any:  # noqa: ANN401 (a module)
     """Return DeepSpeed, for devices of this type.
 
     Raises:

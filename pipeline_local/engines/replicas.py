@@ -45,17 +45,22 @@ class Replicas:
         """Return whether a microbatch is one that this replica learns from."""
         return microbatch % self.size == self.index
 
-    def sum(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    def sum(self, tensors: Sequence[Tensor], means: Sequence[Tensor] = ()) -> Callable[[], None]:
         """Begin to replace tensors by their sums over all replicas.
 
         Args:
             tensors: of any shapes, the same on all replicas; they must not be used meanwhile.
+            means: more of them, which are replaced by their means.
 
         Returns:
             A function that waits for it.
         """
         if self.group is None:
             return _done
+        with torch.no_grad():
+            for tensor in means:
+                tensor.div_(self.size)
+        tensors = [*tensors, *means]
         buckets = list(_buckets(tensors))
         flat = [torch.cat([t.reshape(-1) for t in bucket]) for bucket in buckets]
         works = [dist.all_reduce(whole, group=self.group, async_op=True) for whole in flat]

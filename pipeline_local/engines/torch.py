@@ -83,12 +83,10 @@ class TorchEngine:
             measured: more tensors that are replaced by their sums.
             statistics: tensors that are replaced by their means.
         """
-        for buffer in statistics:
-            buffer.div_(self.replicas.size)
         # a replica without a gradient sends zeros, as all have to send alike
         pairs = zip(self._params, self._sum, strict=True)
         sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-        self._reduced = self.replicas.sum([*sent, *measured, *statistics])
+        self._reduced = self.replicas.sum([*sent, *measured], means=statistics)
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.

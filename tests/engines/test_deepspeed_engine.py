@@ -40,7 +40,7 @@ MICROBATCHES = 4
 @pytest.fixture(scope="module", autouse=True)
 def imported():
     """Once here, and not in every forked rank."""
-    deepspeed_library.library(CPU)
+    deepspeed_library.imported(CPU)
 
 
 def network():
@@ -251,7 +251,7 @@ def test_unknown_keys_are_refused_before_anything_starts(run_ranks):
 
 
 def initialize(net, group, **config):
-    deepspeed = deepspeed_library.library(CPU)
+    deepspeed = deepspeed_library.imported(CPU)
     zero = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}} | config
     own = deepspeed_library.configuration({}, None, 1000) | zero
     with deepspeed_library.calm(), deepspeed_library.asked_for(CPU):
@@ -314,7 +314,7 @@ def facts(rank_info):
         config = deepspeed_library.configuration({}, None, 1000)
         del config["gradient_clipping"]
         with deepspeed_library.calm(), deepspeed_library.asked_for(CPU):
-            engine, *_ = deepspeed_library.library(CPU).initialize(
+            engine, *_ = deepspeed_library.imported(CPU).initialize(
                 model=net,
                 optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
                 mpu=_DataParallel(alone),

@@ -33,8 +33,10 @@ def together(rank_info, bucket_bytes):
             torch.full((4,), 1.0, dtype=torch.bfloat16),
             torch.zeros(0),
         ]
-        wait = replicas.sum(tensors)
+        mean = torch.full((2,), 3.0 * rank)
+        wait = replicas.sum(tensors, means=[mean])
         wait()
+        assert mean.tolist() == [3.0, 3.0]
         copies = [torch.full((3,), float(rank))]
         replicas.take(copies, source=1)
         named = replicas.gather({f"of {rank}": torch.tensor([rank])})
