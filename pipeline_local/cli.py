@@ -49,22 +49,22 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         gc.freeze()  # torch's modules last as long as the process: collections need not visit them
         return RUN[options.run](options, arguments)
     except UserError as error:
-        _explain(error)
+        _explain(error, options.run)
         return EXIT_USER_ERROR
     except RefusedElsewhereError:
         return EXIT_USER_ERROR
     except NeighbourLostError as error:
-        _explain(error)
+        _explain(error, options.run)
         return EXIT_NEIGHBOUR_LOST
     except StalledError as error:
-        _explain(error)
+        _explain(error, options.run)
         return EXIT_STALLED
     except StoppedError:
         return EXIT_STOPPED
     except (MemoryError, RuntimeError) as error:
         if (reason := _memory_shortage(error) or compiler_failure(error)) is None:
             raise
-        _explain(reason)
+        _explain(reason, options.run)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130
@@ -82,7 +82,7 @@ def _memory_shortage(error: Exception) -> UserError | None:
     )
 
 
-def _explain(error: Exception) -> None:
+def _explain(error: Exception, command: str) -> None:
     """Prints a line per problem; of a host's ranks only the first reports the configuration's."""
     try:
         rank_info = RankInfo.from_environment()
@@ -93,15 +93,28 @@ def _explain(error: Exception) -> None:
     place = getattr(error, "place", "") or f"[stage {rank_info.rank} | rank {rank_info.rank}]"
     prefix = f"{place} " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
-        pointer = _pointer(line) if isinstance(error, ConfigError) else ""
-        complain(f"{prefix}error: {line}{pointer}")
+        page = page_of(line, command) if isinstance(error, UserError) else RELIABILITY
+        complain(f"{prefix}error: {line} ({page})")
 
 
-def _pointer(line: str) -> str:
-    """What explains the key whose value is wrong or missing, and the page of the documentation that
-    does; nothing for other problems."""
-    found = re.match(r"([a-z_.]+):|missing key '([a-z_.]+)'", line)
-    key = found and (found[1] or found[2])
-    if key not in set(configfile.keys()):
-        return ""
-    return f" (pipeline-local explain {key}; {keys.find(key).link})"
+RELIABILITY = "docs/reliability.md#no-silent-hang"
+"""What explains a lost neighbour and a stall."""
+
+
+def page_of(line: str, command: str) -> str:
+    """Returns where more is said: of the first key that a line names, else of the command.
+
+    Args:
+        line: of an error.
+        command: the name of what was running, as in `commands.table.RUN`.
+    """
+    known = set(configfile.keys())
+    for word in re.findall(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*", line):
+        if word in known and ("." in word or line.startswith(f"{word}:")):
+            return f"pipeline-local explain {word}; {keys.find(word).link}"
+    heading = command.replace("_", "-")
+    return PAGES.get(command, f"docs/commands.md#{heading}")
+
+
+PAGES = {"call": "docs/how-to/python.md", "hosts": "docs/how-to/many-gpus.md"}
+"""Of commands that people do not call themselves."""

@@ -12,7 +12,9 @@ import yaml
 from torch import nn
 
 from pipeline_local import configfile
+from pipeline_local.cli import RELIABILITY, page_of
 from pipeline_local.commandline.parser import parse, parser
+from pipeline_local.commands.table import RUN
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -88,6 +90,20 @@ def test_links_resolve(page):
             assert ROOT / "docs" in linked.parents, target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", [*(page_of("", command) for command in RUN), RELIABILITY])
+def test_errors_lead_to_a_place_in_a_page(page):
+    name, _, anchor = page.partition("#")
+    assert (ROOT / name).is_file()
+    assert not anchor or anchor in anchors(ROOT / name)
+
+
+@pytest.mark.parametrize("key", configfile.keys())
+def test_errors_that_name_a_key_lead_to_it(key):
+    explained = page_of(f"{key}: is wrong, head.name is not", "train")
+    assert explained.startswith(f"pipeline-local explain {key}; docs/configuration.md#")
+    assert explained.partition("#")[2] in anchors(ROOT / "docs" / "configuration.md")
 
 
 def generator():

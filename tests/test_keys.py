@@ -65,7 +65,9 @@ def test_explain(capsys):
     shown = capsys.readouterr().out
     assert all(key.name in shown for key in keys.of_section("head"))
     assert main(["explain", "lr"]) == 2
-    assert capsys.readouterr().err == "error: unknown key 'lr'; did you mean optimizer.lr?\n"
+    unknown, _, page = capsys.readouterr().err.partition(" (")
+    assert unknown == "error: unknown key 'lr'; did you mean optimizer.lr?"
+    assert page == "pipeline-local explain optimizer.lr; docs/configuration.md#optimizer)\n"
 
 
 def test_a_wrong_value_says_where_it_is_explained(capsys):

@@ -52,8 +52,21 @@ class RunTrace:
             yield from stage.events(origin)
         messages = self.messages
         for number, message in enumerate(messages):
+            yield from self._transfer(message, origin)
             yield from self._arrow(message, number, origin)
         yield from self._under_way(messages, origin)
+
+    def _transfer(self, message: Message, origin: int) -> Iterator[Event]:
+        """Yields, inside of a receive that waits for its sender, the part after the send began.
+
+        Perfetto draws an arrow from the slice that begins first, whatever its events say: a receive
+        that waits would be shown as the sender (seen with v52).
+        """
+        begin, end = message.send.begin + 1, message.recv.end
+        if message.recv.begin < begin < end:
+            span = message.recv._replace(begin=begin)
+            slice_ = self.stages[message.receiver].event(span, row(span), origin)
+            yield {**slice_, "name": f"{span.content} under way"}
 
     def _arrow(self, message: Message, number: int, origin: int) -> Iterator[Event]:
         """Yields both ends of an arrow: inside of the spans, or Perfetto would not find those."""

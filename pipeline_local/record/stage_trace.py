@@ -84,19 +84,26 @@ class StageTrace:
         rows = {row(span): row_name(span) for span in self.spans}
         if self.device:
             rows[PER_ROW * ROWS.index("device")] = "device"
-        yield self._named("process", 0, self.name, self.stage)
+        yield self._named("process", 0, self.name)
         for number, name in sorted(rows.items()):
-            yield self._named("thread", number, name, number)
+            yield self._named("thread", number, name)
         for span in self.spans:
-            yield self._event(span, row(span), origin)
+            yield self.event(span, row(span), origin)
         for span in self.device:
-            yield self._event(span, PER_ROW * ROWS.index("device"), origin)
+            yield self.event(span, PER_ROW * ROWS.index("device"), origin)
 
-    def _named(self, what: str, number: int, name: str, order: int) -> Event:
+    def _named(self, what: str, number: int, name: str) -> Event:
         place = {"ph": "M", "pid": self.process, "tid": number}
-        return {"name": f"{what}_name", **place, "args": {"name": name, "sort_index": order}}
+        return {"name": f"{what}_name", **place, "args": {"name": name}}
 
-    def _event(self, span: Span, row: int, origin: int) -> Event:
+    def event(self, span: Span, row: int, origin: int) -> Event:
+        """Returns the slice of a span.
+
+        Args:
+            span: of this stage.
+            row: the number of its row.
+            origin: the time in nanoseconds that the slice's time counts from.
+        """
         facts = {"step": span.step + 1, "microbatch": span.microbatch, "content": span.content}
         return {
             "name": event_name(span),

@@ -15,7 +15,7 @@ SECOND = 10**9
 FIRST = [span("send", 0, 3000, 4000), span("send", 0, 5000, 6000, "signal")]
 LAST = [
     span("recv", 1, SECOND + 2000, SECOND + 3500),
-    span("recv", 1, SECOND + 3600, SECOND + 7000, "signal"),
+    span("recv", 1, SECOND + 5600, SECOND + 7000, "signal"),
 ]
 
 
@@ -30,6 +30,12 @@ def test_arrows_and_counters(tmp_path):
     gather(paths).write(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     slices = {(e["pid"], e["name"]): e for e in events if e["ph"] == "X"}
+    transfer = slices.pop((2, "activations under way"))
+    assert (2, "signal under way") not in slices, "nothing waited for its sender"
+    receive = slices[2, "receive activations"]
+    assert (receive["ts"], receive["dur"]) == (0, 1.5)
+    assert (transfer["ts"], transfer["dur"]) == (1.001, 0.499), "since 1 ns after the send began"
+    assert (transfer["pid"], transfer["tid"]) == (receive["pid"], receive["tid"])
     assert min(e["ts"] for e in slices.values()) == 0
     begins, ends = ({e["id"]: e for e in events if e["ph"] == kind} for kind in "sf")
     assert begins.keys() == ends.keys() == {0, 1}
@@ -41,6 +47,26 @@ def test_arrows_and_counters(tmp_path):
     counts = [e["args"]["under way"] for e in events if e["ph"] == "C"]
     assert counts == [1, 0, 1, 0]
     assert {e["name"] for e in events if e["ph"] == "C"} == {"messages to stage 1"}
+
+
+def innermost(slices, event):
+    around = (
+        s
+        for s in slices
+        if (s["pid"], s["tid"]) == (event["pid"], event["tid"])
+        and s["ts"] <= event["ts"] <= s["ts"] + s["dur"]
+    )
+    return max(around, key=lambda s: s["ts"])
+
+
+def test_each_arrow_leads_from_the_slice_that_begins_first(tmp_path):
+    """Perfetto would turn any other around: tests/record/test_in_perfetto.py."""
+    early = [span("recv", 1, 2500, 3500), span("recv", 1, 3600, 7000, "signal")]
+    gather([write(tmp_path, 0, FIRST), write(tmp_path, 1, early)]).write(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    slices = [e for e in events if e["ph"] == "X"]
+    begins, ends = ([innermost(slices, e)["ts"] for e in events if e["ph"] == p] for p in "sf")
+    assert [begin < end for begin, end in zip(begins, ends, strict=True)] == [True, True]
 
 
 def test_a_stage_without_a_trace_is_named(tmp_path):

@@ -48,6 +48,16 @@ class Browser:
         _post(f"{self._session}/url", url=page.as_uri())
         self.wait("return document.documentElement.dataset.drawn")
 
+    def visit(self, url: str, condition: str) -> None:
+        """Shows the page of a URL, and waits until a script returns something true."""
+        _post(f"{self._session}/url", url=url)
+        self.wait(condition)
+
+    def promised(self, script: str, *values: Any) -> Any:
+        """What the promise of a JavaScript function, called with values, is fulfilled with."""
+        call = f"({script})(...[...arguments].slice(0, -1)).then([...arguments].at(-1))"
+        return _post(f"{self._session}/execute/async", script=call, args=values)
+
     def run(self, script: str) -> Any:
         """The value of JavaScript that returns one."""
         return _post(f"{self._session}/execute/sync", script=script, args=[])

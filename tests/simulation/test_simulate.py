@@ -197,5 +197,7 @@ def test_the_command(config, tmp_path, capsys):
     assert main(["simulate", str(path), "modules.profile=null"]) == 2
     assert "a simulation needs measured times" in capsys.readouterr().err
     assert main(["simulate", str(path), "--stages", "two"]) == 2
-    expected = "error: --stages: whole numbers such as 4,64, got 'two'\n"
+    expected = (
+        "error: --stages: whole numbers such as 4,64, got 'two' (docs/commands.md#simulate)\n"
+    )
     assert capsys.readouterr().err == expected
