@@ -34,6 +34,8 @@ def _add_export(commands: Commands) -> None:
     add_overrides(export, "such as data.tokenizer=NEW")
     help_text = "NAME.safetensors, .pt2 (torch.export) or .onnx; or of a language model a folder"
     export.add_argument("--output", type=path, required=True, help=help_text)
+    formats, help_text = ("safetensors", "torch_export", "onnx"), "default: by the ending"
+    export.add_argument("--format", choices=formats, help=help_text)
     export.add_argument("--exit", type=int, help="module whose head is the end; default: the last")
     _add_checkpoint(export)
     export.set_defaults(run="export")

@@ -12,11 +12,13 @@ from pipeline_local.screen import say
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from pipeline_local.exporting import formats
     from pipeline_local.exporting.export import export
 
-    asked = options.output, options.checkpoint, options.exit, options.overrides
+    output = formats.named(options.output, options.format)
+    asked = output, options.checkpoint, options.exit, options.overrides
     state = export(options.run_folder, *asked)
-    say(f"wrote {counted(len(state), 'tensor')} to {options.output}")
+    say(f"wrote {counted(len(state), 'tensor')} to {output}")
     return 0
 
 

@@ -18,10 +18,32 @@ WEIGHTS, PROGRAM, ONNX = ".safetensors", ".pt2", ".onnx"
 SUFFIXES = (WEIGHTS, PROGRAM, ONNX)
 """The endings of exported files: weights, a program of torch.export, and ONNX."""
 
+FORMATS = dict(zip(("safetensors", "torch_export", "onnx"), SUFFIXES, strict=True))
+"""The names of the formats, for those who would rather name one than end a file with it."""
+
 TOLERANCE = 1e-3
 """Of outputs, relative to the largest one: other kernels add up in another order."""
 
 Run = Callable[[Tensor], Tensor]
+
+
+def named(output: Path, name: str | None) -> Path:
+    """Return the file in a format: with its ending, where it has none of another format.
+
+    Args:
+        output: as the user has named it.
+        name: of `FORMATS`; None: what the ending says.
+
+    Raises:
+        UserError: the ending is another format's.
+    """
+    if name is None or output.suffix == FORMATS[name]:
+        return output
+    if output.suffix in SUFFIXES:
+        raise UserError(
+            f"--format: {name} files end in {FORMATS[name]}, got --output {output}; leave out one"
+        )
+    return output.with_name(output.name + FORMATS[name])
 
 
 def check_libraries(output: Path) -> None:

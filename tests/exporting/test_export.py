@@ -118,6 +118,16 @@ def test_the_command(exit_run, tmp_path, capsys):
     assert "files are never overwritten" in capsys.readouterr().err
 
 
+def test_a_format_by_name(exit_run, tmp_path, capsys):
+    arguments = ["export", str(exit_run), "--exit", "1", "--format", "torch_export", "--output"]
+    assert cli.main([*arguments, str(tmp_path / "v1.2")]) == 0
+    assert torch.export.load(tmp_path / "v1.2.pt2")
+    assert "v1.2.pt2" in capsys.readouterr().out
+    assert cli.main([*arguments, str(tmp_path / "exit.onnx")]) == 2
+    assert "torch_export files end in .pt2, got --output " in capsys.readouterr().err
+    assert [file.name for file in tmp_path.glob("*.onnx")] == []
+
+
 def test_a_checkpoint_with_a_name(exit_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(exit_run, run)
