@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.device import Device
+from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.sharded import ShardedOptimizer, shards
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.lagged import LagPlan
@@ -83,7 +85,11 @@ class StageBytes:
 
 
 def stage_bytes(
-    blueprint: Blueprint, numbers: Sequence[int], num_stages: int, device: Device = CPU
+    blueprint: Blueprint,
+    numbers: Sequence[int],
+    num_stages: int,
+    device: Device = CPU,
+    replicas: int = 1,
 ) -> StageBytes:
     """Measures one stage by a dry run of its largest step and of an evaluation.
 
@@ -92,6 +98,7 @@ def stage_bytes(
         numbers: the modules of the stage, in order.
         num_stages: S; with a single stage, nothing is sent.
         device: the device that the stage is to compute on.
+        replicas: of the stage; the one with the largest shards of state counts.
 
     Raises:
         UserError: the network reads the value of a tensor, which a dry run does not have.
@@ -101,12 +108,29 @@ def stage_bytes(
         modules = [blueprint.fake_module(number, FAKE_DEVICE) for number in numbers]
         for module in modules:
             module.guard.is_refused = never
+            if blueprint.config.parallel.zero and replicas > 1:
+                _shard(module, replicas)
             make_state(module.trainable, module.optimizer)
             live_bytes.hold(_statics(module))
         acts = _Acts(live_bytes)
         with live_bytes:
             held = _perform(blueprint, modules, acts, num_stages)
     return replace(held, workspaces=device.workspaces, peak=held.peak + device.workspaces)
+
+
+class _Absent(Replicas):
+    """The replicas beside one whose memory is counted; they are not there."""
+
+    def __init__(self, size: int, index: int) -> None:
+        super().__init__()
+        self.size, self.index = size, index
+
+
+def _shard(module: LocalModule, replicas: int) -> None:
+    """Leaves a module the largest shard of its optimizer's state."""
+    held = [_size(shard) for shard in shards(module.trainable, replicas)]
+    absent = _Absent(replicas, held.index(max(held)))
+    module.engine.optimizer = ShardedOptimizer(module.optimizer, absent)
 
 
 def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> list[int]:

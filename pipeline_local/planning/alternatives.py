@@ -102,9 +102,11 @@ def divided(blueprint: Blueprint, batch_size: int, microbatches: int) -> Bluepri
 
 def stage_peaks(placement: Placement, blueprint: Blueprint) -> list[int]:
     """Return the bytes that each stage of this placement needs for another such run."""
-    count = len(placement.stages)
-    parts = zip(placement.stages, placement.costs, strict=True)
-    return [stage_bytes(blueprint, part, count, costs.device).peak for part, costs in parts]
+    parts = zip(placement.stages, placement.costs, placement.mesh.replicas, strict=True)
+    return [
+        stage_bytes(blueprint, part, len(placement.stages), costs.device, replicas).peak
+        for part, costs, replicas in parts
+    ]
 
 
 def fill(placement: Placement, microbatches: int) -> float:

@@ -210,9 +210,9 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
     blueprint, count = placement.blueprint, len(placement.stages)
     heads = [row.head for row in describe(placement)]
     rooms = balance.room(blueprint, placement.costs)
-    rows = zip(placement.stages, placement.costs, placement.module_costs, rooms, strict=True)
-    for part, on_device, costs, room in rows:
-        memory = stage_bytes(blueprint, part, count, on_device.device)
+    each = placement.costs, placement.module_costs, rooms, placement.mesh.replicas
+    for part, on_device, costs, room, replicas in zip(placement.stages, *each, strict=True):
+        memory = stage_bytes(blueprint, part, count, on_device.device, replicas)
         modules = tuple(
             ModulePlan(
                 number=index + 1,

@@ -61,8 +61,10 @@ def _predict(run: Run) -> Prediction:
         costs=[sum(cost.total for cost in stage) for stage in placement.module_costs],
         unit=costs[0].unit,
         peaks=[
-            stage_bytes(placement.blueprint, part, count, on_device.device).peak
-            for part, on_device in zip(placement.stages, costs, strict=True)
+            stage_bytes(placement.blueprint, part, count, on_device.device, replicas).peak
+            for part, on_device, replicas in zip(
+                placement.stages, costs, placement.mesh.replicas, strict=True
+            )
         ],
         others={other.name: other.peak for other in others(placement)},
     )

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.images.datasets import describe
+from pipeline_local.engines.sharded import shards
 from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
 from pipeline_local.memory.dry_run import stage_bytes
@@ -125,6 +126,26 @@ def test_recomputation_saves_activations():
     plain, again = draw(), draw(modules={"count": 4, "recompute": True})
     kept = [stage_bytes(b, range(1, 2), 4).modules[0].activations for b in (plain, again)]
     assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_replicas_share_the_state_of_an_optimizer(replicas):
+    """`parallel.zero=1`: AdamW's moments are in shards, of which the largest counts."""
+    sections = {"optimizer": {"name": "adamw"}, "modules": {"count": 4}}
+    alone = stage_bytes(draw(**sections), range(1, 3), 2, replicas=replicas)
+    blueprint = draw(**sections, parallel={"zero": 1})
+    assert stage_bytes(blueprint, range(1, 3), 2) == stage_bytes(draw(**sections), range(1, 3), 2)
+    shared = stage_bytes(blueprint, range(1, 3), 2, replicas=replicas)
+    saved = 0
+    for one, whole in zip(shared.modules, alone.modules, strict=True):
+        assert (one.parameters, one.gradients) == (whole.parameters, whole.gradients)
+        module = blueprint.module(1 + shared.modules.index(one), CPU)
+        largest = max(sum(p.numel() for p in s) for s in shards(module.trainable, replicas))
+        steps = one.optimizer - 2 * 4 * largest
+        assert 0 < steps <= 4 * len(module.trainable), "the moments in float32, and counts"
+        saved += whole.optimizer - one.optimizer
+    assert saved > 0.4 * sum(whole.optimizer for whole in alone.modules)
+    assert alone.peak - shared.peak == saved
 
 
 def test_what_a_module_holds():
