@@ -194,6 +194,7 @@ class Trainer:
             blueprint.run_plan.steps_per_epoch,
             rank_info,
         )
+        self.utilization = placement.utilization(rank_info)
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
         ends = open_edges(blueprint, rank_info, kind, status, mesh)
@@ -349,6 +350,7 @@ class Trainer:
             "seconds": self.trace.take_seconds(),
             "memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
             **self.metrics.telemetry.facts(),
+            **self.utilization.facts(pace),
             **self.skipped.facts(),
             "modules": metrics.of_step(self.stage.modules),
         }

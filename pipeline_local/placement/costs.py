@@ -7,7 +7,7 @@ meta device. From these follows the cost of any module, and so the best cuts.
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -238,6 +238,21 @@ def by_flops(blueprint: Blueprint) -> Costs:
         ),
         device=blueprint.device,
     )
+
+
+def training_flops(blueprint: Blueprint, modules: range) -> float:
+    """Counts the operations of training some modules and their heads on one sample: forward and
+    backward passes, without recomputation, reconciliation and distillation."""
+    config = blueprint.config
+    plain = replace(config, modules=replace(config.modules, recompute=False))
+    total = 0.0
+    for index in modules:
+        blocks = zip(blueprint.modules[index], blueprint.meta_body(index), strict=True)
+        parts = [_block(plain, body, blueprint.meta_input(i)) for i, body in blocks]
+        end = blueprint.output_shapes[blueprint.modules[index].stop - 1]
+        parts.append(_head(plain, blueprint.meta_head(index), end))
+        total += sum(part.forward + part.backward for part in parts)
+    return total / config.data.batch_size
 
 
 def _block(config: Config, block: nn.Module, x: Tensor) -> Cost:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.errors import UserError
+from pipeline_local.gpus.utilization import Utilization
 from pipeline_local.placement import balance, partition, profile_file
-from pipeline_local.placement.costs import Costs, ModuleCost, by_flops
+from pipeline_local.placement.costs import Costs, ModuleCost, by_flops, training_flops
 from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.summary import StageTimes
 
 
@@ -100,6 +102,16 @@ class Placement:
             [on_device.module(k, len(modules), modules[k]) for k in part]
             for on_device, part in zip(self.costs, self.stages, strict=True)
         ]
+
+    def utilization(self, rank_info: RankInfo) -> Utilization:
+        """Returns what tells how well a rank's GPU is used."""
+        stage = self.mesh.stage(rank_info.rank)
+        return Utilization(
+            rank_info.device,
+            rank_info.device_name,
+            self.blueprint.config.precision,
+            lambda: training_flops(self.blueprint, self.stages[stage]) / self.mesh.replicas[stage],
+        )
 
     def stage_times(self, steps: int) -> StageTimes | None:
         """Returns how long each stage should compute per step; None without a profile for each.

@@ -172,7 +172,7 @@ def _report(failures: Mapping[int, ProcessFailure]) -> None:
     """Reports the first failure, as no rank was left to report it."""
     rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
     name = signal.Signals(-failure.exitcode).name
-    complain(f"[stage {rank} | rank {rank}] error: killed by {name}")
+    complain(f"[rank {rank}] error: killed by {name}")
 
 
 _CONSEQUENCES = (EXIT_NEIGHBOUR_LOST, EXIT_STALLED)

@@ -40,6 +40,17 @@ def test_recomputation_is_part_of_the_backward():
     assert all(b.backward == 3 * b.forward for b in counted.blocks)
 
 
+def test_operations_of_training_are_those_of_the_model_alone():
+    """Six per weight and sample, whatever is computed again, reconciled or distilled."""
+    extra = {"reconcile": {"weight": 0.1}, "distill": {"weight": 0.3}}
+    modules = {"count": 2, "recompute": True}
+    blueprint = draw(head={"name": "linear"}, modules=modules, **extra)
+    assert blueprint.modules == (range(2), range(2, 5))
+    first, last = 64 * 32 + 32 * 32 + 32 * 10, 32 * 32 * 3 + 32 * 10
+    assert costs.training_flops(blueprint, range(1)) == 6 * first
+    assert costs.training_flops(blueprint, range(2)) == 6 * (first + last)
+
+
 @pytest.mark.parametrize(
     ("estimator", "plain", "recomputed"),
     [("exact", 6, 8), ("finite_difference", 3, 4), ("shift", 2, 3)],
