@@ -46,7 +46,7 @@ def run(rank_info, config, faults=()):
         learn = LocalModule.learn
 
         def slow(module):
-            time.sleep(0.04 * (module.index == 1))
+            time.sleep(0.12 * (module.index == 1))
             return learn(module)
 
         LocalModule.learn = slow
