@@ -84,8 +84,9 @@ def _check_engine(blueprint: Blueprint, device: torch.device) -> None:
     ]
     if settings.rounds and any(isinstance(m, _BatchNorm) for p in parts for m in p.modules()):
         raise UserError(
-            "deepspeed.bf16.enabled: a batch norm has statistics in float32, and torch takes no"
-            " weights in bfloat16 beside them; use precision=bfloat16 alone, or another network"
+            f"deepspeed.{'fp16' if settings.scales else 'bf16'}.enabled: a batch norm has"
+            f" statistics in float32, and torch takes no narrower weights beside them; use"
+            f" precision=bfloat16 alone, or another network"
         )
 
 

@@ -105,10 +105,17 @@ def contradictions(config: Config) -> Iterator[str]:
         )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
     reconcile = config.reconcile
-    if config.compile and reconcile.weight and estimator(reconcile).differentiates_twice:
+    twice = reconcile.weight and estimator(reconcile).differentiates_twice
+    if config.compile and twice:
         yield (
             f"reconcile.estimator={reconcile.estimator} differentiates twice, which compile=true"
             f" cannot; use reconcile.estimator={ReconcileConfig.estimator} or compile=false"
+        )
+    if config.precision == "float16" and twice:
+        yield (
+            f"reconcile.estimator={reconcile.estimator} differentiates twice, and no one scale of"
+            f" the loss keeps both gradients within float16; use"
+            f" reconcile.estimator={ReconcileConfig.estimator}"
         )
     yield from _about_heads(config)
     steps = config.trace.steps

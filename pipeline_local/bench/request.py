@@ -134,6 +134,11 @@ class Request:
                 f"optimizer.clip: each baseline would clip another norm, got"
                 f" {config.optimizer.clip}; pass optimizer.clip=null"
             )
+        if config.precision == "float16":
+            yield (
+                "precision: baselines scale no losses, got float16; pass precision=bfloat16"
+                " engine=torch deepspeed.fp16=null"
+            )
         if config.data.mixup:
             yield f"data.mixup: baselines have none, got {config.data.mixup}; pass data.mixup=0"
 

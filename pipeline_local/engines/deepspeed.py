@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO over the replicas of a module's stage, with its offload and bf16.
+"""The DeepSpeed engine: ZeRO over the replicas of a module's stage, with offload, bf16 and fp16.
 
 DeepSpeed sees only the gradients of its own backward pass. So each module's engine gets a network
 whose output is the inner product of the parameters with the gradients that the module has computed:
@@ -17,6 +17,7 @@ from pipeline_local.engines import optimizer as optimizers
 from pipeline_local.engines.deepspeed_library import asked_for, calm, configuration, imported
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.loss_scale import LossScale, parted
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.engines.torch import MakeOptimizer, rates
@@ -50,7 +51,7 @@ class DeepSpeedEngine:
         self._guard = guard
         self._clip = clip
         self._section = settings.deepspeed or {}
-        self._rounds = settings.rounds
+        self._settings = settings
         self.replicas = replicas
         self.optimizer = make(params)
         self._rates = rates(self.optimizer)
@@ -59,9 +60,15 @@ class DeepSpeedEngine:
         self._reached: set[int] = set()
         self._reduced = replicas.sum([])
         self._engine: Any = None  # DeepSpeed is imported in functions alone
+        self._scale: LossScale | None = None
 
     gradients: Sequence[Gradient] = ()
     """None: DeepSpeed has them as soon as they are added."""
+
+    @property
+    def scale(self) -> float:
+        """What the loss of this step is multiplied by before it is differentiated."""
+        return self._scale.value if self._scale else 1.0
 
     def begin(self) -> None:
         """Prepare for a step, before its first forward pass; all replicas call it together."""
@@ -71,7 +78,10 @@ class DeepSpeedEngine:
         self._guard.begin()
 
     def add(self, gradients: Sequence[Gradient], microbatches: int) -> None:
-        """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
+        """Add one microbatch's gradients, one per parameter, to the mean over all of them.
+
+        They are those of the loss times `scale`.
+        """
         self._reached |= {i for i, gradient in enumerate(gradients) if gradient is not None}
         share = sums.divided(gradients, microbatches) if microbatches > 1 else gradients
         if sums.known(share):  # all of its head may be frozen
@@ -102,19 +112,19 @@ class DeepSpeedEngine:
         """
         self._reduced()
         self._refuse_missing()
-        if not loss.isfinite():  # on all replicas alike: DeepSpeed knows of gradients alone
+        finite = bool(loss.isfinite())  # on all replicas alike
+        if not finite:  # DeepSpeed knows of gradients alone
             spoilt = [torch.full_like(self._params[0], torch.nan), *[None] * len(self._params[1:])]
             self._hand_over(spoilt)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * lr
         with self.replicas.waiting():
             self._engine.step()
-        refused = float(not self._engine.was_step_applied())
-        self._guard.note(torch.tensor(refused, device=loss.device), number)
-        if self._clip is None:
-            return {}
-        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=loss.device)
-        return {"gradient_norm": norm}
+        metrics = self._note(finite, number, loss.device)
+        if self._clip is not None:
+            norm = self._engine.get_global_grad_norm()
+            metrics["gradient_norm"] = torch.as_tensor(norm, device=loss.device)
+        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's state as `optimizer.tensors` does; all replicas call it together,
@@ -124,7 +134,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link()
-        found = {}
+        found = self._scale.tensors() if self._scale and self.replicas.index == 0 else {}
         for index, (parameter, whole) in enumerate(self._places()):
             for quantity, value in self.optimizer.state[whole].items():
                 if not isinstance(value, Tensor):
@@ -152,7 +162,18 @@ class DeepSpeedEngine:
     def _hand_over(self, gradients: Sequence[Gradient]) -> None:
         """Give DeepSpeed more of the gradients; at stage 2 it adds them up over the replicas."""
         with self.replicas.waiting():
-            self._engine.backward(self._engine(gradients))
+            self._engine.backward(self._engine(gradients, self.scale))
+
+    def _note(self, finite: bool, number: int, device: torch.device) -> dict[str, Tensor]:
+        """Tell the guard whether DeepSpeed has refused the step; metrics of the scale, if there is
+        one."""
+        refused = torch.tensor(float(not self._engine.was_step_applied()), device=device)
+        self._guard.note(refused, number, cured=finite and bool(self._scale and self._scale.falls))
+        if self._scale is None:
+            return {}
+        used = torch.tensor(self._scale.value, device=device)
+        self._scale.proceed()
+        return {"loss_scale": used, "skipped_updates": self._guard.skipped}
 
     def _places(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter in the optimizer's order, with the tensor of its group's elements on this
@@ -167,7 +188,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_fp32_param
 
         self._refuse_unfit()
-        exact = [p.detach().clone() for p in self._params] if self._rounds else []
+        exact = [p.detach().clone() for p in self._params] if self._settings.rounds else []
         self.optimizer.state.clear()  # that of whole parameters
         size = sum(p.numel() for p in self._params)
         try:
@@ -188,6 +209,8 @@ class DeepSpeedEngine:
                 f" engine=torch"
             ) from error
         self.optimizer = self._engine.optimizer.optimizer
+        if self._settings.scales:
+            self._scale = LossScale(self._engine.optimizer)
         for parameter, value in zip(self._params, exact, strict=False):
             safe_set_full_fp32_param(parameter, value)
         self._restore()
@@ -214,7 +237,10 @@ class DeepSpeedEngine:
         """Give DeepSpeed's optimizer the state that was there before it."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        named, self._state = self._state, {}
+        named, scale = parted(self._state)
+        self._state = {}
+        if self._scale and scale is not None:
+            self._scale.load(scale)
         places = list(self._places())
         whole_sized = []
         for name, value in named.items():
@@ -267,10 +293,14 @@ class _Carrier(nn.Module):
         super().__init__()
         self.params = nn.ParameterList(params)
 
-    def forward(self, gradients: Sequence[Gradient]) -> Tensor:
-        """Return a scalar whose gradient at each parameter is the given one."""
+    def forward(self, gradients: Sequence[Gradient], scale: float = 1.0) -> Tensor:
+        """Return a scalar whose gradient at each parameter, times the scale, is the given one.
+
+        The scale is divided out in float32: float16 may not hold it.
+        """
         pairs = zip(self.params, gradients, strict=True)
-        return torch.stack([(p * g).sum() for p, g in pairs if g is not None]).sum()
+        products = [(p * g).sum(dtype=torch.float32) for p, g in pairs if g is not None]
+        return torch.stack(products).sum() / scale
 
 
 class _DataParallel:

@@ -74,6 +74,23 @@ def check(section: Mapping[str, Any], device: torch.device) -> None:
                 near = did_you_mean(str(where[-1]), known) or "; leave it out"
                 raise UserError(f"unknown key {key!r}{near}") from None
             raise UserError(should_be(key, items, items[0]["input"])) from None
+    if section.get("fp16", {}).get("enabled"):
+        _refuse_float16(device)
+
+
+def _refuse_float16(device: torch.device) -> None:
+    """Its own check comes when ranks train already, and says less."""
+    from deepspeed import __version__
+    from deepspeed.accelerator import get_accelerator
+
+    with asked_for(device):
+        supported = get_accelerator().is_fp16_supported()
+    if not supported:
+        raise UserError(
+            f"deepspeed.fp16.enabled: DeepSpeed {__version__} takes no float16 on this"
+            f" {device.type}, which has no instructions for it; use deepspeed.bf16.enabled with"
+            f" precision=bfloat16"
+        )
 
 
 def imported(device: torch.device) -> Any:  # noqa: ANN401 (a module)

@@ -21,6 +21,11 @@ class Engine(Protocol):
     """What updates this replica's part of the weights."""
 
     @property
+    def scale(self) -> float:
+        """What a loss is multiplied by before it is differentiated for `add`."""
+        ...
+
+    @property
     def gradients(self) -> Sequence[Gradient]:
         """Those that the next step applies, as far as this process has them."""
         ...

@@ -65,14 +65,19 @@ class Guard:
         self._restore(refused)
 
     @torch.no_grad()
-    def note(self, refused: Tensor, number: int) -> None:
+    def note(self, refused: Tensor, number: int, cured: bool = False) -> None:
         """Take note of a step of an engine that refuses updates by itself.
 
         Args:
             refused: 0 or 1, a scalar in float32: whether it has refused this one.
             number: number of this step, from 0.
+            cured: whether the engine does what is needed against it; then it is counted, and is no
+                failure.
         """
-        self._count(refused, number)
+        if cured:
+            self.skipped = self.skipped.to(refused.device) + refused
+        else:
+            self._count(refused, number)
         self._restore(refused)
 
     def verify(self) -> None:

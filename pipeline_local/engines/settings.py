@@ -28,6 +28,12 @@ STAGES = (1, 2)
 all engines of a process add up their gradients; stage 3 refuses gradients that are handed in."""
 
 
+LARGEST_POWER = 64
+"""Of a first scale: with float32's largest numbers, a loss times the scale would be infinite."""
+_FLOAT16 = "engine=deepspeed with deepspeed.fp16.enabled=true"
+_FLOAT16_INSTEAD = "set them, or use precision=bfloat16"
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What all modules of a run share of their engines.
@@ -43,7 +49,12 @@ class EngineSettings:
     @property
     def rounds(self) -> bool:
         """Whether parameters become rounded copies of those that the engine steps."""
-        return bool((self.deepspeed or {}).get("bf16", {}).get("enabled"))
+        return self.scales or _enabled(self.deepspeed, "bf16")
+
+    @property
+    def scales(self) -> bool:
+        """Whether the engine scales losses, as their gradients are in float16."""
+        return _enabled(self.deepspeed, "fp16")
 
     @classmethod
     def of(cls, config: Config | None) -> "EngineSettings":
@@ -52,6 +63,10 @@ class EngineSettings:
             return cls()
         keys = _given(config) if config.engine == "deepspeed" else None
         return cls(config.parallel.zero, keys)
+
+
+def _enabled(keys: Mapping[str, Any] | None, name: str) -> bool:
+    return bool((keys or {}).get(name, {}).get("enabled"))
 
 
 def _given(config: Config) -> dict[str, Any]:
@@ -65,6 +80,8 @@ def problems(config: Config) -> Iterator[str]:
     if config.engine == "torch":
         for key in given:
             yield f"deepspeed.{key} needs engine=deepspeed, got torch; set that, or leave it out"
+        if config.precision == "float16" and not given:
+            yield f"precision=float16 needs {_FLOAT16}, got engine=torch; {_FLOAT16_INSTEAD}"
         return
     yield from _of_run(config)
     zero = given.get("zero_optimization", {})
@@ -102,11 +119,40 @@ def _of_run(config: Config) -> Iterator[str]:
 
 
 def _of_precision(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
-    enabled = [name for name in ("bf16", "fp16") if given.get(name, {}).get("enabled")]
-    if "fp16" in enabled:
+    bf16, fp16 = (_enabled(given, name) for name in ("bf16", "fp16"))
+    if bf16 and fp16:
         yield (
-            "deepspeed.fp16.enabled: gradients would have lost what float16 cannot hold before"
-            " DeepSpeed scales them; use deepspeed.bf16.enabled with precision=bfloat16"
+            "deepspeed.bf16.enabled and deepspeed.fp16.enabled: parameters have one dtype; leave"
+            " one of them out"
         )
-    if "bf16" in enabled and config.precision != "bfloat16":
+        return
+    if bf16 and config.precision != "bfloat16":
         yield f"deepspeed.bf16.enabled needs precision=bfloat16, got {config.precision}; set it"
+    if fp16 and config.precision != "float16":
+        yield f"deepspeed.fp16.enabled needs precision=float16, got {config.precision}; set it"
+    if config.precision == "float16" and not fp16 and not bf16:
+        yield f"precision=float16 needs {_FLOAT16}, which scales losses; {_FLOAT16_INSTEAD}"
+    if fp16:
+        yield from _of_scales(given["fp16"])
+
+
+def _of_scales(fp16: Mapping[str, Any]) -> Iterator[str]:
+    """What DeepSpeed would take, and could not follow."""
+    if fp16.get("auto_cast"):
+        yield "deepspeed.fp16.auto_cast: a run derives it from precision; leave it out"
+    if fp16.get("fp16_master_weights_and_grads"):
+        yield (
+            "deepspeed.fp16.fp16_master_weights_and_grads=true leaves no exact weights for"
+            " checkpoints; leave it out"
+        )
+    power, hysteresis = fp16.get("initial_scale_power", 0), fp16.get("hysteresis", 1)
+    if isinstance(power, int) and not 0 <= power <= LARGEST_POWER:
+        yield (
+            f"deepspeed.fp16.initial_scale_power must be from 0 to {LARGEST_POWER}, as the first"
+            f" scale is 2 to this power, got {power}"
+        )
+    if isinstance(hysteresis, int) and hysteresis < 1:
+        yield (
+            f"deepspeed.fp16.hysteresis must be at least 1, or the scale never falls, got"
+            f" {hysteresis}"
+        )

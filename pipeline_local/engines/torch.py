@@ -52,6 +52,9 @@ class TorchEngine:
             self.optimizer = ShardedOptimizer(self.optimizer, self.replicas)
         self._rates = rates(self.optimizer)
 
+    scale = 1.0
+    """What a loss is multiplied by before it is differentiated."""
+
     @property
     def gradients(self) -> Sequence[Gradient]:
         """The gradients that the next step applies, one per parameter; empty after a step.

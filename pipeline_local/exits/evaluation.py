@@ -192,7 +192,7 @@ def _columns(
 def _seconds(modules: Sequence[LocalModule], x: Tensor) -> list[float]:
     """Seconds per sample of the network up to each exit, which take turns."""
     networks = [ExitNetwork(modules[: k + 1]) for k in range(len(modules))]
-    with autocast(x.device.type, modules[0].rules.wire_format.inside):
+    with autocast(x.device.type, modules[0].rules.wire_format.networks):
         rounds = [[_pass(network, x) for network in networks] for _ in range(REPEATS + 1)]
     return [min(took) / len(x) for took in zip(*rounds[1:], strict=True)]  # the first warms up
 

@@ -101,7 +101,7 @@ class Inference(nn.Module):
         return wire_format.laid_out(y.to(wire_format.inside))
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
-        return autocast(x.device.type, self.rules.wire_format.inside)
+        return autocast(x.device.type, self.rules.wire_format.networks)
 
 
 def _padded(tensor: Tensor, size: int) -> Tensor:

@@ -30,6 +30,7 @@ from pipeline_local.learning.information import LocalLoss, local_loss, term_of
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
+from pipeline_local.learning.scaling import Scaling
 from pipeline_local.learning.step import Step
 from pipeline_local.untouched import Buffers
 
@@ -50,9 +51,6 @@ class _Pass:
     head_grads: Sequence[Gradient] = ()
     outputs: Tensor | None = None
     """Of the head, where the lagged message is made of them."""
-
-
-Message = tuple[Tensor, ...]
 
 
 class LocalModule(Inference):
@@ -91,6 +89,7 @@ class LocalModule(Inference):
         self.engine = engine_of(
             self.trainable, optimizer, self.guard, self.replicas, rules.clip, rules.engine
         )
+        self._scale = Scaling(self.engine, rules.engine.scales)
         self.metrics: dict[str, Tensor] = {}
         self._measured: set[str] = set()
         self._pass: _Pass | None = None
@@ -125,7 +124,7 @@ class LocalModule(Inference):
         y.requires_grad_()
         local = self._loss(y, labels, x)
         params = [] if self._shifts else self._head_params
-        output_grad, *now.head_grads = gradients.of(local.total, [y, *params])
+        output_grad, *now.head_grads = gradients.of(self._scale.times(local.total), [y, *params])
         output_grad = torch.zeros_like(y) if output_grad is None else output_grad
         if part is not None:
             output_grad = torch.zeros_like(now.y).index_copy_(0, part, output_grad)
@@ -140,7 +139,7 @@ class LocalModule(Inference):
             self._measure(**{task.metric: task.score(local.outputs.detach(), labels)})
             if local.information is not None:
                 self._measure(information=local.information)
-        return now.output_grad
+        return self._scale.over(now.output_grad)
 
     def receive(self, signal: Tensor | None = None) -> None:
         """Take the upstream signal s_{k-1}, shaped like the input; the first module has none.
@@ -149,7 +148,7 @@ class LocalModule(Inference):
         """
         self._now().signal = signal
 
-    def learn(self) -> Message:
+    def learn(self) -> tuple[Tensor, ...]:
         """Act 3: run backward through the body; compare and reconcile with the received signal.
 
         Returns:
@@ -193,10 +192,11 @@ class LocalModule(Inference):
         y, labels, recalled = self._recall(step, kept)
         params = self._head_params
         # its buffers have seen this batch before
-        objective = self._again(lambda y: y, labels, recalled, Buffers(self.head))
+        objective = self._again(self._scale.entering, labels, recalled, Buffers(self.head))
         first = reconcile.plain(objective, y, params)
         self._measure(feedback_cosine=compare(first.input, feedback).cosine)
-        self._add_to_head(self._discord_gradient(objective, y, feedback, params, first))
+        target = self._scale.target(feedback, first.input)
+        self._add_to_head(self._discord_gradient(objective, y, target, params, first))
 
     def part(self) -> Tensor:
         """Return what the head's outputs for this microbatch add to the sum of all heads."""
@@ -226,7 +226,7 @@ class LocalModule(Inference):
             outputs = self.head(y)
         lesson = distillation.lesson(self.rules.distill, self.rules.task, outputs, later, heads)
         self._measure(divergence=lesson.divergence.detach())
-        self._add_to_head(gradients.of(lesson.loss, self._head_params))
+        self._add_to_head(gradients.of(self._scale.times(lesson.loss), self._head_params))
         return lesson.summed
 
     def reduce(self, step: Step) -> None:
@@ -315,8 +315,9 @@ class LocalModule(Inference):
     def _reconciled(self, first: Gradients) -> list[Gradient]:
         """The plain gradients plus lambda times those of the discord."""
         now, settings = self._now(), self.rules.reconcile
-        x, signal, labels = now.x.detach(), now.signal, now.labels
-        assert signal is not None, "who compares has received"
+        assert now.signal is not None, "who compares has received"
+        x, labels = now.x.detach(), now.labels
+        signal = self._scale.target(now.signal, first.input)
         # free what is not needed any more before the second pass
         now.x = now.y = now.signal = now.output_grad = first.input
         assert now.buffers is not None, "who reconciles has kept them"
@@ -346,7 +347,7 @@ class LocalModule(Inference):
 
         def objective(x: Tensor) -> Tensor:
             with buffers.again():
-                return self._loss(run(x), labels, recalled).total
+                return self._scale.times(self._loss(run(x), labels, recalled).total)
 
         return objective
 
@@ -373,7 +374,7 @@ class LocalModule(Inference):
     def _run_body(self, x: Tensor) -> Tensor:
         seeds.reseed(x.device, *self._draw("body"))
         with self._autocast(x):
-            return self._laid_out(self.body(x))
+            return self._laid_out(self.body(self._scale.entering(x)))
 
     def _draw(self, use: str) -> tuple[int, str | int, int, int, int]:
         now = self._now()

@@ -1,4 +1,4 @@
-"""Mixed precision: which operations of a network run in bfloat16."""
+"""Mixed precision: which operations of a network run in bfloat16 or float16."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,24 +9,26 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+_LOW = torch.bfloat16, torch.float16
 
-def autocast(device_type: str, inside: torch.dtype) -> AbstractContextManager[None]:
+
+def autocast(device_type: str, networks: torch.dtype) -> AbstractContextManager[None]:
     """A context in which a network computes as `precision` says.
 
     Args:
         device_type: torch's name of the type of device.
-        inside: dtype of activations inside modules; bfloat16 turns autocast on, any other off.
+        networks: what they compute in; bfloat16 and float16 turn autocast on, any other off.
     """
-    if inside == torch.bfloat16:
-        return _low(device_type)
+    if networks in _LOW:
+        return _low(device_type, networks)
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, torch.bfloat16, enabled=False)
 
 
 @contextmanager
-def _low(device_type: str) -> Iterator[None]:
-    with torch.autocast(device_type, torch.bfloat16), wide_norms(device_type):
+def _low(device_type: str, networks: torch.dtype) -> Iterator[None]:
+    with torch.autocast(device_type, networks), wide_norms(device_type):
         yield
 
 
@@ -56,4 +58,4 @@ class _WideNorms(TorchFunctionMode):
 
 
 def _wide(value: Any) -> Any:  # noqa: ANN401 (any argument)
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in _LOW else value

@@ -15,7 +15,12 @@ from torch import Tensor
 from pipeline_local.config import Config
 from pipeline_local.learning.spec import Spec
 
-_INSIDE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+_INSIDE = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float32,  # what gradients at boundaries need
+}
 _NARROW = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,17 +35,25 @@ class WireFormat:
         narrow: dtype of activations in messages; None: as inside.
         channels_last: whether maps [B, C, H, W] have the memory layout [B, H, W, C], inside modules
             and in messages.
+        half: whether networks compute in float16, by autocast.
     """
 
     inside: torch.dtype = torch.float32
     narrow: torch.dtype | None = None
     channels_last: bool = False
+    half: bool = False
 
     @classmethod
     def of(cls, config: Config) -> "WireFormat":
         """Return the format set by `precision`, `parallel.wire_dtype` and `channels_last`."""
         narrow = _NARROW[config.parallel.wire_dtype]
-        return cls(_INSIDE[config.precision], narrow, config.channels_last)
+        half = config.precision == "float16"
+        return cls(_INSIDE[config.precision], narrow, config.channels_last, half)
+
+    @property
+    def networks(self) -> torch.dtype:
+        """The dtype that networks compute in: what `autocast` gets."""
+        return torch.float16 if self.half else self.inside
 
     @property
     def activations(self) -> torch.dtype:

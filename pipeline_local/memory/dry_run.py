@@ -159,7 +159,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
             body = Body([fake_copy(part, FAKE_DEVICE, blueprint.dtype)], config.modules.recompute)
             live_bytes.hold([*body.parameters(), *body.buffers()])
             before = live_bytes.live
-            with live_bytes, autocast("cpu", inside):
+            with live_bytes, autocast("cpu", blueprint.wire_format.networks):
                 x = body(x)
             kept.append(live_bytes.live - before)
     return kept

@@ -19,6 +19,7 @@ _aten = torch.ops.aten
 _LOCK = RLock()
 """torch has one kernel per operation: no two threads may imitate a GPU's at once."""
 _IN_PLACE = (_aten._fused_sgd_.default, _aten._fused_adamw_.default)
+_NARROW = (torch.bfloat16, torch.float16)
 _VALUE = _aten._local_scalar_dense.default
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -106,7 +107,7 @@ class _GpuFakes(_Fakes):  # type: ignore[no-untyped-call]
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
     """Whether a GPU uses flash attention for it, rather than memory-efficient attention."""
     allowed: bool = cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
-    return allowed and query.dtype in (torch.bfloat16, torch.float16) and mask is None
+    return allowed and query.dtype in _NARROW and mask is None
 
 
 def _by_position(result: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def _in_float32(name: str) -> Callable[..., Any]:
 
 
 def _wide(value: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
-    narrow = isinstance(value, FakeTensor) and value.dtype == torch.bfloat16
+    narrow = isinstance(value, FakeTensor) and value.dtype in _NARROW
     return value.float() if narrow else value
 
 

@@ -55,7 +55,7 @@ def pass_through(blueprint: Blueprint, blocks: range, size: int) -> PassBytes:
         x = torch.empty(size, *blueprint.input_shapes[blocks.start], dtype=dtype)
         with live_bytes:
             before = live_bytes.live
-            with autocast("cpu", blueprint.wire_format.inside):
+            with autocast("cpu", blueprint.wire_format.networks):
                 y = body(x.requires_grad_(blocks.start > 0))
             kept = live_bytes.live - before
             grads = torch.autograd.grad(y, params, torch.empty_like(y), allow_unused=True)

@@ -60,6 +60,16 @@ def zero(stage):
 BFLOAT16 = {"engine": "deepspeed", "deepspeed": {"bf16": {"enabled": True}}}
 
 
+FLOAT16 = {"engine": "deepspeed", "deepspeed": {"fp16": {"enabled": True}}}
+NEEDS = r"needs engine=deepspeed with deepspeed\.fp16\.enabled=true"
+
+
+def half(bf16=None, **keys):
+    """A configuration in float16."""
+    section = {"fp16": {"enabled": True, **keys}} | ({"bf16": bf16} if bf16 else {})
+    return {"precision": "float16", "engine": "deepspeed", "deepspeed": section}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -77,9 +87,37 @@ BFLOAT16 = {"engine": "deepspeed", "deepspeed": {"bf16": {"enabled": True}}}
         (zero(1) | {"precision": "float64"}, r"engine=deepspeed .* float64; use precision=float32"),
         (zero(1) | {"channels_last": True}, r"engine=deepspeed .* channels_last=true; set it to"),
         (BFLOAT16, r"deepspeed\.bf16\.enabled needs precision=bfloat16, got float32; set it"),
+        (FLOAT16, r"deepspeed\.fp16\.enabled needs precision=float16, got float32; set it"),
+        ({"precision": "float16"}, rf"precision=float16 {NEEDS}, got engine=torch; set them, or"),
         (
-            {"engine": "deepspeed", "deepspeed": {"fp16": {"enabled": True}}},
-            r"deepspeed\.fp16\.enabled: .*; use deepspeed\.bf16\.enabled with precision=bfloat16",
+            {"precision": "float16", "engine": "deepspeed"},
+            rf"precision=float16 {NEEDS}, which scales losses; set them, or use precision=bfloat16",
+        ),
+        (
+            BFLOAT16 | {"precision": "float16"},
+            r"deepspeed\.bf16\.enabled needs precision=bfloat16, got float16; set it",
+        ),
+        (
+            {"precision": "float16", "deepspeed": {"fp16": {"enabled": True}}},
+            r"deepspeed\.fp16 needs engine=deepspeed, got torch; set that",
+        ),
+        (
+            half(bf16={"enabled": True}),
+            r"deepspeed\.bf16\.enabled and deepspeed\.fp16\.enabled: .*; leave one of them out",
+        ),
+        (
+            half(auto_cast=True),
+            r"deepspeed\.fp16\.auto_cast: a run derives it from precision; leave",
+        ),
+        (half(fp16_master_weights_and_grads=True), r"deepspeed\.fp16\.fp16_master.*; leave it out"),
+        (half(hysteresis=0), r"deepspeed\.fp16\.hysteresis must be at least 1, .*, got 0"),
+        (
+            half(initial_scale_power=65),
+            r"deepspeed\.fp16\.initial_scale_power must be from 0 to 64, .*, got 65",
+        ),
+        (
+            half() | {"reconcile": {"weight": 0.1, "estimator": "exact"}},
+            r"reconcile\.estimator=exact differentiates twice, .*; use reconcile\.estimator=shift",
         ),
         (
             {"engine": "deepspeed", "deepspeed": {"zero_optimisation": {}}},
@@ -98,7 +136,12 @@ def test_contradictions_are_one_line_each(changes, line):
 def test_what_fits_is_taken():
     got = EngineSettings.of(config(**BFLOAT16, precision="bfloat16"))
     assert got.rounds
+    assert not got.scales
     assert not EngineSettings.of(config(**zero(2))).rounds
+    got = EngineSettings.of(config(**half(loss_scale=128.0)))
+    assert (got.rounds, got.scales) == (True, True)
+    config(**half(), reconcile={"weight": 0.0, "estimator": "exact"})
+    config(**half(), parallel={"wire_dtype": "float16"})
 
 
 def test_without_the_package_one_line_says_so(monkeypatch):
