@@ -304,9 +304,8 @@ class DeepSpeedConfig(Section):
     """`enabled: true`: parameters in bfloat16, with shards of exact ones in float32; it needs
     `precision: bfloat16`. null: parameters in float32."""
     fp16: dict[str, Any] | None = field(default=None, hash=False)
-    """`enabled: true`: parameters in float16, with shards of exact ones in float32; it needs
-    `precision: float16`. Each module has a loss scale of its own: a fixed `loss_scale`, or one that
-    `initial_scale_power`, `loss_scale_window`, `hysteresis` and `min_loss_scale` rule."""
+    """`enabled: true`: as `bf16`, in float16, with `precision: float16`. Each module has a loss
+    scale of its own, which follows the other keys (`loss_scale`, `initial_scale_power`, ...)."""
     communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
     """What gradients are rounded to while they are added up. null: as the parameters are."""
     zero_allow_untested_optimizer: bool | None = None
@@ -391,8 +390,7 @@ class Config(Section):
     """Channels of maps are last in memory: for tensor cores; mostly faster on CPUs, too."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """bfloat16: autocast, and boundaries in bfloat16; parameters stay float32. float16: autocast,
-    and boundaries in float32 (`parallel.wire_dtype` narrows them); it needs `engine: deepspeed` and
-    `deepspeed.fp16`, which scales losses."""
+    and boundaries in float32; it needs `deepspeed.fp16`, which scales losses."""
 
     def on_stages(self, count: int) -> "Config":
         """Return this configuration with one module per stage, where it does not say K itself."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline_local.errors import UserError, did_you_mean
-from pipeline_local.values import by_key, should_be
+from pipeline_local.values import by_key, should_be, shorten
 
 OLDEST = (0, 19, 8)
 """Earlier releases take a step in float32 with gradients that are not finite."""
@@ -73,7 +73,11 @@ def check(section: Mapping[str, Any], device: torch.device) -> None:
                 known = list(kind.model_fields) if len(where) == 1 else []
                 near = did_you_mean(str(where[-1]), known) or "; leave it out"
                 raise UserError(f"unknown key {key!r}{near}") from None
-            raise UserError(should_be(key, items, items[0]["input"])) from None
+            value = items[0]["input"]
+            if items[0]["type"] == "value_error":  # a sentence of DeepSpeed's
+                reason = items[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"{key}: {reason}, got {shorten(value)}") from None
+            raise UserError(should_be(key, items, value)) from None
     if section.get("fp16", {}).get("enabled"):
         _refuse_float16(device)
 

@@ -13,6 +13,7 @@ from pipeline_local.engines import gradients as sums
 from pipeline_local.engines import optimizer as optimizers
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.loss_scale import parted
 from pipeline_local.engines.optimizer import laid_out_as
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.sharded import ShardedOptimizer, gathered
@@ -133,7 +134,8 @@ class TorchEngine:
 
     def load(self, named: Mapping[str, Tensor]) -> None:
         """Restore the optimizer's state from the result of `tensors` of any engine."""
-        optimizers.load(self.optimizer, named)
+        state, _ = parted(named)
+        optimizers.load(self.optimizer, state)
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:

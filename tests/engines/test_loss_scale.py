@@ -17,6 +17,7 @@ from pipeline_local.engines.deepspeed import DeepSpeedEngine, _Carrier, _DataPar
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.settings import EngineSettings
+from pipeline_local.engines.torch import TorchEngine
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record import sealed
@@ -196,6 +197,11 @@ def resumed(rank_info):
             scales = [[m["loss_scale"] for _, m in rows] for rows in (expected, got)]
             assert scales[0] == [1024] * 5 + [512] * 4 + [1024]
             assert scales[1] == scales[0][pause:], pause
+        if rank_info.rank == 0:  # as who evaluates loads it
+            assert "loss_scale" in shared[0]
+            network = nn.Linear(3, 2)
+            params, guard = list(network.parameters()), Guard(network, 1, "fail")
+            TorchEngine(params, partial(optimizer.build, PLAIN), guard, None).load(shared[0])
         fixed = engine_of(replicas, loss_scale=8.0)
         fixed.load(shared[0])
         assert step(fixed, 0, 1e-3)[1]["loss_scale"] == 8.0
