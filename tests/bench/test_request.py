@@ -60,6 +60,12 @@ def test_every_stage_of_a_v_needs_a_block():
     assert Request.read(shallow, 2, baselines="1f1b")
 
 
+def test_baselines_scale_no_losses():
+    half = {"precision": "float16", "engine": "deepspeed", "deepspeed": {"fp16": {"enabled": True}}}
+    with pytest.raises(ConfigError, match=r"precision: .* got float16; pass precision=bfloat16"):
+        Request.read(config(**half), 2)
+
+
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
         Request.read(config(), 2, baselines="lokal,bq", microbatches="3", runs=0, steps=0)

@@ -294,7 +294,8 @@ def run(rank_info, folder, **changes):
         "run": {"dir": str(folder), "resume": folder.exists()},
     }
     for key, value in changes.items():
-        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
+        added = isinstance(value, dict) and key != "model"
+        tree[key] = tree.get(key, {}) | value if added else value
     trainer.train(configfile.parse(tree), rank_info)
 
 
@@ -342,6 +343,11 @@ def test_weights_are_near_those_of_float32(run_ranks, tmp_path):
     assert distances["fixed"] < 0.02, distances
     assert distances["dynamic"] < 0.02, distances
     assert distances["bfloat16"] > 2 * distances["dynamic"], distances
+
+
+def test_batch_norms_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(UserError, match=r"^deepspeed\.fp16\.enabled: a batch norm has .*; use"):
+        run(RankInfo(), tmp_path / "run", **float16(), model={"name": "resnet20", "width": 4})
 
 
 def test_an_overflow_passes_and_the_run_is_resumed_with_the_same_bits(run_ranks, tmp_path):

@@ -58,6 +58,15 @@ def test_layer_norms_add_up_all_rows(norm, recompute):
     assert farthest(body, torch.randn(ROWS, WIDTH)) < 0.02
 
 
+def test_layer_norms_add_up_in_float16_too():
+    torch.manual_seed(0)
+    norm, x = nn.LayerNorm(WIDTH), torch.randn(ROWS, WIDTH)
+    low, high = (gradients(norm, x, dtype) for dtype in (torch.float16, torch.float32))
+    assert all((low[name] - high[name]).norm() < 0.003 * high[name].norm() for name in high)
+    with autocast("cpu", torch.float16):
+        assert nn.Linear(WIDTH, 1)(x).dtype == torch.float16
+
+
 def test_without_it_they_stop():
     """If this fails, torch does so itself."""
     norm = nn.LayerNorm(WIDTH)

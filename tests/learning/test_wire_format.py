@@ -110,3 +110,14 @@ def test_of_a_configuration():
     assert of("float64", "bfloat16") == WireFormat(torch.float64, torch.bfloat16)
     low = of("bfloat16", "bfloat16")
     assert (low.inside, low.activations, low.gradients) == (torch.bfloat16,) * 3
+
+
+def test_float16_is_for_networks_alone():
+    """Boundaries have the range that gradients need."""
+    tree = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"steps": 1}}
+    tree |= {"engine": "deepspeed", "deepspeed": {"fp16": {"enabled": True}}}
+    half = WireFormat.of(configfile.parse(tree | {"precision": "float16"}))
+    assert half == WireFormat(half=True)
+    assert half.networks == torch.float16
+    assert (half.inside, half.activations, half.gradients) == (torch.float32,) * 3
+    assert WireFormat(torch.bfloat16).networks == torch.bfloat16
