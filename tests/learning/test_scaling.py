@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local.config import ReconcileConfig
+from pipeline_local.config import DistillConfig, ReconcileConfig
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -38,6 +38,7 @@ def module_of(scale, parts=None, **settings):
     rules = Rules(
         task=Classification(CLASSES),
         reconcile=ReconcileConfig(weight=0.5, **settings),
+        distill=DistillConfig(weight=0.5),
         wire_format=HALF if scale else WireFormat(),
     )
     module = LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
@@ -158,7 +159,18 @@ def test_feedback_and_lessons_are_scaled():
             there = [g for g in module.gradients if g is not None]
             found.append([g.float() / module.engine.scale for g in there])
         assert len(found[0]) == 2
+        assert all(g.any() for g in found[0])
         assert near(*reversed(found), share=0.03), kind
+
+
+def test_spoilt_feedback_changes_nothing():
+    x, given, labels = batch()
+    given[0, 0] = torch.nan
+    module = module_of(1024.0)
+    module.apply_feedback(Step(4, 0.1), (0, 0, (x, labels)), given)
+    there = [g for g in module.gradients if g is not None]
+    assert len(there) == 2
+    assert not any(g.any() for g in there)
 
 
 def test_a_scale_that_is_too_large_reaches_the_engine():
