@@ -211,6 +211,7 @@ class DeepSpeedEngine:
         self.optimizer = self._engine.optimizer.optimizer
         if self._settings.scales:
             self._scale = LossScale(self._engine.optimizer)
+            self._guard.remedy += self._scale.remedy
         for parameter, value in zip(self._params, exact, strict=False):
             safe_set_full_fp32_param(parameter, value)
         self._restore()

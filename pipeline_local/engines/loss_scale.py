@@ -33,6 +33,13 @@ class LossScale:
         """Whether gradients that are too large make it smaller."""
         return bool(self._rule.dynamic and self.value > self._rule.min_scale)
 
+    @property
+    def remedy(self) -> str:
+        """The advice of an error message about numbers that are not finite."""
+        if self._rule.dynamic:
+            return "use bfloat16 (float16 ends at 65504), "
+        return "lower deepspeed.fp16.loss_scale or leave it out, "
+
     def proceed(self) -> None:
         """Put in force what the rule says, for one step.
 

@@ -106,7 +106,9 @@ def rules(rank_info):
         assert step(engine, 0, 2.0**-10)[0] == one(2.0**-10)
         assert step(engine, 1, torch.inf)[0] == 0
         assert step(engine, 2, 2.0**-10)[1] == {"loss_scale": 4.0, "skipped_updates": 1.0}
-        with pytest.raises(UserError, match=r"gradient is not finite at step 2; "):
+        with pytest.raises(
+            UserError, match=r"gradient is not finite at step 2; lower deepspeed\.fp16"
+        ):
             engine._guard.verify()
 
         for spoilt in ({"gradient": torch.nan}, {"gradient": 0.0, "loss": torch.inf}):
@@ -115,7 +117,9 @@ def rules(rank_info):
             if "loss" not in spoilt:
                 engine._guard.verify()
                 assert step(engine, 1, **spoilt)[1]["loss_scale"] == 1, "the least one"
-            with pytest.raises(UserError, match=r"module 1: the loss or a gradient is not finite"):
+            with pytest.raises(
+                UserError, match=r"module 1: .* is not finite at step \d; use bfloat16 "
+            ):
                 engine._guard.verify()
 
 
