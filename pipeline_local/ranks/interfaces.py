@@ -1,9 +1,11 @@
-"""The network interfaces that the environment names for gloo and nccl: do they exist here?"""
+"""The network interfaces that gloo and nccl take: do those exist that the environment names?"""
 
 import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline_local.errors import UserError
@@ -36,20 +38,68 @@ def interfaces_here() -> list[str]:
     return [name for _, name in socket.if_nameindex() if _has_address(name)]
 
 
-def gloo_interface() -> str:
+def gloo_interface(first: str = "") -> str:
     """Returns the interface that gloo takes: what is named, or that of this host's own name.
 
     Where the name leads to no address of this host, that is the loopback interface.
+
+    Args:
+        first: the address of the first of several hosts: what leads there comes before the name,
+            and the loopback interface is no choice where there is one other.
     """
     if named := os.environ.get("GLOO_SOCKET_IFNAME", ""):
         return named
-    try:
-        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except OSError:  # the name has no address
-        found = []
     own = {_ipv4(name): name for name in interfaces_here()}
-    addresses = [str(address[0]) for *_, address in found]
-    return next((own[address] for address in addresses if address in own), "lo")
+    candidates = (_own_address_towards(first) if first else []) + _addresses_of_own_name()
+    found = [own[address] for address in candidates if address in own]
+    if first:
+        found = [name for name in found if name != LOOPBACK]
+        others = [name for address, name in own.items() if address and name != LOOPBACK]
+        if len(others) == 1 and all(each.startswith(("127.", "::1")) for each in candidates):
+            found = others
+    return next(iter(found), LOOPBACK)
+
+
+@contextmanager
+def towards(first: str) -> Iterator[None]:
+    """Lets gloo take the interface on the way to the first host, for the time of the context.
+
+    By itself it takes that of this host's own name, which may lead into another network.
+
+    Args:
+        first: the address of the first of several hosts; empty: gloo takes what it likes.
+    """
+    name = gloo_interface(first)
+    if not first or name == LOOPBACK or os.environ.get("GLOO_SOCKET_IFNAME"):
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = name
+    try:
+        yield
+    finally:
+        del os.environ["GLOO_SOCKET_IFNAME"]
+
+
+LOOPBACK = "lo"
+"""The interface that leads to this host alone."""
+
+
+def _addresses_of_own_name() -> list[str]:
+    with suppress(OSError):  # the name has no address
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        return [str(address[0]) for *_, address in found]
+    return []
+
+
+def _own_address_towards(host: str) -> list[str]:
+    """The address of this host that another one sees; nothing is sent."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        any_socket.connect((host, _ANY_PORT))
+        return [str(any_socket.getsockname()[0])]
+    return []
+
+
+_ANY_PORT = 9
 
 
 def _has_address(name: str) -> bool:

@@ -22,10 +22,10 @@ import pipeline_local
 from pipeline_local import early, startup
 from pipeline_local.data.loaders import SOCKETS, drop_empty_caches, socket_folder
 from pipeline_local.early import STOP_SIGNALS
-from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, counted
+from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, counted
 from pipeline_local.footer import ALL_ROWS
 from pipeline_local.ranks import environment
-from pipeline_local.ranks.hosts import Hosts
+from pipeline_local.ranks.hosts import TELL_SECONDS, Hosts, Meeting
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain, draws, say
 
@@ -46,15 +46,18 @@ def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None
     """
     with _quiet(logging.getLogger("torch.distributed.elastic")), socket_folder() as sockets:
         own = {LAUNCHER: str(os.getpid())} | ({SOCKETS: sockets} if sockets else {})
-        _store = hosts.meet() if hosts else None  # kept: the first host serves it
         ranks = _ranks(count, arguments, hosts)
         agent = _Agent(ranks, _NoLogs(own))
-        startup.over()
-        say(f"starting {counted(count, 'rank')} on this host")
         try:
             with _passing_on(agent) as received:
+                if hosts:
+                    agent.meet(hosts)
+                startup.over()
+                say(f"starting {counted(count, 'rank')} on this host")
                 result = agent.run()
         except SignalException as error:
+            if hosts and error.sigval == signal.SIGTERM:
+                return _stopped_early()
             return 128 + error.sigval
         finally:
             ranks.rdzv_handler.shutdown()
@@ -65,7 +68,14 @@ def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None
         return 0
     if signal.SIGINT in received and _ended_by_it(result.failures):
         return 128 + signal.SIGINT
+    if hosts and agent.asked_to_stop and _ended_by_it(result.failures):
+        return _stopped_early()
     return cause(result.failures)
+
+
+def _stopped_early() -> int:
+    say("stopped before the ranks of all hosts had met: nothing was done; start all hosts again")
+    return EXIT_STOPPED
 
 
 @contextmanager
@@ -84,6 +94,15 @@ class _Agent(LocalElasticAgent):
     def __init__(self, spec: WorkerSpec, logs: LogsSpecs) -> None:
         super().__init__(spec, logs)
         self.ranks: list[int] = []
+        self.asked_to_stop = False
+        self._meeting: Meeting | None = None
+
+    def meet(self, hosts: Hosts) -> None:
+        """Wait until every host is there. From now on a stop of any of them is one of all."""
+        self._meeting = Meeting(hosts)
+        self._meeting.on_stop(self._stop_as_others_do)
+        say(f"waiting for {hosts.count} hosts at {hosts.head}:{hosts.port}")
+        self._meeting.wait()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
         with early.held():
@@ -99,6 +118,23 @@ class _Agent(LocalElasticAgent):
         for rank in self.ranks:
             with suppress(ProcessLookupError):
                 os.kill(rank, number)
+
+    def stop(self, number: int) -> None:
+        """Ask all ranks to stop by a signal, and all other hosts to do the same."""
+        self.asked_to_stop = True
+        told = self._meeting.stop_all() if self._meeting else None
+        self.signal(number)
+        if told:
+            told.join(TELL_SECONDS)
+
+    def _stop_as_others_do(self) -> None:
+        if self.asked_to_stop:
+            return
+        self.asked_to_stop = True
+        if self.ranks:
+            self.signal(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)  # the main thread waits for other hosts
 
 
 class _NoLogs(LogsSpecs):
@@ -199,7 +235,7 @@ def _passing_on(agent: _Agent) -> Iterator[list[int]]:
         over = len(received) > 1 or not agent.ranks
         if not over and number == signal.SIGINT:
             announce_interrupt()
-        agent.signal(_passed(number, over))
+        agent.stop(_passed(number, over))
         if over:
             raise SignalException("asked to end", signal.Signals(number))
 

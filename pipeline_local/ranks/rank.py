@@ -2,7 +2,6 @@
 
 import platform
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -17,11 +16,11 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
 from pipeline_local.gpus import choice
 from pipeline_local.ranks import environment, p2p
-from pipeline_local.ranks.interfaces import check_interfaces
+from pipeline_local.ranks.interfaces import check_interfaces, towards
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.processes import busy
-from pipeline_local.ranks.rendezvous import in_time, rendezvous
+from pipeline_local.ranks.rendezvous import await_listener, in_time, rendezvous
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest wait for all ranks to do what each of them has to do, once they have started."""
@@ -34,9 +33,6 @@ START_TIMEOUT = timedelta(minutes=10)
 
 ANSWER_TIMEOUT = timedelta(seconds=15)
 """Longest wait for the first rank once it has started."""
-
-LISTEN_SECONDS = 0.2
-"""From one look to the next at whether it has."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,12 @@ class RankInfo:
             local_world_size=hosts.count(own),
             located=True,
         )
+
+    @property
+    def first_host(self) -> str:
+        """The address of the first of several hosts; empty where all ranks are on this one."""
+        several = not self.located or self.local_world_size < self.world_size
+        return environment.said().get("MASTER_ADDR", "") if several else ""
 
     def placed(self, config: ParallelConfig) -> "RankInfo":
         """Returns this rank with a GPU that `parallel.devices` or the links of the host give it."""
@@ -302,26 +304,27 @@ def joined(
             raise RefusedElsewhereError from None
         raise
     store = _group_store() if own else _rendezvous_store(rank_info)
-    with connecting():
-        serves = rank_info.rank == 0 or not environment.in_step()
-        patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
-        store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
-        before = set(dist.distributed_c10d._world.pg_map)
-        if not own:
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore("group", store),
-                rank=rank_info.rank,
-                world_size=rank_info.world_size,
-                timeout=COLLECTIVE_TIMEOUT,
-            )
-    try:
-        yield dist.PrefixStore("pipeline_local", store)
-    finally:
-        if not own:
-            dist.destroy_process_group()
-        for group in dist.distributed_c10d._world.pg_map.keys() - before:
-            dist.destroy_process_group(group)
+    with nullcontext() if own else towards(rank_info.first_host):
+        with connecting():
+            serves = rank_info.rank == 0 or not environment.in_step()
+            patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
+            store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
+            before = set(dist.distributed_c10d._world.pg_map)
+            if not own:
+                dist.init_process_group(
+                    backend,
+                    store=dist.PrefixStore("group", store),
+                    rank=rank_info.rank,
+                    world_size=rank_info.world_size,
+                    timeout=COLLECTIVE_TIMEOUT,
+                )
+        try:
+            yield dist.PrefixStore("pipeline_local", store)
+        finally:
+            if not own:
+                dist.destroy_process_group()
+            for group in dist.distributed_c10d._world.pg_map.keys() - before:
+                dist.destroy_process_group(group)
 
 
 @contextmanager
@@ -377,22 +380,9 @@ def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
     if rank_info.rank == 0:
         store = connect()
     else:
-        _await_listener(host, port)
+        await_listener(host, port, START_TIMEOUT)
         store = in_time(connect, ANSWER_TIMEOUT)
     return dist.PrefixStore(environment.step(), store)
-
-
-def _await_listener(host: str, port: int) -> None:
-    """The first rank may still load torch; something else that has its port never answers."""
-    until = time.monotonic() + START_TIMEOUT.total_seconds()
-    while True:
-        try:
-            socket.create_connection((host, port), ANSWER_TIMEOUT.total_seconds()).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise dist.DistNetworkError(f"no rank answers there: {error}") from None
-            time.sleep(LISTEN_SECONDS)
 
 
 def device_backend(device: torch.device) -> str:

@@ -5,15 +5,24 @@ left there looks current: an address of a process that is gone, a step to start 
 passed. The agents' restart counts do not help, as only the host of a failure counts it.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OverdueError
 from datetime import timedelta
+from typing import TypeVar
 from uuid import uuid4
 
 import torch.distributed as dist
+
+T = TypeVar("T")
+
+LISTEN_SECONDS = 0.2
+"""Seconds between two looks at whether the first rank listens."""
+CONNECT_SECONDS = 15.0
+"""Longest time that one such look may take."""
 
 POLL_SECONDS = 0.01
 """Seconds between two looks of the first rank at the store."""
@@ -33,27 +42,46 @@ def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     return dist.PrefixStore(f"start-{start}", store)
 
 
-def in_time(connect: Callable[[], dist.TCPStore], timeout: timedelta) -> dist.TCPStore:
-    """Returns the store that `connect` makes in a thread.
+def in_time(work: Callable[[], T], timeout: timedelta) -> T:
+    """Returns the result of `work` with a store, which is done in a thread.
 
     Torch's own waits hear no signals, and have no limit where something answers that is no store.
 
     Raises:
         torch.distributed.DistError: there is none, or not within `timeout`.
     """
-    made: Future[dist.TCPStore] = Future()
+    done: Future[T] = Future()
 
-    def make() -> None:
+    def do() -> None:
         try:
-            made.set_result(connect())
+            done.set_result(work())
         except Exception as error:
-            made.set_exception(error)
+            done.set_exception(error)
 
-    threading.Thread(target=make, daemon=True).start()
+    threading.Thread(target=do, daemon=True).start()
     try:
-        return made.result(timeout.total_seconds())
+        return done.result(timeout.total_seconds())
     except OverdueError:
         raise dist.DistNetworkError("what listens there does not answer") from None
+
+
+def await_listener(host: str, port: int, timeout: timedelta) -> None:
+    """Waits until something listens: the first rank may still load torch.
+
+    Something else that has its port never answers.
+
+    Raises:
+        torch.distributed.DistError: nothing has listened within `timeout`.
+    """
+    until = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise dist.DistNetworkError(f"no rank answers there: {error}") from None
+            time.sleep(LISTEN_SECONDS)
 
 
 def _receive(store: dist.Store, world_size: int, timeout: timedelta) -> str:

@@ -272,10 +272,10 @@ class Watchdog:
     def _elect(self, verdict: Verdict) -> tuple[Verdict, bool]:
         """Returns the verdict that all ranks use, the first one set; and whether it is this rank's.
 
-        Without a store the ranks cannot agree, so the rank that reports is fixed beforehand.
+        Without a store the ranks cannot agree, so who reports is fixed beforehand.
         """
         if verdict.kind == "lost" and verdict.rank == 0 and self._rank_store.served_by_rank_0:
-            return verdict, self._rank_info.rank == self._reporter(verdict.rank)
+            return verdict, self._reports_on(verdict.rank)
         claim = {"by": self._rank_info.rank, **verdict.facts()}
         value = _within(PATIENCE_SECONDS, lambda: self._verdict_store.compare_set("verdict", claim))
         if value is None:
@@ -283,15 +283,18 @@ class Watchdog:
                 self._catch_up(0.0)  # its server may have sent one, and be gone since
             if self._verdict is not None:
                 return self._verdict, False
-            return verdict, self._rank_info.rank in (verdict.rank, self._reporter(verdict.rank))
+            return verdict, self._rank_info.rank == verdict.rank or self._reports_on(verdict.rank)
         return _verdict(value), value["by"] == self._rank_info.rank
 
-    def _reporter(self, rank: int) -> int:
-        """Returns who reports on a rank: one on another host if possible; its host may be gone."""
-        others = [other for other in range(self._rank_info.world_size) if other != rank]
-        host = self._heart.identity(rank).get("host")
-        far = [other for other in others if self._heart.identity(other).get("host", host) != host]
-        return (far or others)[0]
+    def _reports_on(self, rank: int) -> bool:
+        """Whether this rank reports on another one: the first rank of each host does, as hosts may
+        be cut off from each other; of the host of that one only where there is no other host."""
+        ranks = range(self._rank_info.world_size)
+        host = {each: self._heart.identity(each).get("host") for each in ranks}
+        others = [other for other in ranks if other != rank]
+        far = [other for other in others if host[other] not in (None, host[rank])]
+        here = [other for other in far or others if host[other] == host[self._rank_info.rank]]
+        return self._rank_info.rank in here[:1]
 
     def _kill(self, rank: int) -> None:
         sighting = self._heart.sightings.get(rank)

@@ -12,28 +12,46 @@ import pytest
 
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, UserError
-from pipeline_local.ranks.hosts import Hosts
+from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.rank import RankInfo
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_hosts_meet():
-    port, stores = free_port(), []
-    others = threading.Thread(target=lambda: stores.append(Hosts(2, 1, "localhost", port).meet()))
-    others.start()
-    own = Hosts(2, 0, "localhost", port).meet()
-    own.set("from", "the first")
-    others.join(20)
-    assert stores[0].get("from") == b"the first"
+@pytest.fixture
+def meetings():
+    """Those of two hosts at one place."""
+    port = free_port()
+    return [Meeting(Hosts(2, number, "localhost", port)) for number in range(2)]
+
+
+def test_hosts_wait_for_each_other(meetings):
+    first = threading.Thread(target=meetings[0].wait, daemon=True)
+    first.start()
+    first.join(0.5)
+    assert first.is_alive()
+    meetings[1].wait()
+    first.join(20)
+    assert not first.is_alive()
+
+
+def test_a_stop_reaches_hosts_that_wait(meetings):
+    heard = [threading.Event() for _ in meetings]
+    for meeting, event in zip(meetings, heard, strict=True):
+        meeting.on_stop(event.set)
+    threading.Thread(target=meetings[0].wait, daemon=True).start()
+    assert not heard[0].wait(0.2)
+    meetings[1].stop_all().join(20)
+    assert all(event.wait(20) for event in heard)
+    meetings[1].wait()  # for the first one, which waits for it
 
 
 def test_a_taken_port_is_one_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"localhost:{port} \(the port is taken\)") as told:
-            Hosts(2, 0, "localhost", port).meet()
+            Meeting(Hosts(2, 0, "localhost", port))
     assert "\n" not in str(told.value)
 
 
@@ -54,9 +72,9 @@ def start(tmp_path):
     path = f"{program.parent}:{os.environ['PATH']}"
     hosts = []
 
-    def run(**env):
+    def run(numbers=(0, 1), **env):
         port = str(free_port())
-        for number in range(2):
+        for number in numbers:
             command = ["bash", ROOT / "launch" / "multinode.sh", str(number), "localhost"]
             with (tmp_path / f"host-{number}").open("w") as log:
                 host = subprocess.Popen(
@@ -79,6 +97,38 @@ def under_way(folder):
     """Wait for the first checkpoints."""
     while not (folder / "run" / "checkpoints" / "step-00000010").is_dir():
         threading.Event().wait(0.1)
+
+
+def says(tmp_path, number, text):
+    """Wait until a host has said something."""
+    while text not in (tmp_path / f"host-{number}").read_text():
+        threading.Event().wait(0.05)
+
+
+def test_a_stop_of_the_first_host_alone(start, tmp_path):
+    (host,) = start(numbers=[0])
+    says(tmp_path, 0, "waiting for 2 hosts at localhost:")
+    host.send_signal(signal.SIGTERM)
+    assert host.wait(60) == EXIT_STOPPED
+    said = (tmp_path / "host-0").read_text()
+    assert said.count("stopped before the ranks of all hosts had met") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stop_before_the_ranks_have_met(start, tmp_path, stopped):
+    """They still load torch, and those of the other host would wait for them."""
+    hosts = start()
+    says(tmp_path, stopped, "starting 1 rank")
+    hosts[stopped].send_signal(signal.SIGTERM)
+    assert [host.wait(60) for host in hosts] == [EXIT_STOPPED] * 2
+    for number in range(2):
+        said = (tmp_path / f"host-{number}").read_text()
+        assert said.count("stopped before the ranks of all hosts had met") == 1
+        assert "Traceback" not in said
+        assert "frame #" not in said, "a stack of C++"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

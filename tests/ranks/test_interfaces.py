@@ -1,5 +1,7 @@
 """Interfaces that the environment names, and the host has not."""
 
+import os
+
 import pytest
 
 from pipeline_local.config import ParallelConfig
@@ -72,6 +74,53 @@ def test_what_gloo_takes(host, named, addresses, taken):
     host.setattr(interfaces.socket, "getaddrinfo", lambda *_, **__: answer)
     host.setattr(interfaces, "_ipv4", {"lo": "127.0.0.1", "eth0": "10.0.0.5"}.get)
     assert interfaces.gloo_interface() == taken
+
+
+WAYS = {"10.0.0.1": ["10.0.0.5"], "10.7.0.1": ["10.7.0.5"], "127.0.0.1": ["127.0.0.1"]}
+"""The own address that others see, by theirs."""
+
+
+@pytest.mark.parametrize(
+    ("named", "first", "addresses", "taken"),
+    [
+        ("ib0", "10.0.0.1", ["10.0.0.5"], "ib0"),
+        ("", "10.7.0.1", ["10.0.0.5"], "ib0"),
+        ("", "10.7.0.1", [], "ib0"),
+        ("", "nowhere", ["10.0.0.5"], "eth0"),
+        ("", "127.0.0.1", ["10.0.0.5"], "eth0"),
+        ("", "127.0.0.1", ["127.0.0.1"], "lo"),  # two other ones
+        ("", "nowhere", ["fd00::5"], "lo"),  # gloo finds it
+    ],
+)
+def test_what_gloo_takes_on_several_hosts(host, named, first, addresses, taken):
+    """What leads to the first host, whatever the own name leads to."""
+    host.setattr(interfaces, "_own_address_towards", lambda first: WAYS.get(first, []))
+    host.setattr(interfaces, "_addresses_of_own_name", lambda: addresses)
+    own = {"lo": "127.0.0.1", "eth0": "10.0.0.5", "ib0": "10.7.0.5"}
+    host.setattr(interfaces, "_ipv4", own.get)
+    host.setenv("GLOO_SOCKET_IFNAME", named)
+    assert interfaces.gloo_interface(first) == taken
+    with interfaces.towards(first):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == (named if taken == "lo" else taken)
+    assert os.environ.get("GLOO_SOCKET_IFNAME", "") == named
+
+
+def test_the_first_host_of_several_whose_name_leads_to_itself(host):
+    """Debian's does; there is one other interface with an address."""
+    host.setattr(interfaces, "_own_address_towards", lambda _: ["127.0.0.1"])
+    host.setattr(interfaces, "_addresses_of_own_name", lambda: ["127.0.1.1"])
+    host.setattr(interfaces, "_ipv4", {"lo": "127.0.0.1", "eth0": "10.0.0.5"}.get)
+    assert interfaces.gloo_interface("host-a") == "eth0"
+
+
+def test_on_one_host_gloo_takes_what_it_likes(host):
+    with interfaces.towards(""):
+        assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_the_way_to_this_host():
+    assert interfaces._own_address_towards("127.0.0.1") == ["127.0.0.1"]
+    assert interfaces._own_address_towards("no such host") == []
 
 
 def test_a_host_whose_name_is_unknown(host):

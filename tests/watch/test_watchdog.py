@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+import torch.distributed as dist
 
 from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data.images import batches
@@ -319,3 +320,19 @@ def test_a_long_act_within_the_timeout_is_no_stall(start):
     time.sleep(6)
     assert all(process.is_alive() for process in ranks.processes)
     assert not ranks.errors()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "lost", "reporters"),
+    [("aaa", 0, [1]), ("aab", 0, [2]), ("abb", 2, [0]), ("abc", 0, [1, 2]), ("aabbcc", 3, [0, 4])],
+)
+def test_where_the_store_does_not_answer_each_host_reports(hosts, lost, reporters):
+    """As the network between them may be cut. What is lost is the business of other hosts."""
+
+    def reports(rank):
+        store = RankStore(dist.HashStore(), rank, len(hosts))
+        watchdog = Watchdog(store, RankInfo(rank, len(hosts)), 60.0)
+        watchdog._heart._beats = {rank: {"host": host} for rank, host in enumerate(hosts)}
+        return watchdog._reports_on(lost)
+
+    assert [rank for rank in range(len(hosts)) if reports(rank)] == reporters
