@@ -1,12 +1,12 @@
 """Several plain hosts without a scheduler: each starts its ranks, and all meet on the first one."""
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -14,10 +14,11 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rendezvous import in_time
 
-T = TypeVar("T")
-
 PATIENCE = timedelta(minutes=10)
 """Longest wait for all hosts."""
+
+POLL_SECONDS = 0.1
+"""From one look to the next at which hosts are there."""
 
 TELL_SECONDS = 2.0
 """Longest time to tell the other hosts something."""
@@ -55,21 +56,23 @@ class Hosts:
 
 
 class Meeting:
-    """Where all hosts meet: the first one serves it, for as long as this is kept.
+    """Where all hosts meet: a store that the first one serves, for as long as this is kept.
 
     Args:
         hosts: as this one sees them.
+        on_stop: is called in a thread once any host asks all of them to stop.
 
     Raises:
         UserError: the port is taken, or the first host does not come.
     """
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, on_stop: Callable[[], None]) -> None:
         self._hosts = hosts
         connect = partial(dist.TCPStore, hosts.head, hosts.port, is_master=hosts.number == 0)
-        self._store = self._done(
-            partial(connect, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
-        )
+        connect = partial(connect, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+        with self._reporting():
+            self._store = in_time(connect, PATIENCE)
+            self._listener = _in_thread(partial(_listen, self._store.clone(), on_stop))
 
     def wait(self) -> None:
         """Wait until every host is there.
@@ -77,32 +80,33 @@ class Meeting:
         Raises:
             UserError: a host does not come.
         """
-        store = self._store.clone()  # a wait blocks all users of its own
-        store.set(f"host {self._hosts.number}", "")
-        everyone = [f"host {number}" for number in range(self._hosts.count)]
-        self._done(lambda: store.wait(everyone, PATIENCE))
+        until = time.monotonic() + PATIENCE.total_seconds()
+        absent = list(range(self._hosts.count))
+        with self._reporting():
+            self._store.set(f"host {self._hosts.number}", "")
+            while absent := [host for host in absent if not self._store.check([f"host {host}"])]:
+                if time.monotonic() > until:
+                    missing = ", ".join(map(str, absent))
+                    raise dist.DistStoreError(f"still missing after {PATIENCE}: {missing}")
+                time.sleep(POLL_SECONDS)
 
-    def stop_all(self) -> threading.Thread:
-        """Tell all hosts that they are asked to stop; give the thread that does so.
+    def stop_all(self) -> None:
+        """Ask all hosts to stop: whose ranks have not met all others would wait for them."""
+        self._tell(_STOP)
 
-        Whose ranks have not met the others yet would wait for those that have ended.
-        """
-        return _in_thread(lambda: self._store.compare_set("stop", "", "asked"))
+    def leave(self) -> None:
+        """Ask nobody to stop any more; the store may end now."""
+        self._tell("leave")
+        self._listener.join(TELL_SECONDS)
 
-    def on_stop(self, act: Callable[[], None]) -> None:
-        """Let a thread call `act` once all hosts are asked to stop."""
-        store = self._store.clone()
+    def _tell(self, what: str) -> None:
+        """All hosts; the first message counts. Where the network is cut, nobody hears it."""
+        _in_thread(partial(self._store.compare_set, _MESSAGE, "", what)).join(TELL_SECONDS)
 
-        def wait() -> None:
-            store.wait(["stop"], timedelta(days=365))
-            act()
-
-        _in_thread(wait)
-
-    def _done(self, work: Callable[[], T]) -> T:
-        """The result of what all hosts take part in."""
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
         try:
-            return in_time(work, PATIENCE)
+            yield
         except dist.DistError as error:
             why = "the port is taken" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
             at = f"{self._hosts.head}:{self._hosts.port}"
@@ -112,8 +116,19 @@ class Meeting:
             ) from None
 
 
+_MESSAGE, _STOP = "message", "stop"
+_FOR_EVER = timedelta(days=365)
+
+
+def _listen(store: dist.Store, on_stop: Callable[[], None]) -> None:
+    """A wait on a connection of its own, as it blocks all other users."""
+    store.wait([_MESSAGE], _FOR_EVER)
+    if store.get(_MESSAGE).decode() == _STOP:
+        on_stop()
+
+
 def _in_thread(work: Callable[[], object]) -> threading.Thread:
-    """Torch's own waits hear no signals; who does not answer any more is gone."""
+    """Torch's own waits hear no signals. A store that is gone is no error."""
 
     def attempt() -> None:
         with suppress(dist.DistError):

@@ -25,7 +25,7 @@ from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, counted
 from pipeline_local.footer import ALL_ROWS
 from pipeline_local.ranks import environment
-from pipeline_local.ranks.hosts import TELL_SECONDS, Hosts, Meeting
+from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.screen import announce_interrupt, complain, draws, say
 
@@ -60,6 +60,7 @@ def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None
                 return _stopped_early()
             return 128 + error.sigval
         finally:
+            agent.leave()
             ranks.rdzv_handler.shutdown()
             drop_empty_caches()
             if draws():  # a rank that was killed has left its rows at the bottom
@@ -99,8 +100,7 @@ class _Agent(LocalElasticAgent):
 
     def meet(self, hosts: Hosts) -> None:
         """Wait until every host is there. From now on a stop of any of them is one of all."""
-        self._meeting = Meeting(hosts)
-        self._meeting.on_stop(self._stop_as_others_do)
+        self._meeting = Meeting(hosts, self._stop_as_others_do)
         say(f"waiting for {hosts.count} hosts at {hosts.head}:{hosts.port}")
         self._meeting.wait()
 
@@ -122,10 +122,14 @@ class _Agent(LocalElasticAgent):
     def stop(self, number: int) -> None:
         """Ask all ranks to stop by a signal, and all other hosts to do the same."""
         self.asked_to_stop = True
-        told = self._meeting.stop_all() if self._meeting else None
         self.signal(number)
-        if told:
-            told.join(TELL_SECONDS)
+        if self._meeting:
+            self._meeting.stop_all()
+
+    def leave(self) -> None:
+        """Have nothing to do with the other hosts any more."""
+        if self._meeting:
+            self._meeting.leave()
 
     def _stop_as_others_do(self) -> None:
         if self.asked_to_stop:

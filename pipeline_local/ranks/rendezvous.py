@@ -12,12 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OverdueError
 from datetime import timedelta
-from typing import TypeVar
 from uuid import uuid4
 
 import torch.distributed as dist
-
-T = TypeVar("T")
 
 LISTEN_SECONDS = 0.2
 """Seconds between two looks at whether the first rank listens."""
@@ -42,25 +39,25 @@ def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     return dist.PrefixStore(f"start-{start}", store)
 
 
-def in_time(work: Callable[[], T], timeout: timedelta) -> T:
-    """Returns the result of `work` with a store, which is done in a thread.
+def in_time(connect: Callable[[], dist.TCPStore], timeout: timedelta) -> dist.TCPStore:
+    """Returns the store that `connect` makes in a thread.
 
     Torch's own waits hear no signals, and have no limit where something answers that is no store.
 
     Raises:
         torch.distributed.DistError: there is none, or not within `timeout`.
     """
-    done: Future[T] = Future()
+    made: Future[dist.TCPStore] = Future()
 
-    def do() -> None:
+    def make() -> None:
         try:
-            done.set_result(work())
+            made.set_result(connect())
         except Exception as error:
-            done.set_exception(error)
+            made.set_exception(error)
 
-    threading.Thread(target=do, daemon=True).start()
+    threading.Thread(target=make, daemon=True).start()
     try:
-        return done.result(timeout.total_seconds())
+        return made.result(timeout.total_seconds())
     except OverdueError:
         raise dist.DistNetworkError("what listens there does not answer") from None
 

@@ -201,9 +201,10 @@ LOST = re.escape(
 )
 
 DEAD_END = """
-    ip link add eth1 type dummy
+    ip link add eth1 type veth peer name nowhere
     ip address add 10.9.0.$((n + 1))/24 dev eth1
     ip link set eth1 up
+    ip link set nowhere up
 """
 NAMES = {
     "of another network": "s/^10.0.0/10.9.0/",

@@ -40,7 +40,9 @@ class Namespaces:
         self._keeper = subprocess.Popen(
             [*make, *shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self._keeper.stdout.readline() == "ready\n", f"no namespaces by: {setup}"
+        if self._keeper.stdout.readline() != "ready\n":
+            self.close()
+            raise OSError(f"these commands have failed: {setup}")
         self.pid = child(self._keeper.pid)
 
     def inside(self, *command: object) -> list[str]:
@@ -100,6 +102,7 @@ class VirtualHosts:
     def __init__(self, folder: Path, count: int, setup: str = "") -> None:
         self._folder = folder
         self._hosts: list[Namespaces] = []
+        self._programs: list[Program] = []
         names = "".join(f"10.0.0.{n + 1} host-{n}\n" for n in range(count))
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (folder / "no-name-servers").touch()  # one that is out of reach costs 10 s a look-up
@@ -108,12 +111,13 @@ class VirtualHosts:
         )
         try:
             for number in range(count):
-                self._hosts.append(self._host(number, setup))
+                self._hosts.append(self._boot(number, setup))
+                self._plug_in(number)
         except BaseException:
             self.close()
             raise
 
-    def _host(self, n: int, setup: str) -> Namespaces:
+    def _boot(self, n: int, setup: str) -> Namespaces:
         begin = f"""n={n}
             hostname host-$n
             mount --bind {self._folder}/hosts /etc/hosts
@@ -121,19 +125,21 @@ class VirtualHosts:
             mount -t tmpfs none /dev/shm
             ip link set lo up
             {setup}"""
-        kinds = ("--net", "--uts", "--mount", "--pid")
-        host = Namespaces(*kinds, setup=begin)
+        return Namespaces("--net", "--uts", "--mount", "--pid", setup=begin)
+
+    def _plug_in(self, n: int) -> None:
+        host = self._hosts[n]
         cable = ["link", "add", f"port{n}", "type", "veth", "peer", "name", "eth0"]
         self._switch.run("ip", *cable, "netns", host.pid)
         self._switch.run("ip", "link", "set", f"port{n}", "master", "bridge", "up")
         host.run("ip", "address", "add", f"10.0.0.{n + 1}/24", "dev", "eth0")
         host.run("ip", "link", "set", "eth0", "up")
-        return host
 
     def start(self, host: int, *command: object, log: str, **environment: str) -> Program:
         """Start a program on a host, in the folder, with these variables beside its own."""
         inside = self._hosts[host].inside("env", f"--chdir={self._folder}", *command)
-        return Program(inside, self._folder / log, env=environment)
+        self._programs.append(Program(inside, self._folder / log, env=environment))
+        return self._programs[-1]
 
     def cable(self, host: int, state: str) -> None:
         """Cut the link of a host to the switch (`down`), or restore it (`up`)."""
@@ -142,3 +148,5 @@ class VirtualHosts:
     def close(self) -> None:
         for each in (*self._hosts, self._switch):
             each.close()
+        for program in self._programs:
+            program.ends(60)

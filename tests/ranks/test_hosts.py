@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pipeline_local import configfile, trainer
 from pipeline_local.errors import EXIT_STOPPED, UserError
+from pipeline_local.ranks import hosts
 from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.rank import RankInfo
 from tests.ports import free_port
@@ -20,13 +22,22 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def meetings():
-    """Those of two hosts at one place."""
-    port = free_port()
-    return [Meeting(Hosts(2, number, "localhost", port)) for number in range(2)]
+def meet():
+    """Two hosts at one place; each is told to set its event."""
+    port, meetings = free_port(), []
+
+    def made(*events):
+        for number, event in enumerate(events):
+            meetings.append(Meeting(Hosts(2, number, "localhost", port), event.set))
+        return meetings
+
+    yield made
+    for meeting in reversed(meetings):
+        meeting.leave()
 
 
-def test_hosts_wait_for_each_other(meetings):
+def test_hosts_wait_for_each_other(meet):
+    meetings = meet(threading.Event(), threading.Event())
     first = threading.Thread(target=meetings[0].wait, daemon=True)
     first.start()
     first.join(0.5)
@@ -36,22 +47,32 @@ def test_hosts_wait_for_each_other(meetings):
     assert not first.is_alive()
 
 
-def test_a_stop_reaches_hosts_that_wait(meetings):
-    heard = [threading.Event() for _ in meetings]
-    for meeting, event in zip(meetings, heard, strict=True):
-        meeting.on_stop(event.set)
-    threading.Thread(target=meetings[0].wait, daemon=True).start()
+def test_a_host_that_does_not_come_is_named(meet, monkeypatch):
+    monkeypatch.setattr(hosts, "PATIENCE", timedelta(seconds=0.3))
+    with pytest.raises(UserError, match=r"cannot meet at localhost:\d+ \(still missing .*: 1\)"):
+        meet(threading.Event())[0].wait()
+
+
+def test_a_stop_reaches_all_hosts(meet):
+    heard = [threading.Event(), threading.Event()]
+    meetings = meet(*heard)
     assert not heard[0].wait(0.2)
-    meetings[1].stop_all().join(20)
+    meetings[1].stop_all()
     assert all(event.wait(20) for event in heard)
-    meetings[1].wait()  # for the first one, which waits for it
+
+
+def test_who_leaves_stops_nobody(meet):
+    heard = [threading.Event(), threading.Event()]
+    for meeting in meet(*heard):
+        meeting.leave()
+    assert not any(event.is_set() for event in heard)
 
 
 def test_a_taken_port_is_one_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"localhost:{port} \(the port is taken\)") as told:
-            Meeting(Hosts(2, 0, "localhost", port))
+            Meeting(Hosts(2, 0, "localhost", port), threading.Event().set)
     assert "\n" not in str(told.value)
 
 
