@@ -15,7 +15,8 @@
 # PORT=29500         free on host 0, and open to the others
 # RESTARTS=0         how often the ranks of all hosts start again, from their newest checkpoint, after
 #                    a failure; give all hosts the same number
-# GLOO_SOCKET_IFNAME=, NCCL_SOCKET_IFNAME=   the network interface, where there are several
+# GLOO_SOCKET_IFNAME=, NCCL_SOCKET_IFNAME=   the network interface; gloo's is by default the one that
+#                    leads to host 0
 set -euo pipefail
 
 if (($# < 3)) || [[ ! $1 =~ ^[0-9]+$ ]]; then
