@@ -56,7 +56,7 @@ def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None
                 say(f"starting {counted(count, 'rank')} on this host")
                 result = agent.run()
         except SignalException as error:
-            if hosts and error.sigval == signal.SIGTERM:
+            if hosts and error.sigval == signal.SIGTERM and not agent.ranks:
                 return _stopped_early()
             return 128 + error.sigval
         finally:
@@ -69,13 +69,15 @@ def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None
         return 0
     if signal.SIGINT in received and _ended_by_it(result.failures):
         return 128 + signal.SIGINT
-    if hosts and agent.asked_to_stop and _ended_by_it(result.failures):
+    codes = {failure.exitcode for failure in result.failures.values()}
+    if hosts and agent.asked_to_stop and codes == {-signal.SIGTERM}:
         return _stopped_early()
     return cause(result.failures)
 
 
 def _stopped_early() -> int:
-    say("stopped before the ranks of all hosts had met: nothing was done; start all hosts again")
+    """Once they have met, ranks do not end by SIGTERM: they save."""
+    say("stopped before the ranks of all hosts had met; start all hosts again")
     return EXIT_STOPPED
 
 

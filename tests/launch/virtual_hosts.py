@@ -136,7 +136,7 @@ class VirtualHosts:
         host.run("ip", "link", "set", "eth0", "up")
 
     def start(self, host: int, *command: object, log: str, **environment: str) -> Program:
-        """Start a program on a host, in the folder, with these variables beside its own."""
+        """Start a program on a host, in the folder; these are all its variables."""
         inside = self._hosts[host].inside("env", f"--chdir={self._folder}", *command)
         self._programs.append(Program(inside, self._folder / log, env=environment))
         return self._programs[-1]
