@@ -219,7 +219,7 @@ def test_a_link_is_cut(launcher, count, codes, make, variables, tmp_path, uninte
 
 
 LOST = re.escape(
-    "its process is gone (killed or crashed), or its host or the network to it is; last seen in"
+    "its process is gone (killed or crashed), or its host or the network to it is; last seen "
 )
 
 DEAD_END = """
