@@ -23,7 +23,7 @@ def test_every_key_is_there():
     ("name", "values", "default", "choices"),
     [
         ("optimizer.lr", "number > 0", "0.1", ()),
-        ("precision", "`float32`, `bfloat16`, `float16`, `float64`", "float32", ("float32", "bfloat16")),
+        ("precision", "`float32`, `bfloat16`, ", "float32", ("float32", "bfloat16")),
         ("compile", "true or false", "false", ("true", "false")),
         ("parallel.wire_dtype", "`bfloat16`, `float16` or null", "null", ("bfloat16", "float16")),
         ("data.name", "`digits`, ", "required", ("digits", "synthetic")),
