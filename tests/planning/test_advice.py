@@ -98,8 +98,8 @@ def test_a_profile_is_measured_here_and_not_given(tmp_path):
 def test_the_command_takes_a_module_per_device(capsys):
     """Whatever the file says: its two modules are no answer for three devices."""
     command = ["advise", "configs/bench-lm.yaml", "--devices", "3", "model.hidden_size=64"]
-    command += ["model.intermediate_size=64", "model.num_hidden_layers=4", "data.sequence_length=16"]
-    command += ["data.vocabulary=64", "data.batch_size=6", "parallel.threads=1"]
+    command += ["model.intermediate_size=64", "model.num_hidden_layers=4", "data.vocabulary=64"]
+    command += ["data.sequence_length=16", "data.batch_size=6", "parallel.threads=1"]
     assert cli.main(command) == 0
     assert "Advice: " in capsys.readouterr().out
     assert cli.main(["advise", "configs/bench-lm.yaml", "--devices", "0"]) == 2
