@@ -33,6 +33,9 @@ class TorchEngine:
         zero: stage of ZeRO; 1: each replica keeps the optimizer's state of some parameters.
     """
 
+    scale = 1.0
+    """What a loss is multiplied by before it is differentiated."""
+
     def __init__(
         self,
         params: list[nn.Parameter],
@@ -52,9 +55,6 @@ class TorchEngine:
         if zero and self.replicas.size > 1:
             self.optimizer = ShardedOptimizer(self.optimizer, self.replicas)
         self._rates = rates(self.optimizer)
-
-    scale = 1.0
-    """What a loss is multiplied by before it is differentiated."""
 
     @property
     def gradients(self) -> Sequence[Gradient]:
