@@ -3,8 +3,9 @@
 It shows what every stage has set in the store, and asks no stage for anything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Protocol
 
 from rich.progress_bar import ProgressBar
@@ -44,8 +45,9 @@ class Display(Protocol):
 
 class LiveView:
     """Shows the run as a bar and a table with a row for each module; for each stage, if the
-    terminal has too few rows. Values are the newest that a stage has reported, so those of
-    different stages may be of different steps.
+    terminal has too few rows. Replica 1 of stage 0 is called 0.1, and has a row where there is
+    room. Values are the newest that a stage has reported, so those of different stages may be of
+    different steps.
 
     Args:
         course: of the run.
@@ -82,40 +84,50 @@ class LiveView:
             tests: of its latest evaluation.
         """
         trained, tested = by_module(stages), by_module(tests)
-        metric, whole = self._task.metric, self._has_room()
+        metric = self._task.metric
         since = "" if not tests else f"\n(step {min(facts['step'] for facts in tests)})"
         table = Table(box=None, pad_edge=False, padding=(0, _space(), 0, 0))
         memory = _ALLOCATED if any("gpu_memory_bytes" in own for own in stages) else _RESIDENT
         named = ("module", "loss", metric.replace("_", " ") + since, "cosine", *_STAGE)
         for name in (*named, memory, "GPU"):
             table.add_column(name, justify="right")
-        for number, part in enumerate(self._stages):
-            own = next((facts for facts in stages if facts["stage"] == number), None)
-            for index in part if whole else part[-1:]:
-                row, score = trained.get(index + 1, {}), tested.get(index + 1, {})
-                table.add_row(
-                    f"{index + 1}" if whole else _span(part),
-                    _cell(row, "loss", "{:.3f}".format),
-                    _cell(score, metric, partial(self._task.score_text, digits=1)),
-                    _cell(row, "cosine", "{:+.2f}".format),
-                    *(self._of_stage(number, own) if not whole or index == part[0] else ()),
-                )
+        for stage, modules, own in self._rows(stages):
+            row, score = (rows.get(modules.stop, {}) for rows in (trained, tested))
+            left = [
+                _span(modules),
+                _cell(row, "loss", "{:.3f}".format),
+                _cell(score, metric, partial(self._task.score_text, digits=1)),
+                _cell(row, "cosine", "{:+.2f}".format),
+            ]
+            right = self._of_stage(stage, own) if own is not None else ()
+            table.add_row(*(left if modules else [""] * len(left)), *right)
         return table
 
-    def _of_stage(self, number: int, facts: Facts | None) -> list[str]:
+    def _rows(self, stages: list[Facts]) -> Iterator[tuple[int, range, Facts | None]]:
+        """Yields, for each row, the stage, the modules whose last one it is of, and what one of
+        the stage's ranks has reported: the modules on one side, the replicas on the other."""
+        parts = [[range(k, k + 1) for k in part] for part in self._stages]
+        if not _has_room(sum(map(len, parts))):
+            parts = [[part] for part in self._stages]
+        ranks = [[own for own in stages if own["stage"] == n] or [{}] for n in range(len(parts))]
+        pairs = list(zip(parts, ranks, strict=True))
+        every = _has_room(sum(max(len(part), len(own)) for part, own in pairs))
+        for number, (part, own) in enumerate(pairs):
+            shown = own if every else own[: len(part)]
+            for modules, facts in zip_longest(part, shown):
+                yield number, modules or range(0), facts
+
+    def _of_stage(self, number: int, facts: Facts) -> list[str]:
         """A stage's cells, "-" where it has not reported yet or has no GPU that says so."""
-        if facts is None:
+        if not facts:
             return [f"{number}", *["-"] * (len(_STAGE) + 1)]
         rate, _, _ = self._task.rate_text(facts["samples_per_second"]).partition(" ")
         up, down = facts["waiting_up"], facts["waiting_down"]
         shares = (f"{100 * share:.0f}%" for share in (max(0.0, 1 - up - down), up, down))
         memory = f"{facts['memory_bytes'] / 2**20:.0f}"
         gpu = _cell(facts, "gpu_utilization_percent", "{}%".format)
-        return [f"{number}", rate, *shares, memory, gpu]
-
-    def _has_room(self) -> bool:
-        """Whether every module can have a row."""
-        return sum(map(len, self._stages)) + _FRAME <= height()
+        replica = f".{facts['replica']}" if "replica" in facts else ""
+        return [f"{number}{replica}", rate, *shares, memory, gpu]
 
     def _bar(self, facts: Facts) -> Table:
         step, course = facts["step"], self._course
@@ -138,8 +150,13 @@ def _space() -> int:
     return 2 if width() >= _WIDE else 1
 
 
+def _has_room(rows: int) -> bool:
+    """Whether a table of so many rows can be shown."""
+    return rows + _FRAME <= height()
+
+
 def _span(part: range) -> str:
-    first, last = part[0] + 1, part[-1] + 1
+    first, last = part.start + 1, part.stop
     return f"{first}" if first == last else f"{first}-{last}"
 
 

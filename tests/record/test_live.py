@@ -88,6 +88,21 @@ def test_large_k_has_a_row_for_each_stage(terminal):
     assert [row.split()[0] for row in shown.rows[-2:]] == ["1-8", "9-16"]
 
 
+@pytest.mark.parametrize(("lines", "named"), [(24, ["0.0", "0.1", "0.2"]), (10, ["0.0", "0.1"])])
+def test_replicas_stand_beside_the_modules_of_their_stage(terminal, lines, named):
+    """Those without a module beside them have a row where there is room."""
+    shown = terminal(80, lines)
+    stages = [range(2), range(2, 4)]
+    seen = [facts(n, stages[n] if r == 0 else (), replica=r) for r in range(3) for n in range(2)]
+    seen[2]["waiting_down"] = 0.6
+    LiveView(Course(PLAN, 0), stages, Classification(10)).show(seen, [])
+    table = "\n".join(shown.rows[2:])
+    assert [name for name in ("0.0", "0.1", "0.2") if f" {name} " in table] == named
+    assert f"2 1.234 - -0.25 {named[1]} 12346 15% 25% 60% 12345 -".split() in [
+        row.split() for row in shown.rows
+    ]
+
+
 def test_never_more_rows_than_the_terminal_has(terminal):
     shown = terminal(80, 12)
     shown.take("hello\n")
