@@ -155,7 +155,10 @@ IdentityFile /etc/ssh/key
 StrictHostKeyChecking no
 UserKnownHostsFile /dev/null
 LogLevel ERROR
+ServerAliveInterval 5
+ServerAliveCountMax 2
 """
+"""Without the last two ssh, and the launcher with it, waits for ever behind a cut link."""
 
 
 @pytest.fixture
@@ -176,13 +179,32 @@ def sshd(tmp_path):
         {shutil.which("sshd")}"""
 
 
+def deepspeed(hosts, folder, variables, *more):
+    (folder / "hostfile").write_text("host-0 slots=1\nhost-1 slots=1\n")
+    start = ["deepspeed", "--hostfile", "hostfile", "--module", "pipeline_local"]
+    return hosts.start(0, *start, *training(2, *more), log="log", **variables)
+
+
 def test_deepspeed(sshd, make, variables, tmp_path, uninterrupted):
     """Its launcher starts all hosts from the first one, by pdsh."""
-    (tmp_path / "hostfile").write_text("host-0 slots=1\nhost-1 slots=1\n")
-    command = ["deepspeed", "--hostfile", "hostfile", "--module", "pipeline_local", *training(2)]
-    launcher = make(2, sshd).start(0, *command, log="log", **variables)
+    launcher = deepspeed(make(2, sshd), tmp_path, variables)
     assert launcher.ends(LONGEST) == 0, launcher.log
     assert "2 stages on cpu over gloo" in launcher.log
+    assert weights(tmp_path / "run") == uninterrupted
+
+
+def test_a_link_is_cut_under_deepspeed(sshd, make, variables, tmp_path, uninterrupted):
+    """Rank 0 says so; its launcher ends as soon as ssh has given up the other host."""
+    hosts = make(2, sshd)
+    launcher = deepspeed(hosts, tmp_path, variables)
+    under_way(tmp_path)
+    hosts.cable(1, "down")
+    assert launcher.ends(LONGEST) != 0, launcher.log
+    assert re.search(rf"^host-0: \[stage 1 \| rank 1\] error: {LOST}", launcher.log, re.M)
+    hosts.cable(1, "up")
+    launcher = deepspeed(hosts, tmp_path, variables, "run.resume=true")
+    assert launcher.ends(LONGEST) == 0, launcher.log
+    assert "resuming after step" in launcher.log
     assert weights(tmp_path / "run") == uninterrupted
 
 
