@@ -21,7 +21,8 @@ class Profiler:
         activities = {ProfilerActivity.CPU}
         if device.type != "cpu":
             activities |= torch.profiler.supported_activities()  # type: ignore[no-untyped-call]
-        self._profile = torch.profiler.profile(activities=activities)
+        # there is one cycle; without it torch 2.11 warns that it keeps no other
+        self._profile = torch.profiler.profile(activities=activities, acc_events=True)
 
     def start(self) -> None:
         """Begins to profile this thread and, on a GPU, its kernels."""
