@@ -44,12 +44,15 @@ def run(tmp_path):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "temporary").mkdir()
 
+    # the script itself may run this test, with sets of its own
+    variables = {name: value for name, value in os.environ.items() if name != "SETS"}
+
     def start(*arguments, **environment):
         facts = {"LOG": log, "STUB": tmp_path / "python", "UV_STUB": tmp_path / "uv", "STATUS": 0}
         facts |= {"PYTHON": tmp_path / "python", "TMPDIR": tmp_path / "temporary", **environment}
         done = subprocess.run(
             ["bash", repository / "launch/versions.sh", *arguments],
-            env={**os.environ, **{name: str(value) for name, value in facts.items()}},
+            env=variables | {name: str(value) for name, value in facts.items()},
             capture_output=True,
             text=True,
             check=False,
