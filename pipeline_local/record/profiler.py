@@ -21,7 +21,7 @@ class Profiler:
         activities = {ProfilerActivity.CPU}
         if device.type != "cpu":
             activities |= torch.profiler.supported_activities()  # type: ignore[no-untyped-call]
-        # there is one cycle; without it torch 2.11 warns that it keeps no other
+        # torch 2.11 warns that it keeps one cycle only, unless told to keep all; there is one
         self._profile = torch.profiler.profile(activities=activities, acc_events=True)
 
     def start(self) -> None:
