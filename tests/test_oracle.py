@@ -231,6 +231,9 @@ PARTS_OF_OTHERS = {
     "distillation",
     "every third step, on half of the batch",
     "bfloat16",
+    "both directions, microbatches, dropout",
+    "shift, both directions, microbatches, dropout",
+    "copies, both directions, microbatches, dropout, narrow wire",
 }
 """Cases whose parts are in other cases, too, and the slowest arithmetic of a CPU."""
 

@@ -68,6 +68,19 @@ def test_it_goes_on_after_a_checkpoint():
         assert torch.equal(one, two)
 
 
+def test_a_transposed_weight_moves_alike():
+    """GPT-2's layers keep theirs as [in, out]. Torch's default scale would tell them apart."""
+    linear = nn.Linear(4, 16, bias=False)
+    weight = nn.Parameter(linear.weight.detach().T.contiguous())
+    before = linear.weight.detach().clone()
+    linear.weight.grad = torch.randn(16, 4)
+    weight.grad = linear.weight.grad.T.contiguous()
+    for parameter in (linear.weight, weight):
+        optimizer.build(OptimizerConfig("muon", **SETTINGS), [parameter]).step()
+    assert not torch.equal(linear.weight, before)
+    torch.testing.assert_close(weight.T, linear.weight, rtol=0, atol=2e-4)  # it is in bfloat16
+
+
 @pytest.mark.parametrize("kind", ["norm alone", "matrix alone", "convolution"])
 def test_a_module_may_have_only_one_kind(kind):
     part = {
