@@ -42,6 +42,8 @@ class BaselineRow:
             for all but the slowest stage also imbalance.
         bubble_in_theory: idle fraction by `bubbles.bubble`.
         bubble: measured idle fraction, the mean over the ranks.
+        turns: seconds of a step in each turn. Methods take turns, so on a noisy machine compare
+            them turn by turn.
         reason: why there are no numbers; else "".
     """
 
@@ -59,6 +61,7 @@ class BaselineRow:
     waited: list[float] | None = None
     bubble_in_theory: float | None = None
     bubble: float | None = None
+    turns: list[float] | None = None
     reason: str = ""
 
 
@@ -155,6 +158,7 @@ def _row(
         waited=_shares(results, times, "waited"),
         bubble_in_theory=entry.bubble_in_theory,
         bubble=_bubble(results, times),
+        turns=[seconds / steps for seconds in times.seconds],
     )
 
 

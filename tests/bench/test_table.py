@@ -57,6 +57,8 @@ def test_the_slowest_rank_of_the_median_turn(rows):
     assert rows["1f1b"].step_seconds == 1.5
     assert rows["1f1b"].spread == 0
     assert rows["local"].samples_per_second == 30
+    assert rows["1f1b"].turns == [1.5, 1.5, 1.5]
+    assert rows["deepspeed"].turns is None
 
 
 def test_ratios_are_to_1f1b(rows):
@@ -121,6 +123,7 @@ def test_command(tmp_path, capsys):
     assert [row["peer"] for row in facts["rows"]] == names, "as older files have it"
     assert facts["rows"][0]["ratio"] == 1
     assert facts["threads"] == 1
+    assert facts["rows"][0]["turns"] == [facts["rows"][0]["step_seconds"]]
     assert main(["bench", "baselines", *command, "--json", str(out)]) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert json.loads(out.read_text()) == facts
