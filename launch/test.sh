@@ -29,9 +29,8 @@ bin=$PWD/.venv/bin
 check "ruff format" "$bin/ruff" format --check .
 check "ruff check" "$bin/ruff" check .
 check "mypy" "$bin/mypy"
-# one worker more than cores, as many tests wait; a file stays on one, as its fixtures train models
-workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
-check "pytest" "$bin/python" -m pytest --numprocesses "$workers" --maxprocesses 4 --dist loadfile \
+# one worker per core; a file stays on one, as its fixtures train models
+check "pytest" "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
     --no-loadscope-reorder "$@"
 
 echo "== summary"

@@ -184,8 +184,7 @@ def test_a_missing_venv_module_is_one_clear_line(clone: Clone) -> None:
     assert f"run: sudo apt-get install python{version}-venv" in output
 
 
-PROCESSES = f"--numprocesses {os.sysconf('SC_NPROCESSORS_ONLN') + 1} --maxprocesses 4"
-WORKERS = f"{PROCESSES} --dist loadfile --no-loadscope-reorder"
+WORKERS = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
