@@ -180,7 +180,7 @@ CASES = {
 
 def parse(case, folder):
     tree = {"modules": {"count": 4}, "train": {"seed": 3}, **case}
-    tree["train"] = {"steps": 20, "log_every": 7, "evaluate_every": 8, **tree["train"]}
+    tree["train"] = {"steps": 20, "log_every": 7, "evaluate_every": 16, **tree["train"]}
     tree["run"] = {"dir": str(folder)}
     tree["parallel"] = {"threads": 1, **case.get("parallel", {})}
     tree["head"] = case.get("head", {"name": "auglocal"})
