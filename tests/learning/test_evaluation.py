@@ -10,7 +10,7 @@ from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.evaluation import Evaluation
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.tasks import Classification, Dense, Task
+from pipeline_local.learning.tasks import Classification, Dense, MultiLabel, Regression, Task
 from pipeline_local.memory.live_bytes import LiveBytes
 
 SAMPLES = 13
@@ -82,6 +82,17 @@ def test_a_batch_has_one_score_whatever_its_parts(task, parts):
     for (one,), (other,) in zip(whole, cut, strict=True):
         assert other.count == one.count == SAMPLES
         assert vars(other) == vars(one), "bit for bit"
+
+
+@pytest.mark.parametrize("task", [Regression(0, (5,)), MultiLabel(5, (5,)), Median((5,))])
+def test_a_replica_may_have_nothing_but_padding(task):
+    """Of the last batch; its sums are added to those of the others."""
+    module, _ = modules(task, classifier)
+    evaluation = Evaluation(module, 2)
+    evaluation.see(torch.zeros(8, 3, 6, 6), torch.full((8, 5), torch.nan), None, 3, 1)
+    evaluation.end_batch()
+    (score,) = evaluation.scores
+    assert [float(v) for v in (score.loss, score.score, score.ensemble, score.count)] == [0.0] * 4
 
 
 @pytest.mark.parametrize("parts", [2, 4, 16])

@@ -149,8 +149,11 @@ class Task(ABC):
             summed: sum of the parts of this head and all upstream heads.
             labels: labels [B, ...].
             heads: number of heads in the sum.
-            samples: number of samples that are not padding, from the first.
+            samples: number of samples that are not padding, from the first; 0: a replica has none.
         """
+        if not samples:  # the mean of nothing is NaN
+            nothing = torch.zeros((), device=outputs.device)
+            return Score(nothing, nothing, nothing, nothing)
         outputs, labels = outputs[:samples], labels[:samples]
         ensemble = self.together(summed, heads)[:samples]
         return Score(
