@@ -5,6 +5,7 @@ all microbatches, clips them, refuses what is not finite, and steps the optimize
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,24 @@ class TorchEngine:
         # a replica without a gradient sends zeros, as all have to send alike
         pairs = zip(self._params, self._sum, strict=True)
         sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-        self._reduced = self.replicas.sum([*sent, *measured], means=statistics)
+        known = torch.tensor([g is not None for g in self._sum], dtype=torch.int32)
+        known = known.to(self._params[0].device, non_blocking=True)
+        summed = self.replicas.sum([*sent, known, *measured], means=statistics)
+        self._reduced = partial(self._take_sums, summed, sent, known)
+
+    def _take_sums(self, wait: Callable[[], None], sent: list[Tensor], known: Tensor) -> None:
+        """Take over the sums of replicas, also for parameters that only others have reached.
+
+        Args:
+            wait: waits for the sums.
+            sent: one per parameter.
+            known: number of replicas that have a gradient of each; only who lacks one reads it, as
+                the host waits for that.
+        """
+        wait()
+        if any(g is None for g in self._sum):
+            triples = zip(self._sum, sent, known.tolist(), strict=True)
+            self._sum = [total if g is None and count else g for g, total, count in triples]
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -77,6 +79,31 @@ def one_is_not_finite(rank_info):
             engine.reduce([loss], [])
             engine.step(1.0, loss, number)
         return layer.weight.tolist(), float(guard.skipped), float(loss)
+
+
+def one_has_not_used_a_parameter(rank_info, zero):
+    """The weights of a replica after a step in which the second one has passed over a layer."""
+    with joined(rank_info):
+        replicas = Replicas(dist.new_group(backend="gloo"))
+        used, passed_over, spare = (nn.Parameter(torch.ones(2)) for _ in range(3))
+        params = [used, passed_over, spare]
+        guard = Guard(nn.ParameterList(params), 1, "fail")
+        decaying = partial(torch.optim.SGD, lr=1.0, weight_decay=0.5)
+        engine = TorchEngine(params, decaying, guard, None, replicas, zero)
+        there = None if rank_info.rank == 1 else torch.full((2,), 0.25)
+        guard.begin()
+        engine.add([torch.full((2,), 0.25), there, None], microbatches=2)
+        loss = torch.ones(())
+        engine.reduce([loss], [])
+        engine.step(1.0, loss, 0)
+        return [p[0].item() for p in params]
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_gradient_that_one_replica_has_moves_all_of_them(zero, run_ranks):
+    """As it would move one rank with both microbatches; nobody moves what nobody has used."""
+    moved = [1 - 0.25 - 0.5, 1 - 0.125 - 0.5, 1.0]
+    assert run_ranks(one_has_not_used_a_parameter, 2, zero) == [moved] * 2
 
 
 def test_all_replicas_refuse_what_one_has_found(run_ranks):
