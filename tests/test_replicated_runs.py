@@ -8,6 +8,7 @@ after the other; nothing that learns depends on them.
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -214,6 +215,20 @@ def test_resuming_on_another_mesh_changes_nothing(before, after, tmp_path, run_r
     resumed = replace(config, run=replace(config.run, resume=True))
     run_ranks(run_stage, other_ranks, resumed)
     assert_close(state(cut), state(tmp_path / "whole"))
+
+
+@pytest.mark.long
+def test_copies_under_way_fit_any_microbatches(tmp_path, run_ranks):
+    """They go on with the last microbatch, which may be another replica's than before."""
+    case = {**RESNET, "head": {"name": "ema", "refresh": 3}, "optimizer": {"schedule": "constant"}}
+    first = parse(case, tmp_path / "one", microbatches=1, steps=5)
+    train(first, RankInfo())
+    assert any("lagged.pending.3" in name for name in state(tmp_path / "one"))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for folder, replicas in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        config = parse(case, folder, replicas, microbatches=2, steps=9)
+        run_ranks(run_stage, replicas, replace(config, run=replace(config.run, resume=True)))
+    assert_equal(state(tmp_path / "two"), state(tmp_path / "one"))
 
 
 @pytest.mark.parametrize(

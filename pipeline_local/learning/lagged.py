@@ -13,12 +13,14 @@ were in flight.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipeline_local.engines.replicas import Replicas
 from pipeline_local.lagged_queue import Kept, LaggedQueue
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
@@ -128,7 +130,7 @@ class LaggedContent(ABC):
         """Apply the message that was sent `LagPlan.lag` steps ago.
 
         Returns:
-            What is passed on in the next step, if it `is_passed_on`.
+            The tensor that is passed on in the next step, if it `is_passed_on`.
 
         Args:
             receiver: the module, after its backward pass and before its update.
@@ -239,8 +241,8 @@ class LaggedMessages:
         parts = self._sent(step, microbatch)
         tensors = tuple(
             tensor
-            for content in parts
-            for tensor in content.message(module, g, self._passed(content))
+            for content, passed in zip(parts, self._passed(parts), strict=True)
+            for tensor in content.message(module, g, passed)
         )
         if parts:
             self.pending.push(step.number, microbatch, *tensors)
@@ -260,12 +262,14 @@ class LaggedMessages:
             tensors: the message; () where no module is downstream.
         """
         plan, index, arrived = self._plan, self._index, iter(tensors)
+        passing: list[Tensor] = []
         for content in self._applied(step, microbatch):
             batch = step.number - plan.delay(content, index)
             kept = self.awaiting.of(batch, microbatch) if content.keeps else None
             passed = content.apply(module, step, kept, arrived)
-            if content.is_passed_on(index):
-                self.passing.push(step.number, microbatch, *passed)
+            passing += passed if content.is_passed_on(index) else ()
+        if passing:
+            self.passing.push(step.number, microbatch, *passing)
         self.awaiting.retain(
             lambda kept: (
                 kept.microbatch != microbatch or plan.last_use(index, kept.step) > step.number
@@ -281,8 +285,11 @@ class LaggedMessages:
         """Drop the messages that upstream has applied at the end of this step."""
         self.pending.drop(step - self._plan.lag)
 
-    def _passed(self, content: LaggedContent) -> tuple[Tensor, ...]:
-        return self.passing.pop().tensors if content.is_passed_on(self._index) else ()
+    def _passed(self, parts: Sequence[LaggedContent]) -> list[tuple[Tensor, ...]]:
+        """What each part of a message passes on: one tensor, or none."""
+        counts = [int(content.is_passed_on(self._index)) for content in parts]
+        tensors = iter(self.passing.pop().tensors if any(counts) else ())
+        return [tuple(islice(tensors, count)) for count in counts]
 
     def _sent(self, step: Step, microbatch: int) -> tuple[LaggedContent, ...]:
         if self._index == 0:
@@ -296,13 +303,17 @@ class LaggedMessages:
         """Return all tensors by name."""
         return {name: t for queue in self._queues for name, t in queue.tensors().items()}
 
-    def load(
-        self, named: Mapping[str, Tensor], is_own: Callable[[int], bool] = lambda microbatch: True
-    ) -> None:
-        """Restore the queues from the result of `tensors`, of some microbatches."""
+    def load(self, named: Mapping[str, Tensor], replicas: Replicas) -> None:
+        """Restore the queues from the result of `tensors`, as far as they are of this replica.
+
+        Where all contents are sent once per step, the number of microbatches may have changed. Such
+        a message belongs to the last one: to the last replica, as each has equally many of them.
+        """
+        is_last = replicas.index == replicas.size - 1
+        once = all(content.once for content in self._plan.contents)
         for queue in self._queues:
             queue.load(named)
-            queue.retain(lambda kept: is_own(kept.microbatch))
+            queue.retain(lambda kept: is_last if once else replicas.has(kept.microbatch))
 
     @property
     def _queues(self) -> tuple[LaggedQueue, LaggedQueue, LaggedQueue]:

@@ -294,9 +294,10 @@ def fill_queues(
         if message and number >= step.number - lag.lag:
             queues.pending.push(number, part, *fake_message(message))
     for part in range(count):
-        for content in lag.sent(index, step.number, part, count):
-            if content.is_passed_on(index):
-                queues.passing.push(step.number - 1, part, *fake_message(specs[content]))
+        sent = lag.sent(index, step.number, part, count)
+        passed = [spec for c in sent if c.is_passed_on(index) for spec in specs[c]]
+        if passed:
+            queues.passing.push(step.number - 1, part, *fake_message(passed))
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:

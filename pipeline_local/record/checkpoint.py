@@ -117,7 +117,7 @@ class Checkpoints:
         device = next(iter(module.state_dict().values())).device
         lagged = _part("lagged.", named)
         module.lagged.load(
-            {name: tensor.to(device) for name, tensor in lagged.items()}, module.replicas.has
+            {name: tensor.to(device) for name, tensor in lagged.items()}, module.replicas
         )
 
     def set_aside_after(self, step: int, report: Report = warn) -> None:

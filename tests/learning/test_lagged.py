@@ -1,0 +1,66 @@
+"""What is under way at a checkpoint: each by a name of its own, and of one replica."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipeline_local.learning.contents import Copies, Feedback, Unembeddings
+from pipeline_local.learning.lagged import LaggedContent, LaggedMessages, LagPlan
+from pipeline_local.learning.step import Step
+
+
+class HandedOn(LaggedContent):
+    """Comes to module 1 with each microbatch, and goes on as it is."""
+
+    every = 1
+
+    def is_passed_on(self, sender):
+        return sender == 1
+
+    def specs(self, sender, of):
+        return ()
+
+    def message(self, sender, g, passed):
+        return passed
+
+    def apply(self, receiver, step, kept, arrived):
+        return (next(arrived),)
+
+
+def test_two_contents_that_are_handed_on_survive_a_checkpoint():
+    """As copies for a tied embedding do beside the outputs of later heads."""
+
+    def module_1():
+        plan = LagPlan((Unembeddings(every=1, num_modules=3, shared=False), HandedOn()), lag=0)
+        return LaggedMessages(plan, index=1)
+
+    nobody = SimpleNamespace(body=torch.nn.Sequential(), head=torch.nn.Identity())
+    messages, step = module_1(), Step(6, 0.1, microbatches=2)
+    sent = {0: (torch.zeros(1),), 1: (torch.ones(2), torch.ones(3))}
+    for microbatch, tensors in sent.items():
+        messages.apply(nobody, step, microbatch, tensors)
+    restored = module_1()
+    restored.load(messages.tensors(), SimpleNamespace(index=0, size=1, has=lambda microbatch: True))
+    for each in (messages, restored):
+        for microbatch, tensors in sent.items():
+            got = each.send(nobody, Step(7, 0.1, microbatches=2), microbatch, torch.zeros(1))
+            assert [t.tolist() for t in got] == [t.tolist() for t in tensors]
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_what_is_sent_once_per_step_goes_with_the_last_microbatch_whatever_its_number(microbatches):
+    """A run may go on with other numbers of microbatches and replicas."""
+    copies = LaggedMessages(LagPlan((Copies(1),)), index=1)
+    copies.pending.push(3, microbatches - 1, torch.ones(2))
+    feedback = LaggedMessages(LagPlan((Feedback(1), Copies(1))), index=1)
+    for microbatch in range(4):
+        feedback.pending.push(3, microbatch, torch.ones(2))
+    held = {}
+    for index in range(2):
+        replica = SimpleNamespace(index=index, size=2, has=lambda j, i=index: j % 2 == i)
+        own, each = LaggedMessages(LagPlan((Copies(1),)), 1), LaggedMessages(feedback._plan, 1)
+        own.load(copies.tensors(), replica)
+        each.load(feedback.tensors(), replica)
+        held[index] = len(own.pending), [kept.microbatch for kept in each.pending]
+    assert held == {0: (0, [0, 2]), 1: (1, [1, 3])}
