@@ -21,32 +21,42 @@ def of(
 ) -> list[Gradient]:
     """Return the gradients of an output at its inputs; None at those that it does not depend on.
 
-    Each has memory of its own: torch returns one tensor for both terms of a sum, and the output's
-    gradient where the output is the input.
+    Each has memory of its own, so that it may be written to: torch returns one tensor for both
+    terms of a sum, the output's gradient where the output is the input, and a single number for all
+    elements of what is summed up.
 
     Args:
         output: a scalar, or a tensor of any shape.
         inputs: tensors that require a gradient.
         output_grad: gradient at the output, of its shape; None: one, for a scalar.
-        create_graph: whether the gradients can be differentiated again.
+        create_graph: whether the gradients can be differentiated again, and are not written to.
     """
     if not output.requires_grad or not inputs:
         return [None] * len(inputs)
     found = torch.autograd.grad(
         output, inputs, output_grad, create_graph=create_graph, allow_unused=True
     )
-    taken: set[int | None] = set() if output_grad is None else {_memory(output_grad)}
+    taken: set[int] = set() if output_grad is None else {_memory(output_grad)}
     own: list[Gradient] = []
     for gradient in found:
-        memory = None if gradient is None else _memory(gradient)
-        own.append(gradient.clone() if gradient is not None and memory in taken else gradient)
-        taken.add(memory)
+        if gradient is not None:
+            memory = _memory(gradient)
+            held = memory in taken or (not create_graph and _repeats(gradient))
+            gradient = gradient.clone() if held else gradient
+            taken.add(memory)
+        own.append(gradient)
     return own
 
 
 def _memory(tensor: Tensor) -> int:
     storage: int = tensor.untyped_storage()._cdata  # fake tensors have no address
     return storage
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Whether several elements are at one place in memory, as an expanded tensor has them."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return any(step == 0 and size > 1 for step, size in pairs)
 
 
 def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -> list[Gradient]:
@@ -74,7 +84,10 @@ def accumulate(total: list[Gradient], others: Sequence[Gradient]) -> None:
 
 
 def summed(params: Sequence[Tensor], gradients: Sequence[Gradient]) -> list[Gradient]:
-    """Return one gradient per parameter, in the order of their first places: the sum of its own."""
+    """Return one gradient per parameter, in the order of their first places: the sum of its own;
+    none where none are given."""
+    if not gradients:
+        return []
     total: dict[Tensor, Gradient] = {}
     for parameter, gradient in zip(params, gradients, strict=True):
         (total[parameter],) = plus([total.get(parameter)], [gradient])

@@ -289,8 +289,9 @@ class LocalModule(Inference):
 
     def _add_to_head(self, added: Sequence[Gradient]) -> None:
         """Add to the head's gradients of this step; those of the body stay as they are."""
-        microbatches = self._now().step.microbatches
-        self.engine.add([*[None] * len(self._body_params), *added], microbatches)
+        own = [*[None] * len(self._body_params), *added]
+        own = gradients.summed(self._params, own) if self._is_tied else own
+        self.engine.add(own, self._now().step.microbatches)
         self._pass = None
 
     @property

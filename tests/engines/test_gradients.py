@@ -33,6 +33,13 @@ def test_no_two_share_memory():
     assert output_grad.tolist() == [1.0, 1.0]
 
 
+def test_each_element_has_memory_of_its_own():
+    """Reconciliation writes the moved input there; torch gives one number for all of a sum."""
+    x = leaf(1.0, 2.0)
+    (g,) = gradients.of(x.sum(), [x])
+    assert g.add_(torch.tensor([1.0, 2.0])).tolist() == [2.0, 3.0]
+
+
 def test_sums_of_what_there_is():
     one, two = torch.tensor([1.0]), torch.tensor([2.0])
     found = gradients.plus([one, None, one, None], [two, two, None, None], alpha=-1)

@@ -38,7 +38,19 @@ def transformer_module():
     return nn.Sequential(layer), nn.Sequential(nn.Flatten(), nn.Linear(40, 5)), (5, 8)
 
 
+class Sum(nn.Module):
+    """Its gradient is one number for all positions."""
+
+    def forward(self, x):
+        return x.sum((2, 3))
+
+
 ARCHITECTURES = {
+    "sum over positions": lambda: (
+        nn.Sequential(Sum(), nn.Linear(4, 9), nn.Tanh()),
+        nn.Linear(9, 5),
+        (4, 2, 2),
+    ),
     "mlp": lambda: (nn.Sequential(nn.Linear(7, 9), nn.Tanh()), nn.Linear(9, 5), (7,)),
     "conv": lambda: conv_module(lambda _: nn.Identity()),
     "batch norm": lambda: conv_module(nn.BatchNorm2d),
@@ -625,6 +637,46 @@ def test_nobody_corrects_the_last_head():
     one_step(plain, later, later_labels, None, reconcile=False)
     for a, b in zip(module.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def tied_module(**rules):
+    """Its head reads with the transpose of what its body writes with."""
+
+    class Tied(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.weight = layer.weight
+
+        def forward(self, x):
+            return x @ self.weight
+
+    torch.manual_seed(3)
+    layer = nn.Linear(5, 9, bias=False).double()
+    wire_format = WireFormat(torch.float64)
+    body = nn.Sequential(layer, nn.Tanh())
+    return LocalModule(1, body, Tied(layer), plain_sgd, Rules(wire_format=wire_format, **rules))
+
+
+def test_a_head_may_be_tied_to_its_body():
+    """With a shift, and where it learns from an earlier step."""
+    own = ReconcileConfig(weight=0.05, every=1, distance="squared")
+    module, reference = tied_module(reconcile=own), tied_module()
+    x, labels, s = batch((5,))
+    one_step(module, x, labels, s)
+    leaf = x.clone().requires_grad_()
+    loss = functional.cross_entropy(reference.head(reference.body(leaf)), labels)
+    (g,) = torch.autograd.grad(loss, leaf)
+    moved = x + 0.05 * 2 * len(x) * (g - s)
+    functional.cross_entropy(reference.head(reference.body(moved)), labels).backward()
+    (weight,), (p,) = module.parameters(), reference.parameters()
+    torch.testing.assert_close(weight, p - p.grad)
+
+    module = tied_module(reconcile=ReconcileConfig(weight=0.7, estimator="exact"), lag=FED_BACK)
+    plain = tied_module(lag=FED_BACK)
+    target = torch.ones(len(x), 9, dtype=torch.float64)
+    applied(module, x, labels, target)
+    applied(plain, x, labels, None)
+    assert (weights(module)[0] - weights(plain)[0]).abs().max() > 1e-4
 
 
 def test_what_is_under_way_is_let_go_once_it_is_heeded():
