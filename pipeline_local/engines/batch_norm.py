@@ -75,7 +75,7 @@ class SyncedBatchNorm(_BatchNorm):
             return normalised
         axes = [0, *range(2, x.dim())]
         numbers = x.numel() // x.shape[1] * self._group.size()
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         sums = torch.stack([wide.sum(axes), wide.square().sum(axes)])
         mean, square = _Sum.apply(sums, self._group) / numbers
         variance = (square - mean.square()).clamp_min(0)
