@@ -80,6 +80,34 @@ def test_bfloat16_is_summed_in_float32(way):
     assert not gradient.any()
 
 
+def wide_and_narrow(dtype, length):
+    """The exact loss of many tokens, and the same in a narrow dtype with what it depends on."""
+    torch.manual_seed(0)
+    x = torch.randn(1, length, D).to(dtype).requires_grad_()
+    weight = torch.randn(V, D).to(dtype).float().requires_grad_()
+    labels = torch.randint(V, (1, length))
+    expected = reference(x.float() @ weight.T, labels)
+    return x, weight, labels, expected
+
+
+@pytest.mark.parametrize("length", [64, 2**15])
+def test_float16_holds_the_sum_of_many_tokens_and_the_first_scale(length):
+    """Their losses add up to more than 65504, and 2^16 is more, too."""
+    x, weight, labels, expected = wide_and_narrow(torch.float16, length)
+    loss = NextToken(V, (length,)).loss(Logits(x, weight), labels)
+    torch.testing.assert_close(loss.float(), expected, rtol=2e-3, atol=0.0)
+    found = torch.autograd.grad(loss.float() * 2**16, [x, weight])
+    for gradient, wanted in zip(found, torch.autograd.grad(expected, [x, weight]), strict=True):
+        error = (gradient.float() / 2**16 - wanted).norm() / wanted.norm()
+        assert error < 5e-3
+
+
+def test_a_perplexity_is_not_rounded_as_the_network_is():
+    x, weight, labels, expected = wide_and_narrow(torch.bfloat16, 999)
+    score = NextToken(V, (999,)).score(Logits(x, weight), labels)
+    torch.testing.assert_close(score, expected.exp(), rtol=3e-3, atol=0.0)
+
+
 def test_a_head_without_hidden_state_gives_all_logits():
     x, labels = batch(torch.float32)
     head = Readout()
