@@ -241,8 +241,8 @@ class OptimizerConfig(NamingSection):
     weight_decay: NonNegative = 1e-4
     """Of the parameters that `decay` names."""
     decay: Literal["all", "matrices"] = "all"
-    """all: every parameter decays; matrices: no biases, norms, embeddings or unembeddings, as is
-    usual for language models. muon: always matrices."""
+    """all: every parameter decays; matrices: no biases, norms, embeddings or unembeddings (that of
+    a plain auxiliary head decays), as is usual for language models. muon: always matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
     schedule: str = "cosine"
