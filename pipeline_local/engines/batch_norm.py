@@ -76,11 +76,14 @@ class SyncedBatchNorm(_BatchNorm):
         axes = [0, *range(2, x.dim())]
         numbers = x.numel() // x.shape[1] * self._group.size()
         wide = x if x.dtype == torch.float64 else x.float()
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        # far from zero the difference below would be of large numbers; all ranks know this one
+        near = wide.new_zeros(()) if self.running_mean is None else self.running_mean.to(wide.dtype)
+        wide = wide - near.view(shape)
         sums = torch.stack([wide.sum(axes), wide.square().sum(axes)])
         mean, square = _Sum.apply(sums, self._group) / numbers
         variance = (square - mean.square()).clamp_min(0)
-        self._track(mean.detach(), variance.detach(), numbers)
-        shape = [1, -1, *[1] * (x.dim() - 2)]
+        self._track(near + mean.detach(), variance.detach(), numbers)
         y: Tensor = (wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

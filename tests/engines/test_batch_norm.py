@@ -49,6 +49,28 @@ def test_ranks_together_are_one_rank(run_ranks):
             torch.testing.assert_close(torch.from_numpy(mine), theirs, rtol=1e-9, atol=1e-12)
 
 
+def far_from_zero(rank_info, x):
+    with joined(rank_info):
+        layers = nn.Sequential(nn.BatchNorm1d(3))
+        synchronize([layers], Replicas(dist.new_group(backend="gloo")))
+        part = x.chunk(rank_info.world_size)[rank_info.rank]
+        outputs = [layers(part) for _ in range(100)]
+        return outputs[-1].detach().numpy(), layers[0].running_var.numpy()
+
+
+def test_a_large_mean_leaves_the_variance(run_ranks):
+    """In float32, once the running mean is near: squares of 3000 have no digits left for a variance
+    of 1."""
+    x = 3000 + torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    alone = nn.BatchNorm1d(3)
+    for _ in range(100):
+        expected = alone(x).detach()
+    found = run_ranks(far_from_zero, 2, x)
+    together = torch.cat([torch.from_numpy(y) for y, _ in found])
+    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(found[0][1]), alone.running_var, rtol=1e-2, atol=0)
+
+
 def test_one_replica_keeps_its_layers():
     layers = network()
     synchronize([layers], Replicas())
