@@ -86,6 +86,16 @@ def test_the_tokenizer_is_exported_with_the_model(run, tmp_path):
     assert found(text, add_special_tokens=False)["input_ids"] == list(text.encode())
 
 
+def test_what_is_exported_stops_where_a_document_ends(run, tmp_path):
+    """As `generate` does, though a configuration by arguments names no end token."""
+    from transformers import AutoModelForCausalLM
+
+    export(run, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    model.get_output_embeddings().register_forward_hook(lambda *_: torch.eye(257)[None, 256:])
+    assert model.generate(torch.tensor([[256, 97]]), max_new_tokens=5).tolist() == [[256, 97, 256]]
+
+
 @pytest.mark.parametrize("head", [1, 2])
 def test_the_most_probable_token_follows(run, head):
     speaker = Generator(run, exit=head)

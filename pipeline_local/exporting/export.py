@@ -86,7 +86,7 @@ def _folder(blueprint: Blueprint, state: dict[str, Tensor], output: Path) -> dic
     """Write a language model as Hugging Face's libraries read it."""
     language = blueprint.backbone.language
     assert language, "the caller has asked"
-    state, files = hf_folder.published(language, state)
+    state, files = hf_folder.published(language, state, blueprint.info.end_token)
     hf_folder.write(output, state, files | _tokenizer_files(blueprint))
     return state
 
