@@ -1,5 +1,8 @@
 """Generated text is what the modules' own logits say, from any head."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +27,7 @@ def run(tmp_path_factory):
         yield made(folder)
 
 
-def made(folder):
+def made(folder, **data):
     for split in ("train", "test"):
         (folder / split).mkdir()
         (folder / split / "cat.txt").write_text(TEXT)
@@ -37,7 +40,7 @@ def made(folder):
     tree = {
         "model": {**model, "intermediate_size": 32, "num_attention_heads": 2},
         "data": {"name": "tokens", "root": str(folder), "tokenizer": "bytes", "batch_size": 8}
-        | {"sequence_length": 16},
+        | {"sequence_length": 16, **data},
         "task": {"name": "next_token"},
         "modules": {"count": 2},
         "head": {"name": "readout", "depth": 1, "refresh": 3},
@@ -94,6 +97,20 @@ def test_what_is_exported_stops_where_a_document_ends(run, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     model.get_output_embeddings().register_forward_hook(lambda *_: torch.eye(257)[None, 256:])
     assert model.generate(torch.tensor([[256, 97]]), max_new_tokens=5).tolist() == [[256, 97, 256]]
+
+
+def test_a_tokenizer_that_is_named_later_is_exported(tmp_path):
+    """That of token files of others, which do not say it."""
+    for split in ("train", "test"):
+        ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.uint16)
+        ids.tofile(tmp_path / f"{split}.bin")
+    made(tmp_path, tokenizer=None, vocabulary=300)
+    export(tmp_path / "run", tmp_path / "plain")
+    assert not (tmp_path / "plain" / "tokenizer.json").exists()
+    export(tmp_path / "run", tmp_path / "out", overrides=["data.tokenizer=bytes"])
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    facts = [json.loads((tmp_path / out / "config.json").read_text()) for out in ("plain", "out")]
+    assert [each["eos_token_id"] for each in facts] == [None, 256]
 
 
 @pytest.mark.parametrize("head", [1, 2])
