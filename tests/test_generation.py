@@ -4,6 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
 import torch
 
 from pipeline_local import Generator, cli, configfile
@@ -12,7 +16,7 @@ from pipeline_local.exporting.export import export
 from pipeline_local.finished import load
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.text.tokenizer import ByteTokenizer
+from pipeline_local.text.tokenizer import ByteTokenizer, FileTokenizer
 from pipeline_local.trainer import train
 
 TEXT = "the cat sat on the mat and the dog lay by the door. " * 40
@@ -149,6 +153,19 @@ def test_a_character_comes_whole(run, monkeypatch):
     coming = iter("é!".encode())
     monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(257)[[next(coming)]] * 1e4)
     assert list(speaker.text("", 3)) == ["é", "!"]
+
+
+def test_a_word_behind_the_prompt_keeps_its_space(run, monkeypatch):
+    """Of a tokenizer that marks where words begin, and strips the mark that begins a text."""
+    words = {"\N{LOWER ONE EIGHTH BLOCK}the": 0, "\N{LOWER ONE EIGHTH BLOCK}cat": 1, "</s>": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "</s>"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    library.decoder = tokenizers.decoders.Metaspace()
+    speaker = Generator(run)
+    speaker.tokenizer = FileTokenizer(library.to_str().encode(), "</s>")
+    monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(3)[[1]] * 1e4)
+    assert list(speaker.text("the", 2)) == [" cat", " cat"]
+    assert list(speaker.text("", 2)) == ["cat", " cat"]
 
 
 def test_what_cannot_be_generated_is_one_line(run, capsys):
