@@ -237,7 +237,11 @@ def relocated(
             )
     if not overrides:
         return blueprint
-    # a batch of another size need not be a multiple
-    changed = configfile.load(RunFolder(run).config, [*overrides, "train.microbatches=1"])
-    config = replace(blueprint.config, data=changed.data, parallel=changed.parallel)
+    # a batch of another size need not be a multiple, and here is one rank
+    alone = ("train.microbatches=1", "parallel.replicas=1")
+    changed = configfile.load(RunFolder(run).config, [*overrides, *alone])
+    config = blueprint.config
+    largest = config.data.batch_size // config.train.microbatches  # microbatch, as in training
+    train = replace(config.train, microbatches=-(-changed.data.batch_size // largest))
+    config = replace(config, data=changed.data, parallel=changed.parallel, train=train)
     return replace(blueprint, config=config)
