@@ -46,7 +46,8 @@ class Generator:
         overrides: Sequence[str] = (),
     ) -> None:
         folder = configfile.path("run", run)
-        blueprint, modules, _ = load(folder, device)
+        # each token makes another length, and each length would be compiled anew
+        blueprint, modules, _ = load(folder, device, compiled=False)
         blueprint = relocated(blueprint, folder, overrides)
         if not isinstance(blueprint.task, NextToken):
             raise UserError(

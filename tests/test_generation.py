@@ -1,6 +1,7 @@
 """Generated text is what the modules' own logits say, from any head."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -166,6 +167,16 @@ def test_a_word_behind_the_prompt_keeps_its_space(run, monkeypatch):
     monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(3)[[1]] * 1e4)
     assert list(speaker.text("the", 2)) == [" cat", " cat"]
     assert list(speaker.text("", 2)) == ["cat", " cat"]
+
+
+def test_nothing_is_compiled_for_each_length_of_a_text(run, tmp_path):
+    """Of a run with compile=true: it would take a minute for each token."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    assert "\ncompile: false\n" in text
+    (folder / "config.yaml").write_text(text.replace("\ncompile: false\n", "\ncompile: true\n"))
+    layers = [layer for module in Generator(folder)._modules for layer in module.modules()]
+    assert all(layer._compiled_call_impl is None for layer in layers)
 
 
 def test_what_cannot_be_generated_is_one_line(run, capsys):
