@@ -17,7 +17,7 @@ from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.learning.tasks import Task
+from pipeline_local.learning.tasks import NextToken, Task
 from pipeline_local.models.backbone import Block
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
@@ -208,6 +208,9 @@ def reading(
         if "data.root" not in str(error) or isinstance(error, ConfigError):
             raise
         raise UserError(f"{error}; if it has moved, pass data.root=NEW") from None
+    task = blueprint.task
+    if isinstance(task, NextToken) and info.bytes_per_token != blueprint.info.bytes_per_token:
+        task.bytes_per_token = info.bytes_per_token  # those of this text; modules share the task
     plan = replace(
         blueprint.run_plan, config=config, num_train=info.num_train, num_test=info.num_test
     )
@@ -234,7 +237,11 @@ def relocated(
             )
     if not overrides:
         return blueprint
-    # a batch of another size need not be a multiple
-    changed = configfile.load(RunFolder(run).config, [*overrides, "train.microbatches=1"])
-    config = replace(blueprint.config, data=changed.data, parallel=changed.parallel)
+    # a batch of another size need not be a multiple, and here is one rank
+    alone = ("train.microbatches=1", "parallel.replicas=1")
+    changed = configfile.load(RunFolder(run).config, [*overrides, *alone])
+    config = blueprint.config
+    largest = config.data.batch_size // config.train.microbatches  # microbatch, as in training
+    train = replace(config.train, microbatches=-(-changed.data.batch_size // largest))
+    config = replace(config, data=changed.data, parallel=changed.parallel, train=train)
     return replace(blueprint, config=config)

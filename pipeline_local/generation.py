@@ -46,7 +46,8 @@ class Generator:
         overrides: Sequence[str] = (),
     ) -> None:
         folder = configfile.path("run", run)
-        blueprint, modules, _ = load(folder, device)
+        # each token makes another length, and each length would be compiled anew
+        blueprint, modules, _ = load(folder, device, compiled=False)
         blueprint = relocated(blueprint, folder, overrides)
         if not isinstance(blueprint.task, NextToken):
             raise UserError(
@@ -73,13 +74,13 @@ class Generator:
         """
         (encoded,) = self.tokenizer.encode([prompt])
         ids = [self.tokenizer.end_token, *map(int, encoded)]
-        start, said = len(ids), ""
+        said = self.tokenizer.decode(ids[1:])  # a decoder may strip the space that begins a text
         generator = torch.Generator().manual_seed(seed)
         for _ in range(tokens):
             ids.append(_drawn(self.logits(torch.tensor([ids])), temperature, generator))
             if ids[-1] == self.tokenizer.end_token:
                 break
-            so_far = self.tokenizer.decode(ids[start:])
+            so_far = self.tokenizer.decode(ids[1:])
             if not so_far.endswith(_UNFINISHED):
                 yield so_far[len(said) :]
                 said = so_far

@@ -31,7 +31,7 @@ from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import FREE, RunFolder
 from pipeline_local.record.live import display
 from pipeline_local.record.recorder import Recorder
-from pipeline_local.record.resuming import how
+from pipeline_local.record.resuming import how, uses
 from pipeline_local.record.writer import Writer
 from pipeline_local.screen import say
 from pipeline_local.starting import modules_of
@@ -387,14 +387,13 @@ class Trainer:
         steps = self._done - self.start
         plan, mesh = self.placement.stage_times(steps), self.placement.mesh
         stages = [[results[rank] for rank in mesh.ranks(s)] for s in range(mesh.num_stages)]
-        facts = summary.combine(
-            [summary.of_stage(replicas) for replicas in stages], steps * self.batch_size, plan
-        )
+        facts = summary.combine([*map(summary.of_stage, stages)], steps * self.batch_size, plan)
         if tokens := self.blueprint.task.tokens:
             facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
         self.checkpoints.prune(self.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         self.recorder.conclude()
-        summary.show(describe(self.placement), facts, self.blueprint.task, self.folder.path)
+        last = uses(self.folder.path, self.blueprint.config)
+        summary.show(describe(self.placement), facts, self.blueprint.task, last)
         summary.warn(dict.fromkeys(line for result in results for line in result["warnings"]))
         return facts

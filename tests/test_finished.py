@@ -11,6 +11,7 @@ from pipeline_local import configfile, finished
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.exporting.export import export
+from pipeline_local.learning.module import LocalModule
 from pipeline_local.planning.diagnose import diagnose
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
@@ -40,6 +41,40 @@ def test_evaluation_repeats_the_runs_own(run):
     assert facts["ensemble_accuracy"][0] == facts["accuracy"][0], "the first head is alone"
     assert facts["loss"] == summary["loss"]
     assert len(shown[0][0]) == 3
+
+
+def test_a_run_of_replicas_is_read_by_one_process(tmp_path):
+    """With other keys, too, though its microbatches are dealt to several ranks."""
+    folder = tmp_path / "run"
+    length = {"steps": 3, "microbatches": 2}
+    config = configfile.parse({**TREE, "train": length, "run": {"dir": str(folder)}})
+    summary = train(config, RankInfo())
+    text = (folder / "config.yaml").read_text()
+    assert "replicas: 1\n" in text
+    (folder / "config.yaml").write_text(text.replace("replicas: 1\n", "replicas: 2\n"))
+    facts = finished.evaluate(folder, lambda *_: None, ["parallel.threads=1"])
+    assert facts["accuracy"] == summary["accuracy"]
+    assert len(diagnose(folder, 1, None, ["data.workers=1"])) == 3
+
+
+@pytest.mark.parametrize(("size", "largest"), [(1, 1), (5, 3), (7, 4), (100, 4)])
+def test_batches_of_any_size_have_microbatches_no_larger_than_in_training(
+    tmp_path, monkeypatch, size, largest
+):
+    tree = {**TREE, "data": {**TREE["data"], "limit": 40}, "run": {"dir": str(tmp_path / "run")}}
+    summary = train(
+        configfile.parse({**tree, "train": {"steps": 1, "microbatches": 8}}), RankInfo()
+    )
+    seen, evaluate = [], LocalModule.evaluate
+    monkeypatch.setattr(
+        LocalModule,
+        "evaluate",
+        lambda self, x, *rest: seen.append(len(x)) or evaluate(self, x, *rest),
+    )
+    facts = finished.evaluate(tmp_path / "run", lambda *_: None, [f"data.batch_size={size}"])
+    assert facts["accuracy"] == pytest.approx(summary["accuracy"])
+    assert facts["loss"] == pytest.approx(summary["loss"])
+    assert max(seen) == largest
 
 
 def test_export_holds_the_checkpoints_weights(run, tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pipeline_local import BestCheckpoint, Callback, Task, configfile, fit, load, trainer
+from pipeline_local import BestCheckpoint, Callback, Task, cli, configfile, fit, load, trainer
 from pipeline_local.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +74,19 @@ def fitted(tmp_path):
         )
 
     return call
+
+
+def test_the_last_line_names_what_takes_the_run(fitted, tmp_path, capsys):
+    """No command that needs the model, which is the program's."""
+    fitted(network())
+    fitted(network(), run_dir=tmp_path / "other")
+    last = " ".join(capsys.readouterr().out.rpartition("run folder: ")[2].split())
+    assert "load(run, model)" in last
+    named = {"report", "compare", "trace", "evaluate", "diagnose", "export"}
+    assert named & {*last.replace(",", "").split()} == {"report", "compare", "trace"}
+    run = str(tmp_path / "run")
+    assert [cli.main(["trace", run]), cli.main(["compare", run, str(tmp_path / "other")])] == [0, 0]
+    assert cli.main(["evaluate", run]) == 2
 
 
 def state(model):

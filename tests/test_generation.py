@@ -1,6 +1,14 @@
 """Generated text is what the modules' own logits say, from any head."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
 import torch
 
 from pipeline_local import Generator, cli, configfile
@@ -9,7 +17,7 @@ from pipeline_local.exporting.export import export
 from pipeline_local.finished import load
 from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.text.tokenizer import ByteTokenizer
+from pipeline_local.text.tokenizer import ByteTokenizer, FileTokenizer
 from pipeline_local.trainer import train
 
 TEXT = "the cat sat on the mat and the dog lay by the door. " * 40
@@ -24,7 +32,7 @@ def run(tmp_path_factory):
         yield made(folder)
 
 
-def made(folder):
+def made(folder, **data):
     for split in ("train", "test"):
         (folder / split).mkdir()
         (folder / split / "cat.txt").write_text(TEXT)
@@ -37,7 +45,7 @@ def made(folder):
     tree = {
         "model": {**model, "intermediate_size": 32, "num_attention_heads": 2},
         "data": {"name": "tokens", "root": str(folder), "tokenizer": "bytes", "batch_size": 8}
-        | {"sequence_length": 16},
+        | {"sequence_length": 16, **data},
         "task": {"name": "next_token"},
         "modules": {"count": 2},
         "head": {"name": "readout", "depth": 1, "refresh": 3},
@@ -86,6 +94,30 @@ def test_the_tokenizer_is_exported_with_the_model(run, tmp_path):
     assert found(text, add_special_tokens=False)["input_ids"] == list(text.encode())
 
 
+def test_what_is_exported_stops_where_a_document_ends(run, tmp_path):
+    """As `generate` does, though a configuration by arguments names no end token."""
+    from transformers import AutoModelForCausalLM
+
+    export(run, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    model.get_output_embeddings().register_forward_hook(lambda *_: torch.eye(257)[None, 256:])
+    assert model.generate(torch.tensor([[256, 97]]), max_new_tokens=5).tolist() == [[256, 97, 256]]
+
+
+def test_a_tokenizer_that_is_named_later_is_exported(tmp_path):
+    """That of token files of others, which do not say it."""
+    for split in ("train", "test"):
+        ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.uint16)
+        ids.tofile(tmp_path / f"{split}.bin")
+    made(tmp_path, tokenizer=None, vocabulary=300)
+    export(tmp_path / "run", tmp_path / "plain")
+    assert not (tmp_path / "plain" / "tokenizer.json").exists()
+    export(tmp_path / "run", tmp_path / "out", overrides=["data.tokenizer=bytes"])
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    facts = [json.loads((tmp_path / out / "config.json").read_text()) for out in ("plain", "out")]
+    assert [each["eos_token_id"] for each in facts] == [None, 256]
+
+
 @pytest.mark.parametrize("head", [1, 2])
 def test_the_most_probable_token_follows(run, head):
     speaker = Generator(run, exit=head)
@@ -122,6 +154,29 @@ def test_a_character_comes_whole(run, monkeypatch):
     coming = iter("é!".encode())
     monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(257)[[next(coming)]] * 1e4)
     assert list(speaker.text("", 3)) == ["é", "!"]
+
+
+def test_a_word_behind_the_prompt_keeps_its_space(run, monkeypatch):
+    """Of a tokenizer that marks where words begin, and strips the mark that begins a text."""
+    words = {"\N{LOWER ONE EIGHTH BLOCK}the": 0, "\N{LOWER ONE EIGHTH BLOCK}cat": 1, "</s>": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "</s>"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    library.decoder = tokenizers.decoders.Metaspace()
+    speaker = Generator(run)
+    speaker.tokenizer = FileTokenizer(library.to_str().encode(), "</s>")
+    monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(3)[[1]] * 1e4)
+    assert list(speaker.text("the", 2)) == [" cat", " cat"]
+    assert list(speaker.text("", 2)) == ["cat", " cat"]
+
+
+def test_nothing_is_compiled_for_each_length_of_a_text(run, tmp_path):
+    """Of a run with compile=true: it would take a minute for each token."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    assert "\ncompile: false\n" in text
+    (folder / "config.yaml").write_text(text.replace("\ncompile: false\n", "\ncompile: true\n"))
+    layers = [layer for module in Generator(folder)._modules for layer in module.modules()]
+    assert all(layer._compiled_call_impl is None for layer in layers)
 
 
 def test_what_cannot_be_generated_is_one_line(run, capsys):

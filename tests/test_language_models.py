@@ -165,6 +165,17 @@ def test_gradients_are_diagnosed(tmp_path, plain):
     assert 0 < abs(last.cosine) < 1
 
 
+def test_a_module_that_trains_nothing_is_diagnosed(tmp_path):
+    """The first one, whose only block is the copy of a tied embedding."""
+    tied = {**token_task.settings("")["model"], "tie_word_embeddings": True}
+    trained(tmp_path / "run", model=tied, modules={"count": 2, "cuts": ["layer0"]}, train=FEW)
+    first, last = diagnose.diagnose(tmp_path / "run", 1, None)
+    assert first.gradient is None
+    assert 0 < abs(first.signal) < 1
+    assert last.gradient == pytest.approx(1)
+    assert 0 < abs(last.cosine) < 1
+
+
 def test_memory_and_operations_are_counted(tmp_path):
     """As `plan` does, and `modules.cuts=auto`."""
     made = config(tmp_path, modules={"count": 2, "cuts": "auto"}, model=GPT2)

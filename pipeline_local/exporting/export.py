@@ -19,6 +19,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import hf_folder, weights
 from pipeline_local.models.backbone import Block
 from pipeline_local.ranks.caller import undisturbed
+from pipeline_local.text.tokenizer import Tokenizer
 
 BATCH = 3
 """Random samples on which a program is compared with the network."""
@@ -86,17 +87,19 @@ def _folder(blueprint: Blueprint, state: dict[str, Tensor], output: Path) -> dic
     """Write a language model as Hugging Face's libraries read it."""
     language = blueprint.backbone.language
     assert language, "the caller has asked"
-    state, files = hf_folder.published(language, state)
-    hf_folder.write(output, state, files | _tokenizer_files(blueprint))
+    data, info = blueprint.config.data, blueprint.info
+    named = info.tokenizer is not None or data.args.get("tokenizer") is not None
+    tokenizer = tokenizer_of(data, info) if named else None
+    end = tokenizer.end_token if tokenizer else None
+    state, files = hf_folder.published(language, state, end)
+    hf_folder.write(output, state, files | (_files(tokenizer) if tokenizer else {}))
     return state
 
 
-def _tokenizer_files(blueprint: Blueprint) -> dict[str, bytes]:
-    """The files of a Hugging Face tokenizer, by name; none where the data has no tokenizer."""
-    if blueprint.info.tokenizer is None:
-        return {}
+def _files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of a Hugging Face tokenizer, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer_of(blueprint.config.data, blueprint.info).save(Path(folder))
+        tokenizer.save(Path(folder))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

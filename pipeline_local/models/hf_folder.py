@@ -14,9 +14,11 @@ from torch import Tensor
 from pipeline_local.errors import UserError
 from pipeline_local.models.backbone import Language
 
+CONFIG = "config.json"
+
 
 def published(
-    language: Language, state: Mapping[str, Tensor]
+    language: Language, state: Mapping[str, Tensor], end_token: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     """Returns the weights and the files, by name, of a model as others load it.
 
@@ -26,16 +28,25 @@ def published(
     Args:
         language: what is known of the model.
         state: all its weights.
+        end_token: the token that ends a document in its data, at which `generate` of others is to
+            stop, too; None: nobody knows it.
     """
-    state, texts = dict(state), dict(language.files)
+    state, facts = dict(state), json.loads(language.files[CONFIG])
     if language.tied:
         embedding, unembedding = language.tied
         if torch.equal(state[embedding], state[unembedding]):
             del state[unembedding]
         else:
-            facts = json.loads(texts["config.json"]) | {"tie_word_embeddings": False}
-            texts["config.json"] = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+            facts["tie_word_embeddings"] = False
+    if end_token is not None and end_token not in _listed(facts.get("eos_token_id")):
+        facts["eos_token_id"] = end_token
+    texts = {**language.files, CONFIG: json.dumps(facts, indent=2, sort_keys=True) + "\n"}
     return state, {name: text.encode() for name, text in texts.items()}
+
+
+def _listed(tokens: int | list[int] | None) -> list[int | None]:
+    """A configuration may name several end tokens, one, or none."""
+    return [*tokens] if isinstance(tokens, list) else [tokens]
 
 
 def write(folder: Path, state: Mapping[str, Tensor], files: Mapping[str, bytes]) -> None:

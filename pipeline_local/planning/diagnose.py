@@ -166,6 +166,8 @@ def _chain(modules: Sequence[LocalModule], x: Tensor, labels: Tensor) -> Iterato
     x = x.detach().requires_grad_(x.is_floating_point())
     for module in modules:
         y = module.body(x)
+        if not y.requires_grad:  # of ids, by nothing that is trained: a tied embedding's copy
+            y = y.detach().requires_grad_()
         head, task = module.head, module.rules.task  # which is to be differentiated twice by now
         loss = local_loss(head, task.reader(head), task, y, labels, x).total
         yield _ModuleGraph([p for p in module.body.parameters() if p.requires_grad], x, y, loss)

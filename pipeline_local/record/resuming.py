@@ -122,6 +122,16 @@ def how(run: Path, config: Config) -> str:
     return f"pipeline-local resume {shlex.quote(str(run))}"
 
 
+def uses(run: Path, config: Config) -> str:
+    """Returns where a finished run is and what takes it, in one sentence for display."""
+    if is_given(config):
+        return (
+            f"run folder: {run}; in a program load(run, model) and Predictor take it, and"
+            f" pipeline-local report, compare and trace"
+        )
+    return f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it"
+
+
 def is_given(config: Config) -> bool:
     """Whether a Python program has handed in a part of the run, without which nobody resumes it."""
     names = (config.model.name, config.data.name, config.optimizer.name, config.optimizer.schedule)

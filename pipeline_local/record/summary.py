@@ -121,14 +121,14 @@ def show_modules(rows: list[ModuleRow]) -> None:
     Screen().print(table)
 
 
-def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = None) -> None:
+def show(rows: list[ModuleRow], facts: Facts, task: Task, last: str = "") -> None:
     """Prints a table of the score per head, and the run's time and memory if `facts` has them.
 
     Args:
         rows: what each module is.
         facts: the results.
         task: the task, which knows how its score is displayed.
-        run: the folder of a run that has ended.
+        last: a sentence below; empty: none.
     """
     table = new_table("Test set, per head")
     metric = task.metric
@@ -159,7 +159,5 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, run: Path | None = Non
         pairs = zip(facts["stage_seconds"], facts["predicted_stage_seconds"], strict=True)
         times = ", ".join(f"{1000 * took:.1f} ({1000 * plan:.1f})" for took, plan in pairs)
         console.sentence(f"ms per step that each stage computes (predicted): {times}")
-    if run is not None:
-        console.sentence(
-            f"run folder: {run}; pipeline-local report, evaluate, export and diagnose take it"
-        )
+    if last:
+        console.sentence(last)

@@ -146,6 +146,18 @@ def test_what_is_written_loads_without_a_missing_key(tmp_path, architecture):
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "end", "published"),
+    [(None, 7, 7), (3, 7, 7), ([3, 7], 7, [3, 7]), (3, None, 3), (None, None, None)],
+)
+def test_the_end_token_of_the_data_ends_what_others_generate(said, end, published):
+    """Unless the configuration names it already; where nobody knows it, nothing changes."""
+    backbone = build(eos_token_id=said)
+    state = state_of(backbone, modules_of(backbone))
+    _, files = hf_folder.published(backbone.language, state, end)
+    assert json.loads(files["config.json"])["eos_token_id"] == published
+
+
 def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         hf_folder.write(tmp_path / "out", {"a": torch.zeros(1)}, {"no/such/folder": b""})

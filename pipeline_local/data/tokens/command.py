@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_local import newfile
-from pipeline_local.data.images.splits import NoSplitError
+from pipeline_local.data.images.splits import NoSplitError, passed_over
 from pipeline_local.data.tokens.opening import find_texts
-from pipeline_local.errors import UserError, counted
+from pipeline_local.errors import UserError, counted, few
 from pipeline_local.screen import say
 from pipeline_local.text import draft
 from pipeline_local.text.progress import shown
@@ -75,6 +75,14 @@ class Request:
             raise absent[0]
         return found
 
+    def passed_over(self, texts: dict[str, Texts]) -> list[str]:
+        """The names of what lies beside the files of each split, and is no text."""
+        return [
+            f"{split}: {name}"
+            for split, found in texts.items()
+            for name in passed_over(found.files, self.root, split)
+        ]
+
 
 def tokenize(request: Request) -> Path:
     """Write token files, `tokens.json` and the tokenizer into a new folder, and say what is in it.
@@ -94,6 +102,8 @@ def tokenize(request: Request) -> Path:
     given = None
     if request.tokenizer is not None:
         given = open_tokenizer(request.tokenizer, request.end, "--tokenizer")
+    if names := request.passed_over(texts):
+        say(f"{len(names)} passed over in DATA={request.root}: {few(names)}")
     training = {} if given else {_TRAINING: texts["train"]}
     with shown({**training, **texts}) as told:
         made = draft.make(

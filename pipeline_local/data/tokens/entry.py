@@ -104,12 +104,16 @@ class TokenData:
                 f"data.sequence_length: got {length}, and the run was trained on"
                 f" {info.sample_shape[0]}; leave it out"
             )
-        if (found.tokenizer, found.vocabulary) != (info.tokenizer, info.num_classes):
+        if not _fits(found.tokenizer, found.vocabulary, info):
+            remedy = (
+                "tokenize the text with the run's: pipeline-local tokenize FOLDER --tokenizer PATH"
+                if found.tokenizer or not info.tokenizer
+                else "name the run's by data.tokenizer=PATH, if they are of it"
+            )
             raise UserError(
                 f"data: the tokens of the {split} split are of another tokenizer"
                 f" ({_named(found.tokenizer, found.vocabulary)}) than those of the run"
-                f" ({_named(info.tokenizer, info.num_classes)}); tokenize the text with the run's:"
-                f" pipeline-local tokenize FOLDER --tokenizer PATH"
+                f" ({_named(info.tokenizer, info.num_classes)}); {remedy}"
             )
         if split == "train":
             return replace(info, num_train=self._num_train(found), files=found.files)
@@ -151,6 +155,14 @@ class TokenData:
         return min(number, self.config.limit or number)
 
 
+def _fits(tokenizer: str | None, vocabulary: int, info: DataInfo) -> bool:
+    """Whether tokens may be those of a run. Where nobody has said of which tokenizer it is, it may
+    be said later: all ids are then below the number that was given instead."""
+    if info.tokenizer is None and tokenizer is not None:
+        return vocabulary <= info.num_classes
+    return (tokenizer, vocabulary) == (info.tokenizer, info.num_classes)
+
+
 def _named(tokenizer: str | None, vocabulary: int) -> str:
     return f"{(tokenizer or 'unknown')[:8]} of {counted(vocabulary, 'token')}"
 
@@ -162,7 +174,8 @@ def _open(data: DataConfig, split: Split) -> TokenSplit:
     options = _options(data)
     if options.vocabulary is not None and options.tokenizer is not None:
         raise UserError(
-            "data.vocabulary: data.tokenizer says how large it is; leave one of them out"
+            "data.vocabulary: data.tokenizer says how large it is; leave one of them out, or set it"
+            " to null"
         )
     entry: Any = DATA.find(data.name)
     found: TokenSplit = entry.open(data.root, split, options)
@@ -188,7 +201,7 @@ def tokenizer_of(data: DataConfig, info: DataInfo) -> Tokenizer:
             f"data.tokenizer: nothing in data.root={data.root} says which it is; name it by"
             f" data.tokenizer=PATH"
         )
-    if info.tokenizer not in (None, found.digest):
+    if not _fits(found.digest, found.vocabulary, info):
         raise UserError(
             f"data.tokenizer: got {_named(found.digest, found.vocabulary)}, and the run was trained"
             f" with {_named(info.tokenizer, info.num_classes)}; name that by data.tokenizer=PATH"

@@ -68,6 +68,15 @@ def test_bytes_and_another_field(tmp_path):
     assert open_tokenizer(tmp_path / "lines-bytes").digest == ByteTokenizer().digest
 
 
+def test_what_is_passed_over_is_named(texts, capsys):
+    """A text with an ending that nobody reads would be missed otherwise."""
+    (texts / "train" / "notes.md").write_text(prose(9))
+    (texts / "test" / "more.txt.gz").touch()
+    assert run(texts, "--tokenizer", "bytes") == 0
+    said = capsys.readouterr().out
+    assert f"2 passed over in DATA={texts}: train: notes.md, test: more.txt.gz" in said
+
+
 def test_an_interrupted_command_goes_on(texts, monkeypatch, capsys):
     run(texts, "--vocabulary", 280, "--output", texts.with_name("whole"))
     real, output = writing.write_split, texts.with_name("out")

@@ -178,6 +178,22 @@ def test_the_tokenizer_of_a_run_is_found_again(texts, numbers, tmp_path):
         tokenizer_of(settings(texts, vocabulary=100), info)
 
 
+def test_a_run_of_numbers_learns_later_of_which_tokenizer_they_are(numbers, tmp_path):
+    """For bits per byte, and for texts; its ids must be below the number that was given."""
+    info = describe(settings(numbers, vocabulary=300))
+    assert info.bytes_per_token is None
+    named = settings(numbers, tokenizer="bytes")
+    assert check_again(named, info, "test").bytes_per_token == pytest.approx(21 / 20)
+    assert tokenizer_of(named, info).vocabulary == 257
+    fewer = describe(settings(numbers, vocabulary=100))
+    with pytest.raises(UserError, match=r"\(\w{8} of 257 tokens\) .* \(unknown of 100 tokens\)"):
+        check_again(named, fewer, "test")
+    with pytest.raises(UserError, match=r"got \w{8} of 257 tokens, and .* unknown of 100 tokens"):
+        tokenizer_of(named, fewer)
+    with pytest.raises(UserError, match=r"unknown of 300 tokens\) .*; name the run's by data\.tok"):
+        check_again(settings(numbers, vocabulary=300), describe(named), "test")
+
+
 def test_what_is_passed_over_is_said(texts):
     (texts / "train" / "cover.jpg").touch()
     (texts / "test" / "empty.txt").write_text("\n")

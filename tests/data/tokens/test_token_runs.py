@@ -1,6 +1,7 @@
 """Runs on tokens: they are resumed to the byte, judged on other texts, and keep to their data."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -107,6 +108,22 @@ def test_evaluation_on_another_text(settings, tmp_path, capsys):
     overrides = [f"data.root={other}", "data.tokenizer=null", "data.vocabulary=257"]
     assert cli.main(["evaluate", str(folder), *overrides]) == 2
     assert "are of another tokenizer (unknown of 257 tokens)" in capsys.readouterr().err
+
+
+def test_bits_per_byte_are_those_of_the_text_that_is_judged(settings, tmp_path):
+    """Short documents have more end tokens for each byte than the run's own text."""
+    run(settings)
+    (tmp_path / "other" / "test").mkdir(parents=True)
+    words = prose(40, 9).split()
+    lines = "".join(json.dumps({"text": word}) + "\n" for word in words)
+    (tmp_path / "other" / "test" / "x.jsonl").write_text(lines)
+    facts = []
+    for overrides in ([], [f"data.root={tmp_path / 'other'}"]):
+        facts += [finished.evaluate(tmp_path / "run", lambda *_: None, overrides)]
+    own, other = (each["bits_per_byte"][0] * math.log(2) / each["loss"][0] for each in facts)
+    size = len("".join(words).encode())
+    assert other == pytest.approx((size + len(words) - 1) / size)
+    assert other > 1.1 > own == pytest.approx(1)
 
 
 def test_one_length_is_given(settings):
