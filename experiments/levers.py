@@ -28,16 +28,16 @@ class RestingModule(LocalModule):
         return self.auxiliary and step.number % 2 > 0
 
     def signal(self) -> Tensor:
-        """As its base, or zeros."""
+        """Return the signal; zeros where it rests."""
         now = self._now()
         return torch.zeros_like(now.y) if self.rests(now.step) else super().signal()
 
     def learn(self) -> tuple[Tensor, ...]:
-        """As its base, or nothing."""
+        """Run act 3; where it rests, do nothing."""
         return () if self.rests(self._now().step) else super().learn()
 
     def update(self, step: Step) -> None:
-        """As its base, or nothing."""
+        """Run an optimizer step; where it rests, do nothing."""
         if not self.rests(step):
             super().update(step)
 
@@ -46,7 +46,7 @@ class SharingStage(Stage):
     """A stage whose modules share heads."""
 
     def train(self, step: Step) -> None:
-        """As its base; then copies heads upstream."""
+        """Do one optimizer step of every module, then copy heads upstream."""
         super().train(step)
         self.copy_heads()
 
