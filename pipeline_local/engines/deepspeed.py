@@ -5,7 +5,7 @@ whose output is the inner product of the parameters with the gradients that the 
 its gradient is just those. DeepSpeed adds them up over the replicas, clips, and steps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pipeline_local.engines.deepspeed_library import asked_for, calm, configurat
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.loss_scale import LossScale, parted
-from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.replicas import Replicas, replace
 from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.engines.torch import MakeOptimizer, rates
 from pipeline_local.errors import UserError
@@ -58,7 +58,7 @@ class DeepSpeedEngine:
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]
         self._state: Mapping[str, Tensor] = optimizers.tensors(self.optimizer)
         self._reached: set[int] = set()
-        self._reduced = replicas.sum([])
+        self._reduced: Callable[[], None] | None = None
         self._engine: Any = None  # DeepSpeed is imported in functions alone
         self._scale: LossScale | None = None
 
@@ -94,7 +94,9 @@ class DeepSpeedEngine:
             measured: tensors that are replaced by their sums.
             statistics: tensors that are replaced by their means.
         """
-        self._reduced = self.replicas.sum(measured, means=statistics)
+        shares = [tensor / self.replicas.size for tensor in statistics]
+        wait = self.replicas.sum([*measured, *shares])
+        self._reduced = lambda: replace([*measured, *statistics], wait())
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.
@@ -110,7 +112,9 @@ class DeepSpeedEngine:
         Raises:
             UserError: a parameter has no gradient.
         """
-        self._reduced()
+        if self._reduced is not None:
+            self._reduced()
+            self._reduced = None
         self._refuse_missing()
         finite = bool(loss.isfinite())  # on all replicas alike
         if not finite:  # DeepSpeed knows of gradients alone

@@ -45,33 +45,31 @@ class Replicas:
         """Return whether a microbatch is one that this replica learns from."""
         return microbatch % self.size == self.index
 
-    def sum(self, tensors: Sequence[Tensor], means: Sequence[Tensor] = ()) -> Callable[[], None]:
-        """Begin to replace tensors by their sums over all replicas.
+    def sum(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to add up tensors of all replicas.
 
         Args:
-            tensors: of any shapes, the same on all replicas; they must not be used meanwhile.
-            means: more of them, which are replaced by their means.
+            tensors: of any shapes, the same on all replicas; this copies them at once.
 
         Returns:
-            A function that waits for it.
+            A function that waits for the sums, and returns them in the same order; of one replica
+            alone they are the tensors themselves.
         """
         if self.group is None:
-            return _done
-        with torch.no_grad():
-            for tensor in means:
-                tensor.div_(self.size)
-        tensors = [*tensors, *means]
+            return lambda: list(tensors)
+        shapes = [tensor.shape for tensor in tensors]
         buckets = list(_buckets(tensors))
-        flat = [torch.cat([t.reshape(-1) for t in bucket]) for bucket in buckets]
+        flat = [_flat(tensors, bucket) for bucket in buckets]
         works = [dist.all_reduce(whole, group=self.group, async_op=True) for whole in flat]
 
-        @torch.no_grad()
-        def wait() -> None:
+        def wait() -> list[Tensor]:
+            found: dict[int, Tensor] = {}
             for work, whole, bucket in zip(works, flat, buckets, strict=True):
                 assert work is not None, "this rank is in the group"
                 with self.waiting():
                     work.wait()
-                _fill(bucket, whole)
+                found |= zip(bucket, _parts(whole, [shapes[i] for i in bucket]), strict=True)
+            return [found[i] for i in range(len(shapes))]
 
         return wait
 
@@ -84,12 +82,12 @@ class Replicas:
         """
         if self.group is None:
             return
-        with torch.no_grad():
-            for bucket in _buckets(tensors):
-                whole = torch.cat([t.reshape(-1) for t in bucket])
-                with self.waiting():
-                    dist.broadcast(whole, group=self.group, group_src=source)
-                _fill(bucket, whole)
+        for bucket in _buckets(tensors):
+            whole = _flat(tensors, bucket)
+            with self.waiting():
+                dist.broadcast(whole, group=self.group, group_src=source)
+            kept = [tensors[i] for i in bucket]
+            replace(kept, _parts(whole, [tensor.shape for tensor in kept]))
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of all replicas on the first one, on the CPU, and its own elsewhere.
@@ -106,27 +104,36 @@ class Replicas:
         return {name: t for each in found or [own] for name, t in each.items()}
 
 
-def _fill(bucket: Sequence[Tensor], whole: Tensor) -> None:
-    """Give tensors the values that lie one after the other in a flat one."""
-    parts = torch.split(whole, [t.numel() for t in bucket])
-    for tensor, part in zip(bucket, parts, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+@torch.no_grad()
+def replace(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give each tensor the value of another one of its shape."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
-def _done() -> None:
-    """Return at once, as nothing is under way."""
+@torch.no_grad()
+def _flat(tensors: Sequence[Tensor], bucket: Sequence[int]) -> Tensor:
+    """Return a copy of some of the tensors, one after the other."""
+    return torch.cat([tensors[i].reshape(-1) for i in bucket])
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype and device, in order, as many as a bucket holds."""
-    bucket: list[Tensor] = []
+def _parts(whole: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return views of a flat tensor, of these shapes, one after the other."""
+    parts = torch.split(whole, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Indices of tensors of one dtype and device, in order, as many as a bucket holds."""
+    kinds = [(str(tensor.dtype), str(tensor.device)) for tensor in tensors]
+    bucket: list[int] = []
     size = 0
-    for tensor in sorted(tensors, key=lambda t: (str(t.dtype), str(t.device))):
-        alike = not bucket or (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
-        if bucket and (not alike or size + tensor.nbytes > BUCKET_BYTES):
+    for i in sorted(range(len(tensors)), key=kinds.__getitem__):
+        alike = not bucket or kinds[bucket[0]] == kinds[i]
+        if bucket and (not alike or size + tensors[i].nbytes > BUCKET_BYTES):
             yield bucket
             bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
+        bucket.append(i)
+        size += tensors[i].nbytes
     if bucket:
         yield bucket

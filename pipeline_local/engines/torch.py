@@ -16,7 +16,7 @@ from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.loss_scale import parted
 from pipeline_local.engines.optimizer import laid_out_as
-from pipeline_local.engines.replicas import Replicas
+from pipeline_local.engines.replicas import Replicas, replace
 from pipeline_local.engines.sharded import ShardedOptimizer, gathered
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -89,26 +89,33 @@ class TorchEngine:
             statistics: tensors that are replaced by their means.
         """
         # a replica without a gradient sends zeros, as all have to send alike
-        pairs = zip(self._params, self._sum, strict=True)
+        pairs = list(zip(self._params, self._sum, strict=True))
         sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-        known = torch.tensor([g is not None for g in self._sum], dtype=torch.int32)
-        known = known.to(self._params[0].device, non_blocking=True)
-        summed = self.replicas.sum([*sent, known, *measured], means=statistics)
-        self._reduced = partial(self._take_sums, summed, sent, known)
+        has = torch.tensor([g is not None for _, g in pairs], dtype=self._params[0].dtype)
+        has = has.to(self._params[0].device, non_blocking=True)
+        shares = [tensor / self.replicas.size for tensor in statistics]
+        wait = self.replicas.sum([*sent, has, *measured, *shares])
+        lacks_some = any(g is None for g in self._sum)
+        self._sum = []
+        self._reduced = partial(self._take_sums, wait, lacks_some, [*measured, *statistics])
 
-    def _take_sums(self, wait: Callable[[], None], sent: list[Tensor], known: Tensor) -> None:
+    def _take_sums(
+        self, wait: Callable[[], list[Tensor]], lacks_some: bool, others: Sequence[Tensor]
+    ) -> None:
         """Take over the sums of replicas, also for parameters that only others have reached.
 
         Args:
             wait: waits for the sums.
-            sent: one per parameter.
-            known: number of replicas that have a gradient of each; only who lacks one reads it, as
-                the host waits for that.
+            lacks_some: whether this replica lacks a gradient; then, and only then, the host waits
+                for the number of replicas that have one.
+            others: what has been summed beside gradients; replaced.
         """
-        wait()
-        if any(g is None for g in self._sum):
-            triples = zip(self._sum, sent, known.tolist(), strict=True)
-            self._sum = [total if g is None and count else g for g, total, count in triples]
+        sums = wait()
+        count = len(self._params)
+        totals, has, found = sums[:count], sums[count], sums[count + 1 :]
+        counts = has.tolist() if lacks_some else [1] * count
+        self._sum = [total if known else None for total, known in zip(totals, counts, strict=True)]
+        replace(others, found)
 
     def step(self, lr: float, loss: Tensor, number: int) -> dict[str, Tensor]:
         """Run one optimizer step with the gradients of all microbatches, if they are finite.

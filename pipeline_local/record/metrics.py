@@ -225,8 +225,8 @@ def _means(scores: list[Score], replicas: Replicas) -> dict[str, float]:
     sums |= {name: total([score.others[name] for score in scores]) for name in scores[0].others}
     device = scores[0].loss.device
     whole = [torch.tensor(value, dtype=torch.float64, device=device) for value in sums.values()]
-    replicas.sum(whole)()
-    sums = dict(zip(sums, torch.stack(whole).tolist(), strict=True))
+    summed = replicas.sum(whole)()
+    sums = dict(zip(sums, torch.stack(summed).tolist(), strict=True))
     # without a readable image, the first stage ends the run
     count = max(1, sums.pop("count"))
     return {name: value / count for name, value in sums.items()}
