@@ -147,7 +147,9 @@ def _local(workload: Workload, threads: int) -> Iterator[Entry]:
             continue
         yield Entry(name, ranks, count, LocalPipeline(workload, reconcile), threads)
         if workload.mesh.is_replicated:
-            apart = LocalPipeline(workload, reconcile, exchanges=False)
+            bytes_alone = LocalPipeline(workload, reconcile, "bytes")
+            yield Entry(f"{name}, bytes alone", ranks, count, bytes_alone, threads)
+            apart = LocalPipeline(workload, reconcile, "nothing")
             yield Entry(f"{name}, nothing exchanged", ranks, count, apart, threads)
         if ranks > 1:
             baseline = IsolatedStage(workload, reconcile)

@@ -1,11 +1,13 @@
 """Local learning as `pipeline-local bench` runs it: the real stage and edges, fed from memory."""
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,6 +119,36 @@ class ReplicasApart(Replicas):
         self.size, self.index = size, index
 
 
+class BytesAlone(Replicas):
+    """Replicas that send each other as many bytes as they would, and take over nothing.
+
+    Args:
+        group: of all replicas of the stage.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__(group)
+        self._sent: dict[int, Tensor] = {}
+
+    def sum(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to add up one tensor of the same size in 32-bit numbers, which is always zero."""
+        size = sum(tensor.nbytes for tensor in tensors) // 4
+        if size not in self._sent:
+            self._sent[size] = torch.zeros(size, device=tensors[0].device)
+        work = dist.all_reduce(self._sent[size], group=self.group, async_op=True)
+        assert work is not None, "this rank is in the group"
+
+        def wait() -> list[Tensor]:
+            work.wait()
+            return list(tensors)
+
+        return wait
+
+
+Exchange = Literal["gradients", "bytes", "nothing"]
+"""What replicas exchange; all but gradients show what their exchange costs."""
+
+
 Upper = InMemoryUpstream | Inlet | DealtInlet
 Lower = Nowhere | AnsweringDownstream | Outlet | DealtOutlet
 StageEdges = tuple[Upper, Lower]
@@ -129,15 +161,15 @@ class LocalPipeline(Baseline):
     Args:
         workload: the network and batch that every method trains.
         reconcile: the reconciliation to use; a weight of 0 is plain local learning.
-        exchanges: whether replicas exchange their gradients. Without it they learn other things,
-            and the difference in time is what the exchange costs.
+        exchange: what replicas exchange. Without gradients they learn other things, so only the
+            time counts.
     """
 
     def __init__(
-        self, workload: Workload, reconcile: ReconcileConfig, exchanges: bool = True
+        self, workload: Workload, reconcile: ReconcileConfig, exchange: Exchange = "gradients"
     ) -> None:
         self.workload = workload
-        self._exchanges = exchanges
+        self._exchange = exchange
         self.blueprint = _endless(workload.blueprint, reconcile)
         self._number = 0
         self._waited = 0.0
@@ -146,10 +178,13 @@ class LocalPipeline(Baseline):
     def setup(self) -> None:
         """Build this stage's modules and connect it to its neighbours."""
         own, mesh = self.workload.rank_info, self.workload.mesh
-        if self._exchanges:
-            self._make(open_replicas(mesh, own, self.workload.kind))
-        else:
+        if self._exchange == "nothing":
             self._make(self._apart)
+        else:
+            replicas = open_replicas(mesh, own, self.workload.kind)
+            if self._exchange == "bytes" and replicas.group is not None:
+                replicas = BytesAlone(replicas.group)
+            self._make(replicas)
         self._p2p_ends = open_edges(self.blueprint, own, self.workload.kind, RankStatus(), mesh)
 
     def begin(self, steps: int) -> None:

@@ -155,3 +155,16 @@ def test_out_of_memory_in_a_baseline_of_several_ranks_ends_the_comparison():
     shared = replace(entry, ranks=2, baseline=Recorder("d", []))
     with pytest.raises(torch.OutOfMemoryError):
         Turns(workload, RankStore(), steps=2).run([shared], runs=1)
+
+
+def test_replicas_have_rows_for_what_their_exchange_costs(run_ranks):
+    replicated = {"threads": 1, "stages": 1, "replicas": 2}
+    more = {"parallel": replicated, "train": {"steps": 1, "microbatches": 2}}
+    answers = run_ranks(rows, 2, ("local",), (2,), more)
+    assert answers[0] == answers[1]
+    for name, row in zip(
+        ("local", "local, reconciled"), (answers[0][:3], answers[0][3:]), strict=True
+    ):
+        exchanging = [f"{name}, bytes alone", f"{name}, nothing exchanged"]
+        assert [each.method for each in row] == [name, *exchanging]
+        assert not any(each.reason for each in row)

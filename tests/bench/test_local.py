@@ -65,3 +65,26 @@ def test_overhead_is_counted_on_the_meta_device():
     auxiliary, network = baseline.flops()
     assert auxiliary == 2 * 2 * 16 * 10
     assert network == 2 * (64 * 16 + 2 * 16 * 16 + 16 * 10)
+
+
+def first_weight(rank_info, exchange):
+    """One weight of a replica after three steps."""
+    with joined(rank_info):
+        replicated = {"threads": 1, "stages": 1, "replicas": 2}
+        own = workload(rank_info, parallel=replicated, head={"name": "linear"})
+        baseline = LocalPipeline(own, own.config.reconcile, exchange)
+        baseline.setup()
+        baseline.begin(3)
+        for _ in range(3):
+            baseline.step()
+        baseline.end()
+        return next(iter(baseline.weights().values())).flatten()[0].item()
+
+
+def test_replicas_that_send_bytes_alone_learn_apart(run_ranks):
+    """As without any exchange; with gradients all replicas are alike."""
+    one, other = run_ranks(first_weight, 2, "gradients")
+    assert one == other
+    alone, other = run_ranks(first_weight, 2, "nothing")
+    assert alone != other
+    assert run_ranks(first_weight, 2, "bytes") == [alone, other]
