@@ -76,13 +76,18 @@ def plus(ones: Sequence[Gradient], others: Sequence[Gradient], alpha: int = 1) -
     return [total(one, other) for one, other in pairs]
 
 
-def accumulate(total: list[Gradient], others: Sequence[Gradient]) -> None:
-    """Add the others to a sum in place, pair by pair."""
-    pairs = list(zip(total, others, strict=True))
+def accumulate(total: list[Gradient], others: Sequence[Gradient], share: float) -> None:
+    """Add a share of the others to a sum in place, pair by pair, in one pass over both.
+
+    The others stay as they are. At first the sum is empty.
+    """
+    pairs = list(zip(total or [None] * len(others), others, strict=True))
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     if both:
-        torch._foreach_add_(*map(list, zip(*both, strict=True)))
-    total[:] = [other if one is None else one for one, other in pairs]
+        torch._foreach_add_(*map(list, zip(*both, strict=True)), alpha=share)
+    fresh = known([other for one, other in pairs if one is None])
+    shares = iter(torch._foreach_mul(fresh, share) if fresh else ())
+    total[:] = [next(shares) if one is None and other is not None else one for one, other in pairs]
 
 
 def summed(params: Sequence[Tensor], gradients: Sequence[Gradient]) -> list[Gradient]:

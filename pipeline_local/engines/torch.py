@@ -71,15 +71,12 @@ class TorchEngine:
 
     def add(self, gradients: Sequence[Gradient], microbatches: int) -> None:
         """Add one microbatch's gradients, one per parameter, to the mean over all of them."""
-        share = list(gradients)
-        if microbatches > 1:
-            share = sums.divided(share, microbatches)
-        if not self._sum:
-            self._sum = share
-        elif microbatches > 1:  # the sum is no one else's: not what autograd gave
-            sums.accumulate(self._sum, share)
+        if microbatches > 1:  # the sum is no one else's: not what autograd gave
+            sums.accumulate(self._sum, gradients, 1 / microbatches)
+        elif self._sum:
+            self._sum = sums.plus(self._sum, gradients)
         else:
-            self._sum = sums.plus(self._sum, share)
+            self._sum = list(gradients)
 
     def reduce(self, measured: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
         """Begin to add up the gradients of several replicas; `step` waits for it.

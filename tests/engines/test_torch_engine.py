@@ -16,7 +16,7 @@ def make(*shape):
     return TorchEngine(params, lambda p: torch.optim.SGD(p, lr=0.1), guard, None)
 
 
-@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("microbatches", [1, 3, 4])
 def test_what_autograd_gave_stays_as_it_is(microbatches):
     """It may be shared: with a lagged message, or by two parameters."""
     engine = make(4, 3)
@@ -26,7 +26,18 @@ def test_what_autograd_gave_stays_as_it_is(microbatches):
         engine.add([one], microbatches)
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
     a, b, c = (one / microbatches for one in before)
-    assert torch.equal(engine.gradients[0], a + b + c)
+    if microbatches == 3:  # which is rounded, and a GPU rounds product and sum at once
+        torch.testing.assert_close(engine.gradients[0], a + b + c)
+    else:
+        assert torch.equal(engine.gradients[0], a + b + c)
+
+
+def test_a_gradient_that_comes_later_has_its_share():
+    """The first microbatch has none, the second one the first."""
+    engine = make(2, 2)
+    for given in (None, torch.ones(2, 2), torch.ones(2, 2), None):
+        engine.add([given], 4)
+    assert torch.equal(engine.gradients[0], torch.full((2, 2), 0.5))
 
 
 def test_a_sum_is_kept_once():
@@ -34,4 +45,4 @@ def test_a_sum_is_kept_once():
     with LiveBytes() as live_bytes:
         for _ in range(3):
             engine.add([torch.ones(64, 64)], 3)
-    assert live_bytes.peak == 3 * size, "the gradient, its share, and the sum"
+    assert live_bytes.peak == 2 * size, "the gradient and the sum"
