@@ -335,9 +335,9 @@ def run_until(rank_info, config, step):
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
     """Nor does it with batch norm and dropout, which would notice a second run."""
-    names = ("both directions, microbatches, dropout", "feedback, exact", "dropout, exact, AdamW")
+    names = ("both directions, microbatches, dropout", "dropout, exact, AdamW")
     for number, name in enumerate(names):
-        case = {**CASES[name], "train": {**CASES[name].get("train", {}), "steps": 8}}
+        case = {**CASES[name], "train": {**CASES[name].get("train", {}), "steps": 5}}
         plain, again = tmp_path / f"{number}", tmp_path / f"{number} recomputed"
         train(parse(case, plain), RankInfo())
         config = parse(case, again)

@@ -118,8 +118,8 @@ def train(run, folder, *settings):
             "parallel.threads=1",
             "parallel.timeout=300",
         ),
-        *("train.steps=9", "train.evaluate_every=5", "train.log_every=4", "reconcile.every=2"),
-        *("checkpoint.every_steps=3", "checkpoint.keep=9", "reconcile.direction=both", *settings),
+        *("train.steps=6", "train.evaluate_every=5", "train.log_every=4", "reconcile.every=2"),
+        *("checkpoint.every_steps=2", "checkpoint.keep=9", "reconcile.direction=both", *settings),
         cwd=TESTS.parent,
     )
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,8 @@ def test_what_a_stream_waits_for_is_told(gpus, tmp_path):
     done = gpus(
         *(2, "-m", "pipeline_local", "bench", "baselines", "configs/synthetic.yaml"),
         *("parallel.stages=2", "parallel.cuts=[4]", "modules.cuts=[layer1.0,layer1.1,layer4.1]"),
-        *("data.image_size=32", "--baselines", "local", "--runs", "1", "--steps", "8"),
+        *("data.image_size=32", "data.batch_size=16", "reconcile.weight=0"),
+        *("--baselines", "local", "--runs", "1", "--steps", "6"),
         *("--json", str(rows)),
         cwd=TESTS.parent,
     )

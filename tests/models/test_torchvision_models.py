@@ -85,6 +85,7 @@ class Case:
 
 
 VARIANTS = {"resnet50-zero", "vit-representation", "vit-split", "swin_t", "densenet", "maxvit"}
+VARIANTS |= {"resnext50", "inception_v3"}
 """Of families that others stand for, and the slowest."""
 
 
