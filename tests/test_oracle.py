@@ -155,15 +155,6 @@ CASES = {
         "train": {"steps": 30, "microbatches": 2},
         "parallel": {"wire_dtype": "bfloat16"},
     },
-    "heads on a part, reconstruction, distillation, both directions, microbatches, dropout": {
-        **VIT,
-        "head": {"name": "auglocal", "fraction": 0.5},
-        "information": {"name": "reconstruction", "weight": [1, 0.2], "task_weight": [0.5, 1]},
-        "train": {"steps": 16, "microbatches": 2},
-        "reconcile": {**FINITE, **UPSTREAM, "direction": "both", "estimator": "shift"},
-        "distill": {"weight": 0.5, "every": 1},
-        "parallel": {"wire_dtype": "bfloat16"},
-    },
     "distillation": {**RESNET, "distill": {"weight": 0.5, "every": 3}},
     "distillation by the last head beside copies, both directions, microbatches, dropout": {
         **VIT,
@@ -233,8 +224,6 @@ def scores(folder):
 
 PARTS_OF_OTHERS = {
     "augmentation, mixup, workers",
-    "reconstruction beside copies, both directions, microbatches, dropout",
-    "heads on a part of the batch, microbatches, dropout, distillation",
     "microbatches",
     "exact",
     "shift",
