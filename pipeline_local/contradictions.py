@@ -90,7 +90,8 @@ def contradictions(config: Config) -> Iterator[str]:
     if parallel.stages is not None and count is not None and parallel.stages > count:
         yield (
             f"parallel.stages must not exceed modules.count (a stage holds at least one module),"
-            f" got {counted(parallel.stages, 'stage')} for {counted(count, 'module')}"
+            f" got {counted(parallel.stages, 'stage')} for {counted(count, 'module')}; lower"
+            f" parallel.stages or raise modules.count"
         )
     if not isinstance(cuts, str) and count is not None and len(cuts) != count - 1:
         yield (

@@ -333,8 +333,7 @@ def test_the_python_page_runs(tmp_path, monkeypatch):
     """Block by block, but for what stands in an example; on one stage."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    namespace = {"nn": nn}
-    exec("from sklearn.datasets import load_digits", namespace)
+    namespace = {}
     blocks = code_blocks(ROOT / "docs" / "how-to" / "python.md", "python")
     loop = next(text for text in blocks if "for number in" in text)
     assert in_examples(loop)

@@ -130,6 +130,10 @@ class BytesAlone(Replicas):
         super().__init__(group)
         self._sent: dict[int, Tensor] = {}
 
+    def share(self, tensor: Tensor) -> Tensor:
+        """Return the tensor, as nothing is added to it."""
+        return tensor
+
     def sum(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Begin to add up one tensor of the same size in 32-bit numbers, which is always zero."""
         size = sum(tensor.nbytes for tensor in tensors) // 4

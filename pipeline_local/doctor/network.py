@@ -28,5 +28,5 @@ def interfaces() -> Iterator[Finding]:
     if rank_info.world_size > rank_info.local_world_size:
         yield warned(f"{found}, which no other host reaches", remedy, interfaces=names, gloo=taken)
     else:
-        shown = f"{found}, enough for one host (for several {remedy})"
+        shown = f"{found}, enough for one host (on several, the one that leads to the first host)"
         yield passed(shown, interfaces=names, gloo=taken)

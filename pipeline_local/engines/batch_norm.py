@@ -70,7 +70,7 @@ class SyncedBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, ...] by the mean and variance of all ranks' samples."""
-        if not self.training and self.running_mean is not None:
+        if not self.training:  # replicas score other numbers of samples, and padding
             normalised: Tensor = super().forward(x)
             return normalised
         axes = [0, *range(2, x.dim())]

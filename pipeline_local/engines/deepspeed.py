@@ -94,7 +94,7 @@ class DeepSpeedEngine:
             measured: tensors that are replaced by their sums.
             statistics: tensors that are replaced by their means.
         """
-        shares = [tensor / self.replicas.size for tensor in statistics]
+        shares = map(self.replicas.share, statistics)
         wait = self.replicas.sum([*measured, *shares])
         self._reduced = lambda: replace([*measured, *statistics], wait())
 

@@ -136,7 +136,7 @@ def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
     """Restore the state of an optimizer from the result of `tensors`."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params: list[nn.Parameter] = [p for g in optimizer.param_groups for p in g["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in named.items():
         number, quantity = name.split(".")
@@ -146,6 +146,11 @@ def load(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
         state.setdefault(int(number), {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for index, saved in state.items():  # torch has made all dtypes the parameter's
+        parameter = params[index]
+        own = optimizer.state.get(parameter, {})
+        for quantity in (own.keys() & saved.keys()) - {"step"}:
+            own[quantity] = saved[quantity].to(parameter.device)
 
 
 def laid_out_as(parameter: Tensor, like: Tensor) -> Tensor:

@@ -45,6 +45,16 @@ class Replicas:
         """Return whether a microbatch is one that this replica learns from."""
         return microbatch % self.size == self.index
 
+    def share(self, tensor: Tensor) -> Tensor:
+        """Return what this replica adds to the mean of a tensor.
+
+        Shares of equal numbers add up to that very number: a table stays as it is.
+        """
+        if self.group is None:
+            return tensor
+        is_exact = self.size & (self.size - 1) == 0  # a power of two
+        return (tensor if is_exact else tensor.double()) / self.size
+
     def sum(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Begin to add up tensors of all replicas.
 

@@ -58,6 +58,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if (found := getattr(self, "found_inf", None)) is not None:
             self._own.found_inf = found  # type: ignore[attr-defined]
         self._own.step()
+        for group, own in zip(self.param_groups, self._own.param_groups, strict=True):
+            group.update({key: value for key, value in own.items() if key != "params"})
         for owner, shard in enumerate(self._shards):
             self._replicas.take(shard, owner)
 

@@ -90,7 +90,7 @@ class TorchEngine:
         sent = [torch.zeros_like(p) if g is None else g for p, g in pairs]
         has = torch.tensor([g is not None for _, g in pairs], dtype=self._params[0].dtype)
         has = has.to(self._params[0].device, non_blocking=True)
-        shares = [tensor / self.replicas.size for tensor in statistics]
+        shares = map(self.replicas.share, statistics)
         wait = self.replicas.sum([*sent, has, *measured, *shares])
         lacks_some = any(g is None for g in self._sum)
         self._sum = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline_local.config import Config
 from pipeline_local.lagged_queue import Kept
@@ -183,12 +183,23 @@ class Unembeddings(LaggedContent):
         weight = tuple(islice(arrived, 1))
         if not weight:
             return weight
-        for part in (*receiver.body.children(), parts(receiver.head)[0]):
-            if not isinstance(part, Follower) or part.follows != "unembedding":
-                continue
-            if part.copy is not None:
+        for part in followers(receiver.body, receiver.head):
+            if part.follows == "unembedding":
                 part.follow(iter(weight))
         return weight
+
+
+def followers(body: nn.Module, head: nn.Module) -> Iterator[Follower]:
+    """Return the parts of a module that have a copy: of a block, or of the unembedding."""
+    for part in (*body.children(), parts(head)[0]):
+        if isinstance(part, Follower) and part.copy is not None:
+            yield part
+
+
+def copies(body: nn.Module, head: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the copies that a module has."""
+    found = [part.copy for part in followers(body, head)]
+    return [parameter for copy in found if copy is not None for parameter in copy.parameters()]
 
 
 def lag_plan(config: Config, num_modules: int, tied: bool = False) -> LagPlan:
@@ -211,4 +222,4 @@ def lag_plan(config: Config, num_modules: int, tied: bool = False) -> LagPlan:
     if config.distill.weight > 0:
         together = config.distill.teacher == "together"
         contents.append(Distillation(config.distill.every, num_modules, together))
-    return LagPlan(tuple(contents))
+    return LagPlan(tuple(contents), num_modules=num_modules)

@@ -149,16 +149,18 @@ class LagPlan:
     Attributes:
         contents: their parts, in order.
         lag: number of steps from sending to applying, the same for all: so they keep their order.
+        num_modules: K: the last module gets no message; None: there is always a next one.
     """
 
     contents: tuple[LaggedContent, ...] = ()
     lag: int = LAG
+    num_modules: int | None = None
 
     def sent(
         self, sender: int, step: int, microbatch: int, microbatches: int
     ) -> tuple[LaggedContent, ...]:
         """Return what module `sender` (from 0) sends with a microbatch; () for no message."""
-        if step < 0:
+        if step < 0 or not self._exists(sender):
             return ()
         last = microbatch == microbatches - 1
         return tuple(c for c in self.contents if (last or not c.once) and c.is_sent(sender, step))
@@ -180,6 +182,8 @@ class LagPlan:
 
     def last_use(self, receiver: int, step: int) -> int:
         """Return the last step that needs what module `receiver` keeps of a step; -1: none does."""
+        if not self._exists(receiver + 1):
+            return -1
         uses = [
             (content, step + self.delay(content, receiver))
             for content in self.contents
@@ -192,6 +196,9 @@ class LagPlan:
         """The (step, microbatch) of the messages that are on their way when `step` begins."""
         earlier = ((n, part) for n in range(step - self.lag, step) for part in range(microbatches))
         return [(n, part) for n, part in earlier if self.sent(sender, n, part, microbatches)]
+
+    def _exists(self, module: int) -> bool:
+        return self.num_modules is None or module < self.num_modules
 
     def most_pending(self, content: LaggedContent, microbatches: int) -> int:
         """Most messages with a content that are in flight at once."""
@@ -314,6 +321,8 @@ class LaggedMessages:
         for queue in self._queues:
             queue.load(named)
             queue.retain(lambda kept: is_last if once else replicas.has(kept.microbatch))
+        if self._index + 1 == self._plan.num_modules:  # earlier versions have kept some for nobody
+            self.awaiting.retain(lambda _: False)
 
     @property
     def _queues(self) -> tuple[LaggedQueue, LaggedQueue, LaggedQueue]:

@@ -25,6 +25,7 @@ from pipeline_local.engines.torch import MakeOptimizer
 from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import distillation, estimators, reconcile
 from pipeline_local.learning.comparison import Comparison, compare
+from pipeline_local.learning.contents import copies
 from pipeline_local.learning.inference import Inference
 from pipeline_local.learning.information import LocalLoss, local_loss, term_of
 from pipeline_local.learning.lagged import LaggedMessages
@@ -235,15 +236,13 @@ class LocalModule(Inference):
         Running statistics become the mean of theirs, and copies of parameters of later modules,
         which come with the last microbatch of a batch, those of the replica that has got them.
         """
-        if self.replicas.size == 1:
-            return
         measured = {name: self.metrics[name].clone() for name in sorted(self._measured)}
         self.metrics |= measured  # copies, as it may be a view, and sums replace it
         statistics = [buffer for buffer in self.buffers() if buffer.is_floating_point()]
         self.engine.reduce([*measured.values()], statistics)
         if self.lagged.brings_copies(step):
-            copies = [p for p in self.parameters() if not p.requires_grad]
-            self.replicas.take(copies, (step.microbatches - 1) % self.replicas.size)
+            last = (step.microbatches - 1) % self.replicas.size
+            self.replicas.take(copies(self.body, self.head), last)
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""

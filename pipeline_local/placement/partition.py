@@ -33,7 +33,7 @@ def modules_of(
     if config.cuts == "blocks" and count < len(names):
         raise UserError(
             f"modules.count: modules.cuts=blocks makes {len(names)} modules of this model's blocks,"
-            f" got {count}; leave modules.count out"
+            f" got {count}; leave modules.count out, or pass modules.count=null"
         )
     if config.cuts in ("uniform", "blocks"):
         return uniform(len(names), count)

@@ -165,9 +165,10 @@ class RankInfo:
         if mesh.num_ranks != self.world_size:
             has = "the program's group has" if dist.is_initialized() else "the launcher started"
             asked = f"parallel.stages={config.stages}"
+            other = f" or pass parallel.stages={self.world_size}"
             if mesh.is_replicated:
                 asked = f"parallel.replicas={config.replicas} of {mesh.num_stages} stages"
-            other = "" if mesh.is_replicated else f" or pass parallel.stages={self.world_size}"
+                other = ", or change parallel.stages or parallel.replicas"
             raise UserError(
                 f"{asked} needs {counted(mesh.num_ranks, 'rank')}, but {has} {self.world_size};"
                 f" start {mesh.num_ranks}{other}"

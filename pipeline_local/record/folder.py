@@ -159,7 +159,9 @@ class RunFolder:
             return f"resuming after step {step}" if step else new
         begin = f"resuming after step {step}" if step else "no checkpoint yet: from the beginning"
         differs = resuming.changes(self.load_config(), config, begun=step > 0)
-        return ", ".join([begin, *(str(c) for c in differs if not c.key.startswith("parallel."))])
+        placed = ("parallel.", "parallel.sync_batchnorm")
+        told = [c for c in differs if not c.key.startswith(placed[0]) or c.key == placed[1]]
+        return ", ".join([begin, *map(str, told)])
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

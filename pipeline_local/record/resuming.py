@@ -195,6 +195,7 @@ def _identity(config: Config) -> dict[str, object]:
         "parallel.wire_dtype": config.parallel.wire_dtype,
         "optimizer.name": config.optimizer.name,
         "optimizer.decay": config.optimizer.decay,
+        "option of this optimizer": config.optimizer.args,  # it may need other state
         "train.seed": config.train.seed,
         "kind of lagged message (reconcile.direction, reconcile.weight)": feeds_back,
         **(feedback if feeds_back else {}),

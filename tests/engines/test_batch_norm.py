@@ -71,6 +71,20 @@ def test_a_large_mean_leaves_the_variance(run_ranks):
     torch.testing.assert_close(torch.from_numpy(found[0][1]), alone.running_var, rtol=1e-2, atol=0)
 
 
+def padding_on_one(rank_info):
+    with joined(rank_info):
+        layers = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)).eval()
+        synchronize([layers], Replicas(dist.new_group(backend="gloo")))
+        return layers(torch.eye(3) + rank_info.rank).detach().numpy()
+
+
+def test_evaluations_are_of_each_replica_alone(run_ranks):
+    """Also without running statistics, where one may have nothing but padding."""
+    alone = nn.BatchNorm1d(3, track_running_stats=False).eval()
+    for rank, found in enumerate(run_ranks(padding_on_one, 2)):
+        assert torch.equal(torch.from_numpy(found), alone(torch.eye(3) + rank).detach())
+
+
 def test_one_replica_keeps_its_layers():
     layers = network()
     synchronize([layers], Replicas())

@@ -64,3 +64,29 @@ def test_loading_changes_what_follows():
     steps(net, opt, 1)
     steps(other, fresh, 1)
     assert any((a != b).any() for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+class Counting(torch.optim.Optimizer):
+    """Its state has dtypes of its own."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1.0})
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["seen"] = torch.ones(parameter.shape, dtype=torch.bool)
+            state["count"] = torch.tensor(2**24 + 1)
+            state["wide"] = torch.full(parameter.shape, 1 / 3, dtype=torch.float64)
+
+
+def test_a_state_keeps_its_dtype():
+    params = [nn.Parameter(torch.ones(3))]
+    before, after = Counting(params), Counting(params)
+    before.step()
+    optimizer.load(after, optimizer.tensors(before))
+    saved, found = optimizer.tensors(before), optimizer.tensors(after)
+    assert saved.keys() == found.keys()
+    for name, value in saved.items():
+        assert value.dtype == found[name].dtype
+        assert torch.equal(value, found[name])

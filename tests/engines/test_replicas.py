@@ -59,6 +59,29 @@ def test_sums_are_those_of_all_tensors_whatever_the_buckets(bucket_bytes, run_ra
         assert own == [rank, rank + 3]
 
 
+def mean_of_equal(rank_info):
+    with joined(rank_info):
+        replicas = Replicas(dist.new_group(backend="gloo"))
+        table = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+        kept = table.clone()
+        engine = TorchEngine(
+            [nn.Parameter(torch.ones(1))],
+            torch.optim.SGD,
+            Guard(nn.Module(), 1, "fail"),
+            None,
+            replicas,
+        )
+        engine.add([torch.ones(1)], 1)
+        engine.reduce([], [table])
+        engine.step(0.1, torch.ones(()), 0)
+        return torch.equal(table, kept)
+
+
+def test_the_mean_of_equal_tables_is_the_table(run_ranks):
+    """A third of a number, three times, is another number for one in seven."""
+    assert run_ranks(mean_of_equal, 3) == [True] * 3
+
+
 def one_is_not_finite(rank_info):
     """What a replica holds after a step in which the last one's gradient was not finite."""
     with joined(rank_info):

@@ -116,6 +116,36 @@ def test_the_bits_are_those_of_one_optimizer(run_ranks, name):
     assert max(parts) < 0.7 * wholes[0] or not wholes[0], "Muon's are not of one size"
 
 
+class Counting(torch.optim.Optimizer):
+    """It keeps a count in its groups, as schedule-free optimizers do."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] += 1
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"] / group["count"])
+
+
+def counted(rank_info):
+    with joined(rank_info):
+        replicas = Replicas(dist.new_group([0, 1]))
+        config = OptimizerConfig(name="python:tests.engines.test_zero:Counting", lr=0.1)
+        nets = network(), network()
+        found = [
+            after(engine_of(net, config, replicas, zero), list(net.parameters()), range(4), 0)[0]
+            for zero, net in enumerate(nets)
+        ]
+        return same(*found)
+
+
+def test_what_an_optimizer_keeps_in_its_groups_stays(run_ranks):
+    assert run_ranks(counted, 2) == [True, True]
+
+
 def resumed(rank_info, name, before, after_):
     """Half of the steps with one way to keep the state, and half with another."""
     with joined(rank_info):

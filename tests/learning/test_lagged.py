@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline_local.learning.contents import Copies, Feedback, Unembeddings
+from pipeline_local.learning.contents import Copies, Feedback, Unembeddings, copies
 from pipeline_local.learning.lagged import LaggedContent, LaggedMessages, LagPlan
 from pipeline_local.learning.step import Step
 
@@ -64,3 +64,41 @@ def test_what_is_sent_once_per_step_goes_with_the_last_microbatch_whatever_its_n
         each.load(feedback.tensors(), replica)
         held[index] = len(own.pending), [kept.microbatch for kept in each.pending]
     assert held == {0: (0, [0, 2]), 1: (1, [1, 3])}
+
+
+def test_the_last_module_keeps_nothing_for_nobody():
+    """Also where an earlier version has."""
+    plan = LagPlan((Feedback(1),), num_modules=2)
+    first, last = LaggedMessages(plan, 0), LaggedMessages(plan, 1)
+    for each in (first, last):
+        each.keep(Step(0, 0.1), 0, torch.ones(2), torch.ones(1))
+    assert (len(first.awaiting), len(last.awaiting)) == (1, 0)
+    assert first.expects(Step(plan.lag, 0.1), 0)
+    assert not last.expects(Step(plan.lag, 0.1), 0)
+    alone = SimpleNamespace(index=0, size=1, has=lambda microbatch: True)
+    last.load(first.tensors(), alone)
+    assert not last.tensors()
+
+
+class Copying(nn.Module):
+    """A head with a copy, beside a layer that learns."""
+
+    follows = "block"
+
+    def __init__(self):
+        super().__init__()
+        self.copy = nn.Linear(2, 2).requires_grad_(False)
+        self.own = nn.Linear(2, 2)
+
+    def begin(self, original):
+        """Take over what is copied."""
+
+    def follow(self, published):
+        """Move towards it."""
+
+
+def test_frozen_weights_are_no_copies():
+    """Only copies are handed to the other replicas."""
+    head, frozen = Copying(), nn.Linear(2, 2).requires_grad_(False)
+    assert copies(nn.Sequential(frozen), head) == list(head.copy.parameters())
+    assert copies(nn.Sequential(frozen), nn.Linear(2, 2)) == []

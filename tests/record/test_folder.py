@@ -218,10 +218,11 @@ def test_what_is_resumed_and_how_it_differs(tmp_path):
     folder.create(config, "{}")
     assert folder.describe_resume(config, 0) == "no checkpoint yet: from the beginning"
     assert folder.describe_resume(config, 7) == "resuming after step 7"
-    places = {"stages": 1, "threads": 1}
+    places = {"stages": 1, "threads": 1, "sync_batchnorm": True}
     other = {**CONFIG, "optimizer": {"lr": 0.5}, "parallel": places, "channels_last": True}
     assert folder.describe_resume(configfile.parse(other), 7) == (
-        "resuming after step 7, channels_last=True (was False), optimizer.lr=0.5 (was 0.1)"
+        "resuming after step 7, channels_last=True (was False), optimizer.lr=0.5 (was 0.1),"
+        " parallel.sync_batchnorm=True (was False)"
     )
 
 

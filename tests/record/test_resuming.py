@@ -84,12 +84,23 @@ def test_what_may_change(refused, override):
         ("precision=bfloat16", "precision"),
         ("optimizer.name=adamw", "optimizer.name"),
     ],
+    ids=str,
 )
 def test_what_may_not(refused, override, name):
     for said in (None, {override.partition("=")[0]}, set()):
         line = refused(override, said=said)
         assert line.startswith(f"run.resume: out holds a run with another {name}"), line
         assert "resume it as it was (pipeline-local resume out)" in line
+
+
+def test_options_of_an_optimizer_stay(refused, monkeypatch):
+    """With amsgrad it needs a state that no checkpoint has."""
+    monkeypatch.setitem(CONFIG, "optimizer", {"name": "python:torch.optim:AdamW", "lr": 0.1})
+    line = refused("optimizer.amsgrad=true")
+    assert line.startswith("run.resume: out holds a run with another option of this optimizer"), (
+        line
+    )
+    assert refused("optimizer.lr=0.01") == ""
 
 
 def test_another_number_of_images_is_other_data(refused):
