@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline_local.learning.contents import Copies, Feedback, Unembeddings, copies
 from pipeline_local.learning.lagged import LaggedContent, LaggedMessages, LagPlan
