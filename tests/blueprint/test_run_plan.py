@@ -13,7 +13,7 @@ from pipeline_local.learning.step import Step
 def run_plan(num_train=100, num_test=23, **sections):
     tree = {"model": {"name": "resnet20"}, "data": {"name": "digits", "batch_size": 10}}
     tree.update({"train": {"epochs": 2}, **sections})
-    return RunPlan(configfile.parse(tree), num_train, num_test)
+    return RunPlan(configfile.parse(tree), num_train, num_test, num_modules=2)
 
 
 def test_epochs_drop_the_ragged_batch():
@@ -118,6 +118,7 @@ def test_feedback_is_heeded_a_fixed_number_of_steps_later():
     plan = run_plan(reconcile=own, train={"steps": 12})
     assert [n for n in range(12) if plan.lag.sent(1, n, 0, 2)] == [0, 3, 6, 9]
     assert [n for n in range(12) if plan.lag.applied(0, n, 0, 2)] == [4, 7, 10]
+    assert not any(plan.lag.applied(1, n, 0, 2) for n in range(12)), "it is the last module"
     assert [n for n in range(12) if plan.step(n).reconcile] == [0, 3, 6, 9]
 
 
