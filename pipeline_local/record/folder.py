@@ -35,6 +35,10 @@ FREE = Path("runs/fit-*")
 """Stands for the first free one of runs/fit, runs/fit-2 and so on."""
 
 
+_LEARNING = ("parallel.sync_batchnorm",)
+"""What changes the result, of a section that otherwise never does."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run: config.yaml, data.json, metrics/, checkpoints/, trace/, summary.json.
@@ -159,8 +163,7 @@ class RunFolder:
             return f"resuming after step {step}" if step else new
         begin = f"resuming after step {step}" if step else "no checkpoint yet: from the beginning"
         differs = resuming.changes(self.load_config(), config, begun=step > 0)
-        placed = ("parallel.", "parallel.sync_batchnorm")
-        told = [c for c in differs if not c.key.startswith(placed[0]) or c.key == placed[1]]
+        told = [c for c in differs if not c.key.startswith("parallel.") or c.key in _LEARNING]
         return ", ".join([begin, *map(str, told)])
 
     @contextmanager
