@@ -85,7 +85,7 @@ def test_models_of_all_families(tmp_path, run_ranks, name):
 @pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(name, marks=[] if name in ("gpt2", "llama") else pytest.mark.long)
+        pytest.param(name, marks=[] if name == "gpt2" else pytest.mark.long)
         for name in causal_lm.TESTED
     ],
 )
