@@ -14,10 +14,11 @@ from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
 from pipeline_local.exits.network import ExitNetwork, check
 from pipeline_local.exporting import formats
+from pipeline_local.exporting.shorter import shorter
 from pipeline_local.finished import CPU, load, relocated
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import hf_folder, weights
-from pipeline_local.models.backbone import Block
+from pipeline_local.models.backbone import Block, Language
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.text.tokenizer import Tokenizer
 
@@ -39,7 +40,8 @@ def export(
       loads them with `strict=True`. Of an exit under the names of `ExitNetwork`.
     - `.pt2`: a program of `torch.export`; `.onnx`: the same as ONNX. Both take batches of any size
       of normalised inputs, are read again, and are compared with the network.
-    - Of a language model, anything else is a folder for `AutoModelForCausalLM.from_pretrained`.
+    - Of a language model, anything else is a folder for `AutoModelForCausalLM.from_pretrained`. An
+      exit of `head.name=readout` is a shorter model there.
 
     Files hold facts about the run as metadata (`facts`).
 
@@ -63,10 +65,13 @@ def export(
     blueprint = relocated(blueprint, run, overrides)
     count = check("--exit", exit, len(modules))
     if output.suffix not in formats.SUFFIXES:
-        if exit is not None or not blueprint.backbone.language:
+        language = blueprint.backbone.language
+        if not language:
             endings = ", ".join(formats.SUFFIXES)
             raise UserError(f"--output: must end in one of {endings}, got {output}; name a file")
-        return _folder(blueprint, weights.model_state(_parts(blueprint, modules)), output)
+        if count < len(modules):
+            return _folder(blueprint, *shorter(blueprint, modules[:count]), output)
+        return _folder(blueprint, language, weights.model_state(_parts(blueprint, modules)), output)
     network = ExitNetwork(modules[:count])
     metadata = facts(blueprint, run, step, count)
     if output.suffix != formats.WEIGHTS:
@@ -83,10 +88,10 @@ def _parts(blueprint: Blueprint, modules: list[LocalModule]) -> list[tuple[Block
     return [part for module in modules for part in blueprint.parts(module)]
 
 
-def _folder(blueprint: Blueprint, state: dict[str, Tensor], output: Path) -> dict[str, Tensor]:
+def _folder(
+    blueprint: Blueprint, language: Language, state: dict[str, Tensor], output: Path
+) -> dict[str, Tensor]:
     """Write a language model as Hugging Face's libraries read it."""
-    language = blueprint.backbone.language
-    assert language, "the caller has asked"
     data, info = blueprint.config.data, blueprint.info
     named = info.tokenizer is not None or data.args.get("tokenizer") is not None
     tokenizer = tokenizer_of(data, info) if named else None

@@ -53,6 +53,7 @@ class Language:
         args: the `model.*` keys that build it again, wherever they came from.
         files: what belongs beside its weights in a folder, by name.
         adopt: reads state dicts as others publish them.
+        first: gives the same of the model that has only so many of its layers, the first ones.
         tied: names of the matrix of the embedding and of that of the unembedding, where these are
             one.
     """
@@ -61,6 +62,7 @@ class Language:
     args: Mapping[str, Any]
     files: Mapping[str, str]
     adopt: Adopt
+    first: Callable[[int], "Language"]
     tied: tuple[str, str] | None = None
 
 

@@ -127,11 +127,21 @@ def build(
             model._init_weights(layer)
 
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    args = {**hf_config.arguments(model.config), **chosen}
+
+    def first(count: int) -> Language:
+        fewer = hf_config.fewer_layers(args, model.config.num_hidden_layers, count)
+        with torch.device("meta"):
+            language = build(num_classes=num_classes, image_shape=image_shape, **fewer).language
+        assert language, "as this one has"
+        return language
+
     language = Language(
         vocabulary=model.config.vocab_size,
-        args={**hf_config.arguments(model.config), **chosen},
+        args=args,
         files={"config.json": _published(model)},
         adopt=_Adopt(model),
+        first=first,
         tied=_matrices(model) if _is_tied(model.config) else None,
     )
     return Backbone(blocks, classifier, initialize, "NTC", language)

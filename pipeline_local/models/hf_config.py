@@ -28,6 +28,8 @@ _NOT_OURS = {
 _LEGACY = {"rope_theta", "rope_scaling"}
 """Keys that every configuration of a model with rotary embeddings reads."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_PER_LAYER = ("layer_types", "no_rope_layers")
+"""Keys of lists with an entry per layer."""
 _SIZES = {
     *("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "n_inner"),
@@ -174,6 +176,12 @@ def _fit_layers(own: dict[str, Any], said: set[str]) -> None:
             del own["layer_types"]
         else:
             own["layer_types"] = types[:count]
+
+
+def fewer_layers(args: Mapping[str, Any], total: int, count: int) -> dict[str, Any]:
+    """The `model.*` keys of a model with the first `count` of its `total` layers."""
+    cut = {key: list(args[key])[:count] for key in _PER_LAYER if len(args.get(key) or ()) == total}
+    return {**args, **cut, "num_hidden_layers": count}
 
 
 def arguments(config: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers' own class)

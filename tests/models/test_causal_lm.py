@@ -115,6 +115,32 @@ def test_blocks_in_order_are_the_model_to_the_bit(architecture, attention):
         assert torch.equal(logits, wanted)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_first_layers_are_a_model(architecture):
+    """Each layer is what it was: of its kind of attention, with or without rotary embeddings."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    whole = build(architecture, **({"num_hidden_layers": 5} if not_listed(architecture) else {}))
+    count = len(whole.blocks) - 2
+    modules = modules_of(whole)
+    kept = [*zip(whole.blocks, modules, strict=False)][: count + 1]
+    kept.append((whole.classifier, modules[-1]))
+    facts = json.loads(whole.language.first(count).files["config.json"])
+    assert facts.get("num_hidden_layers", facts.get("n_layer")) == count
+    config = AutoConfig.for_model(**facts)
+    with hf_config.quiet():
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.load_state_dict({b.prefix + n: v for b, m in kept for n, v in m.state_dict().items()})
+    ids = ids_of()
+    found = through([module.eval() for _, module in kept], ids)
+    assert torch.equal(model(input_ids=ids).logits, found)
+
+
+def not_listed(architecture):
+    """Whether its number of layers is free here."""
+    return "layer_types" not in ARCHITECTURES[architecture]
+
+
 def test_the_table_of_architectures_is_the_tested_one():
     assert tuple(ARCHITECTURES) == causal_lm.TESTED
 
