@@ -249,6 +249,12 @@ class DeepSpeedEngine:
         places = list(self._places())
         whole_sized = []
         for name, value in named.items():
+            if name.startswith(optimizers.NUMBER):
+                raise UserError(
+                    f"engine=deepspeed keeps an optimizer's state in tensors, and the checkpoint"
+                    f" has a number beside ({name.removeprefix(optimizers.NUMBER)}); use"
+                    f" engine=torch"
+                )
             number, quantity = name.split(".")
             parameter, whole = places[int(number)]
             state = self.optimizer.state[whole]

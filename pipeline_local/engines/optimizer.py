@@ -18,6 +18,9 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
 An entry gets a module's parameters, and those keys of the section that its signature names.
 """
 
+NUMBER = "number."
+"""What names of numbers begin with, beside tensors."""
+
 
 @OPTIMIZERS.add("sgd")
 def sgd(
@@ -134,23 +137,52 @@ def tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def numbers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the numbers that an optimizer keeps beside tensors, as scalars on the CPU.
+
+    They are named `number.<parameter index>.<quantity>`, and those of its groups
+    `number.group<index>.<key>`. Rates are not among them: a schedule sets those.
+    """
+    described = optimizer.state_dict()
+    owners = {str(index): state for index, state in described["state"].items()}
+    for index, group in enumerate(described["param_groups"]):
+        owners[f"group{index}"] = {key: value for key, value in group.items() if key != "lr"}
+    return {
+        f"{NUMBER}{owner}.{quantity}": _scalar(value)
+        for owner, quantities in owners.items()
+        for quantity, value in quantities.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _scalar(value: float) -> Tensor:
+    """A tensor whose `item` is of the same type, and the same number."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+
+
 def load(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
-    """Restore the state of an optimizer from the result of `tensors`."""
+    """Restore the state of an optimizer from the results of `tensors` and `numbers`."""
     params: list[nn.Parameter] = [p for g in optimizer.param_groups for p in g["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | float]] = {}
     for name, value in named.items():
-        number, quantity = name.split(".")
-        parameter = params[int(number)]
-        if value.shape == parameter.shape:  # checkpoints do not keep strides
-            value = laid_out_as(parameter, value)
-        state.setdefault(int(number), {})[quantity] = value
+        owner, quantity = name.removeprefix(NUMBER).split(".", 1)
+        if owner.startswith("group"):
+            optimizer.param_groups[int(owner.removeprefix("group"))][quantity] = value.item()
+        elif name.startswith(NUMBER):
+            state.setdefault(int(owner), {})[quantity] = value.item()
+        else:
+            parameter = params[int(owner)]
+            if value.shape == parameter.shape:  # checkpoints do not keep strides
+                value = laid_out_as(parameter, value)
+            state.setdefault(int(owner), {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for index, saved in state.items():  # torch has made all dtypes the parameter's
         parameter = params[index]
         own = optimizer.state.get(parameter, {})
         for quantity in (own.keys() & saved.keys()) - {"step"}:
-            own[quantity] = saved[quantity].to(parameter.device)
+            kept = saved[quantity]
+            own[quantity] = kept.to(parameter.device) if isinstance(kept, Tensor) else kept
 
 
 def laid_out_as(parameter: Tensor, like: Tensor) -> Tensor:

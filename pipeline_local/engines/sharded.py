@@ -93,7 +93,7 @@ def gathered(
     They travel one by one: no replica ever holds more than one that is not its own.
 
     Args:
-        own: of this replica, by names that no other one uses.
+        own: of this replica; what another one names alike is equal there.
         replicas: of the stage; all call it together.
         device: what the replicas' group sends from.
     """

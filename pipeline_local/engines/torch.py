@@ -56,6 +56,7 @@ class TorchEngine:
         if zero and self.replicas.size > 1:
             self.optimizer = ShardedOptimizer(self.optimizer, self.replicas)
         self._rates = rates(self.optimizer)
+        self._made = optimizers.numbers(self.optimizer)
 
     @property
     def gradients(self) -> Sequence[Gradient]:
@@ -143,9 +144,11 @@ class TorchEngine:
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's state as `optimizer.tensors` does; all replicas call it together,
-        and the first one gets all of it."""
-        own = optimizers.tensors(self.optimizer)
+        """Return the optimizer's state as `optimizer.tensors` does, and those `numbers` that are
+        others than at first; all replicas call it together, and the first one gets all of it."""
+        found = optimizers.numbers(self.optimizer).items()
+        changed = {name: n for name, n in found if name not in self._made or n != self._made[name]}
+        own = optimizers.tensors(self.optimizer) | changed
         if not isinstance(self.optimizer, ShardedOptimizer):
             return own
         return gathered(own, self.replicas, self._params[0].device)

@@ -6,6 +6,8 @@ from torch import nn
 
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.engines import optimizer
+from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.torch import TorchEngine
 
 
 def steps(net, opt, count):
@@ -90,3 +92,52 @@ def test_a_state_keeps_its_dtype():
     for name, value in saved.items():
         assert value.dtype == found[name].dtype
         assert torch.equal(value, found[name])
+
+
+class Adaptive(torch.optim.Optimizer):
+    """It keeps numbers where tensors would do, as some libraries' optimizers do."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1.0, "estimate": 0.1, "begun": False, "decay": 0.5})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["estimate"] *= 1.1
+            group["begun"] = True
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                parameter.data -= group["lr"] * group["estimate"] / state["count"]
+
+
+def test_numbers_that_change_are_kept():
+    """Those that do not are the configuration's, which may be another one in a resumed run."""
+
+    def engine(parameter):
+        guard = Guard(nn.Module(), 1, "fail")
+        return TorchEngine([parameter], Adaptive, guard, clip=None)
+
+    def step(engine, parameter):
+        engine.add([torch.ones_like(parameter)], 1)
+        engine.step(0.1, torch.tensor(1.0), 0)
+
+    parameter = nn.Parameter(torch.ones(3))
+    first = engine(parameter)
+    assert first.tensors() == {}
+    for _ in range(3):
+        step(first, parameter)
+    saved = {name: value.clone() for name, value in first.tensors().items()}
+    names = ("number.0.count", "number.group0.begun", "number.group0.estimate")
+    assert sorted(saved) == sorted(names)
+    other = nn.Parameter(parameter.detach().clone())
+    second = engine(other)
+    second.load(saved)
+    group = second.optimizer.param_groups[0]
+    assert group["estimate"] == first.optimizer.param_groups[0]["estimate"]
+    assert group["begun"] is True
+    count = second.optimizer.state[other]["count"]
+    assert (count, type(count)) == (3, int)
+    step(first, parameter)
+    step(second, other)
+    assert torch.equal(parameter, other)
+    assert second.tensors() == first.tensors()
