@@ -42,9 +42,8 @@ def add_all(commands: Commands) -> None:
     simulate.add_argument("--methods", type=_words, default=methods)
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
     simulate.add_argument(
-        "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: stages"
+        "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: ranks"
     )
-    simulate.add_argument("--replicas", type=int, help="of each stage; default: parallel.replicas")
     simulate.add_argument("--bandwidth", type=float, help="bits per second; default: as profiled")
     simulate.add_argument("--latency", type=float, help="seconds, one way; default: as profiled")
     simulate.add_argument("--jitter", type=float, default=0.0, help="most seconds more, at random")

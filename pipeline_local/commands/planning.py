@@ -49,13 +49,11 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.simulation import simulate
     from pipeline_local.simulation.scenario import Scenario
 
-    config, rank_info, num_stages = read(options)
-    own = rank_info.mesh(config.parallel).replicas
+    config, _rank_info, num_stages = read(options)
     scenario = Scenario(
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
         microbatches=options.microbatches,
-        replicas=options.replicas or max(own),
         latency=options.latency,
         bandwidth=options.bandwidth,
         jitter=options.jitter,

@@ -110,12 +110,15 @@ def _kept_bytes_of_head(uncut: Blueprint, head: nn.Module, end: int) -> int:
     return sum(kept_bytes(uncut, [head], end))
 
 
-def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
-    """Balances the costs of stages.
+def best_stages(
+    blueprint: Blueprint, costs: Sequence[Costs], replicas: Sequence[int]
+) -> list[range]:
+    """Balances the costs of stages, each shared by its replicas.
 
     Args:
         blueprint: the run, with its modules.
         costs: the costs on the device of each stage.
+        replicas: the number of replicas of each stage.
 
     Returns:
         The modules of each stage.
@@ -128,18 +131,21 @@ def best_stages(blueprint: Blueprint, costs: Sequence[Costs]) -> list[range]:
 
     def computing(part: Part) -> float:
         stage, numbers = part
-        return sum(costs[stage].module(k, len(modules), modules[k]).total for k in numbers)
+        each = (costs[stage].module(k, len(modules), modules[k]) for k in numbers)
+        return sum(cost.shared(replicas[stage]) for cost in each)
 
     def cost(part: Part) -> float:
         """The longer of computing and receiving, as a stage computes while it receives."""
-        link, num_bytes = costs[part[0]].link, received[part[1].start]
+        link, num_bytes = costs[part[0]].link, received[part[1].start] / replicas[part[0]]
         return max(computing(part), num_bytes / link.bytes_per_second if link else 0.0)
 
     def peak(part: Part, _: Sequence[range]) -> int:
-        return stage_bytes(blueprint, part[1], len(costs), costs[part[0]].device).peak
+        stage, numbers = part
+        device, each = costs[stage].device, replicas[stage]
+        return stage_bytes(blueprint, numbers, len(costs), device, each).peak
 
-    def alike(_: int) -> Hashable:
-        return None
+    def alike(stage: int) -> Hashable:
+        return replicas[stage]
 
     grows, space, count = _grows(blueprint), room(blueprint, costs), len(modules)
     cut = _Search("stages", cost, peak, alike, grows, space).best(count)

@@ -97,6 +97,11 @@ class ModuleCost:
         """The cost of a whole step."""
         return self.forward + self.signal + self.learn
 
+    def shared(self, replicas: int) -> float:
+        """Returns the cost of a whole step on each of so many replicas, which share the
+        microbatches; each of them makes the update."""
+        return (self.total - self.update) / replicas + self.update
+
 
 @dataclass(frozen=True)
 class Costs:

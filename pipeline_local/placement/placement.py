@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.errors import UserError
+from pipeline_local.config import Config
+from pipeline_local.errors import UserError, counted
 from pipeline_local.gpus.utilization import Utilization
 from pipeline_local.placement import balance, partition, profile_file
 from pipeline_local.placement.costs import Costs, ModuleCost, by_flops, training_flops
@@ -50,6 +51,21 @@ def per_stage(devices: tuple[Costs, ...], num_stages: int) -> tuple[Costs, ...]:
     return devices if len(devices) == num_stages else devices * num_stages
 
 
+def mesh_of(config: Config, num_stages: int) -> Mesh:
+    """Returns the ranks of so many stages.
+
+    Raises:
+        UserError: `parallel.replicas` has numbers for other stages.
+    """
+    mesh = Mesh.of(replace(config.parallel, stages=num_stages))
+    if mesh.num_stages != num_stages:
+        raise UserError(
+            f"parallel.replicas: got {list(mesh.replicas)} for {counted(num_stages, 'stage')}; give"
+            f" a number for each stage, or one for all"
+        )
+    return mesh
+
+
 @dataclass(frozen=True)
 class Placement:
     """The assignment of a blueprint's modules to stages.
@@ -74,7 +90,9 @@ class Placement:
             num_stages,
             blueprint.config.parallel.cuts,
             lambda: balance.best_stages(
-                blueprint, per_stage(costs_by_device(blueprint), num_stages)
+                blueprint,
+                per_stage(costs_by_device(blueprint), num_stages),
+                mesh_of(blueprint.config, num_stages).replicas,
             ),
         )
         return cls(blueprint, tuple(stages))
@@ -82,8 +100,7 @@ class Placement:
     @property
     def mesh(self) -> Mesh:
         """The ranks of the stages."""
-        parallel = replace(self.blueprint.config.parallel, stages=len(self.stages))
-        return Mesh.of(parallel)
+        return mesh_of(self.blueprint.config, len(self.stages))
 
     @cached_property
     def costs(self) -> tuple[Costs, ...]:
@@ -96,12 +113,18 @@ class Placement:
 
     @property
     def module_costs(self) -> list[list[ModuleCost]]:
-        """The costs of the modules of each stage on its device."""
+        """The costs of the modules of each stage on its device, for a whole batch."""
         modules = self.blueprint.modules
         return [
             [on_device.module(k, len(modules), modules[k]) for k in part]
             for on_device, part in zip(self.costs, self.stages, strict=True)
         ]
+
+    @property
+    def stage_costs(self) -> list[float]:
+        """The cost of a step of each stage on each of its replicas."""
+        each = zip(self.module_costs, self.mesh.replicas, strict=True)
+        return [sum(cost.shared(replicas) for cost in stage) for stage, replicas in each]
 
     def utilization(self, rank_info: RankInfo) -> Utilization:
         """Returns what tells how well a rank's GPU is used."""
@@ -123,5 +146,4 @@ class Placement:
         files = 1 if profile is None or isinstance(profile, Path) else len(profile)
         if profile is None or files not in (1, len(self.stages)):
             return None
-        totals = [sum(cost.total for cost in stage) for stage in self.module_costs]
-        return StageTimes(totals, steps)
+        return StageTimes(self.stage_costs, steps)

@@ -29,9 +29,9 @@ class Alternative:
     """What a method needs for the same network, batch and optimizer.
 
     Attributes:
-        name: name of the method, with its p devices and m microbatches.
+        name: name of the method, with its p stages and m microbatches.
         method: name of the method alone.
-        microbatches: m; each device computes its share of the batch in m parts.
+        microbatches: m, of the batch; of DDP, of each device's share of it.
         peak: bytes on the device that needs the most memory.
         fits: whether every device has room for it; None: the room is not known.
         bubble: theoretical idle fraction of an average device.
@@ -59,13 +59,14 @@ def alternatives(
     placement: Placement, peaks: Sequence[int], traffic: float
 ) -> tuple[Alternative, ...]:
     """Return local learning first, backpropagation on one device, without and with activation
-    checkpointing, and 1F1B and DDP on as many devices as there are stages, with each number of
-    microbatches. Of several, all but pipelines accumulate the gradients.
+    checkpointing, and 1F1B and DDP on as many devices as there are ranks, with each number of
+    microbatches. Of several, all but pipelines accumulate the gradients. Where stages have unequal
+    replicas, 1F1B is left out: its pipelines are whole.
 
     Args:
         placement: the run and its stages.
         peaks: bytes that each stage needs as configured.
-        traffic: most bytes that one stage sends per step.
+        traffic: most bytes that one rank sends per step.
     """
     compared = _Compared(placement, traffic)
     own = compared.local(placement.blueprint.config.train.microbatches, peaks)
@@ -83,11 +84,15 @@ def others(placement: Placement) -> tuple[Alternative, ...]:
 
 
 def microbatches(placement: Placement) -> list[int]:
-    """Return the numbers of microbatches to compare, as far as the batch has equal parts."""
-    config, devices = placement.blueprint.config, len(placement.stages)
-    size = config.data.batch_size
-    usual = (max(m for m in range(1, n + 1) if size % m == 0) for n in (devices, 4 * devices))
-    return sorted({config.train.microbatches, *usual})
+    """Return the numbers of microbatches to compare: as configured, a microbatch per rank and four
+    times as many, as far as the batch has equal parts and replicas can share them."""
+    config, mesh = placement.blueprint.config, placement.mesh
+    size, parts = config.data.batch_size, mesh.parts
+    found = {config.train.microbatches}
+    for most in (mesh.num_ranks, 4 * mesh.num_ranks):
+        usual = [m for m in range(parts, most + 1, parts) if size % m == 0]
+        found |= {*usual[-1:]}
+    return sorted(found)
 
 
 def divided(blueprint: Blueprint, batch_size: int, microbatches: int) -> Blueprint:
@@ -114,8 +119,13 @@ def fill(placement: Placement, microbatches: int) -> float:
     through all other stages."""
     costs, steps = placement.module_costs, placement.blueprint.run_plan.num_steps
     first = sum(module.forward for stage in costs[:-1] for module in stage) / microbatches
-    whole = first + steps * max(sum(module.total for module in stage) for stage in costs)
+    whole = first + steps * max(placement.stage_costs)
     return first / whole if whole else 0.0
+
+
+def all_reduced(num_bytes: float, members: int) -> float:
+    """Return the bytes that each member of a ring sends to add up so many."""
+    return 2 * num_bytes * (members - 1) / members
 
 
 def _speed(one: Alternative, own: Alternative) -> float:
@@ -133,6 +143,9 @@ class _Compared:
         self._traffic = traffic
         self._blueprint = blueprint = placement.blueprint
         self._devices = len(placement.stages)
+        self._mesh = placement.mesh
+        one = replace(blueprint.config.parallel, replicas=1)
+        self._single = replace(blueprint, config=replace(blueprint.config, parallel=one))
         self._size = blueprint.config.data.batch_size
         self._rooms = balance.room(blueprint, placement.costs)
         self._recomputes = blueprint.config.modules.recompute
@@ -153,7 +166,7 @@ class _Compared:
             m,
             peaks,
             bubble=fill(self._placement, m),
-            cost=max(sum(one.total for one in row) for row in self._placement.module_costs),
+            cost=max(self._placement.stage_costs),
             traffic=self._traffic,
             seconds=step_seconds(self._blueprint, "local", self._devices, m),
         )
@@ -162,16 +175,17 @@ class _Compared:
         """All other methods that m microbatches are possible for."""
         yield self._backprop("BP", m, recompute=False)
         yield self._backprop("BP checkpointed", m, recompute=True)
-        if self._devices > 1:
-            yield self._one_f_one_b(m)
-            if self._size % (self._devices * m) == 0:
-                yield self._data_parallel(m)
+        several = {*self._mesh.replicas}
+        if self._devices > 1 and len(several) == 1:
+            yield self._one_f_one_b(m, *several)
+        if self._mesh.num_ranks > 1 and self._size % (self._mesh.num_ranks * m) == 0:
+            yield self._data_parallel(m)
 
     def _backprop(self, method: str, m: int, recompute: bool) -> Alternative:
         whole = divided(self._alone[recompute], self._size, m)
         peak = stage_bytes(whole, range(1), 1, whole.device).peak
         again = self._recomputing(recompute)
-        seconds = step_seconds(self._blueprint, "ddp", 1)
+        seconds = step_seconds(self._single, "ddp", 1)
         return self._of(
             method,
             m,
@@ -185,22 +199,25 @@ class _Compared:
         forward = sum(block.forward for block in self._placement.costs[0].blocks)
         return forward * (int(recompute) - int(self._recomputes))
 
-    def _one_f_one_b(self, m: int) -> Alternative:
-        """Stage s of p keeps the activations of up to p - s of the m microbatches, and where there
-        are several, gradients of earlier ones."""
-        devices, peaks, sent = self._devices, [], [0.0]
+    def _one_f_one_b(self, m: int, replicas: int) -> Alternative:
+        """Stage s of p keeps the activations of up to p - s of its m microbatches, and where there
+        are several, gradients of earlier ones; replicas of a pipeline have DDP's buckets."""
+        devices, peaks, sent, before = self._devices, [], [0.0], 0.0
+        own = m // replicas
         for stage, blocks in enumerate(self._cut):
             held = pass_through(self._whole, blocks, self._size // m)
-            waiting = (min(devices - stage, m) - 1) * held.activations
-            peaks.append(held.peak + waiting + (held.gradients if m > 1 else 0))
-            if blocks.stop < len(self._parts[0]):
-                sent.append(2.0 * m * held.output)
+            waiting = (min(devices - stage, own) - 1) * held.activations
+            several = (own > 1) + (replicas > 1)
+            peaks.append(held.peak + waiting + several * held.gradients)
+            after = own * held.output if blocks.stop < len(self._parts[0]) else 0.0
+            sent.append(before + after + all_reduced(held.gradients, replicas))
+            before = after
         return self._of(
             "1F1B",
             m,
             peaks,
-            bubble=(devices - 1) / (m + devices - 1),
-            cost=max(self._cost(stage, blocks) for stage, blocks in enumerate(self._cut)),
+            bubble=(devices - 1) / (own + devices - 1),
+            cost=max(self._cost(stage, blocks, replicas) for stage, blocks in enumerate(self._cut)),
             traffic=max(sent),
             seconds=step_seconds(self._blueprint, "1f1b", devices, m, self._cut),
         )
@@ -208,7 +225,7 @@ class _Compared:
     def _data_parallel(self, m: int) -> Alternative:
         """Each device has the whole network, its part of the batch, and DDP's gradient buckets,
         which hold what several microbatches add up."""
-        devices = self._devices
+        devices = self._mesh.num_ranks
         part = divided(self._whole, self._size // devices, m)
         held = stage_bytes(part, range(1), 1, self._whole.device)
         gradients = held.modules[0].gradients
@@ -220,8 +237,8 @@ class _Compared:
             m,
             [peak] * devices,
             cost=max(costs),
-            traffic=2 * gradients * (devices - 1) / devices,
-            seconds=step_seconds(self._blueprint, "ddp", devices),
+            traffic=all_reduced(gradients, devices),
+            seconds=step_seconds(self._blueprint, "ddp", self._devices),
         )
 
     def _of(
@@ -236,9 +253,8 @@ class _Compared:
         traffic: float = 0.0,
     ) -> Alternative:
         """A method whose devices have these peaks."""
-        alone = method.startswith("BP")
         return Alternative(
-            name=f"{method}, {'1 device' if alone else f'p={self._devices}'}, m={m}",
+            name=f"{method}, {self._where(method)}, m={m}",
             method=method,
             microbatches=m,
             peak=max(peaks),
@@ -249,10 +265,19 @@ class _Compared:
             seconds=seconds,
         )
 
-    def _cost(self, device: int, blocks: range) -> float:
-        """The cost of a step of these blocks under backpropagation."""
+    def _where(self, method: str) -> str:
+        """What a method runs on, for its name."""
+        if method.startswith("BP"):
+            return "1 device"
+        several = "".join(f"{count}x" for count in {*self._mesh.replicas} - {1})
+        if method == "DDP" or len({*self._mesh.replicas}) > 1:
+            return f"{self._mesh.num_ranks} devices" if several else f"p={self._devices}"
+        return f"{several}p={self._devices}"
+
+    def _cost(self, device: int, blocks: range, replicas: int = 1) -> float:
+        """The cost of a step of these blocks under backpropagation, on each of their replicas."""
         costs = (self._parts[device][block] for block in blocks)
-        return sum(one.forward + one.backward + one.update for one in costs)
+        return sum((one.forward + one.backward) / replicas + one.update for one in costs)
 
     def _fits(self, peaks: Sequence[int]) -> bool | None:
         pairs = [*zip(peaks, self._rooms, strict=False)]

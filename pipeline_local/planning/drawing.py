@@ -200,8 +200,8 @@ def _replicas(plan: Plan) -> Iterator[str]:
         if count > 1
     )
     yield (
-        f"On {counted(plan.mesh.num_ranks, 'rank')}, {plan.mesh.describe()}: memory is that of each"
-        f" replica, operations are shared by all of a stage. Each adds up {sent} MiB of gradients"
+        f"On {counted(plan.mesh.num_ranks, 'rank')}, {plan.mesh.describe()}: the table of stages is"
+        f" of each replica, that of modules of all together. Each adds up {sent} MiB of gradients"
         f" with the others in a step, and holds as much again for it."
     )
 
@@ -218,8 +218,8 @@ def _facts(plan: Plan) -> list[str]:
         helps(plan.alternatives, plan.lever),
         f"Best m of each: {_best(plan)}. Speed: steps per second over {own.name}, by simulated"
         f" times, else by operations and bubbles. {_heads(plan)}",
-        "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches on p stages; local learning"
-        f" waits only while the pipeline fills, once in {counted(plan.steps, 'step')}.",
+        "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches in a pipeline of p stages;"
+        f" local learning waits only while the pipeline fills, once in {counted(plan.steps, 'step')}.",
         "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
         " runs their forward passes again.",
         "Kept: activations between acts 1 and 3. Learn: act 3, with the update and, on average over"

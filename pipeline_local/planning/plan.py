@@ -23,7 +23,7 @@ from pipeline_local.placement.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.planning.alternatives import Alternative, alternatives, fill
+from pipeline_local.planning.alternatives import Alternative, all_reduced, alternatives, fill
 from pipeline_local.planning.verdict import Lever, lever
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.simulate import step_seconds
@@ -60,17 +60,19 @@ class StagePlan:
         modules: the plans of its modules.
         memory: bytes that the device must hold.
         room: bytes that the device has; None: unknown.
+        replicas: number of its replicas.
     """
 
     device: Device
     modules: tuple[ModulePlan, ...]
     memory: StageBytes
     room: float | None
+    replicas: int = 1
 
     @property
     def cost(self) -> float:
-        """The cost of an average step, in the plan's unit."""
-        return sum(module.cost.total for module in self.modules)
+        """The cost of an average step on each replica, in the plan's unit."""
+        return sum(module.cost.shared(self.replicas) for module in self.modules)
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         _edge(blueprint, part[-1], receiver.link)
         for part, receiver in zip(parts, costs[1:], strict=False)
     )
-    sent = max((edge.activations + edge.signals + edge.lagged for edge in edges), default=0.0)
-    compared = alternatives(placement, [stage.memory.peak for stage in stages], sent)
+    compared = alternatives(placement, [s.memory.peak for s in stages], _most_sent(stages, edges))
     return Plan(
         unit=costs[0].unit,
         origin="; ".join(dict.fromkeys(each.origin for each in costs)),
@@ -223,7 +224,9 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
             )
             for index, held, cost in zip(part, memory.modules, costs, strict=True)
         )
-        yield StagePlan(on_device.device, modules, memory, None if room == math.inf else room)
+        yield StagePlan(
+            on_device.device, modules, memory, None if room == math.inf else room, replicas
+        )
 
 
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
@@ -243,22 +246,30 @@ def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     )
 
 
+def _most_sent(stages: Sequence[StagePlan], edges: Sequence[EdgePlan]) -> float:
+    """The most bytes that one rank sends in an average step: downstream, upstream, and to the other
+    replicas of its stage."""
+    down = [*(edge.activations + edge.signals for edge in edges), 0.0]
+    up = [0.0, *(edge.lagged for edge in edges)]
+    return max(
+        (more + less) / stage.replicas
+        + all_reduced(sum(m.memory.gradients for m in stage.modules), stage.replicas)
+        for stage, more, less in zip(stages, down, up, strict=True)
+    )
+
+
 def _imbalance(costs: Sequence[float]) -> float:
     return max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
 
 
 def _best_stages(placement: Placement) -> Cut | None:
-    blueprint, costs = placement.blueprint, placement.costs
+    replicas = placement.mesh.replicas
     try:
-        stages = balance.best_stages(blueprint, costs)
+        stages = balance.best_stages(placement.blueprint, placement.costs, replicas)
     except UserError:
         return None
-    modules = blueprint.modules
-    totals = [
-        sum(on_device.module(k, len(modules), modules[k]).total for k in part)
-        for on_device, part in zip(costs, stages, strict=True)
-    ]
-    return Cut(tuple(part.start for part in stages[1:]), _imbalance(totals))
+    best = replace(placement, stages=tuple(stages))
+    return Cut(tuple(part.start for part in stages[1:]), _imbalance(best.stage_costs))
 
 
 def _even_memory(placement: Placement) -> int | None:

@@ -40,10 +40,18 @@ def timeline(stages: Sequence[StagePlan], steps: int) -> list[list[Bar]]:
 
 
 def _work(stage: StagePlan) -> StageWork:
-    """The work of a stage for local learning; act 3 includes update and mean reconciliation."""
-    costs = [module.cost for module in stage.modules]
+    """The work of a replica of a stage for local learning; act 3 includes update and mean
+    reconciliation."""
+    several, costs = stage.replicas, [module.cost for module in stage.modules]
     return StageWork(
-        modules=tuple(ModuleWork(cost.forward, cost.signal, cost.learn) for cost in costs),
+        modules=tuple(
+            ModuleWork(
+                cost.forward / several,
+                cost.signal / several,
+                (cost.learn - cost.update) / several + cost.update,
+            )
+            for cost in costs
+        ),
         messages=0.0,
         forward=0.0,
         backward=0.0,

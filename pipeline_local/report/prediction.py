@@ -58,7 +58,7 @@ def _predict(run: Run) -> Prediction:
     return Prediction(
         steps=placement.blueprint.run_plan.num_steps,
         modules=describe(placement),
-        costs=[sum(cost.total for cost in stage) for stage in placement.module_costs],
+        costs=placement.stage_costs,
         unit=costs[0].unit,
         peaks=[
             stage_bytes(placement.blueprint, part, count, on_device.device, replicas).peak

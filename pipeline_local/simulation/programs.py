@@ -8,6 +8,7 @@ from random import Random
 from pipeline_local.learning.step import LAG
 from pipeline_local.pipeline.transport import DEPTH
 from pipeline_local.placement.costs import Link
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.simulator import (
     Act,
     Channel,
@@ -33,7 +34,7 @@ class SimulatedRun:
 
     Attributes:
         stages: the work of each stage of the pipeline, in order.
-        microbatches: number of microbatches in a step.
+        microbatches: number of microbatches in a step, which the replicas of each stage share.
         steps: number of optimizer steps.
         links: the link from each stage to the next, or one for all. Replicas use the worst of them.
         every: steps from one comparison of gradients to the next; 0: never.
@@ -41,7 +42,7 @@ class SimulatedRun:
         refresh: steps from one publication of parameters to the next; 0: never.
         distill: steps from one distillation to the next; 0: never. All stages have theirs in the
             same steps, though each is some steps behind the next stage: the average is the same.
-        replicas: number of replicas of each stage.
+        replicas: number of replicas of each stage; one for all, or one for each.
         jitter: largest random delay of a message, in seconds.
         seed: seed of the jitter.
         value_bytes: bytes of a value of the activations that backpropagation sends.
@@ -55,7 +56,7 @@ class SimulatedRun:
     feedback: bool = False
     refresh: int = 0
     distill: int = 0
-    replicas: int = 1
+    replicas: tuple[int, ...] = (1,)
     jitter: float = 0.0
     seed: int = 0
     value_bytes: float = 4.0
@@ -63,6 +64,12 @@ class SimulatedRun:
     def link(self, stage: int) -> Link:
         """Return the link from a stage to the next."""
         return self.links[stage if len(self.links) > 1 else 0]
+
+    @property
+    def mesh(self) -> Mesh:
+        """The workers of a pipeline."""
+        count = len(self.stages)
+        return Mesh(self.replicas if len(self.replicas) == count else self.replicas * count)
 
     @property
     def worst(self) -> Link:
@@ -111,9 +118,9 @@ def _compressed(run: SimulatedRun, share: float) -> SimulatedRun:
 def data_parallel(run: SimulatedRun) -> list[Program]:
     """DDP: each worker has the whole network and its share of the batch.
 
-    There are as many workers as stages. All-reduces overlap the backward pass.
+    There are as many workers as a pipeline has. All-reduces overlap the backward pass.
     """
-    count = len(run.stages) * run.replicas
+    count = run.mesh.num_ranks
     group = Group(count, run.worst)
     return [_replica(run, group, count) for _ in range(count)]
 
@@ -130,19 +137,21 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class _Ends:
-    """The channels of a stage; None where it has no neighbour.
+    """The channels of a worker, one for each of its microbatches; None where it has no neighbour.
 
     Attributes:
         number: index of the stage.
         upstream: bytes of the upstream stage's activations, under backpropagation.
+        microbatches: the worker's own.
     """
 
     number: int
     upstream: float
-    recv: Channel | None
-    send: Channel | None
-    back_send: Channel | None
-    back_recv: Channel | None
+    microbatches: range
+    recv: list[Channel | None]
+    send: list[Channel | None]
+    back_send: list[Channel | None]
+    back_recv: list[Channel | None]
 
 
 def _pipelines(
@@ -152,26 +161,32 @@ def _pipelines(
     depth: float,
     ahead: bool,
 ) -> list[Program]:
-    """One pipeline per replica; the replicas of a stage all-reduce their gradients."""
-    random = Random(run.seed)
-    count = len(run.stages)
-    groups = [Group(run.replicas, run.worst) for _ in run.stages]
-    edges = [run.link(stage) for stage in range(count - 1)]
+    """A worker for each replica of each stage; microbatches are dealt to them round-robin, and the
+    replicas of a stage all-reduce their gradients."""
+    mesh, random = run.mesh, Random(run.seed)
+    down: dict[tuple[int, int], Channel] = {}
+    up: dict[tuple[int, int], Channel] = {}
+    for edge in sorted(mesh.edges()):
+        link = run.link(mesh.stage(edge[0]))
+        down[edge] = Channel(link, depth, ahead, run.jitter, random)
+        up[edge] = Channel(link, math.inf, ahead, run.jitter, random)
     programs: list[Program] = []
-    for _ in range(run.replicas):
-        down = [Channel(link, depth, ahead, run.jitter, random) for link in edges]
-        up = [Channel(link, math.inf, ahead, run.jitter, random) for link in edges]
-        for k in range(count):
-            first, last = k == 0, k == count - 1
+    for k, count in enumerate(mesh.replicas):
+        group = Group(count, run.worst)
+        for replica, rank in enumerate(mesh.ranks(k)):
+            own = range(replica, run.microbatches, count)
+            before = [k > 0 and (mesh.rank(k - 1, j), rank) for j in own]
+            after = [k + 1 < mesh.num_stages and (rank, mesh.rank(k + 1, j)) for j in own]
             ends = _Ends(
                 k,
-                0.0 if first else run.stages[k - 1].activations,
-                None if first else down[k - 1],
-                None if last else down[k],
-                None if first else up[k - 1],
-                None if last else up[k],
+                run.stages[k - 1].activations if k else 0.0,
+                own,
+                recv=[down[edge] if edge else None for edge in before],
+                send=[down[edge] if edge else None for edge in after],
+                back_send=[up[edge] if edge else None for edge in before],
+                back_recv=[up[edge] if edge else None for edge in after],
             )
-            programs.append(_with_sums(program(run, ends), groups[k], gradients[k]))
+            programs.append(_with_sums(program(run, ends), group, gradients[k]))
     return programs
 
 
@@ -193,13 +208,13 @@ def _local(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     for step in range(run.steps):
         compares = run.every > 0 and step % run.every == 0
         distils = run.distill > 0 and step % run.distill == 0
-        for microbatch in range(run.microbatches):
-            yield from _on(ends.recv, Recv)
-            yield from _three_acts(stage, ends, compares, distils)
+        for n, microbatch in enumerate(ends.microbatches):
+            yield from _on(ends.recv[n], Recv)
+            yield from _three_acts(stage, ends, n, compares, distils)
             if size := _lagged(run, ends.number, step, microbatch):
-                yield from _on(ends.back_send, Send, size)
+                yield from _on(ends.back_send[n], Send, size)
             if _lagged(run, ends.number + 1, step - LAG, microbatch):
-                yield from _on(ends.back_recv, Recv)
+                yield from _on(ends.back_recv[n], Recv)
         yield Update(sum(module.update for module in stage.modules))
 
 
@@ -217,62 +232,74 @@ def _lagged(run: SimulatedRun, sender: int, step: int, microbatch: int) -> float
     return size
 
 
-def _three_acts(stage: StageWork, ends: _Ends, compares: bool, distils: bool) -> Iterator[Act]:
-    """The acts of every module; only the first and the last one exchange messages."""
+def _three_acts(
+    stage: StageWork, ends: _Ends, n: int, compares: bool, distils: bool
+) -> Iterator[Act]:
+    """The acts of every module for the worker's n-th microbatch; only the first and the last one
+    exchange messages."""
     last = len(stage.modules) - 1
     for number, module in enumerate(stage.modules):
         yield Work(module.forward, "F")
-        if number == last and ends.send:
-            yield Send(ends.send, stage.messages)
+        if number == last:
+            yield from _on(ends.send[n], Send, stage.messages)
         yield Work(module.signal, "S")
-        if compares and number == last and ends.send:
-            yield Send(ends.send, stage.messages)
-        if compares and number == 0 and ends.recv:
-            yield Recv(ends.recv)
+        if compares and number == last:
+            yield from _on(ends.send[n], Send, stage.messages)
+        if compares and number == 0:
+            yield from _on(ends.recv[n], Recv)
         more = module.added * compares + module.distilled * distils
         yield Work(module.learn + more, "L")
 
 
 def _gpipe(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     stage = run.stages[ends.number]
+    recv, send, back_send, back_recv = _chain(ends)
     for _ in range(run.steps):
-        for _ in range(run.microbatches):
-            yield from _on(ends.recv, Recv)
+        for _ in ends.microbatches:
+            yield from _on(recv, Recv)
             yield Work(stage.forward)
-            yield from _on(ends.send, Send, stage.activations)
-        for _ in range(run.microbatches):
-            yield from _on(ends.back_recv, Recv)
+            yield from _on(send, Send, stage.activations)
+        for _ in ends.microbatches:
+            yield from _on(back_recv, Recv)
             yield Work(stage.backward)
-            yield from _on(ends.back_send, Send, ends.upstream)
-        yield from _on(ends.send, Sent)
-        yield from _on(ends.back_send, Sent)
+            yield from _on(back_send, Send, ends.upstream)
+        yield from _on(send, Sent)
+        yield from _on(back_send, Sent)
         yield Update(stage.update)
 
 
 def _one_f_one_b(run: SimulatedRun, ends: _Ends) -> Iterator[Act]:
     """As in torch.distributed.pipelining: a send is waited for together with its paired receive."""
-    stage, count = run.stages[ends.number], run.microbatches
+    stage, count = run.stages[ends.number], len(ends.microbatches)
+    recv, send, back_send, back_recv = _chain(ends)
     warm = min(count, len(run.stages) - ends.number)
     for _ in range(run.steps):
         for number in range(warm):
-            yield from _on(ends.recv, Recv)
+            yield from _on(recv, Recv)
             yield Work(stage.forward)
-            yield from _on(ends.send, Sent)
+            yield from _on(send, Sent)
             if number < warm - 1:
-                yield from _on(ends.send, Send, stage.activations)
+                yield from _on(send, Send, stage.activations)
         for number in range(count):
             if number <= count - warm:  # the latest output is not sent yet
-                yield from _on(ends.send, Send, stage.activations)
-            yield from _on(ends.back_recv, Recv)
-            yield from _on(ends.send, Sent)
+                yield from _on(send, Send, stage.activations)
+            yield from _on(back_recv, Recv)
+            yield from _on(send, Sent)
             yield Work(stage.backward)
-            yield from _on(ends.back_send, Send, ends.upstream)
+            yield from _on(back_send, Send, ends.upstream)
             if number < count - warm:
-                yield from _on(ends.recv, Recv)
-                yield from _on(ends.back_send, Sent)
+                yield from _on(recv, Recv)
+                yield from _on(back_send, Sent)
                 yield Work(stage.forward)
-        yield from _on(ends.back_send, Sent)
+        yield from _on(back_send, Sent)
         yield Update(stage.update)
+
+
+def _chain(ends: _Ends) -> list[Channel | None]:
+    """The channels to the same replica of each neighbour, for all microbatches."""
+    each = (ends.recv, ends.send, ends.back_send, ends.back_recv)
+    assert all(len(set(map(id, channels))) == 1 for channels in each), "one pipeline per replica"
+    return [channels[0] for channels in each]
 
 
 def _on(channel: Channel | None, act: Callable[..., Act], *arguments: float) -> Iterator[Act]:
@@ -282,7 +309,7 @@ def _on(channel: Channel | None, act: Callable[..., Act], *arguments: float) -> 
 
 
 def _replica(run: SimulatedRun, group: Group, count: int) -> Program:
-    share = run.microbatches / len(run.stages)
+    share = run.microbatches / count
     forward = share * sum(stage.forward for stage in run.stages)
     backward = share * sum(stage.backward for stage in run.stages)
     gradients = sum(stage.gradients for stage in run.stages)

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline_local.config import Config
-from pipeline_local.errors import ConfigError, did_you_mean
+from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.placement.costs import Link
+from pipeline_local.placement.placement import mesh_of
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.programs import METHODS
 
 
@@ -18,9 +20,8 @@ class Scenario:
         methods: names from `METHODS`.
         stages: the numbers of stages to simulate. With more stages than modules, each stage gets
             the mean module.
-        microbatches: number of microbatches of pipelines with a global backward pass; None: one
-            per stage, or the next lower number that divides the batch.
-        replicas: number of replicas of each stage, or of each worker of `ddp`.
+        microbatches: number of microbatches of pipelines with a global backward pass, which
+            replicas share; None: one per rank, or the next lower number that divides the batch.
         latency: one-way latency between all workers, in seconds; None: as profiled.
         bandwidth: bits per second; None: as profiled.
         jitter: largest random delay of a message, in seconds.
@@ -29,7 +30,6 @@ class Scenario:
     methods: tuple[str, ...]
     stages: tuple[int, ...]
     microbatches: int | None = None
-    replicas: int = 1
     latency: float | None = None
     bandwidth: float | None = None
     jitter: float = 0.0
@@ -41,11 +41,28 @@ class Scenario:
             profiled.bytes_per_second if self.bandwidth is None else self.bandwidth / 8,
         )
 
-    def parts(self, config: Config, stages: int) -> int:
-        """Return the number of microbatches of a pipeline with a global backward pass."""
-        size = config.data.batch_size
-        most = range(min(stages, size), 0, -1)
-        return self.microbatches or next(parts for parts in most if size % parts == 0)
+    def parts(self, config: Config, mesh: Mesh) -> int:
+        """Return the number of microbatches of a pipeline with a global backward pass.
+
+        Raises:
+            UserError: its replicas cannot share them, or there are pipelines of unequal parts.
+        """
+        size, several = config.data.batch_size, mesh.parts
+        if len({*mesh.replicas}) > 1:
+            raise UserError(
+                f"--methods: local alone has unequal replicas, got parallel.replicas="
+                f"{list(mesh.replicas)} with a pipeline that has a global backward pass; pass"
+                f" --methods local,ddp"
+            )
+        most = range(min(mesh.num_ranks, size), 0, -1)
+        choices = (self.microbatches,) if self.microbatches else most
+        for parts in choices:
+            if size % parts == 0 and parts % several == 0:
+                return parts
+        raise UserError(
+            f"--microbatches: a multiple of parallel.replicas={several} that divides"
+            f" data.batch_size={size}, got {self.microbatches or 'no such number'}; change them"
+        )
 
     def check(self, config: Config) -> None:
         """Check all options, also against the configuration.
@@ -53,7 +70,7 @@ class Scenario:
         Raises:
             ConfigError: it lists every problem, one per line.
         """
-        if problems := [*self._own_problems(), *self._misfits(config.data.batch_size)]:
+        if problems := [*self._own_problems(), *self._misfits(config)]:
             raise ConfigError(problems)
 
     def _own_problems(self) -> Iterator[str]:
@@ -64,16 +81,16 @@ class Scenario:
         if not self.stages or min(self.stages) < 1:
             got = ",".join(map(str, self.stages))
             yield f"--stages: positive whole numbers such as 4,64, got {got or 'none'}"
-        if self.replicas < 1:
-            yield f"--replicas: at least 1, got {self.replicas}"
         if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
             yield f"--bandwidth: bits per second, more than 0, got {self.bandwidth}"
         for name, seconds in (("--latency", self.latency), ("--jitter", self.jitter)):
             if seconds is not None and not 0 <= seconds < math.inf:
                 yield f"{name}: seconds, at least 0, got {seconds}"
 
-    def _misfits(self, size: int) -> Iterator[str]:
-        count, most = self.microbatches, max(self.stages, default=0)
+    def _misfits(self, config: Config) -> Iterator[str]:
+        count, size = self.microbatches, config.data.batch_size
+        meshes = [mesh_of(config, stages) for stages in self.stages if stages > 0]
+        most = max((mesh.num_ranks for mesh in meshes), default=0)
         if count is not None and (count < 1 or size % count):
             yield f"--microbatches: equal parts of data.batch_size={size}, got {count}"
         if "ddp" in self.methods and most > size:

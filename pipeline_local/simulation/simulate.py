@@ -17,11 +17,10 @@ from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError, counted
-from pipeline_local.learning import heads
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw
-from pipeline_local.placement.placement import Placement, costs_by_device, per_stage
+from pipeline_local.placement.placement import Placement, costs_by_device, mesh_of, per_stage
 from pipeline_local.record.metrics import as_json
 from pipeline_local.screen import markdown_table
 from pipeline_local.simulation.programs import METHODS, SimulatedRun
@@ -43,7 +42,7 @@ class SimulationRow:
         stages: p, the number of stages.
         microbatches: m, the number of microbatches.
         step_seconds: seconds of an optimizer step in the steady state.
-        samples_per_second: throughput of all replicas together.
+        samples_per_second: throughput of all ranks together.
         ratio: throughput over that of 1F1B on as many stages; None where 1F1B is not simulated.
         busy: fraction of the time in which the busiest worker computes.
         fill_seconds: seconds until the last worker has finished its first step.
@@ -65,6 +64,10 @@ def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[SimulationR
     Raises:
         UserError: there is no profile, or options and configuration do not fit together.
     """
+    return _all_rows(_drawn(config, info, scenario), scenario)
+
+
+def _drawn(config: Config, info: DataInfo, scenario: Scenario) -> Blueprint:
     scenario.check(config)
     blueprint = draw(config, info)
     if config.modules.profile is None:
@@ -72,7 +75,11 @@ def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[SimulationR
             "modules.profile: a simulation needs measured times, got none; make them with"
             " pipeline-local profile"
         )
-    own = config.train.microbatches
+    return blueprint
+
+
+def _all_rows(blueprint: Blueprint, scenario: Scenario) -> list[SimulationRow]:
+    own = blueprint.config.train.microbatches
     return [row for count in scenario.stages for row in _rows(blueprint, scenario, count, own)]
 
 
@@ -113,12 +120,12 @@ def _rows(
     own: int,
     cut: Sequence[range] | None = None,
 ) -> Iterable[SimulationRow]:
-    config, found = blueprint.config, []
-    refresh = heads.refresh(config.head)
+    config, found, mesh = blueprint.config, [], mesh_of(blueprint.config, count)
+    refresh = next((each.every for each in blueprint.run_plan.lag.contents if each.once), 0)
     distill = config.distill.every if config.distill.weight else 0
     links = tuple(map(scenario.link, _profiled(blueprint, count)))
     for name in scenario.methods:
-        parts = own if name in ("local", "ddp") else scenario.parts(config, count)
+        parts = own if name in ("local", "ddp") else scenario.parts(config, mesh)
         stages = stage_works(blueprint, count, config.data.batch_size / parts, cut)
         run = SimulatedRun(
             stages=stages,
@@ -129,12 +136,11 @@ def _rows(
             feedback=config.reconcile.feeds_back,
             refresh=refresh,
             distill=distill,
-            replicas=scenario.replicas,
+            replicas=mesh.replicas,
             jitter=scenario.jitter,
             value_bytes=blueprint.wire_format.inside.itemsize,
         )
-        samples = config.data.batch_size * scenario.replicas
-        found.append(_row(name, run, samples, simulate(METHODS[name](run))))
+        found.append(_row(name, run, config.data.batch_size, simulate(METHODS[name](run))))
     reference = next((row.samples_per_second for row in found if row.method == REFERENCE), None)
     for row in found:
         ratio = row.samples_per_second / reference if reference else None
@@ -273,15 +279,16 @@ def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | No
     """
     if output is not None:
         newfile.check("--json", output)
-    found = rows(config, info, scenario)
+    blueprint = _drawn(config, info, scenario)
+    found = _all_rows(blueprint, scenario)
     if output is not None:
         newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
-    return f"{_setting(config, scenario)}\n\n{markdown(found)}"
+    return f"{_setting(blueprint, scenario)}\n\n{markdown(found)}"
 
 
-def _setting(config: Config, scenario: Scenario) -> str:
+def _setting(blueprint: Blueprint, scenario: Scenario) -> str:
     """The settings that the numbers belong to."""
-    most = config.modules.known_count or 0
+    config, modules = blueprint.config, len(blueprint.modules)
     link = "the profiled link"
     if scenario.latency is not None or scenario.bandwidth is not None:
         speed = "profiled" if scenario.bandwidth is None else f"{scenario.bandwidth / 1e6:g} Mb/s"
@@ -291,11 +298,14 @@ def _setting(config: Config, scenario: Scenario) -> str:
         config.model.name,
         f"batch {config.data.batch_size}",
         f"{link}, jitter {1000 * scenario.jitter:g} ms",
-        f"{counted(scenario.replicas, 'replica')} of each stage",
     ]
-    if most and max(scenario.stages) > most:
+    if (several := config.parallel.replicas) != 1:
+        shown = [*several] if isinstance(several, tuple) else several
+        facts.append(f"parallel.replicas={shown}")
+    if max(scenario.stages) > modules:
         facts.append(
-            f"with more stages than its {counted(most, 'module')}, every stage has the mean module"
+            f"with more stages than its {counted(modules, 'module')}, every stage has the mean"
+            f" module"
         )
     return ", ".join(facts)
 

@@ -121,7 +121,7 @@ def test_a_slow_device_gets_less():
     blueprint = draw(modules={"count": 8})
     fast, slow = made(blueprint, (1,) * 8, head=0), made(blueprint, (3,) * 8, head=0)
     assert balance.best_modules(blueprint, [fast, slow]) == [range(6), range(6, 8)]
-    assert balance.best_stages(blueprint, [slow, fast]) == [range(2), range(2, 8)]
+    assert balance.best_stages(blueprint, [slow, fast], [1, 1]) == [range(2), range(2, 8)]
 
 
 def test_a_slow_line_is_crossed_where_messages_are_small():
@@ -131,11 +131,11 @@ def test_a_slow_line_is_crossed_where_messages_are_small():
     numbers = [math.prod(shape) for shape in uncut.input_shapes]
     assert numbers[4:9] == [8192, 4096, 4096, 4096, 2048]
     single = replace(uncut, modules=tuple(range(k, k + 1) for k in range(10)))
-    assert balance.best_stages(single, [costs] * 2) == [range(5), range(5, 10)]
+    assert balance.best_stages(single, [costs] * 2, [1, 1]) == [range(5), range(5, 10)]
     for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
         speed = 16 * numbers[5] * 4 * (1 + uncut.run_plan.part_that_compares) / seconds
         slow = replace(costs, link=Link(1.0, speed))
-        assert balance.best_stages(single, [slow] * 2) == [range(opens), range(opens, 10)]
+        assert balance.best_stages(single, [slow] * 2, [1, 1]) == [range(opens), range(opens, 10)]
     even = [range(5), range(5, 10)]
     assert balance.best_modules(uncut, [slow] * 2) == even, "what is learned is no matter of lines"
 
@@ -144,7 +144,9 @@ def test_where_the_line_decides_stages_are_even_still():
     """All cuts behind block 8 are as good for it: an MLP's messages are alike everywhere."""
     blueprint = draw(modules={"count": 8})
     costs = replace(made(blueprint, (1,) * 8, head=0), link=Link(0.0, 1e-3))
-    assert balance.best_stages(blueprint, [costs] * 4) == [range(k, k + 2) for k in (0, 2, 4, 6)]
+    assert balance.best_stages(blueprint, [costs] * 4, [1] * 4) == [
+        range(k, k + 2) for k in (0, 2, 4, 6)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +189,10 @@ def test_the_cheapest_modules_that_fit(part_of_peak, peak_of_one_of_three):
 def test_stages_keep_within_memory():
     blueprint = draw(RESNET, modules={"cuts": "blocks"})
     costs = Placement.of(blueprint, 2).costs
-    free = balance.best_stages(blueprint, costs)
+    free = balance.best_stages(blueprint, costs, [1] * len(costs))
     limit = max(stage_bytes(blueprint, part, 2).peak for part in free) - 1
     limited = with_limit(blueprint, limit / balance.GIBIBYTE)
-    found = balance.best_stages(limited, costs)
+    found = balance.best_stages(limited, costs, [1] * len(costs))
     assert found != free
     assert max(stage_bytes(blueprint, part, 2).peak for part in found) <= limit
 

@@ -67,6 +67,32 @@ def test_a_row_says_what_a_plan_with_its_microbatches_says():
         assert found[f"local, p=2, m={m}"].peak == max(peaks)
 
 
+def test_replicas_share_the_work():
+    """Each of two chains has half of the microbatches, and of each cost but the update."""
+    sections = {"train": {"steps": 40, "microbatches": 4}, "head": {"name": "linear"}}
+    one, two = (of(2, parallel={"replicas": count}, **sections) for count in (1, 2))
+    assert [name for name in two if name.endswith("m=4")] == [
+        "local, 2xp=2, m=4",
+        "BP, 1 device, m=4",
+        "BP checkpointed, 1 device, m=4",
+        "1F1B, 2xp=2, m=4",
+        "DDP, 4 devices, m=4",
+    ]
+    for method in ("local", "1F1B"):
+        ratio = two[f"{method}, 2xp=2, m=4"].cost / one[f"{method}, p=2, m=4"].cost
+        assert ratio == pytest.approx(1 / 2), "operations do not count updates"
+    pipe, alone = two["1F1B, 2xp=2, m=4"], one["1F1B, p=2, m=4"]
+    assert (pipe.bubble, alone.bubble) == (1 / 3, 1 / 5)
+    batch_of_hidden = 4 * 32 * 32
+    assert alone.traffic == batch_of_hidden, "each stage has one neighbour"
+    second = 4 * (2 * (32 * 32 + 32) + 32 * 10 + 10)  # bytes of gradients, more than the first's
+    assert pipe.traffic == batch_of_hidden / 2 + second
+    unequal = of(2, parallel={"replicas": [1, 2]}, **sections)
+    assert not any(name.startswith("1F1B") for name in unequal), "its pipelines are whole"
+    assert "DDP, 3 devices, m=4" not in unequal, "32 samples have no three equal parts"
+    assert "local, 3 devices, m=4" in unequal
+
+
 def test_speed_by_operations():
     """Heads and reconciliation cost local learning; idle time costs 1F1B."""
     plain = of(2, head={"name": "linear"})

@@ -9,7 +9,7 @@ from pipeline_local.planning.timeline import timeline
 
 
 def stage(*costs):
-    return SimpleNamespace(modules=[SimpleNamespace(cost=cost) for cost in costs])
+    return SimpleNamespace(replicas=1, modules=[SimpleNamespace(cost=cost) for cost in costs])
 
 
 EVEN = ModuleCost(forward=1, signal=1, learn=2, added=0, update=0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline_local.placement.costs import Link
-from pipeline_local.simulation.programs import METHODS, SimulatedRun
+from pipeline_local.simulation.programs import METHODS, SimulatedRun, local
 from pipeline_local.simulation.simulator import simulate
 from pipeline_local.simulation.work import ModuleWork, StageWork
 
@@ -60,7 +60,7 @@ def test_distillation_adds_to_the_steps_that_distil():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("replicas", [(1,), (3,)])
 @pytest.mark.parametrize(
     ("feedback", "refresh", "distill"),
     [(False, 0, 0), (True, 0, 0), (True, 3, 0), (False, 1, 0), (True, 3, 2)],
@@ -68,9 +68,9 @@ def test_distillation_adds_to_the_steps_that_distil():
 def test_every_method_ends(method, replicas, feedback, refresh, distill):
     slow = Link(0.5, 10.0)
     lagged = {"every": 2, "feedback": feedback, "refresh": refresh, "distill": distill}
-    what = run(3, 2, 12, slow, **lagged, replicas=replicas, jitter=0.3)
+    what = run(3, 6, 12, slow, **lagged, replicas=replicas, jitter=0.3)
     workers = simulate(METHODS[method](what))
-    assert len(workers) == 3 * replicas
+    assert len(workers) == 3 * replicas[0]
     assert all(len(worker.steps) == 12 for worker in workers)
 
 
@@ -122,7 +122,30 @@ def test_every_edge_has_a_line_of_its_own():
 def test_replicas_of_a_stage_sum_their_gradients():
     link = Link(0.0, 16.0)
     alone = step_seconds("local", run(1, 1, link=link))
-    assert step_seconds("local", run(1, 1, link=link, replicas=2)) == alone + 1.0
+    assert step_seconds("local", run(1, 2, link=link, replicas=(2,))) == alone + 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replicas_share_the_microbatches(method):
+    """Three pipelines of four microbatches each are one with four; unequal stages go at the pace of
+    the one whose replicas have most to do."""
+    free = replace(STAGE, gradients=0.0, modules=(ModuleWork(1.0, 0.0, 2.0),))
+    shared = SimulatedRun((free,) * 2, 12, 20, (FAST,), replicas=(3,))
+    assert step_seconds(method, shared) == step_seconds(
+        method, replace(shared, microbatches=4, replicas=(1,))
+    )
+
+
+@pytest.mark.parametrize("lagged", [{}, {"every": 2, "feedback": True, "refresh": 3, "distill": 2}])
+def test_unequal_replicas(lagged):
+    """The slow stage in the middle has three times the work, and gets it done by three ranks."""
+    slow = replace(STAGE, modules=(ModuleWork(3.0, 0.0, 6.0),))
+    even = replace(STAGE, modules=(ModuleWork(1.0, 0.0, 2.0),))
+    what = SimulatedRun((even, slow, even), 6, 20, (FAST,), replicas=(1, 3, 1), **lagged)
+    assert len(local(what)) == 5
+    assert step_seconds("local", what) == pytest.approx(6 * 3.0)
+    assert step_seconds("local", replace(what, replicas=(1, 1, 1))) == pytest.approx(6 * 9.0)
+    assert step_seconds("local", replace(what, replicas=(1, 2, 2))) == pytest.approx(6 * 9.0 / 2)
 
 
 def test_ddp_overlaps_its_sums_with_the_backward_pass():

@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.errors import ConfigError
+from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.costs import Link
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.simulation.scenario import Scenario
 
 CONFIG = configfile.parse(
@@ -28,8 +29,17 @@ def test_the_link_is_the_profiled_one_unless_set():
 
 @pytest.mark.parametrize(("stages", "parts"), [(1, 1), (4, 4), (6, 4), (32, 32), (1000, 32)])
 def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
-    assert scenario().parts(CONFIG, stages) == parts
-    assert scenario(microbatches=8).parts(CONFIG, stages) == 8
+    assert scenario().parts(CONFIG, chain(stages)) == parts
+    assert scenario(microbatches=8).parts(CONFIG, chain(stages)) == 8
+
+
+def test_replicas_share_microbatches():
+    """Four ranks in two pipelines have four microbatches, two each; six ranks of three have three
+    each, which do not divide 32: no number does."""
+    assert scenario().parts(CONFIG, Mesh((2, 2))) == 4
+    assert scenario(microbatches=8).parts(CONFIG, Mesh((2, 2))) == 8
+    with pytest.raises(UserError, match=r"a multiple of parallel.replicas=3 .*=32, got no such"):
+        scenario().parts(CONFIG, Mesh((3, 3)))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,6 @@ def test_microbatches_are_equal_parts_of_the_batch(stages, parts):
         ({"microbatches": 0}, "--microbatches: equal parts of data.batch_size=32, got 0"),
         ({"microbatches": 3}, "--microbatches: equal parts of data.batch_size=32, got 3"),
         ({"microbatches": 64}, "--microbatches: equal parts of data.batch_size=32, got 64"),
-        ({"replicas": 0}, "--replicas: at least 1, got 0"),
         ({"bandwidth": -1.0}, "--bandwidth: bits per second, more than 0, got -1.0"),
         ({"bandwidth": float("nan")}, "--bandwidth: bits per second, more than 0, got nan"),
         ({"latency": -1.0}, "--latency: seconds, at least 0, got -1.0"),
@@ -59,5 +68,5 @@ def test_wrong_options_are_refused(wrong, problem):
 
 def test_every_problem_is_reported_at_once():
     with pytest.raises(ConfigError) as refused:
-        scenario(replicas=0, jitter=-1.0, microbatches=5).check(CONFIG)
+        scenario(stages=(0,), jitter=-1.0, microbatches=5).check(CONFIG)
     assert len(str(refused.value).splitlines()) == 3

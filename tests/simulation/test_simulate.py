@@ -8,11 +8,13 @@ import pytest
 
 from pipeline_local import configfile
 from pipeline_local.cli import main
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
+from pipeline_local.errors import UserError
 from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.simulation import simulate
 from pipeline_local.simulation.programs import METHODS
 from pipeline_local.simulation.scenario import Scenario
-from pipeline_local.simulation.simulate import rows, stage_works, step_seconds
+from pipeline_local.simulation.simulate import SimulationRow, rows, stage_works, step_seconds
 
 TREE = {
     "model": {"name": "mlp", "hidden": 8, "depth": 6},
@@ -22,6 +24,7 @@ TREE = {
     "data": {"name": "synthetic", "image_size": 8, "batch_size": 32, "limit": 64},
     "train": {"steps": 10, "microbatches": 2},
 }
+ROW = SimulationRow("local", 2, 2, 1.0, 1.0, None, 1.0, 0.0)
 COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
 
 
@@ -179,9 +182,31 @@ def test_more_stages_than_modules(config):
     assert found["local"].busy > 0.99
 
 
-def test_replicas_do_more(config):
-    one, two = by_method(config), by_method(config, replicas=2)
-    assert two["local"].samples_per_second == pytest.approx(2 * one["local"].samples_per_second)
+def with_replicas(config, replicas):
+    return replace(config, parallel=replace(config.parallel, replicas=replicas))
+
+
+def test_replicas_share_a_batch(config):
+    """Updates are each one's own, so that two are not quite twice as fast."""
+    one, two = by_method(config), by_method(with_replicas(config, 2))
+    for method in ("local", "1f1b", "ddp"):
+        ratio = two[method].samples_per_second / one[method].samples_per_second
+        assert 1.6 < ratio < 2, method
+
+
+def test_unequal_replicas_are_local_learnings(config):
+    unequal = with_replicas(config, (2, 1))
+    found = by_method(unequal, methods=("local", "ddp"))
+    alone = by_method(with_replicas(config, (1, 1)), methods=("local",))
+    assert found["local"].step_seconds <= alone["local"].step_seconds
+    with pytest.raises(
+        UserError, match=r"replicas=\[2, 1\] with a pipeline .* --methods local,ddp"
+    ):
+        by_method(unequal)
+    with pytest.raises(UserError, match=r"parallel.replicas: got \[2, 1\] for 4 stages"):
+        by_method(unequal, methods=("local",), stages=(4,))
+    with pytest.raises(UserError, match=r"--microbatches: a multiple of parallel.replicas=2"):
+        by_method(with_replicas(config, 2), microbatches=1)
 
 
 def test_the_command(config, tmp_path, capsys):
@@ -201,3 +226,19 @@ def test_the_command(config, tmp_path, capsys):
         "error: --stages: whole numbers such as 4,64, got 'two' (docs/commands.md#simulate)\n"
     )
     assert capsys.readouterr().err == expected
+
+
+def test_tied_embeddings_are_published(tmp_path, monkeypatch):
+    """Also where heads read no copies: the last module sends the first one its unembedding."""
+    model = {"name": "causal_lm", "architecture": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 4}
+    model |= {"n_positions": 8, "tie_word_embeddings": True}
+    tokens = {"name": "synthetic_tokens", "vocabulary": 40, "sequence_length": 8, "limit": 64}
+    sections = {"model": model, "data": {**tokens, "batch_size": 32}}
+    config = profiled(tmp_path, **sections, task={"name": "next_token"}, head={"name": "linear"})
+    seen = []
+    monkeypatch.setattr(simulate, "simulate", lambda programs: seen.append(programs) or [])
+    monkeypatch.setattr(simulate, "_row", lambda name, run, *_: seen.append(run) or ROW)
+    rows(config, describe(config.data), scenario(methods=("local",)))
+    assert seen[-1].refresh == 10
+    assert seen[-1].stages[1].copies == 4 * 40 * 8
+    assert seen[-1].steps % 20 == 0, "whole intervals are measured"
