@@ -219,7 +219,8 @@ def _facts(plan: Plan) -> list[str]:
         f"Best m of each: {_best(plan)}. Speed: steps per second over {own.name}, by simulated"
         f" times, else by operations and bubbles. {_heads(plan)}",
         "Bubbles: (p - 1) / (m + p - 1) for 1F1B with m microbatches in a pipeline of p stages;"
-        f" local learning waits only while the pipeline fills, once in {counted(plan.steps, 'step')}.",
+        " local learning waits only while the pipeline fills, once in"
+        f" {counted(plan.steps, 'step')}.",
         "BP with m > 1 accumulates gradients. Checkpointed, it keeps only the inputs of blocks, and"
         " runs their forward passes again.",
         "Kept: activations between acts 1 and 3. Learn: act 3, with the update and, on average over"
