@@ -32,7 +32,9 @@ class Run:
         folder: the run folder, which all ranks share.
         modules: those of this stage, in order; `module.index` counts from 0.
         parts: the network's blocks of this stage, each with the module that holds its weights.
-        rank: of this process; its stage has the same number.
+        rank: of this process; without replicas, its stage has the same number.
+        replica: of this stage, from 0. All replicas call the same points with the same scores: what
+            is written once belongs to replica 0.
         is_last: whether this stage has the last module, whose head is the network's own.
         metric: name of the task's score.
         better: "higher" or "lower": which scores are better.
@@ -47,6 +49,7 @@ class Run:
     modules: Sequence[LocalModule]
     parts: Sequence[tuple[Block, nn.Module]]
     rank: int
+    replica: int
     is_last: bool
     metric: str
     better: Literal["higher", "lower"]
@@ -178,7 +181,7 @@ class BestCheckpoint(Callback):
         Raises:
             UserError: there will be no checkpoint of this step.
         """
-        if not run.is_last:
+        if not run.is_last or run.replica:
             return
         if not run.is_saved(step):
             raise UserError(

@@ -215,6 +215,7 @@ class Trainer:
             modules=modules,
             parts=[part for module in modules for part in self.blueprint.parts(module)],
             rank=self.rank_info.rank,
+            replica=modules[0].replicas.index,
             is_last=self.blueprint.is_last(modules[-1].index),
             metric=task.metric,
             better=task.better,

@@ -154,6 +154,7 @@ class Told:
     folder: Path = Path()
     better: str = "higher"
     is_last: bool = True
+    replica: int = 0
     metric: str = "accuracy"
     modules: tuple = (SimpleNamespace(index=0), SimpleNamespace(index=1))
     stopped: bool = False
@@ -196,12 +197,15 @@ def test_who_is_stopped_when(better, own, scores, number):
     assert evaluations(run, EarlyStopping(2, own), scores) == number
 
 
-def test_only_the_last_stage_decides(tmp_path):
+def test_only_the_last_stage_decides_and_its_first_replica_writes(tmp_path):
     run = Told(tmp_path, is_last=False)
     for callback in (EarlyStopping(1), BestCheckpoint()):
         evaluations(run, callback, [3, 2, 1])
     assert not run.stopped
+    evaluations(replica := Told(tmp_path, replica=1), BestCheckpoint(), [1, 2])
     assert not run.kept
+    assert not replica.kept
+    assert not [*tmp_path.iterdir()]
     assert last_score(run, {"2": {"accuracy": 0.5}}) == 0.5
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline_local import configfile
+from pipeline_local import BestCheckpoint, configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import Trainer, train
@@ -71,7 +71,7 @@ def parse(case, folder, replicas=1, microbatches=2, **train_section):
 
 
 def run_stage(rank_info, config):
-    return train(config, rank_info)
+    return train(config, rank_info, callbacks=[BestCheckpoint()])
 
 
 def state(folder):
@@ -109,6 +109,7 @@ def test_two_replicas_give_the_bits_of_one_chain(name, tmp_path, run_ranks):
         folder = tmp_path / f"{replicas}-{ranks}"
         run_ranks(run_stage, ranks, parse(case, folder, replicas))
         assert_equal(state(folder), expected)
+        assert (folder / "best.json").is_file(), "written by one of the replicas"
 
 
 def assert_close(left, right):
