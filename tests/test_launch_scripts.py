@@ -210,6 +210,11 @@ def test_continuous_integration_is_the_same_script(clone: Clone) -> None:
 # -- Slurm and plain hosts ---------------------------------------------------------------------
 
 
+FOR_EACH_TASK = """[[ " $* " == *" ${SLURM_ARRAY_JOB_ID:-} "* ]] && echo "$line" && echo "$line"
+echo "$line"
+"""  # of an array of three, if the array's own number is asked for
+
+
 class Cluster:
     """Stubs of Slurm's commands, pipeline-local and nvidia-smi; a job; a copy of the scripts.
 
@@ -220,15 +225,15 @@ class Cluster:
         self.folder = folder / "a clone"
         self.log = folder / "log"
         shutil.copytree(ROOT / "launch", self.folder / "launch")
-        note = f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{self.log}"\n'
+        note = f'echo "${{0##*/}} $*" >>"{self.log}"\n'
         self.stub("srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n')
         self.stub("scancel", note)
-        self.stub("nvidia-smi", "#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\n'\n")
-        self.stub("squeue", '#!/usr/bin/env bash\necho "${COMMENT:-(null)}"\n')
-        show = f'[[ $1 == show ]] && printf "   Command=%s\\nTaskPlugin = ${{TASKS:-none}}\\n" \
-            "{self.folder}/{SBATCH} c.yaml" && exit\n'
-        self.stub("scontrol", note.replace("echo", f"{show}echo"))
-        executable(self.folder / ".venv" / "bin" / "pipeline-local", note)
+        self.stub("nvidia-smi", "printf 'GPU 0\\nGPU 1\\n'\n")
+        self.stub("squeue", f"line=${{COMMENT:-(null)}}\n{FOR_EACH_TASK}")
+        show = f'"show job") line="   Command={self.folder}/{SBATCH} c.yaml"\n{FOR_EACH_TASK};;'
+        config = '"show config") echo "TaskPlugin = ${TASKS:-none}" ;;'
+        self.stub("scontrol", f'case "$1 $2" in\n{show}\n{config}\n*) {note};;\nesac\n')
+        executable(self.folder / ".venv" / "bin" / "pipeline-local", f"#!/usr/bin/env bash\n{note}")
         self.env = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "12345",
@@ -236,7 +241,7 @@ class Cluster:
         }
 
     def stub(self, name: str, text: str) -> None:
-        executable(self.log.parent / "bin" / name, text)
+        executable(self.log.parent / "bin" / name, f"#!/usr/bin/env bash\n{text}")
 
     def command(self, script: str, *args: str, **env: str) -> dict[str, Any]:
         """What subprocess is to start; Slurm starts a copy, from the folder of `sbatch`."""
@@ -253,6 +258,9 @@ class Cluster:
 
     def calls(self) -> list[str]:
         return self.log.read_text().splitlines()
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "12345", "SLURM_ARRAY_TASK_ID": "7"}
 
 
 @pytest.fixture
@@ -315,6 +323,19 @@ def test_a_failure_goes_back_to_the_queue(
     ]
 
 
+def test_a_task_of_an_array_means_no_other(cluster: Cluster) -> None:
+    """Not even the last one, whose SLURM_JOB_ID is that of the array."""
+    alone = f"{cluster.log.parent / 'bin'}:/usr/bin:/bin"  # the clone has the only pipeline-local
+    status, output = cluster.run(
+        SBATCH, "c.yaml", STATUS="3", COMMENT="failures=1", PATH=alone, **ARRAY
+    )
+    assert status == 3, output
+    assert cluster.calls()[1:] == [
+        "scontrol update JobId=12345_7 Comment=failures=2",
+        "scontrol requeue 12345_7",
+    ]
+
+
 @pytest.mark.parametrize(("restarts", "comment"), [("0", ""), ("2", "failures=2")])
 def test_so_many_failures_and_no_more(cluster: Cluster, restarts: str, comment: str) -> None:
     status, output = cluster.run(
@@ -334,8 +355,8 @@ def test_a_run_that_was_stopped_goes_back_however_often(cluster: Cluster) -> Non
 
 
 def test_near_the_time_limit_the_ranks_are_asked_again_and_again(cluster: Cluster) -> None:
-    """The first time they may not listen yet."""
-    command = cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="7", STATUS="75")
+    """The first time they may not listen yet. In an array, those of no other task are."""
+    command = cluster.command(SBATCH, "c.yaml", SRUN_SECONDS="7", STATUS="75", **ARRAY)
     with subprocess.Popen(**command) as process:
         deadline = time.monotonic() + 20
         while not cluster.log.exists() and time.monotonic() < deadline:
@@ -344,8 +365,8 @@ def test_near_the_time_limit_the_ranks_are_asked_again_and_again(cluster: Cluste
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "the time limit is near" in output
-    stop = "scancel --quiet --signal=USR1 12345"
-    assert cluster.calls()[1:] == [stop, stop, "scontrol requeue 12345"]
+    stop = "scancel --quiet --signal=USR1 12345_7"
+    assert cluster.calls()[1:] == [stop, stop, "scontrol requeue 12345_7"]
 
 
 def test_sbatch_asks_slurm_for_signal_and_requeue_and_no_hardware() -> None:

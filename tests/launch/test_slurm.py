@@ -37,14 +37,14 @@ class Cluster:
         self.folder = folder
         self.home = folder / "slurm"
         shutil.copytree(ROOT / "launch", folder / "clone" / "launch")
-        program = folder / "bin" / "pipeline-local"
-        program.parent.mkdir()
+        program = folder / "clone" / ".venv" / "bin" / "pipeline-local"  # the only one
+        program.parent.mkdir(parents=True)
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline_local "$@"\n')
         program.chmod(0o755)
-        path = f"{program.parent}:{os.environ['PATH']}"
+        path = [p for p in os.environ["PATH"].split(":") if not Path(p, program.name).exists()]
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "COV_"))},
-            "PATH": path,
+            "PATH": ":".join(path),
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "SUBNET": "10.78.0",
