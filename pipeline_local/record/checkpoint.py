@@ -6,9 +6,11 @@ their checksums; it can be resumed on any number of stages. No state of a random
 as there is none.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -64,6 +66,9 @@ class Checkpoints:
 
         It reads every file of that step. Newer checkpoints that do not count are reported, one line
         each.
+
+        Raises:
+            UserError: a file cannot be read, so nobody knows whether it counts.
         """
         for step in reversed(self.steps()):
             problems = self.problems(step)
@@ -74,13 +79,19 @@ class Checkpoints:
         return None
 
     def begun(self) -> bool:
-        """Whether a checkpoint has all its files, whatever is in them: reads none."""
-        return any(
-            all(self._file(s, k).is_file() for k in range(self.num_modules)) for s in self.steps()
-        )
+        """Whether a checkpoint has all its files, whatever is in them: reads none.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
+        return any(map(self._is_whole, self.steps()))
 
     def problems(self, step: int) -> dict[int, str]:
-        """Returns which modules (from 0) of a checkpoint are not as they were written, and why."""
+        """Returns which modules (from 0) of a checkpoint are not as they were written, and why.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         found = {}
         for index in range(self.num_modules):
             path = self._file(step, index)
@@ -97,7 +108,7 @@ class Checkpoints:
         """Restores a module's state after `step` optimizer steps.
 
         Raises:
-            UserError: the file is damaged, or of another model.
+            UserError: the file is damaged, cannot be read, or is of another model.
         """
         path = self._file(step, module.index)
         try:
@@ -178,15 +189,25 @@ class Checkpoints:
 
     def _is_sound(self, step: int) -> bool:
         if step not in self._sound:
-            there = all(self._file(step, k).is_file() for k in range(self.num_modules))
-            if there and not self.problems(step):
-                self._sound.add(step)
+            with suppress(UserError):  # what cannot be read now does not count
+                if self._is_whole(step) and not self.problems(step):
+                    self._sound.add(step)
         return step in self._sound
 
+    def _is_whole(self, step: int) -> bool:
+        with sealed.reading(self.at(step)):
+            return all(self._file(step, k).is_file() for k in range(self.num_modules))
+
     def steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, complete or not."""
-        names = [path.name for path in self.folder.glob("step-*")]
-        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+        """Returns the steps of all checkpoints, complete or not.
+
+        Raises:
+            UserError: the folder cannot be read.
+        """
+        names = []
+        with suppress(BrokenSealError), sealed.reading(self.folder):
+            names = os.listdir(self.folder)
+        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
 
     def _aside(self, step: int, kind: str) -> Path:
         name = f"{self.at(step).name}.{kind}"

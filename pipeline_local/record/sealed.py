@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline_local.errors import UserError
 from pipeline_local.record import atomic
 
 DTYPES = {
@@ -69,24 +71,18 @@ def verify(path: Path) -> dict[str, str]:
 
     Raises:
         BrokenSealError: it is missing, cut off or altered.
+        UserError: it cannot be read, whatever is in it.
     """
-    try:
-        with path.open("rb") as file:
-            length = file.read(8)
-            header = file.read(
-                min(int.from_bytes(length, "little"), os.fstat(file.fileno()).st_size)
-            )
-            found = _SEAL.search(header)
-            if found is None:
-                raise BrokenSealError("is cut off or overwritten: it has no checksum")
-            blank = header[: found.start(1)] + _BLANK + header[found.end(1) :]
-            seal = hashlib.blake2b(length + blank, digest_size=32)
-            while chunk := file.read(_CHUNK):
-                seal.update(chunk)
-    except FileNotFoundError:
-        raise BrokenSealError("is missing") from None
-    except OSError as error:
-        raise BrokenSealError(f"cannot be read ({error.strerror})") from None
+    with reading(path), path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), os.fstat(file.fileno()).st_size))
+        found = _SEAL.search(header)
+        if found is None:
+            raise BrokenSealError("is cut off or overwritten: it has no checksum")
+        blank = header[: found.start(1)] + _BLANK + header[found.end(1) :]
+        seal = hashlib.blake2b(length + blank, digest_size=32)
+        while chunk := file.read(_CHUNK):
+            seal.update(chunk)
     if seal.hexdigest().encode() != found.group(1):
         raise BrokenSealError("does not match its checksum: it is cut off or altered")
     facts: dict[str, str] = json.loads(header)["__metadata__"]
@@ -101,13 +97,36 @@ def read(path: Path) -> dict[str, Tensor]:
 
     Raises:
         BrokenSealError: it is missing, cut off or altered.
+        UserError: it cannot be read, whatever is in it.
     """
     verify(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise BrokenSealError(f"cannot be read ({error})") from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A context that tells a file that is damaged from one that cannot be read now: for a lack of
+    permissions or a failing disk nobody may go on from an earlier one.
+
+    Raises:
+        BrokenSealError: nothing is there, or something that is no file.
+        UserError: it cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise BrokenSealError("is missing") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise BrokenSealError(f"cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error.strerror or error}); mend that and start"
+            f" again, or move it away, to fall back to an earlier checkpoint"
+        ) from None
 
 
 def _head(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:

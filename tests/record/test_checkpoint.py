@@ -1,5 +1,10 @@
 """Checkpoints: whole or absent, per module, restored bit for bit."""
 
+import errno
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -189,6 +194,41 @@ def test_damage_is_named_and_the_previous_checkpoint_used(name, tmp_path):
     save(checkpoints, [make(0), make(1)], 20)
     assert checkpoints.latest(told.append) == 20
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_is_not_taken_for_damaged(code, tmp_path, monkeypatch):
+    """Nor does a run begin again because of it, or delete anything."""
+    saved(tmp_path, 1, 10, 20)
+    last, whole = module_file(tmp_path, 20, 1), Path.open
+
+    def refuse(path, *args):
+        if path == last:
+            raise OSError(code, os.strerror(code), str(path))
+        return whole(path, *args)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    checkpoints = Checkpoints(tmp_path, 1)
+    reason = re.escape(f"{last} cannot be read ({os.strerror(code)}); mend that and start again")
+    for ask in (checkpoints.latest, lambda: checkpoints.load(make(0), 20)):
+        with pytest.raises(UserError, match=reason):
+            ask()
+    checkpoints.prune(keep=1)
+    assert checkpoints.steps() == [10, 20]
+    monkeypatch.undo()
+    last.rename(tmp_path / "away")
+    assert checkpoints.latest(lambda line: None) == 10
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 10)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        Checkpoints(tmp_path, 1).begun()
 
 
 def test_a_leftover_beside_whole_files_does_no_harm(tmp_path):
