@@ -127,7 +127,7 @@ def propose(
         placement = check(config, rank_info, said)
         if config.compile:
             try_compiler(rank_info.device)
-        facts = _lead(placement, run, said)
+        facts = _lead(placement, run, said, config.run.resume or rank_info.restarted)
     except BaseException:
         rank_store.set("start", {"refused": True})
         raise
@@ -157,13 +157,16 @@ def share_replicas(config: Config, rank_info: RankInfo, rank_store: RankStore) -
     return replace(config, parallel=replace(config.parallel, replicas=replicas))
 
 
-def _lead(placement: Placement, run: ExitStack, said: Collection[str] | None) -> Facts:
+def _lead(
+    placement: Placement, run: ExitStack, said: Collection[str] | None, resume: bool
+) -> Facts:
     blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
     checkpoints = _checkpoints(blueprint)
-    begun = checkpoints.begun()
+    begun = resume and checkpoints.begun()
+    folder.check(config, info, resume, said, begun)  # another run may have ended there meanwhile
     step = checkpoints.latest() or 0  # reads and verifies all K files
     if begun and not step:  # none of them counts
         folder.check(config, info, True, said, begun=False)
