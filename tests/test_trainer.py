@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from pipeline_local import configfile
+from pipeline_local import agreement, configfile
 from pipeline_local.agreement import check
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.ranks.rank import RankInfo
@@ -137,6 +137,7 @@ def test_torchruns_restart_resumes(tmp_path):
     train(parse(tmp_path / "run"), RankInfo())
     longer = parse(tmp_path / "run", train={"steps": 6, "log_every": 2})
     assert train(longer, RankInfo(restarted=True))["steps"] == 6
+    assert (tmp_path / "run" / "summary-1.json").is_file(), "of the first four steps"
 
 
 def test_divergence_is_named(tmp_path):
@@ -153,6 +154,22 @@ def test_what_was_begun_beyond_the_checkpoint_is_dropped(tmp_path):
     longer = {"steps": 6, "log_every": 2}
     train(resume(tmp_path / "run", train=longer), RankInfo())
     assert not left.exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_has_run_between_check_and_claim_is_not_taken_over(tmp_path, monkeypatch, seed):
+    """Neither is another run gone on with, nor, if it is the same, one that nobody resumes."""
+    config, lead = parse(tmp_path / "run"), agreement._lead
+
+    def late(*args):
+        monkeypatch.setattr(agreement, "_lead", lead)
+        train(parse(tmp_path / "run", train={"steps": 2, "seed": seed}), RankInfo())
+        return lead(*args)
+
+    monkeypatch.setattr(agreement, "_lead", late)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config, RankInfo())
+    assert RunFolder(tmp_path / "run").load_summary()["steps"] == 2
 
 
 def beside_another_run(rank_info, folder):

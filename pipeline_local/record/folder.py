@@ -22,7 +22,7 @@ LOCK = ".lock"
 """The lock file, which names the process that uses the folder; empty when none does."""
 
 _OWN = (
-    *("config*.yaml", "data.json", "summary.json", "best.json", "trace.json"),
+    *("config*.yaml", "data.json", "summary*.json", "best.json", "trace.json"),
     *("metrics", "checkpoints", "trace"),
 )
 """What a run leaves, and would overwrite."""
@@ -66,7 +66,8 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The path of the results, which exist once the run is complete."""
+        """The path of the results, which exist once the run has ended as planned, or as a callback
+        has asked; while it goes on, earlier ones are `summary-*.json`."""
         return self.path / "summary.json"
 
     @property
@@ -108,7 +109,7 @@ class RunFolder:
         info: str,
         resume: bool,
         said: Collection[str] | None = None,
-        begun: bool = True,
+        begun: bool = False,
     ) -> None:
         """Refuses to overwrite an earlier run, or to resume a different one.
 
@@ -121,10 +122,15 @@ class RunFolder:
 
         Raises:
             UserError: a run is there and `resume` is false, it differs in what must stay, or it
-                cannot be read.
+                has no configuration or cannot be read.
         """
         try:
             self._refuse_overwriting(resume, config)
+            if begun and not self.config.is_file():
+                raise UserError(
+                    f"run.dir: {_short(self.path)} has checkpoints, and no config.yaml that says of"
+                    f" which run; put it back (config-*.yaml are earlier ones), or name another"
+                )
             if self.config.is_file():
                 facts = self.info.read_text() if self.info.is_file() else "", info
                 before = self.load_config()
@@ -158,9 +164,8 @@ class RunFolder:
 
     def describe_resume(self, config: Config, step: int) -> str:
         """Returns one line for display: what is resumed, and which settings have changed."""
-        if not self.config.is_file():  # with steps done: cut off while it was written
-            new = f"nothing to resume in {_short(self.path)}: a new run"
-            return f"resuming after step {step}" if step else new
+        if not self.config.is_file():
+            return f"nothing to resume in {_short(self.path)}: a new run"
         begin = f"resuming after step {step}" if step else "no checkpoint yet: from the beginning"
         differs = resuming.changes(self.load_config(), config, begun=step > 0)
         told = [c for c in differs if not c.key.startswith("parallel.") or c.key in _LEARNING]
@@ -207,7 +212,8 @@ class RunFolder:
         )
 
     def create(self, config: Config, info: str) -> None:
-        """Makes the folder and writes the configuration; an earlier one is renamed.
+        """Makes the folder and writes the configuration; of an earlier one a copy stays. Results of
+        a run that goes on are renamed.
 
         Paths in it are absolute, so that the run can be resumed from any folder.
 
@@ -217,9 +223,11 @@ class RunFolder:
         whole = replace(config, run=replace(config.run, resume=False))
         text = yamltext.write(configfile.tree(whole))
         try:
-            if self.config.is_file() and self.config.read_text() != text:
-                self.config.rename(self._free_name())
+            if self.config.is_file() and (before := self.config.read_text()) != text:
+                atomic.write_text(_free_beside(self.config), before)  # one is there at any time
             atomic.write_text(self.config, text)
+            if self.summary.is_file():
+                self.summary.rename(_free_beside(self.summary))
             atomic.write_text(self.info, info)
             if not self.origin.exists():
                 atomic.write_text(self.origin, json.dumps({"folder": str(Path.cwd())}) + "\n")
@@ -241,18 +249,13 @@ class RunFolder:
         reason = _reason(error)
         return UserError(f"run.dir: {_short(self.path)} cannot be written ({reason}); name another")
 
-    def _free_name(self) -> Path:
-        names = (self.path / f"config-{number}.yaml" for number in count(1))
-        return next(name for name in names if not name.exists())
-
     def to_write(self, config: Config, said: Collection[str] | None) -> Config:
         """Returns what config.yaml is to hold of a resumed run.
 
         Args:
             config, said: as for `check`.
         """
-        known = self.config.is_file()
-        return resuming.to_write(self.load_config(), config, said) if known else config
+        return resuming.to_write(self.load_config(), config, said)
 
     def is_concluded(self, step: int) -> bool:
         """Whether there are results of so many steps: an earlier, shorter run may have left some.
@@ -348,6 +351,12 @@ class RunFolder:
                 f" again"
             ) from None
         return facts
+
+
+def _free_beside(path: Path) -> Path:
+    """Returns the first free name of `config-1.yaml`, `config-2.yaml` and so on."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def first_free() -> Path:

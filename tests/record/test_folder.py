@@ -10,6 +10,7 @@ import yaml
 
 from pipeline_local import configfile
 from pipeline_local.errors import UserError
+from pipeline_local.record import atomic
 from pipeline_local.record.folder import LOCK, RunFolder
 
 CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"steps": 1}}
@@ -130,6 +131,39 @@ def test_an_earlier_configuration_is_kept(tmp_path):
     assert len(list(tmp_path.glob("config*"))) == 3
 
 
+def test_a_full_disk_leaves_the_configuration(tmp_path, monkeypatch):
+    """It alone says which run the checkpoints are of."""
+    folder = RunFolder(tmp_path)
+    folder.create(configfile.parse(CONFIG), "{}")
+    text, write = folder.config.read_text(), atomic.write_text
+
+    def fill_up(path, text):
+        if path == folder.config:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text)
+
+    monkeypatch.setattr(atomic, "write_text", fill_up)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        folder.create(configfile.parse({**CONFIG, "train": {"steps": 2}}), "{}")
+    assert folder.config.read_text() == text
+
+
+def test_checkpoints_without_a_configuration_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"has checkpoints, and no config\.yaml .*; put it back"):
+        RunFolder(tmp_path).check(configfile.parse(CONFIG), "{}", resume=True, begun=True)
+
+
+def test_results_of_a_run_that_goes_on_are_set_aside(tmp_path):
+    folder = RunFolder(tmp_path)
+    for steps in (1, 2, 3):
+        folder.create(configfile.parse({**CONFIG, "train": {"steps": steps}}), "{}")
+        assert not folder.summary.exists()
+        folder.summary.write_text(f'{{"steps": {steps}}}')
+    kept = [(tmp_path / f"summary-{number}.json").read_text() for number in (1, 2)]
+    assert kept == ['{"steps": 1}', '{"steps": 2}']
+
+
 HOLDER = """
 import sys
 from pathlib import Path
@@ -214,7 +248,6 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, holder, monkeypa
 def test_what_is_resumed_and_how_it_differs(tmp_path):
     folder, config = RunFolder(tmp_path), configfile.parse(CONFIG)
     assert folder.describe_resume(config, 0) == f"nothing to resume in {tmp_path}: a new run"
-    assert folder.describe_resume(config, 7) == "resuming after step 7", "its config.yaml is gone"
     folder.create(config, "{}")
     assert folder.describe_resume(config, 0) == "no checkpoint yet: from the beginning"
     assert folder.describe_resume(config, 7) == "resuming after step 7"
