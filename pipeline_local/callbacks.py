@@ -7,6 +7,7 @@ the others cannot know, apart from `Run.stop`, which all ranks follow after the 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models.backbone import Block
 from pipeline_local.models.weights import model_state
-from pipeline_local.record import atomic
+from pipeline_local.record import atomic, metrics
+from pipeline_local.record.folder import RunFolder
 
 Facts = dict[str, Any]
 _BEST = "best.json"
@@ -40,7 +42,7 @@ class Run:
         better: "higher" or "lower": which scores are better.
         is_saved: whether the run plan has a checkpoint after so many steps.
         stop: asks all ranks to end after the same step, soon; they save, and sum up what the last
-            evaluation said.
+            evaluation said, if there was one.
         keep: keeps the checkpoint of a step for good, under a name.
     """
 
@@ -143,16 +145,30 @@ class EarlyStopping(Callback):
         self._best: float | None = None
         self._waited = 0
 
+    def on_start(self, run: Run, step: int) -> None:
+        """Go on from the evaluations of a run that is resumed."""
+        self._best, self._waited = None, 0
+        if not run.is_last or not step:
+            return
+        for score in _recorded(run, step):
+            self._compare(run, score)
+        self._stop_if_due(run)
+
     def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
         """Compare with the best so far; only the last stage does."""
         if not run.is_last:
             return
-        score = last_score(run, scores)
+        self._compare(run, last_score(run, scores))
+        self._stop_if_due(run)
+
+    def _compare(self, run: Run, score: float) -> None:
         if _improves(score, self._best, self._better or run.better):
             self._best, self._waited = score, 0
-            return
-        self._waited += 1
-        if self._waited >= self._patience:
+        else:
+            self._waited += 1
+
+    def _stop_if_due(self, run: Run) -> None:
+        if self._waited >= max(1, self._patience):
             run.stop()
 
 
@@ -171,9 +187,10 @@ class BestCheckpoint(Callback):
         self._best: float | None = None
 
     def on_start(self, run: Run, step: int) -> None:
-        """Go on from the best of a run that is resumed."""
+        """Go on from the best of a run that is resumed; one that comes later is not its own."""
         file = run.folder / _BEST
-        self._best = json.loads(file.read_text())[run.metric] if step and file.is_file() else None
+        best = json.loads(file.read_text()) if step and file.is_file() else None
+        self._best = best[run.metric] if best and best["step"] <= step else None
 
     def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
         """Name the checkpoint of this step if it is the best so far.
@@ -199,6 +216,20 @@ class BestCheckpoint(Callback):
 def last_score(run: Run, scores: dict[str, dict[str, float]]) -> float:
     """The score of the stage's last head."""
     return scores[str(run.modules[-1].index + 1)][run.metric]
+
+
+def _recorded(run: Run, step: int) -> list[float]:
+    """The last head's score in each evaluation up to a step, as metrics say.
+
+    Where the run has gone back to an earlier checkpoint, what came after that one does not count.
+    """
+    number, found = str(run.modules[-1].index + 1), dict[int, float]()
+    for facts in metrics.evaluations(RunFolder(run.folder).metrics(0).parent):
+        if row := facts["modules"].get(number):
+            score = row.get(run.metric)
+            found = {at: earlier for at, earlier in found.items() if at < facts["step"]}
+            found[facts["step"]] = nan if score is None else score
+    return [score for at, score in found.items() if at <= step]
 
 
 def _improves(score: float, best: float | None, better: Literal["higher", "lower"]) -> bool:

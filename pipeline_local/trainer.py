@@ -28,6 +28,7 @@ from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
+from pipeline_local.record.choice import recorded
 from pipeline_local.record.folder import FREE, RunFolder
 from pipeline_local.record.live import display
 from pipeline_local.record.recorder import Recorder
@@ -166,8 +167,7 @@ class Trainer:
         start: int,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        blueprint = placement.blueprint
-        config = blueprint.config
+        blueprint, config = placement.blueprint, placement.blueprint.config
         folder = RunFolder(config.run.dir)
         self.placement = placement
         self.blueprint = blueprint
@@ -176,8 +176,6 @@ class Trainer:
         self.status = status
         self.start = start
         self.batch_size = config.data.batch_size
-        self.refuses_divergence = config.train.on_nan == "fail"
-        self.keep = config.checkpoint.keep
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
@@ -185,7 +183,7 @@ class Trainer:
             config.trace, folder, rank_info, rank_store, status, placement.mesh
         )
         self.trace = self.recorder.trace
-        self.writer = Writer(self.checkpoints, self.keep, self.trace)
+        self.writer = Writer(self.checkpoints, config.checkpoint.keep, self.trace)
         mesh, rank = placement.mesh, rank_info.rank
         stage, replica = mesh.stage(rank), mesh.replica(rank)
         self.metrics = metrics.Metrics(
@@ -250,8 +248,8 @@ class Trainer:
             self.display.close()
             self.writer.close()
             self.upstream.close()
-            self.metrics.close()
             self.recorder.write()
+            self.metrics.close()
 
     @property
     def _done(self) -> int:
@@ -307,7 +305,7 @@ class Trainer:
             microbatches = self.blueprint.config.train.microbatches
             scores = self.stage.evaluate(batches, action.number, microbatches)
             self.scores = metrics.of_scores(self.stage.modules, scores)
-        if self.refuses_divergence:
+        if self.blueprint.config.train.on_nan == "fail":
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
         self.callbacks.on_evaluation(self.run_facts, action.number, self.scores)
@@ -389,9 +387,11 @@ class Trainer:
         plan, mesh = self.placement.stage_times(steps), self.placement.mesh
         stages = [[results[rank] for rank in mesh.ranks(s)] for s in range(mesh.num_stages)]
         facts = summary.combine([*map(summary.of_stage, stages)], steps * self.batch_size, plan)
+        if not self.scores:  # stopped before its first evaluation
+            facts = recorded(self.folder, self.start, len(self.blueprint.modules)) | facts
         if tokens := self.blueprint.task.tokens:
             facts["tokens_per_second"] = round(facts["samples_per_second"] * tokens, 1)
-        self.checkpoints.prune(self.keep)  # all have written their last
+        self.checkpoints.prune(self.blueprint.config.checkpoint.keep)  # all have written their last
         summary.write(facts, self.folder.summary)
         self.recorder.conclude()
         last = uses(self.folder.path, self.blueprint.config)

@@ -147,6 +147,54 @@ def test_early_stopping(tmp_path):
     assert summary["steps"] == 7
 
 
+class StopsAtOnce(Callback):
+    def on_start(self, run, step):
+        run.stop()
+
+
+def test_a_stop_before_any_evaluation(tmp_path):
+    """Then there are no scores; in a resumed run those of before count."""
+    summary = fitted(tmp_path / "new", StopsAtOnce(), lr=1e-12)
+    assert summary["steps"] == 1
+    assert "accuracy" not in summary
+    first = fitted(tmp_path / "run", lr=1e-12)
+    more = {"train": {"steps": 9}, "resume": True, "lr": 1e-12}
+    second = fitted(tmp_path / "run", StopsAtOnce(), **more)
+    assert (second["steps"], second["accuracy"]) == (7, first["accuracy"])
+
+
+def test_a_resumed_run_stops_early_where_one_in_one_part_does(tmp_path):
+    """The rate is nearly nothing, so the evaluation after step 2 is the best."""
+    fitted(tmp_path / "run", EarlyStopping(3), train={"steps": 4}, lr=1e-12)
+    train = {"steps": 100}
+    summary = fitted(tmp_path / "run", EarlyStopping(3), train=train, resume=True, lr=1e-12)
+    assert summary["steps"] == 9, "the evaluation after step 8 is the third without improvement"
+    again = fitted(tmp_path / "run", EarlyStopping(3), train=train, resume=True, lr=1e-12)
+    assert again["steps"] == 10, "the step that is about to begin"
+
+
+def test_early_stopping_remembers_the_life_it_goes_on_with(tmp_path):
+    """Not what came after the checkpoint to which a run has gone back; null is no number."""
+    lives = [(2, 0.5), (4, None), (6, 0.9), (4, 0.5), (6, 0.6), (8, 0.7), (10, 0.8)]
+    lines = [
+        {"event": "test", "step": step, "time": time, "modules": {"2": {"accuracy": score}}}
+        for time, (step, score) in enumerate(lives)
+    ]
+    (tmp_path / "metrics").mkdir()
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "metrics" / "stage-1.jsonl").write_text(text)
+    callback = EarlyStopping(2)
+    callback.on_start(run := Told(tmp_path), 8)
+    assert evaluations(run, callback, [0.7, 0.7, 0.7]) == 2
+    anew = Told(tmp_path)
+    callback.on_start(anew, 0)
+    assert evaluations(anew, callback, [0.1, 0.1, 0.1]) == 3
+    callback.on_start(stopped := Told(tmp_path), 4)
+    assert not stopped.stopped
+    EarlyStopping(1).on_start(stopped, 4)
+    assert stopped.stopped
+
+
 @dataclass
 class Told:
     """A run as a callback sees it, with scores that a test says."""
@@ -215,7 +263,11 @@ def test_the_best_checkpoint(tmp_path):
     assert run.kept == [("best", 2), ("best", 6)]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "accuracy": 3}
     later = BestCheckpoint()
-    later.on_start(run, 8)  # resumed
+    later.on_start(run, 4)  # resumed from before it
+    evaluations(Told(tmp_path), later, [1])
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "accuracy": 1}
+    (tmp_path / "best.json").write_text('{"step": 6, "accuracy": 3}')
+    later.on_start(run, 8)
     evaluations(run, later, [2, 4])
     assert run.kept[2:] == [("best", 4)]
     anew = BestCheckpoint()

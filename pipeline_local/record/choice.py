@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 from pipeline_local.learning.tasks import Task
-from pipeline_local.record import metrics
+from pipeline_local.record import metrics, summary
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.watch.store import Facts
 
@@ -74,17 +75,24 @@ def choose(rows: Sequence[Facts], step: int, task: Task) -> HeadChoice:
     return HeadChoice(best, f"{metric}{', '.join(others)} after step {step}")
 
 
+def recorded(folder: RunFolder, step: int, count: int) -> Facts:
+    """The lists per head, as in a summary, of the run's latest evaluation before or at a step;
+    empty without any.
+
+    Args:
+        folder, step, count: as for `chosen_heads`.
+    """
+    found = _evaluation(folder, step, count)
+    rows = found[1] if found else []
+    return summary.per_head([{k: nan if v is None else v for k, v in r.items()} for r in rows])
+
+
 def _evaluation(folder: RunFolder, step: int, count: int) -> tuple[int, list[Facts]] | None:
     """The step and the rows of the latest evaluation up to a step, of all modules."""
     rows: dict[int, dict[str, Facts]] = {}
-    for path in sorted(folder.metrics(0).parent.glob("stage-*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if (
-                '"event": "test"' in line
-                and (facts := metrics.read(line))
-                and facts["step"] <= step
-            ):
-                rows.setdefault(facts["step"], {}).update(facts["modules"])
+    for facts in metrics.evaluations(folder.metrics(0).parent):
+        if facts["step"] <= step:
+            rows.setdefault(facts["step"], {}).update(facts["modules"])
     numbers = [str(k) for k in range(1, count + 1)]
     complete = [at for at, modules in rows.items() if modules.keys() >= {*numbers}]
     return (max(complete), [rows[max(complete)][k] for k in numbers]) if complete else None

@@ -1,7 +1,9 @@
 """The measurements of a stage: a line of JSON per logged step and per evaluation."""
 
+import heapq
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -30,13 +32,20 @@ class Metrics:
         place: the number of the stage, and that of the replica where it has several.
         steps_per_epoch: of the run.
         rank_info: this rank, whose GPU is watched.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(
         self, path: Path, place: dict[str, int], steps_per_epoch: int, rank_info: RankInfo
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = path.open("a", buffering=1)
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = path.open("a", buffering=1)
+            if _is_torn(path):
+                self._file.write("\n")
         self._place = place
         self._steps_per_epoch = steps_per_epoch
         # the first rank of each host says what is missing there
@@ -49,13 +58,47 @@ class Metrics:
         return {**self._place, "epoch": epoch, "time": round(time.time(), 3), **facts}
 
     def write(self, facts: Facts) -> None:
-        """Appends one line."""
-        self._file.write(as_json(facts) + "\n")
+        """Appends one line.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with writing(self._path):
+            self._file.write(as_json(facts) + "\n")
 
     def close(self) -> None:
-        """Closes the file, and ends the watch of the GPU."""
-        self._file.close()
+        """Ends the watch of the GPU, and closes the file.
+
+        Raises:
+            UserError: a line cannot be written.
+        """
         self.telemetry.close()
+        with writing(self._path):
+            self._file.close()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that writes results of a run.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); checkpoints are complete: free"
+            f" disk space or fix the permissions, then resume the run"
+        ) from None
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line was cut off, as by a full disk."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) not in (b"", b"\n")
 
 
 def _unsaid(_: str) -> None:
@@ -69,6 +112,18 @@ def read(line: str) -> Facts | None:
     except ValueError:
         return None
     return facts
+
+
+def evaluations(folder: Path) -> Iterator[Facts]:
+    """Yields the lines of evaluations from all metrics files in a folder, in order of time."""
+    files = [_evaluations(path) for path in sorted(folder.glob("stage-*.jsonl"))]
+    return heapq.merge(*files, key=lambda facts: facts.get("time", 0.0))
+
+
+def _evaluations(path: Path) -> Iterator[Facts]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if '"event": "test"' in line and (facts := read(line)):
+            yield facts
 
 
 def as_json(facts: Facts | list[Facts], indent: int | None = None) -> str:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.table import Table
+
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import atomic
-from pipeline_local.record.metrics import as_json
+from pipeline_local.record.metrics import as_json, writing
 from pipeline_local.screen import Screen, complain, new_table
 from pipeline_local.watch.store import Facts
 
@@ -101,8 +103,13 @@ def _beside(stages: list[Facts], plan: StageTimes) -> Facts:
 
 
 def write(summary: Facts, path: Path) -> None:
-    """Writes summary.json; it appears complete or not at all."""
-    atomic.write_text(path, as_json(summary, indent=2) + "\n")
+    """Writes summary.json; it appears complete or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing(path):
+        atomic.write_text(path, as_json(summary, indent=2) + "\n")
 
 
 def warn(warnings: Iterable[str]) -> None:
@@ -130,21 +137,11 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, last: str = "") -> Non
         task: the task, which knows how its score is displayed.
         last: a sentence below; empty: none.
     """
-    table = new_table("Test set, per head")
-    metric = task.metric
-    title = metric.replace("_", " ")
-    shown = [name for name in task.shown if name in facts]
-    more = [name.replace("_", " ") for name in shown]
-    for column in ("module", "stage", "blocks", "head", title, "ensemble", *more, "loss"):
-        justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
-        table.add_column(column, justify=justify)
-    scores, others = (metric, f"ensemble_{metric}"), (*shown, "loss")
-    for index, row in enumerate(rows):
-        values = [task.score_text(facts[name][index]).replace("%", " %") for name in scores]
-        values += [f"{facts[name][index]:.4f}" for name in others]
-        table.add_row(str(index + 1), str(row.stage), row.blocks, row.head, *values)
     console = Screen()
-    console.print(table)
+    if task.metric in facts:
+        console.print(_scores(rows, facts, task))
+    else:
+        console.sentence("no evaluation came before the end: there are no scores")
     if "seconds" in facts:
         memory = f"{max(facts['peak_memory_bytes']) / 2**20:.0f} MiB"
         before = facts.get("resumed_after", 0)
@@ -161,3 +158,21 @@ def show(rows: list[ModuleRow], facts: Facts, task: Task, last: str = "") -> Non
         console.sentence(f"ms per step that each stage computes (predicted): {times}")
     if last:
         console.sentence(last)
+
+
+def _scores(rows: list[ModuleRow], facts: Facts, task: Task) -> Table:
+    """Returns a table of the score per head."""
+    table = new_table("Test set, per head")
+    metric = task.metric
+    title = metric.replace("_", " ")
+    shown = [name for name in task.shown if name in facts]
+    more = [name.replace("_", " ") for name in shown]
+    for column in ("module", "stage", "blocks", "head", title, "ensemble", *more, "loss"):
+        justify: Literal["left", "right"] = "left" if column in ("blocks", "head") else "right"
+        table.add_column(column, justify=justify)
+    scores, others = (metric, f"ensemble_{metric}"), (*shown, "loss")
+    for index, row in enumerate(rows):
+        values = [task.score_text(facts[name][index]).replace("%", " %") for name in scores]
+        values += [f"{facts[name][index]:.4f}" for name in others]
+        table.add_row(str(index + 1), str(row.stage), row.blocks, row.head, *values)
+    return table

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline_local.learning.tasks.classification import Classification
 from pipeline_local.learning.tasks.regression import Regression
-from pipeline_local.record.choice import choose, chosen_heads
+from pipeline_local.record.choice import choose, chosen_heads, recorded
 from pipeline_local.record.folder import RunFolder
 
 TASK = Classification(10)
@@ -70,3 +70,5 @@ def test_the_latest_evaluation_of_all_heads_up_to_the_checkpoint_counts(tmp_path
     assert heads == {3: (2,), 4: (2,), 8: (1, 2), 11: (1, 2), 12: (2,), 20: (2,)}
     assert "after step 8" in chosen[11].reason
     assert "after step 12" in chosen[20].reason, "the line of step 20 is cut off"
+    assert recorded(folder, 3, 2) == {}
+    assert recorded(folder, 11, 2)["accuracy"] == [0.8, 0.7]

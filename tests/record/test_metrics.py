@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline_local.engines.replicas import Replicas
+from pipeline_local.errors import UserError
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
@@ -21,6 +22,40 @@ def test_lines_are_written_at_once_and_appended(tmp_path):
         assert json.loads(path.read_text().splitlines()[-1]) == {"step": step}
         log.close()
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path):
+    path = tmp_path / "stage-0.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    log = metrics.Metrics(path, {"stage": 0}, 4, RankInfo())
+    log.write({"step": 2})
+    log.close()
+    assert [*map(metrics.read, path.read_text().splitlines())] == [{"step": 1}, None, {"step": 2}]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Both at once and at the end, when the system tries it again."""
+    log = metrics.Metrics(tmp_path / "stage-0.jsonl", {"stage": 0}, 4, RankInfo())
+    log._file.close()
+    log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    for write in (lambda: log.write({"step": 1}), log.close):
+        with pytest.raises(UserError, match=r"jsonl cannot be written \(No space left on device\)"):
+            write()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "stage-0.jsonl", tmp_path):
+        with pytest.raises(UserError, match="cannot be written"):
+            metrics.Metrics(path, {"stage": 0}, 4, RankInfo())
+
+
+def test_evaluations_come_in_order_of_time(tmp_path):
+    """Also where another stage has had the module."""
+    lines = {0: [(2, 1.0), (4, 2.0), (4, 5.0)], 1: [(2, 3.0), (4, 4.0)]}
+    for stage, own in lines.items():
+        facts = [{"event": "test", "step": step, "time": time} for step, time in own]
+        text = "".join(f"{metrics.as_json(f)}\n" for f in [*facts, {"event": "train", "step": 9}])
+        (tmp_path / f"stage-{stage}.jsonl").write_text(text)
+    found = [(facts["step"], facts["time"]) for facts in metrics.evaluations(tmp_path)]
+    assert found == [(2, 1.0), (4, 2.0), (2, 3.0), (4, 4.0), (4, 5.0)]
 
 
 def test_facts_say_where_and_when_they_are_from(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.record import summary
 
@@ -86,3 +87,13 @@ def test_write_and_show(tmp_path, capsys):
     assert "40 steps in 10.0 s, 50 samples/s" in shown
     summary.show([summary.ModuleRow(0, "stem", "linear")] * 2, {**facts, "resumed_after": 30}, TASK)
     assert "10 of 40 steps in 10.0 s" in capsys.readouterr().out
+
+
+def test_a_stop_before_any_evaluation_has_no_scores(tmp_path, capsys):
+    facts = summary.combine([{**stage([1], 10.0, 0.0), "modules": {}}], samples=500)
+    summary.show([summary.ModuleRow(0, "stem", "classifier")], facts, TASK)
+    shown = capsys.readouterr().out
+    assert "there are no scores" in shown
+    assert "40 steps in 10.0 s" in shown
+    with pytest.raises(UserError, match=r"summary.json cannot be written \(No such file or dir"):
+        summary.write(facts, tmp_path / "gone" / "summary.json")
