@@ -91,11 +91,12 @@ def _call(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _hosts(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.ranks.hosts import Hosts
+    from pipeline_local.ranks.hosts import Hosts, check_number
     from pipeline_local.ranks.launcher import start_ranks
 
     keys = ("count", "number", "head", "port", "restarts")
     hosts = Hosts(**{key: getattr(options, key) for key in keys})
+    check_number("RANKS_PER_NODE", options.ranks, 1)
     return start_ranks(options.ranks, options.arguments, hosts)
 
 

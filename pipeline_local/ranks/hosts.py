@@ -34,6 +34,9 @@ class Hosts:
         head: the name or address of host 0.
         port: free on host 0, and open to the others.
         restarts: how often the ranks are started again after a failure.
+
+    Raises:
+        UserError: a number is out of range; named as launch/multinode.sh does.
     """
 
     count: int
@@ -41,6 +44,12 @@ class Hosts:
     head: str
     port: int
     restarts: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("NODES", self.count, 1)
+        check_number("NODE", self.number, 0, self.count - 1)
+        check_number("PORT", self.port, 1, 65535)
+        check_number("RESTARTS", self.restarts, 0)
 
     def parameters(self) -> RendezvousParameters:
         """Return how torch's agents of all hosts find each other."""
@@ -53,6 +62,17 @@ class Hosts:
             rank=self.number,
             timeout=PATIENCE.total_seconds(),
         )
+
+
+def check_number(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuse a number that is out of range.
+
+    Raises:
+        UserError: it is.
+    """
+    if value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name}: expected a number {allowed}, got {value}")
 
 
 class Meeting:

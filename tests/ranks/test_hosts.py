@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_local import configfile, trainer
+from pipeline_local.cli import main
 from pipeline_local.errors import EXIT_STOPPED, UserError
 from pipeline_local.ranks import hosts
 from pipeline_local.ranks.hosts import Hosts, Meeting
@@ -34,6 +35,22 @@ def meet():
     yield made
     for meeting in reversed(meetings):
         meeting.leave()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ("0 0 1 29500 0", "NODES: expected a number of at least 1, got 0"),
+        ("2 2 1 29500 0", "NODE: expected a number from 0 to 1, got 2"),
+        ("2 0 0 29500 0", "RANKS_PER_NODE: expected a number of at least 1, got 0"),
+        ("2 0 1 99999 0", "PORT: expected a number from 1 to 65535, got 99999"),
+        ("2 0 1 29500 -1", "RESTARTS: expected a number of at least 0, got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line(capsys, numbers, says):
+    assert main(["hosts", *numbers.split(), "localhost", "train", "c.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
 
 
 def test_hosts_wait_for_each_other(meet):
