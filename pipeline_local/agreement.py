@@ -31,7 +31,8 @@ from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
 from pipeline_local.record import summary
 from pipeline_local.record.checkpoint import Checkpoints
-from pipeline_local.record.folder import FREE, RunFolder, first_free
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.free import FREE, reserved
 from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts, RankStore
 
@@ -121,9 +122,9 @@ def propose(
     """
     if rank_info.rank > 0:
         return _receive(rank_store, "start"), None
-    if config.run.dir == FREE:
-        config = in_folder(config, str(first_free()))
     try:
+        if config.run.dir == FREE:
+            config = in_folder(config, str(run.enter_context(reserved())))
         placement = check(config, rank_info, said)
         if config.compile:
             try_compiler(rank_info.device)

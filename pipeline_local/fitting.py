@@ -1,8 +1,8 @@
 """`fit`: train a program's own model on its own data, on any number of stages, in a few lines."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from pipeline_local.models import given as given_models
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record.folder import FREE, RunFolder, first_free
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.free import FREE, reserved
 from pipeline_local.watch.store import Facts
 
 
@@ -86,19 +87,24 @@ def fit(
     objects = arguments.collected(model, data[0], task, loss, metric, optimizer, schedule, layout)
     tree = arguments.learned(objects, data[0], task, batch_size)
     tree |= arguments.updated(objects, optimizer, lr, schedule, epochs)
-    tree |= arguments.placed(_place(run_dir, resume), modules, stages, sections)
-    config = configfile.parse(arguments.merged(tree, sections))
-    return _run(arguments.with_data(objects, config, *data), config, callbacks)
+    with _place(run_dir, resume) as place:
+        tree |= arguments.placed(place, modules, stages, sections)
+        config = configfile.parse(arguments.merged(tree, sections))
+        return _run(arguments.with_data(objects, config, *data), config, callbacks)
 
 
-def _place(run_dir: str | Path | None, resume: bool) -> RunConfig:
+@contextmanager
+def _place(run_dir: str | Path | None, resume: bool) -> Iterator[RunConfig]:
     """The run folder: the one that is named, or one that is free."""
     if run_dir is not None:
-        return RunConfig(configfile.path("run_dir", run_dir), resume)
-    if resume:
+        yield RunConfig(configfile.path("run_dir", run_dir), resume)
+    elif resume:
         raise UserError("resume: no run_dir was given; name the folder of the run to go on with")
-    # launched ranks might find different ones, so the first one chooses
-    return RunConfig(FREE if RankInfo.from_environment().launched else first_free())
+    elif RankInfo.from_environment().launched:  # ranks might find different ones: the first chooses
+        yield RunConfig(FREE)
+    else:
+        with reserved() as folder:
+            yield RunConfig(folder)
 
 
 def _run(objects: Given, config: Config, callbacks: Sequence[Callback]) -> Facts:

@@ -29,7 +29,8 @@ from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import recorded
-from pipeline_local.record.folder import FREE, RunFolder
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.free import FREE
 from pipeline_local.record.live import display
 from pipeline_local.record.recorder import Recorder
 from pipeline_local.record.resuming import how, uses
@@ -300,12 +301,11 @@ class Trainer:
         """Score every head on the test set."""
         with self.clock.training(steps=0):
             self._settle()
-        batches = self.blueprint.run_plan.test_batches
+        batches, train = self.blueprint.run_plan.test_batches, self.blueprint.config.train
         with self.clock.evaluating():
-            microbatches = self.blueprint.config.train.microbatches
-            scores = self.stage.evaluate(batches, action.number, microbatches)
+            scores = self.stage.evaluate(batches, action.number, train.microbatches)
             self.scores = metrics.of_scores(self.stage.modules, scores)
-        if self.blueprint.config.train.on_nan == "fail":
+        if train.on_nan == "fail":
             metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
         self.callbacks.on_evaluation(self.run_facts, action.number, self.scores)

@@ -31,10 +31,6 @@ _CLAIMED: set[Path] = set()
 """Folders that this process has claimed, as a file lock does not exclude its own process."""
 
 
-FREE = Path("runs/fit-*")
-"""Stands for the first free one of runs/fit, runs/fit-2 and so on."""
-
-
 _LEARNING = ("parallel.sync_batchnorm",)
 """What changes the result, of a section that otherwise never does."""
 
@@ -357,12 +353,6 @@ def _free_beside(path: Path) -> Path:
     """Returns the first free name of `config-1.yaml`, `config-2.yaml` and so on."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
     return next(name for name in names if not name.exists())
-
-
-def first_free() -> Path:
-    """Returns the folder that `FREE` stands for."""
-    names = (Path("runs", f"fit-{n}" if n > 1 else "fit") for n in count(1))
-    return next(name for name in names if not os.path.lexists(name))
 
 
 def _say_who(lock: IO[bytes], holder: str) -> None:
