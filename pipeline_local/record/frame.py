@@ -1,5 +1,6 @@
 """The measurements of a run as one data frame."""
 
+import heapq
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
         raise UserError("load_metrics needs pandas, which is missing; pip install pandas") from None
     folder = RunFolder(Path(run))
     files = sorted(folder.metrics(0).parent.glob("stage-*.jsonl"))
-    rows = [row for file in files for row in _rows(file)]
+    rows = [*heapq.merge(*map(_rows, files), key=lambda row: row["time"] or 0.0)]
     if not rows:
         raise UserError(f"{run} has no metrics; give the run.dir of a run that has logged a step")
     frame = pd.DataFrame(rows)

@@ -58,6 +58,14 @@ def test_a_row_for_each_module_step_and_event(run):
     assert frame.stage.tolist() == [0, 1, 1, 1, 1, 0]
 
 
+def test_the_newer_row_is_that_of_another_stage(run):
+    """A run that has gone back to an earlier checkpoint, on one stage."""
+    with (run / "metrics" / "stage-0.jsonl").open("a") as file:
+        file.write("\n" + line("train", 2, {"2": {"loss": 2.5}}, time=2.0))
+    frame = load_metrics(run)
+    assert frame[(frame.step == 2) & (frame.module == 2)].loss.tolist() == [2.5]
+
+
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match=r"has no metrics; give the run\.dir of a run"):
         load_metrics(tmp_path)
