@@ -89,7 +89,6 @@ def make_task(config: Config, info: DataInfo) -> Task:
     try:
         given = {"num_classes": info.num_classes, "label_shape": info.label_shape}
         task: Task = TASKS.make(config.task.name, Task, given, options)
-        task.twice = config.reconcile.feeds_back or config.reconcile.estimator == "exact"
         if config.task.name.startswith("python:"):
             check_task(task)
     except ValueError as error:
@@ -104,6 +103,8 @@ def make_task(config: Config, info: DataInfo) -> Task:
             f"task.name: {config.task.name} has a single class, which is nothing to tell apart;"
             f" give the data or the model several, or choose another task or loss"
         )
+    twice = estimators.estimator(config.reconcile).differentiates_twice
+    task.twice = config.reconcile.feeds_back or twice
     return task
 
 

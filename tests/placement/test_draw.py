@@ -1,11 +1,14 @@
 """What is refused before anything is spent."""
 
 import pytest
+import torch
 from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.learning import estimators
+from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw
 from tests import token_task
 
@@ -109,6 +112,32 @@ def test_contrast_of_single_samples_says_what_helps():
     config = configfile.parse(tree)
     with pytest.raises(UserError, match=r"choose a larger data\.batch_size, or fewer"):
         draw(config, describe(config.data))
+
+
+class Own(estimators.Exact):
+    """A user's own."""
+
+
+def test_losses_may_be_differentiated_as_often_as_an_estimator_does():
+    """Else the gradient of unformed logits is a constant, and so would the discord be."""
+    gradients = []
+    for name in ("exact", f"python:{__name__}:Own"):
+        blueprint = drawn_for_tokens(
+            task={"name": "next_token"},
+            head={"name": "readout"},
+            reconcile={"weight": 0.5, "every": 1, "estimator": name},
+        )
+        module = blueprint.module(1, torch.device("cpu"))
+        x, g = torch.randn(2, 8, 16, 32, generator=torch.Generator().manual_seed(0))
+        module(
+            x, torch.ones(8, 16, dtype=torch.int64), Step(0, lr=0.1, reconcile=True, compare=True)
+        )
+        module.signal()
+        module.receive(g)
+        module.learn()
+        gradients.append(module.gradients)
+    for exact, own in zip(*gradients, strict=True):
+        assert torch.equal(exact, own)
 
 
 def test_a_task_for_classes_names_that_for_tokens():
