@@ -16,7 +16,7 @@ import torch
 from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
-from pipeline_local.config import TaskConfig
+from pipeline_local.config import HeadConfig, TaskConfig
 from pipeline_local.errors import UserError, counted
 from pipeline_local.placement.costs import Cost, Costs, Link, of_all_parts
 
@@ -25,6 +25,7 @@ VERSION = 1
 
 _NEW: Mapping[str, Any] = {
     "head": {},
+    "head.pool": HeadConfig.pool,
     "information.name": None,
     "information": {},
     "labels": [],
@@ -45,6 +46,7 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "head.name": config.head.name,
         "head.depth": config.head.depth,
         "head.taper": config.head.taper,
+        "head.pool": config.head.pool,
         "images": list(blueprint.info.sample_shape),
         "number of classes": blueprint.info.num_classes,
         "samples in a microbatch": config.data.batch_size // config.train.microbatches,

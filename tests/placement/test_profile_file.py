@@ -121,6 +121,7 @@ def test_a_profile_that_is_not_needed_is_not_read():
         ({"head": {"name": "mlp"}}, "head.name=linear, this run has mlp"),
         ({"data": {"batch_size": 16}}, "samples in a microbatch=32, this run has 16"),
         ({"precision": "bfloat16"}, "precision=float32, this run has bfloat16"),
+        ({"head": {"pool": 2}}, "head.pool=1, this run has 2"),
     ],
 )
 def test_another_setting_is_refused(tmp_path, sections, message):
