@@ -29,11 +29,12 @@ class ChannelScale(nn.Module):
 
     def __init__(self, layout: Layout, shape: tuple[int, ...]) -> None:
         super().__init__()
-        axis = 0 if layout in ("NCHW", "NCT") else -1
-        broadcast = [1] * len(shape)
-        broadcast[axis] = channels(layout, shape)
-        self.weight = nn.Parameter(torch.empty(broadcast))
-        self.bias = nn.Parameter(torch.empty(broadcast))
+        count, axis = channels(layout, shape), 0 if layout in ("NCHW", "NCT") else -1
+        # vectors, as those of norms: optimizers tell matrices by their axes
+        self.weight = nn.Parameter(torch.empty(count))
+        self.bias = nn.Parameter(torch.empty(count))
+        self._broadcast = [1] * len(shape)
+        self._broadcast[axis] = count
 
     def reset_parameters(self) -> None:
         """Begin with the identity."""
@@ -42,7 +43,7 @@ class ChannelScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel."""
-        return x * self.weight + self.bias
+        return x * self.weight.view(self._broadcast) + self.bias.view(self._broadcast)
 
 
 class EmaHead(Head, Follower):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pipeline_local import configfile
-from pipeline_local.config import HeadConfig
+from pipeline_local.config import HeadConfig, OptimizerConfig
+from pipeline_local.engines import optimizer
 from pipeline_local.errors import ConfigError
 from pipeline_local.learning import heads
 from pipeline_local.learning.body import compile_part
@@ -50,7 +51,7 @@ def test_the_gradient_passes_through_the_copy_and_leaves_none_there(layout):
     outputs = head(mine)
     assert outputs.shape == (4, 5)
     scale, classifier = head.layers.scale, head.layers.classifier
-    expected = classifier(original(theirs) * scale.weight + scale.bias)
+    expected = classifier(scale(original(theirs)))
     assert torch.equal(outputs, expected)
     for y in (outputs, expected):
         y.logsumexp(1).sum().backward()
@@ -70,9 +71,21 @@ def test_a_scale_and_bias_for_each_channel():
         assert torch.equal(scale(y), y), "at first"
         axis = 1 if layout in ("NCHW", "NCT") else -1
         with torch.no_grad():
-            scale.weight.copy_(torch.arange(8.0).view_as(scale.weight))
-        assert scale.weight.numel() == scale.bias.numel() == 8
-        assert torch.equal(scale(y).select(axis, 3), 3 * y.select(axis, 3))
+            scale.weight.copy_(torch.arange(8.0))
+            scale.bias.fill_(0.5)
+        assert torch.equal(scale(y).select(axis, 3), 3 * y.select(axis, 3) + 0.5)
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_the_scale_is_no_matrix(layout):
+    """It neither decays as one, nor is made orthogonal."""
+    head, _ = made(layout)
+    learned = [p for p in head.parameters() if p.requires_grad]
+    config = OptimizerConfig("muon", lr=0.1)
+    matrices, rest = (part.param_groups for part in optimizer.build(config, learned)._parts)
+    assert [p.shape for group in matrices for p in group["params"]] == [(5, 8)]
+    assert rest[0]["params"][:2] == [*head.layers.scale.parameters()]
+    assert rest[0]["weight_decay"] == 0
 
 
 @pytest.mark.parametrize(("refresh", "decay"), [(1, 0.9), (4, 0.9), (10, 0.995), (5, 0.0)])
