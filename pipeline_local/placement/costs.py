@@ -17,7 +17,7 @@ from pipeline_local.blueprint.blueprint import Blueprint, HeadKey, head_key
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
-from pipeline_local.learning import estimators
+from pipeline_local.learning import estimators, information
 from pipeline_local.learning.heads import Follower, copies
 from pipeline_local.learning.information import Information
 
@@ -133,16 +133,17 @@ class Costs:
     def module(self, index: int, count: int, blocks: range) -> ModuleCost:
         """Returns the cost of module `index` (from 0) of `count`, if it had these blocks."""
         body = sum((self.blocks[i] for i in blocks), Cost(0, 0, 0))
-        head = self.classifier
+        head, distilled, distill = self.classifier, 0.0, self.config.distill
         if index < count - 1:
             key = head_key(self.config, blocks.stop, len(self.blocks), index, count)
             head = self.heads.get(key, IMPOSSIBLE)
+            if distill.weight > 0:  # of the head's outputs: the term is not run again
+                distilled = (head.forward + head.backward) / distill.every
             if self.information:
                 head += self.information.get(blocks, IMPOSSIBLE)
         added = self._added(index, count, body, head)
-        signal, distilled, distill = head.forward + head.backward, 0.0, self.config.distill
+        signal = head.forward + head.backward
         if index < count - 1:
-            distilled = signal / distill.every if distill.weight > 0 else 0.0
             signal *= self.config.head.fraction
         return ModuleCost(
             forward=body.forward,
@@ -246,8 +247,9 @@ def by_flops(blueprint: Blueprint) -> Costs:
 
 
 def training_flops(blueprint: Blueprint, modules: range) -> float:
-    """Counts the operations of training some modules and their heads on one sample: forward and
-    backward passes, without recomputation, reconciliation and distillation."""
+    """Counts the operations of training some modules on one sample, with their heads and
+    information terms: forward and backward passes, without recomputation, reconciliation and
+    distillation."""
     config = blueprint.config
     plain = replace(config, modules=replace(config.modules, recompute=False))
     total = 0.0
@@ -255,8 +257,11 @@ def training_flops(blueprint: Blueprint, modules: range) -> float:
         blocks = zip(blueprint.modules[index], blueprint.meta_body(index), strict=True)
         parts = [_block(plain, body, blueprint.meta_input(i)) for i, body in blocks]
         end = blueprint.output_shapes[blueprint.modules[index].stop - 1]
-        parts.append(_head(plain, blueprint.meta_head(index), end))
+        networks = information.parts(blueprint.meta_head(index))
+        heads = [_head(plain, network, end) for network in networks]
+        seen = 1.0 if blueprint.is_last(index) else config.head.fraction
         total += sum(part.forward + part.backward for part in parts)
+        total += seen * sum(head.forward + head.backward for head in heads)
     return total / config.data.batch_size
 
 

@@ -51,6 +51,22 @@ def test_operations_of_training_are_those_of_the_model_alone():
     assert costs.training_flops(blueprint, range(2)) == 6 * (first + last)
 
 
+def test_operations_of_training_are_those_of_all_that_learns():
+    """Terms are no part of a head, nor is a copy trained; a part of the batch is that part."""
+
+    def trained(name, **sections):
+        return costs.training_flops(
+            draw(head={"name": name, **sections.pop("head", {})}, **sections), range(1)
+        )
+
+    term = {"information": {"name": "contrast"}}
+    added = trained("linear", **term) - trained("linear")
+    assert added > 0
+    assert trained("ema", **term) == trained("ema") + added
+    assert trained("ema") == trained("linear") + 4 * 32 * 32
+    assert trained("linear", head={"fraction": 0.5}) == trained("linear") - 3 * 32 * 10
+
+
 @pytest.mark.parametrize(
     ("estimator", "plain", "recomputed"),
     [("exact", 6, 8), ("finite_difference", 3, 4), ("shift", 2, 3)],
@@ -124,6 +140,8 @@ def test_distillation_is_a_second_pass_of_the_head():
     first, last = (costs.module(0, 2, range(2)) for costs in (plain, distilled))
     assert last.distilled == 20 / 4
     assert last.total == first.total + last.distilled
+    term = {range(2): Cost(5.0, 5.0, 5.0)}
+    assert replace(distilled, information=term).module(0, 2, range(2)).distilled == 20 / 4
     assert distilled.module(1, 2, range(2, 4)) == plain.module(1, 2, range(2, 4))
 
 
