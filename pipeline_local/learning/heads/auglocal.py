@@ -1,7 +1,6 @@
 """AugLocal: a head made of fresh copies of later blocks (Ma et al., ICLR 2024)."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -89,8 +88,8 @@ class AugLocal:
         The number falls linearly towards the output (Ma et al., 2024), or is the same for all
         modules (docs/results/reconciliation.md).
         """
-        shrinks = 1 - index / (count - 1) if taper else 1.0
-        return min(max(1, math.ceil(depth * shrinks)), later)
+        wanted = -(-depth * (count - 1 - index) // (count - 1)) if taper else depth  # rounded up
+        return min(max(1, wanted), later)
 
     @staticmethod
     def title(*, depth: int, taper: bool, pool: int = 1) -> str:

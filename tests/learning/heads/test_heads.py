@@ -84,6 +84,12 @@ def test_how_many_blocks_a_head_copies(taper, depth, expected):
     assert [heads.copies(config, k, 6, 5 - k) for k in range(5)] == expected
 
 
+def test_a_head_copies_no_block_too_many():
+    """Two thirds of 9 are 6, though not as floats: 9 * (1 - 1 / 3) is a little more."""
+    config = HeadConfig(name="auglocal", depth=9)
+    assert [heads.copies(config, k, 4, 20) for k in range(3)] == [9, 6, 3]
+
+
 @pytest.mark.parametrize("name", ["linear", "etf", "mlp", "conv"])
 def test_other_heads_copy_nothing(name):
     assert heads.copies(HeadConfig(name=name), 0, 2, 3) == 0
