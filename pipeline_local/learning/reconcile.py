@@ -213,11 +213,16 @@ def shift(
 
 def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:
     """Return the indices of a random part of a batch [B, ...], in order; None for all samples."""
-    count = max(2, round(fraction * len(x)))
+    count = part_size(len(x), fraction)
     if count >= len(x):
         return None
     indices = torch.randperm(len(x), generator=generator)[:count].sort().values
     return indices.to(x.device, non_blocking=True)  # the host must not wait for the device
+
+
+def part_size(size: int, fraction: float) -> int:
+    """Return how many samples of a batch of that size are the part of it; at least two."""
+    return max(2, round(fraction * size))
 
 
 def of_part(gradient: Tensor, part: Tensor | None) -> Tensor:

@@ -1,6 +1,5 @@
 """Describes a blueprint and its placement for display."""
 
-import math
 from collections.abc import Iterator
 
 from torch import nn
@@ -9,6 +8,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import counted
+from pipeline_local.learning.reconcile import part_size
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
@@ -84,8 +84,13 @@ def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
             f" maps take longer on CPUs than these say; pipeline-local profile measures times, for"
             f" modules.profile"
         )
+    if config.reconcile.weight > 0 and len(blueprint.modules) == 1:
+        yield (
+            f"reconcile.weight={config.reconcile.weight}: a single module has no neighbour to be"
+            f" reconciled with; set modules.count to at least 2, or leave reconcile out"
+        )
     size = config.data.batch_size // config.train.microbatches
-    seen = math.ceil(size * config.head.fraction)
+    seen = part_size(size, config.head.fraction)
     heads = (blueprint.meta_head(index) for index in range(len(blueprint.modules) - 1))
     if config.head.fraction < 1 and seen < LEAST_SAMPLES and any(map(has_batch_norm, heads)):
         yield (

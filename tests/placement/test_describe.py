@@ -54,10 +54,20 @@ def test_costs_that_are_not_measured_are_named():
         ({"fraction": 0.5}, 64, False),
         ({"fraction": 1.0}, 16, False),
         ({"fraction": 0.25, "name": "linear"}, 64, False),
+        ({"fraction": 0.255}, 64, True),  # as the module rounds
     ],
 )
 def test_batch_norms_of_heads_on_few_samples(head, batch, warned):
     config, info = configured(head=head, data={"name": "digits", "batch_size": batch})
     lines = [*doubts(config, draw_blueprint(config, info))]
-    assert [line.partition(":")[0] for line in lines] == ["head.fraction=0.25"] * warned
+    fraction = f"head.fraction={head['fraction']}"
+    assert [line.partition(":")[0] for line in lines] == [fraction] * warned
     assert all("16 samples at once" in line for line in lines)
+
+
+@pytest.mark.parametrize(("count", "weight"), [(1, 0.1), (1, 0.0), (2, 0.1)])
+def test_a_single_module_has_no_neighbour(count, weight):
+    config, info = configured(modules={"count": count}, reconcile={"weight": weight})
+    lines = [*doubts(config, draw_blueprint(config, info))]
+    assert len(lines) == (count == 1 and weight > 0)
+    assert all(line.startswith("reconcile.weight=0.1: a single module has no") for line in lines)
