@@ -131,7 +131,7 @@ class _Failure:
         sizes = f"data.batch_size={config.data.batch_size}"
         sizes += f" and train.microbatches={config.train.microbatches}"
         todo = f"fix it or change {key}"
-        if size == 1:
+        if size == 1 and not key.startswith("optimizer"):
             todo = f"raise data.batch_size, lower train.microbatches, or change {key}"
         return (
             f"{key}: {label} fails in a training step with {sizes} ({reason(self.error)}); {todo}"
@@ -158,6 +158,13 @@ def _parts(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[
         return [*blocks, head]
     label = f"the {blueprint.config.information.name} term of module {index + 1}"
     return [*blocks, head, _Part(label, "information.name", term, None)]
+
+
+def _optimizer(config: Config, module: LocalModule) -> _Part:
+    """What runs in an update."""
+    name = config.optimizer.name
+    key = "optimizer" if name == GIVEN else "optimizer.name"
+    return _Part(f"the optimizer {name}", key, module, None)
 
 
 def _check_kinds(blueprint: Blueprint, index: int) -> None:
@@ -199,7 +206,11 @@ def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failur
         watch = _Watch(parts)
         try:
             for number in range(1 if fake else NUM_REAL_STEPS):
-                _try_step(blueprint, module, size, number, fake)
+                step = _try_acts(blueprint, module, size, number, fake)
+                watch.now = _optimizer(blueprint.config, module)
+                with made_up_values():
+                    module.update(step)
+                watch.now = None
         except Exception as error:  # the user's own code
             part = watch.now or _culprit(parts, blueprint, index, size)
             return _Failure(error, part)
@@ -214,9 +225,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _try_step(
+def _try_acts(
     blueprint: Blueprint, module: LocalModule, size: int, number: int, fake: bool
-) -> None:
+) -> Step:
+    """Runs a step up to its update; returns it."""
     specs, index = blueprint.module_specs(module.index), module.index
     step = replace(heaviest(blueprint), microbatches=1)
     if number:
@@ -236,8 +248,7 @@ def _try_step(
         module.apply_lagged(step, 0, *_arrived(blueprint, index, step, size))
     if any(parameter.grad is not None for parameter in module.parameters()):
         raise _RefusedError(_REENTRANT)
-    with made_up_values():
-        module.update(step)
+    return step
 
 
 def _arrived(blueprint: Blueprint, index: int, step: Step, size: int) -> list[Tensor]:

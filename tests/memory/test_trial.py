@@ -223,6 +223,13 @@ def test_a_frozen_parameter_that_moves(config):
         tried(config(Drifting))
 
 
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
+def test_an_optimizer_that_cannot_step(config, name):
+    own = {"name": f"python:torch.optim:{name}", "lr": 0.1}
+    with pytest.raises(UserError, match=rf"^optimizer.name: the optimizer .*:{name} fails in a"):
+        tried(config(lambda: nn.Linear(12, 12), optimizer=own))
+
+
 SIZES = [{"data": {"name": "digits", "batch_size": 1}}, {"train": {"steps": 4, "microbatches": 8}}]
 
 
