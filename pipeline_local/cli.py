@@ -109,7 +109,7 @@ def page_of(line: str, command: str) -> str:
         command: the name of what was running, as in `commands.table.RUN`.
     """
     known = set(configfile.keys())
-    for word in re.findall(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*", line):
+    for word in re.findall(r"[a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*", line):
         if word in known and ("." in word or line.startswith(f"{word}:")):
             return f"pipeline-local explain {word}; {keys.find(word).link}"
     heading = command.replace("_", "-")

@@ -23,6 +23,7 @@ _WORDS = {
     "none_required": "null",
     "int_from_float": "a whole number",
     "float_parsing": "a number",
+    "missing": "there",
 }
 """pydantic's types of errors; its own words stand for all others, such as limits."""
 
@@ -153,22 +154,48 @@ def should_be(key: str, errors: Sequence[ErrorDetails], value: object) -> str:
             are below that of the key: empty for the value itself.
         value: what was got.
     """
-    if len(errors) == 1:  # exactly where it is
-        (error,) = errors
-        key, value = ".".join([key, *map(str, error["loc"])]), error["input"]
-    wanted = " or ".join(dict.fromkeys(map(_wanted if len(errors) == 1 else _in_whole, errors)))
+    errors = _of_one_element(errors, value)
+    first, whole = errors[0], key
+    if isinstance(value, list | tuple) and (index := _element(first)) is not None:
+        key, value = f"{key}.{index}", value[index]
+    elif len(errors) == 1 and not _lacks(first):  # exactly where it is
+        key, value = ".".join([key, *map(str, first["loc"])]), first["input"]
+    wanted = " or ".join(dict.fromkeys(map(_wanted, errors)))
     kinds = {error["type"] for error in errors}
     quote = isinstance(value, (int, float)) and kinds & {"string_type", "path_type"}
-    hint = f"; in quotes it is text (in a shell: {key}=\"'...'\")" if quote else ""
+    shell = f" (in a shell: {key}=\"'...'\")" if key == whole else ""
+    hint = f"; in quotes it is text{shell}" if quote else ""
     return f"{key}: should be {wanted}, got {shorten(value)}{hint}"
 
 
-def _in_whole(error: ErrorDetails) -> str:
-    """Of an error in a list, that it should be another one."""
-    return "a list" if any(isinstance(part, int) for part in error["loc"]) else _wanted(error)
+def _of_one_element(errors: Sequence[ErrorDetails], value: object) -> Sequence[ErrorDetails]:
+    """Those of the first wrong element, where the value is a list and has one; else those of the
+    value itself. Of the elements that a list lacks, only the last one says how long it should be.
+    """
+    wrong = [index for error in errors if (index := _element(error)) is not None]
+    if wrong and isinstance(value, list | tuple):
+        return [error for error in errors if _element(error) == wrong[0]]
+    lacking = [error for error in errors if _lacks(error)]
+    return [error for error in errors if error not in lacking[:-1]]
+
+
+def _element(error: ErrorDetails) -> int | None:
+    """The place of a wrong element in a list; None where the list itself is wrong."""
+    places = [part for part in error["loc"] if isinstance(part, int)]
+    return places[0] if places and not _lacks(error) else None
+
+
+def _lacks(error: ErrorDetails) -> bool:
+    """Whether it is of an element that a list lacks, at its place there."""
+    return error["type"] == "missing" and any(isinstance(part, int) for part in error["loc"][-1:])
 
 
 def _wanted(error: ErrorDetails) -> str:
+    if _lacks(error):
+        return f"a list of {int(error['loc'][-1]) + 1}"
+    limits = error.get("ctx", {})
+    if error["type"] == "too_long" and limits["field_type"] == "Tuple":
+        return f"a list of {limits['max_length']}"
     message = error["msg"].splitlines()[0].removeprefix("Input should be ")
     return _WORDS.get(error["type"], message)
 

@@ -104,6 +104,8 @@ def test_errors_that_name_a_key_lead_to_it(key):
     explained = page_of(f"{key}: is wrong, head.name is not", "train")
     assert explained.startswith(f"pipeline-local explain {key}; docs/configuration.md#")
     assert explained.partition("#")[2] in anchors(ROOT / "docs" / "configuration.md")
+    if "." in key:
+        assert page_of(f"{key}.0: is wrong, 0.5 is not", "train") == explained, "of an element"
 
 
 def generator():

@@ -157,7 +157,7 @@ def test_values_that_yaml_cannot_tell_apart(heads, args, key, value):
         ("linear", {"bias": 1}, "head.bias: should be true or false, got 1"),
         ("linear", {"note": 5}, "head.note: should be text, got 5"),
         ("linear", {"act": "tanh"}, "head.act: should be 'relu' or 'gelu', got 'tanh'"),
-        ("linear", {"cuts": [True]}, "head.cuts: should be 'uniform' or a list, got [True]"),
+        ("linear", {"cuts": [True]}, "head.cuts.0: should be text or a whole number, got True"),
         ("conv", {"sizes": [3, 0]}, "head.sizes.1: should be greater than or equal to 1, got 0"),
         ("conv", {"sizes": 3}, "head.sizes: should be a list, got 3"),
         ("conv", {"folder": 3}, "head.folder: should be a path, got 3"),
