@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, le=10**9)]  # products of weights are to fit float32
 _MOST_OF_A_HOST = 1024
 """Threads or processes: far beyond any host's cores, the system kills the run without a word."""
 
@@ -129,7 +129,7 @@ class ReconcileConfig(NamingSection):
     every: Positive = 8
     """Reconcile every n-th step, with lambda scaled by n. 8 costs about a tenth of a step."""
     fraction: Fraction = 1.0
-    """The random part of each batch on which the discord is estimated."""
+    """The random part of each batch on which the discord is estimated; upstream: always all."""
     step: Annotated[float, Field(gt=0)] = 0.03
     """finite_difference: norm of the perturbation over the norm of the input."""
 
@@ -153,12 +153,12 @@ class DistillConfig(Section):
     """Of the divergence of a head's outputs from its teacher's. 0: off."""
     teacher: Literal["together", "last"] = "together"
     """together: the head itself and all later ones; last: the network's own classifier."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """What logits are divided by; the divergence is multiplied by its square."""
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 2.0
+    """What logits are divided by; the divergence is multiplied by its square. From 0.01
+    to 100, as float32 allows."""
     every: Positive = 2
-    """Distil the batch of every n-th step, with the weight scaled by n, which is rough where n is
-    large. Until it is distilled, a module keeps its activations: 5 steps for each module
-    downstream."""
+    """Distil the batch of every n-th step, with the weight scaled by n: rough where n is large. A
+    module keeps its activations until then: 5 steps for each module downstream."""
 
     @property
     def strength(self) -> float:
@@ -218,7 +218,8 @@ class TrainConfig(Section):
     microbatches: Positive = 1
     """Parts of a batch that travel the pipeline one by one; one optimizer step for all of them."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Part of the target that is spread over all classes, in every local loss."""
+    """Part of the target that is spread over all classes, in every local loss. For classification,
+    next_token, and tasks of your own that take it."""
     evaluate_every: Positive | None = None
     """Steps between evaluations; null: once per epoch. The end is always evaluated."""
     log_every: Positive = 20
@@ -234,21 +235,20 @@ class OptimizerConfig(NamingSection):
 
     name: str = "sgd"
     """sgd, adamw, or muon: for matrices, with adamw for all else."""
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0, le=10**9)] = 0.1
     """Highest learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """sgd, muon: Nesterov momentum; adamw: beta1."""
+    """sgd, muon: Nesterov momentum; adamw: beta1. Refused where your own optimizer takes none."""
     weight_decay: NonNegative = 1e-4
-    """Of the parameters that `decay` names."""
+    """Of the parameters that `decay` names. Refused as `momentum` is."""
     decay: Literal["all", "matrices"] = "all"
     """all: every parameter decays; matrices: no biases, norms, embeddings or unembeddings (that of
     a plain auxiliary head decays), as is usual for language models. muon: always matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of all steps with a linearly rising rate."""
     schedule: str = "cosine"
-    """After the warm-up. cosine: to zero; linear: to zero; constant; wsd: constant, then linear to
-    zero in the last fifth; or
-    "python:package.module:function" of (step, num_steps), a factor of the rate."""
+    """After the warm-up. cosine, linear: to zero; constant; wsd: constant, then linear to zero in
+    the last fifth; or "python:package.module:function": (step, num_steps) -> factor of the rate."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm of a module; null: off. Local to the module, never a global vote."""
 

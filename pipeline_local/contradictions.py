@@ -3,14 +3,24 @@
 from collections.abc import Iterator
 from math import lcm
 
-from pipeline_local.config import Config, DataConfig, ParallelConfig, ReconcileConfig, TrainConfig
+from pipeline_local.config import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ReconcileConfig,
+    TrainConfig,
+)
 from pipeline_local.data.images.entries import DATA
 from pipeline_local.engines import settings
+from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import counted
 from pipeline_local.learning.estimators import estimator
 from pipeline_local.learning.heads import HEADS
+from pipeline_local.learning.tasks import TASKS
 from pipeline_local.ranks.p2p import P2PS
+from pipeline_local.registry import GIVEN
 
 
 def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
@@ -105,6 +115,7 @@ def contradictions(config: Config) -> Iterator[str]:
             f" set parallel.stages, for one on each"
         )
     yield from SCHEDULES.problems(config.optimizer.schedule, {})
+    yield from _dropped(config)
     reconcile = config.reconcile
     twice = reconcile.weight and estimator(reconcile).differentiates_twice
     if config.compile and twice:
@@ -128,6 +139,26 @@ def contradictions(config: Config) -> Iterator[str]:
         yield f"data.root is needed for data.name={data.name}; name the folder"
 
 
+def _dropped(config: Config) -> Iterator[str]:
+    """Keys that are an option of what another key names, and that it does not take."""
+    own = config.optimizer
+    taken = OPTIMIZERS.parameters(own.name)
+    for key in ("momentum", "weight_decay"):
+        value, usual = getattr(own, key), getattr(OptimizerConfig, key)
+        if value != usual and key not in taken:
+            yield (
+                f"optimizer.{key}={value} changes nothing, as optimizer.name={own.name} does not"
+                f" take {key}; leave it at {usual}, and use options of the optimizer's own"
+            )
+    smoothing, task = config.train.label_smoothing, config.task
+    named = task.args.get("base", task.name) if task.name == GIVEN else task.name
+    if smoothing and "label_smoothing" not in TASKS.parameters(named):
+        yield (
+            f"train.label_smoothing={smoothing} changes nothing, as task.name={named} does not take"
+            f" it; leave it out, or take another task"
+        )
+
+
 def _about_heads(config: Config) -> Iterator[str]:
     """What heads are asked to do and cannot."""
     reconcile, distill, head = config.reconcile, config.distill, config.head
@@ -136,6 +167,12 @@ def _about_heads(config: Config) -> Iterator[str]:
             f"head.fraction={head.fraction} gives signals for a part of the batch, and the last"
             f" module gradients for all of it: reconcile.weight={reconcile.weight} would make them"
             f" alike; use head.fraction=1 or reconcile.weight=0"
+        )
+    if reconcile.feeds_back and reconcile.direction == "upstream" and reconcile.fraction < 1:
+        yield (
+            f"reconcile.fraction={reconcile.fraction} is of the batches that are reconciled"
+            f" downstream, and reconcile.direction=upstream reconciles whole ones; leave it out, or"
+            f" use reconcile.direction=both"
         )
     trains = reconcile.feeds_back or distill.weight > 0
     if not trains or getattr(HEADS.find(head.name), "learns", True):

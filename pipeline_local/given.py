@@ -213,6 +213,12 @@ def _task(
 ) -> Task:
     """A program's own task, or another one with its own loss or metric."""
     objects: Given | None = _GIVEN.get()
+    own = objects is not None and (objects.task is not None or objects.loss is not None)
+    if own and label_smoothing:
+        raise UserError(
+            f"train.label_smoothing: {label_smoothing} changes nothing, as the program's own loss"
+            f" does not get it; smooth labels there, and leave it out"
+        )
     if objects is not None and objects.task is not None:
         return objects.task
     known = TASKS.options(base, options or {}, {"label_smoothing": label_smoothing})

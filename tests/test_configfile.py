@@ -259,20 +259,23 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             "modules.cuts=5",
             f"{NO_CUTS}, got 5",
         ),
-        (
-            "modules.cuts=[1.5, null]",
-            f"{NO_CUTS}, got",
-        ),
-        (
-            "modules.cuts=[true]",
-            f"{NO_CUTS}, got",
-        ),
+        # of a list, the first wrong element, or how long it should be
+        ("modules.cuts=[1.5, null]", "modules.cuts.0: should be text or a whole number, got 1.5"),
+        ("modules.cuts=[a, true]", "modules.cuts.1: should be text or a whole number, got True"),
+        ("parallel.cuts=[3, 1]", "parallel.cuts.1: should be greater than or equal to 2, got 1"),
+        ("trace.steps=[0, a]", "trace.steps.0: should be greater than or equal to 1, got 0"),
+        ("trace.steps=[]", "trace.steps: should be a list of 2, got []"),
+        ("trace.steps=[1]", "trace.steps: should be a list of 2, got [1]"),
+        ("trace.steps=[1, 2, 3]", "trace.steps: should be a list of 2, got [1, 2, 3]"),
+        ("information.weight=[1]", "information.weight: should be a number or a list of 2, got"),
         # the wrong size
         ("modules.count=0", "modules.count: should be greater than or equal to 1, got 0"),
         ("optimizer.lr=.nan", "optimizer.lr: should be a finite number, got nan"),
         ("optimizer.lr=.inf", "optimizer.lr: should be a finite number, got inf"),
         ("optimizer.lr=1e999", "optimizer.lr: should be a finite number, got inf"),
         ("reconcile.fraction=0", "reconcile.fraction: should be greater than 0, got 0"),
+        ("reconcile.weight=1e160", "reconcile.weight: should be less than or equal to 10000000"),
+        ("distill.temperature=1e160", "distill.temperature: should be less than or equal to 100,"),
         # overrides that are none
         ("train.steps", "override 'train.steps' is not of the form key=value (such as"),
         ("=3", "override '=3' is not of the form key=value (such as"),
@@ -296,11 +299,33 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("modules.cuts=memory", "modules.cuts=memory needs modules.count, got none"),
         ("parallel={stages: 1, cuts: [2]}", "parallel.cuts must name the first module of each"),
         ("data.name=cifar10", "data.root is needed for data.name=cifar10; name the folder"),
+        (
+            "reconcile={weight: 1, direction: upstream, fraction: 0.5}",
+            "reconcile.fraction=0.5 is of the batches that are reconciled downstream, and",
+        ),
+        # what an entry does not take
+        (
+            "optimizer={name: 'python:torch.optim:Adam', momentum: 0.5}",
+            "optimizer.momentum=0.5 changes nothing, as optimizer.name=python:torch.optim:Adam",
+        ),
+        (
+            "optimizer={name: 'python:torch.optim:Rprop', weight_decay: 0}",
+            "optimizer.weight_decay=0.0 changes nothing, as optimizer.name=python:torch.optim:Rpr",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
     (line,) = problems(tmp_path, TEXT, override)
     assert line.startswith(problem)
+
+
+@pytest.mark.parametrize("name", ["dense", "multi_label", "regression", "tests.token_task"])
+def test_labels_are_smoothed_where_the_task_does_so(tmp_path: Path, name: str) -> None:
+    task = f"python:{name}:NextToken" if "." in name else name
+    smoothed = ("train.label_smoothing=0.1", f"task.name={task}")
+    (line,) = problems(tmp_path, TEXT, *smoothed)
+    assert line.startswith(f"train.label_smoothing=0.1 changes nothing, as task.name={task} does")
+    assert with_overrides(tmp_path, smoothed[0]).train.label_smoothing == 0.1
 
 
 @pytest.mark.parametrize("direction", ["upstream", "both"])

@@ -374,6 +374,12 @@ def test_a_task_of_ones_own(fitted, tmp_path):
     assert load(tmp_path / "run", network()) is not None
 
 
+@pytest.mark.parametrize("own", [{"task": Margin((2,))}, {"loss": functional.cross_entropy}])
+def test_a_loss_of_ones_own_smooths_its_labels_itself(fitted, own):
+    with pytest.raises(UserError, match=r"^train\.label_smoothing: 0\.1 changes nothing"):
+        fitted(network(), train={"label_smoothing": 0.1}, **own)
+
+
 # -- optimizers and schedules ------------------------------------------------------------------
 
 

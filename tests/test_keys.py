@@ -57,7 +57,7 @@ def test_explain(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "optimizer.lr: Highest learning rate.",
-        "  values   number > 0",
+        "  values   number > 0 and <= 1000000000",
         "  default  0.1",
         "  page     docs/configuration.md#optimizer",
     ]
