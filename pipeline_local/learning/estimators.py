@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.engines.gradients import Gradient
+from pipeline_local.errors import UserError
 from pipeline_local.learning.reconcile import (
     Distance,
     Gradients,
@@ -139,8 +140,17 @@ class Shift(FiniteDifference):
 
 @lru_cache(maxsize=64)
 def estimator(settings: ReconcileConfig) -> Estimator:
-    """Return the configured estimator."""
+    """Return the configured estimator.
+
+    Raises:
+        UserError: a user's own refuses its options, or the entry makes none.
+    """
     name = settings.estimator
     options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
-    made: Estimator = ESTIMATORS.make(name, Estimator, {}, options)
+    try:
+        made: Estimator = ESTIMATORS.make(name, Estimator, {}, options)
+    except ValueError as error:
+        raise UserError(
+            f"reconcile.estimator: {name} refuses {options} ({error}); change reconcile.*"
+        ) from None
     return made

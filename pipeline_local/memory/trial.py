@@ -167,6 +167,14 @@ def _optimizer(config: Config, module: LocalModule) -> _Part:
     return _Part(f"the optimizer {name}", key, module, None)
 
 
+def _estimator(config: Config, module: LocalModule) -> _Part | None:
+    """A user's own, if the module has one: it is to blame where no part fails by itself."""
+    name = config.reconcile.estimator
+    if not config.reconcile.weight or ESTIMATORS.comes_with_us(name):
+        return None
+    return _Part(f"the estimator {name}", "reconcile.estimator", module, None)
+
+
 def _check_kinds(blueprint: Blueprint, index: int) -> None:
     """Gradients and optimizers are for real and dense numbers, and so are checkpoints."""
     meta = [*blueprint.meta_body(index), blueprint.meta_head(index)]
@@ -213,7 +221,7 @@ def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failur
                 watch.now = None
         except Exception as error:  # the user's own code
             part = watch.now or _culprit(parts, blueprint, index, size)
-            return _Failure(error, part)
+            return _Failure(error, part or _estimator(blueprint.config, module))
     return None
 
 

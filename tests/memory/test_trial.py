@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline_local import cli, configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.learning.estimators import Shift
 from pipeline_local.memory import trial
 from pipeline_local.models.registry import MODELS
 from pipeline_local.placement.draw import draw
@@ -228,6 +229,28 @@ def test_an_optimizer_that_cannot_step(config, name):
     own = {"name": f"python:torch.optim:{name}", "lr": 0.1}
     with pytest.raises(UserError, match=rf"^optimizer.name: the optimizer .*:{name} fails in a"):
         tried(config(lambda: nn.Linear(12, 12), optimizer=own))
+
+
+class Unsure(Shift):
+    """It cannot estimate, or not even be made."""
+
+    moves = False
+
+    def __init__(self, *, size=4):
+        super().__init__()
+        if size != 4:
+            raise ValueError("size must be 4")
+
+    def added(self, at):
+        raise RuntimeError("no idea")
+
+
+def test_an_estimator_of_ones_own_that_fails(config):
+    own = {"weight": 0.1, "estimator": f"python:{__name__}:Unsure"}
+    with pytest.raises(UserError, match=r"^reconcile.estimator: the estimator .*: no idea, "):
+        tried(config(lambda: nn.Linear(12, 12), reconcile=own))
+    with pytest.raises(UserError, match=r"^reconcile.estimator: .* refuses .*size must be 4\);"):
+        config(lambda: nn.Linear(12, 12), reconcile={**own, "size": 3})
 
 
 SIZES = [{"data": {"name": "digits", "batch_size": 1}}, {"train": {"steps": 4, "microbatches": 8}}]
