@@ -281,7 +281,7 @@ def test_scripts_beside_and_folders_left(start, tmp_path, monkeypatch):
     temporary = tmp_path / ("t" * 90)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    run = start("optimizer.lr=1e30", launcher=SCRIPT)
+    run = start("optimizer.lr=1e9", launcher=SCRIPT)
     assert run.process.wait(LONGEST) == EXIT_USER_ERROR, run.errors.read_text()
     (line,) = run.told()
     assert "not finite" in line
