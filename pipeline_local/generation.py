@@ -15,7 +15,6 @@ from pipeline_local.finished import load, relocated
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Logits, NextToken
 from pipeline_local.learning.wire_format import WireFormat
-from pipeline_local.untouched import evaluating
 
 CPU = torch.device("cpu")
 
@@ -71,7 +70,16 @@ class Generator:
             tokens: at most so many.
             temperature: of the distribution that is drawn from; 0: the most probable token.
             seed: of what is drawn.
+
+        Raises:
+            UserError: the prompt is no text.
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
+            raise UserError(
+                f"--prompt: is no UTF-8 at character {error.start + 1}, got {prompt!r}; correct it"
+            ) from None
         (encoded,) = self.tokenizer.encode([prompt])
         ids = [self.tokenizer.end_token, *map(int, encoded)]
         said = self.tokenizer.decode(ids[1:])  # a decoder may strip the space that begins a text
@@ -93,11 +101,10 @@ class Generator:
             if module.index > 0:
                 x = self._wire_format.widen(self._wire_format.round_activations(x))
             x = module.activations(x)
-        speaker = self._modules[-1]
-        with evaluating(speaker.head):
-            outputs = speaker.read(x)
+        outputs = self._modules[-1].answers(x)
         if isinstance(outputs, Logits):
-            return functional.linear(outputs.hidden[:, -1], outputs.weight).float().cpu()
+            last = outputs.hidden[:, -1]
+            return functional.linear(last, outputs.weight.to(last.dtype)).float().cpu()
         logits: Tensor = outputs[:, -1]
         return logits.float().cpu()
 
@@ -109,5 +116,6 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits[0].argmax())
-    probabilities = (logits[0] / temperature).softmax(0)
+    # the largest is 0, whatever it is divided by
+    probabilities = ((logits[0] - logits[0].max()).double() / temperature).softmax(0)
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -32,7 +32,7 @@ def run(tmp_path_factory):
         yield made(folder)
 
 
-def made(folder, **data):
+def made(folder, sections=None, **data):
     for split in ("train", "test"):
         (folder / split).mkdir()
         (folder / split / "cat.txt").write_text(TEXT)
@@ -53,6 +53,7 @@ def made(folder, **data):
         "train": {"steps": 30},
         "parallel": {"threads": 1},
         "run": {"dir": str(folder / "run")},
+        **(sections or {}),
     }
     train(configfile.parse(tree), RankInfo())
     return folder / "run"
@@ -132,6 +133,28 @@ def test_the_most_probable_token_follows(run, head):
     assert text == bytes(expected[len(ids) :]).decode()
 
 
+@pytest.mark.parametrize("exit", [1, 2])
+def test_a_network_in_bfloat16_speaks(tmp_path, monkeypatch, exit):
+    """As its evaluation hears it, with heads whose norm gives bfloat16 or float32."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = {"name": "causal_lm", "architecture": "olmo2", "hidden_size": 16}
+    model |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    folder = made(tmp_path, {"model": model, "precision": "bfloat16", "train": {"steps": 2}})
+    ids = torch.tensor([[256, *b"the dog"]])
+    speaker = Generator(folder, exit=exit)
+    x, labels = ids, torch.randint(256, ids.shape)
+    for module in speaker._modules:
+        x, judged, _ = module.eval().evaluate(x, labels=labels)
+    found = speaker.logits(ids)[0].log_softmax(0)[labels[0, -1]]
+    torch.testing.assert_close(found, judged[0, -1, 0].float(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_small_temperature_takes_the_most_probable_token(run):
+    speaker = Generator(run)
+    text = "".join(speaker.text("the dog", tokens=8, temperature=0))
+    assert "".join(speaker.text("the dog", tokens=8, temperature=1e-40)) == text
+
+
 def test_a_seed_draws_the_same_text(run):
     speaker = Generator(run)
     texts = ["".join(speaker.text("the", 12, seed=seed)) for seed in (0, 0, 1)]
@@ -192,6 +215,8 @@ def test_what_cannot_be_generated_is_one_line(run, capsys):
     ]:
         assert cli.main(["generate", str(run), flag, value]) == 2
         assert f"{flag} must be at least" in capsys.readouterr().err
+    assert cli.main(["generate", str(run), "--prompt", "the \udcff"]) == 2
+    assert "--prompt: is no UTF-8 at character 5" in capsys.readouterr().err
     assert cli.main(["generate", str(run / "nowhere")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -1,6 +1,7 @@
 """A module's body and head without learning: evaluation and prediction."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,12 @@ class Inference(nn.Module):
         """Return the activations alone, as `predict` does, for a head that is not asked."""
         with evaluating(self.body), self._autocast(x):
             return self._laid_out(self.body(x))
+
+    @torch.no_grad()
+    def answers(self, y: Tensor) -> Any:  # noqa: ANN401 (whatever the task reads)
+        """Return what the head says about activations, as it is read in evaluation."""
+        with evaluating(self.head), self._autocast(y):
+            return self.read(y)
 
     def _predict(
         self, x: Tensor, summed: Tensor | None, labels: Tensor | None

@@ -182,15 +182,8 @@ def _linear_cross_entropy(logits: Logits, labels: Tensor, smoothing: float) -> T
     hidden = logits.hidden.flatten(0, 1)
     weight = logits.weight.to(hidden.dtype)
     if _is_fused(hidden) and not smoothing:  # it takes none in chunks
-        return wide(
-            functional.linear_cross_entropy(
-                hidden,
-                weight,
-                labels,
-                reduction="sum",
-                label_smoothing=smoothing,
-                options=nn.LinearCrossEntropyOptions(),
-            )
+        return functional.linear_cross_entropy(
+            hidden, weight, labels, reduction="sum", options=nn.LinearCrossEntropyOptions()
         )
     summed = hidden.new_zeros((), dtype=wide(hidden[:0]).dtype)
     for part, wanted in _chunks(hidden, labels, len(weight)):
@@ -199,12 +192,10 @@ def _linear_cross_entropy(logits: Logits, labels: Tensor, smoothing: float) -> T
 
 
 def _is_fused(hidden: Tensor) -> bool:
-    """Whether torch's own forms a sum over these tokens [N, d]; it has the dtype of `hidden`.
-
-    A score needs no gradient, and is not rounded to that. float16 ends at 65504.
-    """
-    fits = hidden.dtype != torch.float16 or len(hidden) <= _MOST_IN_FLOAT16
-    return _FUSED and fits and torch.is_grad_enabled()
+    """Whether torch's own forms a sum over these tokens [N, d]. It adds up in the dtype of
+    `hidden`, so in bfloat16 and float16 it would be some percent off, or end at 65504; a score
+    needs no gradient."""
+    return _FUSED and wide(hidden[:0]).dtype == hidden.dtype and torch.is_grad_enabled()
 
 
 def _of_part(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -244,9 +235,6 @@ def _chunks(hidden: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor,
 
 _MOST_LOGITS = 2**22
 """16 MiB of float32: large enough for full speed, small beside a model's activations."""
-
-_MOST_IN_FLOAT16 = 2**12
-"""Tokens whose losses may be 16 nats each, as one of 2^23 alike, and their sum a float16."""
 
 _FUSED = hasattr(nn, "LinearCrossEntropyOptions")
 """Torch's own from 2.14 on. It forms gradients in the forward pass, and so no logits twice."""

@@ -102,6 +102,14 @@ def test_float16_holds_the_sum_of_many_tokens_and_the_first_scale(length):
         assert error < 5e-3
 
 
+@pytest.mark.parametrize("length", [64, 2**13])
+def test_bfloat16_holds_the_sum_of_many_tokens(way, length):
+    """It has 8 bits: of some thousand terms it would miss percents."""
+    x, weight, labels, expected = wide_and_narrow(torch.bfloat16, length)
+    loss = NextToken(V, (length,)).loss(Logits(x, weight), labels)
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0.0)
+
+
 def test_a_perplexity_is_not_rounded_as_the_network_is():
     x, weight, labels, expected = wide_and_narrow(torch.bfloat16, 999)
     score = NextToken(V, (999,)).score(Logits(x, weight), labels)
