@@ -121,7 +121,7 @@ def _lines(path: Path, field: str) -> Iterator[tuple[str, int]]:
             raise UserError(
                 f"a text is no UTF-8: got byte {error.start} of line {number} of {path}; convert it"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: nested too deeply
             raise UserError(
                 f"a line is no JSON: got line {number} of {path} ({error}); correct it"
             ) from None
@@ -174,15 +174,17 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, int]]:
             if start is None:
                 yield chunk, file.tell()
                 continue
+            if decoder is not None and decoder.eof:
+                chunk = chunk.lstrip(b"\0")
             while chunk:  # a file may be several streams, one behind the other
-                decoder = decoder or start()
+                if decoder is None or decoder.eof:
+                    decoder = start()
                 try:
                     yield decoder.decompress(chunk), file.tell()
                 except _decompression_errors() as error:
                     raise _damaged(path, error) from None
                 chunk = decoder.unused_data.lstrip(b"\0")  # a tape's padding
-                decoder = None if decoder.eof else decoder
-    if decoder is not None:
+    if decoder is not None and not decoder.eof:
         raise _damaged(path, EOFError("it is cut off"))
 
 

@@ -68,8 +68,12 @@ def test_several_streams_in_one_file_are_all_read(tmp_path, pack):
     assert read(path) == [*DOCUMENTS, "more"]
 
 
-def test_padding_behind_gzip_is_none_of_it(tmp_path):
+@pytest.mark.parametrize("chunk", [100, 2**20])
+def test_padding_behind_gzip_is_none_of_it(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
     path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(lines()) + bytes(512) + gzip.compress(lines(["more"])))
+    assert read(path) == [*DOCUMENTS, "more"]
     path.write_bytes(gzip.compress(lines()) + bytes(512))
     assert read(path) == DOCUMENTS
 
@@ -122,6 +126,8 @@ def test_mistakes_in_json_lines_are_named_with_their_line(tmp_path):
     assert f"line 3 of {path} has no 'text', got body" in refusal(path)
     path.write_bytes(b'{"text": "a"}\n{"text": "b"\n')
     assert f"no JSON: got line 2 of {path}" in refusal(path)
+    path.write_bytes(b"[" * 100_000)
+    assert f"no JSON: got line 1 of {path} (maximum recursion depth" in refusal(path)
     path.write_bytes(b'{"text": 7}\n')
     assert f"'text' must be text, got 7 in line 1 of {path}" in refusal(path)
     path.write_bytes(b'["text"]\n')
@@ -139,6 +145,7 @@ def test_damaged_files_are_named(tmp_path):
         "cut.jsonl.gz": gzip.compress(text)[:-20],
         "cut.jsonl.zst": zstandard.compress(text)[:-20],
         "no.jsonl.gz": b"no such thing",
+        "zeros.jsonl.gz": bytes(512),
         "no.jsonl.zst": b"no such thing",
         "no.parquet": b"no such thing",
     }.items():
