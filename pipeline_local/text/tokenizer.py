@@ -146,7 +146,7 @@ class FileTokenizer:
         (folder / FILE).write_bytes(self.content)
         for name, content in self.settings:
             (folder / name).write_bytes(content)
-        if _said(self.settings) != [self.end]:
+        if {*_said(self.settings)} != {self.end}:
             _save_settings(folder, self.end)
 
 
@@ -161,9 +161,14 @@ def open_tokenizer(
         called: what names it, for messages.
 
     Raises:
-        UserError: there is none, it cannot be read, or its end token is not known.
+        UserError: there is none, it cannot be read, or its end token is not known or another one.
     """
     if str(name) == "bytes":
+        if end and end != END:
+            raise UserError(
+                f"{called}: the end token of bytes is {END}, got {end}; leave data.end_token (or"
+                f" --end) out"
+            )
         return ByteTokenizer()
     path = Path(name)
     file = path / FILE if path.is_dir() else path
@@ -181,7 +186,8 @@ def open_tokenizer(
         raise
     except Exception as error:  # the library raises a plain one
         raise UserError(f"{called}: {file} is no tokenizer.json ({error})") from None
-    candidates = [*([end] if end else _said(settings, called) or _ENDS)]
+    said = _said(settings, called)[:1]
+    candidates = [end] if end else said or [*_ENDS]
     if not (known := [token for token in candidates if token in ids]):
         raise UserError(
             f"{called}: the end token of {file} is not known: got none of"
@@ -244,7 +250,8 @@ def _settings(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _said(settings: Iterable[tuple[str, bytes]], called: str = "data.tokenizer") -> list[str]:
-    """The end token by the files of a folder: text, or a mapping with its content."""
+    """What each file of a folder that names an end token says: text, or a mapping with it."""
+    found = []
     for name, content in settings:
         try:
             token = json.loads(content).get("eos_token")
@@ -252,14 +259,16 @@ def _said(settings: Iterable[tuple[str, bytes]], called: str = "data.tokenizer")
         except (ValueError, AttributeError, KeyError) as error:
             raise UserError(f"{called}: its {name} is damaged ({error})") from None
         if isinstance(token, str):
-            return [token]
-    return []
+            found.append(token)
+    return found
 
 
 def _save_settings(folder: Path, end: str) -> None:
-    path = folder / SETTINGS
-    facts = json.loads(path.read_bytes()) if path.is_file() else {"tokenizer_class": _CLASS}
-    path.write_text(json.dumps({**facts, "eos_token": end}, indent=1) + "\n")
+    """Say in each file that names special tokens, which is the end token."""
+    found = {name: json.loads(content) for name, content in _settings(folder)}
+    for name, facts in {SETTINGS: {"tokenizer_class": _CLASS}, **found}.items():
+        text = json.dumps({**facts, "eos_token": end}, indent=1) + "\n"
+        (folder / name).write_text(text)
 
 
 def _byte_characters() -> list[str]:

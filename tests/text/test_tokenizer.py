@@ -124,6 +124,30 @@ def test_the_end_token_is_what_the_folder_says(tmp_path):
         open_tokenizer(folder, "nope")
 
 
+def test_a_copy_with_another_end_token_says_so_in_each_file(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder, copy = words(tmp_path, "</s>", "<stop>"), tmp_path / "copy"
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    special = folder / "special_tokens_map.json"
+    special.write_text('{"eos_token": {"content": "</s>"}, "pad_token": "a"}')
+    copy.mkdir()
+    open_tokenizer(folder, "<stop>").save(copy)
+    found = AutoTokenizer.from_pretrained(copy)
+    assert (found.eos_token, found.pad_token) == ("<stop>", "a")
+    for name in ("tokenizer_config.json", special.name):
+        assert json.loads((copy / name).read_text())["eos_token"] == "<stop>"
+    special.write_text("{")
+    with pytest.raises(UserError, match=r"special_tokens_map\.json is damaged"):
+        open_tokenizer(folder, "<stop>")
+
+
+def test_bytes_have_one_end_token():
+    assert open_tokenizer("bytes", END) == ByteTokenizer()
+    with pytest.raises(UserError, match=r"end token of bytes is .*, got x; leave data\.end_token"):
+        open_tokenizer("bytes", "x")
+
+
 def test_ids_may_have_gaps(tmp_path):
     facts = json.loads((words(tmp_path, "</s>") / "tokenizer.json").read_text())
     facts["model"]["vocab"]["far"] = 90
