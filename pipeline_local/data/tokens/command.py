@@ -54,8 +54,8 @@ class Request:
         """Where the result goes."""
         if self.output is not None:
             return self.output
-        root, path = self.root.absolute(), Path(self.tokenizer or str(self.vocabulary))
-        name = path.absolute().parent.name if path.name == FILE else path.name
+        root, path = _named(self.root), _named(Path(self.tokenizer or str(self.vocabulary)))
+        name = path.parent.name if path.name == FILE else path.name
         return root.with_name(f"{root.name}-{name}")
 
     def texts(self) -> dict[str, Texts]:
@@ -84,6 +84,11 @@ class Request:
         ]
 
 
+def _named(path: Path) -> Path:
+    """Absolute, with a name of its own, which `..` is not. A link keeps its name."""
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
 def tokenize(request: Request) -> Path:
     """Write token files, `tokens.json` and the tokenizer into a new folder, and say what is in it.
 
@@ -96,6 +101,11 @@ def tokenize(request: Request) -> Path:
         raise UserError(
             f"--vocabulary: at least {_LEAST}, for 256 bytes and the end token, got"
             f" {request.vocabulary}"
+        )
+    if request.vocabulary is not None and request.end and request.end != END:
+        raise UserError(
+            f"--end: the end token of a tokenizer that --vocabulary trains is {END}, got"
+            f" {request.end}; leave it out, or give --tokenizer"
         )
     texts, output = request.texts(), request.folder
     newfile.check("--output", output)

@@ -1,6 +1,7 @@
 """`pipeline-local tokenize`, as it is called."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_bytes_and_another_field(tmp_path):
     assert open_tokenizer(tmp_path / "lines-bytes").digest == ByteTokenizer().digest
 
 
+def test_the_output_lies_beside_the_data_however_they_are_named(texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(texts / "train")
+    ByteTokenizer().save(texts / "train")
+    assert command.Request(Path(".."), 280).folder == tmp_path / "texts-280"
+    assert command.Request(Path(".."), tokenizer=Path()).folder == tmp_path / "texts-train"
+    assert command.Request(Path(), tokenizer=Path("..")).folder == texts / "train-texts"
+    (tmp_path / "link").symlink_to(texts)
+    assert command.Request(tmp_path / "link", 280).folder == tmp_path / "link-280"
+
+
 def test_what_is_passed_over_is_named(texts, capsys):
     """A text with an ending that nobody reads would be missed otherwise."""
     (texts / "train" / "notes.md").write_text(prose(9))
@@ -108,6 +119,8 @@ def test_mistakes_are_one_line(texts, tmp_path, capsys):
         (tmp_path / "none", "--tokenizer", "bytes"): "DATA is not a folder: got",
         (tmp_path / "empty", "--tokenizer", "bytes"): "files of the train split: got",
         (texts, "--tokenizer", tmp_path / "no.json"): "error: --tokenizer: ",
+        (texts, "--tokenizer", "bytes", "--end", "x"): "--tokenizer: the end token of bytes is",
+        (texts, "--vocabulary", "280", "--end", "x"): "--end: the end token of a tokenizer that",
     }.items():
         assert run(*arguments) == 2
         error = capsys.readouterr().err
