@@ -12,12 +12,14 @@ import numpy as np
 from pipeline_local.data.images import indexfile
 from pipeline_local.data.images.splits import NoSplitError, passed_over, split_files
 from pipeline_local.data.tokens.shards import (
+    INDEX,
     SUFFIX,
     Contents,
     Shard,
     TokenStream,
     contents,
     digests,
+    have_index,
     open_shard,
 )
 from pipeline_local.errors import UserError
@@ -87,7 +89,8 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
     except NoSplitError:
         return _texts(root, split, options)
     tokenizer = options.open_tokenizer()
-    shards = tuple(map(open_shard, paths))
+    others_have_index = have_index(root)
+    shards = tuple(open_shard(path, others_have_index) for path in paths)
     vocabulary = tokenizer.vocabulary if tokenizer else options.vocabulary
     found = contents(shards)
     if vocabulary is None:
@@ -97,7 +100,7 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
             f" data.vocabulary"
         )
     _check_range(shards, found, vocabulary)
-    own = {path.with_suffix(".idx").name for path in paths}
+    own = {path.with_suffix(INDEX).name for path in paths}
     others = passed_over(paths, root, split)
     stream, lengths = TokenStream(shards), tokenizer.byte_lengths() if tokenizer else None
     return TokenSplit(
@@ -105,7 +108,7 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
         vocabulary=vocabulary,
         tokenizer=tokenizer.digest if tokenizer else None,
         end_token=tokenizer.end_token if tokenizer else None,
-        bytes=None if lengths is None or split == "train" else stream.weigh(lengths),
+        bytes=None if lengths is None or split == "train" else stream.weigh(lengths, len(stream)),
         files=_named(root, paths, [each.digest for each in found]),
         passed_over=tuple(name for name in others if name not in own),
     )
@@ -114,21 +117,11 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
 def _written(root: Path, split: str, options: Options) -> TokenSplit:
     """What `pipeline-local tokenize` has written."""
     facts = _facts(root)
+    _check_given(root, options, facts)
     if split not in facts["splits"]:
         raise UserError(
             f"data.root has no {split} split: got {root}, with {', '.join(facts['splits'])}; put"
             f" texts at {split}/, and tokenize them anew"
-        )
-    given = options.open_tokenizer()
-    if given is not None and given.digest != facts["tokenizer"]:
-        raise UserError(
-            f"data.tokenizer: {options.tokenizer} is not the tokenizer of {root}; leave it out, as"
-            f" the folder has its own"
-        )
-    if options.vocabulary not in (None, facts["vocabulary"]):
-        raise UserError(
-            f"data.vocabulary: {root} has one of {facts['vocabulary']}, got {options.vocabulary};"
-            f" leave it out"
         )
     own = writing.SplitFacts(**facts["splits"][split])
     path = root / f"{split}{SUFFIX}"
@@ -150,6 +143,28 @@ def _written(root: Path, split: str, options: Options) -> TokenSplit:
         files=_named(root, [path], [found[0].digest]),
         empty=own.empty,
     )
+
+
+def _check_given(root: Path, options: Options, facts: dict[str, Any]) -> None:
+    """What is given beside a folder that says it itself must be the same."""
+    given = options.open_tokenizer()
+    if given is not None and given.digest != facts["tokenizer"]:
+        raise UserError(
+            f"data.tokenizer: {options.tokenizer} is not the tokenizer of {root}; leave it out, as"
+            f" the folder has its own"
+        )
+    if options.end_token:
+        end = (given or open_tokenizer(root, options.end_token)).end_token
+        if end != facts["end_token"]:
+            raise UserError(
+                f"data.end_token: documents of {root} end with id {facts['end_token']}, got"
+                f" {options.end_token} with id {end}; leave it out, or tokenize the texts anew"
+            )
+    if options.vocabulary not in (None, facts["vocabulary"]):
+        raise UserError(
+            f"data.vocabulary: {root} has one of {facts['vocabulary']}, got {options.vocabulary};"
+            f" leave it out"
+        )
 
 
 def _facts(root: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline_local.data.images import indexfile
 from pipeline_local.errors import UserError
 
-SUFFIX = ".bin"
+SUFFIX, INDEX = ".bin", ".idx"
 Ids = npt.NDArray[Any]
 
 _LLM_C = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
@@ -80,27 +80,36 @@ class TokenStream:
             parts.append(shard.ids()[max(start - begin, 0) : stop - begin].astype(np.int64))
         return np.concatenate(parts)
 
-    def weigh(self, weights: npt.NDArray[np.int64]) -> int:
-        """The sum of a weight [vocabulary] of each id."""
+    def weigh(self, weights: npt.NDArray[np.int64], count: int) -> int:
+        """The sum of a weight [vocabulary] of each of the first ids, so many."""
         return sum(
-            int(weights[shard.ids()[start : start + _BLOCK]].sum())
-            for shard in self.shards
-            for start in range(0, shard.count, _BLOCK)
+            int(weights[self.read(start, min(start + _BLOCK, count))].sum())
+            for start in range(0, count, _BLOCK)
         )
 
 
-def open_shard(path: Path) -> Shard:
+def have_index(root: Path) -> bool:
+    """Whether token files of a folder, or of those in it, are Megatron's."""
+    found = (*root.glob(f"*{INDEX}"), *root.glob(f"*/*{INDEX}"))
+    return any(path.with_suffix(SUFFIX).is_file() for path in found)
+
+
+def open_shard(path: Path, others_have_index: bool = False) -> Shard:
     """Find out of which kind a file is, and whether it is whole.
 
     A `.idx` beside it says that it is Megatron's, a magic number that it is llm.c's; any other is
     nanoGPT's, uint16 without a header.
 
+    Args:
+        path: of the file.
+        others_have_index: whether those of its data are Megatron's: it is no nanoGPT's then.
+
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or its index is missing.
     """
+    index = path.with_suffix(INDEX)
     try:
         size = path.stat().st_size
-        index = path.with_suffix(".idx")
         if index.is_file():
             return _megatron(path, index, size)
         with path.open("rb") as file:
@@ -113,6 +122,8 @@ def open_shard(path: Path) -> Shard:
         if version != known:
             raise _damaged(path, f"it is of llm.c's version {version}, and {known} is known")
         return _whole(Shard(path, dtype, count, _LLM_C_HEADER), size)
+    if others_have_index:
+        raise _damaged(path, f"{index.name} is not beside it, and others have theirs")
     return _whole(Shard(path, "uint16", size // 2), size)
 
 
@@ -162,7 +173,8 @@ def contents(shards: Sequence[Shard]) -> list[Contents]:
 
     The result stays in the user's cache until a file changes.
     """
-    stamp = indexfile.stamp((str(shard.path) for shard in shards), "tokens")
+    read_as = repr([(shard.dtype, shard.offset) for shard in shards])
+    stamp = indexfile.stamp((str(shard.path) for shard in shards), "tokens", read_as)
     stored = indexfile.load(stamp)
     if stored is None:
         with ThreadPoolExecutor(_READERS) as pool:

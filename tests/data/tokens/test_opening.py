@@ -70,6 +70,8 @@ def test_token_files_of_another_tokenizer_are_refused(tokens, tmp_path):
     options = Options(16, tokenizer=tmp_path)
     with pytest.raises(UserError, match=r"is not the tokenizer of .*texts-bytes; leave it out"):
         open_split(tokens, "train", options)
+    with pytest.raises(UserError, match=r"documents of .*-bytes end with id 256, got a with id 97"):
+        open_split(tokens, "train", Options(16, end_token="a"))
     with pytest.raises(UserError, match=r"texts-bytes has one of 257, got 300; leave it out"):
         open_split(tokens, "train", Options(16, vocabulary=300))
 
@@ -130,6 +132,18 @@ def test_shards_are_one_stream_and_an_index_is_not_passed_over(tmp_path):
     found = open_split(tmp_path, "train", Options(2, vocabulary=9))
     assert ids_of(found) == [1, 2, 3, 4]
     assert found.passed_over == ("notes.md",)
+
+
+def test_where_others_have_an_index_a_file_without_one_is_refused(tmp_path):
+    """Its ids would be read as nanoGPT's, of two bytes each."""
+    options = Options(2, vocabulary=9)
+    (tmp_path / "train").mkdir()
+    megatron(tmp_path / "train" / "x.bin", [[1], [2]], "<i4", 4)
+    megatron(tmp_path / "val.bin", [[3, 4]], "<i4", 4).with_suffix(".idx").unlink()
+    with pytest.raises(UserError, match=r"val\.bin \(val\.idx is not beside it, and others have"):
+        open_split(tmp_path, "test", options)
+    llm_c(tmp_path / "val.bin", [3, 4])
+    assert ids_of(open_split(tmp_path, "test", options)) == [3, 4], "its header says what it is"
 
 
 def test_a_tokenizer_says_which_ids_there_may_be(tmp_path):

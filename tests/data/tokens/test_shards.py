@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline_local.data.tokens import shards
-from pipeline_local.data.tokens.shards import TokenStream, contents, open_shard
+from pipeline_local.data.tokens.shards import Shard, TokenStream, contents, open_shard
 from pipeline_local.errors import UserError
 
 IDS = [5, 0, 300, 65535, 7]
@@ -83,6 +83,13 @@ def test_contents_are_of_all_ids_and_kept_until_a_file_changes(tmp_path, monkeyp
     changed = contents([open_shard(path) for path in paths])
     assert changed[0].digest != found[0].digest
     assert changed[1] == found[1]
+
+
+def test_the_same_bytes_have_other_ids_in_another_dtype(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\xff" * 4)
+    for shard, highest in {Shard(path, "uint16", 2): 65535, Shard(path, "int32", 1): -1}.items():
+        assert contents([shard])[0].highest == highest
 
 
 def test_damaged_files_are_named(tmp_path):
