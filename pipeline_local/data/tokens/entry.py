@@ -56,7 +56,7 @@ class TokenData:
             dtype="int64",
             tokenizer=train.tokenizer,
             end_token=train.end_token,
-            bytes_per_token=test.bytes_per_token,
+            bytes_per_token=self._bytes_per_token(test),
             files=train.files,
         )
 
@@ -95,7 +95,8 @@ class TokenData:
         """As `RunData.check_again`.
 
         Raises:
-            UserError: the split is not there, or its ids or sequences are not those of the run.
+            UserError: the split is not there, or its ids, end token or sequences are not those of
+            the run.
         """
         _forget()
         found, length = _open(self.config, split), _options(self.config).sequence_length
@@ -115,9 +116,11 @@ class TokenData:
                 f" ({_named(found.tokenizer, found.vocabulary)}) than those of the run"
                 f" ({_named(info.tokenizer, info.num_classes)}); {remedy}"
             )
+        _check_end(found.end_token, info)
         if split == "train":
             return replace(info, num_train=self._num_train(found), files=found.files)
-        return replace(info, num_test=self._num_test(found), bytes_per_token=found.bytes_per_token)
+        each = self._bytes_per_token(found)
+        return replace(info, num_test=self._num_test(found), bytes_per_token=each)
 
     def passed_over(self) -> list[str]:
         """As `RunData.passed_over`; also the number of empty documents."""
@@ -154,6 +157,16 @@ class TokenData:
             )
         return min(number, self.config.limit or number)
 
+    def _bytes_per_token(self, test: TokenSplit) -> float | None:
+        """Of the sequences that are scored; None where their bytes are not known."""
+        options = _options(self.config)
+        predicted = self._num_test(test) * options.sequence_length
+        if predicted >= len(test.stream) - 1:
+            return test.bytes_per_token
+        tokenizer = options.open_tokenizer()
+        lengths = tokenizer.byte_lengths() if tokenizer else None
+        return None if lengths is None else test.stream.weigh(lengths, predicted + 1) / predicted
+
 
 def _fits(tokenizer: str | None, vocabulary: int, info: DataInfo) -> bool:
     """Whether tokens may be those of a run. Where nobody has said of which tokenizer it is, it may
@@ -161,6 +174,14 @@ def _fits(tokenizer: str | None, vocabulary: int, info: DataInfo) -> bool:
     if info.tokenizer is None and tokenizer is not None:
         return vocabulary <= info.num_classes
     return (tokenizer, vocabulary) == (info.tokenizer, info.num_classes)
+
+
+def _check_end(found: int | None, info: DataInfo) -> None:
+    if info.end_token not in (None, found):
+        raise UserError(
+            f"data.end_token: documents must end with the run's, id {info.end_token}, got id"
+            f" {found}; name that by data.end_token (or --end)"
+        )
 
 
 def _named(tokenizer: str | None, vocabulary: int) -> str:
@@ -206,6 +227,7 @@ def tokenizer_of(data: DataConfig, info: DataInfo) -> Tokenizer:
             f"data.tokenizer: got {_named(found.digest, found.vocabulary)}, and the run was trained"
             f" with {_named(info.tokenizer, info.num_classes)}; name that by data.tokenizer=PATH"
         )
+    _check_end(found.end_token, info)
     return found
 
 

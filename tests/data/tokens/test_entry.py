@@ -1,5 +1,7 @@
 """Batches of sequences: what a run sees of its tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,17 @@ def test_facts_of_texts(texts):
     assert info.bytes_per_token == 1.0, "the first byte is not predicted, the end token is"
     limited = describe(settings(texts, tokenizer="bytes", limit=5))
     assert (limited.num_train, limited.num_test) == (5, 5)
+
+
+def test_bytes_per_token_are_of_what_is_scored(texts):
+    for name, text in {"a": "a", "b": "b", "c": prose(30)}.items():
+        (texts / "test" / f"{name}.txt").write_text(text)
+    info = describe(settings(texts, tokenizer="bytes", limit=3))
+    ids, texts_of_them = 3 * LENGTH, 3 * LENGTH + 1 - 2
+    assert info.bytes_per_token == texts_of_them / ids, "a END b END and so on"
+    tokens = settings(tokenize(Request(texts, tokenizer="bytes")), limit=4)
+    assert describe(tokens).bytes_per_token is None, "nobody has counted them"
+    assert describe(replace(tokens, limit=None)).bytes_per_token is not None
 
 
 def test_an_epoch_has_each_sequence_once_and_its_labels_are_the_next_ids(numbers):
@@ -163,6 +176,13 @@ def test_other_texts_of_the_same_tokenizer_are_taken_again(texts, tmp_path):
     with pytest.raises(UserError, match=r"another tokenizer \(unknown of 290 tokens\)"):
         check_again(settings(other, vocabulary=290), info, "test")
     assert check_again(settings(tokens), info, "train") == info
+    ends = settings(texts, tokenizer=tmp_path, end_token="a")
+    for refused in (
+        lambda: check_again(ends, info, "test"),
+        lambda: tokenizer_of(ends, info),
+    ):
+        with pytest.raises(UserError, match=r"end with the run's, id 0, got id \d+; name that by"):
+            refused()
 
 
 def test_the_tokenizer_of_a_run_is_found_again(texts, numbers, tmp_path):
