@@ -59,6 +59,7 @@ def main() -> int:
     open_what_is_closed()
     end_with_launcher()
     spin_briefly()
+    leave_out_stacks()
     try:
         tempfile.gettempdir()  # torch asks for it as it is loaded, and would show a traceback
     except FileNotFoundError as error:
@@ -109,6 +110,12 @@ def spin_briefly() -> None:
     """Let OpenMP's threads wait for each other asleep, unless the user has said how."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def leave_out_stacks() -> None:
+    """Torch's C++ warns of each connection that ends, with stacks of its own, unless the user asks
+    for them. Whoever notices such an end says so in a line."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,18 @@ import sys
 
 import pytest
 
-from pipeline_local.__main__ import main, spin_briefly
+from pipeline_local.__main__ import leave_out_stacks, main, spin_briefly
 from pipeline_local.ranks.orphan import LAUNCHER
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Of a user who has said nothing about OpenMP."""
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    """Of a user who has said nothing about OpenMP and torch's log."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TORCH_CPP_LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
     yield monkeypatch
-    os.environ.pop("GOMP_SPINCOUNT", None)
+    for name in ("GOMP_SPINCOUNT", "TORCH_CPP_LOG_LEVEL"):
+        os.environ.pop(name, None)
 
 
 def test_threads_spin_briefly(environment):
@@ -32,6 +33,14 @@ def test_the_user_has_the_last_word(environment, name, value):
     spin_briefly()
     assert os.environ[name] == value
     assert os.environ.get("GOMP_SPINCOUNT", "7") == "7"
+
+
+@pytest.mark.parametrize("level", [None, "INFO"])
+def test_stacks_are_left_out_unless_they_are_asked_for(environment, level):
+    if level:
+        environment.setenv("TORCH_CPP_LOG_LEVEL", level)
+    leave_out_stacks()
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == (level or "ERROR")
 
 
 def test_torch_is_not_loaded_too_early():
