@@ -29,11 +29,9 @@ bin=$PWD/.venv/bin
 check "ruff format" "$bin/ruff" format --check .
 check "ruff check" "$bin/ruff" check .
 check "mypy" "$bin/mypy"
-# one worker more than cores, as many tests wait for processes; a file stays on one worker, as its
-# fixtures train models
-cores=$(nproc)
-check "pytest" "$bin/python" -m pytest --numprocesses $((cores < 4 ? cores + 1 : 4)) \
-    --dist loadfile --no-loadscope-reorder "$@"
+# one worker per core; a file stays on one, as its fixtures train models
+check "pytest" "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "$@"
 
 echo "== summary"
 printf '%s\n' "${summary[@]}"

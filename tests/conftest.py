@@ -58,14 +58,6 @@ def autograd_without_threads() -> None:
     torch.ones(1, requires_grad=True).backward()
 
 
-LONGEST = ("test_oracle.py", "test_replicated_runs.py", "test_simulated_gpu.py", "test_watchdog.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files begin first: no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 def pytest_collection_finish() -> None:
     """What is imported and collected lasts as long as the process: neither collections nor forks
     need to visit it."""

@@ -184,8 +184,7 @@ def test_a_missing_venv_module_is_one_clear_line(clone: Clone) -> None:
     assert f"run: sudo apt-get install python{version}-venv" in output
 
 
-CORES = len(os.sched_getaffinity(0))
-WORKERS = f"--numprocesses {min(CORES + 1, 4)} --dist loadfile --no-loadscope-reorder"
+WORKERS = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_all_checks_run_and_the_first_failure_counts(clone: Clone) -> None:
