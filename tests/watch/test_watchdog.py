@@ -222,12 +222,15 @@ def die(*_):
 
 
 def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatch):
-    """The others have not been refused: its death is told."""
+    """The others have not been refused: its death is told. On busy cores one of them may see its
+    store end before the watchdog speaks, and says so, too."""
     monkeypatch.setattr(agreement, "check", lambda *_: time.sleep(1) or die())
     ranks = start()
     assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
-    (line,) = ranks.errors()
-    assert line.startswith("[stage 0 | rank 0] error: its process is gone"), line
+    gone = "[stage 0 | rank 0] error: its process is gone"
+    others = [line for line in ranks.errors() if not line.startswith(gone)]
+    assert len(others) < RANKS - 1, "nobody has told it"
+    assert all("error: the connection to rank 0 broke: " in line for line in others)
 
 
 def test_a_first_rank_killed_before_there_are_liveness_links(start, monkeypatch):
