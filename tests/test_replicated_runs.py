@@ -219,8 +219,7 @@ def test_resuming_on_another_mesh_changes_nothing(before, after, tmp_path, run_r
     train(parse(case, tmp_path / "whole"), RankInfo())
     cut = tmp_path / "cut"
     (replicas, ranks), (others, other_ranks) = before, after
-    # the watchdog ends a rank, unless the end of its neighbour's connection is quicker
-    with pytest.raises(AssertionError, match=r"the process died|peer|Broken pipe|neighbour"):
+    with pytest.raises(AssertionError, match="the process died"):
         run_ranks(run_until, ranks, parse(case, cut, replicas), 12)
     config = parse(case, cut, others)
     resumed = replace(config, run=replace(config.run, resume=True))

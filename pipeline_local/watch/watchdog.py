@@ -288,13 +288,15 @@ class Watchdog:
 
     def _reports_on(self, rank: int) -> bool:
         """Whether this rank reports on another one: the first rank of each host does, as hosts may
-        be cut off from each other; of the host of that one only where there is no other host."""
-        ranks = range(self._rank_info.world_size)
-        host = {each: self._heart.identity(each).get("host") for each in ranks}
+        be cut off from each other; of the host of that one only where there is no other host. Whose
+        first heartbeat has not come yet is taken to be on this host."""
+        mine, ranks = self._rank_info.rank, range(self._rank_info.world_size)
+        known = {each: self._heart.identity(each).get("host") for each in ranks}
+        host = {each: known[mine] if name is None else name for each, name in known.items()}
         others = [other for other in ranks if other != rank]
-        far = [other for other in others if host[other] not in (None, host[rank])]
-        here = [other for other in far or others if host[other] == host[self._rank_info.rank]]
-        return self._rank_info.rank in here[:1]
+        far = [other for other in others if host[other] != host[rank]]
+        here = [other for other in far or others if host[other] == host[mine]]
+        return mine in here[:1]
 
     def _kill(self, rank: int) -> None:
         sighting = self._heart.sightings.get(rank)
