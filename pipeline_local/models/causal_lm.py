@@ -130,7 +130,7 @@ def build(
     args = {**hf_config.arguments(model.config), **chosen}
 
     def first(count: int) -> Language:
-        fewer = hf_config.fewer_layers(args, model.config.num_hidden_layers, count)
+        fewer = hf_config.fewer_layers(args, count)
         with torch.device("meta"):
             language = build(num_classes=num_classes, image_shape=image_shape, **fewer).language
         assert language, "as this one has"

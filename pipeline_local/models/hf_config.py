@@ -5,7 +5,7 @@ Nothing is downloaded, and no code that comes with a model is run.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -168,20 +168,25 @@ def _check_sizes(found: Mapping[str, Any], keys: Mapping[str, Any], sizes: set[s
         )
 
 
-def _fit_layers(own: dict[str, Any], said: set[str]) -> None:
-    """A file's list with an entry per layer follows another number of layers."""
-    types, count = own.get("layer_types"), own.get("num_hidden_layers")
-    if isinstance(types, list) and isinstance(count, int) and "layer_types" not in said:
-        if count > len(types):
-            del own["layer_types"]
+def _fit_layers(own: dict[str, Any], said: Container[str]) -> None:
+    """Lists with an entry per layer follow another number of layers, but for those that are said:
+    they are cut, and where they are too short transformers' own default takes their place."""
+    count = own.get("num_hidden_layers")
+    for key in _PER_LAYER:
+        values = own.get(key)
+        if key in said or not isinstance(values, list) or not isinstance(count, int):
+            continue
+        if count > len(values):
+            del own[key]
         else:
-            own["layer_types"] = types[:count]
+            own[key] = values[:count]
 
 
-def fewer_layers(args: Mapping[str, Any], total: int, count: int) -> dict[str, Any]:
-    """The `model.*` keys of a model with the first `count` of its `total` layers."""
-    cut = {key: list(args[key])[:count] for key in _PER_LAYER if len(args.get(key) or ()) == total}
-    return {**args, **cut, "num_hidden_layers": count}
+def fewer_layers(args: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The `model.*` keys of a model with the first `count` of its layers."""
+    own = {**args, "num_hidden_layers": count}
+    _fit_layers(own, ())
+    return own
 
 
 def arguments(config: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers' own class)

@@ -39,3 +39,21 @@ def test_a_size_is_a_whole_number_of_at_least_1(tmp_path, architecture, value):
 def test_a_window_that_is_not_used_may_be_of_any_size():
     unused = {"sliding_window": 0, "use_sliding_window": False}
     assert hf_config.configuration(None, "qwen3", unused, VOCABULARY).sliding_window is None
+
+
+@pytest.mark.parametrize("count", [3, 8, 12])
+def test_lists_with_an_entry_per_layer_follow_the_number_of_layers(tmp_path, count):
+    """SmolLM3's file says of each layer whether it has rotary embeddings: 1, or 0."""
+    rotary = [0, 1, 1, 0, 1, 1, 1, 0]
+    layers = {
+        "num_hidden_layers": 8,
+        "no_rope_layers": rotary,
+        "layer_types": 8 * ["full_attention"],
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "smollm3", "pad_token_id": None, **layers}))
+    config = hf_config.configuration(file, None, {"num_hidden_layers": count}, 50)
+    assert len(config.no_rope_layers) == len(config.layer_types) == count
+    assert config.no_rope_layers[:count] == rotary[:count] or count > len(rotary)
+    said = {"num_hidden_layers": 3, "no_rope_layers": [1, 1, 0]}
+    assert hf_config.configuration(file, None, said, 50).no_rope_layers == [1, 1, 0]

@@ -56,7 +56,7 @@ class Request:
             return self.output
         root, path = _named(self.root), _named(Path(self.tokenizer or str(self.vocabulary)))
         name = path.parent.name if path.name == FILE else path.name
-        return root.with_name(f"{root.name}-{name}")
+        return root.parent / f"{root.name}-{name}".removeprefix("-")
 
     def texts(self) -> dict[str, Texts]:
         """The files of each split.
