@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline_local import configfile, keys
+from pipeline_local import configfile, keys, startup
 from pipeline_local.commandline.parser import parse
 from pipeline_local.commands.table import RUN
 from pipeline_local.errors import (
@@ -84,6 +84,7 @@ def _memory_shortage(error: Exception) -> UserError | None:
 
 def _explain(error: Exception, command: str) -> None:
     """Prints a line per problem; of a host's ranks only the first reports the configuration's."""
+    startup.over()  # the error is the last line
     try:
         rank_info = RankInfo.from_environment()
     except UserError:

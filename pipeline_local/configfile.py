@@ -46,17 +46,25 @@ REGISTRIES: dict[str, Registry[Any]] = {
 keys of `model` are checked where it is built."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides, and check everything.
 
     Args:
-        path: a file of sections that hold `key: value` lines.
+        path: a file of sections that hold `key: value` lines; in text `~` and $NAME are expanded.
         overrides: dotted keys with YAML values, such as `train.epochs=10`; the last one wins.
 
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    tree = _read(path)
+    return merged(read(path), overrides)
+
+
+def merged(tree: dict[Any, Any], overrides: Sequence[str]) -> Config:
+    """Applies `key=value` overrides to what a file holds, which is changed, and checks everything.
+
+    Raises:
+        ConfigError: with every problem found, one line each.
+    """
     problems = [problem for text in overrides if (problem := _override(tree, text))]
     if problems:
         raise ConfigError(problems)
@@ -151,22 +159,28 @@ def keys() -> list[str]:
     return [".".join(path) for path in _schema()]
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def read(named: str | Path) -> dict[Any, Any]:
+    """What a file holds: sections, whose names and keys are not checked yet.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    file = path("config", named)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError([f"config file {path} does not exist; name a YAML file"]) from None
+        raise ConfigError([f"config file {file} does not exist; name a YAML file"]) from None
     except (OSError, ValueError) as error:
-        raise ConfigError([f"config file {path} cannot be read: {error}; name another"]) from None
+        raise ConfigError([f"config file {file} cannot be read: {error}; name another"]) from None
     try:
         tree = yamltext.parse(text)
     except yamltext.UnsetError as error:
-        raise ConfigError([f"config file {path}: {error}"]) from None
+        raise ConfigError([f"config file {file}: {error}"]) from None
     except ValueError as error:
-        raise ConfigError([f"config file {path} is not valid YAML: {error}"]) from None
+        raise ConfigError([f"config file {file} is not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
         got = shorten(tree)
-        raise ConfigError([f"config file {path} must hold sections of `key: value`, got {got}"])
+        raise ConfigError([f"config file {file} must hold sections of `key: value`, got {got}"])
     return tree
 
 

@@ -137,6 +137,11 @@ def contradictions(config: Config) -> Iterator[str]:
         yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
     if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
         yield f"data.root is needed for data.name={data.name}; name the folder"
+    if data.root is not None and not getattr(DATA.find(data.name), "reads_root", True):
+        yield (
+            f"data.root={data.root} changes nothing, as data.name={data.name} reads no files; name"
+            f" the kind of data that is there, such as data.name=imagefolder, or set data.root=null"
+        )
 
 
 def _dropped(config: Config) -> Iterator[str]:

@@ -82,7 +82,8 @@ class Generator:
             ) from None
         (encoded,) = self.tokenizer.encode([prompt])
         ids = [self.tokenizer.end_token, *map(int, encoded)]
-        said = self.tokenizer.decode(ids[1:])  # a decoder may strip the space that begins a text
+        # a decoder may strip the space that begins a text
+        said = so_far = self.tokenizer.decode(ids[1:])
         generator = torch.Generator().manual_seed(seed)
         for _ in range(tokens):
             ids.append(_drawn(self.logits(torch.tensor([ids])), temperature, generator))
@@ -92,6 +93,8 @@ class Generator:
             if not so_far.endswith(_UNFINISHED):
                 yield so_far[len(said) :]
                 said = so_far
+        if rest := so_far[len(said) :]:  # a character was never finished
+            yield rest
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:

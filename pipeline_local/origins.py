@@ -6,6 +6,9 @@ from typing import Any
 
 from pipeline_local import configfile, yamltext
 
+_WIDEST = 60
+"""Comments stand behind lines of up to so many characters; longer ones have theirs farther on."""
+
 
 def annotated(path: Path, overrides: Sequence[str]) -> str:
     """Return the text of a configuration file with every key, which loads as this one does.
@@ -20,20 +23,21 @@ def annotated(path: Path, overrides: Sequence[str]) -> str:
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    config = configfile.load(path, overrides)
-    origins = dict.fromkeys(_keys(yamltext.parse(path.read_text(encoding="utf-8"))), "file")
+    tree = configfile.read(path)  # once, as it may be a pipe
+    origins = dict.fromkeys(_keys(tree), "file")
+    config = configfile.merged(tree, overrides)
     for text in overrides:
         key, _, value = text.partition("=")
         if isinstance(parsed := yamltext.parse(value), dict):  # it takes the place of a section
             origins = {name: of for name, of in origins.items() if not name.startswith(f"{key}.")}
             origins |= dict.fromkeys((f"{key}.{name}" for name in parsed), "command line")
-        origins[key] = "command line"
+        origins[".".join(key.split(".")[:2])] = "command line"
     lines = configfile.dump(config).splitlines()
-    width = max(map(len, lines))
+    width = max(len(line) for line in lines if len(line) <= _WIDEST)
     section, shown = "", []
     for line in lines:
         name = line.strip().partition(":")[0]
-        if line.startswith("  - "):  # of a list, whose first line has said it
+        if line.startswith(("  - ", "    ")):  # of a list or mapping: its first line said it
             shown.append(line)
         elif line.endswith(":") and not line.startswith(" "):
             section = name

@@ -1,5 +1,6 @@
 """`predict`: image files, classified by a run as its own evaluation would."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -115,17 +116,23 @@ def _predictor(run: Path, asked: Asked) -> Predictor:
 
 
 def _files(images: Sequence[Path]) -> list[Path]:
+    """What is named, and the images below folders; names that start with a dot are passed over."""
     found: list[Path] = []
     for path in images:
-        if not path.exists():
+        if not os.path.exists(path):  # False also for a name that is too long
             raise UserError(f"IMAGE: {path} does not exist; name image files or folders of them")
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            inside = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path)))
             if not inside:
                 raise UserError(f"IMAGE: {path} has no images ({', '.join(EXTENSIONS)}) in it")
         found += inside
     return found
+
+
+def _is_image(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in EXTENSIONS and not hidden
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> Tensor:

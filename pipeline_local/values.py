@@ -86,6 +86,8 @@ _FROM_YAML: dict[object, Any] = {
     "float": _number,
     "path": _path,
 }
+_LONGEST_NAME = 255
+"""Of a file, in bytes; Linux and its file systems take no more."""
 _DOLLAR = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\}|)")
 
 
@@ -119,6 +121,8 @@ def expanded(text: str) -> Path:
     path = home + slash + _DOLLAR.sub(value, rest)
     if not path:
         raise ValueError("a path")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
+        raise ValueError(f"a path whose names have at most {_LONGEST_NAME} bytes each")
     return Path(path)
 
 

@@ -6,6 +6,7 @@ false, and 2024-01-01 is a date.
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def parse(text: str) -> Any:  # noqa: ANN401 (any YAML value)
 
 
 def write(tree: Any) -> str:  # noqa: ANN401 (any YAML value)
-    """Returns text that `parse` reads as the same value; paths become text, tuples become lists."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+    """Returns text that `parse` reads as the same value; paths become text, tuples become lists.
+
+    A scalar stays on its line, however long it is.
+    """
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,6 +114,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader`, or a reader of YAML 1.1, would take for something else."""
 
 
+def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Several lines of text stand on one, with escapes."""
+    several = any(end in text for end in "\n\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if several else None)
+
+
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 """Numbers with a decimal point or an exponent, or without."""
 _CORE = {
@@ -129,4 +139,5 @@ for _kind, (_pattern, _first) in _CORE.items():
         )
 for _kind in ("int", "float", "timestamp"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_core)
+_Dumper.add_representer(str, lambda dumper, text: _represent(dumper, text))
 _Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))

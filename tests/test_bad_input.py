@@ -186,7 +186,7 @@ MISTAKES = [
     Mistake("run.dir is a file", "run.dir=config.yaml", ("config.yaml is a file",)),
     Mistake("run.dir in a file", "run.dir=config.yaml/x", ("cannot be written", "ot a directory")),
     Mistake("run.dir read-only", "run.dir=/proc/none/x", ("/proc/none/x cannot be written",)),
-    Mistake("run.dir endless", f"run.dir={'a' * 5000}", ("cannot be read (File name too long)",)),
+    Mistake("run.dir endless", f"run.dir={'a' * 5000}", ("names have at most 255 bytes",)),
     Mistake("run.dir with NUL", ['run.dir="a\\0b"'], ("a\\x00b cannot be", "null byte")),
     Mistake("a run is there", "", ("out already holds a run", "-local resume"), finished_run),
     Mistake("other model", f"{RESUME} model.width=8", ("with another model",), finished_run),

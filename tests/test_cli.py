@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline_local import startup
 from pipeline_local.cli import main
 from pipeline_local.models import registry
 
@@ -264,3 +265,19 @@ def test_results_of_a_shorter_run_do_not_make_a_longer_one_complete(config, tmp_
     assert run("resume", "out") == 0
     assert "is complete" not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == 9
+
+
+def test_the_error_is_the_last_line(config, monkeypatch):
+    """What is being done is not said again behind it."""
+    said = []
+    monkeypatch.setattr(startup, "over", lambda: said.append("over"))
+    monkeypatch.setattr("pipeline_local.cli.complain", said.append)
+    assert run("train", config, "train.steps=no") == 2
+    assert said[0] == "over"
+    assert said[1].startswith("error: train.steps")
+
+
+def test_what_may_be_left_out_is_not_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        run("train")
+    assert "the following arguments are required: config\n" in capsys.readouterr().err

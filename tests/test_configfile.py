@@ -132,7 +132,8 @@ def test_paths_are_expanded_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in {"HOME": "/home/ada", "JOB": "17", "SETS": "/sets"}.items():
         monkeypatch.setenv(name, value)
     overrides = ("run.dir=~/runs/${JOB}", "data.root=$SETS/a", "modules.profile=[~/$JOB.json, b]")
-    config = with_overrides(tmp_path, *overrides, "model.weights=$$JOB")
+    others = ("data.name=imagefolder", "model.weights=$$JOB")
+    config = with_overrides(tmp_path, *overrides, *others)
     assert config.run.dir == Path("/home/ada/runs/17")
     assert config.data.root == Path("/sets/a")
     assert config.modules.profile == (Path("/home/ada/17.json"), Path("b"))
@@ -535,3 +536,22 @@ def test_a_run_from_before_there_were_tasks_loads(tmp_path: Path) -> None:
 )
 def test_what_a_head_is_called(head, title):
     assert title_of(HeadConfig(**head)) == title
+
+
+def test_a_file_named_by_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text(TEXT)
+    for name in (str(file), "~/mine.yaml", "$HOME/mine.yaml"):
+        assert configfile.load(name) == configfile.load(file)
+    with pytest.raises(ConfigError, match=r"config file .*/absent\.yaml does not exist"):
+        configfile.load("~/absent.yaml")
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_a_root_that_nothing_reads(tmp_path, name):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"model: {{name: resnet20}}\ndata: {{name: {name}}}\ntrain: {{steps: 2}}\n")
+    with pytest.raises(ConfigError, match=r"data\.root=/mine changes nothing, as data\.name="):
+        configfile.load(file, ["data.root=/mine"])
+    assert configfile.load(file, ["data.root=null"]).data.root is None

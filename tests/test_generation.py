@@ -179,6 +179,14 @@ def test_a_character_comes_whole(run, monkeypatch):
     assert list(speaker.text("", 3)) == ["é", "!"]
 
 
+def test_a_character_that_is_never_finished(run, monkeypatch):
+    """What has been drawn is shown, also where the last character lacks bytes."""
+    speaker = Generator(run)
+    coming = iter([*b"a", 0xC3])
+    monkeypatch.setattr(Generator, "logits", lambda self, ids: torch.eye(257)[[next(coming)]] * 1e4)
+    assert list(speaker.text("", 2)) == ["a", "\N{REPLACEMENT CHARACTER}"]
+
+
 def test_a_word_behind_the_prompt_keeps_its_space(run, monkeypatch):
     """Of a tokenizer that marks where words begin, and strips the mark that begins a text."""
     words = {"\N{LOWER ONE EIGHTH BLOCK}the": 0, "\N{LOWER ONE EIGHTH BLOCK}cat": 1, "</s>": 2}

@@ -27,3 +27,17 @@ def test_where_nothing_can_be_written(tmp_path):
     for refused in (newfile.check, lambda *where: newfile.write(*where, "text")):
         with pytest.raises(UserError, match=r"--output: .* cannot be written, as .*file is not"):
             refused("--output", tmp_path / "file" / "a" / "b.json")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    for name in ("a" * 300, f"{'a' * 300}/b"):
+        for refused in (newfile.check, lambda *where: newfile.write(*where, "text")):
+            with pytest.raises(UserError, match=r"--output: .* cannot be written \(File name too"):
+                refused("--output", tmp_path / name)
+
+
+def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="exists"):
+        newfile.write("--output", tmp_path / "link", "text")
+    assert not (tmp_path / "gone").exists()

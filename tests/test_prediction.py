@@ -1,6 +1,7 @@
 """`predict` says of image files what the run says of its own test set."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +139,19 @@ def test_runs_that_take_no_image_files(tmp_path):
     with pytest.raises(UserError, match="Predictor") as error:
         list(predict(run, [image], Asked()))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_names_that_start_with_a_dot_are_passed_over(exit_run, tmp_path):
+    """As training does: systems put files of their own beside images."""
+    folder = tmp_path / ".photos"
+    (folder / ".cache").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    for hidden in ("._a.png", ".cache/b.png"):
+        (folder / hidden).write_text("no image")
+    (found,) = predict(exit_run, [folder], Asked())
+    assert found.path == str(folder / "a.png")
+
+
+def test_a_name_that_is_too_long(exit_run):
+    with pytest.raises(UserError, match="does not exist"):
+        list(predict(exit_run, [Path("a" * 300 + ".png")], Asked()))

@@ -49,6 +49,7 @@ def test_what_a_shell_would_make_of_it(text: str, path: str) -> None:
         ("${JOB:-x}", r"\$\$ is a dollar sign"),
         ("${JOB", r"\$\$ is a dollar sign"),
         ("", "^a path$"),
+        (f"x/{128 * 'ü'}/y", "at most 255 bytes"),
     ],
 )
 def test_what_would_be_made_literally_is_refused(text: str, reason: str) -> None:

@@ -47,7 +47,7 @@ def _add_evaluate(commands: Commands) -> None:
         "evaluate",
         "score every head on the test set",
         "runs/first",
-        "runs/first --exits --json exits.json data.root=NEW",
+        "runs/first --exits --json exits.json",
     )
     add_run_folder(evaluate)
     add_overrides(evaluate, "such as data.root=NEW")

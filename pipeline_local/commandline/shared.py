@@ -29,7 +29,7 @@ def add_configuration(command: argparse.ArgumentParser, example: str) -> None:
 
 def add_overrides(command: argparse.ArgumentParser, example: str) -> None:
     """Add what overrides a configuration."""
-    command.add_argument("overrides", nargs="*", metavar="key=value", help=example)
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=example)
 
 
 def add_run_folder(command: argparse.ArgumentParser, which: str = "") -> None:

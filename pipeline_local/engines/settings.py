@@ -85,11 +85,12 @@ def problems(config: Config) -> Iterator[str]:
         return
     yield from _of_run(config)
     zero = given.get("zero_optimization", {})
-    if (stage := zero.get("stage", 1)) not in STAGES:
+    stage = zero.get("stage", 1)
+    if type(stage) is not int or stage not in STAGES:
         why = {
-            0: "its engines would add up gradients over each other's ranks",
-            3: "it takes no gradients that a module has computed",
-        }.get(stage, "there is none")
+            "0": "its engines would add up gradients over each other's ranks",
+            "3": "it takes no gradients that a module has computed",
+        }.get(str(stage), "there is none")
         yield f"deepspeed.zero_optimization.stage must be 1 or 2, got {stage}: {why}; use 1 or 2"
     yield from _of_precision(config, given)
 

@@ -75,7 +75,10 @@ def write_weights(state: Mapping[str, Tensor], metadata: dict[str, str], output:
         name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
     with _new(output) as path:
+        path.touch()
+        mode = path.stat().st_mode
         save_file(copies, path, metadata=metadata)
+        path.chmod(mode)  # safetensors lets nobody else read its files
         found = load_file(path)
         if found.keys() != copies.keys() or not all(
             torch.equal(_bytes(found[name]), _bytes(value)) for name, value in copies.items()
@@ -124,11 +127,21 @@ def _new(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         yield path
-        path.rename(output)
+        _give_name(path, output)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output: {output} cannot be written ({error}); name another") from None
     finally:
         path.unlink(missing_ok=True)
+
+
+def _give_name(path: Path, output: Path) -> None:
+    """Not to be overwritten is what another process may have written there meanwhile."""
+    try:
+        os.link(path, output)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        path.rename(output)
 
 
 def _compare(wanted: Tensor, found: Tensor, output: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_local import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.metrics import read
@@ -30,8 +31,10 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
     try:
         import pandas as pd
     except ImportError:
-        raise UserError("load_metrics needs pandas, which is missing; pip install pandas") from None
-    folder = RunFolder(Path(run))
+        raise UserError(
+            'load_metrics needs pandas, which is missing; pip install "pipeline-local[frame]"'
+        ) from None
+    folder = RunFolder(configfile.path("run", run))
     files = sorted(folder.metrics(0).parent.glob("stage-*.jsonl"))
     rows = [*heapq.merge(*map(_rows, files), key=lambda row: row["time"] or 0.0)]
     if not rows:

@@ -106,13 +106,19 @@ def refuse(
         for change in differs
         if said is not None
         and not change.key.startswith("parallel.")
-        and not {change.key, change.key.partition(".")[0]} & set(said)
+        and not _is_said(change.key, said)
     ]
     if unsaid:
         raise UserError(
             f"run.resume: {', '.join(unsaid)} in {run}, and no key=value says so; go on with its"
             f" own settings ({how(run, before)}), or say what is to change"
         )
+
+
+def _is_said(key: str, said: Collection[str]) -> bool:
+    """Whether the user has named the key, its section, or a part of its value."""
+    section = key.partition(".")[0]
+    return any(name in (key, section) or name.startswith(f"{key}.") for name in said)
 
 
 def how(run: Path, config: Config) -> str:

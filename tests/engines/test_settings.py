@@ -162,3 +162,10 @@ def test_an_old_release_is_refused(monkeypatch):
         UserError, match=r"needs deepspeed 0\.19\.8 or later, got 0\.19\.6; run pip"
     ):
         deepspeed_library.check({}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("stage", ["[1]", "{a: 1}", "true", "1.0"])
+def test_a_stage_of_zero_that_is_no_number(tmp_path, stage):
+    (file := tmp_path / "own.yaml").write_text("model: {name: mlp}\ndata: {name: digits}")
+    with pytest.raises(ConfigError, match=r"zero_optimization.stage must be 1 or 2, got"):
+        configfile.load(file, ["engine=deepspeed", f"deepspeed.zero_optimization.stage={stage}"])

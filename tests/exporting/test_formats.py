@@ -1,9 +1,12 @@
 """Files that are not what they should be get no name, and nothing is left of them."""
 
+import errno
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline_local.errors import UserError
@@ -71,3 +74,25 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     formats.check_libraries(tmp_path / "model.pt2")
     with pytest.raises(UserError, match=r'pip install "pipeline-local\[onnx\]"'):
         formats.check_libraries(tmp_path / "model.onnx")
+
+
+def test_weights_are_readable_as_other_new_files_are(tmp_path):
+    (tmp_path / "other").touch()
+    formats.write_weights({"w": torch.ones(2)}, {}, tmp_path / "w.safetensors")
+    mode = (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "w.safetensors").stat().st_mode == mode
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_another_process_has_made_meanwhile_stays(tmp_path, monkeypatch, links):
+    output = tmp_path / "w.safetensors"
+    if not links:
+        refused = OSError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(formats.os, "link", Mock(side_effect=refused))
+        formats.write_weights({"w": torch.ones(2)}, {}, output)
+        assert [path.name for path in tmp_path.iterdir()] == [output.name]
+        return
+    monkeypatch.setattr(formats, "load_file", lambda path: output.touch() or load_file(path))
+    with pytest.raises(UserError, match=r"cannot be written .*File exists"):
+        formats.write_weights({"w": torch.ones(2)}, {}, output)
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]

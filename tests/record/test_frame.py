@@ -73,7 +73,7 @@ def test_no_run(tmp_path):
 
 def test_without_pandas(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(UserError, match=r"needs pandas.*pip install pandas"):
+    with pytest.raises(UserError, match=r"needs pandas.*pip install .pipeline-local\[frame\]"):
         load_metrics(run)
 
 
@@ -83,3 +83,8 @@ def test_a_run_that_has_not_logged_yet(run):
         file.write_text("")
     with pytest.raises(UserError, match=r"has no metrics; give the run\.dir of a run"):
         load_metrics(run)
+
+
+def test_a_folder_named_by_text(run, monkeypatch):
+    monkeypatch.setenv("RUNS", str(run.parent))
+    assert load_metrics(f"$RUNS/{run.name}").equals(load_metrics(run))

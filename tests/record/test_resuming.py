@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,6 @@ def refused(tmp_path, monkeypatch):
         "train.on_nan=skip",
         "optimizer.lr=0.01",
         "information.weight=[0.6, 0.1]",
-        "data.root=elsewhere",
         "data.workers=2",
         "data.on_error=skip",
         "model.weights=none.safetensors",
@@ -65,6 +65,15 @@ def refused(tmp_path, monkeypatch):
 def test_what_may_change(refused, override):
     assert refused(override) == ""
     assert refused(override, said={override.partition("=")[0]}) == ""
+
+
+@pytest.mark.parametrize("said", [None, {"data.root"}])
+def test_the_data_may_have_moved(said):
+    before, now = (
+        configfile.parse(CONFIG | {"data": {"name": "cifar10", "root": root}})
+        for root in ("here", "elsewhere")
+    )
+    resuming.refuse(Path("out"), (before, now), (INFO, INFO), said, True)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def begin(*overrides):
 
 def test_paths_mean_the_same_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    keys = ["data.root=images", "model.weights=w.pt", "modules.profile=[p.json]"]
+    keys = ["data={name: cifar10, root: images}", "model.weights=w.pt", "modules.profile=[p.json]"]
     begin(*keys)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -221,3 +230,28 @@ def test_who_cannot_be_resumed_here(tmp_path, monkeypatch):
     folder.config.write_text(text.replace("name: mlp", "name: given").replace("  depth: 3\n", ""))
     with pytest.raises(UserError, match=r"fit\(\.\.\., run_dir='out', resume=True\)"):
         folder.resumed([])
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ({"deepspeed.zero_optimization.stage"}, False),
+        ({"deepspeed.zero_optimization"}, False),
+        ({"deepspeed"}, False),
+        ({"deepspeed.zero"}, True),
+        (set(), True),
+    ],
+)
+def test_a_part_of_a_value_is_said(said, refused):
+    """A command line reaches into a value that is a mapping."""
+    tree = CONFIG | {"engine": "deepspeed"}
+    before, now = (
+        configfile.parse(tree | {"deepspeed": {"zero_optimization": {"stage": stage}}})
+        for stage in (1, 2)
+    )
+    asked = partial(resuming.refuse, Path("r"), (before, now), ("", ""), {"engine", *said}, True)
+    if refused:
+        with pytest.raises(UserError, match=r"deepspeed\.zero_optimization=.* no key=value says"):
+            asked()
+    else:
+        asked()

@@ -37,11 +37,13 @@ class ImageData:
             all by name; gives a `Dataset`.
         pixels: size and statistics of the images.
         needs_root: whether `data.root` must be given.
+        reads_root: whether it changes anything.
     """
 
     open: Callable[..., Dataset]
     pixels: Pixels
     needs_root: bool = True
+    reads_root: bool = True
     __signature__: inspect.Signature = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,9 +96,10 @@ def _synthetic(root: Path | None, split: Split, *, image_size: int | None = None
 
 _CIFAR10 = Pixels(32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100 = Pixels(32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+_DIGITS, _SYNTHETIC = Pixels(8, (0.305,), (0.376,)), Pixels(SIZE, (0.5,) * 3, (0.2,) * 3)
 
-DATA.add("digits", ImageData(_digits, Pixels(8, (0.305,), (0.376,)), needs_root=False))
-DATA.add("synthetic", ImageData(_synthetic, Pixels(SIZE, (0.5,) * 3, (0.2,) * 3), needs_root=False))
+DATA.add("digits", ImageData(_digits, _DIGITS, needs_root=False, reads_root=False))
+DATA.add("synthetic", ImageData(_synthetic, _SYNTHETIC, needs_root=False, reads_root=False))
 DATA.add("cifar10", ImageData(partial(open_cifar, "cifar10"), _CIFAR10))
 DATA.add("cifar100", ImageData(partial(open_cifar, "cifar100"), _CIFAR100))
 DATA.add("imagefolder", ImageData(open_imagefolder, IMAGENET))

@@ -39,7 +39,7 @@ class _Entry(TokenEntry):
     """The entry of `DATA`."""
 
     __module__ = __name__
-    needs_root = False
+    needs_root = reads_root = False
 
     def __call__(  # type: ignore[override]
         self,
