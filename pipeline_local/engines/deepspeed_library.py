@@ -117,7 +117,7 @@ def imported(device: torch.device) -> Any:  # noqa: ANN401 (a module)
             f"engine=deepspeed needs deepspeed {wanted} or later, got {deepspeed.__version__}; run"
             f" pip install -U deepspeed"
         )
-    # it would be compiled as soon as there are several ranks on CPUs; nothing here uses it
+    # on CPUs the first engine of a process would compile it; nothing here uses it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
