@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from pipeline_local import BestCheckpoint, configfile
 from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.placement.costs import Cost
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import Trainer, train
+from tests.placement.test_replication import measured
 from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, run_until, texts
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -110,6 +112,28 @@ def test_two_replicas_give_the_bits_of_one_chain(name, tmp_path, run_ranks):
         run_ranks(run_stage, ranks, parse(case, folder, replicas))
         assert_equal(state(folder), expected)
         assert (folder / "best.json").is_file(), "written by one of the replicas"
+
+
+@pytest.mark.parametrize("replicas", [[1, 2], [2, 1]])
+def test_a_profile_shares_out_the_ranks(replicas, tmp_path, run_ranks):
+    """The slow stage gets two, on which all ranks agree; then it is the run with these numbers."""
+    case = {
+        "model": {"name": "mlp", "hidden": 8, "depth": 6},
+        "data": DIGITS,
+        "head": {"name": "linear"},
+        "modules": {"count": 2},
+        "parallel": {"stages": 2},
+    }
+    explicit = parse(case, tmp_path / "explicit", replicas)
+    run_ranks(run_stage, 3, explicit)
+    blocks = [Cost(count, count, 0, 0) for count in replicas for _ in range(3)]
+    profile = measured(tmp_path / "profile.json", explicit, blocks)
+    case["modules"] = {"count": 2, "profile": profile}
+    run_ranks(run_stage, 3, parse(case, tmp_path / "auto", "auto"))
+    assert_equal(state(tmp_path / "auto"), state(tmp_path / "explicit"))
+    kept = configfile.load(tmp_path / "auto" / "config.yaml")
+    assert kept.parallel.replicas == tuple(replicas)
+    assert (tmp_path / f"auto/metrics/replica-1-of-stage-{replicas.index(2)}.jsonl").is_file()
 
 
 def assert_close(left, right):

@@ -1,6 +1,6 @@
 """How many replicas each stage gets, where its cost decides it (`parallel.replicas=auto`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline_local.config import Config
@@ -24,9 +24,13 @@ def resolved(config: Config, ranks: int) -> Config:
     assert stages is not None, "the configuration has been checked"
     single = replace(config, parallel=replace(config.parallel, replicas=1))
     placement = Placement.of(draw(single.on_stages(stages), describe(config.data)), stages)
-    costs = [sum(cost.total for cost in stage) for stage in placement.module_costs]
     parts = config.train.microbatches
-    found = fastest(costs, ranks, parts)
+    counts = [count for count in range(1, parts + 1) if parts % count == 0]
+    costs = [
+        {count: sum(cost.shared(count) for cost in stage) for count in counts}
+        for stage in placement.module_costs
+    ]
+    found = fastest(costs, ranks)
     if found is None:
         raise UserError(
             f"parallel.replicas=auto: {counted(ranks, 'rank')} cannot share"
@@ -37,24 +41,23 @@ def resolved(config: Config, ranks: int) -> Config:
     return replace(config, parallel=replace(config.parallel, replicas=found))
 
 
-def fastest(costs: Sequence[float], ranks: int, microbatches: int) -> tuple[int, ...] | None:
+def fastest(costs: Sequence[Mapping[int, float]], ranks: int) -> tuple[int, ...] | None:
     """Returns the replicas of each stage that minimise the time of the slowest stage.
 
     Args:
-        costs: of each stage, for a whole batch.
+        costs: of a step on each replica of each stage, by each number of replicas it may have.
         ranks: to be used, all of them.
-        microbatches: of a batch, which the replicas of each stage share equally.
 
     Returns:
         None where there is no way to use so many.
     """
-    choices = [count for count in range(1, microbatches + 1) if microbatches % count == 0]
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for cost in costs:
+    for stage in costs:
         longer: dict[int, tuple[float, tuple[int, ...]]] = {}
         for used, (slowest, before) in best.items():
-            for count in (count for count in choices if used + count <= ranks):
-                option = max(slowest, cost / count), (*before, count)
-                longer[used + count] = min(longer.get(used + count, option), option)
+            for count, cost in stage.items():
+                if used + count <= ranks:
+                    option = max(slowest, cost), (*before, count)
+                    longer[used + count] = min(longer.get(used + count, option), option)
         best = longer
     return best[ranks][1] if ranks in best else None
