@@ -90,7 +90,7 @@ def lost_verdict(rank: int, sightings: Mapping[int, Sighting]) -> Verdict:
 def describe(rank: int, sighting: Sighting) -> str:
     """Describes what a rank does, for a message: phase, step, module, microbatch, edge."""
     here = sighting.position
-    doing = "waiting for the data" if _is_loading(rank, here) else _act(rank, here)
+    doing = "waiting for the data" if _is_loading(here) else _act(rank, here)
     what = [doing]
     if here.module is not None:
         what.append(f"module {here.module}, microbatch {here.microbatch}")
@@ -101,8 +101,9 @@ def describe(rank: int, sighting: Sighting) -> str:
     return ", ".join(what)
 
 
-def _is_loading(rank: int, here: Position) -> bool:
-    return rank == 0 and here.act == "recv" and here.peer is None
+def _is_loading(here: Position) -> bool:
+    """The first module's input comes from no rank; any replica of the first stage may wait."""
+    return here.module == 1 and here.act == "recv" and here.peer is None
 
 
 def _act(rank: int, here: Position) -> str:

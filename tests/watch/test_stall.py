@@ -9,8 +9,8 @@ from pipeline_local.watch.status import EVERYONE, Position
 TIMEOUT = 60
 
 
-def at(act, age, peer=None, first=False, silent=0.0, left=False, phase="step"):
-    return Sighting(Position(phase, 17, first, act, 2, 3, peer), age, silent, left)
+def at(act, age, peer=None, first=False, silent=0.0, left=False, phase="step", module=2):
+    return Sighting(Position(phase, 17, first, act, module, 3, peer), age, silent, left)
 
 
 WORKS = at("forward", 5)
@@ -49,7 +49,12 @@ STALLS = {
         0,
         "; rank 1 waits for it on the edge 0 -> 1",
     ),
-    "the data": ([at("recv", 61), at("recv", 59, peer=0)], 0, "waiting for the data"),
+    "the data": ([at("recv", 61, module=1), at("recv", 59, peer=0)], 0, "waiting for the data"),
+    "the data of a replica": (
+        [at("reduce", 61, peer=EVERYONE), at("recv", 61, module=1), at("recv", 59, peer=1)],
+        1,
+        "waiting for the data, module 1, microbatch 3, step 17; rank 2 waits for it on the edge",
+    ),
     "silent": (
         [WORKS, at("send", 1, peer=0, silent=61)],
         1,

@@ -19,6 +19,7 @@ from pipeline_local import agreement, configfile, trainer
 from pipeline_local.data.images import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.trainer import train
 from pipeline_local.watch.liveness import LivenessLinks
@@ -32,14 +33,14 @@ LONGEST = 40
 """Seconds; generous, as machines are noisy. What is expected is one or two."""
 
 
-def config(folder, direction="downstream", steps=10**6, **parallel):
+def config(folder, direction="downstream", steps=10**6, microbatches=1, **parallel):
     return configfile.parse(
         {
             "model": {"name": "mlp", "hidden": 8, "depth": 6},
             "modules": {"count": RANKS},
             "reconcile": {"weight": 0.1, "every": 1, "direction": direction},
             "data": {"name": "digits", "batch_size": 16},
-            "train": {"steps": steps, "log_every": 5},
+            "train": {"steps": steps, "log_every": 5, "microbatches": microbatches},
             "parallel": {"threads": 1, **parallel},
             "run": {"dir": str(folder / "run")},
         }
@@ -53,10 +54,11 @@ class Ranks:
         self.output = folder / "output"
         self.context = multiprocessing.get_context("fork")
         self.reached = self.context.Event()
+        self.count = Mesh.of(config.parallel, RANKS).num_ranks
         port = free_port()
         self.processes = [
             self.context.Process(target=self._main, args=(config, rank, port, fault))
-            for rank in range(RANKS)
+            for rank in range(self.count)
         ]
         for process in self.processes:
             process.start()
@@ -70,12 +72,12 @@ class Ranks:
         # what pytest has put there belongs to its own process
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        rank_info = RankInfo(rank, RANKS, rank, RANKS, launched=True)
+        rank_info = RankInfo(rank, self.count, rank, self.count, launched=True)
         self._count_steps(rank_info, fault)
         from pipeline_local import cli
         from pipeline_local.commands.table import RUN
 
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(self.count))
         RUN["train"] = lambda *_: train(config, rank_info) and 0
         os._exit(cli.main(["train", "unused.yaml"]))
 
@@ -157,6 +159,38 @@ def test_a_killed_rank(start, victim):
     assert time.monotonic() - begin < 15, "promised are 5 s"
     (line,) = ranks.errors()
     assert line.startswith(f"[stage {victim} | rank {victim}] error: its process is gone"), line
+
+
+MESH = {"stages": 2, "replicas": 2, "microbatches": 2}
+PLACES = ["stage 0, replica 0", "stage 0, replica 1", "stage 1, replica 0", "stage 1, replica 1"]
+"""Of the ranks of `MESH`."""
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_killed_replica_is_named(start, victim):
+    ranks = start(**MESH)
+    ranks.wait()
+    os.kill(ranks.processes[victim].pid, signal.SIGKILL)
+    expected = [EXIT_NEIGHBOUR_LOST] * len(PLACES)
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.startswith(f"[{PLACES[victim]} | rank {victim}] error: its process is gone"), line
+
+
+def test_a_replica_without_data_is_named(start):
+    """The other replica of its stage waits for its gradients, the next stage for its output."""
+
+    def fault(rank):
+        if rank == 1:
+            batches.TrainSource.batch = lambda *_: time.sleep(LONGEST * 2)
+
+    ranks = start(fault, **MESH, timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * len(PLACES)
+    (line,) = ranks.errors()
+    assert line.startswith(f"[{PLACES[1]} | rank 1] error: no progress for "), line
+    assert "waiting for the data, module 1, microbatch 1, step " in line
+    assert "rank 3 waits for it on the edge 1 -> 3" in line
 
 
 @pytest.mark.parametrize("victim", [0, 1])
