@@ -8,8 +8,8 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# A run folder is never overwritten, so a repeated quickstart takes the next free name.
-# A `run.dir=` of the user's stands after it and wins.
+# A run folder is never overwritten, so a repeated quickstart takes the next free name, unless the
+# user names one or resumes.
 free_run() {
     local folder=runs/digits count=1
     while [[ -e $folder ]]; do
@@ -19,8 +19,16 @@ free_run() {
     echo "$folder"
 }
 
+names_run() {
+    local argument
+    for argument; do
+        [[ $argument != run.dir=* && $argument != run.resume=* ]] || return 0
+    done
+    return 1
+}
+
 bash launch/setup.sh
-if [[ " $* " != *" run."* ]]; then
+if ! names_run "$@"; then
     set -- "run.dir=$(free_run)" "$@"
 fi
 echo "quickstart: pipeline-local train configs/digits.yaml $*" >&2

@@ -28,11 +28,31 @@ can_make_venvs() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null
 }
 
+# .venv may be active, and is removed before it is made anew: interpreters are those outside it.
+leave_venv() {
+    local folders folder outside=
+    IFS=: read -ra folders <<<"$PATH"
+    for folder in "${folders[@]}"; do
+        [[ $folder -ef $venv/bin ]] || outside+=:$folder
+    done
+    PATH=${outside#:}
+}
+
+# Of an interpreter in .venv, the one that .venv was made with.
+outside_venv() {
+    local python=$1
+    if [[ $(dirname "$python") -ef $venv/bin ]]; then
+        python=$("$python" -c 'import sys; print(sys._base_executable)' 2>/dev/null) || true
+        [[ ! $(dirname "$python") -ef $venv/bin ]] || python=
+    fi
+    echo "$python"
+}
+
 # The first suitable interpreter that can make venvs, else the first suitable one.
 find_python() {
     local candidates=(python3.13 python3.12 python3.11 python3.10 python3) candidate first=
     if [[ -n ${PYTHON:-} ]]; then
-        candidates=("$PYTHON")
+        candidates=("$(outside_venv "$PYTHON")")
     fi
     for candidate in "${candidates[@]}"; do
         is_suitable "$candidate" || continue
@@ -105,6 +125,7 @@ add_compiler() {
         say "could not; tests/test_simulated_gpu.py will be skipped until there is a C++ compiler"
 }
 
+leave_venv
 choose_python
 stamp=$(fingerprint)
 (

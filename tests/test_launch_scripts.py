@@ -110,10 +110,14 @@ def test_the_second_quickstart_installs_nothing_and_overwrites_nothing(clone: Cl
     clone.run("launch/quickstart.sh")
     clone.calls()
     (clone.root / "runs/digits").mkdir(parents=True)
+    train = "pipeline-local train configs/digits.yaml"
     clone.run("launch/quickstart.sh")
-    assert clone.calls() == ["pipeline-local train configs/digits.yaml run.dir=runs/digits-2"]
-    clone.run("launch/quickstart.sh", "run.resume=true")
-    assert clone.calls() == ["pipeline-local train configs/digits.yaml run.resume=true"]
+    assert clone.calls() == [f"{train} run.dir=runs/digits-2"]
+    clone.run("launch/quickstart.sh", "run.quiet=true", "model.name=a run.dir=b")
+    assert clone.calls() == [f"{train} run.dir=runs/digits-2 run.quiet=true model.name=a run.dir=b"]
+    for argument in ("run.resume=true", "run.dir=own"):
+        clone.run("launch/quickstart.sh", argument)
+        assert clone.calls() == [f"{train} {argument}"]
 
 
 @pytest.mark.parametrize("damage", ["stamp", "interpreter", "setup.cfg", "constraints.txt"])
@@ -140,6 +144,26 @@ def test_a_failed_install_fails_and_is_tried_again(clone: Clone) -> None:
     assert status == 7
     assert clone.calls() == INSTALLED
     clone.run("launch/setup.sh")
+    assert clone.calls() == INSTALLED
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_active_venv_is_made_anew_with_what_it_was_made_with(clone: Clone, named: bool) -> None:
+    """The newest interpreter on PATH, or the one that PYTHON names, is removed with it."""
+    clone.run("launch/setup.sh")
+    clone.calls()
+    base = f'[[ $2 != *_base_executable* ]] || {{ echo "{clone.python}"; exit; }}\n'
+    for name in ("python", "python3.13"):
+        executable(clone.root / ".venv/bin" / name, PYTHON_STUB.replace("\n", f"\n{base}", 1))
+    executable(clone.python.parent / "bin/python3.13", PYTHON_STUB)
+    with (clone.root / "setup.cfg").open("a") as file:
+        file.write("# changed\n")
+    link = clone.python.parent / "link"
+    link.symlink_to(clone.root)
+    path = f"{link}/.venv/bin:{clone.python.parent / 'bin'}:{os.environ['PATH']}"
+    python = str(link / ".venv/bin/python") if named else ""
+    status, output = clone.run("launch/setup.sh", PATH=path, PYTHON=python)
+    assert status == 0, output
     assert clone.calls() == INSTALLED
 
 
