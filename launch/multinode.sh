@@ -11,7 +11,7 @@
 # holds the run folder's summary; for resuming, all hosts must see one run folder (NFS).
 #
 # NODES=2            hosts
-# RANKS_PER_NODE=    ranks on each host; by default its GPUs, or 1
+# RANKS_PER_NODE=    ranks on each host; by default the GPUs that torch sees there, or 1
 # PORT=29500         free on host 0, and open to the others
 # RESTARTS=0         how often the ranks of all hosts start again, from their newest checkpoint, after
 #                    a failure; give all hosts the same number
@@ -27,17 +27,9 @@ node=$1
 head_host=$2
 shift 2
 
-count_gpus() {
-    local count=0
-    if command -v nvidia-smi >/dev/null; then
-        count=$(nvidia-smi --list-gpus | wc -l)
-    fi
-    echo $((count > 0 ? count : 1))
-}
-
 venv=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv
 PATH="$venv/bin:$PATH"
 
 # Ctrl-C, SIGTERM or SIGUSR1 on any host: all ranks save the same step and end with 75.
-exec pipeline-local hosts "${NODES:-2}" "$node" "${RANKS_PER_NODE:-$(count_gpus)}" \
+exec pipeline-local hosts "${NODES:-2}" "$node" "${RANKS_PER_NODE:-}" \
     "${PORT:-29500}" "${RESTARTS:-0}" "$head_host" train "$@"

@@ -240,7 +240,7 @@ echo "$line"
 
 
 class Cluster:
-    """Stubs of Slurm's commands, pipeline-local and nvidia-smi; a job; a copy of the scripts.
+    """Stubs of Slurm's commands and pipeline-local; a job; a copy of the scripts.
 
     tests/launch/test_slurm.py has a real Slurm.
     """
@@ -252,7 +252,6 @@ class Cluster:
         note = f'echo "${{0##*/}} $*" >>"{self.log}"\n'
         self.stub("srun", f'{note}sleep "${{SRUN_SECONDS:-0}}"\nexit "${{STATUS:-0}}"\n')
         self.stub("scancel", note)
-        self.stub("nvidia-smi", "printf 'GPU 0\\nGPU 1\\n'\n")
         self.stub("squeue", f"line=${{COMMENT:-(null)}}\n{FOR_EACH_TASK}")
         show = f'"show job") line="   Command={self.folder}/{SBATCH} c.yaml"\n{FOR_EACH_TASK};;'
         config = '"show config") echo "TaskPlugin = ${TASKS:-none}" ;;'
@@ -406,10 +405,14 @@ def test_sbatch_asks_slurm_for_signal_and_requeue_and_no_hardware() -> None:
 def test_plain_hosts(cluster: Cluster) -> None:
     status, output = cluster.run("launch/multinode.sh", "1", "head", "c.yaml", "train.steps=3")
     assert status == 0, output
-    command = "pipeline-local hosts 2 1 2 29500 {} head train c.yaml"
+    command = "pipeline-local hosts 2 1  29500 {} head train c.yaml"  # torch counts the GPUs
     assert cluster.calls() == [f"{command.format(0)} train.steps=3"]
     cluster.run("launch/multinode.sh", "1", "head", "c.yaml", RESTARTS="4")
-    assert cluster.calls()[1:] == [command.format(4)]
+    cluster.run("launch/multinode.sh", "1", "head", "c.yaml", RANKS_PER_NODE="4", NODES="3")
+    assert cluster.calls()[1:] == [
+        command.format(4),
+        "pipeline-local hosts 3 1 4 29500 0 head train c.yaml",
+    ]
 
 
 @pytest.mark.parametrize(

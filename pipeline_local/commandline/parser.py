@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     call.set_defaults(run="call")
     hosts = commands.add_parser(HOSTS)
     for number in ("count", "number", "ranks", "port", "restarts"):
-        hosts.add_argument(number, type=int)
+        hosts.add_argument(number)  # read where the script's names for them are known
     hosts.add_argument("head")
     hosts.add_argument("arguments", nargs=argparse.REMAINDER)
     hosts.set_defaults(run="hosts")

@@ -91,13 +91,16 @@ def _call(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _hosts(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.ranks.hosts import Hosts, check_number
+    from pipeline_local.gpus import choice
+    from pipeline_local.ranks.hosts import Hosts, read_number
     from pipeline_local.ranks.launcher import start_ranks
 
     keys = ("count", "number", "head", "port", "restarts")
-    hosts = Hosts(**{key: getattr(options, key) for key in keys})
-    check_number("RANKS_PER_NODE", options.ranks, 1)
-    return start_ranks(options.ranks, options.arguments, hosts)
+    hosts = Hosts.read(**{key: getattr(options, key) for key in keys})
+    ranks = max(1, choice.count())
+    if options.ranks:
+        ranks = read_number("RANKS_PER_NODE", options.ranks, 1)
+    return start_ranks(ranks, options.arguments, hosts)
 
 
 RUN: Run = {

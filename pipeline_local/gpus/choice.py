@@ -34,7 +34,7 @@ def check(ranks: int, wanted: Sequence[int] | None) -> None:
     """
     if wanted is None:
         return
-    has = _count()
+    has = count()
     if not has:
         raise UserError(
             f"parallel.devices={list(wanted)} names GPUs, but torch sees none here; leave it out"
@@ -63,11 +63,11 @@ def choose(ranks: int, wanted: Sequence[int] | None, pairs: links.Pairs) -> Choi
     check(ranks, wanted)
     if wanted is not None:
         return Choice(tuple(wanted[:ranks]), "parallel.devices")
-    if not pairs or not ranks <= _count() or not nvml.knows(_gpu(0)):
+    if not pairs or not ranks <= count() or not nvml.knows(_gpu(0)):
         return None
     try:
         with nvml.opened() as module:
-            handles = [nvml.handle_of(module, _gpu(number)) for number in range(_count())]
+            handles = [nvml.handle_of(module, _gpu(number)) for number in range(count())]
             found = links.read(module, handles)
     except Exception:  # whatever a driver does; telemetry says it
         return None
@@ -77,7 +77,8 @@ def choose(ranks: int, wanted: Sequence[int] | None, pairs: links.Pairs) -> Choi
     return Choice(devices, f"along the fastest links: {', '.join(texts)}")
 
 
-def _count() -> int:
+def count() -> int:
+    """Returns how many GPUs ranks of this host see."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 

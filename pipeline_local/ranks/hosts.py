@@ -34,9 +34,6 @@ class Hosts:
         head: the name or address of host 0.
         port: free on host 0, and open to the others.
         restarts: how often the ranks are started again after a failure.
-
-    Raises:
-        UserError: a number is out of range; named as launch/multinode.sh does.
     """
 
     count: int
@@ -45,11 +42,21 @@ class Hosts:
     port: int
     restarts: int = 0
 
-    def __post_init__(self) -> None:
-        check_number("NODES", self.count, 1)
-        check_number("NODE", self.number, 0, self.count - 1)
-        check_number("PORT", self.port, 1, 65535)
-        check_number("RESTARTS", self.restarts, 0)
+    @classmethod
+    def read(cls, count: str, number: str, head: str, port: str, restarts: str) -> "Hosts":
+        """Read what launch/multinode.sh was given.
+
+        Raises:
+            UserError: a number is none, or out of range; named as in the script.
+        """
+        hosts = read_number("NODES", count, 1)
+        return cls(
+            hosts,
+            read_number("NODE", number, 0, hosts - 1),
+            head,
+            read_number("PORT", port, 1, 65535),
+            read_number("RESTARTS", restarts, 0),
+        )
 
     def parameters(self) -> RendezvousParameters:
         """Return how torch's agents of all hosts find each other."""
@@ -64,15 +71,18 @@ class Hosts:
         )
 
 
-def check_number(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Refuse a number that is out of range.
+def read_number(name: str, text: str, least: int, most: int | None = None) -> int:
+    """Read a number.
 
     Raises:
-        UserError: it is.
+        UserError: it is none, or out of range.
     """
-    if value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name}: expected a number {allowed}, got {value}")
+    with suppress(ValueError):
+        value = int(text)
+        if least <= value and (most is None or value <= most):
+            return value
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise UserError(f"{name}: expected a number {allowed}, got {text}")
 
 
 class Meeting:

@@ -10,11 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline_local import configfile, trainer
 from pipeline_local.cli import main
 from pipeline_local.errors import EXIT_STOPPED, UserError
-from pipeline_local.ranks import hosts
+from pipeline_local.ranks import hosts, launcher
 from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.rank import RankInfo
 from tests.ports import free_port
@@ -42,8 +43,11 @@ def meet():
     [
         ("0 0 1 29500 0", "NODES: expected a number of at least 1, got 0"),
         ("2 2 1 29500 0", "NODE: expected a number from 0 to 1, got 2"),
+        ("two 0 1 29500 0", "NODES: expected a number of at least 1, got two"),
         ("2 0 0 29500 0", "RANKS_PER_NODE: expected a number of at least 1, got 0"),
+        ("2 0 a 29500 0", "RANKS_PER_NODE: expected a number of at least 1, got a"),
         ("2 0 1 99999 0", "PORT: expected a number from 1 to 65535, got 99999"),
+        ("2 0 1 29500 1.5", "RESTARTS: expected a number of at least 0, got 1.5"),
         ("2 0 1 29500 -1", "RESTARTS: expected a number of at least 0, got -1"),
     ],
 )
@@ -51,6 +55,19 @@ def test_numbers_out_of_range_are_one_line(capsys, numbers, says):
     assert main(["hosts", *numbers.split(), "localhost", "train", "c.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 1), (1, 1), (2, 2)])
+def test_a_rank_for_each_gpu(monkeypatch, gpus, ranks):
+    """That torch sees, whatever a broken driver prints, MIG divides or CUDA_VISIBLE_DEVICES hides;
+    unless the user says another number."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
+    started = []
+    monkeypatch.setattr(launcher, "start_ranks", lambda count, *_: started.append(count) or 0)
+    for wanted in ("", "3"):
+        assert main(["hosts", "2", "1", wanted, "29500", "0", "localhost", "train", "c.yaml"]) == 0
+    assert started == [ranks, 3]
 
 
 def test_hosts_wait_for_each_other(meet):
