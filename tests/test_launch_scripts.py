@@ -313,6 +313,21 @@ def test_srun_starts_a_rank_per_gpu_or_task(cluster: Cluster, environment: Any, 
     assert cluster.calls() == [f"{SRUN.format(ranks=ranks)} run.dir=a b"]
 
 
+@pytest.mark.parametrize("gpus", ["4", "a100:4", "a100:2,v100:2"])
+def test_as_many_gpus_on_every_node(cluster: Cluster, gpus: str) -> None:
+    """Two nodes; --gpus may give one of them more than the other, which would get more ranks."""
+    status, output = cluster.run(SBATCH, "c.yaml", SLURM_GPUS=gpus, SLURM_GPUS_ON_NODE="2")
+    assert status == 0, output
+    assert cluster.calls() == [SRUN.format(ranks="--ntasks-per-node 2 --overcommit")]
+    status, output = cluster.run(SBATCH, "c.yaml", SLURM_GPUS=gpus, SLURM_GPUS_ON_NODE="3")
+    assert status == 2
+    assert output.count("\n") == 1
+    assert "got 4 on 2 nodes, with 3 on the first; ask for --gpus-per-node=N" in output
+    unequal = {"SLURM_GPUS": gpus, "SLURM_GPUS_ON_NODE": "3", "SLURM_NTASKS": "2"}
+    assert cluster.run(SBATCH, "c.yaml", **unequal)[0] == 0, "the user says how many"
+    assert len(cluster.calls()) == 2
+
+
 def test_a_requeued_job_resumes(cluster: Cluster) -> None:
     cluster.run(SBATCH, "c.yaml", SLURM_RESTART_COUNT="1")
     assert cluster.calls()[0].endswith("pipeline-local train c.yaml run.resume=true")
@@ -333,15 +348,25 @@ def test_what_would_be_the_same_again_is_not_tried_again(cluster: Cluster, statu
     assert len(cluster.calls()) == 1
 
 
+KEY = "pipeline-local-failures"
+
+
 @pytest.mark.parametrize(
-    ("status", "comment", "failures"), [("3", "", 1), ("4", "failures=1", 2), ("137", "x", 1)]
+    ("status", "before", "after"),
+    [
+        ("3", "", f"{KEY}=1"),
+        ("4", f"{KEY}=1", f"{KEY}=2"),
+        ("137", "project failures=9", f"project failures=9 {KEY}=1"),
+        ("3", f"grant a/b {KEY}=2, x", f"grant a/b {KEY}=3, x"),
+    ],
 )
 def test_a_failure_goes_back_to_the_queue(
-    cluster: Cluster, status: str, comment: str, failures: int
+    cluster: Cluster, status: str, before: str, after: str
 ) -> None:
-    assert cluster.run(SBATCH, "c.yaml", STATUS=status, COMMENT=comment)[0] == int(status)
+    """The user's own comment stays, and counts nothing."""
+    assert cluster.run(SBATCH, "c.yaml", STATUS=status, COMMENT=before)[0] == int(status)
     assert cluster.calls()[1:] == [
-        f"scontrol update JobId=12345 Comment=failures={failures}",
+        f"scontrol update JobId=12345 Comment={after}",
         "scontrol requeue 12345",
     ]
 
@@ -350,16 +375,16 @@ def test_a_task_of_an_array_means_no_other(cluster: Cluster) -> None:
     """Not even the last one, whose SLURM_JOB_ID is that of the array."""
     alone = f"{cluster.log.parent / 'bin'}:/usr/bin:/bin"  # the clone has the only pipeline-local
     status, output = cluster.run(
-        SBATCH, "c.yaml", STATUS="3", COMMENT="failures=1", PATH=alone, **ARRAY
+        SBATCH, "c.yaml", STATUS="3", COMMENT=f"{KEY}=1", PATH=alone, **ARRAY
     )
     assert status == 3, output
     assert cluster.calls()[1:] == [
-        "scontrol update JobId=12345_7 Comment=failures=2",
+        f"scontrol update JobId=12345_7 Comment={KEY}=2",
         "scontrol requeue 12345_7",
     ]
 
 
-@pytest.mark.parametrize(("restarts", "comment"), [("0", ""), ("2", "failures=2")])
+@pytest.mark.parametrize(("restarts", "comment"), [("0", ""), ("2", f"{KEY}=2")])
 def test_so_many_failures_and_no_more(cluster: Cluster, restarts: str, comment: str) -> None:
     status, output = cluster.run(
         SBATCH, "c.yaml", STATUS="3", RESTARTS=restarts, COMMENT=comment, SLURM_RESTART_COUNT="9"
@@ -371,7 +396,7 @@ def test_so_many_failures_and_no_more(cluster: Cluster, restarts: str, comment: 
 
 def test_a_run_that_was_stopped_goes_back_however_often(cluster: Cluster) -> None:
     status, _ = cluster.run(
-        SBATCH, "c.yaml", STATUS="75", RESTARTS="0", COMMENT="failures=3", SLURM_RESTART_COUNT="9"
+        SBATCH, "c.yaml", STATUS="75", RESTARTS="0", COMMENT=f"{KEY}=3", SLURM_RESTART_COUNT="9"
     )
     assert status == 75
     assert cluster.calls()[1:] == ["scontrol requeue 12345"]
