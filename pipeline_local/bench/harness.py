@@ -96,8 +96,9 @@ def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measu
     Raises:
         UserError: the configuration does not fit these ranks.
     """
-    rank_info.prepare(config.parallel)
-    with joined(rank_info, rank_info.group_backend(config.parallel)) as store:
+    with joined(rank_info, config.parallel) as store:
+        rank_info = rank_info.on_host(store).placed(config.parallel)
+        rank_info.prepare(config.parallel)
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
         rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
         kind: P2PKind = common_kind(

@@ -80,14 +80,17 @@ def report(config: Config, rank_info: RankInfo, request: Request) -> str:
     if rank_info.rank > 0:
         return ""
     found = rows(measured, config.data.batch_size, request.steps)
-    facts = setting(config, rank_info, request)
+    threads = min(one.entry.threads for one in measured)  # of one rank, where several compute
+    facts = setting(config, rank_info, request, threads)
     if request.output is not None:
         text = as_json({**facts, "rows": list(map(_as_json, found))}, indent=2) + "\n"
         newfile.write("--json", request.output, text)
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 
-def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, str | int]:
+def setting(
+    config: Config, rank_info: RankInfo, request: Request, threads: int
+) -> dict[str, str | int]:
     """Return the model, machine and options that the numbers were measured with."""
     reconcile = config.reconcile
     return {
@@ -101,7 +104,7 @@ def setting(config: Config, rank_info: RankInfo, request: Request) -> dict[str, 
         "wire": config.parallel.wire_dtype or config.precision,
         "ranks": rank_info.world_size,
         "device": "cpu" if rank_info.device.type == "cpu" else rank_info.device_name,
-        "threads": rank_info.threads(config.parallel),
+        "threads": threads,
         "torch": torch.__version__,
         "deepspeed": _version("deepspeed"),
         "runs": request.runs,

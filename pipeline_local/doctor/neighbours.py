@@ -91,10 +91,11 @@ def _measured(rank_info: RankInfo, own: Sequence[Finding], at: list[str]) -> lis
         at: its only item is set to what is being done.
     """
     config = ParallelConfig(threads=1)
-    rank_info.prepare(config)  # the device of this thread
     limit = timedelta(seconds=LIMIT_SECONDS)
     at[0] = "connecting all ranks"
     with joined(rank_info) as store:
+        rank_info = rank_info.on_host(store).placed(config)
+        rank_info.prepare(config)  # the device of this thread
         ranks = RankStore(store, rank_info.rank, rank_info.world_size)
         ranks.set("kind", {"kind": rank_info.p2p_kind(config)})
         kind = p2p.common([facts["kind"] for facts in ranks.gather("kind", limit)])

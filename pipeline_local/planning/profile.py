@@ -78,7 +78,10 @@ def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: 
     """
     check(runs, output, rank_info.world_size)
     own = files(output, rank_info.world_size)[rank_info.rank]
-    with joined(rank_info, rank_info.group_backend(config.parallel)):
+    with joined(rank_info, config.parallel) as store:
+        if not rank_info.located:
+            rank_info = rank_info.on_host(store).placed(config.parallel)
+            rank_info.prepare(config.parallel)
         facts = measure(config, info, runs, rank_info)
     profile_file.save(facts, own)
     if rank_info.rank:

@@ -224,9 +224,9 @@ class RankInfo:
             check_interfaces(nccl=kind == "nccl")
         return kind
 
-    def group_backend(self, config: ParallelConfig) -> str:
+    def group_backend(self, config: ParallelConfig | None) -> str:
         """Returns the backend of a group for CPU tensors and, where possible, GPU tensors."""
-        if self.world_size == 1 or not p2p.by_device(self.p2p_kind(config)):
+        if config is None or not p2p.by_device(self.p2p_kind(config)):
             return p2p.HOST_BACKEND
         return f"cpu:{p2p.HOST_BACKEND},{self.device.type}:{device_backend(self.device)}"
 
@@ -266,12 +266,12 @@ def host_of(store: dist.Store) -> str:
 
 
 @contextmanager
-def _group_of_one(backend: str) -> Iterator[None]:
+def _group_of_one() -> Iterator[None]:
     """Makes a process group of this process alone, unless the program has its own."""
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(p2p.HOST_BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
@@ -280,23 +280,26 @@ def _group_of_one(backend: str) -> Iterator[None]:
 
 @contextmanager
 def joined(
-    rank_info: RankInfo, backend: str = p2p.HOST_BACKEND, grouped: bool = False
+    rank_info: RankInfo, config: ParallelConfig | None = None, grouped: bool = False
 ) -> Iterator[dist.Store]:
     """Joins all other ranks, for the time of the context; gives the store that all of them share.
 
     Args:
         rank_info: this rank.
-        backend: the backend of the process group of all ranks.
+        config: whose transport the process group of all ranks is for, too; None: CPU tensors only.
         grouped: whether a single rank gets a process group, too.
 
     Raises:
-        UserError: the address cannot be reached, its port is taken, or a rank is late.
+        UserError: the address cannot be reached, its port is taken, or a rank is late; or this rank
+            cannot use that transport.
         NeighbourLostError: another rank has started to join, and is gone.
     """
     if rank_info.world_size == 1:
-        with _group_of_one(backend) if grouped else nullcontext():
+        with _group_of_one() if grouped else nullcontext():
             yield dist.HashStore()
         return
+    # before the others are waited for, where the launcher has said which of them are here
+    backend = rank_info.group_backend(config) if rank_info.located else ""
     own = dist.is_initialized()  # the program's own group, which outlives the run
     try:
         check_interfaces()
@@ -311,16 +314,17 @@ def joined(
             patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
             store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
             before = set(dist.distributed_c10d._world.pg_map)
+            shared = dist.PrefixStore("pipeline_local", store)
             if not own:
                 dist.init_process_group(
-                    backend,
+                    backend or rank_info.on_host(shared).group_backend(config),
                     store=dist.PrefixStore("group", store),
                     rank=rank_info.rank,
                     world_size=rank_info.world_size,
                     timeout=COLLECTIVE_TIMEOUT,
                 )
         try:
-            yield dist.PrefixStore("pipeline_local", store)
+            yield shared
         finally:
             if not own:
                 dist.destroy_process_group()

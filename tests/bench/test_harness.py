@@ -13,7 +13,9 @@ from pipeline_local.bench.pipelines import TO_ITSELF
 from pipeline_local.bench.request import Request
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
+from pipeline_local.ranks import environment
 from pipeline_local.ranks.rank import RankInfo
+from tests.apart import apart
 
 TREE = {
     "model": {"name": "mlp", "hidden": 32, "depth": 6, "activation": "gelu"},
@@ -155,6 +157,17 @@ def test_out_of_memory_in_a_baseline_of_several_ranks_ends_the_comparison():
     shared = replace(entry, ranks=2, baseline=Recorder("d", []))
     with pytest.raises(torch.OutOfMemoryError):
         Turns(workload, RankStore(), steps=2).run([shared], runs=1)
+
+
+def on_hosts_of_two_cores(rank_info):
+    environment.cores = lambda: 2
+    config = configfile.parse({**TREE, "parallel": {}})
+    request = Request(("dualpipev",), (2,), runs=1, steps=1, output=None)  # needs more of them
+    return table.report(config, apart(rank_info), request)
+
+
+def test_each_host_has_its_cores_where_no_launcher_tells_hosts_apart(run_ranks):
+    assert ", threads 2, " in run_ranks(on_hosts_of_two_cores, 2)[0]
 
 
 def test_replicas_have_rows_for_what_their_exchange_costs(run_ranks):

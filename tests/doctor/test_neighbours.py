@@ -9,6 +9,7 @@ import pytest
 from pipeline_local.doctor import neighbours
 from pipeline_local.doctor.finding import Finding
 from pipeline_local.errors import NeighbourLostError
+from tests.apart import apart
 
 LINK = {"latency_seconds": 1e-4, "bytes_per_second": 1e9}
 OWN = [Finding("PASS", "torch 2.14", name="libraries"), Finding("PASS", "8 CPUs", name="cpus")]
@@ -26,6 +27,18 @@ def test_ranks_measure(run_ranks, ranks):
     edges = [f["values"]["upstream"] for f in first if f["name"] == "link"]
     assert edges == list(range(ranks - 1))
     assert all(f["values"]["bytes_per_second"] > 0 for f in first if f["name"] == "link")
+
+
+def test_hosts_that_no_launcher_tells_apart_are_compared(run_ranks):
+    """Only the first rank of each host reports what its host has found."""
+
+    def measured(rank_info, together):
+        own = [Finding("WARN", "a slow disk", name="disk")] if rank_info.rank else []
+        rank_info = rank_info if together else apart(rank_info)
+        return [f.name for f in neighbours.together(rank_info, own)]
+
+    assert run_ranks(measured, 2, False)[0] == ["", "clocks", "link", "disk, rank 1"]
+    assert run_ranks(measured, 2, True)[0] == ["", "clocks", "link"]
 
 
 def test_a_clock_that_is_late_is_noticed(run_ranks, monkeypatch):

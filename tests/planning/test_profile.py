@@ -11,7 +11,9 @@ from pipeline_local.cli import main
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import profile
+from pipeline_local.ranks import environment
 from pipeline_local.ranks.rank import RankInfo
+from tests.apart import apart
 
 CPU = torch.device("cpu")
 CONFIG = """
@@ -88,14 +90,26 @@ def test_reconciliation_adds_to_two_acts():
     assert times.medians(reconciles=False)["added"] == 0
 
 
+def on_two_ranks(rank_info, path):
+    loaded = configfile.load(Path(path))
+    return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), rank_info)
+
+
+def on_hosts_of_three_cores(rank_info, path):
+    environment.cores = lambda: 3
+    loaded = configfile.load(Path(path), ["parallel.threads=null"])
+    return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), apart(rank_info))
+
+
+def test_each_host_has_its_cores_where_no_launcher_tells_hosts_apart(small, run_ranks):
+    run_ranks(on_hosts_of_three_cores, 2, small)
+    devices = [json.loads(Path(f"p-{rank}.json").read_text())["device"] for rank in range(2)]
+    assert [device["threads"] for device in devices] == [3, 3]
+
+
 def test_each_rank_measures_its_own_device(small, run_ranks):
     config = small
-
-    def measured(rank_info, path):
-        loaded = configfile.load(Path(path))
-        return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), rank_info)
-
-    assert "modules.profile=[p-0.json,p-1.json]" in run_ranks(measured, 2, config)[0]
+    assert "modules.profile=[p-0.json,p-1.json]" in run_ranks(on_two_ranks, 2, config)[0]
     links = [json.loads(Path(f"p-{rank}.json").read_text())["link"] for rank in range(2)]
     assert links[0] == links[1]
     profiles = "modules.profile=[p-0.json,p-1.json]"

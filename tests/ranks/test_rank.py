@@ -17,6 +17,7 @@ from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.trainer import train
+from tests.apart import apart
 from tests.chain import open_chain
 from tests.ports import free_port
 
@@ -72,6 +73,22 @@ def test_who_does_not_say_it_is_counted_by_host(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     said = RankInfo.from_environment()
     assert said.on_host(store) is said, "the launcher knows better"
+
+
+def backend_of_hosts_with_a_gpu(rank_info, located):
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        pretend(patched, 1)
+        patched.setattr(dist, "init_process_group", lambda backend, **_: asked.append(backend))
+        patched.setattr(dist, "destroy_process_group", lambda: None)
+        with joined(rank_info if located else apart(rank_info), ParallelConfig()):
+            return asked
+
+
+@pytest.mark.parametrize(("located", "backend"), [(True, "gloo"), (False, "cpu:gloo,cuda:nccl")])
+def test_the_group_of_all_ranks_knows_which_of_them_share_a_host(run_ranks, located, backend):
+    """Two ranks that share a GPU go through the host, those with one on each of two hosts not."""
+    assert run_ranks(backend_of_hosts_with_a_gpu, 2, located) == [[backend]] * 2
 
 
 def as_tasks(rank_info, port):
