@@ -58,10 +58,12 @@ class Link:
     Attributes:
         latency_seconds: the latency of a message.
         bytes_per_second: the bandwidth.
+        at_least: whether the bandwidth is a lower bound, as the host was too busy to measure it.
     """
 
     latency_seconds: float
     bytes_per_second: float
+    at_least: bool = False
 
     def seconds(self, num_bytes: float) -> float:
         """Returns the seconds that one message takes."""

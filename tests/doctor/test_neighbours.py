@@ -82,7 +82,12 @@ def test_a_rank_that_is_lost(monkeypatch):
 
 @pytest.mark.parametrize(
     ("link", "status"),
-    [({}, "PASS"), ({"latency_seconds": 0.1}, "WARN"), ({"bytes_per_second": 1e6}, "WARN")],
+    [
+        ({}, "PASS"),
+        ({"latency_seconds": 0.1}, "WARN"),
+        ({"bytes_per_second": 1e6}, "WARN"),
+        ({"at_least": True}, "WARN"),
+    ],
 )
 def test_slow_links(link, status):
     finding = neighbours._link(3, {"link": LINK | link})
