@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline_local.memory.live_bytes import LiveBytes as LiveBytes  # re-exported
+from pipeline_local.record import resident
 
 
 class Footprint:
@@ -32,7 +33,7 @@ class Footprint:
         self._before = 0
 
     def __enter__(self) -> "Footprint":
-        self._before = _status("VmRSS") or 0
+        self._before = resident.status("VmRSS") or 0
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
             self._before = torch.accelerator.memory_allocated(self._device)
@@ -55,17 +56,8 @@ class Footprint:
             return
         self._live_bytes.__exit__(*error)  # type: ignore[no-untyped-call]
         self.peak = self._live_bytes.peak
-        top = _status("VmHWM")
+        top = resident.status("VmHWM")
         self.resident = None if top is None else max(0, top - self._before)
-
-
-def _status(name: str) -> int | None:
-    """Bytes that a line of /proc/self/status states; None where there is no such file."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
 
 def _forget_resident_peak() -> None:

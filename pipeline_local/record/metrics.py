@@ -4,7 +4,6 @@ import heapq
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pipeline_local.gpus.telemetry import Telemetry
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record import resident
 from pipeline_local.screen import complain
 from pipeline_local.watch.store import Facts
 
@@ -291,7 +291,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the peak of the device's allocator, or on a CPU the process's peak resident set."""
     if device.type != "cpu":
         return int(torch.accelerator.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident.peak()
 
 
 def peak_memory(device: torch.device) -> Facts:
