@@ -1,12 +1,14 @@
 """From the lines of all stages' metrics files to rows: one for each event, with the curves of all
 modules."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline_local.record import lines
 
 Facts = dict[str, Any]
 _WHOLE_RUN = ("lr", "samples_per_second")
@@ -51,16 +53,15 @@ class Tail:
             yield joined([found[path] for path in self._read])
 
     def _new(self, path: Path) -> Iterator[Facts]:
-        """The facts of new whole lines; the file may not be there yet."""
-        if not path.is_file():
-            return
-        with path.open("rb") as file:  # opened each time: other hosts write to it
+        """The facts of new whole lines; the file may not be there yet, or not to be read now."""
+        with suppress(OSError), path.open("rb") as file:  # anew: other hosts write to it
             file.seek(self._read[path])
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 self._read[path] += len(line)
-                yield json.loads(line)
+                if (facts := lines.read(line)) is not None:
+                    yield facts
 
 
 def joined(stages: list[Facts]) -> Row:

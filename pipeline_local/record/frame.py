@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_local import configfile
 from pipeline_local.errors import UserError
+from pipeline_local.record import lines
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.record.metrics import read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        if (facts := read(line)) is None:
+        if (facts := lines.read(line)) is None:
             continue
         modules = facts.pop("modules")
         parted = {name: value for name, value in facts.items() if isinstance(value, dict)}

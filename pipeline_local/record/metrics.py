@@ -3,7 +3,6 @@
 import heapq
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pipeline_local.gpus.telemetry import Telemetry
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import resident
+from pipeline_local.record import lines, resident
 from pipeline_local.screen import complain
 from pipeline_local.watch.store import Facts
 
@@ -44,7 +43,7 @@ class Metrics:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = path.open("a", buffering=1)
-            if _is_torn(path):
+            if lines.is_torn(path):
                 self._file.write("\n")
         self._place = place
         self._steps_per_epoch = steps_per_epoch
@@ -93,25 +92,8 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the last line was cut off, as by a full disk."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read(1) not in (b"", b"\n")
-
-
 def _unsaid(_: str) -> None:
     """Another rank says it."""
-
-
-def read(line: str) -> Facts | None:
-    """Returns the facts of a line of a metrics file; None of one that was cut off with its run."""
-    try:
-        facts: Facts = json.loads(line)
-    except ValueError:
-        return None
-    return facts
 
 
 def evaluations(folder: Path) -> Iterator[Facts]:
@@ -122,7 +104,7 @@ def evaluations(folder: Path) -> Iterator[Facts]:
 
 def _evaluations(path: Path) -> Iterator[Facts]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if '"event": "test"' in line and (facts := read(line)):
+        if '"event": "test"' in line and (facts := lines.read(line)):
             yield facts
 
 

@@ -3,6 +3,8 @@
 import json
 
 from pipeline_local.loggers.rows import Tail
+from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record.metrics import Metrics
 
 
 def line(stage, step, event="train", **more):
@@ -33,3 +35,25 @@ def test_a_row_waits_for_every_stage(tmp_path):
         second.flush()
         assert [row.step for row in tail.rows()] == [40]
         assert list(tail.rows()) == []
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path):
+    """The follower begins before the rank that goes on with the file ends the line."""
+    file = tmp_path / "stage-0.jsonl"
+    file.write_text(line(0, 20) + line(0, 40)[:30])
+    tail = Tail({str(file): file.stat().st_size})
+    resumed = Metrics(file, {"stage": 0}, 4, RankInfo())
+    for step in (40, 60):
+        resumed.write(json.loads(line(0, step)))
+    assert [row.step for row in tail.rows()] == [40, 60]
+    resumed.close()
+
+
+def test_a_file_that_cannot_be_read_now_is_read_later(tmp_path):
+    file = tmp_path / "stage-0.jsonl"
+    file.mkdir()
+    tail = Tail({str(file): 0})
+    assert list(tail.rows()) == []
+    file.rmdir()
+    file.write_text(line(0, 20))
+    assert [row.step for row in tail.rows()] == [20]

@@ -11,7 +11,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import metrics
+from pipeline_local.record import lines, metrics
 
 
 def test_lines_are_written_at_once_and_appended(tmp_path):
@@ -30,7 +30,7 @@ def test_a_line_that_was_cut_off_costs_no_other(tmp_path):
     log = metrics.Metrics(path, {"stage": 0}, 4, RankInfo())
     log.write({"step": 2})
     log.close()
-    assert [*map(metrics.read, path.read_text().splitlines())] == [{"step": 1}, None, {"step": 2}]
+    assert [*map(lines.read, path.read_text().splitlines())] == [{"step": 1}, None, {"step": 2}]
 
 
 def test_a_full_disk_is_one_line(tmp_path):
