@@ -322,7 +322,7 @@ def test_as_many_gpus_on_every_node(cluster: Cluster, gpus: str) -> None:
     status, output = cluster.run(SBATCH, "c.yaml", SLURM_GPUS=gpus, SLURM_GPUS_ON_NODE="3")
     assert status == 2
     assert output.count("\n") == 1
-    assert "got 4 on 2 nodes, with 3 on the first; ask for --gpus-per-node=N" in output
+    assert "got 4 on 2 nodes, 3 on the first; ask for --gpus-per-node=N" in output
     unequal = {"SLURM_GPUS": gpus, "SLURM_GPUS_ON_NODE": "3", "SLURM_NTASKS": "2"}
     assert cluster.run(SBATCH, "c.yaml", **unequal)[0] == 0, "the user says how many"
     assert len(cluster.calls()) == 2
