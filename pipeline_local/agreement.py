@@ -178,7 +178,7 @@ def _lead(
         if step or config.run.resume:
             say(folder.describe_resume(config, step) + blueprint.run_plan.stand(step))
         folder.create(folder.to_write(config, said) if step else config, info)
-        folder.add_start(step, len(placement.stages), blueprint.device.type)
+        folder.add_start(step, placement.mesh.num_ranks, blueprint.device.type)
         checkpoints.set_aside_after(step)
     return {
         "config": configfile.dump(config),

@@ -18,7 +18,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models.backbone import Block
 from pipeline_local.models.weights import model_state
-from pipeline_local.record import atomic, metrics
+from pipeline_local.record import atomic, history
 from pipeline_local.record.folder import RunFolder
 
 Facts = dict[str, Any]
@@ -224,7 +224,7 @@ def _recorded(run: Run, step: int) -> list[float]:
     Where the run has gone back to an earlier checkpoint, what came after that one does not count.
     """
     number, found = str(run.modules[-1].index + 1), dict[int, float]()
-    for facts in metrics.evaluations(RunFolder(run.folder).metrics(0).parent):
+    for facts in history.evaluations(RunFolder(run.folder)):
         if row := facts["modules"].get(number):
             score = row.get(run.metric)
             found = {at: earlier for at, earlier in found.items() if at < facts["step"]}

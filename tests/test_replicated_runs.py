@@ -19,6 +19,8 @@ from pipeline_local import BestCheckpoint, configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.costs import Cost
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.report.run import read as read_runs
+from pipeline_local.report.stages import times
 from pipeline_local.trainer import Trainer, train
 from tests.placement.test_replication import measured
 from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, run_until, texts
@@ -249,6 +251,11 @@ def test_resuming_on_another_mesh_changes_nothing(before, after, tmp_path, run_r
     resumed = replace(config, run=replace(config.run, resume=True))
     run_ranks(run_stage, other_ranks, resumed)
     assert_close(state(cut), state(tmp_path / "whole"))
+    (run,) = read_runs([cut])
+    stages = len(others) if isinstance(others, list) else other_ranks // others
+    assert (run.begun, run.starts[-1]["ranks"], run.num_stages) == (10, other_ranks, stages)
+    assert (len(run.memory), len(times(run))) == (stages, stages)
+    assert {*run.logged.step} == {14}, "earlier ones are of the other mesh"
 
 
 @pytest.mark.long

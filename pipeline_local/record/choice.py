@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import nan
 
 from pipeline_local.learning.tasks import Task
-from pipeline_local.record import metrics, summary
+from pipeline_local.record import history, summary
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.watch.store import Facts
 
@@ -90,7 +90,7 @@ def recorded(folder: RunFolder, step: int, count: int) -> Facts:
 def _evaluation(folder: RunFolder, step: int, count: int) -> tuple[int, list[Facts]] | None:
     """The step and the rows of the latest evaluation up to a step, of all modules."""
     rows: dict[int, dict[str, Facts]] = {}
-    for facts in metrics.evaluations(folder.metrics(0).parent):
+    for facts in history.evaluations(folder):
         if facts["step"] <= step:
             rows.setdefault(facts["step"], {}).update(facts["modules"])
     numbers = [str(k) for k in range(1, count + 1)]

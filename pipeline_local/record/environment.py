@@ -49,7 +49,7 @@ def add(path: Path, step: int, ranks: int, device: str) -> None:
         ranks: the number of ranks.
         device: torch's type of this rank's device.
     """
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     entry = {"step": step, "started": started, "ranks": ranks, **facts(device)}
     atomic.write_text(path, as_json([*load(path), entry], indent=2) + "\n")
 

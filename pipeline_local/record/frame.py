@@ -1,14 +1,14 @@
 """The measurements of a run as one data frame."""
 
-import heapq
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline_local import configfile
 from pipeline_local.errors import UserError
-from pipeline_local.record import lines
+from pipeline_local.record import history
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.watch.store import Facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +19,8 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
 
     The columns are `event` ("train" or "test"), `step`, `epoch`, `time`, `stage`, `module` (from
     1), then what the module has measured (`loss`, `accuracy`, `cosine`, ...) and what its stage has
-    (`lr`, `samples_per_second`, `waiting_up`, ...). Where a run has been resumed, a step that was
-    done twice has the newer rows.
+    (`lr`, `samples_per_second`, `waiting_up`, ...). Where a run has been resumed, what an earlier
+    start has done after that checkpoint is left out.
 
     Args:
         run: the run folder; the run may still go on.
@@ -35,8 +35,7 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
             'load_metrics needs pandas, which is missing; pip install "pipeline-local[frame]"'
         ) from None
     folder = RunFolder(configfile.path("run", run))
-    files = sorted(folder.metrics(0).parent.glob("stage-*.jsonl"))
-    rows = [*heapq.merge(*map(_rows, files), key=lambda row: row["time"] or 0.0)]
+    rows = [row for facts in history.lines(folder) for row in _rows(facts)]
     if not rows:
         raise UserError(f"{run} has no metrics; give the run.dir of a run that has logged a step")
     frame = pd.DataFrame(rows)
@@ -45,21 +44,15 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
     return newest.reset_index(drop=True)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        if (facts := lines.read(line)) is None:
-            continue
-        modules = facts.pop("modules")
-        parted = {name: value for name, value in facts.items() if isinstance(value, dict)}
-        first = {
-            name: facts.pop(name, None) for name in ("event", "step", "epoch", "time", "stage")
-        }
-        parts = {
-            f"{name}_{part}": value
-            for name, values in parted.items()
-            for part, value in values.items()
-        }
-        for name in parted:
-            del facts[name]
-        for number, row in modules.items():
-            yield {**first, "module": int(number), **row, **facts, **parts}
+def _rows(facts: Facts) -> Iterator[Facts]:
+    """A row for each module of a line."""
+    modules = facts.pop("modules")
+    parted = {name: value for name, value in facts.items() if isinstance(value, dict)}
+    first = {name: facts.pop(name, None) for name in ("event", "step", "epoch", "time", "stage")}
+    parts = {
+        f"{name}_{part}": value for name, values in parted.items() for part, value in values.items()
+    }
+    for name in parted:
+        del facts[name]
+    for number, row in modules.items():
+        yield {**first, "module": int(number), **row, **facts, **parts}

@@ -1,6 +1,5 @@
 """The measurements of a stage: a line of JSON per logged step and per evaluation."""
 
-import heapq
 import json
 import math
 import time
@@ -94,18 +93,6 @@ def writing(path: Path) -> Iterator[None]:
 
 def _unsaid(_: str) -> None:
     """Another rank says it."""
-
-
-def evaluations(folder: Path) -> Iterator[Facts]:
-    """Yields the lines of evaluations from all metrics files in a folder, in order of time."""
-    files = [_evaluations(path) for path in sorted(folder.glob("stage-*.jsonl"))]
-    return heapq.merge(*files, key=lambda facts: facts.get("time", 0.0))
-
-
-def _evaluations(path: Path) -> Iterator[Facts]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if '"event": "test"' in line and (facts := lines.read(line)):
-            yield facts
 
 
 def as_json(facts: Facts | list[Facts], indent: int | None = None) -> str:

@@ -31,7 +31,8 @@ def pictures(run: Run, alone: bool) -> Iterator[Chart]:
     rows = sorted({(act.stage, act.module) for act in acts})
     names = [*ACTS, *sorted({act.name for act in acts} - ACTS.keys())]
     shown = [name for name in names if any(act.name == name for act in acts)]
-    last = max(act.step for act in acts if act.name == "learn") + 1
+    learned = [act.step for act in acts if act.name == "learn"]
+    last = max(learned or (act.step for act in acts)) + 1  # a first step may have failed
     yield Chart(
         "Timeline" if alone else f"Timeline of {run.name}",
         f"Steps {max(1, last - STEPS + 1)} to {last}: what each module did when.",

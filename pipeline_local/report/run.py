@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_local import yamltext
+from pipeline_local.config import ParallelConfig
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.draw import make_task
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.record import environment
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.frame import load_metrics
@@ -80,9 +82,17 @@ class Run:
 
     @property
     def num_stages(self) -> int:
-        """S, as far as it is known."""
-        known = 0 if self.frame is None else int(self.frame.stage.max()) + 1
-        return max(known, int(self.settings.get("parallel.stages") or 1))
+        """S of the newest start."""
+        asked = {name: self.settings.get(f"parallel.{name}") for name in ("stages", "replicas")}
+        several = asked["replicas"]
+        replicas = tuple(several) if isinstance(several, list) else several or 1
+        ranks = self.starts[-1].get("ranks", 1) if self.starts else 1
+        return Mesh.of(ParallelConfig(stages=asked["stages"], replicas=replicas), ranks).num_stages
+
+    @property
+    def begun(self) -> int:
+        """The steps that were done before the newest start."""
+        return int(self.starts[-1].get("step", 0)) if self.starts else 0
 
     @cached_property
     def metric(self) -> Metric:
@@ -112,7 +122,7 @@ class Run:
 
     @property
     def samples_per_second(self) -> float | None:
-        """The rate of the finished run, or of the last logged step."""
+        """The rate of the finished run, or of the last step that it has logged since it started."""
         if self.results is not None:
             return float(self.results["samples_per_second"])
         if self.logged is None or "samples_per_second" not in self.logged:
@@ -140,10 +150,13 @@ class Run:
 
     @property
     def logged(self) -> "pd.DataFrame | None":
-        """The measurements of training steps; None where there are none."""
+        """The measurements of training steps since the newest start; None where there are none.
+
+        Earlier ones may be those of other stages.
+        """
         if self.frame is None:
             return None
-        steps = self.frame[self.frame.event == "train"]
+        steps = self.frame[(self.frame.event == "train") & (self.frame.step > self.begun)]
         return steps if len(steps) else None
 
 

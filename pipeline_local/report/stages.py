@@ -32,7 +32,7 @@ def times(run: Run) -> list[StageTime]:
     found = []
     for stage, rows in run.logged.groupby("stage"):
         once = rows.drop_duplicates("step").dropna(subset=[*needed])
-        done = once.step.diff().fillna(once.step)  # steps since the row before
+        done = once.step.diff().fillna(once.step - run.begun)  # steps since the row before
         spent = done * float(batch) / once.samples_per_second
         steps, seconds = float(done.sum()), float(spent.sum())
         up, down = (float((once[name] * spent).sum()) for name in ("waiting_up", "waiting_down"))

@@ -47,17 +47,6 @@ def test_a_full_disk_is_one_line(tmp_path):
             metrics.Metrics(path, {"stage": 0}, 4, RankInfo())
 
 
-def test_evaluations_come_in_order_of_time(tmp_path):
-    """Also where another stage has had the module."""
-    lines = {0: [(2, 1.0), (4, 2.0), (4, 5.0)], 1: [(2, 3.0), (4, 4.0)]}
-    for stage, own in lines.items():
-        facts = [{"event": "test", "step": step, "time": time} for step, time in own]
-        text = "".join(f"{metrics.as_json(f)}\n" for f in [*facts, {"event": "train", "step": 9}])
-        (tmp_path / f"stage-{stage}.jsonl").write_text(text)
-    found = [(facts["step"], facts["time"]) for facts in metrics.evaluations(tmp_path)]
-    assert found == [(2, 1.0), (4, 2.0), (2, 3.0), (4, 4.0), (4, 5.0)]
-
-
 def test_facts_say_where_and_when_they_are_from(tmp_path):
     log = metrics.Metrics(tmp_path / "stage-1.jsonl", {"stage": 1}, 4, RankInfo())
     placed = log.placed({"step": 6, "lr": 0.1})

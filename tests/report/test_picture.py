@@ -2,6 +2,10 @@
 
 import shutil
 
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.stage_trace import StageTrace
+from pipeline_local.record.trace import Span
+from pipeline_local.report import page
 from pipeline_local.report.picture import pictures
 from pipeline_local.report.run import read
 from tests.report.folders import make_run
@@ -25,3 +29,15 @@ def test_no_trace(tmp_path):
     path = make_run(tmp_path / "first")
     shutil.rmtree(path / "trace")
     assert [*pictures(read([path])[0], alone=False)] == []
+
+
+def test_a_run_that_failed_in_its_first_step(tmp_path):
+    path = make_run(tmp_path / "first")
+    shutil.rmtree(path / "trace")
+    folder = RunFolder(path)
+    spans = [Span(act, 0, 0, 0, "", 0, 10**6) for act in ("recv", "forward")]
+    StageTrace(0, 2, "here", "2026", spans).write(folder.trace(0))
+    (chart,) = pictures(read([path])[0], alone=True)
+    assert chart.note.startswith("Steps 1 to 1:")
+    assert [entry.text for entry in chart.legend] == ["act 1, forward", "wait for a message"]
+    assert page.write([path]).is_file()

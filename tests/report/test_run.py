@@ -5,8 +5,9 @@ import json
 import pytest
 
 from pipeline_local.errors import UserError
+from pipeline_local.record.folder import RunFolder
 from pipeline_local.report.run import Metric, read
-from tests.report.folders import cut_off, make_run
+from tests.report.folders import cut_off, make_run, resume
 
 
 def test_a_finished_run(tmp_path):
@@ -36,6 +37,45 @@ def test_the_summary_of_a_shorter_run_is_not_this_ones(tmp_path):
     (path / "summary.json").write_text(json.dumps({**summary, "steps": 4}))
     (run,) = read([path])
     assert run.results is None
+
+
+def test_work_that_was_abandoned_is_not_this_runs(tmp_path):
+    (run,) = read([resume(make_run(tmp_path / "first"), step=4, stages=2, steps=6)])
+    assert (run.step, run.results is not None) == (6, True)
+    assert [(head["step"], head["accuracy"]) for head in run.heads] == [(6, 0.5)] * 2
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_resumed_on_fewer_stages(tmp_path, named):
+    """Whether the configuration names their number, or only the launcher."""
+    path = resume(make_run(tmp_path / "first"), step=4, stages=1, steps=8)
+    (path / "summary.json").unlink()
+    if not named:
+        text = (path / "config.yaml").read_text()
+        (path / "config.yaml").write_text(text.replace("\n  stages: 1\n", "\n  stages: null\n"))
+    (run,) = read([path])
+    assert (run.num_stages, run.num_modules) == (1, 2)
+    assert run.memory == [2**20]
+    assert run.samples_per_second == 500
+    assert len(run.frame) > len(run.logged) == 8, "curves have all steps"
+    run.folder.add_start(8, 2, "cpu")
+    (run,) = read([path])
+    assert (run.begun, run.memory, run.samples_per_second) == (8, [], None)
+    assert run.num_stages == (1 if named else 2)
+
+
+@pytest.mark.parametrize(
+    ("stages", "replicas", "found"), [("2", "2", 2), ("null", "2", 3), ("null", "[1, 2]", 2)]
+)
+def test_stages_of_replicas(tmp_path, stages, replicas, found):
+    path = make_run(tmp_path / "first")
+    text = (path / "config.yaml").read_text()
+    text = text.replace(
+        "\n  stages: 2\n  replicas: 1\n", f"\n  stages: {stages}\n  replicas: {replicas}\n"
+    )
+    (path / "config.yaml").write_text(text)
+    RunFolder(path).add_start(0, 6, "cpu")
+    assert read([path])[0].num_stages == found
 
 
 def test_a_run_that_has_logged_nothing(tmp_path):

@@ -8,7 +8,7 @@ from pipeline_local.record.summary import ModuleRow
 from pipeline_local.report.prediction import Prediction
 from pipeline_local.report.run import read
 from pipeline_local.report.stages import memory_chart, time_chart, times
-from tests.report.folders import cut_off, make_run
+from tests.report.folders import cut_off, make_run, resume
 
 PLAN = Prediction(
     steps=8,
@@ -34,6 +34,16 @@ def test_times_of_an_average_step(run):
     first, second = times(run)
     assert first == (0, pytest.approx(32), 0, 0)
     assert second == (1, pytest.approx(24), pytest.approx(8), 0)
+
+
+def test_times_since_the_newest_start(tmp_path):
+    """One stage that has taken over from two, in four steps at 2 milliseconds a sample."""
+    (run,) = read([resume(make_run(tmp_path / "second"), step=4, stages=1, steps=8)])
+    assert times(run) == [(0, pytest.approx(64), 0, 0)]
+    lines = (run.folder.metrics(0)).read_text().splitlines(keepends=True)
+    kept = "".join(line for line in lines if '"time": 6' in line or '"step": 8' in line)
+    run.folder.metrics(0).write_text(kept)  # it has logged its fourth step only
+    assert times(read([run.folder.path])[0]) == [(0, pytest.approx(64), 0, 0)]
 
 
 def test_the_plan_beside_the_times(run):
