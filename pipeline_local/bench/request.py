@@ -13,6 +13,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
+from pipeline_local.ranks.mesh import Mesh
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
 """All baselines and local learning, in the order of the table."""
@@ -27,7 +28,7 @@ class Request:
 
     Attributes:
         baselines: names of the methods, in the order of their turns.
-        microbatches: the numbers of microbatches of pipelines and of `accumulate`.
+        microbatches: the numbers of microbatches of each pipeline and of `accumulate`.
         runs: number of turns of each method.
         steps: timed steps in a turn, a multiple of `reconcile.every`.
         output: JSON file for the rows, or None.
@@ -43,7 +44,7 @@ class Request:
     def read(
         cls,
         config: Config,
-        num_stages: int,
+        mesh: Mesh,
         baselines: str | None = None,
         microbatches: str | None = None,
         runs: int = 5,
@@ -54,7 +55,7 @@ class Request:
 
         Args:
             config: the configuration of the network to train.
-            num_stages: number of stages.
+            mesh: the stages and their replicas.
             baselines: comma-separated names; None: all.
             microbatches: comma-separated numbers; None: the number of stages.
             runs: number of turns of each method.
@@ -68,23 +69,24 @@ class Request:
         parts = (config.reconcile, config.distill)
         every = math.lcm(*(part.every for part in parts if part.weight))
         names = NAMES if baselines is None else _words(baselines)
-        counts = (num_stages,) if microbatches is None else _numbers(microbatches)
+        counts = (mesh.num_stages,) if microbatches is None else _numbers(microbatches)
         steps = -(-SHORTEST // every) * every if steps is None else steps
         request = cls(tuple(names), counts, runs, steps, output)
         problems = [
             *request._own_problems(every, str(microbatches)),
-            *request._misfits(config, num_stages),
+            *request._parts_that_differ(config.data.batch_size, mesh),
+            *request._misfits(config),
         ]
         if problems:
             raise ConfigError(problems)
         blueprint = draw(config, describe(config.data))
-        Placement.of(blueprint, num_stages)
+        Placement.of(blueprint, mesh.num_stages)
         if blueprint.run_plan.tied and {*names} != {"local"}:
             raise UserError(
                 "model.tie_word_embeddings: baselines train embedding and unembedding apart, got"
                 " true; pass model.tie_word_embeddings=false or --baselines local"
             )
-        request._refuse_too_few(len(blueprint.backbone.blocks), num_stages)
+        request._refuse_too_few(len(blueprint.backbone.blocks), mesh)
         return request
 
     def _own_problems(self, every: int, microbatches: str) -> Iterator[str]:
@@ -106,29 +108,35 @@ class Request:
         if self.output is not None and (reason := newfile.problem("--json", self.output)):
             yield reason
 
-    def _misfits(self, config: Config, num_stages: int) -> Iterator[str]:
-        size = config.data.batch_size
-        pipelined = num_stages > 1 and any(name in PIPELINED for name in self.baselines)
+    def _parts_that_differ(self, size: int, mesh: Mesh) -> Iterator[str]:
+        """Ranks share the batch, and pipelines cut their shares, into equal parts."""
+        stages, alike = mesh.num_stages, len({*mesh.replicas}) == 1  # else there are no pipelines
+        pipelined = alike and mesh.num_ranks > 1 and any(n in PIPELINED for n in self.baselines)
         looped = ", ".join(name for name in self.baselines if SHAPES.get(name) == "loop")
-        least = num_stages if pipelined else 1
+        least, shares = (stages, mesh.replicas[0]) if pipelined else (1, 1)
+        whole = f"data.batch_size={size}"
+        if shares > 1:
+            whole = f"the {shares} replicas' shares of {whole}"
         cut = pipelined or any(name in ACCUMULATING for name in self.baselines)
         for count in self.microbatches if cut else ():
-            rounds = count // num_stages
-            if count < least or size % count:
+            rounds = count // stages
+            if count < least or size % (shares * count):
                 yield (
-                    f"--microbatches: at least one per stage ({least}), in equal parts of"
-                    f" data.batch_size={size}, got {count}"
+                    f"--microbatches: at least one per stage ({least}), in equal parts of {whole},"
+                    f" got {count}"
                 )
             elif pipelined and looped and count % rounds:
                 yield (
                     f"--microbatches: {looped} runs them in {rounds} equal rounds, got {count};"
-                    f" pass a multiple of the {num_stages} ranks"
+                    f" pass a multiple of the {stages} ranks of a pipeline"
                 )
-        if "ddp" in self.baselines and size % num_stages:
+        if "ddp" in self.baselines and size % mesh.num_ranks:
             yield (
-                f"data.batch_size must be a multiple of the {num_stages} ranks for ddp, got {size};"
-                f" change it or leave ddp out of --baselines"
+                f"data.batch_size must be a multiple of the {mesh.num_ranks} ranks for ddp, got"
+                f" {size}; change it or leave ddp out of --baselines"
             )
+
+    def _misfits(self, config: Config) -> Iterator[str]:
         if config.optimizer.clip is not None:
             yield (
                 f"optimizer.clip: each baseline would clip another norm, got"
@@ -142,14 +150,15 @@ class Request:
         if config.data.mixup:
             yield f"data.mixup: baselines have none, got {config.data.mixup}; pass data.mixup=0"
 
-    def _refuse_too_few(self, num_blocks: int, num_stages: int) -> None:
+    def _refuse_too_few(self, num_blocks: int, mesh: Mesh) -> None:
         """Pipelines with several stages per rank need a block for each stage."""
-        names = [name for name in self.baselines if name in SHAPES] if num_stages > 1 else []
-        if names and num_blocks < 2 * num_stages:
+        names = [name for name in self.baselines if name in SHAPES] if mesh.num_ranks > 1 else []
+        least = 2 * mesh.num_stages
+        if names and num_blocks < least:
             raise UserError(
-                f"--baselines: {names[0]} has 2 stages on each of {num_stages} ranks, so at least"
-                f" {2 * num_stages} blocks are needed, got {num_blocks}; use a deeper model or"
-                f" leave {','.join(names)} out"
+                f"--baselines: {names[0]} has 2 stages on each of {mesh.num_stages} ranks, so at"
+                f" least {least} blocks are needed, got {num_blocks}; use a deeper model or leave"
+                f" {','.join(names)} out"
             )
 
 

@@ -29,7 +29,8 @@ class BaselineRow:
     Attributes:
         method: name of the baseline, or local.
         ranks: p, the number of processes that compute.
-        microbatches: m, the number of parts of the batch.
+        microbatches: m, the number of parts of the batch; of pipelines side by side, of the share
+            of each.
         overhead: eps, FLOPs of the auxiliary heads over those of the network.
         step_seconds: seconds of a step, the median over the turns.
         spread: slowest minus fastest turn, over the median.

@@ -21,11 +21,12 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
     from pipeline_local.bench import table
     from pipeline_local.bench.request import Request
 
-    config, rank_info, num_stages = read(options)
-    count = rank_info.mesh(config.parallel).num_ranks
+    config, rank_info, _ = read(options)
+    mesh = rank_info.mesh(config.parallel)
+    count = mesh.num_ranks
     request = Request.read(
         config,
-        num_stages,
+        mesh,
         baselines=options.baselines,
         microbatches=options.microbatches,
         runs=options.runs,
