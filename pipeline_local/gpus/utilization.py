@@ -10,24 +10,28 @@ from collections.abc import Callable
 import torch
 
 PEAKS = {
-    r"V100": 125e12,
+    r"V100-SXM2-(16|32)GB": 125e12,
+    r"V100-PCIE-(16|32)GB": 112e12,
     r"T4": 65e12,
     r"A30": 165e12,
     r"A40": 149.7e12,
     r"A10": 125e12,
-    r"A100|A800": 312e12,
+    r"A[18]00-SXM4-(40|80)GB|A[18]00-PCIE-40GB|A[18]00 80GB PCIe": 312e12,
     r"L4": 121e12,
     r"L40": 181e12,
     r"L40S": 362e12,
     r"H100 PCIe": 756e12,
-    r"H100 NVL": 835.5e12,
-    r"H200 NVL": 835.5e12,
-    r"H100|H800|H200|GH200": 989.4e12,
+    r"H[12]00 NVL": 835.5e12,
+    r"H100 80GB HBM3|H800|H200|GH200 (120GB|480GB|144G HBM3e)": 989.4e12,
     r"B200": 2250e12,
     r"GB200": 2500e12,
 }
-"""Dense operations per second of 16-bit matrix products with float32 sums, of NVIDIA's data sheets.
-The first that names a word of a device's name counts."""
+"""Dense operations per second of 16-bit matrix products with float32 sums, of NVIDIA's data sheets,
+by the whole name of a device without its maker's.
+
+A part of a GPU, by MIG or of a virtual machine, has a longer name ("MIG 1g.5gb", "A100-10C") and no
+peak of its own. The H800's data sheet on PCIe or as NVL is not at hand, so these have none.
+"""
 WITHOUT_BFLOAT16 = ("V100", "T4")
 
 
@@ -41,11 +45,10 @@ def peak(name: str, precision: str) -> float | None:
     """
     if precision not in ("bfloat16", "float16"):
         return None
-    for words, value in PEAKS.items():
-        if re.search(rf"(?<![A-Za-z0-9])({words})(?![A-Za-z0-9])", name):
-            emulated = precision == "bfloat16" and words in WITHOUT_BFLOAT16
-            return None if emulated else value
-    return None
+    bare = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    if precision == "bfloat16" and bare.startswith(WITHOUT_BFLOAT16):
+        return None
+    return next((most for names, most in PEAKS.items() if re.fullmatch(names, bare)), None)
 
 
 class Utilization:
