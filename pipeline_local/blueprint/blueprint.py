@@ -212,7 +212,8 @@ class Blueprint:
         """Returns the same module, uninitialised and not compiled, for a FakeTensorMode."""
         with unset_fake_temporarily():  # a fake mode would make fake tensors of meta tensors
             meta = [*self.meta_body(index), self.meta_head(index)]
-        *blocks, head = [backbones.fake_copy(part, device, self.dtype) for part in meta]
+        how = device, self.dtype, self.config.channels_last
+        *blocks, head = [backbones.fake_copy(part, *how) for part in meta]
         return self.assembled(index, *self._joined(index, blocks, head))
 
     def assembled(

@@ -156,7 +156,8 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
         x = given = torch.empty(shape, dtype=dtype, requires_grad=start > 0)
         live_bytes.hold([given])  # a module keeps it anyway
         for part in parts:
-            body = Body([fake_copy(part, FAKE_DEVICE, blueprint.dtype)], config.modules.recompute)
+            fake = fake_copy(part, FAKE_DEVICE, blueprint.dtype, config.channels_last)
+            body = Body([fake], config.modules.recompute)
             live_bytes.hold([*body.parameters(), *body.buffers()])
             before = live_bytes.live
             with live_bytes, autocast("cpu", blueprint.wire_format.networks):

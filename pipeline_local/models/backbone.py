@@ -152,16 +152,21 @@ def made(
     return module
 
 
-def fake_copy(module: M, device: torch.device, dtype: torch.dtype) -> M:
+def fake_copy(
+    module: M, device: torch.device, dtype: torch.dtype, channels_last: bool = False
+) -> M:
     """A copy of a meta module in unfilled memory: under a FakeTensorMode it takes none.
 
-    `Module.to_empty` cannot make fake parameters.
+    `Module.to_empty` cannot make fake parameters, and `Module.to` cannot lay them out as
+    `channels_last` does.
     """
     with unset_fake_temporarily():
         copied = copy.deepcopy(module)
 
     def empty(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=precision(tensor, dtype), device=device)
+        made = torch.empty(tensor.shape, dtype=precision(tensor, dtype), device=device)
+        turned = channels_last and made.dim() == 4
+        return made.to(memory_format=torch.channels_last) if turned else made
 
     refill(copied, empty)
     return copied

@@ -13,7 +13,7 @@ from pipeline_local.memory.dry_run import FAKE_DEVICE, make_state, state
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.memory.fake_mode import fake_mode
 from pipeline_local.memory.live_bytes import LiveBytes
-from pipeline_local.models import backbone as backbones
+from pipeline_local.models.backbone import fake_copy
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,6 @@ def _fake_body(blueprint: Blueprint, blocks: range) -> Body:
     meta = [blueprint.backbone.blocks[i].module for i in blocks]
     if blocks.stop == len(blueprint.backbone.blocks):
         meta.append(blueprint.backbone.classifier.module)
-    fake_copy = [backbones.fake_copy(part, FAKE_DEVICE, blueprint.dtype) for part in meta]
-    return Body(fake_copy, blueprint.config.modules.recompute)
+    how = FAKE_DEVICE, blueprint.dtype, blueprint.config.channels_last
+    fakes = [fake_copy(part, *how) for part in meta]
+    return Body(fakes, blueprint.config.modules.recompute)

@@ -14,6 +14,7 @@ from pipeline_local.engines.sharded import shards
 from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
 from pipeline_local.memory.dry_run import stage_bytes
+from pipeline_local.memory.fake_mode import fake_mode
 from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
@@ -36,9 +37,17 @@ MODELS = {
 }
 
 
+SMALL_BATCH = {
+    "model": {"name": "resnet20"},
+    "data": {"name": "digits", "batch_size": 4},
+    "head": {"name": "linear"},
+}
+"""Weights take more than activations: what an update allocates is the peak."""
+
+
 def draw(model="cnn", **sections):
     tree = {
-        "model": MODELS[model],
+        "model": MODELS[model] if isinstance(model, str) else model,
         "data": {"name": "synthetic", "image_size": 32, "batch_size": 16},
         "modules": {"count": 4},
         "train": {"steps": 100},
@@ -112,6 +121,8 @@ def test_peak_of_a_reconciling_stage(model, recompute):
         {"head": {"name": "auglocal", "fraction": 0.5}},
         {"precision": "bfloat16"},
         {"channels_last": True, "reconcile": {"weight": 0.1}},
+        {"channels_last": True, **SMALL_BATCH},
+        {"channels_last": True, **SMALL_BATCH, "optimizer": {"name": "adamw"}},
         {"parallel": {"wire_dtype": "float16"}},
     ],
 )
@@ -120,6 +131,21 @@ def test_peak_under_other_settings(sections):
     held = stage_bytes(blueprint, range(1, 4), 2)
     assert held.peak == pytest.approx(measured_peak(blueprint, range(1, 4)), rel=0.02)
     assert not held.act.startswith("evaluate"), "it runs in microbatches too"
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_weights_lie_as_those_of_a_real_module(channels_last):
+    """Or else their gradients are copied before the update, in a dry run alone."""
+    blueprint = draw(
+        model={"name": "resnet18"}, head={"name": "linear"}, channels_last=channels_last
+    )
+    for index in range(3):
+        real = dict(blueprint.module(index, CPU).named_parameters())
+        with fake_mode():
+            fake = dict(blueprint.fake_module(index, CPU).named_parameters())
+        assert {n: p.stride() for n, p in fake.items()} == {n: p.stride() for n, p in real.items()}
+    turned = [p for p in real.values() if p.dim() == 4 and not p.is_contiguous()]
+    assert bool(turned) == channels_last
 
 
 def test_recomputation_saves_activations():
