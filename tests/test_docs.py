@@ -205,7 +205,7 @@ def is_whole(words):
 def test_commands_parse(page):
     """Those of the package parse, with keys and values that the configuration takes."""
     for words in commands(page):
-        if "train" in words and words[0] in ("torchrun", "deepspeed"):
+        if "train" in words and words[0] in ("torchrun", "deepspeed", "srun"):
             words = ["pipeline-local", *words[words.index("train") :]]
         if words[0] == "pipeline-local" and is_whole(words):
             words = words[: words.index("|")] if "|" in words else words

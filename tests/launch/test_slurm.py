@@ -1,4 +1,4 @@
-"""The shipped batch script on a real Slurm of two virtual nodes.
+"""The shipped batch script, and the page's commands, on a real Slurm of two virtual nodes.
 
 Whatever ends a run, it goes on to the weights of one that nothing has ended.
 """
@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from pipeline_local import configfile, trainer
+from pipeline_local.errors import EXIT_STOPPED
 from pipeline_local.ranks.rank import RankInfo
 
 ROOT = Path(__file__).parent.parent.parent
+PAGE = ROOT / "docs" / "how-to" / "slurm.md"
 SETUP = Path(__file__).with_name("virtual_slurm.sh")
 NEEDED = ("slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
 STEPS = 600
@@ -37,6 +39,7 @@ class Cluster:
         self.folder = folder
         self.home = folder / "slurm"
         shutil.copytree(ROOT / "launch", folder / "clone" / "launch")
+        shutil.copytree(ROOT / "configs", folder / "configs")
         program = folder / "clone" / ".venv" / "bin" / "pipeline-local"  # the only one
         program.parent.mkdir(parents=True)
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline_local "$@"\n')
@@ -60,7 +63,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LONGEST,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -72,8 +75,25 @@ class Cluster:
         """Train in the folder `run`; from a folder that is not the clone."""
         script = self.folder / "clone" / "launch" / "slurm" / "train.sbatch"
         config = ROOT / "configs" / "digits.yaml"
-        settings = [*SMALL, *SAVES, f"run.dir={self.folder / run}", *more]
-        output = self.run("sbatch", "--parsable", *options, script, config, *settings, **env)
+        return self._sbatch(run, *options, script, config, *more, **env)
+
+    def submit_own(
+        self, program: str, run: str, *options: str, more: tuple[str, ...] = ()
+    ) -> "Job":
+        """Train by a script that has nothing but the page's step of this program."""
+        script = self.folder / f"{program}.sbatch"
+        script.write_text(f"#!/usr/bin/env bash\n{page_step(program)}\n")
+        options = ("--output=pipeline-local-%j.log", *options)
+        return self._sbatch(run, *options, script, *more, PATH=self.activated)
+
+    @property
+    def activated(self) -> str:
+        """PATH with the environment's programs."""
+        return f"{Path(sys.executable).parent}:{self.environment['PATH']}"
+
+    def _sbatch(self, run: str, *words: object, **env: str) -> "Job":
+        settings = [*SMALL, *SAVES, f"run.dir={self.folder / run}"]
+        output = self.run("sbatch", "--parsable", *words, *settings, **env)
         return Job(self, int(output), self.folder / run)
 
 
@@ -147,6 +167,12 @@ def weights(folder: Path) -> dict[str, bytes]:
     found = {path.name: path.read_bytes() for path in files}
     assert len(found) == 4
     return found
+
+
+def page_step(program: str) -> str:
+    """The page's command by which `srun` starts this program, word by word, and settings."""
+    (step,) = re.findall(rf"^srun [^`]*?\b{program} [^`]*(?=\n```)", PAGE.read_text(), re.M)
+    return f'{step} "$@"'
 
 
 def lacks() -> str:
@@ -304,3 +330,40 @@ def test_an_array(cluster):
     for task in (3, 4):
         seed = configfile.load(cluster.folder / f"array-{task}" / "config.yaml").train.seed
         assert seed == task
+
+
+def test_a_step_from_a_shell(cluster, uninterrupted):
+    step = ["bash", "-c", page_step("pipeline-local"), "bash", *SMALL, *SAVES]
+    folder = cluster.folder / "shell"
+    log = cluster.run(*step, f"run.dir={folder}", PATH=cluster.activated)
+    assert "4 stages on cpu over gloo" in log
+    assert weights(folder) == uninterrupted
+
+
+OWN = {"pipeline-local": (*TWO, "--ntasks=4"), "torchrun": TWO}
+"""Programs whose step the page shows, and what a job asks for."""
+
+
+@pytest.mark.parametrize("program", OWN)
+def test_a_script_of_ones_own(program, cluster, uninterrupted):
+    """The same script goes on after a stop, by the signal that a time limit sends, too."""
+    job = cluster.submit_own(program, f"own-{program}", *OWN[program])
+    job.reaches("RUNNING", at_least=40)
+    cluster.run("scancel", "--signal=TERM", job.number)
+    facts = job.ends()
+    code = {"pipeline-local": EXIT_STOPPED, "torchrun": 1}[program]
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", f"{code}:0"), job.log
+    assert job.log.count("stopped by a signal after step") == 1, job.log
+    job = cluster.submit_own(program, f"own-{program}", *OWN[program], more=("run.resume=true",))
+    job.completes()
+    assert "resuming after step" in job.log
+    assert job.weights() == uninterrupted
+
+
+@pytest.mark.parametrize("options", [TWO, ("--nodes=1", "--gpus-per-node=2")])
+def test_torchrun(options, cluster, uninterrupted):
+    """One on each node starts a rank, or one for each GPU that Slurm says there is."""
+    job = cluster.submit_own("torchrun", f"torchrun{options[0]}", *options)
+    job.completes()
+    assert "2 stages on cpu over gloo" in job.log
+    assert job.weights() == uninterrupted
