@@ -1,6 +1,6 @@
 """The arguments of `fit`: objects are collected, and all else becomes a configuration."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from pipeline_local.config import Config, RunConfig
 from pipeline_local.data.datasets import GivenData
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
-from pipeline_local.data.samples import Form
+from pipeline_local.data.samples import Form, Samples, TensorSamples
 from pipeline_local.errors import UserError
 from pipeline_local.given import Given, Loss, as_weights, handed
 from pipeline_local.layout import Layout
@@ -29,6 +29,8 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[int, int], float]
 Tree: TypeAlias = dict[str, Any]
 """Sections of a configuration, as in its YAML file."""
+_PART = 2**24
+"""Numbers of inputs that are looked at in one go."""
 
 
 def check(
@@ -225,8 +227,44 @@ def with_data(objects: Given, config: Config, train: GivenSamples, test: GivenSa
     data = GivenData(train, test, num_classes, size, config.data.workers)
     with handed(objects):
         task = make_task(config, data.describe())
+    for name, split in (("train", train), ("test", test)):
+        _check_values(name, split, task, objects, config.train.on_nan)
     _try_functions(objects, task, train)
     return replace(objects, data=replace(data, accept=task.accept))
+
+
+def _check_values(name: str, split: GivenSamples, task: Task, objects: Given, on_nan: str) -> None:
+    """Whatever is in memory, and the first samples of any other data.
+
+    What NaN means in a label is a program's own business, if its loss is.
+    """
+    own_labels = objects.task is not None or objects.loss is not None
+    for first, x, y in _parts(split.samples):
+        try:
+            task.accept(y)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        for what, values in (("inputs", x), ("labels", y)):
+            if on_nan == "skip" or (what == "labels" and own_labels) or values.isfinite().all():
+                continue
+            finite = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
+            raise UserError(
+                f"{name}: {what} hold NaN or infinity, the first in sample"
+                f" {first + int(finite.long().argmin())}; clean them"
+            )
+
+
+def _parts(samples: Samples) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Index of the first sample, inputs and labels; a mapped file is read part by part."""
+    if not isinstance(samples, TensorSamples):
+        with generators_kept():
+            pairs = [samples[index] for index in range(min(2, len(samples)))]
+        xs, ys = zip(*pairs, strict=True)
+        yield 0, torch.stack(xs), torch.stack(ys)
+        return
+    size = max(1, _PART // max(1, samples.x[0].numel()))
+    for first in range(0, len(samples), size):
+        yield first, samples.x[first : first + size], samples.y[first : first + size]
 
 
 def _check_alike(train: Form, test: Form) -> None:

@@ -155,6 +155,14 @@ def _dropped(config: Config) -> Iterator[str]:
                 f"optimizer.{key}={value} changes nothing, as optimizer.name={own.name} does not"
                 f" take {key}; leave it at {usual}, and use options of the optimizer's own"
             )
+    if config.data.name == GIVEN:
+        for key in ("root", "image_size", "augment", "mixup", "limit", "on_error"):
+            value, usual = getattr(config.data, key), getattr(DataConfig, key)
+            if value != usual:
+                yield (
+                    f"data.{key}={value} changes nothing, as samples are the program's own; leave"
+                    f" it out, and do it in the data set"
+                )
     smoothing, task = config.train.label_smoothing, config.task
     named = task.args.get("base", task.name) if task.name == GIVEN else task.name
     if smoothing and "label_smoothing" not in TASKS.parameters(named):

@@ -706,7 +706,46 @@ class Squeezed(nn.Module):
 
 
 X, Y = points(32)
+
+
+def spoiled(values, place, by):
+    return values.index_fill(0, torch.tensor(place), by)
+
+
 MISTAKES = {
+    "data.limit": (network, {"data": {"limit": 20}}, "data.limit=20 changes nothing, as samples"),
+    "data.root": (network, {"data": {"root": "here"}}, "data.root=here changes nothing"),
+    "data.image_size": (network, {"data": {"image_size": 8}}, "data.image_size=8 changes nothing"),
+    "data.augment": (network, {"data": {"augment": "trivial"}}, "data.augment=trivial changes"),
+    "data.mixup": (network, {"data": {"mixup": 0.5}}, "mixup=0.5 changes .*do it in the data set"),
+    "data.on_error": (network, {"data": {"on_error": "skip"}}, "data.on_error=skip changes noth"),
+    "late label beyond": (network, {"train": (X, spoiled(Y, 30, 2))}, "^train: labels .*got 2"),
+    "test label beyond": (network, {"test": (X, spoiled(Y, 30, 2))}, "^test: labels .*got 2"),
+    "late nan": (
+        network,
+        {"train": (spoiled(X, 30, float("nan")), Y)},
+        "^train: inputs hold NaN or infinity, the first in sample 30; clean them",
+    ),
+    "test infinity": (
+        network,
+        {"test": (spoiled(X, 30, float("inf")), Y)},
+        "^test: inputs hold NaN or infinity, the first in sample 30; clean them",
+    ),
+    "test label of nan": (
+        lambda: network(1),
+        {"train": (X, X[:, 0]), "test": (X, spoiled(X[:, 0], 30, float("nan")))},
+        "^test: labels hold NaN or infinity, the first in sample 30; clean them",
+    ),
+    "first test label of a list": (
+        network,
+        {"test": [*zip(X, Y + 1, strict=True)]},
+        "^test: labels must be from 0 to 1",
+    ),
+    "first test sample of a list": (
+        network,
+        {"test": [*zip(X * float("nan"), Y, strict=True)]},
+        "^test: inputs hold NaN or infinity, the first in sample 0; clean them",
+    ),
     "no cuts": (Branches, {}, "Branches cannot be cut .*pass an nn.Sequential"),
     "no model": (lambda: 3, {}, "model: got int; pass an nn.Module"),
     "labels beyond": (network, {"train": (X, Y + 1)}, "from 0 to 1, as the model has 2 outputs"),
@@ -773,6 +812,31 @@ def test_a_mistake_is_one_line(fitted, tmp_path, name):
     with pytest.raises(UserError, match=message) as caught:
         fitted(model, *data, **settings)
     assert "\n" not in str(caught.value) or isinstance(caught.value, ConfigError)
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_nan_that_is_meant(fitted):
+    """As asked for by the key, or where the program's own loss knows what it means."""
+    late = spoiled(X, 30, float("nan"))
+    fitted(network(), (late, Y), (X, Y), epochs=1, train={"on_nan": "skip"})
+
+    def known(outputs, labels):
+        there = labels.isfinite()[:, None].expand_as(outputs)
+        return (outputs - labels[:, None])[there].square().mean()
+
+    labels = spoiled(X[:, 0], 30, float("nan"))
+    fitted(network(1), (X, labels), (X, labels), loss=known, run_dir=None)
+
+
+def test_a_failure_in_the_last_evaluation_loses_no_training(fitted, tmp_path):
+    late = [*zip(X, Y, strict=True)]
+    late[30] = late[30][0], torch.tensor(2)
+    model = network()
+    with pytest.raises(UserError, match=r"labels must be from 0 to 1.* got 2"):
+        fitted(model, (X, Y), late, epochs=1)
+    late[30] = late[29]
+    summary = fitted(model, (X, Y), late, epochs=1, resume=True)
+    assert (summary["steps"], summary["resumed_after"]) == (2, 2)
 
 
 def test_how_long_must_be_said():

@@ -78,15 +78,18 @@ class RunPlan:
         return [min(size, self.num_test - start) for start in range(0, self.num_test, size)]
 
     def actions(self, start: int = 0) -> Iterator[Action]:
-        """Yields all actions from step `start` on, in order; after the last step, an evaluation."""
-        if start >= self.num_steps:
-            yield Evaluate(self.num_steps)
-        for number in range(start, self.num_steps):
+        """Yields all actions from step `start` on, in order; after the last step, an evaluation,
+        and before that a checkpoint: whatever fails in it, the training is not lost."""
+        for number in range(start, self.num_steps - 1):
             yield self.step(number)
             if self._due(number, self._evaluate_every):
                 yield Evaluate(number + 1)
             if self.is_saved(number + 1):
                 yield Save(number + 1)
+        if start < self.num_steps:
+            yield self.step(self.num_steps - 1)
+            yield Save(self.num_steps)
+        yield Evaluate(self.num_steps)
 
     def is_saved(self, steps: int) -> bool:
         """Whether there is a checkpoint after so many optimizer steps."""

@@ -27,7 +27,7 @@ def test_actions_in_order():
         train={"steps": 5, "evaluate_every": 2}, checkpoint={"every_steps": 3}
     ).actions()
     names = [a.number if isinstance(a, Step) else f"{type(a).__name__} {a.number}" for a in plan]
-    assert names == [0, 1, "Evaluate 2", 2, "Save 3", 3, "Evaluate 4", 4, "Evaluate 5", "Save 5"]
+    assert names == [0, 1, "Evaluate 2", 2, "Save 3", 3, "Evaluate 4", 4, "Save 5", "Evaluate 5"]
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 19])
