@@ -97,10 +97,11 @@ def build(
         tables: the embeddings and unembeddings among them.
 
     Raises:
-        UserError: it refuses its options, or the entry makes no optimizer.
+        UserError: it refuses its options, or the entry makes no optimizer, or one of others.
     """
     own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
     options = OPTIMIZERS.options(config.name, config.args, own)
+    params = [*params]
     splits = getattr(OPTIMIZERS.find(config.name), "splits", False)
     given = _groups(params, tables) if splits or config.decay == "matrices" else params
     try:
@@ -111,6 +112,12 @@ def build(
         raise UserError(
             f"optimizer.name: {config.name} refuses {options} ({error}); change optimizer.*"
         ) from None
+    own_ids = {id(parameter) for parameter in params}
+    if any(id(p) not in own_ids for group in made.param_groups for p in group["params"]):
+        raise UserError(
+            f"optimizer.name: {config.name} has made an optimizer of other parameters than those of"
+            f" a module, which it gets; make it of these"
+        )
     return made
 
 

@@ -8,6 +8,7 @@ from pipeline_local.config import OptimizerConfig
 from pipeline_local.engines import optimizer
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.torch import TorchEngine
+from pipeline_local.errors import UserError
 
 
 def steps(net, opt, count):
@@ -108,6 +109,18 @@ class Adaptive(torch.optim.Optimizer):
                 state = self.state[parameter]
                 state["count"] = state.get("count", 0) + 1
                 parameter.data -= group["lr"] * group["estimate"] / state["count"]
+
+
+def test_an_optimizer_of_other_parameters_is_refused(monkeypatch):
+    """A part of those that it gets is enough."""
+    own, other = ([nn.Parameter(torch.ones(2)) for _ in range(2)] for _ in range(2))
+    entries = {"some": lambda params: torch.optim.SGD(params[:1], lr=0.1)}
+    entries["others"] = lambda params: torch.optim.SGD([*params, other[0]], lr=0.1)
+    monkeypatch.setattr(optimizer.OPTIMIZERS, "_entries", entries)
+    made = optimizer.build(OptimizerConfig("some"), iter(own))
+    assert made.param_groups[0]["params"][0] is own[0]
+    with pytest.raises(UserError, match="others has made an optimizer of other parameters"):
+        optimizer.build(OptimizerConfig("others"), own)
 
 
 def test_numbers_that_change_are_kept():
