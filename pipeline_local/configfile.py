@@ -91,6 +91,18 @@ def parse(tree: Mapping[str, Any]) -> Config:
     return config
 
 
+def checked(config: Config) -> Config:
+    """The same, if it is one: a program may have made or replaced any part of it.
+
+    Raises:
+        UserError: with every problem found, one line each.
+    """
+    if not isinstance(config, Config):
+        got = shorten(config)
+        raise UserError(f"config: should be a Config, as load_config(path) gives, got {got}")
+    return parse(_tree(config))
+
+
 def dump(config: Config) -> str:
     """The YAML text that loads back to an equal Config."""
     return yamltext.write(_texts(_tree(config)))

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import NoReturn
 
-from pipeline_local import agreement
+from pipeline_local import agreement, configfile
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
 from pipeline_local.callbacks import Callback, Callbacks, Run
 from pipeline_local.config import Config
@@ -66,6 +66,7 @@ def train(
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
     """
+    config = configfile.checked(config)
     own = (rank_info or RankInfo.from_environment()).placed(config.parallel)
     mesh = own.mesh(config.parallel)
     config = config.on_stages(mesh.num_stages)
@@ -180,12 +181,10 @@ class Trainer:
         self.folder = folder
         self.stop = stop
         self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
-        self.recorder = Recorder(
-            config.trace, folder, rank_info, rank_store, status, placement.mesh
-        )
+        mesh, rank = placement.mesh, rank_info.rank
+        self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status, mesh)
         self.trace = self.recorder.trace
         self.writer = Writer(self.checkpoints, config.checkpoint.keep, self.trace)
-        mesh, rank = placement.mesh, rank_info.rank
         stage, replica = mesh.stage(rank), mesh.replica(rank)
         self.metrics = metrics.Metrics(
             folder.metrics(stage, replica),

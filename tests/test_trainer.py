@@ -1,6 +1,7 @@
 """The trainer: what the ranks agree on before anything begins, and what a failure leaves."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,37 @@ def parse(folder, **sections):
         "run": {"dir": str(folder)},
     }
     return configfile.parse({**tree, **sections})
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "problem"),
+    [
+        ("train", {"epochs": 1}, "give one of train.epochs, train.steps .* got epochs and steps"),
+        ("train", {"steps": None}, "give one of train.epochs, train.steps .* got none"),
+        ("train", {"microbatches": 3}, "must be a multiple of train.microbatches, got 32 and 3"),
+        ("optimizer", {"name": "sdg"}, "did you mean 'sgd'"),
+        ("optimizer", {"lr": "much"}, "optimizer.lr: should be a number, got 'much'"),
+    ],
+)
+def test_a_configuration_of_ones_own_is_checked(tmp_path, section, changes, problem):
+    config = parse(tmp_path / "run")
+    part = replace(getattr(config, section), **changes)
+    with pytest.raises(UserError, match=problem):
+        train(replace(config, **{section: part}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_configuration():
+    with pytest.raises(
+        UserError, match=r"^config: should be a Config, as load_config.* 'mine.yaml'"
+    ):
+        train("mine.yaml")
+
+
+def test_text_is_a_path(tmp_path):
+    config = parse(tmp_path / "run")
+    summary = train(replace(config, run=replace(config.run, dir=str(tmp_path / "text"))))
+    assert RunFolder(tmp_path / "text").load_summary() == summary
 
 
 def refused(rank_info, config):
