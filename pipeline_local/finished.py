@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from pipeline_local.data.datasets import DataInfo, check_again
 from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.given import handed, like
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import NextToken, Task
 from pipeline_local.models.backbone import Block
+from pipeline_local.models.given import Given
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
@@ -32,7 +35,9 @@ from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import chosen_heads
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
+from pipeline_local.registry import GIVEN
 from pipeline_local.screen import say
+from pipeline_local.values import shorten
 from pipeline_local.watch.store import Facts
 
 CPU = torch.device("cpu")
@@ -64,6 +69,26 @@ def load(
     return blueprint, modules, found
 
 
+@contextmanager
+def standing_in(folder: RunFolder, model: Given | None) -> Iterator[None]:
+    """Let a program's model stand for the one with which `fit` has made a run; None: for none.
+
+    Raises:
+        UserError: no run, or the run makes its network itself.
+    """
+    config = folder.load_config()  # says what is no run folder
+    if model is None:
+        yield
+        return
+    if config.model.name != GIVEN:
+        raise UserError(
+            f"model: {folder.path} is a run of model.name={config.model.name}, whose network is"
+            f" made from its configuration; leave the model out"
+        )
+    with handed(like(model, DataInfo.from_json(folder.load_info()))):
+        yield
+
+
 def load_parts(run: Path, step: int | str = "newest") -> list[tuple[Block, nn.Module]]:
     """The blocks of a network, each with its trained weights, on the CPU; the classifier last.
 
@@ -75,6 +100,8 @@ def load_parts(run: Path, step: int | str = "newest") -> list[tuple[Block, nn.Mo
 
 
 def _found(checkpoints: Checkpoints, step: int | str) -> int:
+    if not isinstance(step, str | Integral):
+        raise UserError(f"step: should be a number of steps or a name, got {shorten(step)}")
     if isinstance(step, str) and step != "newest":
         return checkpoints.named(step)
     found = checkpoints.latest() if isinstance(step, str) else step

@@ -1,7 +1,6 @@
 """A finished run as a predictor: its best heads together, or early exit, on a program's inputs."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,12 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline_local import configfile
-from pipeline_local.data.datasets import DataInfo
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.errors import UserError
 from pipeline_local.exits.thresholds import top
-from pipeline_local.finished import load
-from pipeline_local.given import handed, like
+from pipeline_local.finished import load, standing_in
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.models.given import Given
@@ -46,9 +43,9 @@ class Predictor:
         device: where to compute.
         model: of a run that `fit` has made, a model like the one that was trained; its own weights
             stay as they are.
-        heads: the numbers of the modules, from 1, whose heads predict together, or "all"; None: the
-            last one alone or the first k together, whichever was best in the run's latest
-            evaluation.
+        heads: the number of a module, from 1, whose head predicts, or several that do together, or
+            "all"; None: the last one alone or the first k together, whichever was best in the run's
+            latest evaluation.
         upto: the number of a module, from 1: no later one is computed, and its head counts as the
             last one; None: all may be.
         step: of the checkpoint: "newest", a number of optimizer steps, or a name such as "best".
@@ -70,15 +67,14 @@ class Predictor:
         run: str | Path,
         device: torch.device = CPU,
         model: Given | None = None,
-        heads: Sequence[int] | Literal["all"] | None = None,
+        heads: int | Sequence[int] | Literal["all"] | None = None,
         upto: int | None = None,
         step: int | str = "newest",
     ) -> None:
         folder = RunFolder(configfile.path("run", run))
-        folder.load_config()  # says what is no run folder
-        info = DataInfo.from_json(folder.load_info())
-        with nullcontext() if model is None else handed(like(model, info)):
+        with standing_in(folder, model):
             blueprint, modules, step = load(folder.path, device, step)
+        info = blueprint.info
         self.classes = blueprint.info.classes
         self.sample_shape = blueprint.info.sample_shape
         self._wire_format = blueprint.wire_format
@@ -88,9 +84,9 @@ class Predictor:
                 f"run: {run} is a run of a language model, which continues texts; use Generator, or"
                 f" pipeline-local generate"
             )
-        if upto is not None and not 1 <= upto <= len(modules):
+        if upto is not None and upto not in range(1, len(modules) + 1):
             raise ValueError(f"upto must be a module from 1 to {len(modules)}, got {upto}")
-        count = upto or len(modules)
+        count = int(upto or len(modules))
         if heads is None:
             choice = chosen_heads(folder, step, count, self._task)
             self._exits: Sequence[int] = range(1, count + 1)
@@ -186,10 +182,11 @@ class Predictor:
         return module.activations(x), summed
 
 
-def _wanted(heads: Sequence[int] | Literal["all"], count: int) -> HeadChoice:
+def _wanted(heads: int | Sequence[int] | Literal["all"], count: int) -> HeadChoice:
     every = range(1, count + 1)
-    chosen = tuple(every if heads == "all" else sorted({*heads}))
-    if not chosen or not {*chosen} <= {*every}:
+    named = {*heads} if isinstance(heads, Iterable) else {heads}
+    chosen = tuple(each for each in every if isinstance(heads, str) or each in named)
+    if not chosen or (heads != "all" if isinstance(heads, str) else not named <= {*every}):
         raise ValueError(f"heads must be 'all' or numbers from 1 to {count}, got {heads!r}")
     return HeadChoice(chosen, "as the program asks")
 

@@ -77,6 +77,10 @@ def test_a_run_of_fit_predicts_by_its_best_heads(tmp_path):
     assert not any(p.any() for p in other.parameters()), "it is a pattern, and stays as it is"
     with pytest.raises(UserError, match="Predictor"):
         Predictor(run)
+    one = Predictor(run, model=other, heads=1)
+    assert torch.equal(one(x), Predictor(run, model=other, heads=[1])(x))
+    with pytest.raises(UserError, match="step: should be a number of steps or a name, got None"):
+        Predictor(run, model=other, step=None)
     best = Predictor(run, model=other)
     right = (best(x).argmax(1) == y).float().mean().item()
     assert right == pytest.approx(max(*summary["ensemble_accuracy"], summary["accuracy"][-1]))
