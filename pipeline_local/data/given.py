@@ -4,7 +4,7 @@ Whatever it is, a sample becomes a pair of tensors found by its index, so that a
 function of its step (`given_batches.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,7 +64,7 @@ def given(data: object, x: str | None = None, y: str | None = None) -> Given:
     Args:
         data: one of
 
-            - a pair of tensors or NumPy arrays, x [N, ...] and y [N, ...];
+            - a pair of tensors, NumPy arrays or pandas objects, x [N, ...] and y [N, ...];
             - a map-style `Dataset`, or anything with a length and an index, of (x, y) pairs;
             - a `DataLoader`: its data set, batch_size, collate_fn and num_workers are taken over.
               Its own shuffling is replaced by one that can be resumed at any step; a sequential one
@@ -90,10 +90,11 @@ def given(data: object, x: str | None = None, y: str | None = None) -> Given:
 
 
 def _is_array(value: object) -> bool:
-    return isinstance(value, (Tensor, np.ndarray))
+    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "to_numpy")
 
 
-def _in_memory(x: object, y: object) -> TensorSamples:
+def _in_memory(*pair: Any) -> TensorSamples:  # noqa: ANN401 (what `_is_array` knows)
+    x, y = (each.to_numpy() if hasattr(each, "to_numpy") else each for each in pair)
     inputs, targets = as_input(x), as_target(y)
     if not inputs.ndim or not targets.ndim or len(inputs) != len(targets):
         raise UserError(
@@ -105,8 +106,8 @@ def _in_memory(x: object, y: object) -> TensorSamples:
 
 def _by_index(data: object, x: str | None, y: str | None) -> ItemSamples:
     """Any map-style data set: its samples are pairs, or dicts with two columns."""
-    iterable = isinstance(data, IterableDataset)
-    if iterable or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    keyed = isinstance(data, IterableDataset | Mapping) or _is_array(data)
+    if keyed or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise UserError(
             f"data must have a length and samples by index, so that any step can be resumed: got"
             f" {type(data).__name__}; pass (x, y) tensors or a map-style Dataset"
