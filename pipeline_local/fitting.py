@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline_local import agreement, arguments, configfile, finished, trainer
+from pipeline_local import agreement, arguments, checking, configfile, finished, trainer
 from pipeline_local.arguments import MakeOptimizer, Schedule
 from pipeline_local.callbacks import Callback, Run
 from pipeline_local.config import Config, RunConfig
-from pipeline_local.data.datasets import DataInfo
 from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
 from pipeline_local.exits.network import ExitNetwork
 from pipeline_local.exits.network import check as check_exit
-from pipeline_local.given import Given, Loss, handed, like
+from pipeline_local.given import Given, Loss, handed
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
@@ -38,13 +37,13 @@ def fit(
     /,
     *,
     stages: int | None = None,
-    modules: int | None = None,
+    modules: int | Mapping[str, Any] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     loss: Loss | None = None,
     metric: Callable[[Tensor, Tensor], Any] | None = None,
     task: str | Mapping[str, Any] | Task | None = None,
-    optimizer: str | MakeOptimizer = "sgd",
+    optimizer: str | Mapping[str, Any] | MakeOptimizer = "sgd",
     lr: float | None = None,
     schedule: str | Schedule = "cosine",
     layout: Layout | None = None,
@@ -57,15 +56,18 @@ def fit(
 
     Args:
         model: an `nn.Module`, or its blocks in order; training starts at its weights.
-        train, test: (x, y) arrays, map-style `Dataset`, `DataLoader` or a Hugging Face data set.
+        train, test: (x, y) arrays or pandas objects, map-style `Dataset`, `DataLoader` or a Hugging
+            Face data set.
         stages: ranks in a chain, started here or by a launcher; None: the launcher's, or 1.
-        modules: gradient-isolated parts (K), each with a local loss; None: one per stage.
+        modules: gradient-isolated parts (K), each with a local loss, or a mapping with the keys of
+            that section (`{"count": 4, "recompute": True}`); None: one per stage.
         epochs: passes over the training data; or give `train={"steps": ...}`.
         batch_size: samples per optimizer step; None: the DataLoader's, else at most 128.
         loss: outputs [B, ...], labels [B, ...] -> scalar, a mean over the batch; None: the task's.
         metric: the same with any number as its result; None: the task's.
         task: a name, a mapping with its name and options, or a `Task`; None: by the labels.
-        optimizer: a name (`optimizer.name`), or parameters of a module -> its optimizer.
+        optimizer: a name (`optimizer.name`), or parameters of a module -> its optimizer, or a
+            mapping with either as its `name` and further keys of that section, such as `clip`.
         lr: highest learning rate; None: the optimizer's own, else 0.1.
         schedule: a name (`optimizer.schedule`), or (step, num_steps) -> factor of the rate.
         layout: of the activations, where it cannot be seen: NCHW, NHWC, NCT, NTC or NC.
@@ -83,14 +85,17 @@ def fit(
         RuntimeError: a rank that was started here has failed.
     """
     arguments.check(model, epochs, sections, callbacks)
+    arguments.check_task(task, loss, metric)
+    optimizer, lr, schedule, more = arguments.updates(optimizer, lr, schedule)
     data = arguments.samples("train", train), arguments.samples("test", test)
     objects = arguments.collected(model, data[0], task, loss, metric, optimizer, schedule, layout)
     tree = arguments.learned(objects, data[0], task, batch_size)
     tree |= arguments.updated(objects, optimizer, lr, schedule, epochs)
+    tree["optimizer"] |= more
     with _place(run_dir, resume) as place:
         tree |= arguments.placed(place, modules, stages, sections)
         config = configfile.parse(arguments.merged(tree, sections))
-        return _run(arguments.with_data(objects, config, *data), config, callbacks)
+        return _run(checking.with_data(objects, config, *data), config, callbacks)
 
 
 @contextmanager
@@ -161,19 +166,15 @@ def load(
         UserError: no run, no such checkpoint or module, or the model is another one.
     """
     folder = RunFolder(configfile.path("run", run))
-    if exit is not None:
-        folder.load_config()  # says what is no run folder
-        info = DataInfo.from_json(folder.load_info())
-        with nullcontext() if model is None else handed(like(model, info)):
+    with finished.standing_in(folder, model):
+        if exit is not None:
             _, modules, _ = finished.load(folder.path, step=step, compiled=False)
-        return ExitNetwork(modules[: check_exit("exit", exit, len(modules))])
-    if model is None:
+            return ExitNetwork(modules[: check_exit("exit", exit, len(modules))])
         parts = finished.load_parts(folder.path, step)
-        named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)
-        return nn.Sequential(named).eval()
-    folder.load_config()  # says what is no run folder
-    with handed(like(model, DataInfo.from_json(folder.load_info()))):
-        return given_models.receive(model, finished.load_parts(folder.path, step)).eval()
+        if model is not None:
+            return given_models.receive(model, parts).eval()
+    named = OrderedDict((block.name.replace(".", "_"), part) for block, part in parts)
+    return nn.Sequential(named).eval()
 
 
 def _on_rank(objects: Given, config: Config, callbacks: Sequence[Callback]) -> None:

@@ -5,6 +5,7 @@ registries like any others. They are there while `handed` lasts, on each rank of
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import DATA, DataInfo, GivenData
@@ -26,10 +27,29 @@ from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import given as given_models
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.registry import MODELS
-from pipeline_local.registry import GIVEN
+from pipeline_local.registry import GIVEN, reason
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs [B, ...] and labels [B, ...] -> scalar, a mean over the batch."""
+
+
+_OF_A_LINE = (
+    *("event", "step", "epoch", "time", "stage", "replica", "modules", "module", "lr"),
+    *("samples_per_second", "waiting_up", "waiting_down", "seconds", "memory_bytes"),
+    *("skipped_images", "mfu", "gpu_memory_bytes", "gpu_utilization_percent", "gpu_power_watts"),
+    *("gpu_temperature_celsius", "gpu_throttling"),
+    *(f"gpu_{w}_{d}_bytes_per_second" for w in ("pcie", "nvlink") for d in ("sent", "received")),
+)
+_OF_A_MODULE = (
+    *("loss", "information", "discord", "cosine", "input_norm", "signal_norm", "divergence"),
+    *("feedback_cosine", "gradient_norm", "skipped_updates"),
+)
+_OF_A_SUMMARY = (
+    *("steps", "resumed_after", "efficiency", "peak_memory_bytes", "memory_of", "predicts"),
+    *("checkpoint_stall_seconds", "stage_seconds", "predicted_stage_seconds", "tokens_per_second"),
+)
+TAKEN = frozenset((*_OF_A_LINE, *_OF_A_MODULE, *_OF_A_SUMMARY))
+"""What metrics and summaries hold beside a task's score, which has another name."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +192,9 @@ class GivenTask(Task):
             return self._base.loss(outputs, labels)
         own = self._own_loss
         if isinstance(own, nn.Module):  # perhaps with weights of classes
-            own = copy.deepcopy(own) if isinstance(outputs, FakeTensor) else own  # it stays real
-            own = own.to(outputs.device)
+            with unset_fake_temporarily():  # it stays real
+                own = copy.deepcopy(own) if isinstance(outputs, FakeTensor) else own
+                own = own.to(outputs.device)
         return own(outputs, labels)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -197,9 +218,9 @@ class GivenTask(Task):
 
 
 def _name(function: Callable[..., Any] | None) -> str:
-    """Of a metric in tables and summaries, which have a loss already."""
+    """Of a metric in tables and summaries, in which other names are taken already."""
     name = getattr(function, "__name__", type(function).__name__)
-    return name if name.isidentifier() and name != "loss" else "metric"
+    return name if name.isidentifier() and name not in TAKEN else "metric"
 
 
 @TASKS.add(GIVEN)
@@ -241,10 +262,43 @@ def _optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     objects = _GIVEN.get()
     if objects is not None and objects.optimizer is None:  # only weights are loaded
         return torch.optim.SGD(params, lr=0.0)
-    made: torch.optim.Optimizer = _given("optimizer.name", "optimizer")(params)
+    return optimizer_of(_given("optimizer.name", "optimizer"), params)
+
+
+def optimizer_of(
+    make: Callable[[Iterable[nn.Parameter]], Any], params: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer that a program makes of parameters.
+
+    Raises:
+        UserError: it fails, or makes something else.
+    """
+    try:
+        made = make(params)
+    except Exception as error:  # the program's own code
+        raise UserError(
+            f"optimizer: cannot be made of the parameters of a module ({reason(error)}); fix it"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer: must return a torch optimizer of the parameters that it gets, got"
+            f" {type(made).__name__}; return one"
+        )
     return made
 
 
 @SCHEDULES.add(GIVEN)
 def _schedule(step: int, num_steps: int) -> float:
-    return float(_given("optimizer.schedule", "schedule")(step, num_steps))
+    schedule = _given("optimizer.schedule", "schedule")
+    try:
+        factor = float(schedule(step, num_steps))
+    except Exception as error:  # the program's own code
+        raise UserError(
+            f"schedule: fails for step {step} of {num_steps} ({reason(error)}); fix it"
+        ) from error
+    if not 0 <= factor < math.inf:
+        raise UserError(
+            f"schedule: must give a factor of the rate, from 0 on, got {factor} for step {step} of"
+            f" {num_steps}; fix it"
+        )
+    return factor

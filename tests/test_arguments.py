@@ -155,38 +155,35 @@ def test_one_module_per_stage_unless_it_is_said(modules, stages, sections, count
     assert tree["run"] == {"dir": Path("nowhere"), "resume": False}
 
 
+def test_one_module_per_stage_beside_further_keys():
+    run = RunConfig(Path("nowhere"))
+
+    def modules(**keys):
+        return arguments.placed(run, keys, 2, {})["modules"]
+
+    assert modules(recompute=True) == {"recompute": True, "count": 2}
+    assert modules(count=3) == {"count": 3}
+    assert modules(cuts=["a", "b"]) == {"cuts": ["a", "b"]}, "which say it"
+    assert modules(cuts="auto") == {"cuts": "auto", "count": 2}
+
+
+def test_a_section_takes_the_optimizer_apart():
+    assert arguments.updates("adamw", 0.1, "linear") == ("adamw", 0.1, "linear", {})
+    section = {"name": "adamw", "lr": 0.2, "schedule": "constant", "clip": 1.0}
+    assert arguments.updates(section, None, "cosine") == ("adamw", 0.2, "constant", {"clip": 1.0})
+    assert arguments.updates({"clip": 1.0}, 0.1, "cosine") == ("sgd", 0.1, "cosine", {"clip": 1.0})
+    with pytest.raises(UserError, match="lr: is also a key of optimizer"):
+        arguments.updates(section, 0.1, "cosine")
+    with pytest.raises(UserError, match="schedule: is also a key of optimizer"):
+        arguments.updates(section, None, "linear")
+
+
+def test_an_empty_section_changes_nothing():
+    assert arguments.merged({"train": {"epochs": 3}}, {"train": None}) == {"train": {"epochs": 3}}
+
+
 def test_sections_are_merged_key_by_key():
     tree = {"train": {"epochs": 3}, "run": {"dir": "a"}}
     merged = arguments.merged(tree, {"train": {"seed": 1}, "engine": "torch"})
     assert merged == {"train": {"epochs": 3, "seed": 1}, "run": {"dir": "a"}, "engine": "torch"}
     assert tree["train"] == {"epochs": 3}, "what was given stays"
-
-
-@pytest.mark.parametrize(
-    ("test", "same"),
-    [(data(4), True), (data(4, x_shape=(5,)), False), (data(4, y=torch.zeros(4)), False)],
-)
-def test_both_splits_look_alike(test, same):
-    train = data()
-    if same:
-        arguments._check_alike(train.form, test.form)
-        return
-    with pytest.raises(UserError, match="test data must look like training data"):
-        arguments._check_alike(train.form, test.form)
-
-
-@pytest.mark.parametrize(
-    ("functions", "problem"),
-    [
-        ({"loss": "mse"}, "loss: must be a function of outputs and labels, got 'mse'"),
-        ({"loss": lambda o, y: 1.0}, "loss: must return a scalar tensor .* got float"),
-        ({"loss": lambda o, y: o}, r"scalar tensor .* got Tensor \[2, 3\] for outputs"),
-        ({"metric": lambda o, y: o[9]}, r"metric: cannot be called with outputs \[2, 3\]"),
-    ],
-)
-def test_functions_are_tried(functions, problem):
-    samples = data()
-    objects = collected(samples=samples, **functions)
-    task = type("Three", (), {"output_shape": (3,), "accept": staticmethod(lambda y: y)})
-    with pytest.raises(UserError, match=problem):
-        arguments._try_functions(objects, task, samples)

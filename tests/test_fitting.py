@@ -12,10 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pipeline_local import BestCheckpoint, Callback, Task, cli, configfile, fit, load, trainer
+from pipeline_local import (
+    BestCheckpoint,
+    Callback,
+    Predictor,
+    Task,
+    cli,
+    configfile,
+    fit,
+    given,
+    load,
+    trainer,
+)
 from pipeline_local.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +262,16 @@ def test_a_hugging_face_data_set(fitted, tmp_path):
     assert same(state(one), state(two))
 
 
+def test_data_frames(fitted, tmp_path):
+    """The same as a pair of tensors."""
+    pandas = pytest.importorskip("pandas")
+    frames = [
+        (pandas.DataFrame(x.numpy()), pandas.Series(y.numpy()))
+        for x, y in (points(64), points(20, seed=1))
+    ]
+    assert fitted(network(), *frames)["loss"] == fitted(network(), run_dir=tmp_path / "2")["loss"]
+
+
 def test_few_samples_are_one_batch(fitted, tmp_path):
     fitted(network(), points(24), batch_size=None)
     assert configfile.load(tmp_path / "run" / "config.yaml").data.batch_size == 24
@@ -380,6 +402,51 @@ def test_a_loss_of_ones_own_smooths_its_labels_itself(fitted, own):
         fitted(network(), train={"label_smoothing": 0.1}, **own)
 
 
+def seconds(outputs, labels):
+    return 0.25
+
+
+def input_norm(outputs, labels):
+    return 0.25
+
+
+@pytest.mark.parametrize("metric", [seconds, input_norm])
+def test_a_metric_has_a_name_of_its_own(fitted, tmp_path, metric):
+    """Beside all that summaries and metrics hold anyway."""
+    summary = fitted(
+        network(),
+        metric=metric,
+        train={"log_every": 1, "on_nan": "skip"},
+        reconcile={"weight": 0.1, "every": 1, "direction": "both"},
+        information={"name": "reconstruction"},
+        optimizer={"clip": 1.0},
+    )
+    assert summary["metric"] == [0.25, 0.25]
+    assert summary["seconds"] != [0.25, 0.25]
+    lines = (tmp_path / "run" / "metrics" / "stage-0.jsonl").read_text().splitlines()
+    facts = [json.loads(line) for line in lines]
+    rows = [row for line in facts for row in line["modules"].values()]
+    names = {name for each in (summary, *facts, *rows) for name in each}
+    assert names - given.TAKEN == {"metric", "ensemble_metric"}
+
+
+def test_a_loss_with_weights_of_classes_is_tried_on_fakes(fitted, monkeypatch):
+    """Torch prints a traceback of each operation that it cannot run on fake tensors."""
+    printed = []
+    monkeypatch.setattr(fake_tensor.log, "exception", lambda *args, **_: printed.append(args))
+    monkeypatch.setattr(fake_tensor.log, "error", lambda *args, **_: printed.append(args))
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+    fitted(network(), loss=loss)
+    assert not printed
+    assert loss.weight.tolist() == [1.0, 3.0]
+
+
+def test_a_loss_in_double_precision(fitted):
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0], dtype=torch.float64))
+    summary = fitted(network().double(), loss=loss, precision="float64")
+    assert len(summary["loss"]) == 2
+
+
 # -- optimizers and schedules ------------------------------------------------------------------
 
 
@@ -405,6 +472,21 @@ def test_an_optimizer_of_ones_own(fitted, tmp_path):
     fitted(network(), optimizer=adam, lr=0.01, run_dir=tmp_path / "lr")
     assert configfile.load(tmp_path / "lr" / "config.yaml").optimizer.lr == 0.01
     assert load(tmp_path / "adam", network()) is not None
+
+
+@pytest.mark.parametrize("name", ["adamw", torch.optim.Adam])
+def test_further_keys_of_the_optimizer(fitted, tmp_path, name):
+    keys = {"clip": 0.5, "warmup": 0.5, "schedule": "constant", "lr": 0.02}
+    keys |= {"weight_decay": 0.3} if name == "adamw" else {}
+    fitted(network(), optimizer={"name": name, **keys})
+    found = vars(configfile.load(tmp_path / "run" / "config.yaml").optimizer)
+    assert keys.items() <= found.items()
+    assert found["name"] == (name if name == "adamw" else "given")
+
+
+def test_further_keys_of_modules(fitted, tmp_path):
+    fitted(network(), modules={"cuts": [1], "recompute": True})
+    assert configfile.load(tmp_path / "run" / "config.yaml").modules.recompute
 
 
 def test_an_optimizer_of_ones_own_is_the_one_that_steps(fitted, tmp_path):
@@ -491,6 +573,9 @@ def test_a_run_of_a_file_is_loaded_without_a_model(tmp_path):
     network = load(tmp_path / "run")
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert summary["steps"] == 1
+    for take in (load, partial(load, exit=1), lambda run, model: Predictor(run, model=model)):
+        with pytest.raises(UserError, match=r"is a run of model.name=mlp, .* leave the model out"):
+            take(tmp_path / "run", nn.Linear(2, 2))
 
 
 # -- where it runs -----------------------------------------------------------------------------
@@ -705,7 +790,35 @@ class Squeezed(nn.Module):
         return self.c(self.b(self.a(x))).squeeze(-1)
 
 
+class Frame:
+    """As a data frame: columns by name, and no samples by index."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, name):
+        raise KeyError(name)
+
+    def to_numpy(self):
+        return X.numpy()
+
+
 X, Y = points(32)
+NETWORK = network()
+
+
+class Signs(Task):
+    """Two classes, with a metric of any name."""
+
+    def __init__(self, metric="accuracy"):
+        super().__init__((2,))
+        self.metric = metric
+
+    def loss(self, outputs, labels):
+        return functional.cross_entropy(outputs, labels)
+
+    def score(self, outputs, labels):
+        return (outputs.argmax(1) == labels).float().mean()
 
 
 def spoiled(values, place, by):
@@ -776,6 +889,73 @@ MISTAKES = {
     ),
     "loss that fails": (network, {"loss": lambda o: o}, "loss: cannot be called with outputs"),
     "metric that fails": (network, {"metric": lambda o, y: o}, "metric: cannot be called with"),
+    "task of no kind": (network, {"task": 42}, "^task: should be a name, a mapping .* got 42"),
+    "task as a class": (network, {"task": Task}, "^task: .* object of a class .* got <class"),
+    "loss beside a task": (
+        network,
+        {"task": Signs(), "loss": functional.cross_entropy},
+        "^loss: changes nothing beside a Task object.* define it in Signs",
+    ),
+    "metric beside a task": (
+        network,
+        {"task": Signs(), "metric": functional.cross_entropy},
+        "^metric: changes nothing beside a Task object",
+    ),
+    "task with a metric of a summary's": (
+        network,
+        {"task": Signs("steps")},
+        "task.name: .* a metric called 'steps', which summaries .* another name",
+    ),
+    "optimizer of the whole model": (
+        lambda: NETWORK,
+        {"optimizer": lambda params: torch.optim.Adam(NETWORK.parameters())},
+        "optimizer.name: given has made an optimizer of other parameters than those of a module",
+    ),
+    "optimizer that refuses": (
+        network,
+        {"optimizer": lambda params: torch.optim.Adam(params, lr=-1)},
+        "^optimizer: cannot be made of .*ValueError: Invalid learning rate: -1.*; fix it",
+    ),
+    "optimizer that fails": (network, {"optimizer": lambda p: 1 / 0}, "ZeroDivisionError.*fix it"),
+    "optimizer of nothing": (
+        lambda: network().requires_grad_(False),
+        {"optimizer": torch.optim.Adam},
+        "have no trainable parameters",
+    ),
+    "unknown key of an optimizer": (
+        network,
+        {"optimizer": {"weigth_decay": 1.0}},
+        "unknown key 'optimizer.weigth_decay'.*did you mean 'optimizer.weight_decay'",
+    ),
+    "unknown key of modules": (network, {"modules": {"cout": 2}}, "unknown key 'modules.cout'"),
+    "no schedule": (network, {"schedule": None}, "^schedule: should be a name .* got None"),
+    "schedule by a number": (network, {"schedule": 5}, "^schedule: should be a name .* got 5"),
+    "schedule that fails": (
+        network,
+        {"schedule": lambda step, steps: 1 / (steps - 1 - step)},
+        r"^schedule: fails for step 3 of 4 \(ZeroDivisionError.*; fix it",
+    ),
+    "schedule of nan": (
+        network,
+        {"schedule": lambda step, steps: float("nan")},
+        "^schedule: must give a factor of the rate, from 0 on, got nan for step 0",
+    ),
+    "parallel by a number": (
+        network,
+        {"parallel": 2, "modules": None},
+        "^parallel: should be a dict of keys with values, got 2",
+    ),
+    "data in a list": (network, {"train": [X, Y]}, r"^train: a sample must be a pair \(x, y\)"),
+    "a data frame alone": (
+        network,
+        {"train": Frame()},
+        "^train: data must have .* got Frame; pass",
+    ),
+    "data by names": (
+        network,
+        {"train": {"x": X, "y": Y}},
+        r"^train: data must have .* got dict; pass \(x, y\) tensors",
+    ),
     "an optimizer itself": (
         network,
         {"optimizer": torch.optim.SGD(network().parameters(), lr=0.1)},

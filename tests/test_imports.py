@@ -48,6 +48,7 @@ FLOORS = (
     ("callbacks", "agreement", "finished"),
     ("exits", "starting"),
     ("trainer", "predictor", "generation", "arguments", "exporting"),
+    ("checking",),
     ("fitting", "prediction"),
     ("simulation",),
     ("planning",),

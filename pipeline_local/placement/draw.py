@@ -12,6 +12,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
+from pipeline_local.given import TAKEN
 from pipeline_local.learning import estimators
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.learning.tasks.classification import Classification
@@ -23,6 +24,7 @@ from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement import balance, partition
 from pipeline_local.placement.placement import costs_by_device, spread
+from pipeline_local.registry import GIVEN
 
 
 def draw(
@@ -68,7 +70,7 @@ def draw(
         trial.check(uncut)  # before its blocks are weighed
     blueprint = _cut(uncut)
     _check_trainable(blueprint)
-    _check_entries(blueprint)
+    _check_entries(blueprint, tries)
     _check_auxiliary(blueprint)
     if tries:
         trial.check(blueprint)
@@ -103,6 +105,11 @@ def make_task(config: Config, info: DataInfo) -> Task:
             f"task.name: {config.task.name} has a single class, which is nothing to tell apart;"
             f" give the data or the model several, or choose another task or loss"
         )
+    if task.metric in TAKEN:
+        raise UserError(
+            f"task.name: {config.task.name} has a metric called {task.metric!r}, which summaries or"
+            f" metrics hold already; give it another name"
+        )
     twice = estimators.estimator(config.reconcile).differentiates_twice
     task.twice = config.reconcile.feeds_back or twice
     return task
@@ -135,14 +142,16 @@ def _check_layout(config: Config, backbone: Backbone) -> None:
         )
 
 
-def _check_entries(blueprint: Blueprint) -> None:
+def _check_entries(blueprint: Blueprint, tries: bool) -> None:
     """A user's own estimator, optimizer or schedule that is none shows here."""
     config = blueprint.config
     estimators.estimator(config.reconcile)
     if config.optimizer.name.startswith("python:"):
         optimizer.build(config.optimizer, [nn.Parameter(torch.zeros(1))])
-    if config.optimizer.schedule.startswith("python:"):
-        blueprint.run_plan.lr(blueprint.run_plan.num_steps - 1)
+    schedule, steps = config.optimizer.schedule, blueprint.run_plan.num_steps
+    if schedule.startswith("python:") or (tries and schedule == GIVEN):
+        for number in {0, steps - 1}:
+            blueprint.run_plan.lr(number)
 
 
 def _check_auxiliary(blueprint: Blueprint) -> None:
