@@ -210,6 +210,40 @@ def test_frozen_layers_stay_frozen(fitted):
 # -- data --------------------------------------------------------------------------------------
 
 
+class Scaled(nn.Module):
+    """A block with tensors of its own, which no layer draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.rand(8))
+        self.register_buffer("positions", torch.randn(8))
+        self.register_buffer("mask", torch.arange(8) % 3 > 0)
+
+    def forward(self, x):
+        return x + self.scale * self.mask * self.linear(x + self.positions)
+
+
+class Kept(Callback):
+    """Holds the modules of a run."""
+
+    def on_start(self, run, step):
+        self.modules = run.modules
+
+
+def test_heads_copy_blocks_with_tensors_of_their_own(fitted):
+    """What nothing draws afresh is the block's own, and trains on as a part of the head."""
+    model, kept = nn.Sequential(Scaled(), Scaled(), nn.Linear(8, 2)), Kept()
+    second = {name: value.clone() for name, value in model[1].state_dict().items()}
+    fitted(model, head={"name": "auglocal", "depth": 1}, callbacks=[kept])
+    copied = kept.modules[0].head.layers.copy0
+    for name in ("positions", "mask"):
+        assert torch.equal(copied.get_buffer(name), second[name])
+    assert torch.allclose(copied.scale, second["scale"], atol=0.2)
+    assert not torch.allclose(copied.linear.weight, second["linear.weight"], atol=0.2)
+    assert not torch.equal(copied.scale, model[1].scale)
+
+
 class Noisy(Dataset):
     """Points that are moved at random, as augmentation does."""
 
@@ -521,6 +555,20 @@ def test_resuming_gives_the_same_bytes(fitted, tmp_path):
     assert same(state(whole), state(again))
 
 
+def test_a_list_of_blocks_trains_again_after_it_was_loaded(fitted, tmp_path):
+    """`load` sets all of them to evaluation mode, as any model."""
+    blocks = [Scaled(), nn.BatchNorm1d(8), Scaled(), nn.Linear(8, 2)]
+    fitted(blocks)
+    for _ in range(2):
+        load(tmp_path / "run", blocks)
+    assert not any(block.training for block in blocks)
+    Predictor(tmp_path / "run", model=blocks)
+    fitted(blocks, run_dir=tmp_path / "again")
+    assert blocks[1].num_batches_tracked == 8
+    fitted(blocks, resume=True, train={"steps": 6})
+    assert blocks[1].num_batches_tracked == 6
+
+
 def test_a_run_is_resumed_with_its_own_modules(fitted, tmp_path):
     fitted(network(), train={"steps": 2}, run_dir=tmp_path / "two", modules=2)
     again = fitted(
@@ -590,8 +638,10 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.full((8,), 0.5))
+        self.register_buffer("mask", torch.arange(8) != 3)
     def forward(self, x):
-        return x + self.linear(x).relu()
+        return x + self.scale * self.mask * self.linear(x).relu()
 
 class Points(torch.utils.data.Dataset):
     def __init__(self, x):
@@ -609,7 +659,7 @@ torch.set_num_threads(1)
 summary = fit(
     model, Points(x), Points(x[:20]), stages=stages, modules=2, batch_size=16, run_dir=folder,
     loss=lambda outputs, labels: nn.functional.cross_entropy(outputs, labels),
-    optimizer=lambda params: torch.optim.Adam(params, lr=0.01), head={"name": "linear"},
+    optimizer=lambda params: torch.optim.Adam(params, lr=0.01),
     train={"steps": 4}, parallel={"threads": 1}, data={"workers": workers},
 )
 if os.environ.get("RANK", "0") == "1":

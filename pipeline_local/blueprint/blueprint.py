@@ -327,7 +327,7 @@ class Blueprint:
             later=[block.module for block in self.backbone.blocks[end:]],
             later_shapes=(*self.input_shapes[end:], self.output_shapes[-1]),
             copies=copies,
-            initialize=self.backbone.initialize,
+            rules=self.backbone.rules(end),
             output_shape=self.task.output_shape,
             classifier=self.backbone.classifier.module,
         )

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
+from pipeline_local.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,6 +96,32 @@ class Backbone:
             raise ValueError(f"several blocks are named {', '.join(twice)}")
         if not self.blocks:
             raise ValueError("no block in front of the classifier")
+
+    def rules(self, start: int) -> list[Callable[[nn.Module], None]]:
+        """Return what draws copies afresh: for each block from `start` on, then the classifier.
+
+        A copy takes over what `initialize` leaves alone of a block that carries values: a mask, or
+        a scale that no layer knows how to draw.
+        """
+        return [_rule(block, self.initialize) for block in (*self.blocks[start:], self.classifier)]
+
+
+def _rule(block: Block, initialize: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+    """A function, which copies of a head share with all that it refers to."""
+    values = block.values
+    if values is None:
+        return initialize
+
+    def draw(copied: nn.Module) -> None:
+        before = {name: tensor.untyped_storage() for name, tensor in tensors(copied)}
+        with Writes() as writes:
+            initialize(copied)
+        for name, tensor in tensors(copied):
+            replaced = tensor.untyped_storage()._cdata != before[name]._cdata
+            if not replaced and not writes.to(tensor):
+                tensor.copy_(values[name])
+
+    return draw
 
 
 def materialize(

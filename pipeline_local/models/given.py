@@ -19,6 +19,7 @@ from pipeline_local.layout import Layout
 from pipeline_local.models import layouts
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters, shapes, through
 from pipeline_local.models.chain import Chain, chain, spans
+from pipeline_local.models.frozen import freeze
 from pipeline_local.models.tracing import UntraceableError, kept
 from pipeline_local.writes import Writes
 
@@ -110,7 +111,9 @@ def network_of(model: Given) -> tuple[nn.Module, bool]:
     names = [name for name, _ in pairs]
     if odd := [name for name in names if not name or "." in name or names.count(name) > 1]:
         raise UserError(f"model: {odd[0]!r} cannot name one block; give each a name without a dot")
-    return nn.Sequential(OrderedDict(pairs)), False
+    network = nn.Sequential(OrderedDict(pairs))
+    network.training = any(part.training for _, part in pairs)  # as one that was set with its parts
+    return network, False
 
 
 def _candidates(network: nn.Module) -> Iterator[nn.Module]:
@@ -195,12 +198,12 @@ def _block(
     nodes = [node for link in found.links[slice(*bound)] for node in link.nodes]
     paths = [str(node.target) for node in nodes if node.op == "call_module"]
     inside = [path for path in frozen if any(f"{path}.".startswith(f"{p}.") for p in paths)]
-    if (
-        len(nodes) == len(paths) == 1
-        and len(nodes[0].args) == 1
-        and not copies_input | bool(inside)
-    ):
-        return _carrying(name, found.held[paths[0]], f"{paths[0]}.")
+    is_call = len(nodes) == len(paths) == 1 and len(nodes[0].args) == 1 and not copies_input
+    if is_call and not (inside and hasattr(found.held[paths[0]], "__deepcopy__")):
+        block = _carrying(name, found.held[paths[0]], f"{paths[0]}.")
+        if inside:
+            freeze(block.module, [path[len(paths[0]) + 1 :] for path in inside])
+        return block
     piece = found.module(*bound, name, copies_input)
     piece.meta["frozen"] = tuple(inside)
     return _carrying(name, piece.train(), "")

@@ -183,3 +183,35 @@ def test_a_hollow_copy_keeps_kinds_and_ties():
     assert copied.count.dtype == torch.int64
     assert not copied.count.is_meta
     assert paper.first.weight.is_meta
+
+
+class Own(nn.Module):
+    """Draws its scale afresh by putting another one in its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.scale = nn.Parameter(torch.randn(2))
+        self.register_buffer("noise", torch.randn(2))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def reset_parameters(self):
+        self.noise.detach().sum()  # it is read, and stays as it is
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+def test_copies_are_drawn_afresh_as_far_as_the_rule_goes():
+    """What it leaves alone is the block's own; a block without values has nothing to give."""
+    block, classifier = Own(), on_paper(lambda: nn.Linear(2, 2))
+    values = {k: v.detach() for k, v in block.state_dict().items()}
+    blocks = (Block("first", on_paper(Own)), Block("block", on_paper(Own), values=values))
+    backbone = Backbone(blocks, Block("classifier", classifier), reset_parameters, "NC")
+    rule, last = backbone.rules(1)
+    copied = fresh(blocks[1].module, rule=rule)
+    assert torch.equal(copied.noise, block.noise)
+    assert torch.equal(copied.mask, block.mask)
+    assert copied.scale.tolist() == [1, 1]
+    assert torch.equal(copied.linear.weight, fresh(block.linear.to("meta")).weight)
+    assert torch.equal(fresh(classifier, rule=last).weight, fresh(classifier).weight)
+    with pytest.raises(UserError, match="leaves noise unfilled"):
+        fresh(blocks[0].module, rule=backbone.rules(0)[0])

@@ -206,17 +206,47 @@ def test_layers_in_evaluation_mode_stay_in_it():
     by_name = {block.name: module.train() for block, module in parts(given.backbone(model, IMAGES))}
     assert not by_name["conv1"].bn1.training
     first, second = by_name["layer1.0"], by_name["layer1.1"]
-    assert not first.get_submodule("layer1.0.bn2").training
-    assert first.get_submodule("layer1.0.bn1").training
+    assert not first.bn2.training
+    assert first.bn1.training
     assert not by_name["conv1"].conv1.weight.requires_grad
     assert not any(parameter.requires_grad for parameter in second.parameters())
     assert all(p.requires_grad for p in by_name["layer2.0"].parameters())
 
 
-def test_a_model_in_evaluation_mode_trains():
-    """Pretrained models usually are: that freezes nothing."""
-    backbone = given.backbone(convolutions().eval(), IMAGES)
+@pytest.mark.parametrize("blocks", [lambda model: model, list])
+def test_a_model_in_evaluation_mode_trains(blocks):
+    """Pretrained models usually are: that freezes nothing, as a list of blocks neither."""
+    backbone = given.backbone(blocks(convolutions().eval()), IMAGES)
     assert all(m.training for _, module in parts(backbone) for m in module.modules())
+
+
+def residuals():
+    return [Norm(), Norm(), nn.Linear(6, 5)]
+
+
+class Norm(nn.Module):
+    """A block that is called as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.linear(self.norm(x)).relu()
+
+
+@pytest.mark.parametrize("frozen", [lambda blocks: blocks[1], lambda blocks: blocks[1].norm])
+def test_names_do_not_depend_on_modes(frozen):
+    """What was trained with layers in evaluation mode is loaded without them, and the reverse."""
+    blocks = residuals()
+    frozen(blocks).eval()
+    made, other = given.backbone(blocks, FLAT), given.backbone(residuals(), FLAT)
+    assert not parts(made)[1][1].norm.training
+    assert parts(made)[0][1].norm.training
+    for own, theirs in zip(parts(made), parts(other), strict=True):
+        assert own[0].prefix == theirs[0].prefix
+        assert list(own[1].state_dict()) == list(theirs[1].state_dict())
 
 
 class Moody(nn.Linear):

@@ -1,7 +1,7 @@
 """AugLocal: a head made of fresh copies of later blocks (Ma et al., ICLR 2024)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -25,17 +25,19 @@ class AugLocalHead(Head):
 
     Args:
         layers: copies, adapters and classifier, in order.
-        rule: initialises a copied block as the backbone does.
+        rules: draw the copied blocks afresh, by their names among the layers.
     """
 
-    def __init__(self, layers: nn.Sequential, rule: Callable[[nn.Module], object]) -> None:
+    def __init__(
+        self, layers: nn.Sequential, rules: Mapping[str, Callable[[nn.Module], object]]
+    ) -> None:
         super().__init__(layers)
-        self.rule = rule
+        self.rules = rules
 
     def initialize(self) -> None:
-        """Draw all weights afresh: copies by the backbone's rule, other layers by torch's."""
+        """Draw all weights afresh: copies by their rules, other layers by torch's."""
         for name, layer in self.layers.named_children():
-            (self.rule if name.startswith("copy") else reset)(layer)
+            self.rules.get(name, reset)(layer)
 
 
 class AugLocal:
@@ -77,7 +79,8 @@ class AugLocal:
             known = pool == 1  # a dry run of a block takes milliseconds
             shape = site.later_shapes[index + 1] if known else output_shape(block, wanted)
         layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
-        return AugLocalHead(layers, site.initialize)
+        rules = {f"copy{i}": site.rules[index] for i, index in enumerate(chosen)}
+        return AugLocalHead(layers, rules)
 
     @staticmethod
     def copies(

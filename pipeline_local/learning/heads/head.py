@@ -43,7 +43,7 @@ class Site:
         later: the backbone's blocks behind this module, on the meta device.
         later_shapes: for each of them, the shape of one sample's input; then of the last's output.
         copies: how many of the later blocks a head copies, if it copies any (`copies`).
-        initialize: the backbone's own initialisation, for copies of its blocks.
+        rules: for each of them, then for the classifier, what draws a copy of it afresh.
         output_shape: shape of one sample's outputs: (classes,), (classes, H, W) for dense tasks, or
             (T, V) for tokens.
         classifier: the backbone's own, on the meta device.
@@ -54,7 +54,7 @@ class Site:
     later: Sequence[nn.Module]
     later_shapes: Sequence[tuple[int, ...]]
     copies: int
-    initialize: Callable[[nn.Module], object]
+    rules: Sequence[Callable[[nn.Module], object]]
     output_shape: tuple[int, ...]
     classifier: nn.Module | None = None
 

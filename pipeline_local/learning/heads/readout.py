@@ -2,7 +2,7 @@
 of the last module (SOLO, Yin et al., 2026)."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, cast
 
 import torch
@@ -22,7 +22,7 @@ class ReadoutHead(nn.Module, Follower):
         blocks: fresh copies of later blocks; none: only norm and unembedding.
         classifier: a copy of the network's own; it has `hidden` and `weight`.
         shared: whether the unembedding is the last module's, read-only; else it is trained here.
-        rule: the backbone's own initialisation.
+        rules: draw the blocks and the classifier afresh, in this order.
     """
 
     follows = "unembedding"
@@ -32,14 +32,14 @@ class ReadoutHead(nn.Module, Follower):
         blocks: nn.Sequential,
         classifier: nn.Module,
         shared: bool,
-        rule: Callable[[nn.Module], object],
+        rules: Sequence[Callable[[nn.Module], object]],
     ) -> None:
         super().__init__()
         self.blocks = blocks
         self.classifier = classifier
         self.temperature = nn.Parameter(torch.empty(()))
         self.shared = shared
-        self.rule = rule
+        self.rules = rules
         self._own.weight.requires_grad_(not shared)
 
     @property
@@ -66,9 +66,9 @@ class ReadoutHead(nn.Module, Follower):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw all weights afresh by the backbone's rule; the temperature begins at 1."""
-        for part in (*self.blocks, self.classifier):
-            self.rule(part)
+        """Draw all weights afresh by their rules; the temperature begins at 1."""
+        for part, rule in zip((*self.blocks, self.classifier), self.rules, strict=True):
+            rule(part)
         nn.init.ones_(self.temperature)
         if self.shared:
             nn.init.zeros_(self.weight)  # until it begins
@@ -114,7 +114,8 @@ class Readout:
             why = "the model's classifier is no norm with an unembedding"
             raise FitsNowhereError(why, "choose another head, or a language model")
         blocks = nn.Sequential(*map(copy.deepcopy, site.later[: site.copies]))
-        return ReadoutHead(blocks, copy.deepcopy(site.classifier), not private, site.initialize)
+        rules = [*site.rules[: site.copies], site.rules[-1]]
+        return ReadoutHead(blocks, copy.deepcopy(site.classifier), not private, rules)
 
     @staticmethod
     def copies(

@@ -35,7 +35,7 @@ def later_blocks(layout):
 def site(layout, copies=2, shape=None):
     with torch.device("meta"):
         blocks, shapes = later_blocks(layout)
-    return Site(layout, shape or SHAPES[layout], blocks, shapes, copies, mark, (5,))
+    return Site(layout, shape or SHAPES[layout], blocks, shapes, copies, [mark] * 4, (5,))
 
 
 def materialized(head):

@@ -66,7 +66,7 @@ def built(**options):
         later=later,
         later_shapes=[(T, D)] * 3,
         copies=heads.copies(config, 0, 3, len(later)),
-        initialize=heads.head.reset,
+        rules=[heads.head.reset] * 3,
         output_shape=(T, V),
         classifier=classifier,
     )
