@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def stamp(files: Iterable[str], *settings: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from pipeline_local.errors import UserError
 
 CACHE_BYTES = 256 * 2**20
 """Row groups that a process keeps in memory; the latest one stays, however large it is."""
+
+_Named = tuple[str, list[str]]
+"""A file, and the names of the classes that it holds."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def open_parquet(
     files = [str(path) for path in paths]
     groups: list[_RowGroup] = []
     labels: list[Tensor] = []
-    column, names = "", None
+    column, named = "", None
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
@@ -104,7 +107,8 @@ def open_parquet(
                 label = _label_column(schema, label_column, path)
                 if column and own != column:
                     raise UserError(f"all files must have the same columns: got {own} in {path}")
-                column, names = own, names or _class_names(schema, label)
+                column, found = own, _class_names(schema, label)
+                named = _same_names(named, found and (path, found))
                 labels.append(_labels(file, label, path))
         except (OSError, _pyarrow().ArrowException) as error:
             raise _unreadable(path, error) from None
@@ -114,7 +118,7 @@ def open_parquet(
         ]
     every = torch.cat(labels)
     source = f"the files of {Path(files[0]).parent}"
-    classes = class_names(every, names, split, source)
+    classes = class_names(every, named and named[1], split, source)
     others = passed_over(paths, root, split)
     return ParquetImages(tuple(groups), column, every, classes, others)
 
@@ -227,6 +231,18 @@ def _class_names(schema: Any, label: str) -> list[str] | None:  # noqa: ANN401
     except (ValueError, TypeError, KeyError):
         return None
     return [str(name) for name in names]
+
+
+def _same_names(first: _Named | None, other: _Named | None) -> _Named | None:
+    """Those of the first file that has any; labels count them, so all files must agree."""
+    if first and other and first[1] != other[1]:
+        pairs = zip_longest(first[1], other[1])
+        label, (name, another) = next((i, pair) for i, pair in enumerate(pairs) if len({*pair}) > 1)
+        raise UserError(
+            f"all files must have the same class names: got {another!r} for label {label} in"
+            f" {other[0]}, and {name!r} in {first[0]}; write them anew with the same labels"
+        )
+    return first or other
 
 
 def _pyarrow() -> Any:  # noqa: ANN401 (an optional module)

@@ -116,7 +116,9 @@ def _index(files: tuple[str, ...], label_field: str, stamp: str) -> tuple[Tensor
     with ThreadPoolExecutor(_READERS) as pool:
         shards = list(pool.map(lambda path: _scan(path, label_field), files))
     parts = [
-        torch.tensor([[number, *place, label] for place, label in shard]).view(-1, 4)
+        torch.tensor([[number, *place, label] for place, label in shard], dtype=torch.int64).view(
+            -1, 4
+        )
         for number, shard in enumerate(shards)
     ]
     columns = torch.cat(parts)
@@ -203,13 +205,20 @@ def _label(sample: _Sample, path: str, label_field: str) -> int:
 def _names(root: Path) -> Sequence[str] | None:
     for name in CLASS_FILES:
         try:
-            return (root / name).read_text(encoding="utf-8").splitlines()
+            text = (root / name).read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             raise UserError(
                 f"class names cannot be read: got {root / name} ({error}); correct it"
             ) from None
+        names = text.rstrip().splitlines()
+        if blank := [number for number, line in enumerate(names, 1) if not line.strip()]:
+            raise UserError(
+                f"each line must name a class: got an empty line {blank[0]} in {root / name};"
+                f" remove it, or name the class"
+            )
+        return names
     return None
 
 

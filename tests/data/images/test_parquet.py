@@ -208,6 +208,19 @@ def test_files_that_differ_are_refused(root):
         open_parquet(root, "train")
 
 
+def test_class_names_that_differ_between_files_are_refused(root):
+    """Label 0 would be an ant here and a bee there."""
+    second = root / "data/train-00001-of-00002.parquet"
+    write(second, hub_table(range(15, 30), [NAMES[1], NAMES[0], *NAMES[2:]]))
+    with pytest.raises(UserError, match=r"'bee' for label 0 in .*00001-of.*'ant' in .*00000-of"):
+        open_parquet(root, "train")
+    write(second, hub_table(range(15, 30), NAMES[:2]))
+    with pytest.raises(UserError, match=r"None for label 2 in .*00001-of.*'cow' in .*00000-of"):
+        open_parquet(root, "train")
+    write(second, hub_table(range(15, 30)).replace_schema_metadata({}))  # has labels only
+    assert open_parquet(root, "train").classes == tuple(NAMES)
+
+
 def test_class_names_that_differ_between_splits_are_refused(root):
     table = hub_table(range(30, 35), ["ant", "fly", "cow"])
     write(root / "data/validation-00000-of-00001.parquet", table)

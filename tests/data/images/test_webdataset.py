@@ -133,6 +133,23 @@ def test_class_names_from_a_file(root):
         describe(settings(root))
 
 
+def test_lines_of_class_names_as_editors_leave_them(root):
+    file = root / "classnames.txt"
+    file.write_bytes(b"\xef\xbb\xbfant\r\nbee\r\ncow\r\n\r\n")
+    assert describe(settings(root)).classes == ("ant", "bee", "cow")
+    file.write_text("ant\n \nbee\ncow\n")
+    open_split.cache_clear()
+    with pytest.raises(UserError, match=r"an empty line 2 in .*classnames\.txt"):
+        describe(settings(root))
+
+
+def test_a_shard_without_samples_adds_none(root):
+    write(root / "train-000003.tar", [])
+    train = open_webdataset(root, "train")
+    assert (len(train), train.places.dtype, train.labels.dtype) == (30, torch.int64, torch.int64)
+    assert train[3][1] == 0
+
+
 def test_the_index_is_kept_until_a_shard_changes(root, monkeypatch):
     first = open_webdataset(root, "train")
     webdataset._index.cache_clear()
