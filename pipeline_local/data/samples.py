@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline_local.data.images.decode import has_16_bits
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import derive, generators_kept, seed_generators
 
@@ -152,13 +153,33 @@ class CollatedSamples:
 
 
 def as_input(value: object) -> Tensor:
-    """A tensor of a number, numbers, an array or a PIL image, whose dtype stays."""
+    """A tensor of a number, numbers, an array or a PIL image; only an image's dtype changes.
+
+    Raises:
+        UserError: it is nothing of the kind, or an image of which nobody knows which value is
+            white.
+    """
     if isinstance(value, Image.Image):
         from torchvision.transforms.v2 import functional as F  # takes seconds to import
 
-        image: Tensor = F.to_dtype(F.to_image(value), torch.float32, scale=True)
+        image: Tensor = F.to_dtype(F.to_image(_levels(value)), torch.float32, scale=True)
         return image.as_subclass(Tensor)
     return _as_tensor(value)
+
+
+def _levels(image: Image.Image) -> Image.Image | np.ndarray[Any, np.dtype[np.uint16]]:
+    """What shows the colours of an image: not their numbers in its palette."""
+    if image.mode in ("P", "PA"):
+        transparent = image.mode == "PA" or "transparency" in image.info
+        return image.convert("RGBA" if transparent else "RGB")
+    if has_16_bits(image):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"an image must have pixels of 8 or 16 bits: got 32 in mode {image.mode}; return an"
+            f" array of numbers in the range that the model takes"
+        )
+    return image
 
 
 def as_target(value: object) -> Tensor:

@@ -187,6 +187,42 @@ def test_pil_images_and_masks():
     assert type(x) is torch.Tensor
 
 
+def palette(**facts):
+    """Two pixels: colour 1 of a palette, then colour 0."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([51, 102, 153, 204, 255, 0])
+    image.putpixel((0, 0), 1)
+    image.info |= facts
+    return image
+
+
+RED_GREEN_BLUE = [[0.8, 0.2], [1.0, 0.4], [0.0, 0.6]]
+SIXTEEN = np.array([[0x3333, 0xFFFF]], np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("image", "levels"),
+    [
+        (palette(), RED_GREEN_BLUE),
+        (palette(transparency=1), [*RED_GREEN_BLUE, [0.0, 1.0]]),
+        (palette().convert("PA"), [*RED_GREEN_BLUE, [1.0, 1.0]]),
+        (Image.fromarray(SIXTEEN), [[0.2, 1.0]]),
+        (Image.frombytes("I;16B", (2, 1), SIXTEEN.astype(">u2").tobytes()), [[0.2, 1.0]]),
+        (Image.fromarray(np.array([[51, 255]], np.uint8)), [[0.2, 1.0]]),
+    ],
+)
+def test_an_image_is_the_colours_that_it_shows(image, levels):
+    x, _ = given([(image, 0)]).samples[0]
+    assert (x.dtype, type(x)) == (torch.float32, torch.Tensor)
+    torch.testing.assert_close(x[:, 0], torch.tensor(levels))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_images_of_unknown_range_are_refused(dtype):
+    with pytest.raises(UserError, match=r"8 or 16 bits: got 32 in mode [FI]; return an array"):
+        given([(Image.fromarray(np.ones((3, 3), dtype)), 0)])
+
+
 def test_a_mapped_file_is_read_by_parts(tmp_path):
     np.save(tmp_path / "x.npy", X.numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")

@@ -38,8 +38,13 @@ def to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         ValueError: its pixels have 32 bits, so that nobody knows which value is white.
     """
     # Pillow clips what has more than 8 bits of grey instead of scaling it.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if has_16_bits(image):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits, mode {image.mode}; store 8 or 16")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether its pixels have 16 bits of grey, which Pillow reads in several modes."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

@@ -108,7 +108,7 @@ def open_parquet(
                 if column and own != column:
                     raise UserError(f"all files must have the same columns: got {own} in {path}")
                 column, found = own, _class_names(schema, label)
-                named = _same_names(named, found and (path, found))
+                named = _same_names(named, (path, found) if found else None)
                 labels.append(_labels(file, label, path))
         except (OSError, _pyarrow().ArrowException) as error:
             raise _unreadable(path, error) from None

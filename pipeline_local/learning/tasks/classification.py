@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.tasks.task import (
     TASKS,
@@ -15,6 +14,7 @@ from pipeline_local.learning.tasks.task import (
     Task,
     divergence_of_classes,
     refuse_beyond,
+    refuse_fractions,
     wide,
 )
 
@@ -85,11 +85,7 @@ class Classification(Task):
 
     def accept(self, labels: Tensor) -> Tensor:
         """Convert labels like `Task.accept`, and check that they are classes."""
-        if labels.is_floating_point():
-            raise UserError(
-                f"labels of classification are whole numbers: got {labels.dtype}; convert them, or"
-                f" choose another task (task.name)"
-            )
+        refuse_fractions(labels, "classification")
         refuse_beyond(labels, self.num_outputs, IGNORE_LABEL)
         return labels
 

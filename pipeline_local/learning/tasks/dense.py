@@ -10,6 +10,7 @@ from pipeline_local.learning.tasks.task import (
     Task,
     divergence_of_classes,
     refuse_beyond,
+    refuse_fractions,
     wide,
 )
 
@@ -66,9 +67,13 @@ class Dense(Task):
         )
 
     def accept(self, labels: Tensor) -> Tensor:
-        """Convert labels like `Task.accept`, and check that they are classes or `ignore`."""
+        """Convert labels like `Task.accept`, and check that they are classes or `ignore`.
+
+        -100 stands for `ignore`, too.
+        """
+        refuse_fractions(labels, "dense")
         refuse_beyond(labels, self.num_outputs, self.ignore)
-        return labels.to(self.label_dtype)
+        return labels.to(self.label_dtype).masked_fill(labels == IGNORE_LABEL, self.ignore)
 
     def _summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         logits = wide(outputs)

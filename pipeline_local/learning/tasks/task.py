@@ -215,6 +215,19 @@ TASKS: Registry[Callable[..., Task]] = Registry(
 """The registry of all tasks, by name (`task.name`)."""
 
 
+def refuse_fractions(labels: Tensor, task: str) -> None:
+    """Labels that are numbers of classes are no floating-point ones: nobody knows what 0.7 means.
+
+    Raises:
+        UserError: they are.
+    """
+    if labels.is_floating_point():
+        raise UserError(
+            f"labels of {task} are whole numbers: got {labels.dtype}; convert them, or choose"
+            f" another task (task.name)"
+        )
+
+
 def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
     """Labels must be numbers of classes: a loss on a GPU would end the process without a reason.
 

@@ -59,6 +59,11 @@ def test_labels():
     assert torch.equal(
         task.accept(torch.where(LABELS == 0, 255, LABELS)).unique().cpu()[-1:], torch.tensor([255])
     )
+    padded = torch.where(LABELS == 0, -100, LABELS)
+    assert torch.equal(task.accept(padded), torch.where(LABELS == 0, 255, LABELS))
+    assert task.loss(LOGITS, task.accept(padded)).isfinite()
+    with pytest.raises(UserError, match=r"labels of dense are whole numbers: got torch.float32"):
+        task.accept(LABELS.float())
     with pytest.raises(UserError, match=r"from 0 to 2, .* got 7"):
         task.accept(torch.full((1, 2, 2), 7))
     with pytest.raises(ValueError, match=r"maps \[H, W\], got labels of shape \(\)"):

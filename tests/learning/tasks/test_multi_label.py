@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import MultiLabel
 
 LOGITS = torch.tensor([[1.0, -1.0, 2.0], [-2.0, 0.5, 1.0]])
@@ -30,6 +31,11 @@ def test_heads_together_give_the_mean_of_their_logits():
 def test_labels():
     task = MultiLabel(0, (3,))
     assert torch.equal(task.accept(LABELS.long()), LABELS)
+    soft = torch.tensor([[0.0, 0.3, 1.0], [torch.nan] * 3, [-100.0] * 3])  # and filled-up rows
+    assert torch.equal(task.accept(soft).nan_to_num(), soft.nan_to_num())
+    for odd in (2, -1, -100, 1.5, torch.nan):
+        with pytest.raises(UserError, match=f"from 0 to 1: got {odd:g}; correct them, or choose"):
+            task.accept(torch.tensor([[0.0, odd, 1.0]]))
     with pytest.raises(ValueError, match=r"vectors of 0 and 1, got labels of shape \(\)"):
         MultiLabel(0, ())
     assert task.example_labels(5, torch.Generator()).shape == (5, 3)
