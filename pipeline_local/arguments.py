@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pipeline_local.callbacks import Callback
+from pipeline_local.callbacks import Callback, listed
 from pipeline_local.config import OptimizerConfig, RunConfig
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
@@ -41,8 +41,7 @@ def check(
     """
     if epochs is None and not {"steps", "epochs", "tokens"} & {*_section(sections, "train")}:
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
-    if odd := [each for each in callbacks if not isinstance(each, Callback)]:
-        raise UserError(f"callbacks: pass instances of Callback, got {odd[0]!r}")
+    listed(callbacks)
     weights = given_models.network_of(model)[0].parameters()
     if any(weight.is_inference() for weight in weights if not is_lazy(weight)):
         raise UserError(

@@ -5,23 +5,27 @@ the others cannot know, apart from `Run.stop`, which all ranks follow after the 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models.backbone import Block
 from pipeline_local.models.weights import model_state
 from pipeline_local.record import atomic, history
+from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 
 Facts = dict[str, Any]
+Better = Literal["higher", "lower"]
+"""Which scores are better."""
 _BEST = "best.json"
 
 
@@ -40,10 +44,10 @@ class Run:
         is_last: whether this stage has the last module, whose head is the network's own.
         metric: name of the task's score.
         better: "higher" or "lower": which scores are better.
-        is_saved: whether the run plan has a checkpoint after so many steps.
+        plan: the order of steps, evaluations and checkpoints.
+        checkpoints: those of the run.
         stop: asks all ranks to end after the same step, soon; they save, and sum up what the last
             evaluation said, if there was one.
-        keep: keeps the checkpoint of a step for good, under a name.
     """
 
     config: Config
@@ -54,10 +58,32 @@ class Run:
     replica: int
     is_last: bool
     metric: str
-    better: Literal["higher", "lower"]
-    is_saved: Callable[[int], bool]
+    better: Better
+    plan: RunPlan
+    checkpoints: Checkpoints
     stop: Callable[[], None]
-    keep: Callable[[str, int], None]
+
+    def is_saved(self, step: int) -> bool:
+        """Whether the run plan has a checkpoint after so many steps."""
+        return self.plan.is_saved(step)
+
+    def keep(self, name: str, step: int) -> None:
+        """Keep the checkpoint of a step for good, under a name, as for `load(run, step=name)`. One
+        of this evaluation's step may still be to come.
+
+        Raises:
+            UserError: the name is no plain word, or the step has no checkpoint.
+        """
+        there = self.checkpoints.steps()
+        newest = max(there, default=0)
+        is_number = isinstance(step, int) and not isinstance(step, bool)
+        to_come = is_number and newest < step <= self.plan.num_steps and self.is_saved(step)
+        if not is_number or not (step in there or to_come):
+            raise UserError(
+                f"keep: there is no checkpoint of step {step!r}; name a step that has one"
+                f" (run.is_saved says which will)"
+            )
+        self.checkpoints.keep(name, step)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the network's weights and buffers of this stage, by the network's own names, on
@@ -89,6 +115,22 @@ class Callback:
 
     def on_end(self, run: Run, facts: Facts) -> None:
         """At the end: what summary.json holds, on every rank."""
+
+
+def listed(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    """Return what a program has handed in, in order.
+
+    Raises:
+        UserError: one of them is no instance of `Callback`, or they are no list.
+    """
+    found = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    odd = [each for each in found if not isinstance(each, Callback)]
+    if odd or not isinstance(callbacks, Iterable):
+        raise UserError(
+            f"callbacks: pass instances of Callback, got {(*odd, callbacks)[0]!r}; put them into a"
+            f" list"
+        )
+    return found
 
 
 class Callbacks(Callback):
@@ -136,11 +178,20 @@ class EarlyStopping(Callback):
     """Ends the run when the last head's score has not improved for some evaluations.
 
     Args:
-        patience: evaluations without improvement.
+        patience: evaluations without improvement, from 1.
         better: "higher" or "lower", for a metric of one's own; None: as the task says.
+
+    Raises:
+        UserError: one of them is something else.
     """
 
-    def __init__(self, patience: int = 3, better: Literal["higher", "lower"] | None = None) -> None:
+    def __init__(self, patience: int = 3, better: Better | None = None) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise UserError(
+                f"EarlyStopping: patience must be a whole number of evaluations from 1, got"
+                f" {patience!r}; change it"
+            )
+        _check_better("EarlyStopping", better)
         self._patience, self._better = patience, better
         self._best: float | None = None
         self._waited = 0
@@ -168,7 +219,7 @@ class EarlyStopping(Callback):
             self._waited += 1
 
     def _stop_if_due(self, run: Run) -> None:
-        if self._waited >= max(1, self._patience):
+        if self._waited >= self._patience:
             run.stop()
 
 
@@ -180,31 +231,35 @@ class BestCheckpoint(Callback):
 
     Args:
         better: "higher" or "lower", for a metric of one's own; None: as the task says.
+
+    Raises:
+        UserError: it is something else.
     """
 
-    def __init__(self, better: Literal["higher", "lower"] | None = None) -> None:
+    def __init__(self, better: Better | None = None) -> None:
+        _check_better("BestCheckpoint", better)
         self._better = better
         self._best: float | None = None
 
     def on_start(self, run: Run, step: int) -> None:
-        """Go on from the best of a run that is resumed; one that comes later is not its own."""
-        file = run.folder / _BEST
-        best = json.loads(file.read_text()) if step and file.is_file() else None
-        self._best = best[run.metric] if best and best["step"] <= step else None
-
-    def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Name the checkpoint of this step if it is the best so far.
+        """Go on from the best of a run that is resumed; one that comes later is not its own.
 
         Raises:
-            UserError: there will be no checkpoint of this step.
+            UserError: there will be an evaluation without a checkpoint.
         """
-        if not run.is_last or run.replica:
-            return
-        if not run.is_saved(step):
+        if (bare := run.plan.bare_evaluation) is not None:
             raise UserError(
-                f"BestCheckpoint: no checkpoint follows the evaluation after step {step}; give"
+                f"BestCheckpoint: no checkpoint follows the evaluation after step {bare}; give"
                 f" train.evaluate_every and checkpoint.every_steps the same number of steps"
             )
+        file = run.folder / _BEST
+        best = json.loads(file.read_text()) if step and file.is_file() else None
+        self._best = best.get(run.metric) if best and best["step"] <= step else None
+
+    def on_evaluation(self, run: Run, step: int, scores: dict[str, dict[str, float]]) -> None:
+        """Name the checkpoint of this step if it is the best so far."""
+        if not run.is_last or run.replica:
+            return
         score = last_score(run, scores)
         if _improves(score, self._best, self._better or run.better):
             self._best = score
@@ -221,18 +276,28 @@ def last_score(run: Run, scores: dict[str, dict[str, float]]) -> float:
 def _recorded(run: Run, step: int) -> list[float]:
     """The last head's score in each evaluation up to a step, as metrics say.
 
-    Where the run has gone back to an earlier checkpoint, what came after that one does not count.
+    Where the run has gone back to an earlier checkpoint, what came after that one does not count,
+    nor do evaluations by another metric.
     """
     number, found = str(run.modules[-1].index + 1), dict[int, float]()
     for facts in history.evaluations(RunFolder(run.folder)):
         if row := facts["modules"].get(number):
-            score = row.get(run.metric)
             found = {at: earlier for at, earlier in found.items() if at < facts["step"]}
-            found[facts["step"]] = nan if score is None else score
+            if run.metric in row:
+                score = row[run.metric]
+                found[facts["step"]] = nan if score is None else score
     return [score for at, score in found.items() if at <= step]
 
 
-def _improves(score: float, best: float | None, better: Literal["higher", "lower"]) -> bool:
+def _check_better(who: str, better: object) -> None:
+    if better is not None and better not in get_args(Better):
+        raise UserError(
+            f"{who}: better must be 'higher' or 'lower', got {better!r}; or leave it out, as the"
+            f" task says"
+        )
+
+
+def _improves(score: float, best: float | None, better: Better) -> bool:
     """A score that is not a number never does."""
     if best is None:
         return score == score

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline_local import agreement, arguments, checking, configfile, finished, trainer
 from pipeline_local.arguments import MakeOptimizer, Schedule
-from pipeline_local.callbacks import Callback, Run
+from pipeline_local.callbacks import Callback, Run, listed
 from pipeline_local.config import Config, RunConfig
 from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
 from pipeline_local.exits.network import ExitNetwork
@@ -84,6 +84,7 @@ def fit(
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
         RuntimeError: a rank that was started here has failed.
     """
+    callbacks = listed(callbacks)
     arguments.check(model, epochs, sections, callbacks)
     arguments.check_task(task, loss, metric)
     optimizer, lr, schedule, more = arguments.updates(optimizer, lr, schedule)

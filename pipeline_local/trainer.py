@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from pipeline_local import agreement, configfile
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
-from pipeline_local.callbacks import Callback, Callbacks, Run
+from pipeline_local.callbacks import Callback, Callbacks, Run, listed
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import DataInfo, passed_over
 from pipeline_local.data.images.skipping import Skipped
@@ -69,7 +69,7 @@ def train(
     config = configfile.checked(config)
     own = (rank_info or RankInfo.from_environment()).placed(config.parallel)
     mesh = own.mesh(config.parallel)
-    config = config.on_stages(mesh.num_stages)
+    config, callbacks = config.on_stages(mesh.num_stages), listed(callbacks)
     with as_found(own.device):
         if rank_info is None and mesh.num_ranks > own.world_size:
             return _on_new_ranks(config, mesh.num_ranks, callbacks, said)
@@ -217,9 +217,9 @@ class Trainer:
             is_last=self.blueprint.is_last(modules[-1].index),
             metric=task.metric,
             better=task.better,
-            is_saved=self.blueprint.run_plan.is_saved,
+            plan=self.blueprint.run_plan,
+            checkpoints=self.checkpoints,
             stop=self.stop.request,
-            keep=self.checkpoints.keep,
         )
 
     def run(self) -> Facts:

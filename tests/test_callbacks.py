@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import BestCheckpoint, Callback, EarlyStopping, UserError, fit
+from pipeline_local import (
+    BestCheckpoint,
+    Callback,
+    EarlyStopping,
+    UserError,
+    fit,
+    load_config,
+    train,
+)
 from pipeline_local.callbacks import last_score
+
+ROOT = Path(__file__).parent.parent
 
 
 def network():
@@ -207,16 +217,13 @@ class Told:
     modules: tuple = (SimpleNamespace(index=0), SimpleNamespace(index=1))
     stopped: bool = False
     kept: list = field(default_factory=list)
-    saved_every: int = 2
+    plan: object = field(default_factory=lambda: SimpleNamespace(bare_evaluation=None))
 
     def stop(self):
         self.stopped = True
 
     def keep(self, name, step):
         self.kept.append((name, step))
-
-    def is_saved(self, step):
-        return step % self.saved_every == 0
 
 
 def evaluations(run, callback, scores):
@@ -279,10 +286,90 @@ def test_the_best_checkpoint(tmp_path):
     assert lowest.kept == [("best", 2), ("best", 4)]
 
 
+def test_another_metric_has_another_best(tmp_path):
+    """As has one of another name: evaluations before a run was resumed say nothing about it."""
+    lines = [
+        {"event": "test", "step": step, "time": step, "modules": {"2": {"accuracy": 0.5}}}
+        for step in (2, 4, 6)
+    ]
+    (tmp_path / "metrics").mkdir()
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "metrics" / "stage-1.jsonl").write_text(text)
+    (tmp_path / "best.json").write_text('{"step": 6, "accuracy": 0.5}')
+    run = Told(tmp_path, metric="errors", better="lower")
+    callbacks = [EarlyStopping(2), BestCheckpoint()]
+    for callback in callbacks:
+        callback.on_start(run, 6)
+    assert not run.stopped
+    for step in (8, 10, 12):
+        assert not run.stopped
+        for callback in callbacks:
+            callback.on_evaluation(run, step, {"2": {"errors": 7.0}})
+    assert run.stopped
+    assert run.kept == [("best", 8)]
+
+
 def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
+    """Before the first step."""
     with pytest.raises(UserError, match="no checkpoint follows the evaluation after step 2; give"):
-        fitted(tmp_path / "run", BestCheckpoint(), checkpoint={"every_steps": 4})
+        fitted(tmp_path / "run", Witness(), BestCheckpoint(), checkpoint={"every_steps": 4})
+    assert called(tmp_path / "run", 0) == ["start 0"]
     assert fitted(tmp_path / "end", BestCheckpoint(), train={"evaluate_every": 6})["steps"] == 6
+
+
+@pytest.mark.parametrize("made", [EarlyStopping, BestCheckpoint])
+@pytest.mark.parametrize("better", ["max", "Higher", "", True, 1])
+def test_which_scores_are_better_is_one_of_two_words(made, better):
+    with pytest.raises(UserError, match=f"{made.__name__}: better must be .* got {better!r}; or"):
+        made(better=better)
+
+
+@pytest.mark.parametrize("patience", ["3", 0, -1, 1.5, True, None])
+def test_patience_is_a_number_of_evaluations(patience):
+    with pytest.raises(UserError, match=f"patience must be a whole number .* got {patience!r}; "):
+        EarlyStopping(patience)
+
+
+def test_callbacks_may_come_from_a_generator(tmp_path):
+    fit(
+        network(),
+        points(64),
+        points(16),
+        modules=2,
+        batch_size=16,
+        head={"name": "linear"},
+        parallel={"threads": 1},
+        callbacks=(made() for made in [Witness]),
+        run_dir=tmp_path / "run",
+        train={"steps": 1},
+    )
+    assert called(tmp_path / "run", 0)[0] == "start 0"
+
+
+@pytest.mark.parametrize("odd", [None, Callback, Callback(), 3, "none", [Callback()] * 2 + [print]])
+def test_what_is_no_list_of_callbacks_is_refused(odd):
+    with pytest.raises(UserError, match=r"callbacks: pass instances of Callback, got .*") as caught:
+        train(load_config(ROOT / "configs" / "digits.yaml"), callbacks=odd)
+    assert "\n" not in str(caught.value)
+
+
+class Keeps(Callback):
+    """Names checkpoints that are there, will be, are not, and never will be."""
+
+    def on_evaluation(self, run, step, scores):
+        if step == 4:
+            run.keep("first", 2)
+            run.keep("now", 4)
+        for odd in (0, 3, 7, 8, -2, True, "4", 2.0):
+            with pytest.raises(UserError, match=f"no checkpoint of step {odd!r}; name a step"):
+                run.keep("odd", odd)
+
+
+def test_only_checkpoints_that_are_there_are_kept(tmp_path):
+    fitted(tmp_path / "run", Keeps(), train={"steps": 6}, checkpoint={"keep": 1})
+    names = {path.name: path.read_text() for path in tmp_path.glob("run/checkpoints/*.step")}
+    assert names == {"first.step": "2\n", "now.step": "4\n"}
+    assert len([*tmp_path.glob("run/checkpoints/step-*")]) == 3
 
 
 class Broken(Callback):

@@ -96,6 +96,12 @@ class RunPlan:
         return self._due(steps - 1, self.config.checkpoint.every_steps or self._evaluate_every)
 
     @property
+    def bare_evaluation(self) -> int | None:
+        """The first step whose evaluation has no checkpoint beside it; None: all have one."""
+        first = self._evaluate_every  # or all others have one, too
+        return None if first >= self.num_steps or self.is_saved(first) else first
+
+    @property
     def _evaluate_every(self) -> int:
         return self.config.train.evaluate_every or self.steps_per_epoch
 

@@ -145,7 +145,17 @@ class Checkpoints:
                 report(f"{self.at(later).name} is now {aside.name}; going on after step {step}")
 
     def keep(self, name: str, step: int) -> None:
-        """Give the checkpoint of a step a name, under which it stays for good."""
+        """Give the checkpoint of a step a name, under which it stays for good.
+
+        Raises:
+            UserError: the name is no plain word, or says something else already.
+        """
+        word = isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)
+        if not word or name == "newest" or name.isdigit():
+            raise UserError(
+                f"keep: the name of a checkpoint is a word of letters, digits, - and _, neither a"
+                f" number nor 'newest', got {name!r}; choose another one"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.folder / f"{name}{_NAMED}", f"{step}\n")
 

@@ -59,6 +59,24 @@ def test_by_default_every_evaluation_is_saved(train, expected):
     assert [a.number for a in actions if isinstance(a, Save)] == expected
 
 
+@pytest.mark.parametrize(
+    ("evaluate_every", "every_steps", "expected"),
+    [
+        (4, None, None),
+        (4, 4, None),
+        (4, 2, None),
+        (4, 3, 4),
+        (2, 4, 2),
+        (9, 4, None),
+        (20, 3, None),
+    ],
+)
+def test_evaluations_without_a_checkpoint(evaluate_every, every_steps, expected):
+    train = {"steps": 9, "evaluate_every": evaluate_every}
+    plan = run_plan(train=train, checkpoint={"every_steps": every_steps})
+    assert plan.bare_evaluation == expected
+
+
 def test_a_run_is_never_shorter_than_what_is_done():
     plan = run_plan()
     plan.refuse_shorter(20)

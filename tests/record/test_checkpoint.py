@@ -273,3 +273,19 @@ def test_an_earlier_versions_names_of_lagged_messages_are_read(tmp_path):
     checkpoints.load(restored, 1)
     assert restored.lagged.tensors().keys() == module.lagged.tensors().keys()
     assert torch.equal(next(iter(restored.lagged.pending)).tensors[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil", "", "a b", "newest", "12", ".hidden", "-x", "a/b", "a.b", None, 3]
+)
+def test_a_name_is_one_plain_word(tmp_path, name):
+    with pytest.raises(UserError, match="name of a checkpoint is a word") as caught:
+        Checkpoints(tmp_path / "run" / "checkpoints", 1).keep(name, 2)
+    assert repr(name) in str(caught.value)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["best", "epoch_3", "low-loss"])
+def test_other_names_are_kept(tmp_path, name):
+    Checkpoints(tmp_path, 1).keep(name, 2)
+    assert (tmp_path / f"{name}.step").read_text() == "2\n"
