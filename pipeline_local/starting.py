@@ -21,6 +21,7 @@ def modules_of(
     if step:
         checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
         for module in modules:
+            checkpoints.refuse_other_optimizer(module, step)
             checkpoints.load(module, step)
     elif config.model.weights is not None:
         found = blueprint.fit_weights(weights.load(config.model.weights))

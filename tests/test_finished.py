@@ -210,4 +210,4 @@ def test_a_batch_of_another_size_is_no_other_diagnosis(image_run):
 def test_images_of_another_size_are_refused(image_run):
     run, _ = image_run
     with pytest.raises(UserError, match=r"images of the test split are 1x8x8, .* trained on 3x8x8"):
-        finished.evaluate(run, silent, ["data.name=digits"])
+        finished.evaluate(run, silent, ["data.name=digits", "data.root=null"])

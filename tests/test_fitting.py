@@ -523,6 +523,17 @@ def test_further_keys_of_modules(fitted, tmp_path):
     assert configfile.load(tmp_path / "run" / "config.yaml").modules.recompute
 
 
+@pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Rprop])
+def test_a_run_does_not_go_on_with_another_optimizer(fitted, tmp_path, other):
+    """Its state would be another one's; with other options it may."""
+    fitted(network(), optimizer=partial(torch.optim.Adam, lr=3e-3))
+    more = {"resume": True, "train": {"steps": 6}}
+    with pytest.raises(UserError, match=r"is of Adam, and this run has .*; resume with the same"):
+        fitted(network(), optimizer=partial(other, lr=3e-3), **more)
+    load(tmp_path / "run", network())
+    assert fitted(network(), optimizer=partial(torch.optim.Adam, lr=1e-3), **more)["steps"] == 6
+
+
 def test_an_optimizer_of_ones_own_is_the_one_that_steps(fitted, tmp_path):
     """SGD by hand is the named one."""
     one, two = network(), network()

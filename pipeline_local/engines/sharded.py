@@ -74,6 +74,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.state.update(loaded)
 
 
+def kind(optimizer: torch.optim.Optimizer) -> str:
+    """Return the name of an optimizer's class, whether it is in shards or not."""
+    return type(optimizer._own if isinstance(optimizer, ShardedOptimizer) else optimizer).__name__
+
+
 def shards(params: Sequence[Tensor], count: int) -> list[list[Tensor]]:
     """Deal tensors to so many shards: the largest first, each to the shard that is smallest yet."""
     dealt: list[list[Tensor]] = [[] for _ in range(count)]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
@@ -48,8 +49,16 @@ class Checkpoints:
     _sound: set[int] = field(default_factory=set, repr=False)
     """The steps whose checkpoints have been verified here."""
 
-    def write(self, index: int, state: Mapping[str, Tensor], step: int) -> None:
+    def write(
+        self, index: int, state: Mapping[str, Tensor], step: int, optimizer: str | None = None
+    ) -> None:
         """Writes one module's state (on the CPU); the file appears complete or not at all.
+
+        Args:
+            index: of the module, from 0.
+            state: its `tensors`.
+            step: the number of optimizer steps that it has done.
+            optimizer: the name of its optimizer's class.
 
         Raises:
             OSError: no space, no permission.
@@ -59,6 +68,7 @@ class Checkpoints:
             target.mkdir(parents=True, exist_ok=True)
             atomic.sync_folder(self.folder)
         facts = {"module": str(index + 1), "step": str(step)}
+        facts |= {"optimizer": optimizer} if optimizer else {}
         sealed.write(self._file(step, index), state, facts)
 
     def latest(self, report: Report = warn) -> int | None:
@@ -130,6 +140,20 @@ class Checkpoints:
         module.lagged.load(
             {name: tensor.to(device) for name, tensor in lagged.items()}, module.replicas
         )
+
+    def refuse_other_optimizer(self, module: LocalModule, step: int) -> None:
+        """Refuses to go on with an optimizer of another class, which would misread the state.
+
+        Raises:
+            UserError: the checkpoint says that it was another one; earlier versions did not say.
+        """
+        own, path = kind(module.engine.optimizer), self._file(step, module.index)
+        with suppress(BrokenSealError):  # `load` says what is wrong
+            if (found := sealed.facts(path).get("optimizer", own)) != own:
+                raise UserError(
+                    f"optimizer: checkpoint {path} is of {found}, and this run has {own}; resume"
+                    f" with the same one, or start another run (run.dir)"
+                )
 
     def set_aside_after(self, step: int, report: Report = warn) -> None:
         """Renames checkpoints after `step`, so that new ones do not mix with them; deletes nothing.

@@ -107,6 +107,21 @@ def read(path: Path) -> dict[str, Tensor]:
         raise BrokenSealError(f"cannot be read ({error})") from None
 
 
+def facts(path: Path) -> dict[str, str]:
+    """Returns the facts in a file's header; reads and verifies nothing else.
+
+    Raises:
+        BrokenSealError: it is missing, or no such file.
+        UserError: it cannot be read, whatever is in it.
+    """
+    try:
+        with reading(path), safe_open(path, framework="pt") as file:
+            found: dict[str, str] = file.metadata() or {}
+            return found
+    except SafetensorError as error:
+        raise BrokenSealError(f"cannot be read ({error})") from None
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """A context that tells a file that is damaged from one that cannot be read now: for a lack of

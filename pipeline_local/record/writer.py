@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record.checkpoint import Checkpoints, tensors
@@ -46,7 +47,8 @@ class Writer:
         if modules[0].replicas.index:
             return  # the first replica writes them
         copies = {index: self._snapshots[index].take(state) for index, state in states.items()}
-        self._writing = self._thread.submit(self._write, copies, step)
+        kinds = {module.index: kind(module.engine.optimizer) for module in modules}
+        self._writing = self._thread.submit(self._write, copies, step, kinds)
 
     def check(self) -> None:
         """Checks, without waiting, whether the write under way has failed.
@@ -71,12 +73,12 @@ class Writer:
         """Ends the thread, after a write that may be under way. It reports no failure."""
         self._thread.shutdown()
 
-    def _write(self, copies: dict[int, Copies], step: int) -> None:
+    def _write(self, copies: dict[int, Copies], step: int, kinds: dict[int, str]) -> None:
         self.device_seconds += sum(copy.arrive() for copy in copies.values())
         try:
             for index, copy in copies.items():
                 with self._trace.beside("write", step - 1, index):
-                    self._checkpoints.write(index, copy.tensors, step)
+                    self._checkpoints.write(index, copy.tensors, step, kinds[index])
         except OSError as error:
             raise UserError(
                 f"checkpoint {self._checkpoints.at(step)} cannot be written"

@@ -22,7 +22,7 @@ def save(checkpoints, modules, step):
     """At once, where training copies and writes in the background."""
     for module in modules:
         state = {name: value.cpu().contiguous() for name, value in tensors(module).items()}
-        checkpoints.write(module.index, state, step)
+        checkpoints.write(module.index, state, step, type(module.optimizer).__name__)
 
 
 def make(index, width=3, seed=0):
@@ -273,6 +273,19 @@ def test_an_earlier_versions_names_of_lagged_messages_are_read(tmp_path):
     checkpoints.load(restored, 1)
     assert restored.lagged.tensors().keys() == module.lagged.tensors().keys()
     assert torch.equal(next(iter(restored.lagged.pending)).tensors[0], torch.zeros(3))
+
+
+def test_the_state_of_another_optimizer_is_not_taken_over(tmp_path):
+    """Earlier versions did not say whose it is; what is damaged is for `load` to say."""
+    checkpoints, module = Checkpoints(tmp_path, 1), make(0)
+    checkpoints.write(0, tensors(module), 1, optimizer="SGD")
+    with pytest.raises(UserError, match=r"module-001\.safetensors is of SGD, .* has AdamW; resume"):
+        checkpoints.refuse_other_optimizer(module, 1)
+    checkpoints.write(0, tensors(module), 2, optimizer="AdamW")
+    checkpoints.write(0, tensors(module), 3)
+    (checkpoints.at(4)).mkdir()
+    for step in (2, 3, 4):
+        checkpoints.refuse_other_optimizer(module, step)
 
 
 @pytest.mark.parametrize(
