@@ -66,7 +66,7 @@ class EngineSettings:
 
 
 def _enabled(keys: Mapping[str, Any] | None, name: str) -> bool:
-    return bool((keys or {}).get(name, {}).get("enabled"))
+    return (keys or {}).get(name, {}).get("enabled", False) is True
 
 
 def _given(config: Config) -> dict[str, Any]:
@@ -120,7 +120,12 @@ def _of_run(config: Config) -> Iterator[str]:
 
 
 def _of_precision(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
-    bf16, fp16 = (_enabled(given, name) for name in ("bf16", "fp16"))
+    switches = {name: given.get(name, {}).get("enabled", False) for name in ("bf16", "fp16")}
+    if odd := {name: value for name, value in switches.items() if not isinstance(value, bool)}:
+        for name, value in odd.items():
+            yield f"deepspeed.{name}.enabled must be true or false, got {value!r}"
+        return
+    bf16, fp16 = switches.values()
     if bf16 and fp16:
         yield (
             "deepspeed.bf16.enabled and deepspeed.fp16.enabled: parameters have one dtype; leave"

@@ -70,6 +70,18 @@ def half(bf16=None, **keys):
     return {"precision": "float16", "engine": "deepspeed", "deepspeed": section}
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@pytest.mark.parametrize("odd", ["false", "true", "auto", 1, 0, None, [True]])
+def test_a_switch_is_true_or_false(name, odd):
+    """Text would count as true, whatever it says."""
+    with pytest.raises(ConfigError) as refused:
+        config(engine="deepspeed", deepspeed={name: {"enabled": odd}})
+    assert refused.value.problems == [
+        f"deepspeed.{name}.enabled must be true or false, got {odd!r}"
+    ]
+    assert not EngineSettings(deepspeed={name: {"enabled": odd}}).rounds
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
