@@ -84,6 +84,11 @@ def describe(data: DataConfig) -> DataInfo:
     side, mean, std = _pixels(data, train)
     if not _is_shipped(data.name):
         check_image(data.name, test[0][0], len(mean))
+    if data.augment == "trivial" and len(mean) not in (1, 3):
+        raise UserError(
+            f"data.augment: trivial takes images with 1 or 3 channels, got {len(mean)} of"
+            f" {data.name}; use standard or none"
+        )
     shape, num_classes = (len(mean), side, side), len(train.classes)
     return DataInfo(len(train), len(test), num_classes, shape, mean, std, train.classes)
 

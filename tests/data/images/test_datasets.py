@@ -200,6 +200,29 @@ def test_a_run_with_own_data_resumes(mine, tmp_path, monkeypatch):
     assert half["loss"] == whole["loss"]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_trivial_augment_needs_colours_or_grey(mine, channels):
+    with Path(f"{mine.removeprefix('python:')}.py").open("a") as file:
+        file.write(
+            f"""
+class Wide(Grey):
+    def __getitem__(self, index):
+        pixels, label = super().__getitem__(index)
+        return pixels.expand({channels}, -1, -1), label
+
+def open_wide(root, split):
+    return Wide(10, 6, torch.arange(10) % 2)
+"""
+        )
+    data = DataConfig(f"{mine}:open_wide", batch_size=4, augment="trivial")
+    if channels in (1, 3):
+        assert describe(data).sample_shape == (channels, 6, 6)
+        return
+    with pytest.raises(UserError, match=rf"data\.augment: trivial .* got {channels} of python:"):
+        describe(data)
+    assert describe(dataclasses.replace(data, augment="standard")).sample_shape[0] == channels
+
+
 def test_an_own_entry_knows_its_images(mine):
     info = describe(DataConfig(f"{mine}:GREY", batch_size=4))
     assert (info.sample_shape, info.mean, info.std) == ((1, 6, 6), (0.1,), (0.3,))
