@@ -79,6 +79,8 @@ class Backbone:
             uninitialised block, drawing from torch's global generator.
         layout: of the blocks' outputs.
         language: what it is beside that, if it is a language model.
+        adopt: reads state dicts as others publish them, whatever stands before their names; None:
+            they have the model's own names.
 
     Raises:
         ValueError: no block, or two of one name.
@@ -89,6 +91,7 @@ class Backbone:
     initialize: Callable[[nn.Module], None]
     layout: Layout
     language: Language | None = None
+    adopt: Adopt | None = None
 
     def __post_init__(self) -> None:
         names = [block.name for block in (*self.blocks, self.classifier)]

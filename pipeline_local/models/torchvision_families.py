@@ -7,7 +7,9 @@ which no weights file does, so what is trained here could not be loaded there.
 """
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from torchvision.models import mobilenetv2, mobilenetv3, shufflenetv2
 from torchvision.models import regnet as tv_regnet
 from torchvision.models import squeezenet as tv_squeezenet
 
+from pipeline_local.errors import counted
 from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, reset_parameters
 from pipeline_local.models.torchvision_models import (
@@ -99,7 +102,19 @@ def densenet(
             for key, layer in dense_block.items():
                 steps = dict(layer.named_children()) | {"dropout": nn.Dropout(drop_rate)}
                 dense_block[key] = DenseLayer(**steps)
-    return cut(model, (DenseLayer,), ("features.norm5", "relu", *POOLED), _initialize_densenet)
+    head = ("features.norm5", "relu", *POOLED)
+    return replace(cut(model, (DenseLayer,), head, _initialize_densenet), adopt=_adopt_densenet)
+
+
+_PUBLISHED = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+"""Names in the files that torchvision offers, which it maps itself when it loads them."""
+
+
+def _adopt_densenet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    found = {name: _PUBLISHED.sub(r"\1\2", name) for name in state}
+    count = sum(old != new for old, new in found.items())
+    note = f"{counted(count, 'name')} like norm.1 and conv.2 become norm1 and conv2"
+    return {found[name]: value for name, value in state.items()}, [note] if count else []
 
 
 _kaiming_convolutions = initializer({nn.Conv2d: nn.init.kaiming_normal_})
@@ -140,7 +155,17 @@ def inception(
     model = whole(name, num_classes, image_shape, **args)
     order = ("flatten", "dropout") if name == "googlenet" else ("dropout", "flatten")
     rule = partial(_initialize_inception, 0.01 if name == "googlenet" else 0.1)
-    return cut(model, (), ("avgpool", *order, "fc"), rule)
+    return replace(cut(model, (), ("avgpool", *order, "fc"), rule), adopt=_adopt_inception)
+
+
+_AUXILIARY = {"aux1", "aux2", "AuxLogits"}
+
+
+def _adopt_inception(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    kept = {name: value for name, value in state.items() if not _AUXILIARY & {*name.split(".")}}
+    count = len(state) - len(kept)
+    note = f"{counted(count, 'tensor')} of auxiliary classifiers are left out"
+    return kept, [note] if count else []
 
 
 def _initialize_inception(std: float, module: nn.Module) -> None:

@@ -143,7 +143,9 @@ def fitted(backbone: Backbone, state: Mapping[str, Tensor]) -> Fitted:
     """
     body, classifier = _tensors(backbone.blocks), _tensors([backbone.classifier])
     wanted = body | classifier
+    state, read = backbone.adopt(state) if backbone.adopt else (state, [])
     state, renamed = _renamed(state, wanted.keys())
+    renamed += read
     language = backbone.language
     if language:
         state, adopted = language.adopt(state)

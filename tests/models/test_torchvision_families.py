@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from pipeline_local.errors import UserError
-from pipeline_local.models import registry
+from pipeline_local.models import registry, weights
 
 RGB = (3, 64, 64)
 
@@ -37,6 +37,44 @@ def layers(backbone, kind):
 )  # fmt: skip
 def test_natural_units_are_blocks(name, names):
     assert [block.name for block in build(name).blocks[: len(names)]] == names
+
+
+def published(name, prefix=""):
+    """Names, shapes and kinds of a file that torchvision offers; values take no memory."""
+    with torch.device("meta"):
+        state = torchvision.models.get_model(name, num_classes=7).state_dict()
+    if name == "densenet121":
+        for number in "12":
+            for kind in ("norm", "conv"):
+                pairs = [
+                    (key.replace(f".{kind}{number}.", f".{kind}.{number}."), key) for key in state
+                ]
+                state = {new if "denselayer" in new else key: state[key] for new, key in pairs}
+    return {
+        prefix + key: torch.zeros((), dtype=v.dtype).expand(v.shape) for key, v in state.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("densenet121", "696 names like norm.1 and conv.2 become norm1 and conv2"),
+        ("googlenet", "20 tensors of auxiliary classifiers are left out"),
+        ("inception_v3", "14 tensors of auxiliary classifiers are left out"),
+    ],
+)
+def test_published_weights_are_read(name, note, prefix):
+    backbone, state = build(name, (3, 96, 96)), published(name, prefix)
+    if name == "densenet121":
+        assert prefix + "features.denseblock1.denselayer1.norm.1.weight" in state
+    found = weights.fitted(backbone, state)
+    assert found.notes[-1] == f"model.weights: {note}"
+    assert not found.fresh
+    again = weights.fitted(backbone, found.state)
+    assert again.notes == []
+    assert again.state.keys() == found.state.keys()
 
 
 @pytest.mark.parametrize(
