@@ -122,7 +122,7 @@ class Checkpoints:
         """
         path = self._file(step, module.index)
         try:
-            named = current_names(sealed.read(path))
+            named = _with_axes(current_names(sealed.read(path)), module)
         except BrokenSealError as error:
             raise UserError(
                 f"checkpoint {path} {error}; start again, to fall back to an earlier checkpoint"
@@ -269,6 +269,22 @@ def tensors(module: LocalModule) -> dict[str, Tensor]:
         for prefix, named in parts.items()
         for name, value in named.items()
     }
+
+
+def _with_axes(named: dict[str, Tensor], module: LocalModule) -> dict[str, Tensor]:
+    """Gives an optimizer's state of a weight the shape [1] where an earlier version had none.
+
+    Such a weight takes the saved value itself (`ReadoutHead`). A count of steps stays a scalar.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    params = (p for group in module.optimizer.param_groups for p in group["params"])
+    for number, parameter in enumerate(params):
+        saved = named.get(names[parameter])
+        if saved is not None and saved.dim() < parameter.dim() == 1:
+            for name in [n for n in named if n.startswith(f"optimizer.{number}.")]:
+                if not name.endswith(".step"):
+                    named[name] = named[name].reshape(1)
+    return named
 
 
 def _weights(module: LocalModule) -> dict[str, Tensor]:

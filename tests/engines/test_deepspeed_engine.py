@@ -231,7 +231,8 @@ def run(rank_info, folder, **changes):
         "run": {"dir": str(folder), "resume": folder.exists()},
     }
     for key, value in changes.items():
-        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
+        added = isinstance(value, dict) and key != "model"
+        tree[key] = tree.get(key, {}) | value if added else value
     trainer.train(configfile.parse(tree), rank_info)
 
 
@@ -266,3 +267,32 @@ def test_a_run_goes_on_with_the_other_engine_and_other_ranks(run_ranks, tmp_path
         path.unlink()
     run_ranks(partial(run, **ours, parallel={"replicas": 1, "stages": 2}), 2, plain)
     check(plain)
+
+
+READOUT = {
+    "model": {
+        "name": "causal_lm",
+        "architecture": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    },
+    "data": {"name": "python:tests.token_task:tokens", "batch_size": 8},
+    "task": {"name": "next_token"},
+    "head": {"name": "readout", "depth": 0, "refresh": 1},
+    "optimizer": {"name": "adamw", "lr": 0.01, "decay": "matrices", "weight_decay": 0.1},
+    "parallel": {"threads": 1, "stages": 1, "replicas": 1},
+}
+
+
+def test_readouts_learn_as_with_the_torch_engine(tmp_path):
+    """Their temperature is a number: DeepSpeed takes no parameter without axes."""
+    run(RankInfo(), plain := tmp_path / "torch", **READOUT)
+    run(RankInfo(), ours := tmp_path / "deepspeed", **READOUT, engine="deepspeed")
+    expected, got = tensors(plain, 4), tensors(ours, 4)
+    assert got.keys() == expected.keys()
+    temperature = got["module-001.safetensors head.temperature"]
+    assert temperature.item() != 1
+    for name, value in got.items():
+        assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-5), name

@@ -3,7 +3,7 @@ of the last module (SOLO, Yin et al., 2026)."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ class ReadoutHead(nn.Module, Follower):
         super().__init__()
         self.blocks = blocks
         self.classifier = classifier
-        self.temperature = nn.Parameter(torch.empty(()))
+        self.temperature = nn.Parameter(torch.empty(1))  # DeepSpeed takes no scalar
         self.shared = shared
         self.rules = rules
         self._own.weight.requires_grad_(not shared)
@@ -58,11 +58,23 @@ class ReadoutHead(nn.Module, Follower):
 
     def hidden(self, x: Tensor) -> Tensor:
         """Map activations [B, T, d] to the last hidden state [B, T, d]."""
-        return self._own.hidden(self.blocks(x)) * self.temperature
+        # a scalar leaves the dtype of narrow activations as it is; a tensor with an axis would not
+        return self._own.hidden(self.blocks(x)) * self.temperature.view(())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations [B, T, d] to logits [B, T, V]."""
         return nn.functional.linear(self.hidden(x), self.weight)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *more: Any,  # noqa: ANN401 (what torch gives)
+    ) -> None:
+        """Take a temperature without an axis, too: earlier versions saved it so."""
+        if (saved := state_dict.get(name := f"{prefix}temperature")) is not None:
+            state_dict[name] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -15,6 +15,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import ReadoutHead, Site
 from pipeline_local.learning.step import LAG
+from pipeline_local.record import sealed
 
 T, D, V, EVERY = 6, 8, 11, 3
 
@@ -191,6 +192,39 @@ def test_resumed_with_matrices_under_way_it_is_the_same_run(tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert any("pending" in key for _, key in one), "or nothing was under way"
+
+
+def without_axes(path):
+    """A module's file as earlier versions wrote it: the temperature was a scalar."""
+    facts, named = sealed.verify(path), sealed.read(path)
+    grown = [name for name, t in named.items() if t.shape == (1,)]
+    sealed.write(path, named | {name: named[name].reshape(()) for name in grown}, facts)
+    return grown
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("deepspeed", marks=pytest.mark.long)])
+def test_a_temperature_without_an_axis_is_read(engine, tmp_path):
+    options = {"optimizer": "adamw", "checkpoint": {"every_steps": 7, "keep": 9}}
+    run(tmp_path / "whole", **options, engine=engine)
+    run(tmp_path / "cut", **options, engine=engine)
+    first, last = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    shutil.rmtree(last)
+    grown = [name for path in sorted(first.iterdir()) for name in without_axes(path)]
+    assert grown.count("head.temperature") == 3
+    assert len(grown) == 3 * 3, "with both averages of AdamW"
+    run(tmp_path / "cut", resume=True, **options, engine=engine)
+    for path in sorted((tmp_path / "whole" / "checkpoints" / last.name).iterdir()):
+        one, two = sealed.read(path), sealed.read(last / path.name)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_exported_head_without_an_axis_is_read():
+    head = built()
+    state = head.state_dict()
+    assert state["temperature"].shape == (1,)
+    head.load_state_dict(state | {"temperature": torch.tensor(1.5)}, strict=True)
+    assert torch.equal(head.temperature, torch.tensor([1.5]))
 
 
 def test_first_order_estimators_reconcile_through_unformed_logits(tmp_path):
