@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline_local import configfile, startup
@@ -21,6 +22,7 @@ from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.loggers import follower
 from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
+from pipeline_local.models.embedding import TiedEmbedding
 from pipeline_local.placement.describe import doubts
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
@@ -83,11 +85,21 @@ def _check_engine(blueprint: Blueprint, device: torch.device) -> None:
         for index in range(len(blueprint.modules))
         for part in (*blueprint.meta_body(index), blueprint.meta_head(index))
     ]
-    if settings.rounds and any(isinstance(m, _BatchNorm) for p in parts for m in p.modules()):
+    if not settings.rounds:
+        return
+    key = f"deepspeed.{'fp16' if settings.scales else 'bf16'}.enabled"
+    layers = [layer for part in parts for layer in part.modules()]
+    if any(isinstance(layer, _BatchNorm) for layer in layers):
         raise UserError(
-            f"deepspeed.{'fp16' if settings.scales else 'bf16'}.enabled: a batch norm has"
-            f" statistics in float32, and torch takes no narrower weights beside them; use"
-            f" precision=bfloat16 alone, or another network"
+            f"{key}: a batch norm has statistics in float32, and torch takes no narrower weights"
+            f" beside them; use precision=bfloat16 alone, or another network"
+        )
+    tied = len(blueprint.modules) == 1 and any(isinstance(x, TiedEmbedding) for x in layers)
+    tables = [layer.weight for layer in layers if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
+    if device.type == "cpu" and (tied or any(table.requires_grad for table in tables)):
+        raise UserError(
+            f"{key}: a CPU adds up an embedding's gradient in the narrow dtype of its weights, so"
+            f" that of a frequent token stops growing; use precision=bfloat16 alone"
         )
 
 

@@ -269,15 +269,16 @@ def test_a_run_goes_on_with_the_other_engine_and_other_ranks(run_ranks, tmp_path
     check(plain)
 
 
+LLAMA = {
+    "name": "causal_lm",
+    "architecture": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 READOUT = {
-    "model": {
-        "name": "causal_lm",
-        "architecture": "llama",
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-    },
+    "model": LLAMA,
     "data": {"name": "python:tests.token_task:tokens", "batch_size": 8},
     "task": {"name": "next_token"},
     "head": {"name": "readout", "depth": 0, "refresh": 1},
@@ -296,3 +297,30 @@ def test_readouts_learn_as_with_the_torch_engine(tmp_path):
     assert temperature.item() != 1
     for name, value in got.items():
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "most"), [("bf16", "bfloat16", 256), ("fp16", "float16", 2048)]
+)
+def test_narrow_embeddings_on_a_cpu_are_refused_before_anything_starts(
+    name, dtype, most, tmp_path, monkeypatch
+):
+    """A row that is used 4096 times has a gradient of `most`, of ones."""
+    narrow = torch.zeros(1, 1, dtype=getattr(torch, dtype), requires_grad=True)
+    rows = nn.functional.embedding(torch.zeros(4096, dtype=torch.int64), narrow)
+    (gradient,) = torch.autograd.grad(rows, narrow, torch.ones_like(rows))
+    assert gradient.item() == most, "if it is no longer, there is nothing to refuse"
+
+    monkeypatch.setattr(deepspeed_library, "_refuse_float16", lambda device: None)
+    own = {"engine": "deepspeed", "precision": dtype, "deepspeed": {name: {"enabled": True}}}
+    gpt2 = {"name": "causal_lm", "architecture": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2}
+    tied = {**LLAMA, "tie_word_embeddings": True}
+    for model, count in [(LLAMA, 2), (gpt2, 2), (tied, 1)]:
+        options = {**READOUT, "model": model, "modules": {"count": count}}
+        line = rf"^deepspeed\.{name}\.enabled: a CPU .* embedding's .*; use precision=bfloat16"
+        with pytest.raises(UserError, match=line):
+            run(RankInfo(), tmp_path / "run", **options, **own)
+    assert not (tmp_path / "run").exists()
+    if name == "bf16":  # float16 is not of every CPU
+        run(RankInfo(), tmp_path / "copies", **{**READOUT, "model": tied}, **own)
+        run(RankInfo(), tmp_path / "alone", **READOUT, **{**own, "deepspeed": {}})
