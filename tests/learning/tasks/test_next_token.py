@@ -1,11 +1,13 @@
 """The next-token loss without all logits is that with all of them, and so are its gradients."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
@@ -184,6 +186,38 @@ def test_the_score_while_training_is_a_perplexity():
     score = TASK.score(outputs.detach(), labels)
     torch.testing.assert_close(score, TASK.loss(outputs, labels).exp().detach())
     assert not score.requires_grad
+
+
+def most_allocated(profiled):
+    """The most bytes that were held at once beyond those at the start. `LiveBytes` would not see
+    inside torch's own."""
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_loss_signal_and_judgement_never_hold_a_third_of_all_logits(fused, read_only, monkeypatch):
+    if fused and not next_token._FUSED:
+        pytest.skip("torch has no linear cross-entropy in chunks")
+    samples, length, width, vocabulary = 8, 128, 16, 1024
+    whole = samples * length * vocabulary * 4
+    monkeypatch.setattr(next_token, "_FUSED", fused)
+    monkeypatch.setattr(next_token, "_MOST_LOGITS", 64 * vocabulary)
+    task = NextToken(vocabulary, (length,))
+    x = torch.randn(samples, length, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=not read_only)
+    labels = torch.randint(vocabulary, (samples, length))
+    wanted = [x] if read_only else [x, weight]
+    peaks = {}
+    for name, outputs in {"whole": lambda h, w: h @ w.T, "unformed": Logits}.items():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            torch.autograd.grad(task.loss(outputs(x, weight), labels), wanted)
+            with torch.no_grad():
+                task.judge(outputs(x, weight), labels)
+        peaks[name] = most_allocated(profiled)
+    assert peaks["whole"] > whole, "or nothing is counted"
+    assert peaks["unformed"] < whole / 3
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
