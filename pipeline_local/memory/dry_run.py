@@ -311,7 +311,7 @@ def _under_way(blueprint: Blueprint, index: int) -> int:
         num_bytes(each)
         * (
             lag.most_pending(content, step.microbatches)
-            + step.microbatches * content.is_passed_on(index)
+            + (1 if content.once else step.microbatches) * content.is_passed_on(index)
         )
         for content, each in specs.items()
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.engines.sharded import shards
 from pipeline_local.errors import UserError
 from pipeline_local.memory import dry_run
@@ -227,6 +227,53 @@ def test_copies_of_parameters(microbatches):
     assert held.boundary == plain.boundary + copy, "received ahead"
     often = draw("mlp", head={**head, "refresh": 1}, train=train)
     assert stage_bytes(often, range(1, 3), 2).lagged == 5 * held.lagged
+
+
+TEXT = {
+    "model": {
+        "name": "causal_lm",
+        "architecture": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+    },
+    "data": {
+        "name": "synthetic_tokens",
+        "vocabulary": 600,
+        "sequence_length": 8,
+        "batch_size": 8,
+    },
+    "task": {"name": "next_token"},
+}
+MATRIX = 4 * 600 * 16
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_readouts_hold_the_matrix_and_send_it_on(microbatches):
+    """A module in between has one as its head's, without a gradient, and one on its way."""
+    train, head = {"steps": 1, "microbatches": microbatches}, {"name": "readout", "depth": 0}
+    private, shared = (
+        stage_bytes(draw(**TEXT, head={**head, **options}, train=train), range(1, 3), 2)
+        for options in ({"private": True}, {"refresh": 5})
+    )
+    for module, own in zip(shared.modules, private.modules, strict=True):
+        assert module.parameters == own.parameters
+        assert module.gradients == own.gradients - MATRIX
+        assert module.optimizer == own.optimizer - MATRIX
+    assert (private.lagged, shared.lagged) == (0, 2 * MATRIX)
+    assert shared.boundary == private.boundary + MATRIX, "received ahead"
+    often = draw(**TEXT, head={**head, "refresh": 1}, train=train)
+    assert stage_bytes(often, range(1, 3), 2).lagged == 5 * shared.lagged
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_a_tied_table_passes_through_modules_that_have_no_copy(microbatches):
+    """Each of them keeps one to pass on, however many microbatches there are."""
+    tied = {**TEXT, "model": {**TEXT["model"], "tie_word_embeddings": True}}
+    train, head = {"steps": 1, "microbatches": microbatches}, {"name": "linear"}
+    held = stage_bytes(draw(**tied, head=head, train=train), range(1, 3), 2)
+    assert held.lagged == 2 * (1 + 1) * MATRIX
 
 
 @pytest.mark.parametrize(
