@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline_local import configfile
-from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.planning import alternatives, plan
 
@@ -59,6 +59,40 @@ def test_traffic_of_copies():
     train = {"steps": 40, "log_every": 10, "microbatches": 4}
     (edge,) = draw(head={"name": "ema", "refresh": 5}, train=train).edges
     assert edge.lagged == pytest.approx(4 * (32 * 32 + 32) / 5)
+
+
+LLAMA = {
+    "model": {
+        "name": "causal_lm",
+        "architecture": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    },
+    "data": {
+        "name": "synthetic_tokens",
+        "vocabulary": 50,
+        "sequence_length": 8,
+        "batch_size": 8,
+    },
+    "task": {"name": "next_token"},
+}
+
+
+def test_readouts_are_the_matrix_on_every_edge():
+    """Once per period, whatever the microbatches; a head's own are the norm and the temperature."""
+    head = {"name": "readout", "depth": 0, "refresh": 5}
+    train = {"steps": 40, "log_every": 10, "microbatches": 4}
+    drawn = draw(3, **LLAMA, head=head, train=train)
+    matrix, norm, rotary = 4 * 50 * 16, 4 * 16, 2 * 4 * 4  # the frequencies of half a head, twice
+    layer = 4 * (4 * 16 * 16 + 3 * 16 * 32) + 2 * norm
+    assert [edge.lagged for edge in drawn.edges] == [matrix / 5] * 2
+    trained = [matrix + norm + 4, layer + norm + 4, 2 * layer + norm + matrix]
+    modules = [stage.modules[0].memory for stage in drawn.stages]
+    assert [m.gradients for m in modules] == [m.optimizer for m in modules] == trained
+    fixed = [m.parameters - m.gradients for m in modules]
+    assert fixed == [matrix, matrix + rotary, 2 * rotary]
 
 
 def test_traffic_of_distillation():

@@ -1,7 +1,10 @@
 """Ids mean the same whoever reads the tokenizer's files."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -53,6 +56,20 @@ def test_training_is_repeatable_and_knows_every_byte(trained):
     assert trained.decode(ids.tolist()) == TEXT.replace(END, "")
     assert max(trained.encode([prose(50)])[0]) >= 257, "words have ids of their own"
     assert train([prose(2000)], 280).digest != trained.digest
+
+
+def test_another_process_makes_the_same_tokenizer(trained):
+    """Whatever order its sets and dictionaries of strings have."""
+    code = (
+        "from pipeline_local.text.tokenizer import train; from tests.prose import prose;"
+        " print(train([prose(2000)], 290).digest)"
+    )
+    root = Path(__file__).parent.parent.parent
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+        command = [sys.executable, "-c", code]
+        printed = subprocess.check_output(command, env=environment, cwd=root, text=True)
+        assert printed.strip() == trained.digest
 
 
 def test_a_digest_is_that_of_the_ids_alone(trained, tmp_path):
