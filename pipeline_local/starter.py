@@ -54,7 +54,7 @@ _OWN: dict[str, _Tree] = {
         "head": {"name": "readout"},
         "data": {"name": "synthetic_tokens", "sequence_length": 128, "batch_size": 16},
         "train": {"steps": 200},
-        "optimizer": {**_ADAM, "lr": 3e-3, "weight_decay": 0.1, "clip": 1.0},
+        "optimizer": {**_ADAM, "lr": 3e-3, "weight_decay": 0.1, "decay": "matrices", "clip": 1.0},
     },
 }
 """What a model needs beside, or instead of, what a small network of images does."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline_local import configfile
+from pipeline_local import configfile, starter
 from pipeline_local.commandline.parser import parser
 from pipeline_local.data import datasets
 from pipeline_local.data.images.datasets import DataInfo, describe
@@ -55,6 +55,16 @@ def test_loads_and_builds(path):
         assert blueprint.contract(index).activations.shape[0] > 0
     Placement.of(blueprint, config.parallel.stages or count)
     assert configfile.parse(yaml.safe_load(configfile.dump(config))) == config
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, "init"], ids=lambda p: Path(p).name)
+def test_norms_and_embeddings_of_language_models_do_not_decay(path):
+    if isinstance(path, str):
+        config = configfile.parse(yaml.safe_load(starter.text("causal_lm", "own.yaml")))
+    else:
+        config = configfile.load(path)
+    if config.task.name == "next_token" and config.optimizer.name == "adamw":
+        assert config.optimizer.decay == "matrices"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
