@@ -4,13 +4,15 @@
 # Each piece leaves OUT/NAME.txt (and NAME.json) when it went well, and is not run again then, so the
 # same command goes on after any interruption. BATCHES, RUNS, STEPS (a multiple of 8) and MORE settings
 # make it smaller, such as on a CPU: BATCHES=8 RUNS=1 STEPS=8 MORE=data.image_size=64 bash ...
+# SEQUENCES and MORE_TEXT do so for the language model: SEQUENCES=4 MORE_TEXT=model.n_layer=8
 # DATA=PATH (CIFAR-10 as an image folder) adds accuracy.
 set -uo pipefail
 
 out=$1
 mkdir -p "$out"
 read -ra more <<<"${MORE:-}"
-resnet=configs/bench-resnet50.yaml vit=configs/bench-vit-s.yaml
+read -ra more_text <<<"${MORE_TEXT:-}"
+resnet=configs/bench-resnet50.yaml vit=configs/bench-vit-s.yaml gpt2=configs/bench-gpt2.yaml
 
 once() { # name, command...
     local name=$1
@@ -37,6 +39,13 @@ print(platform.python_version(), torch.__version__, v.__version__, torch.version
 once p2p env PIPELINE_LOCAL_TEST_GPU=1 python -m pytest -q tests/ranks/test_p2p.py \
     tests/pipeline/test_transport.py tests/record tests/learning tests/bench/test_memory.py
 
+for batch in ${SEQUENCES:-8 32}; do
+    for k in 4 2 8; do
+        once "gpt2-k$k-b$batch" python -m pipeline_local bench baselines $gpt2 \
+            --baselines bp,checkpoint,accumulate,local --microbatches 4 --runs "${RUNS:-3}" --steps "${STEPS:-24}" \
+            --json "$out/gpt2-k$k-b$batch.json" "data.batch_size=$batch" "modules.count=$k" "${more_text[@]}"
+    done
+done
 for batch in ${BATCHES:-128 256}; do
     for k in 4 2 8; do
         for precision in float32 bfloat16; do
