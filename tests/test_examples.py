@@ -98,6 +98,13 @@ def test_regression(example):
     assert summary(folder)["mean_absolute_error"][-1] < 0.75  # of a deviation of 1
 
 
+def test_language_model(example, forked_launcher):
+    folder, printed = example("language_model")
+    assert summary(folder)["steps"] == 10
+    assert summary(folder)["bits_per_byte"][-1] < 6  # 8 before the first step
+    assert len(printed.partition("\nIt is a truth")[2]) > 20
+
+
 def test_pretrained(example):
     folder, printed = example("pretrained")
     assert "frozen weights stayed: True" in printed
