@@ -18,12 +18,27 @@ optimizer: {lr: 0.05}
 parallel: {threads: 1}
 """
 
+TEXT = """
+model: {name: causal_lm, architecture: llama, hidden_size: 16, intermediate_size: 32,
+        num_hidden_layers: 3, num_attention_heads: 2}
+task: {name: next_token}
+modules: {count: 3}
+head: {name: readout, depth: 1, refresh: 2}
+reconcile: {weight: 0.1, every: 2, direction: both, distance: relative}
+data: {name: synthetic_tokens, vocabulary: 50, sequence_length: 16, batch_size: 8}
+train: {steps: 16, log_every: 4, evaluate_every: 16}
+optimizer: {name: adamw, lr: 0.01}
+parallel: {threads: 1}
+"""
+
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_compiled_training_follows_the_eager_one(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+@pytest.mark.parametrize("config", [CONFIG, TEXT], ids=["images", "text"])
+def test_compiled_training_follows_the_eager_one(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(CONFIG)
+    (tmp_path / "c.yaml").write_text(config)
     assert main(["train", "c.yaml", "run.dir=eager"]) == 0
     with inductor.patch(compile_threads=1):  # no pool of workers is left
         assert main(["train", "c.yaml", "run.dir=compiled", "compile=true"]) == 0
