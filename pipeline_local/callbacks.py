@@ -247,7 +247,7 @@ class BestCheckpoint(Callback):
         Raises:
             UserError: there will be an evaluation without a checkpoint.
         """
-        if (bare := run.plan.bare_evaluation) is not None:
+        if (bare := run.plan.bare_evaluation(step)) is not None:
             raise UserError(
                 f"BestCheckpoint: no checkpoint follows the evaluation after step {bare}; give"
                 f" train.evaluate_every and checkpoint.every_steps the same number of steps"

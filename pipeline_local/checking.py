@@ -59,7 +59,8 @@ def _check_values(name: str, split: GivenSamples, task: Task, objects: Given, on
             finite = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
             raise UserError(
                 f"{name}: {what} hold NaN or infinity, the first in sample"
-                f" {first + int(finite.long().argmin())}; clean them"
+                f" {first + int(finite.long().argmin())}; clean them, or pass"
+                " train={'on_nan': 'skip'} for a model that takes them"
             )
 
 

@@ -217,7 +217,7 @@ class Told:
     modules: tuple = (SimpleNamespace(index=0), SimpleNamespace(index=1))
     stopped: bool = False
     kept: list = field(default_factory=list)
-    plan: object = field(default_factory=lambda: SimpleNamespace(bare_evaluation=None))
+    plan: object = field(default_factory=lambda: SimpleNamespace(bare_evaluation=lambda done: None))
 
     def stop(self):
         self.stopped = True

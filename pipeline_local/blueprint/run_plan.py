@@ -95,11 +95,12 @@ class RunPlan:
         """Whether there is a checkpoint after so many optimizer steps."""
         return self._due(steps - 1, self.config.checkpoint.every_steps or self._evaluate_every)
 
-    @property
-    def bare_evaluation(self) -> int | None:
-        """The first step whose evaluation has no checkpoint beside it; None: all have one."""
-        first = self._evaluate_every  # or all others have one, too
-        return None if first >= self.num_steps or self.is_saved(first) else first
+    def bare_evaluation(self, done: int) -> int | None:
+        """The first step after `done` ones whose evaluation has no checkpoint beside it; None: all
+        have one."""
+        every = self._evaluate_every
+        coming = range((done // every + 1) * every, self.num_steps, every)
+        return next((step for step in coming if not self.is_saved(step)), None)
 
     @property
     def _evaluate_every(self) -> int:

@@ -74,7 +74,13 @@ def test_by_default_every_evaluation_is_saved(train, expected):
 def test_evaluations_without_a_checkpoint(evaluate_every, every_steps, expected):
     train = {"steps": 9, "evaluate_every": evaluate_every}
     plan = run_plan(train=train, checkpoint={"every_steps": every_steps})
-    assert plan.bare_evaluation == expected
+    assert plan.bare_evaluation(0) == expected
+
+
+@pytest.mark.parametrize(("done", "expected"), [(0, 4), (3, 4), (4, 8), (8, None), (9, None)])
+def test_only_evaluations_to_come_need_a_checkpoint(done, expected):
+    plan = run_plan(train={"steps": 9, "evaluate_every": 4}, checkpoint={"every_steps": 3})
+    assert plan.bare_evaluation(done) == expected
 
 
 def test_a_run_is_never_shorter_than_what_is_done():
