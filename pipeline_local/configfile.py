@@ -56,10 +56,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    return merged(read(path), overrides)
+    return resolved(read(path), overrides)
 
 
-def merged(tree: dict[Any, Any], overrides: Sequence[str]) -> Config:
+def resolved(tree: dict[Any, Any], overrides: Sequence[str]) -> Config:
     """Applies `key=value` overrides to what a file holds, which is changed, and checks everything.
 
     Raises:

@@ -13,17 +13,17 @@ def problem(option: str, path: Path) -> str | None:
         option: the command-line option that names the file, for the message.
         path: the file to write.
     """
-    if os.path.lexists(path):
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what is to be made of it, its folders decide
+    except OSError as error:  # a name that is too long
+        return f"{option}: {path} cannot be written ({error.strerror}); name another"
+    else:
         return f"{option}: {path} exists, and files are never overwritten; name another"
     parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         return f"{option}: {path} cannot be written, as {parent} is not writable; name another"
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:  # a name that is too long
-        return f"{option}: {path} cannot be written ({error.strerror}); name another"
     return None
 
 

@@ -25,7 +25,7 @@ def annotated(path: Path, overrides: Sequence[str]) -> str:
     """
     tree = configfile.read(path)  # once, as it may be a pipe
     origins = dict.fromkeys(_keys(tree), "file")
-    config = configfile.merged(tree, overrides)
+    config = configfile.resolved(tree, overrides)
     for text in overrides:
         key, _, value = text.partition("=")
         if isinstance(parsed := yamltext.parse(value), dict):  # it takes the place of a section

@@ -139,5 +139,5 @@ for _kind, (_pattern, _first) in _CORE.items():
         )
 for _kind in ("int", "float", "timestamp"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_core)
-_Dumper.add_representer(str, lambda dumper, text: _represent(dumper, text))
+_Dumper.add_representer(str, _represent)
 _Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))

@@ -73,7 +73,10 @@ def test_the_data_may_have_moved(said):
         configfile.parse(CONFIG | {"data": {"name": "cifar10", "root": root}})
         for root in ("here", "elsewhere")
     )
+    assert [change.key for change in resuming.changes(before, now, begun=True)] == ["data.root"]
     resuming.refuse(Path("out"), (before, now), (INFO, INFO), said, True)
+    with pytest.raises(UserError, match=r"data\.root may name another place"):
+        resuming.refuse(Path("out"), (before, now), (INFO, INFO.replace("640", "641")), said, True)
 
 
 @pytest.mark.parametrize(
