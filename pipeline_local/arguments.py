@@ -1,13 +1,12 @@
 """The arguments of `fit`: objects are collected, and all else becomes a configuration."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pipeline_local.callbacks import Callback, listed
 from pipeline_local.config import OptimizerConfig, RunConfig
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
@@ -32,7 +31,6 @@ def check(
     model: given_models.Given,
     epochs: int | None,
     sections: Mapping[str, Any],
-    callbacks: Sequence[Callback],
 ) -> None:
     """Refuse what can be seen to be wrong before the data is looked at.
 
@@ -41,7 +39,6 @@ def check(
     """
     if epochs is None and not {"steps", "epochs", "tokens"} & {*_section(sections, "train")}:
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
-    listed(callbacks)
     weights = given_models.network_of(model)[0].parameters()
     if any(weight.is_inference() for weight in weights if not is_lazy(weight)):
         raise UserError(

@@ -85,7 +85,7 @@ def fit(
         RuntimeError: a rank that was started here has failed.
     """
     callbacks = listed(callbacks)
-    arguments.check(model, epochs, sections, callbacks)
+    arguments.check(model, epochs, sections)
     arguments.check_task(task, loss, metric)
     optimizer, lr, schedule, more = arguments.updates(optimizer, lr, schedule)
     data = arguments.samples("train", train), arguments.samples("test", test)

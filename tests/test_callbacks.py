@@ -18,7 +18,7 @@ from pipeline_local import (
     load_config,
     train,
 )
-from pipeline_local.callbacks import last_score
+from pipeline_local.callbacks import last_score, listed
 
 ROOT = Path(__file__).parent.parent
 
@@ -383,3 +383,10 @@ class Broken(Callback):
 def test_what_a_callback_raises_on_a_rank_is_said(tmp_path, forked_launcher):
     with pytest.raises(RuntimeError, match="exit code 1: KeyError: 'my own mistake', test_callba"):
         fitted(tmp_path / "run", Broken(), stages=2, train={"steps": 50})
+
+
+def test_callbacks_are_instances():
+    one = Callback()
+    assert listed([one]) == listed(each for each in [one]) == (one,)
+    with pytest.raises(UserError, match="callbacks: pass instances of Callback, got <class"):
+        listed([Callback])
