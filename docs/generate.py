@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline_local import keys
 from pipeline_local.commandline.parser import parser
+from pipeline_local.configfile import keys
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py: change the code, then run it again. -->\n"

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pipeline_local import BestCheckpoint, Callback, EarlyStopping, fit, load
-from pipeline_local.callbacks import Facts, Run
+from pipeline_local.training.callbacks import Facts, Run
 
 
 class Csv(Callback):

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from pipeline_local import Callback, fit
-from pipeline_local.callbacks import Facts, Run
+from pipeline_local.training.callbacks import Facts, Run
 
 
 class MovingAverage(Callback):

@@ -25,8 +25,8 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from cost import STEPS, flops, training
 
-from pipeline_local import configfile
 from pipeline_local.config import Config
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.learning import heads
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pipeline_local import configfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.configfile import configfile
+from pipeline_local.data.datasets import describe
+from pipeline_local.data.info import DataInfo
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement.draw import draw as draw_blueprint

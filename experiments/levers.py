@@ -12,12 +12,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from pipeline_local import configfile, trainer
 from pipeline_local.blueprint import blueprint
+from pipeline_local.configfile import configfile
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training import trainer
+from pipeline_local.training.train import train
 
 
 class RestingModule(LocalModule):
@@ -77,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     config = configfile.load(options.config, options.overrides)
     with patch.object(*LEVERS[options.lever]):
-        trainer.train(config, RankInfo())
+        train(config, RankInfo())
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.data.images.batches import test_batches
+from pipeline_local.finished.predictor import Predictor
 from pipeline_local.layout import IGNORE_LABEL
-from pipeline_local.predictor import Predictor
 
 
 def log_probabilities(run: Path) -> tuple[Tensor, Tensor]:

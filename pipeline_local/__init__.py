@@ -9,48 +9,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline_local import configfile
-    from pipeline_local.callbacks import BestCheckpoint as BestCheckpoint
-    from pipeline_local.callbacks import Callback as Callback
-    from pipeline_local.callbacks import EarlyStopping as EarlyStopping
     from pipeline_local.config import Config as Config
+    from pipeline_local.configfile import configfile
     from pipeline_local.errors import StoppedError as StoppedError
     from pipeline_local.errors import UserError as UserError
-    from pipeline_local.fitting import fit as fit
-    from pipeline_local.fitting import load as load
-    from pipeline_local.generation import Generator as Generator
+    from pipeline_local.finished.generation import Generator as Generator
+    from pipeline_local.finished.predictor import Predictor as Predictor
+    from pipeline_local.fitting.fitting import fit as fit
+    from pipeline_local.fitting.fitting import load as load
     from pipeline_local.learning.module import LocalModule as LocalModule
     from pipeline_local.learning.rules import Rules as Rules
     from pipeline_local.learning.step import Step as Step
     from pipeline_local.learning.tasks import Task as Task
     from pipeline_local.pipeline.stage import Stage as Stage
-    from pipeline_local.predictor import Predictor as Predictor
     from pipeline_local.record.frame import load_metrics as load_metrics
-    from pipeline_local.trainer import train as train
+    from pipeline_local.training.callbacks import BestCheckpoint as BestCheckpoint
+    from pipeline_local.training.callbacks import Callback as Callback
+    from pipeline_local.training.callbacks import EarlyStopping as EarlyStopping
+    from pipeline_local.training.train import train as train
 
     load_config = configfile.load
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BestCheckpoint": "callbacks",
-    "Callback": "callbacks",
+    "BestCheckpoint": "training.callbacks",
+    "Callback": "training.callbacks",
     "Config": "config",
-    "EarlyStopping": "callbacks",
-    "Generator": "generation",
+    "EarlyStopping": "training.callbacks",
+    "Generator": "finished.generation",
     "LocalModule": "learning.module",
-    "Predictor": "predictor",
+    "Predictor": "finished.predictor",
     "Rules": "learning.rules",
     "Stage": "pipeline.stage",
     "Step": "learning.step",
     "StoppedError": "errors",
     "Task": "learning.tasks",
     "UserError": "errors",
-    "fit": "fitting",
-    "load": "fitting",
-    "load_config": "configfile",
+    "fit": "fitting.fitting",
+    "load": "fitting.fitting",
+    "load_config": "configfile.configfile",
     "load_metrics": "record.frame",
-    "train": "trainer",
+    "train": "training.train",
 }
 """Where each name is defined, below the package."""
 

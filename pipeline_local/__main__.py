@@ -16,7 +16,7 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
-from pipeline_local import early
+from pipeline_local.process import early
 from pipeline_local.ranks import environment
 from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
 
@@ -72,7 +72,7 @@ def main() -> int:
         announce(options.run)
         import torch  # noqa: F401 (alone, as it takes most of the time)
 
-        from pipeline_local import startup
+        from pipeline_local.console import startup
 
         startup.at("loading the rest")
         from pipeline_local import cli
@@ -85,8 +85,8 @@ def main() -> int:
 def announce(command: str) -> None:
     """Say what the next seconds are spent on, where a run starts: in the user's process, and in the
     first of the ranks that it starts."""
-    from pipeline_local import startup
     from pipeline_local.commandline.parser import CALL
+    from pipeline_local.console import startup
 
     if environment.is_first() and command in ("train", "resume", CALL):
         if LAUNCHER in os.environ:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline_local import configfile, keys, startup
 from pipeline_local.commandline.parser import parse
 from pipeline_local.commands.table import RUN
+from pipeline_local.configfile import configfile, keys
+from pipeline_local.console import startup
+from pipeline_local.console.screen import complain
 from pipeline_local.errors import (
     EXIT_NEIGHBOUR_LOST,
     EXIT_STALLED,
@@ -25,7 +27,6 @@ from pipeline_local.errors import (
 )
 from pipeline_local.learning.compiler import check_cache_folder, compiler_failure
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.datasets import DATA, DataInfo, GivenData
+from pipeline_local.data.datasets import DATA, GivenData
+from pipeline_local.data.info import DataInfo
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import UserError
@@ -27,7 +28,7 @@ from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.models import given as given_models
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.registry import MODELS
-from pipeline_local.registry import GIVEN, reason
+from pipeline_local.user_input.registry import GIVEN, reason
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs [B, ...] and labels [B, ...] -> scalar, a mean over the batch."""

@@ -68,8 +68,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def exit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three modules on digits, with checkpoints after 20 and 40 steps."""
-    from pipeline_local import configfile
-    from pipeline_local.trainer import train
+    from pipeline_local.configfile import configfile
+    from pipeline_local.training.train import train
 
     tree = {
         "model": {"name": "resnet20", "width": 4},

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline_local import configfile, finished
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
-from pipeline_local.data.images.datasets import DataInfo, describe
+from pipeline_local.configfile import configfile
+from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
+from pipeline_local.finished import finished
 from pipeline_local.learning.heads.etf import EPSILON, SCALE, SimplexETF
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -21,7 +23,7 @@ from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.placement.describe import explain, is_bp_free
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 SIZE, INPUTS, WIDTH, CLASSES = 6, 7, 9, 5
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline_local import startup
 from pipeline_local.cli import main
+from pipeline_local.console import startup
 from pipeline_local.models import registry
 
 CONFIG = """

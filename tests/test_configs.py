@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline_local import configfile, starter
 from pipeline_local.commandline.parser import parser
+from pipeline_local.configfile import configfile, starter
 from pipeline_local.data import datasets
-from pipeline_local.data.images.datasets import DataInfo, describe
+from pipeline_local.data.images.datasets import describe
+from pipeline_local.data.info import DataInfo
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 

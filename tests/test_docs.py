@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import nn
 
-from pipeline_local import configfile
 from pipeline_local.cli import RELIABILITY, page_of
 from pipeline_local.commandline.parser import parse, parser
 from pipeline_local.commands.table import RUN
+from pipeline_local.configfile import configfile
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

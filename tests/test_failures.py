@@ -18,7 +18,7 @@ from random import Random
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from tests.faults import KINDS, Fault, damage
 from tests.forked import Forked

@@ -17,39 +17,22 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    (
-        "errors",
-        "seeds",
-        "layout",
-        "yamltext",
-        "values",
-        "byvalue",
-        "writes",
-        "untouched",
-        "lagged_queue",
-        "early",
-    ),
-    ("config", "screen", "newfile", "registry", "building"),
-    ("commandline", "footer", "startup"),
+    ("errors", "seeds", "layout", "process", "side_effects"),
+    ("config", "console", "user_input"),
+    ("commandline",),
     ("engines", "text", "gpus"),
     ("learning", "models", "data"),
     ("given", "blueprint"),
     ("ranks",),
-    ("contradictions",),
     ("configfile",),
-    ("origins", "keys"),
-    ("starter", "completion"),
     ("watch",),
     ("record",),
     ("loggers",),
     ("pipeline",),
     ("memory",),
     ("placement",),
-    ("callbacks", "agreement", "finished"),
-    ("exits", "starting"),
-    ("trainer", "predictor", "generation", "arguments", "exporting"),
-    ("checking",),
-    ("fitting", "prediction"),
+    ("training", "finished"),
+    ("fitting",),
     ("simulation",),
     ("planning",),
     ("bench", "doctor", "report"),
@@ -263,8 +246,8 @@ NEVER = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full
 NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
-IMPORTER = "registry.py"
-CALLER = "byvalue.py"
+IMPORTER = "user_input/registry.py"
+CALLER = "process/by_value.py"
 """It reads what the same program has written a moment ago, in a folder that is its own."""
 
 
@@ -323,8 +306,8 @@ TALL = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
         (wrong_direction, "learning/a.py", "from pipeline_local.pipeline import stage"),
         (wrong_direction, "learning/a.py", "from ..pipeline import stage"),
         (wrong_direction, "models/a.py", "import pipeline_local.data.sampler"),
-        (wrong_direction, "pipeline/a.py", "def f():\n    from pipeline_local import trainer"),
-        (wrong_direction, "trainer.py", "from pipeline_local.planning.plan import Plan"),
+        (wrong_direction, "pipeline/a.py", "def f():\n    from pipeline_local import training"),
+        (wrong_direction, "training/trainer.py", "from pipeline_local.planning.plan import Plan"),
         (wrong_direction, "record/a.py", "from pipeline_local.pipeline.stage import Stage"),
         (wrong_direction, "config.py", "from pipeline_local import learning"),
         (wrong_direction, "planning/a.py", "from pipeline_local import cli"),
@@ -334,7 +317,7 @@ TALL = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
         (processes_in_the_mathematics, "learning/a.py", "import torch.distributed as dist"),
         (processes_in_the_mathematics, "learning/a.py", "from torch import distributed"),
         (processes_in_the_mathematics, "models/a.py", "torch.distributed.barrier()"),
-        (heavy_at_import_time, "trainer.py", "import deepspeed"),
+        (heavy_at_import_time, "training/trainer.py", "import deepspeed"),
         (heavy_at_import_time, "models/a.py", "from transformers import CONFIG_MAPPING"),
         (
             heavy_at_import_time,
@@ -383,7 +366,7 @@ def test_a_circle_of_three_is_found(tmp_path: Path) -> None:
         ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
         ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
         ("learning/a.py", "import torch\nimport pipeline_local_extras"),
-        ("registry.py", "x = importlib.import_module(name)"),
+        ("user_input/registry.py", "x = importlib.import_module(name)"),
         ("cli.py", "import pickle\nx = torch.load(f, weights_only=True), pickle.UnpicklingError"),
         ("cli.py", "block.module.eval(), module.compile(), re.compile('x')"),
         ("commands.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),

@@ -11,19 +11,21 @@ from safetensors.torch import load_file
 from torch.autograd import grad
 from torch.nn import functional
 
-from pipeline_local import cli, configfile, finished
+from pipeline_local import cli
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.exporting.export import export
+from pipeline_local.finished import finished
+from pipeline_local.finished.exporting.export import export
+from pipeline_local.finished.predictor import Predictor
 from pipeline_local.learning.information import InformedHead, local_loss, parts
 from pipeline_local.memory import trial
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement import costs
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning import diagnose, plan, profile
-from pipeline_local.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 BASE = {
     "model": {"name": "resnet20", "width": 4},

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pipeline_local import configfile
 from pipeline_local.blueprint import blueprint as blueprints
 from pipeline_local.blueprint import run_plan
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.lagged_queue import LaggedQueue
 from pipeline_local.learning.lagged import LaggedContent, LagPlan
+from pipeline_local.learning.lagged_queue import LaggedQueue
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 LAST = 3
 HOP = LAG + 1

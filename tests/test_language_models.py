@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pipeline_local import configfile, finished
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.exporting.export import export
+from pipeline_local.finished import finished
+from pipeline_local.finished.exporting.export import export
 from pipeline_local.learning.body import compile_part
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.models import hf_config, registry
@@ -23,7 +24,7 @@ from pipeline_local.planning import diagnose
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 from tests import token_task
 from tests.models.test_causal_lm import build, ids_of, modules_of, through
 

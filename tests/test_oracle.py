@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import Trainer, train
+from pipeline_local.training.train import train
+from pipeline_local.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = os.environ.get("PIPELINE_LOCAL_CIFAR10")

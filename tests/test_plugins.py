@@ -16,15 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from pipeline_local import cli, configfile, finished
+from pipeline_local import cli
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
-from pipeline_local.exporting.export import export
+from pipeline_local.finished import finished
+from pipeline_local.finished.exporting.export import export
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.placement.draw import draw
 from pipeline_local.planning import alternatives, diagnose, plan, profile
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 from tests.forked import Forked
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "extend.md"

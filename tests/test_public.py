@@ -27,16 +27,16 @@ def test_dir_shows_the_public_names_alone():
 
 
 def test_submodules_do_not_hide_names():
-    import pipeline_local.callbacks
     import pipeline_local.config
-    import pipeline_local.fitting
-    import pipeline_local.trainer
+    import pipeline_local.fitting.fitting
+    import pipeline_local.training.callbacks
+    import pipeline_local.training.train
     from pipeline_local import Config, fit, load, load_config, train
 
-    assert fit is pipeline_local.fitting.fit
-    assert load is pipeline_local.fitting.load
+    assert fit is pipeline_local.fitting.fitting.fit
+    assert load is pipeline_local.fitting.fitting.load
     assert load is not load_config
-    assert train is pipeline_local.trainer.train
+    assert train is pipeline_local.training.train.train
     assert Config is pipeline_local.config.Config
 
 

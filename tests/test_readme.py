@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline_local import configfile
 from pipeline_local.commandline.parser import parser
+from pipeline_local.configfile import configfile
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

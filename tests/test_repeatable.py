@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile
-from pipeline_local.exporting.export import export
+from pipeline_local.configfile import configfile
+from pipeline_local.finished.exporting.export import export
 from pipeline_local.models import causal_lm, registry
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 VIT = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 64, "mlp_dim": 64}
 SMALLEST = [

@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline_local import BestCheckpoint, configfile
+from pipeline_local import BestCheckpoint
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.costs import Cost
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.report.run import read as read_runs
 from pipeline_local.report.stages import times
-from pipeline_local.trainer import Trainer, train
+from pipeline_local.training.train import train
+from pipeline_local.training.trainer import Trainer
 from tests.placement.test_replication import measured
 from tests.test_oracle import DIGITS, FINITE, LLAMA, RESNET, UPSTREAM, VIT, run_until, texts
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline_local import newfile
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, ReconcileConfig
-from pipeline_local.data.datasets import DataInfo, describe
+from pipeline_local.console.screen import markdown_table
+from pipeline_local.data.datasets import describe
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.lagged import LaggedMessages, LagPlan
@@ -26,7 +27,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import markdown_table
+from pipeline_local.user_input import new_file
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
     if output is not None:
-        newfile.check("--json", output)
+        new_file.check("--json", output)
     rank_info = RankInfo()
     rank_info.prepare(config.parallel)
     rows = measure(config, info, number - 1, runs, rank_info.device)
     if output is not None:
-        newfile.write("--json", output, json.dumps([*map(asdict, rows)], indent=2) + "\n")
+        new_file.write("--json", output, json.dumps([*map(asdict, rows)], indent=2) + "\n")
     setting = (
         f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline_local import newfile
 from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import SHAPES
 from pipeline_local.config import Config
@@ -14,6 +13,7 @@ from pipeline_local.errors import ConfigError, UserError, did_you_mean
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.user_input import new_file
 
 NAMES = (*WHOLE, *REPLICATED, *PIPELINED, "local")
 """All baselines and local learning, in the order of the table."""
@@ -105,7 +105,7 @@ class Request:
                 f"--steps: a positive multiple of {every} (reconcile.every, distill.every), so that"
                 f" all turns are alike, got {self.steps}"
             )
-        if self.output is not None and (reason := newfile.problem("--json", self.output)):
+        if self.output is not None and (reason := new_file.problem("--json", self.output)):
             yield reason
 
     def _parts_that_differ(self, size: int, mesh: Mesh) -> Iterator[str]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from pipeline_local import newfile
 from pipeline_local.bench.harness import Measured, RankResult, measure
 from pipeline_local.bench.request import Request
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
+from pipeline_local.console.screen import markdown_table
 from pipeline_local.learning import heads
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import markdown_table
+from pipeline_local.user_input import new_file
 
 REFERENCE = "1f1b"
 """The method that ratios are relative to; where it did not run, the first one that did."""
@@ -85,7 +85,7 @@ def report(config: Config, rank_info: RankInfo, request: Request) -> str:
     facts = setting(config, rank_info, request, threads)
     if request.output is not None:
         text = as_json({**facts, "rows": list(map(_as_json, found))}, indent=2) + "\n"
-        newfile.write("--json", request.output, text)
+        new_file.write("--json", request.output, text)
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 

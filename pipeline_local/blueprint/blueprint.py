@@ -16,7 +16,7 @@ from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer, settings
 from pipeline_local.engines.batch_norm import synchronize
 from pipeline_local.engines.replicas import Replicas

@@ -14,7 +14,7 @@ from typing import get_type_hints
 from pipeline_local import __version__
 from pipeline_local.commandline import bench, doctor, finished, planning, training, writing
 from pipeline_local.config import Config
-from pipeline_local.screen import complain
+from pipeline_local.console.screen import complain
 
 DESCRIPTION = "Pipelined training without a global backward pass."
 CALL = "call"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from pipeline_local.values import expanded
+from pipeline_local.user_input.values import expanded
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local import configfile
 from pipeline_local.commands.shared import Run, read
+from pipeline_local.configfile import configfile
+from pipeline_local.console.screen import say
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import say
 
 
 def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline_local import newfile
 from pipeline_local.commands.shared import Run
+from pipeline_local.console.screen import say
 from pipeline_local.errors import UserError, counted
-from pipeline_local.screen import say
+from pipeline_local.user_input import new_file
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.exporting import formats
-    from pipeline_local.exporting.export import export
+    from pipeline_local.finished.exporting import formats
+    from pipeline_local.finished.exporting.export import export
 
     output = formats.named(options.output, options.format)
     asked = output, options.checkpoint, options.exit, options.overrides
@@ -23,12 +23,12 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import finished
-    from pipeline_local.exits import evaluation, table
+    from pipeline_local.finished import finished
+    from pipeline_local.finished.exits import evaluation, table
     from pipeline_local.record import summary
 
     if options.json is not None:
-        newfile.check("--json", options.json)
+        new_file.check("--json", options.json)
     asked = options.run_folder, options.overrides, options.checkpoint
     if options.exits:
         report = evaluation.evaluate_exits(*asked)
@@ -42,10 +42,10 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import prediction
+    from pipeline_local.finished import prediction
 
     if options.json is not None:
-        newfile.check("--json", options.json)
+        new_file.check("--json", options.json)
     rows = []
     asked = prediction.Asked(options.exit, options.confidence, options.top, options.checkpoint)
     for row in prediction.predict(options.run_folder, options.images, asked):
@@ -59,7 +59,7 @@ def _write_json(path: Path | None, facts: Any) -> None:  # noqa: ANN401 (any JSO
     if path is not None:
         from pipeline_local.record.metrics import as_json
 
-        newfile.write("--json", path, as_json(facts, indent=2) + "\n")
+        new_file.write("--json", path, as_json(facts, indent=2) + "\n")
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -77,7 +77,7 @@ def _compare(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.generation import Generator
+    from pipeline_local.finished.generation import Generator
 
     given = {name: getattr(options, name) for name in ("temperature", "tokens", "seed")}
     for (name, value), least in zip(given.items(), (0, 1, 0), strict=True):

@@ -3,22 +3,22 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local import configfile
 from pipeline_local.commands.shared import Run, read
 from pipeline_local.config import ModulesConfig
+from pipeline_local.configfile import configfile
+from pipeline_local.console.screen import say
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import say
 
 
 def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import newfile
     from pipeline_local.blueprint.device import Device
     from pipeline_local.data.datasets import describe
     from pipeline_local.planning import drawing, plan
+    from pipeline_local.user_input import new_file
 
     if options.json is not None:
-        newfile.check("--json", options.json)
+        new_file.check("--json", options.json)
     config, _rank_info, num_stages = read(options)
     device = None if options.device is None else Device.named(options.device)
     drawn = plan.draw(config, describe(config.data), num_stages, device)

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline_local import configfile
 from pipeline_local.config import Config
+from pipeline_local.configfile import configfile
 from pipeline_local.ranks.rank import RankInfo
 
 Run = dict[str, Callable[[argparse.Namespace, Sequence[str]], int]]

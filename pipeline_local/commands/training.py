@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Collection, Sequence
 
-from pipeline_local import configfile, startup
 from pipeline_local.commands.shared import Run
 from pipeline_local.config import Config
+from pipeline_local.configfile import configfile
+from pipeline_local.console import startup
+from pipeline_local.console.screen import say
 from pipeline_local.ranks.call import run_here
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import say
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -21,9 +22,9 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _try(config: Config, said: Collection[str]) -> int:
     """Check all that a run checks before it starts, and show what it would be."""
-    from pipeline_local import agreement
     from pipeline_local.placement.describe import describe, explain
     from pipeline_local.record import summary
+    from pipeline_local.training import agreement
 
     rank_info = RankInfo.from_environment()
     mesh = rank_info.mesh(config.parallel)
@@ -39,7 +40,7 @@ def _try(config: Config, said: Collection[str]) -> int:
 
 
 def _config(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import origins
+    from pipeline_local.configfile import origins
 
     say(origins.annotated(options.config, options.overrides), end="")
     return 0
@@ -53,19 +54,19 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
     """Train in this process, or on ranks that are started with the same arguments."""
-    from pipeline_local import trainer
     from pipeline_local.ranks.launcher import reporting_failure, start_ranks
+    from pipeline_local.training.train import train
 
     rank_info = RankInfo.from_environment()
     count = rank_info.mesh(config.parallel).num_ranks
     if count > 1 and not rank_info.launched:
-        from pipeline_local import agreement
+        from pipeline_local.training import agreement
 
         there = RankInfo(world_size=count, local_world_size=count)
         agreement.check(config, there, said)
         return start_ranks(count, arguments)
     with reporting_failure():
-        trainer.train(config, rank_info, said=said)
+        train(config, rank_info, said=said)
     return 0
 
 

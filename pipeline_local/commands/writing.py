@@ -3,15 +3,16 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local import keys, newfile
 from pipeline_local.commands.shared import Run
-from pipeline_local.screen import Screen, say
+from pipeline_local.configfile import keys
+from pipeline_local.console.screen import Screen, say
+from pipeline_local.user_input import new_file
 
 
 def _init(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import starter
+    from pipeline_local.configfile import starter
 
-    newfile.write("init", options.file, starter.text(options.model, str(options.file)))
+    new_file.write("init", options.file, starter.text(options.model, str(options.file)))
     say(f"{options.file}: pipeline-local train {options.file} --dry-run shows what it would train")
     return 0
 
@@ -42,7 +43,7 @@ def _show_section(name: str) -> None:
 
 
 def _completion(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local import completion
+    from pipeline_local.configfile import completion
 
     say(completion.script(options.shell))
     return 0

@@ -15,14 +15,12 @@ from pipeline_local.data import given_batches
 from pipeline_local.data.given import Given
 from pipeline_local.data.images import batches
 from pipeline_local.data.images import datasets as images
-from pipeline_local.data.images.datasets import DataInfo as DataInfo  # public here
-from pipeline_local.data.images.datasets import open_split as open_split  # public here
-from pipeline_local.data.images.entries import DATA as DATA  # public here
-from pipeline_local.data.images.entries import Split
 from pipeline_local.data.images.normalize import Normalize
-from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.loading import Batch
+from pipeline_local.data.registry import DATA as DATA  # complete here: all entries are imported
 from pipeline_local.data.share import WHOLE, Share
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.data.tokens import entry as tokens
 from pipeline_local.data.tokens import synthetic as synthetic_tokens
 from pipeline_local.errors import UserError

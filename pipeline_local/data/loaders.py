@@ -17,7 +17,7 @@ from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
-from pipeline_local.early import STOP_SIGNALS
+from pipeline_local.process.early import STOP_SIGNALS
 
 
 def start_server(preload: list[str]) -> None:

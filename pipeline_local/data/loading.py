@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pipeline_local.byvalue import main_not_imported, pack_for_child, unpack
 from pipeline_local.data.loaders import obey_rank_only, start_server
 from pipeline_local.errors import UserError
+from pipeline_local.process.by_value import main_not_imported, pack_for_child, unpack
 
 Batch = tuple[Tensor, Tensor]
 

@@ -6,12 +6,12 @@ A check is a function in `CHECKS`. Under a launcher the ranks also make some tog
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline_local import newfile
+from pipeline_local.console.screen import say
 from pipeline_local.doctor import accelerators, machine, neighbours, network, report, software
 from pipeline_local.doctor.finding import Check, Finding, examine
 from pipeline_local.doctor.training import training
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import say
+from pipeline_local.user_input import new_file
 
 CHECKS: tuple[Check, ...] = (
     software.python,
@@ -47,7 +47,7 @@ def doctor(quick: bool, output: Path | None) -> int:
     rank_info = RankInfo() if quick else RankInfo.from_environment()
     speaks = rank_info.rank == 0
     if speaks and output is not None:
-        newfile.check("--json", output)
+        new_file.check("--json", output)
     found = []
     for finding in findings(rank_info, quick):
         if speaks:
@@ -60,7 +60,7 @@ def doctor(quick: bool, output: Path | None) -> int:
     if speaks:
         say(f"\nTo paste into an issue:\n\n{report.block(found)}")
         if output is not None:
-            newfile.write("--json", output, report.as_json(found))
+            new_file.write("--json", output, report.as_json(found))
     return EXIT_FAILED if any(finding.status == "FAIL" for finding in found) else 0
 
 

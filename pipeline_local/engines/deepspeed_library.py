@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline_local.errors import UserError, did_you_mean
-from pipeline_local.values import by_key, shorten, should_be
+from pipeline_local.user_input.values import by_key, shorten, should_be
 
 OLDEST = (0, 19, 8)
 """Earlier releases take a step in float32 with gradients that are not finite."""

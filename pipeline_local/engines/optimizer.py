@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline_local.config import OptimizerConfig
 from pipeline_local.engines.muon import Group, MuonWithAdamW
 from pipeline_local.errors import UserError
-from pipeline_local.registry import Registry
+from pipeline_local.user_input.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
     "optimizer.name", kind="optimizer", given=("params",)

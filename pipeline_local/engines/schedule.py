@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from pipeline_local.config import OptimizerConfig
-from pipeline_local.registry import Registry
+from pipeline_local.user_input.registry import Registry
 
 SCHEDULES: Registry[Callable[..., float]] = Registry(
     "optimizer.schedule", kind="schedule", given=("step", "num_steps")

@@ -14,7 +14,7 @@ from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.learning.precision import wide_norms
 from pipeline_local.learning.tasks.next_token import HasHidden
-from pipeline_local.untouched import Buffers
+from pipeline_local.side_effects.untouched import Buffers
 
 
 class Body(nn.Sequential):

@@ -8,11 +8,11 @@ from typing import cast
 from torch import Tensor, nn
 
 from pipeline_local.config import Config
-from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import EmaHead, Follower
 from pipeline_local.learning.information import parts
 from pipeline_local.learning.lagged import LaggedContent, LagPlan, Learner, SpecsOf
+from pipeline_local.learning.lagged_queue import Kept
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.learning.tasks.next_token import HasHidden

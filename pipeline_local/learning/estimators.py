@@ -21,7 +21,7 @@ from pipeline_local.learning.reconcile import (
     finite_difference,
     plain,
 )
-from pipeline_local.registry import Registry
+from pipeline_local.user_input.registry import Registry
 
 
 @dataclass(frozen=True)

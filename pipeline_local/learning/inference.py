@@ -11,7 +11,7 @@ from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score
-from pipeline_local.untouched import evaluating
+from pipeline_local.side_effects.untouched import evaluating
 
 
 class Inference(nn.Module):

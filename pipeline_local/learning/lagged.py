@@ -21,7 +21,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.lagged_queue import Kept, LaggedQueue
+from pipeline_local.learning.lagged_queue import Kept, LaggedQueue
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step
 

@@ -22,18 +22,18 @@ from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.torch import MakeOptimizer
-from pipeline_local.lagged_queue import Kept
 from pipeline_local.learning import distillation, estimators, reconcile
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.contents import copies
 from pipeline_local.learning.inference import Inference
 from pipeline_local.learning.information import LocalLoss, local_loss, term_of
 from pipeline_local.learning.lagged import LaggedMessages
+from pipeline_local.learning.lagged_queue import Kept
 from pipeline_local.learning.reconcile import Gradients, Objective
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.scaling import Scaling
 from pipeline_local.learning.step import Step
-from pipeline_local.untouched import Buffers
+from pipeline_local.side_effects.untouched import Buffers
 
 
 @dataclass

@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.loggers.logger import Logger, Run
 from pipeline_local.loggers.mlflow import MLflow
 from pipeline_local.loggers.rows import Row, Tail
 from pipeline_local.loggers.tensorboard import TensorBoard
 from pipeline_local.loggers.wandb import WandB
+from pipeline_local.process.early import STOP_SIGNALS
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 """By the keys of `log`."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline_local import configfile
 from pipeline_local.config import Config, LogConfig
+from pipeline_local.configfile import configfile
+from pipeline_local.console.screen import complain
 from pipeline_local.errors import EXIT_STOPPED, StoppedError, UserError
 from pipeline_local.loggers.follow import CLOSE_SECONDS
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.screen import complain
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """What pip installs for the key of `log` that is named as the module."""

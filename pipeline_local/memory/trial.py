@@ -31,7 +31,7 @@ from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, ne
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.models.registry import MODELS
 from pipeline_local.record.sealed import DTYPES
-from pipeline_local.registry import GIVEN, Registry, reason
+from pipeline_local.user_input.registry import GIVEN, Registry, reason
 
 _NO_VALUES = (
     fake_tensor.DataDependentOutputException,

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.writes import Writes
+from pipeline_local.side_effects.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 

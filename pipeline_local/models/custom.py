@@ -17,14 +17,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pipeline_local import seeds
-from pipeline_local.building import (
-    Record,
-    Values,
-    fill_rest,
-    give_shapes,
-    loses_values,
-    own_tensors,
-)
 from pipeline_local.errors import UserError
 from pipeline_local.layout import ImageShape, Layout
 from pipeline_local.models import layouts
@@ -37,8 +29,16 @@ from pipeline_local.models.backbone import (
     tensors,
     through,
 )
-from pipeline_local.registry import reason
-from pipeline_local.writes import keeps_input, on_a_copy
+from pipeline_local.side_effects.building import (
+    Record,
+    Values,
+    fill_rest,
+    give_shapes,
+    loses_values,
+    own_tensors,
+)
+from pipeline_local.side_effects.writes import keeps_input, on_a_copy
+from pipeline_local.user_input.registry import reason
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

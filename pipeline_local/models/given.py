@@ -21,7 +21,7 @@ from pipeline_local.models.backbone import Backbone, Block, reset_parameters, sh
 from pipeline_local.models.chain import Chain, chain, spans
 from pipeline_local.models.frozen import freeze
 from pipeline_local.models.tracing import UntraceableError, kept
-from pipeline_local.writes import Writes
+from pipeline_local.side_effects.writes import Writes
 
 Given = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
 _ADVICE = "pass an nn.Sequential, or a list of blocks with the classifier last"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_local.errors import UserError, did_you_mean
-from pipeline_local.values import shorten
+from pipeline_local.user_input.values import shorten
 
 MISSING = (
     "model.name: causal_lm needs Hugging Face's transformers, which is not installed; run"

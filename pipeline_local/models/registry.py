@@ -9,7 +9,7 @@ import torch
 from pipeline_local.errors import UserError
 from pipeline_local.models import causal_lm, cifar_resnet, custom, mlp
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
-from pipeline_local.registry import GIVEN, Registry
+from pipeline_local.user_input.registry import GIVEN, Registry
 
 Shape = tuple[int, ...]
 Builder = Callable[..., Backbone]

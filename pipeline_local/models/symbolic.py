@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pipeline_local.writes import written
+from pipeline_local.side_effects.writes import written
 
 _ADD = torch.ops.aten.add.Tensor
 _VALUE = torch.ops.aten._local_scalar_dense.default

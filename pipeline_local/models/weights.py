@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline_local.errors import UserError, few
 from pipeline_local.models.backbone import Backbone, Block
-from pipeline_local.values import shorten
+from pipeline_local.user_input.values import shorten
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net")
 """What training scripts call the state dict in a checkpoint."""

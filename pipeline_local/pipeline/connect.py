@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Contract, Dealt, Spec
-from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.share import Share
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.pipeline.dealing import DealtInlet, DealtOutlet
 from pipeline_local.pipeline.edge import Nowhere

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo, open_data
-from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.datasets import open_data
+from pipeline_local.data.info import DataInfo
 from pipeline_local.data.share import Share
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.learning.step import Step
 
 

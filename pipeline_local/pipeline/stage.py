@@ -33,7 +33,7 @@ from pipeline_local.pipeline.boundary import RoundedDownstream, RoundedUpstream
 from pipeline_local.pipeline.edge import Downstream, InProcessQueue, Upstream
 from pipeline_local.record.messages import ACTIVATIONS, LAGGED, SIGNAL, TEST_BATCH
 from pipeline_local.record.trace import Trace
-from pipeline_local.untouched import evaluating
+from pipeline_local.side_effects.untouched import evaluating
 
 
 @dataclass(frozen=True)

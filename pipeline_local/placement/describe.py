@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import counted
 from pipeline_local.learning.reconcile import part_size
 from pipeline_local.learning.tasks import Task

@@ -9,7 +9,7 @@ from pipeline_local.blueprint.blueprint import Blueprint, input_dtype
 from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
 from pipeline_local.given import TAKEN
@@ -24,7 +24,7 @@ from pipeline_local.models import registry
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement import balance, partition
 from pipeline_local.placement.placement import costs_by_device, spread
-from pipeline_local.registry import GIVEN
+from pipeline_local.user_input.registry import GIVEN
 
 
 def draw(

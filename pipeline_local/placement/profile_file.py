@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import HeadConfig, TaskConfig
 from pipeline_local.errors import UserError, counted
 from pipeline_local.placement.costs import Cost, Costs, Link, of_all_parts
+from pipeline_local.user_input import new_file
 
 VERSION = 1
 """The version of the file format."""
@@ -74,7 +74,7 @@ def save(facts: Mapping[str, Any], output: Path) -> None:
         UserError: the file exists already or cannot be written.
     """
     text = json.dumps({"version": VERSION, **facts}, indent=2) + "\n"
-    newfile.write("--output", output, text)
+    new_file.write("--output", output, text)
 
 
 def load(path: Path, blueprint: Blueprint) -> Costs:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.console.screen import markdown_table
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Link
@@ -19,7 +20,6 @@ from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import Plan
 from pipeline_local.planning.verdict import best_of_each, mebibytes
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import markdown_table
 
 RUNS = 3
 """Repetitions of each part that is measured."""

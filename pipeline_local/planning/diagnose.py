@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from pipeline_local import finished, newfile, seeds
+from pipeline_local import seeds
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import UserError, counted
+from pipeline_local.finished import finished
 from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.information import local_loss
@@ -36,8 +38,8 @@ from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.screen import Screen, new_table
-from pipeline_local.untouched import Buffers
+from pipeline_local.side_effects.untouched import Buffers
+from pipeline_local.user_input import new_file
 
 Batch = tuple[Tensor, Tensor]
 """Input [B, ...] of the first module, and labels [B, ...] or soft targets [B, classes]."""
@@ -85,7 +87,7 @@ def diagnose(
     if num_batches < 1:
         raise UserError(f"--batches: at least 1, got {num_batches}")
     if output is not None:
-        newfile.check("--json", output)
+        new_file.check("--json", output)
     rank_info = RankInfo()
     device = rank_info.device
     blueprint, modules, step = finished.load(run, device)
@@ -97,7 +99,7 @@ def diagnose(
     _show(rows, blocks, f"Gradients after step {step}, {counted(num_batches, 'batch', 'batches')}")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}
-        newfile.write("--json", output, json.dumps(facts, indent=2) + "\n")
+        new_file.write("--json", output, json.dumps(facts, indent=2) + "\n")
     return rows
 
 

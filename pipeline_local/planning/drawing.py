@@ -6,12 +6,12 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import counted
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import TOLERATED, Plan
 from pipeline_local.planning.timeline import Bar, timeline
 from pipeline_local.planning.verdict import best_of_each, helps, mebibytes, verdict
-from pipeline_local.screen import Screen, new_table
 
 STEPS_DRAWN = 5
 """Steps in the timeline: enough to show fill, steady state and drain."""

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import ModuleBytes, StageBytes, stage_bytes
 from pipeline_local.memory.fake_edges import num_bytes
@@ -27,6 +26,7 @@ from pipeline_local.planning.alternatives import Alternative, all_reduced, alter
 from pipeline_local.planning.verdict import Lever, lever
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.simulate import step_seconds
+from pipeline_local.user_input import new_file
 
 TOLERATED = 1.15
 """A warning about cuts is given where the largest cost is more than this many times the mean."""
@@ -195,7 +195,7 @@ def write(plan: Plan, output: Path) -> None:
     Raises:
         UserError: the file exists already or cannot be written.
     """
-    newfile.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
+    new_file.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
 
 
 def _refuse_another(device: Device | None, costs: Sequence[Costs]) -> None:

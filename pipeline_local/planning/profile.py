@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning import information
 from pipeline_local.learning.body import Body, compile_head
@@ -36,6 +35,7 @@ from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks.p2p import by_device
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record.metrics import settle
+from pipeline_local.user_input import new_file
 
 TINY = 1e-8
 """Learning rate of all steps, so small that all repetitions are alike."""
@@ -57,7 +57,7 @@ def check(runs: int, output: Path, num_ranks: int) -> None:
     if runs < 1:
         raise UserError(f"--runs: at least 1, got {runs}")
     for path in files(output, num_ranks):
-        newfile.check("--output", path)
+        new_file.check("--output", path)
 
 
 def profile(config: Config, info: DataInfo, runs: int, output: Path, rank_info: RankInfo) -> str:

@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline_local import registry
-from pipeline_local.byvalue import pack, unpack
 from pipeline_local.commandline.parser import CALL
 from pipeline_local.errors import (
     EXIT_STOPPED,
@@ -24,7 +22,9 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
 )
+from pipeline_local.process.by_value import pack, unpack
 from pipeline_local.ranks.launcher import reporting_failure, start_ranks
+from pipeline_local.user_input import registry
 
 _INTERRUPTED = 130
 

@@ -19,15 +19,16 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import pipeline_local
-from pipeline_local import early, startup
+from pipeline_local.console import startup
+from pipeline_local.console.footer import ALL_ROWS
+from pipeline_local.console.screen import announce_interrupt, complain, draws, say
 from pipeline_local.data.loaders import SOCKETS, drop_empty_caches, socket_folder
-from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, counted
-from pipeline_local.footer import ALL_ROWS
+from pipeline_local.process import early
+from pipeline_local.process.early import STOP_SIGNALS
 from pipeline_local.ranks import environment
 from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.orphan import LAUNCHER
-from pipeline_local.screen import announce_interrupt, complain, draws, say
 
 
 def start_ranks(count: int, arguments: Sequence[str], hosts: Hosts | None = None) -> int:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.errors import NeighbourLostError, UserError
-from pipeline_local.registry import Registry
+from pipeline_local.user_input.registry import Registry
 
 
 @dataclass(frozen=True)

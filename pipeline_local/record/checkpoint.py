@@ -17,13 +17,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline_local.console.screen import complain
 from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
-from pipeline_local.lagged_queue import current_names
+from pipeline_local.learning.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import atomic, sealed
 from pipeline_local.record.sealed import BrokenSealError
-from pipeline_local.screen import complain
 
 Report = Callable[[str], None]
 _NAMED = ".step"

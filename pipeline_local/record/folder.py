@@ -13,10 +13,11 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline_local import configfile, yamltext
 from pipeline_local.config import Config
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.record import atomic, environment, resuming
+from pipeline_local.user_input import yaml_text
 
 LOCK = ".lock"
 """The lock file, which names the process that uses the folder; empty when none does."""
@@ -217,7 +218,7 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         whole = replace(config, run=replace(config.run, resume=False))
-        text = yamltext.write(configfile.tree(whole))
+        text = yaml_text.write(configfile.tree(whole))
         try:
             if self.config.is_file() and (before := self.config.read_text()) != text:
                 atomic.write_text(_free_beside(self.config), before)  # one is there at any time

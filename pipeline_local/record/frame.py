@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.record import history
 from pipeline_local.record.folder import RunFolder

@@ -11,12 +11,12 @@ from typing import Protocol
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pipeline_local import startup
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.footer import Footer
+from pipeline_local.console import startup
+from pipeline_local.console.footer import Footer
+from pipeline_local.console.screen import Screen, draws, height, say, width
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record.progress import Course, Progress, Quiet, Silent, by_module
-from pipeline_local.screen import Screen, draws, height, say, width
 from pipeline_local.watch.store import Facts
 
 _FRAME = 5

@@ -11,6 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from pipeline_local.console.screen import complain
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.errors import UserError, counted
 from pipeline_local.gpus.telemetry import Telemetry
@@ -18,7 +19,6 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import lines, resident
-from pipeline_local.screen import complain
 from pipeline_local.watch.store import Facts
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.console.screen import say
 from pipeline_local.learning.tasks import Task
-from pipeline_local.screen import say
 from pipeline_local.watch.store import Facts
 
 

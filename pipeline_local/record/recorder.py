@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from socket import gethostname
 
 from pipeline_local.config import TraceConfig
+from pipeline_local.console.screen import complain, say
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.rank import RankInfo
@@ -20,7 +21,6 @@ from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.profiler import Profiler
 from pipeline_local.record.stage_trace import StageTrace
 from pipeline_local.record.trace import CAPACITY, Trace
-from pipeline_local.screen import complain, say
 from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.store import RankStore
 

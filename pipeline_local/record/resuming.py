@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_local import configfile
 from pipeline_local.config import Config
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError, few
-from pipeline_local.registry import GIVEN
+from pipeline_local.user_input.registry import GIVEN
 
 Facts = Mapping[str, Any]
 _PLACE = ("data.root", "data.workers", "data.on_error", "data.tokenizer")

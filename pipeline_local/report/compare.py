@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_local.console.screen import Screen, new_table, say
 from pipeline_local.report.run import NONE, Run, read
-from pipeline_local.screen import Screen, new_table, say
 
 Value = Any
 """Any value of JSON."""

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline_local import __version__, newfile
+from pipeline_local import __version__
 from pipeline_local.errors import UserError
 from pipeline_local.report import compare, tables
 from pipeline_local.report.chart import DASHES, Chart
@@ -16,6 +16,7 @@ from pipeline_local.report.picture import pictures
 from pipeline_local.report.prediction import Prediction, predict
 from pipeline_local.report.run import Run, read
 from pipeline_local.report.stages import memory_chart, time_chart
+from pipeline_local.user_input import new_file
 
 OPTION = "--output"
 
@@ -36,8 +37,8 @@ def write(paths: Sequence[Path], output: Path | None = None) -> Path:
         raise UserError(f"at most {len(DASHES)} runs can be told apart, got {len(paths)}")
     runs = read(paths)
     target = paths[0] / "report.html" if output is None else output
-    newfile.check(OPTION, target)
-    newfile.write(OPTION, target, html(runs, [predict(run) for run in runs]))
+    new_file.check(OPTION, target)
+    new_file.write(OPTION, target, html(runs, [predict(run) for run in runs]))
     return target
 
 

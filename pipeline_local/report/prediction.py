@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline_local.blueprint.device import Device
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement.costs import Unit

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_local import yamltext
 from pipeline_local.config import ParallelConfig
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.draw import make_task
@@ -17,6 +16,7 @@ from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.record import environment
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.frame import load_metrics
+from pipeline_local.user_input import yaml_text
 from pipeline_local.watch.store import Facts
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _settings(folder: RunFolder) -> dict[str, Any]:
     if not folder.config.is_file():
         folder.load_config()  # says what a run folder has
     try:
-        tree = yamltext.parse(folder.config.read_text(encoding="utf-8"))
+        tree = yaml_text.parse(folder.config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.config} cannot be read ({error}); restore it") from None
     if not isinstance(tree, dict):

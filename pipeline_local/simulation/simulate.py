@@ -11,22 +11,22 @@ from pathlib import Path
 
 from torch import nn
 
-from pipeline_local import newfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.console.screen import markdown_table
+from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.memory.fake_edges import num_bytes
 from pipeline_local.placement.costs import Cost, Costs, Link
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement, costs_by_device, mesh_of, per_stage
 from pipeline_local.record.metrics import as_json
-from pipeline_local.screen import markdown_table
 from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulator import Worker, simulate
 from pipeline_local.simulation.work import ModuleWork, StageWork, stretched
+from pipeline_local.user_input import new_file
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
 """Least size of a simulated run's second half, which is measured: the pipeline is full then."""
@@ -278,11 +278,11 @@ def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | No
         UserError: as for `rows`; or the file exists already or cannot be written.
     """
     if output is not None:
-        newfile.check("--json", output)
+        new_file.check("--json", output)
     blueprint = _drawn(config, info, scenario)
     found = _all_rows(blueprint, scenario)
     if output is not None:
-        newfile.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
+        new_file.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
     return f"{_setting(blueprint, scenario)}\n\n{markdown(found)}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline_local.errors import UserError
-from pipeline_local.values import shorten
+from pipeline_local.user_input.values import shorten
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 """Of files with text."""

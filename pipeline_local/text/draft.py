@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_local.console.screen import say
 from pipeline_local.errors import UserError
-from pipeline_local.screen import say
 
 _LOCK, _REQUEST = ".lock", "request.json"
 _OWN = ".of-draft"

@@ -25,12 +25,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline_local import early
 from pipeline_local.blueprint.run_plan import Action, Save
-from pipeline_local.early import STOP_SIGNALS
+from pipeline_local.console.screen import announce_interrupt
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
-from pipeline_local.screen import announce_interrupt
+from pipeline_local.process import early
+from pipeline_local.process.early import STOP_SIGNALS
 from pipeline_local.watch.store import Facts, RankStore
 
 CALLBACK = "callback"

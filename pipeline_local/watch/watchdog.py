@@ -26,6 +26,7 @@ from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
+from pipeline_local.console.footer import leave_terminal
 from pipeline_local.data.loaders import remove_socket_folder
 from pipeline_local.errors import (
     NeighbourLostError,
@@ -33,7 +34,6 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
-from pipeline_local.footer import leave_terminal
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.bench import table
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.harness import Turns, entries, measure
 from pipeline_local.bench.pipelines import TO_ITSELF
 from pipeline_local.bench.request import Request
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks import environment

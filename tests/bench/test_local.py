@@ -1,8 +1,8 @@
 """Local learning in the harness: turns and placement change no weight."""
 
-from pipeline_local import configfile
 from pipeline_local.bench.baseline import Workload
 from pipeline_local.bench.local import IsolatedStage, LocalPipeline
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo, joined

@@ -9,12 +9,12 @@ import pytest
 import torch
 from packaging.version import Version
 
-from pipeline_local import configfile
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.deepspeeds import DeepSpeed
 from pipeline_local.bench.local import LocalPipeline
 from pipeline_local.bench.methods import PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import SCHEDULES, SHAPES, TO_ITSELF
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.engines.deepspeed_library import imported
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -6,11 +6,11 @@ from types import ModuleType
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.bench import pipelines
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.methods import PIPELINED
 from pipeline_local.bench.pipelines import SPLITTING, Pipelined, around, cut
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.ranks.rank import RankInfo

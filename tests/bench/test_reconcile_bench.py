@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.bench import reconcile
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 
 TREE = {

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.bench.request import NAMES, Request
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.ranks.mesh import Mesh, chain
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.bench import table
 from pipeline_local.bench.baseline import Idle
 from pipeline_local.bench.harness import Entry, Measured, RankResult
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 
 BASELINE = Idle()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step

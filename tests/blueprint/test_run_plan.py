@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan, Save
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import Step
 

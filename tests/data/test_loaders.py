@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data import loaders as server
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.data.loading import load
-from pipeline_local.early import STOP_SIGNALS
 from pipeline_local.errors import UserError
+from pipeline_local.process.early import STOP_SIGNALS
 
 LONGEST = 60
 DATA = {"name": "synthetic", "batch_size": 8, "image_size": 8, "limit": 64, "workers": 2}

@@ -1,9 +1,9 @@
 import torch
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe, open_data
-from pipeline_local.data.images.skipping import Skipped
 from pipeline_local.data.share import WHOLE, Share
+from pipeline_local.data.skipped import Skipped
 
 DIGITS = {"name": "digits", "batch_size": 12, "augment": "standard"}
 

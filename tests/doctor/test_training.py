@@ -6,7 +6,7 @@ import sys
 
 import yaml
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.doctor import training as module
 from pipeline_local.doctor.training import training
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile, trainer
 from pipeline_local.config import OptimizerConfig, ReconcileConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule, Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training.train import train as train_run
 
 NAN, INF = float("nan"), float("inf")
 OPTIMIZERS = {
@@ -200,7 +201,7 @@ def train(folder, rank_info, policy, threshold=0.8, **changes):
     }
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value
-    trainer.train(configfile.parse(tree), rank_info)
+    train_run(configfile.parse(tree), rank_info)
     return Path(tree["run"]["dir"])
 
 

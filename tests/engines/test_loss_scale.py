@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline_local import configfile, trainer
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.engines import deepspeed_library, optimizer
 from pipeline_local.engines.deepspeed import DeepSpeedEngine, _Carrier, _DataParallel
 from pipeline_local.engines.guard import Guard
@@ -21,6 +21,7 @@ from pipeline_local.engines.torch import TorchEngine
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.record import sealed
+from pipeline_local.training.train import train
 
 pytestmark = [
     pytest.mark.long,
@@ -300,7 +301,7 @@ def run(rank_info, folder, **changes):
     for key, value in changes.items():
         added = isinstance(value, dict) and key != "model"
         tree[key] = tree.get(key, {}) | value if added else value
-    trainer.train(configfile.parse(tree), rank_info)
+    train(configfile.parse(tree), rank_info)
 
 
 def float16(**fp16):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.engines import deepspeed_library
 from pipeline_local.engines.settings import DERIVED, EngineSettings
 from pipeline_local.errors import ConfigError, UserError

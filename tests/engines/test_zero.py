@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline_local import configfile, trainer
 from pipeline_local.config import OptimizerConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.engines import optimizer
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.sharded import ShardedOptimizer, shards
 from pipeline_local.engines.torch import TorchEngine
 from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.training.train import train
 
 OPTIMIZERS = {
     "sgd": OptimizerConfig(name="sgd", lr=0.1, clip=1.0),
@@ -220,7 +221,7 @@ def run(rank_info, folder, **changes):
     }
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value
-    trainer.train(configfile.parse(tree), rank_info)
+    train(configfile.parse(tree), rank_info)
     return folder
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile, trainer
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_STOPPED
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training.train import train
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "how-to" / "slurm.md"
@@ -199,7 +200,7 @@ def uninterrupted(tmp_path_factory):
     """The weights of a run in one process."""
     config = configfile.load(ROOT / "configs" / "digits.yaml", [*SMALL, "parallel.stages=1"])
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    trainer.train(replace(config, run=replace(config.run, dir=folder)), RankInfo())
+    train(replace(config, run=replace(config.run, dir=folder)), RankInfo())
     return weights(folder)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile, trainer
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STOPPED
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training.train import train
 from tests.launch.virtual_hosts import VirtualHosts, lacks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,7 +65,7 @@ def uninterrupted(tmp_path_factory):
     """The weights of a run in one process."""
     config = configfile.load(DIGITS, [*SMALL, "parallel.stages=1"])
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    trainer.train(replace(config, run=replace(config.run, dir=folder)), RankInfo())
+    train(replace(config, run=replace(config.run, dir=folder)), RankInfo())
     return weights(folder)
 
 

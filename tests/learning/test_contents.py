@@ -8,14 +8,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from pipeline_local import configfile, fit
-from pipeline_local.callbacks import Callback
+from pipeline_local import fit
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.step import LAG
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.callbacks import Callback
+from pipeline_local.training.train import train
 
 SHARE = 1 - 0.8**3
 

@@ -19,7 +19,7 @@ from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.record.trace import Trace
-from pipeline_local.untouched import Buffers
+from pipeline_local.side_effects.untouched import Buffers
 
 COUNT, CLASSES, STEPS, PARTS, SEED, RATE = 4, 5, 24, 2, 7, 0.3
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.learning.wire_format import WireFormat
 
 BFLOAT16 = WireFormat(narrow=torch.bfloat16)

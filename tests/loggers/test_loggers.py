@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import StoppedError, UserError
 from pipeline_local.loggers import follower
 from pipeline_local.loggers.follower import Follower

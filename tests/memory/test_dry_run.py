@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.engines.sharded import shards
 from pipeline_local.errors import UserError

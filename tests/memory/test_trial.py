@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline_local import cli, configfile
+from pipeline_local import cli
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.estimators import Shift

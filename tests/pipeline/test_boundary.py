@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile, trainer
 from pipeline_local.config import ReconcileConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
@@ -18,6 +18,7 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.p2p import GlooP2P
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.trace import Trace
+from pipeline_local.training.train import train
 
 THIRD = torch.full((2, 3), 1 / 3)
 NEAR = {None: 1 / 3, torch.bfloat16: 0.333984375, torch.float16: 0.333251953125}
@@ -118,7 +119,7 @@ def bytes_sent(rank_info, config):
         return send(self, tensor)
 
     send, GlooP2P.isend = GlooP2P.isend, isend
-    trainer.train(config, rank_info)
+    train(config, rank_info)
     return sent
 
 
@@ -144,6 +145,6 @@ def test_another_wire_is_another_run(tmp_path):
     found = []
     for narrow in (None, "bfloat16", "float16"):
         config = parse(narrow, tmp_path / str(narrow))
-        trainer.train(replace(config, parallel=replace(config.parallel, stages=1)), RankInfo())
+        train(replace(config, parallel=replace(config.parallel, stages=1)), RankInfo())
         found.append([p.read_bytes() for p in sorted((tmp_path / str(narrow)).rglob("module-*"))])
     assert all(len({run[k] for run in found}) == 3 for k in range(4))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.connect import connect, open_edges

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.run_plan import Evaluate
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.step import Step

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import ParallelConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.pipeline.edge import InProcessQueue
 from pipeline_local.pipeline.transport import Receiver, Sender
 from pipeline_local.ranks.rank import joined

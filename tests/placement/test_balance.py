@@ -6,9 +6,9 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.memory.dry_run import stage_bytes

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.blueprint import head_key
 from pipeline_local.config import DistillConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement import costs
 from pipeline_local.placement.costs import Cost, Costs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe as describe_data
 from pipeline_local.placement.describe import describe, doubts, explain
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.placement import profile_file

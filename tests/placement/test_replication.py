@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement import profile_file

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pipeline_local import cli, configfile
+from pipeline_local import cli
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.planning.advice import Situation, advice, draw, report

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from pipeline_local import configfile
 from pipeline_local.blueprint.device import Device
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning.backprop import pass_through

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
@@ -17,7 +17,7 @@ from pipeline_local.learning.wire_format import WireFormat
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import diagnose
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 TREE = {
     "model": {"name": "resnet20", "width": 4},

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile, screen
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
+from pipeline_local.console import screen
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.planning import alternatives, drawing, plan
 

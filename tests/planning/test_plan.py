@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.planning import alternatives, plan

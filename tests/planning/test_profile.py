@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.planning import profile

@@ -87,7 +87,7 @@ def fail(kind, arguments):
     ],
 )
 def test_the_caller_hears_why(monkeypatch, error, arguments, code, kind, message):
-    """The rank is this process; tests/test_callbacks.py has one that fails on its own."""
+    """The rank is this process; tests/training/test_callbacks.py has one that fails on its own."""
 
     def rank_of_two(count, words):
         assert (count, words[0]) == (2, "call")

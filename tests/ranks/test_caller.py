@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.utils.data._utils import signal_handling
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.ranks.caller import as_found, undisturbed
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 CPU = torch.device("cpu")
 

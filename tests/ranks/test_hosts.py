@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline_local import configfile, trainer
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_STOPPED, UserError
 from pipeline_local.ranks import hosts, launcher
 from pipeline_local.ranks.hosts import Hosts, Meeting
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training.train import train
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -211,7 +212,7 @@ def test_ranks_start_again_on_all_hosts(start, tmp_path):
     assert [host.wait(300) for host in hosts] == [0, 0]
     assert "resuming after step" in (tmp_path / "host-0").read_text()
     whole = [*SETTINGS, "parallel.stages=1", f"run.dir={tmp_path / 'whole'}"]
-    trainer.train(configfile.load(ROOT / "configs" / "digits.yaml", whole), RankInfo())
+    train(configfile.load(ROOT / "configs" / "digits.yaml", whole), RankInfo())
     assert last_files(tmp_path / "run") == last_files(tmp_path / "whole")
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from pipeline_local import configfile, trainer
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, EXIT_STOPPED, EXIT_USER_ERROR
 from pipeline_local.ranks.launcher import cause
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training.train import train
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
@@ -259,7 +260,7 @@ def test_torchrun_restarts_and_resumes_by_itself(start, tmp_path):
     small = ["train.epochs=null", "parallel.threads=1", "model.width=4", "parallel.stages=1"]
     whole = tmp_path / "whole"
     config = configfile.load(ROOT / "configs" / "digits.yaml", [*small, *settings])
-    trainer.train(replace(config, run=replace(config.run, dir=whole)), RankInfo())
+    train(replace(config, run=replace(config.run, dir=whole)), RankInfo())
     assert last_files(tmp_path / "runs" / "digits") == last_files(whole)
 
 

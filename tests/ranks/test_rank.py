@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local import configfile
 from pipeline_local.config import ParallelConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.pipeline.connect import WatchedP2P
 from pipeline_local.ranks import rank as places
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import RankInfo, joined
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 from tests.apart import apart
 from tests.chain import open_chain
 from tests.ports import free_port

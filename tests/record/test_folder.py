@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.record import atomic
 from pipeline_local.record.folder import LOCK, RunFolder

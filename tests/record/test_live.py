@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline_local import footer
+from pipeline_local.console import footer
 from pipeline_local.learning.tasks import Classification, NextToken
 from pipeline_local.record import live, progress
 from pipeline_local.record.live import LiveView
@@ -167,6 +167,6 @@ def test_who_shows_what(terminal, monkeypatch):
 
 
 def test_the_height_of_no_terminal():
-    from pipeline_local.screen import ROWS, height
+    from pipeline_local.console.screen import ROWS, height
 
     assert height() == ROWS or os.isatty(1)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
@@ -16,7 +16,7 @@ from pipeline_local.record import clocks
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.recorder import put_together
 from pipeline_local.record.stage_trace import StageTrace
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 
 HOUR = 3600 * 10**9
 

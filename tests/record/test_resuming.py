@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.record import resuming
 from pipeline_local.record.folder import RunFolder

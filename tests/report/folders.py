@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.stage_trace import StageTrace
 from pipeline_local.record.trace import Span

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local.data.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 from pipeline_local.planning import plan
 from pipeline_local.report.prediction import predict
 from pipeline_local.report.run import read

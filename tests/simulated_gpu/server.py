@@ -17,7 +17,7 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401 (slow to import, as the others)
 
 import pipeline_local.bench.table
-import pipeline_local.trainer  # noqa: F401
+import pipeline_local.training.train  # noqa: F401
 from pipeline_local.ranks import launcher
 from tests import forked
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline_local import configfile
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.costs import Link
 from pipeline_local.ranks.mesh import Mesh, chain

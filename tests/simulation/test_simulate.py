@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local import configfile
 from pipeline_local.cli import main
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.placement.draw import draw as draw_blueprint

@@ -13,10 +13,12 @@ from random import Random
 import pytest
 import torch.distributed as dist
 
-from pipeline_local import configfile, trainer
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.training import train as entry
+from pipeline_local.training.train import train as train_run
 from pipeline_local.watch.stop import SAME_INTERRUPT_SECONDS, Stop
 from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
@@ -158,14 +160,14 @@ def test_a_signal_before_the_first_step(everybody, tmp_path, train):
     """It is heeded as soon as there is something to save. A launcher signals all of its ranks."""
 
     def prepare(rank):
-        make = trainer.modules_of
+        make = entry.modules_of
 
         def signalled(*args):
             if everybody or rank == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return make(*args)
 
-        trainer.modules_of = signalled
+        entry.modules_of = signalled
         signal_oneself(None, 0, 0)(rank)
 
     codes, output = train(3, write_config(tmp_path), prepare=prepare)
@@ -246,7 +248,7 @@ def test_a_caller_gets_its_own_handlers_back(tmp_path, monkeypatch):
     signal_oneself(0, 3, signal.SIGTERM)(0)
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(StoppedError, match="stopped by a signal after step 5"):
-        trainer.train(configfile.load(write_config(tmp_path), []), RankInfo())
+        train_run(configfile.load(write_config(tmp_path), []), RankInfo())
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 

@@ -15,13 +15,15 @@ import time
 import pytest
 import torch.distributed as dist
 
-from pipeline_local import agreement, configfile, trainer
+from pipeline_local.configfile import configfile
 from pipeline_local.data.images import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.trainer import train
+from pipeline_local.training import agreement
+from pipeline_local.training import train as entry
+from pipeline_local.training.train import train
 from pipeline_local.watch.liveness import LivenessLinks
 from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
@@ -217,7 +219,7 @@ def test_a_rank_stopped_for_a_moment_goes_on(start):
 
 def test_a_rank_killed_before_the_first_step(start, monkeypatch):
     """The others wait for it at the store, not on an edge."""
-    make = trainer.modules_of
+    make = entry.modules_of
     making = multiprocessing.get_context("fork").Event()
 
     def slowly(blueprint, rank_info, *others):
@@ -226,7 +228,7 @@ def test_a_rank_killed_before_the_first_step(start, monkeypatch):
             time.sleep(LONGEST * 2)
         return make(blueprint, rank_info, *others)
 
-    monkeypatch.setattr(trainer, "modules_of", slowly)
+    monkeypatch.setattr(entry, "modules_of", slowly)
     ranks = start()
     assert making.wait(LONGEST)
     os.kill(ranks.processes[1].pid, signal.SIGKILL)

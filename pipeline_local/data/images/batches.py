@@ -12,13 +12,15 @@ from torch import Tensor
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data.augment import augment, fit
-from pipeline_local.data.images.datasets import DataInfo, open_split
+from pipeline_local.data.images.datasets import open_split
 from pipeline_local.data.images.mixup import mixup
-from pipeline_local.data.images.skipping import Skipped, read_or_next, read_or_none
+from pipeline_local.data.images.skipping import read_or_next, read_or_none
 from pipeline_local.data.images.subset import Dataset, check_image
+from pipeline_local.data.info import DataInfo
 from pipeline_local.data.loading import Batch, BatchSource, load
 from pipeline_local.data.sampler import train_indices
 from pipeline_local.data.share import WHOLE, Share
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.seeds import derive

@@ -1,67 +1,16 @@
-"""Which data a run uses: facts that every rank needs, and the splits that the first one reads."""
+"""Images that the configuration names: their facts, and the splits that the first rank reads."""
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any
 
 from pipeline_local.config import DataConfig
-from pipeline_local.data.images.entries import DATA, ImageData, Pixels, Split, guess_pixels
+from pipeline_local.data.images.entries import ImageData, Pixels, guess_pixels
 from pipeline_local.data.images.subset import Dataset, balanced_subset, check_dataset, check_image
+from pipeline_local.data.info import DataInfo, Split
+from pipeline_local.data.registry import DATA, own_keys, problems
 from pipeline_local.errors import ConfigError, UserError, counted, few
-from pipeline_local.registry import reason
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What every rank must know of the data; only the first stage ever reads the data itself."""
-
-    num_train: int
-    num_test: int
-    num_classes: int
-    sample_shape: tuple[int, ...]
-    """Of one sample's input: C, H, W of images."""
-    mean: tuple[float, ...]
-    """Per channel, of pixels in [0, 1]."""
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-    """The name of each label."""
-    label_shape: tuple[int, ...] = ()
-    """Of one sample's label; () is a number."""
-    dtype: str = "float32"
-    """Of the network's input, as torch names it: floating point gets the run's precision."""
-    tokenizer: str | None = None
-    """Digest of what token ids mean; None where there are none, or nobody knows."""
-    end_token: int | None = None
-    """Id of the token that ends a document, where it is known."""
-    bytes_per_token: float | None = None
-    """Of the test split's text, in UTF-8, for each token that is predicted."""
-    files: tuple[str, ...] = ()
-    """Name and digest of each file of token ids or their text, of the training split."""
-
-    def to_json(self) -> str:
-        """One line, read back by `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "DataInfo":
-        """The inverse of `to_json`.
-
-        Raises:
-            UserError: it was not written by that.
-        """
-        try:
-            items = json.loads(text).items()
-            facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-            if "image_shape" in facts:  # what earlier runs call it
-                facts["sample_shape"] = facts.pop("image_shape")
-            return cls(**facts)
-        except (ValueError, TypeError, AttributeError):
-            raise UserError(
-                f"the facts of the data are damaged: got {text[:60]!r}; restore data.json, or"
-                f" resume the run, which writes it again"
-            ) from None
+from pipeline_local.user_input.registry import reason
 
 
 def describe(data: DataConfig) -> DataInfo:
@@ -149,22 +98,6 @@ def _is_shipped(name: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
 
 
-def problems(data: DataConfig) -> list[str]:
-    """What is wrong with the name of the data set and its options, before anything is opened."""
-    lines = DATA.problems(data.name, data.args, _own_keys(data))
-    if lines:
-        return lines
-    entry = DATA.find(data.name)
-    if data.root is None and isinstance(entry, ImageData) and entry.needs_root:
-        return [f"data.root is needed for data.name={data.name}; name the folder"]
-    return []
-
-
-def _own_keys(data: DataConfig) -> dict[str, Any]:
-    """Of the section, as an entry may want to know them: `image_size` above all."""
-    return {f.name: getattr(data, f.name) for f in fields(data) if f.name not in ("name", "args")}
-
-
 # Every evaluation opens the test split again: it stays in memory.
 @lru_cache(maxsize=2)
 def open_split(data: DataConfig, split: Split) -> Dataset:
@@ -176,7 +109,7 @@ def open_split(data: DataConfig, split: Split) -> Dataset:
     """
     if lines := problems(data):
         raise ConfigError(lines)
-    options = DATA.options(data.name, data.args, _own_keys(data))
+    options = DATA.options(data.name, data.args, own_keys(data))
     try:
         whole = DATA.find(data.name)(root=data.root, split=split, **options)
         if data.name.startswith("python:"):

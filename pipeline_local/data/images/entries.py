@@ -1,11 +1,11 @@
-"""The table of data sets: each entry knows how a split is opened, and what its images are like."""
+"""The data sets of images: each entry knows how a split is opened, and what its images are like."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pipeline_local.data.images.arrays import open_cifar, open_digits
 from pipeline_local.data.images.imagefolder import open_imagefolder
@@ -13,10 +13,9 @@ from pipeline_local.data.images.parquet import open_parquet
 from pipeline_local.data.images.subset import Dataset, check_image
 from pipeline_local.data.images.synthetic import SIZE, SyntheticDataset
 from pipeline_local.data.images.webdataset import open_webdataset
+from pipeline_local.data.info import Split
+from pipeline_local.data.registry import DATA
 from pipeline_local.errors import UserError
-from pipeline_local.registry import Registry
-
-Split = Literal["train", "test"]
 
 
 class Pixels(NamedTuple):
@@ -52,13 +51,6 @@ class ImageData:
     def __call__(self, root: Path | None, split: Split, **options: object) -> Dataset:
         return self.open(root=root, split=split, **options)
 
-
-DATA: Registry[Callable[..., Dataset]] = Registry("data.name", "data set", ["root", "split"])
-"""What `data.name` may name: an `ImageData`, or simply a function that opens a split.
-
-A parameter with the name of a key, such as `image_size`, gets the value of `data.image_size`; all
-others are options of the data set.
-"""
 
 IMAGENET = Pixels(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY = Pixels(28, (0.5,), (0.25,))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline_local.data.images.datasets import DataInfo
+from pipeline_local.data.info import DataInfo
 
 
 class Normalize:

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline_local.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
-from pipeline_local.data.images.splits import class_names, passed_over, split_files
+from pipeline_local.data.splits import class_names, passed_over, split_files
 from pipeline_local.errors import UserError
 
 CACHE_BYTES = 256 * 2**20

@@ -19,10 +19,10 @@ from typing import IO, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline_local.data.images import indexfile
+from pipeline_local.data import index_file
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
-from pipeline_local.data.images.splits import class_names, passed_over, split_files
+from pipeline_local.data.splits import class_names, passed_over, split_files
 from pipeline_local.errors import UserError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -85,7 +85,7 @@ def open_webdataset(
     """
     paths = split_files(root, split, ".tar", test_split)
     files = tuple(map(str, paths))
-    places, labels = _index(files, label_field, indexfile.stamp(files, label_field))
+    places, labels = _index(files, label_field, index_file.stamp(files, label_field))
     source = f"the shards of {Path(files[0]).parent}"
     classes = class_names(labels, _names(root), split, source)
     return Shards(files, places, labels, classes, passed_over(paths, root, split))
@@ -111,7 +111,7 @@ class _Sample:
 @lru_cache(maxsize=4)
 def _index(files: tuple[str, ...], label_field: str, stamp: str) -> tuple[Tensor, Tensor]:
     """Places [N, 3] and labels [N] of all samples."""
-    if stored := indexfile.load(stamp):
+    if stored := index_file.load(stamp):
         return stored["places"], stored["labels"]
     with ThreadPoolExecutor(_READERS) as pool:
         shards = list(pool.map(lambda path: _scan(path, label_field), files))
@@ -123,7 +123,7 @@ def _index(files: tuple[str, ...], label_field: str, stamp: str) -> tuple[Tensor
     ]
     columns = torch.cat(parts)
     places, labels = columns[:, :3].contiguous(), columns[:, 3].contiguous()
-    indexfile.save(stamp, {"places": places, "labels": labels})
+    index_file.save(stamp, {"places": places, "labels": labels})
     return places, labels
 
 

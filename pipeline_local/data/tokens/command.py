@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_local import newfile
-from pipeline_local.data.images.splits import NoSplitError, passed_over
+from pipeline_local.console.screen import say
+from pipeline_local.data.splits import NoSplitError, passed_over
 from pipeline_local.data.tokens.opening import find_texts
 from pipeline_local.errors import UserError, counted, few
-from pipeline_local.screen import say
 from pipeline_local.text import draft
 from pipeline_local.text.progress import shown
 from pipeline_local.text.tokenizer import (
@@ -23,6 +22,7 @@ from pipeline_local.text.tokenizer import (
     train,
 )
 from pipeline_local.text.writing import SplitFacts, Texts, Told, write_facts, write_split
+from pipeline_local.user_input import new_file
 
 _LEAST = 257
 _TRAINING = "tokenizer"
@@ -108,7 +108,7 @@ def tokenize(request: Request) -> Path:
             f" {request.end}; leave it out, or give --tokenizer"
         )
     texts, output = request.texts(), request.folder
-    newfile.check("--output", output)
+    new_file.check("--output", output)
     given = None
     if request.tokenizer is not None:
         given = open_tokenizer(request.tokenizer, request.end, "--tokenizer")

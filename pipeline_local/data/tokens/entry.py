@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline_local.config import DataConfig, Positive
-from pipeline_local.data.images.datasets import DataInfo, problems
-from pipeline_local.data.images.entries import DATA, Split
-from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.loading import Batch, load
+from pipeline_local.data.registry import DATA, problems
 from pipeline_local.data.sampler import train_indices
 from pipeline_local.data.share import WHOLE, Share
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.data.tokens import opening, shards
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline_local.data.images import indexfile
-from pipeline_local.data.images.splits import NoSplitError, passed_over, split_files
+from pipeline_local.data import index_file
+from pipeline_local.data.splits import NoSplitError, passed_over, split_files
 from pipeline_local.data.tokens.shards import (
     INDEX,
     SUFFIX,
@@ -217,7 +217,7 @@ def _texts(root: Path, split: str, options: Options) -> TokenSplit:
     own = digests(texts.files)
     key = (writing.FORMAT, split, own, texts.field, tokenizer.digest, tokenizer.end_token)
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
-    folder = indexfile.cache() / "tokens" / name
+    folder = index_file.cache() / "tokens" / name
     if not folder.exists():
         with shown({split: texts}) as told:
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline_local.data.images import indexfile
+from pipeline_local.data import index_file
 from pipeline_local.errors import UserError
 
 SUFFIX, INDEX = ".bin", ".idx"
@@ -174,14 +174,14 @@ def contents(shards: Sequence[Shard]) -> list[Contents]:
     The result stays in the user's cache until a file changes.
     """
     read_as = repr([(shard.dtype, shard.offset) for shard in shards])
-    stamp = indexfile.stamp((str(shard.path) for shard in shards), "tokens", read_as)
-    stored = indexfile.load(stamp)
+    stamp = index_file.stamp((str(shard.path) for shard in shards), "tokens", read_as)
+    stored = index_file.load(stamp)
     if stored is None:
         with ThreadPoolExecutor(_READERS) as pool:
             rows = list(pool.map(_scan, shards))
         digests = torch.tensor([[*digest] for digest, _, _ in rows], dtype=torch.uint8)
         stored = {"digests": digests, "ranges": torch.tensor([row[1:] for row in rows])}
-        indexfile.save(stamp, stored)
+        index_file.save(stamp, stored)
     return [_contents(*row) for row in zip(stored["digests"], stored["ranges"], strict=True)]
 
 

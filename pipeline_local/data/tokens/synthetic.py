@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline_local.config import Positive
-from pipeline_local.data.images.entries import Split
+from pipeline_local.data.info import Split
 from pipeline_local.data.tokens.entry import TokenEntry
 from pipeline_local.data.tokens.opening import Options, TokenSplit
 from pipeline_local.data.tokens.shards import TokenStream

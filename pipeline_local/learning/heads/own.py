@@ -6,10 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline_local.building import Record, fill_rest, give_shapes, loses_values, own_tensors
 from pipeline_local.errors import UserError
-from pipeline_local.registry import reason
-from pipeline_local.writes import keeps_input, on_a_copy
+from pipeline_local.side_effects.building import (
+    Record,
+    fill_rest,
+    give_shapes,
+    loses_values,
+    own_tensors,
+)
+from pipeline_local.side_effects.writes import keeps_input, on_a_copy
+from pipeline_local.user_input.registry import reason
 
 _AGAIN = "_built_again"
 

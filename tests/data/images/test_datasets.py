@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.cli import main
 from pipeline_local.config import DataConfig
+from pipeline_local.configfile import configfile
+from pipeline_local.data.datasets import DATA
 from pipeline_local.data.images import batches
 from pipeline_local.data.images.arrays import ArrayDataset
 from pipeline_local.data.images.batches import train_batches
-from pipeline_local.data.images.datasets import DataInfo, describe, open_split, problems
-from pipeline_local.data.images.entries import DATA
+from pipeline_local.data.images.datasets import describe, open_split
 from pipeline_local.data.images.subset import check_dataset
+from pipeline_local.data.info import DataInfo
+from pipeline_local.data.registry import problems
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.draw import draw
 

@@ -11,7 +11,8 @@ from pipeline_local.cli import main
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images import batches
 from pipeline_local.data.images.datasets import describe, open_split
-from pipeline_local.data.images.skipping import Skipped, UnreadableImageError, read_or_next
+from pipeline_local.data.images.skipping import UnreadableImageError, read_or_next
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 

@@ -13,8 +13,9 @@ from PIL import Image
 from pipeline_local.config import DataConfig
 from pipeline_local.data.images import batches, webdataset
 from pipeline_local.data.images.datasets import describe, open_split
-from pipeline_local.data.images.skipping import Skipped, UnreadableImageError
+from pipeline_local.data.images.skipping import UnreadableImageError
 from pipeline_local.data.images.webdataset import open_webdataset
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.errors import UserError
 from pipeline_local.seeds import generator
 

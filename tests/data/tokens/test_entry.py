@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_local import configfile
 from pipeline_local.config import DataConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import check_again, describe, open_data, passed_over
-from pipeline_local.data.images.datasets import DataInfo
-from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.info import DataInfo
+from pipeline_local.data.skipped import Skipped
 from pipeline_local.data.tokens.command import Request, tokenize
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import ConfigError, UserError

@@ -6,7 +6,7 @@ import torch
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import describe, open_data
-from pipeline_local.data.images.skipping import Skipped
+from pipeline_local.data.skipped import Skipped
 
 DATA = DataConfig(
     "synthetic_tokens", batch_size=4, limit=20, args={"sequence_length": 8, "vocabulary": 100}

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import cli, configfile, finished
+from pipeline_local import cli
+from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
+from pipeline_local.finished import finished
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.text.tokenizer import ByteTokenizer
-from pipeline_local.trainer import train
+from pipeline_local.training.train import train
 from tests.prose import prose
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_local import configfile
 from pipeline_local.config import HeadConfig, OptimizerConfig
+from pipeline_local.configfile import configfile
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import ConfigError
 from pipeline_local.learning import heads

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline_local import fit
-from pipeline_local.callbacks import Callback
 from pipeline_local.config import HeadConfig
 from pipeline_local.errors import UserError
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import ReadoutHead, Site
 from pipeline_local.learning.step import LAG
 from pipeline_local.record import sealed
+from pipeline_local.training.callbacks import Callback
 
 T, D, V, EVERY = 6, 8, 11, 3
 
