@@ -22,10 +22,9 @@ from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.p2p import P2PKind
-from pipeline_local.ranks.p2p import common as common_kind
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record.metrics import settle
+from pipeline_local.training import agreement
 from pipeline_local.watch.store import RankStore
 
 RECONCILED = "local, reconciled"
@@ -100,10 +99,7 @@ def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measu
         rank_info = rank_info.on_host(store).placed(config.parallel)
         rank_info.prepare(config.parallel)
         rank_store = RankStore(store, rank_info.rank, rank_info.world_size)
-        rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-        kind: P2PKind = common_kind(
-            [facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)]
-        )
+        kind = agreement.share_p2p_kind(config, rank_info, rank_store)
         workload = Workload(draw(config, describe(config.data)), rank_info, kind)
         found = entries(workload, request)
         results = Turns(workload, rank_store, request.steps).run(found, request.runs)

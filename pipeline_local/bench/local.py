@@ -1,6 +1,5 @@
 """Local learning as `pipeline-local bench` runs it: the real stage and edges, fed from memory."""
 
-import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -8,8 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from pipeline_local.bench.baseline import Baseline, Weights, Workload, network_weights
 from pipeline_local.blueprint.blueprint import Blueprint
@@ -25,6 +23,7 @@ from pipeline_local.pipeline.edge import Message, Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Inlet, Outlet
+from pipeline_local.placement.costs import flops
 from pipeline_local.placement.draw import draw
 from pipeline_local.record.trace import Trace
 from pipeline_local.watch.status import RankStatus
@@ -219,16 +218,18 @@ class LocalPipeline(Baseline):
 
     def flops(self) -> tuple[int, int]:
         """Count the forward FLOPs of one sample: auxiliary heads, and this stage's network."""
+        blueprint = self.blueprint
         auxiliary, own = 0, 0
-        for module in self._modules:
-            x = self.blueprint.meta_input(self.blueprint.modules[module.index].start)
-            body, y = _flops(module.body, x)
-            head = sum(_flops(part, y)[0] for part in information.parts(module.head))
-            own += body
-            if self.blueprint.is_last(module.index):
+        for index in self._numbers:
+            blocks = blueprint.modules[index]
+            bodies = zip(blueprint.meta_body(index), blocks, strict=True)
+            own += sum(flops(body, blueprint.meta_input(block)) for body, block in bodies)
+            y = torch.empty(2, *blueprint.output_shapes[blocks.stop - 1], device="meta")
+            head = sum(flops(part, y) for part in information.parts(blueprint.meta_head(index)))
+            if blueprint.is_last(index):
                 own += head
             else:
-                auxiliary += round(self.blueprint.config.head.fraction * head)
+                auxiliary += round(blueprint.config.head.fraction * head)
         return auxiliary // 2, own // 2
 
     def _make(self, replicas: Replicas) -> None:
@@ -338,12 +339,3 @@ def _endless(blueprint: Blueprint, reconcile: ReconcileConfig) -> Blueprint:
     optimizer = replace(config.optimizer, warmup=0.0)  # all methods use the highest rate
     config = replace(config, train=train, optimizer=optimizer, reconcile=reconcile)
     return draw(config, blueprint.info)
-
-
-def _flops(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """FLOPs of one forward pass on the meta device, and its output."""
-    meta = copy.deepcopy(module).to("meta")
-    with FlopCounterMode(display=False) as counter:
-        own = next((p.dtype for p in meta.parameters()), x.dtype)
-        y: Tensor = meta(x.to(own) if x.is_floating_point() else x)
-    return counter.get_total_flops(), y.detach()

@@ -1,13 +1,12 @@
 """Interleaved timing (A B C A B C ...), so that drifts of the machine affect all variants alike."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.metrics import timed
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(runs + 1):
         for name, work in variants.items():
-            settle(device)
-            begin = time.perf_counter()
-            work()
-            settle(device)
+            took = timed(device, work)
             if turn:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(took)
     return {name: Times(tuple(row)) for name, row in seconds.items()}

@@ -9,7 +9,7 @@ from rich.table import Table
 from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import counted
 from pipeline_local.planning.alternatives import Alternative
-from pipeline_local.planning.plan import TOLERATED, Plan
+from pipeline_local.planning.plan import TOLERATED, Plan, imbalance
 from pipeline_local.planning.timeline import Bar, timeline
 from pipeline_local.planning.verdict import best_of_each, helps, mebibytes, verdict
 
@@ -44,13 +44,12 @@ def warnings(plan: Plan) -> list[str]:
             f" that begin with modules {opens} would make it {better.imbalance:.2f}"
         )
     costs = [module.cost.total for stage in plan.stages for module in stage.modules]
-    imbalance = max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
-    other = plan.module_cut
+    uneven, other = imbalance(costs), plan.module_cut
     apart = len(plan.stages) > 1  # on one device only their sum matters
-    if apart and other and imbalance > TOLERATED and imbalance / other.imbalance > 1.02:
+    if apart and other and uneven > TOLERATED and uneven / other.imbalance > 1.02:
         cuts = ",".join(plan.block_names[block] for block in other.edges)
         lines.append(
-            f"warning: the most expensive module costs {imbalance:.2f} times the mean;"
+            f"warning: the most expensive module costs {uneven:.2f} times the mean;"
             f" modules.cuts=[{cuts}] would make it {other.imbalance:.2f}"
             f" (this changes what is learned)"
         )

@@ -177,7 +177,7 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         seconds=step_seconds(blueprint, "local", num_stages),
         stages=stages,
         edges=edges,
-        imbalance=_imbalance([stage.cost for stage in stages]),
+        imbalance=imbalance([stage.cost for stage in stages]),
         fill=fill(placement, config.train.microbatches),
         stage_cut=_best_stages(placement),
         module_cut=_best_modules(placement),
@@ -258,7 +258,8 @@ def _most_sent(stages: Sequence[StagePlan], edges: Sequence[EdgePlan]) -> float:
     )
 
 
-def _imbalance(costs: Sequence[float]) -> float:
+def imbalance(costs: Sequence[float]) -> float:
+    """Return the largest cost over their mean; 1 where there is none."""
     return max(costs) * len(costs) / sum(costs) if sum(costs) else 1.0
 
 
@@ -269,7 +270,7 @@ def _best_stages(placement: Placement) -> Cut | None:
     except UserError:
         return None
     best = replace(placement, stages=tuple(stages))
-    return Cut(tuple(part.start for part in stages[1:]), _imbalance(best.stage_costs))
+    return Cut(tuple(part.start for part in stages[1:]), imbalance(best.stage_costs))
 
 
 def _even_memory(placement: Placement) -> int | None:
@@ -294,4 +295,4 @@ def _best_modules(placement: Placement) -> Cut | None:
     except UserError:
         return None
     totals = [costs[k].module(k, len(parts), part).total for k, part in enumerate(parts)]
-    return Cut(tuple(part.start for part in parts[1:]), _imbalance(totals))
+    return Cut(tuple(part.start for part in parts[1:]), imbalance(totals))

@@ -7,7 +7,6 @@ of a module, so that the timed acts are those of training.
 import gc
 import math
 import platform
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks.p2p import by_device
 from pipeline_local.ranks.rank import RankInfo, joined
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.metrics import settle, timed
 from pipeline_local.user_input import new_file
 
 TINY = 1e-8
@@ -315,14 +314,7 @@ class _PartTimer:
             "learn": module.learn,
             "update": lambda: module.update(step),
         }
-        return {act: self._timed(work) for act, work in acts.items()}
-
-    def _timed(self, work: Callable[[], object]) -> float:
-        settle(self._device)
-        begin = time.perf_counter()
-        work()
-        settle(self._device)
-        return time.perf_counter() - begin
+        return {act: timed(self._device, work) for act, work in acts.items()}
 
 
 def _device(rank_info: RankInfo) -> dict[str, Any]:

@@ -187,6 +187,15 @@ def settle(device: torch.device) -> None:
         torch.accelerator.current_stream(device).synchronize()
 
 
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Returns the seconds that some work takes, with the kernels that it launches."""
+    settle(device)
+    begin = time.perf_counter()
+    work()
+    settle(device)
+    return time.perf_counter() - begin
+
+
 def refuse_divergence(
     modules: list[LocalModule], scores: dict[str, dict[str, float]], step: int
 ) -> None:

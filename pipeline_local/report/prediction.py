@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError
-from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.placement.costs import Unit
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
-from pipeline_local.planning.alternatives import others
+from pipeline_local.planning.alternatives import others, stage_peaks
 from pipeline_local.record.summary import ModuleRow
 from pipeline_local.report.run import Run
 
@@ -54,17 +53,11 @@ def _predict(run: Run) -> Prediction:
     device = Device.named(known) if known in ("cpu", "cuda") else None
     info = DataInfo.from_json(run.folder.load_info())
     placement = Placement.of(draw(run.folder.load_config(), info, device), run.num_stages)
-    costs, count = placement.costs, len(placement.stages)
     return Prediction(
         steps=placement.blueprint.run_plan.num_steps,
         modules=describe(placement),
         costs=placement.stage_costs,
-        unit=costs[0].unit,
-        peaks=[
-            stage_bytes(placement.blueprint, part, count, on_device.device, replicas).peak
-            for part, on_device, replicas in zip(
-                placement.stages, costs, placement.mesh.replicas, strict=True
-            )
-        ],
+        unit=placement.costs[0].unit,
+        peaks=stage_peaks(placement, placement.blueprint),
         others={other.name: other.peak for other in others(placement)},
     )

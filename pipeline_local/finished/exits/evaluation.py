@@ -1,9 +1,9 @@
 """`evaluate --exits`: what each exit of a run gives and costs, and what thresholds make of them."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.placement.costs import flops
 from pipeline_local.ranks.caller import undisturbed
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.metrics import timed
 from pipeline_local.side_effects.untouched import evaluating
 from pipeline_local.watch.store import Facts
 
@@ -193,16 +193,11 @@ def _seconds(modules: Sequence[LocalModule], x: Tensor) -> list[float]:
     """Seconds per sample of the network up to each exit, which take turns."""
     networks = [ExitNetwork(modules[: k + 1]) for k in range(len(modules))]
     with autocast(x.device.type, modules[0].rules.wire_format.networks):
-        rounds = [[_pass(network, x) for network in networks] for _ in range(REPEATS + 1)]
+        rounds = [
+            [timed(x.device, partial(network, x)) for network in networks]
+            for _ in range(REPEATS + 1)
+        ]
     return [min(took) / len(x) for took in zip(*rounds[1:], strict=True)]  # the first warms up
-
-
-def _pass(network: ExitNetwork, x: Tensor) -> float:
-    settle(x.device)
-    begin = time.perf_counter()
-    network(x)
-    settle(x.device)
-    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
