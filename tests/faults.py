@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from random import Random
 
+from pipeline_local import atomic
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.record import atomic
 from pipeline_local.watch.store import RankStore
 from tests.forked import Forked
 

@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline_local"
 
 FLOORS = (
-    ("errors", "seeds", "layout", "process", "side_effects"),
+    ("errors", "seeds", "layout", "atomic", "process", "side_effects"),
     ("config", "console", "user_input"),
     ("commandline",),
     ("engines", "text", "gpus"),

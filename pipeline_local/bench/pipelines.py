@@ -29,7 +29,7 @@ from pipeline_local.bench.baseline import (
     check_ranks,
 )
 from pipeline_local.placement import partition
-from pipeline_local.ranks.rank import device_backend
+from pipeline_local.ranks.p2p import device_backend
 from pipeline_local.record.stopwatch import Stopwatch
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {

@@ -2,6 +2,12 @@
 
 from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
 
+BASELINES = (
+    *("bp", "checkpoint", "accumulate", "loop", "ddp", "gpipe", "1f1b", "interleaved"),
+    *("zerobubble", "zbv", "dualpipev", "deepspeed", "deepspeed-dualpipev", "local"),
+)
+"""What `bench.request` knows by name, said without torch."""
+
 
 def add_all(commands: Commands) -> None:
     """Add what measures."""
@@ -30,9 +36,7 @@ def add_all(commands: Commands) -> None:
         "configs/bench-vit.yaml --baselines ddp,1f1b,local --microbatches 2,8",
     )
     add_configuration(baselines, "such as train.microbatches=4")
-    every = "bp,checkpoint,accumulate,loop,ddp,gpipe,1f1b,interleaved,zerobubble,zbv,dualpipev"
-    every += ",deepspeed,deepspeed-dualpipev,local"
-    baselines.add_argument("--baselines", help=f"which of {every}")
+    baselines.add_argument("--baselines", help=f"which of {','.join(BASELINES)}")
     baselines.add_argument(
         "--microbatches", help="of pipelines and accumulate, such as 2,4,8; default: stages"
     )

@@ -10,6 +10,9 @@ from pipeline_local.commandline.shared import (
     path,
 )
 
+FORMATS = ("safetensors", "torch_export", "onnx")
+"""What `exporting.formats` knows by name, said without torch."""
+
 
 def add_all(commands: Commands) -> None:
     """Add what uses a run that is there."""
@@ -34,8 +37,7 @@ def _add_export(commands: Commands) -> None:
     add_overrides(export, "such as data.tokenizer=NEW")
     help_text = "NAME.safetensors, .pt2 (torch.export) or .onnx; or of a language model a folder"
     export.add_argument("--output", type=path, required=True, help=help_text)
-    formats, help_text = ("safetensors", "torch_export", "onnx"), "default: by the ending"
-    export.add_argument("--format", choices=formats, help=help_text)
+    export.add_argument("--format", choices=FORMATS, help="default: by the ending")
     export.add_argument("--exit", type=int, help="module whose head is the end; default: the last")
     _add_checkpoint(export)
     export.set_defaults(run="export")

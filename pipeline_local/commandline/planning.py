@@ -2,6 +2,9 @@
 
 from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
 
+METHODS = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
+"""What `simulation.programs` knows by name, said without torch."""
+
 
 def add_all(commands: Commands) -> None:
     """Add what is asked before a run is paid for."""
@@ -38,8 +41,7 @@ def add_all(commands: Commands) -> None:
         "configs/bench-vit.yaml modules.profile=profile.json --bandwidth 1e9 --latency 0.01",
     )
     add_configuration(simulate, "such as modules.count")
-    methods = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
-    simulate.add_argument("--methods", type=_words, default=methods)
+    simulate.add_argument("--methods", type=_words, default=METHODS)
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
     simulate.add_argument(
         "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: ranks"

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run, read
+from pipeline_local.commands.shared import Run, on_new_ranks, read
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
-from pipeline_local.ranks.rank import RankInfo
 
 
 def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -23,7 +22,6 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
 
     config, rank_info, _ = read(options)
     mesh = rank_info.mesh(config.parallel)
-    count = mesh.num_ranks
     request = Request.read(
         config,
         mesh,
@@ -33,11 +31,8 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
         steps=options.steps,
         output=options.json,
     )
-    if count > 1 and not rank_info.launched:
-        from pipeline_local.ranks.launcher import start_ranks
-
-        RankInfo(world_size=count, local_world_size=count).p2p_kind(config.parallel)
-        return start_ranks(count, arguments)
+    if (code := on_new_ranks(mesh.num_ranks, config, rank_info, arguments)) is not None:
+        return code
     if shown := table.report(config, rank_info, request):
         say(shown)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run, read
+from pipeline_local.commands.shared import Run, on_new_ranks, read
 from pipeline_local.config import ModulesConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
@@ -76,11 +76,8 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     config, rank_info, num_stages = read(options, single=True)
     profile.check(options.runs, options.output, num_stages)
     info = describe(config.data)
-    if num_stages > 1 and not rank_info.launched:
-        from pipeline_local.ranks.launcher import start_ranks
-
-        RankInfo(world_size=num_stages, local_world_size=num_stages).p2p_kind(config.parallel)
-        return start_ranks(num_stages, arguments)
+    if (code := on_new_ranks(num_stages, config, rank_info, arguments)) is not None:
+        return code
     rank_info.prepare(config.parallel)
     if line := profile.profile(config, info, options.runs, options.output, rank_info):
         say(line)

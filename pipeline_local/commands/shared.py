@@ -28,3 +28,25 @@ def read(options: argparse.Namespace, single: bool = False) -> tuple[Config, Ran
     rank_info = RankInfo.from_environment().placed(config.parallel)
     num_stages = rank_info.mesh(config.parallel).num_stages
     return config.on_stages(num_stages), rank_info, num_stages
+
+
+def on_new_ranks(
+    count: int, config: Config, rank_info: RankInfo, arguments: Sequence[str]
+) -> int | None:
+    """Run a command on all its ranks, where it needs several and this process is none of them.
+
+    Args:
+        count: the ranks that it needs.
+        config: the configuration, which says how they talk.
+        rank_info: this process.
+        arguments: of the command, for each rank.
+
+    Returns:
+        Their exit code; None: this process is the only rank, or one of those that were started.
+    """
+    if count == 1 or rank_info.launched:
+        return None
+    from pipeline_local.ranks.launcher import start_ranks  # it loads torch's elastic agent
+
+    RankInfo.of_host(count).p2p_kind(config.parallel)
+    return start_ranks(count, arguments)

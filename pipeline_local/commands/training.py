@@ -28,8 +28,7 @@ def _try(config: Config, said: Collection[str]) -> int:
 
     rank_info = RankInfo.from_environment()
     mesh = rank_info.mesh(config.parallel)
-    count = mesh.num_ranks
-    there = rank_info if rank_info.launched else RankInfo(world_size=count, local_world_size=count)
+    there = rank_info if rank_info.launched else RankInfo.of_host(mesh.num_ranks)
     placement = agreement.check(config.on_stages(mesh.num_stages), there, said)
     startup.over()
     if rank_info.rank == 0:
@@ -62,8 +61,7 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
     if count > 1 and not rank_info.launched:
         from pipeline_local.training import agreement
 
-        there = RankInfo(world_size=count, local_world_size=count)
-        agreement.check(config, there, said)
+        agreement.check(config, RankInfo.of_host(count), said)
         return start_ranks(count, arguments)
     with reporting_failure():
         train(config, rank_info, said=said)

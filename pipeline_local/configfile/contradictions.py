@@ -12,6 +12,7 @@ from pipeline_local.config import (
     TrainConfig,
 )
 from pipeline_local.data.datasets import DATA
+from pipeline_local.data.registry import missing_root
 from pipeline_local.engines import settings
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
@@ -135,8 +136,7 @@ def contradictions(config: Config) -> Iterator[str]:
         yield f"trace.steps must be [first, last], got {list(steps)}; swap them"
     if config.trace.profiler and steps is None:
         yield "trace.profiler=true needs trace.steps=[first, last], got null; give them"
-    if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
-        yield f"data.root is needed for data.name={data.name}; name the folder"
+    yield from missing_root(data)
     if data.root is not None and not getattr(DATA.find(data.name), "reads_root", True):
         yield (
             f"data.root={data.root} changes nothing, as data.name={data.name} reads no files; name"

@@ -1,6 +1,6 @@
 """What `data.name` may name, and what is wrong with a name and its options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -17,13 +17,15 @@ others are options of the data set.
 
 def problems(data: DataConfig) -> list[str]:
     """What is wrong with the name of the data set and its options, before anything is opened."""
-    lines = DATA.problems(data.name, data.args, own_keys(data))
-    if lines:
+    if lines := DATA.problems(data.name, data.args, own_keys(data)):
         return lines
-    entry = DATA.find(data.name)
-    if data.root is None and getattr(entry, "needs_root", False):
-        return [f"data.root is needed for data.name={data.name}; name the folder"]
-    return []
+    return [*missing_root(data)]
+
+
+def missing_root(data: DataConfig) -> Iterator[str]:
+    """Yields what is wrong where a data set lacks the folder that it reads."""
+    if data.root is None and getattr(DATA.find(data.name), "needs_root", False):
+        yield f"data.root is needed for data.name={data.name}; name the folder"
 
 
 def own_keys(data: DataConfig) -> dict[str, Any]:

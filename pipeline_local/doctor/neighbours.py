@@ -16,7 +16,7 @@ from pipeline_local.errors import RefusedElsewhereError, counted
 from pipeline_local.placement.costs import Link
 from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks import p2p
-from pipeline_local.ranks.rank import RankInfo, device_backend, joined
+from pipeline_local.ranks.rank import RankInfo, joined
 from pipeline_local.watch.store import Facts, RankStore
 
 NAME = "ranks"
@@ -114,7 +114,7 @@ def _benchmark(rank_info: RankInfo, kind: p2p.P2PKind) -> LinkBenchmark:
     if not p2p.by_device(kind):
         return LinkBenchmark(_MESSAGE_BYTES, _RUNS, torch.device("cpu"))
     limit = timedelta(seconds=LIMIT_SECONDS)
-    group: Any = dist.new_group(backend=device_backend(rank_info.device), timeout=limit)
+    group: Any = dist.new_group(backend=p2p.device_backend(rank_info.device), timeout=limit)
     return LinkBenchmark(_MESSAGE_BYTES, _RUNS, rank_info.device, group)
 
 

@@ -11,12 +11,10 @@ from pipeline_local.configfile import configfile
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import UserError
 from pipeline_local.finished.exits.network import check
-from pipeline_local.finished.finished import load, relocated
+from pipeline_local.finished.finished import CPU, load, relocated
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Logits, NextToken
 from pipeline_local.learning.wire_format import WireFormat
-
-CPU = torch.device("cpu")
 
 
 class Generator:

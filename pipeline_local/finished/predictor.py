@@ -11,7 +11,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.errors import UserError
 from pipeline_local.finished.exits.thresholds import top
-from pipeline_local.finished.finished import load, standing_in
+from pipeline_local.finished.finished import CPU, load, standing_in
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.models.given import Given
@@ -19,7 +19,6 @@ from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.record.choice import HeadChoice, chosen_heads
 from pipeline_local.record.folder import RunFolder
 
-CPU = torch.device("cpu")
 WHITE = 255.0
 
 

@@ -123,8 +123,7 @@ def _run(objects: Given, config: Config, callbacks: Sequence[Callback]) -> Facts
     with handed(objects):
         count = rank_info.mesh(config.parallel).num_ranks
         if count > rank_info.world_size:
-            there = RankInfo(world_size=count, local_world_size=count)
-            agreement.check(config, there)
+            agreement.check(config, RankInfo.of_host(count))
             on_ranks(count, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:

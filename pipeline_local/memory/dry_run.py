@@ -39,7 +39,7 @@ from pipeline_local.seeds import generators_kept
 RUN = 2
 """Microbatches that are run: the third meets what the second meets, gradients of earlier ones."""
 
-CPU = Device()
+CPU_PLAN = Device()
 """A CPU, as a device to plan for."""
 
 FAKE_DEVICE = torch.device("cpu")
@@ -88,7 +88,7 @@ def stage_bytes(
     blueprint: Blueprint,
     numbers: Sequence[int],
     num_stages: int,
-    device: Device = CPU,
+    device: Device = CPU_PLAN,
     replicas: int = 1,
 ) -> StageBytes:
     """Measures one stage by a dry run of its largest step and of an evaluation.
@@ -151,7 +151,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
     size = config.data.batch_size // config.train.microbatches
     dtype = inside if start else blueprint.input_dtype
     kept, live_bytes = [], LiveBytes()
-    with _faked(blueprint, CPU):
+    with _faked(blueprint, CPU_PLAN):
         shape = size, *blueprint.input_shapes[start]
         x = given = torch.empty(shape, dtype=dtype, requires_grad=start > 0)
         live_bytes.hold([given])  # a module keeps it anyway

@@ -36,6 +36,7 @@ from pipeline_local.side_effects.building import (
     give_shapes,
     loses_values,
     own_tensors,
+    plain_tensors,
 )
 from pipeline_local.side_effects.writes import keeps_input, on_a_copy
 from pipeline_local.user_input.registry import reason
@@ -192,7 +193,7 @@ def _check_filled(name: str, block: Block, record: Record) -> None:
 
 def _check_attributes(name: str, block: Block) -> None:
     for path, layer in block.module.named_modules():
-        if plain := [key for key, value in vars(layer).items() if isinstance(value, Tensor)]:
+        if plain := plain_tensors(layer):
             raise UserError(
                 f"model.name: {_where(name, block, path, layer)} keeps {', '.join(plain)} as a"
                 f" plain attribute, which never gets memory; use register_buffer"

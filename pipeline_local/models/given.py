@@ -21,6 +21,8 @@ from pipeline_local.models.backbone import Backbone, Block, reset_parameters, sh
 from pipeline_local.models.chain import Chain, chain, spans
 from pipeline_local.models.frozen import freeze
 from pipeline_local.models.tracing import UntraceableError, kept
+from pipeline_local.side_effects.building import plain_tensors
+from pipeline_local.side_effects.untouched import modes_kept
 from pipeline_local.side_effects.writes import Writes
 
 Given = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
@@ -126,19 +128,15 @@ def _candidates(network: nn.Module) -> Iterator[nn.Module]:
 def _try(network: nn.Module, example: Tensor) -> None:
     """The model must take the example, which gives lazy layers their shapes."""
     lazy = any(map(is_lazy, (*network.parameters(), *network.buffers())))
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        network.eval()
-        with torch.no_grad(), nullcontext() if lazy else kept(network):
+        with modes_kept(network), torch.no_grad(), nullcontext() if lazy else kept(network):
+            network.eval()
             output = network(example.clone())
     except Exception as error:  # the user's own code
         raise UserError(
             f"model: {type(network).__name__} cannot take inputs of {list(example.shape)}"
             f" ({next(iter(str(error).splitlines()), type(error).__name__)}); change one of them"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if isinstance(output, Tensor) and output.dim() < 2:
         raise UserError(
             f"model: must give outputs [B, ...] with at least one axis per sample, got"
@@ -149,7 +147,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
 def _check_layers(network: nn.Module) -> None:
     for path, layer in network.named_modules():
         where = f"model: {path or 'the model'} ({type(layer).__name__})"
-        if plain := [name for name, value in vars(layer).items() if isinstance(value, Tensor)]:
+        if plain := plain_tensors(layer):
             hooked = layer._forward_pre_hooks  # the former weight_norm and spectral_norm
             remedy = "torch.nn.utils.parametrizations" if hooked else "register_buffer"
             raise UserError(

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline_local import atomic
 from pipeline_local.errors import UserError
 from pipeline_local.models.backbone import Language
 
@@ -71,18 +72,10 @@ def write(folder: Path, state: Mapping[str, Tensor], files: Mapping[str, bytes])
             # safetensors lets nobody else read its files
             (temporary / "model.safetensors").chmod(temporary.stat().st_mode & 0o666)
             for path in [*temporary.iterdir(), temporary]:
-                _to_disk(path)
+                atomic.sync(path)
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output: {folder} cannot be written ({error}); name another") from None
-
-
-def _to_disk(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

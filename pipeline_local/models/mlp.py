@@ -1,14 +1,13 @@
 """A multi-layer perceptron: every layer is a block."""
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline_local.config import Positive
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
 
-Positive = Annotated[int, Field(ge=1)]
 Activation = Literal["relu", "gelu"]
 
 

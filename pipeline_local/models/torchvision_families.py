@@ -25,6 +25,7 @@ from torchvision.models import mobilenetv2, mobilenetv3, shufflenetv2
 from torchvision.models import regnet as tv_regnet
 from torchvision.models import squeezenet as tv_squeezenet
 
+from pipeline_local.config import Positive
 from pipeline_local.errors import counted
 from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, reset_parameters
@@ -32,16 +33,14 @@ from pipeline_local.models.torchvision_models import (
     Probability,
     Steps,
     cut,
+    initialize_fan_out,
     initializer,
     kaiming_fan_out,
     whole,
 )
 
-Positive = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(gt=0)]
 POOLED = ("avgpool", "flatten", "classifier")
-
-_normal = partial(partial, nn.init.normal_)
 
 
 def alexnet(
@@ -208,7 +207,7 @@ def mobilenet_v2(
 ) -> Backbone:
     """MobileNet v2: the stem, every inverted residual and the last convolution are blocks."""
     model = whole(name, num_classes, image_shape, dropout=dropout, width_mult=width_mult)
-    return cut(model, (mobilenetv2.InvertedResidual,), POOLED, _fan_out)
+    return cut(model, (mobilenetv2.InvertedResidual,), POOLED, initialize_fan_out)
 
 
 def mobilenet_v3(
@@ -223,7 +222,7 @@ def mobilenet_v3(
     """MobileNet v3: the stem, every inverted residual and the last convolution are blocks."""
     args = {"width_mult": width_mult, "reduced_tail": reduced_tail, "dilated": dilated}
     model = whole(name, num_classes, image_shape, dropout=dropout, **args)
-    return cut(model, (mobilenetv3.InvertedResidual,), POOLED, _fan_out)
+    return cut(model, (mobilenetv3.InvertedResidual,), POOLED, initialize_fan_out)
 
 
 def regnet(name: str, num_classes: int, image_shape: ImageShape) -> Backbone:
@@ -280,9 +279,9 @@ def _initialize_squeezenet(module: nn.Module) -> None:
         nn.init.normal_(module.get_parameter("classifier.1.weight"), std=0.01)
 
 
-_fan_out = initializer({nn.Conv2d: kaiming_fan_out, nn.Linear: _normal(std=0.01)})
 _kaiming_uniform = initializer({nn.Conv2d: nn.init.kaiming_uniform_})
-_plain = initializer({kind: _normal(std=0.02) for kind in (nn.Conv2d, nn.Linear)})
+_normal = partial(nn.init.normal_, std=0.02)
+_plain = initializer({nn.Conv2d: _normal, nn.Linear: _normal})
 _truncate = partial(nn.init.trunc_normal_, std=0.02)
 _truncated = initializer({nn.Conv2d: _truncate, nn.Linear: _truncate})
 

@@ -6,6 +6,7 @@ memory one by one, torchvision's initialisation is repeated in each family as ru
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -177,4 +178,9 @@ def kaiming_fan_out(weight: Tensor) -> None:
 
 
 initialize_convolutions = initializer({nn.Conv2d: kaiming_fan_out})
-"""Kaiming normal (fan out) weights and zero biases, as in torchvision's ResNet and VGG."""
+"""Kaiming normal (fan out) weights and zero biases, as in torchvision's ResNet."""
+
+initialize_fan_out = initializer(
+    {nn.Conv2d: kaiming_fan_out, nn.Linear: partial(nn.init.normal_, std=0.01)}
+)
+"""The same, and small linear weights, as in torchvision's VGG and MobileNets."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from pipeline_local.side_effects.untouched import modes_kept
+
 Parts = Callable[[nn.Module], bool]
 """Which modules a graph calls instead of looking into them."""
 
@@ -36,15 +38,13 @@ class ByMode(nn.Module):
 def kept(network: nn.Module) -> Iterator[None]:
     """Modes, buffers and frozen parameters are afterwards as they were: running statistics, too. A
     layer may have written to its buffers, or have put others in their places."""
-    modes = [(module, module.training) for module in network.modules()]
     places = [(module._buffers, dict(module._buffers)) for module in network.modules()]
     frozen = (tensor for tensor in network.parameters() if not tensor.requires_grad)
     values = [(tensor, tensor.clone()) for tensor in (*network.buffers(), *frozen)]
     try:
-        yield
+        with modes_kept(network):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for held, before in places:
             held.update(before)
         with torch.no_grad():

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from pipeline_local.layout import ImageShape
@@ -13,8 +13,7 @@ from pipeline_local.models.torchvision_models import (
     Probability,
     check_channels,
     cut,
-    initializer,
-    kaiming_fan_out,
+    initialize_fan_out,
     whole,
 )
 
@@ -56,14 +55,6 @@ def build_small(
 
 def _cut(model: nn.Module) -> Backbone:
     head = ("avgpool", "flatten", "classifier")
-    backbone = cut(model, (nn.Conv2d,), head, initialize)
+    backbone = cut(model, (nn.Conv2d,), head, initialize_fan_out)
     named = enumerate(backbone.blocks, start=1)
     return replace(backbone, blocks=tuple(replace(b, name=f"conv{i}") for i, b in named))
-
-
-def _small_normal(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=0.01)
-
-
-initialize = initializer({nn.Conv2d: kaiming_fan_out, nn.Linear: _small_normal})
-"""torchvision's rule for VGGs."""

@@ -1,13 +1,13 @@
 """torchvision's Vision Transformer: patches and encoder layers (or halves of them) are blocks."""
 
 from math import prod, sqrt
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, MLPBlock, VisionTransformer
 
+from pipeline_local.config import Positive
 from pipeline_local.errors import UserError
 from pipeline_local.layout import ImageShape
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters
@@ -17,8 +17,6 @@ from pipeline_local.models.torchvision_models import (
     check_channels,
     whole,
 )
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Positions(nn.Module):

@@ -27,9 +27,10 @@ from pipeline_local.ranks.p2p import (
     P2PKind,
     Pending,
     by_device,
+    device_backend,
     lagged_kind,
 )
-from pipeline_local.ranks.rank import NO_LIMIT, RankInfo, connecting, device_backend
+from pipeline_local.ranks.rank import NO_LIMIT, RankInfo, connecting
 from pipeline_local.watch.status import EVERYONE, RankStatus
 
 

@@ -38,7 +38,7 @@ from pipeline_local.placement.describe import describe
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.side_effects.untouched import Buffers
+from pipeline_local.side_effects.untouched import Buffers, modes_kept
 from pipeline_local.user_input import new_file
 
 Batch = tuple[Tensor, Tensor]
@@ -209,14 +209,10 @@ def _mean(rows: Sequence[GradientRow]) -> GradientRow:
 @contextmanager
 def _without_randomness(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, except for norms that keep running statistics: these stay in training."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    for layer, mode in modes:
-        layer.training = mode and bool(getattr(layer, "track_running_stats", False))
-    try:
+    with modes_kept(module):
+        for layer in module.modules():
+            layer.training = layer.training and bool(getattr(layer, "track_running_stats", False))
         yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
 
 
 def _upcoming(

@@ -109,6 +109,11 @@ def by_device(kind: P2PKind) -> bool:
     return getattr(P2PS.find(kind), "by_device", False)
 
 
+def device_backend(device: torch.device) -> str:
+    """Returns torch's backend between devices of this type: nccl for those of NVIDIA and AMD."""
+    return dist.get_default_backend_for_device(device)
+
+
 def lagged_kind(kind: P2PKind) -> P2PKind:
     """How lagged messages go where all others go by `kind`.
 

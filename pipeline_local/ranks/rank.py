@@ -96,6 +96,11 @@ class RankInfo:
             located=bool(size) and "LOCAL_RANK" in said,
         )
 
+    @classmethod
+    def of_host(cls, count: int) -> "RankInfo":
+        """Returns the first of so many ranks that are all on this host, before they are started."""
+        return cls(world_size=count, local_world_size=count)
+
     def on_host(self, store: dist.Store) -> "RankInfo":
         """Returns this rank with its place among the ranks of its host, told apart by their names.
 
@@ -228,7 +233,7 @@ class RankInfo:
         """Returns the backend of a group for CPU tensors and, where possible, GPU tensors."""
         if config is None or not p2p.by_device(self.p2p_kind(config)):
             return p2p.HOST_BACKEND
-        return f"cpu:{p2p.HOST_BACKEND},{self.device.type}:{device_backend(self.device)}"
+        return f"cpu:{p2p.HOST_BACKEND},{self.device.type}:{p2p.device_backend(self.device)}"
 
     @property
     def device_name(self) -> str:
@@ -256,13 +261,6 @@ class RankInfo:
 def _group_store() -> dist.Store:
     store: dist.Store = dist.distributed_c10d._get_default_store()
     return store
-
-
-def host_of(store: dist.Store) -> str:
-    """The host that serves a store; this one where it is a file."""
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return str(getattr(store, "host", "localhost"))
 
 
 @contextmanager
@@ -388,8 +386,3 @@ def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
         await_listener(host, port, START_TIMEOUT)
         store = in_time(connect, ANSWER_TIMEOUT)
     return dist.PrefixStore(environment.step(), store)
-
-
-def device_backend(device: torch.device) -> str:
-    """Returns torch's backend between devices of this type: nccl for those of NVIDIA and AMD."""
-    return dist.get_default_backend_for_device(device)

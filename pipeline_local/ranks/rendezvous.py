@@ -39,6 +39,13 @@ def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     return dist.PrefixStore(f"start-{start}", store)
 
 
+def host_of(store: dist.Store) -> str:
+    """Returns the host that serves a store; this one where it is a file."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return str(getattr(store, "host", "localhost"))
+
+
 def in_time(connect: Callable[[], dist.TCPStore], timeout: timedelta) -> dist.TCPStore:
     """Returns the store that `connect` makes in a thread.
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline_local import atomic
 from pipeline_local.console.screen import complain
 from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.learning.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
-from pipeline_local.record import atomic, sealed
+from pipeline_local.record import sealed
 from pipeline_local.record.sealed import BrokenSealError
 
 Report = Callable[[str], None]
@@ -66,7 +67,7 @@ class Checkpoints:
         target = self.at(step)
         if not target.is_dir():
             target.mkdir(parents=True, exist_ok=True)
-            atomic.sync_folder(self.folder)
+            atomic.sync(self.folder)
         facts = {"module": str(index + 1), "step": str(step)}
         facts |= {"optimizer": optimizer} if optimizer else {}
         sealed.write(self._file(step, index), state, facts)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline_local import __version__
-from pipeline_local.record import atomic
+from pipeline_local import __version__, atomic
 from pipeline_local.record.metrics import as_json
 from pipeline_local.watch.store import Facts
 

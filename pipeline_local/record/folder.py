@@ -13,10 +13,11 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_local import atomic
 from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.record import atomic, environment, resuming
+from pipeline_local.record import environment, resuming
 from pipeline_local.user_input import yaml_text
 
 LOCK = ".lock"

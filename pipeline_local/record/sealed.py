@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline_local import atomic
 from pipeline_local.errors import UserError
-from pipeline_local.record import atomic
 
 DTYPES = {
     torch.float64: "F64",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_local.record import atomic
+from pipeline_local import atomic
 from pipeline_local.record.clocks import Sample, shifted
 from pipeline_local.record.messages import SIGNAL
 from pipeline_local.record.trace import NO_MODULE, Span

@@ -7,10 +7,10 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline_local import atomic
 from pipeline_local.console.screen import Screen, complain, new_table
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
-from pipeline_local.record import atomic
 from pipeline_local.record.metrics import as_json, writing
 from pipeline_local.watch.store import Facts
 

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from pipeline_local.side_effects.untouched import modes_kept
 from pipeline_local.side_effects.writes import written
 
 _RESETS = ("reset_parameters", "_reset_parameters")
@@ -95,6 +96,11 @@ def own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from layer.named_buffers(recurse=False)
 
 
+def plain_tensors(layer: nn.Module) -> list[str]:
+    """Names of a layer's plain attributes that are tensors, which torch neither moves nor saves."""
+    return [name for name, value in vars(layer).items() if isinstance(value, Tensor)]
+
+
 def loses_values(
     part: nn.Module, initialize: Callable[[nn.Module], object], record: Record
 ) -> bool:
@@ -138,11 +144,9 @@ def give_shapes(parts: Sequence[nn.Module], x: Tensor) -> None:
     layers = [layer for part in parts for layer in part.modules()]
     if not any(is_lazy(tensor) for layer in layers for _, tensor in own_tensors(layer)):
         return
-    modes = [(layer, layer.training) for layer in layers]
-    for part in parts:
-        x = part.eval()(x)
-    for layer, mode in modes:
-        layer.training = mode
+    with modes_kept(*parts):
+        for part in parts:
+            x = part.eval()(x)
 
 
 @torch.no_grad()

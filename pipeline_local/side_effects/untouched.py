@@ -65,6 +65,17 @@ class Buffers:
 
 
 @contextmanager
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """A context at whose end every layer of some modules trains or evaluates as it did before."""
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """A context in which a module is in evaluation mode.
 
@@ -72,7 +83,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     frozen, and a layer that counts its calls has not counted these.
     """
     modes = [(layer, layer.training) for layer in module.modules()]
-    with Buffers(module).again():
+    with modes_kept(module), Buffers(module).again():
         module.eval()
         try:
             yield
@@ -80,8 +91,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             for layer, mode in modes:  # from the outside in, each by its own method, if it has one
                 if layer.training != mode:
                     layer.train(mode)
-            for layer, mode in modes:
-                layer.training = mode
 
 
 def _tensors(named: dict[str, Tensor | None]) -> Iterator[Tensor]:

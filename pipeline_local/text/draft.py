@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_local import atomic
 from pipeline_local.console.screen import say
 from pipeline_local.errors import UserError
 
@@ -48,9 +49,9 @@ def make(output: Path, request: Mapping[str, Any], fill: Callable[[Path], None])
             fill(draft)
             for path in (draft / _LOCK, draft / _REQUEST, *draft.glob(f"*{_OWN}")):
                 path.unlink(missing_ok=True)
-            _sync(draft)
+            atomic.sync(draft)
             draft.rename(output)
-            _sync(output.parent)
+            atomic.sync(output.parent)
             return True
     except OSError as error:
         raise UserError(
@@ -88,11 +89,3 @@ def _claim(draft: Path, request: Mapping[str, Any]) -> None:
             f"{draft} was begun from other texts or with other settings; remove it, or name another"
             f" folder"
         )
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

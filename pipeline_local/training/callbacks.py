@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from pipeline_local import atomic
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models.backbone import Block
 from pipeline_local.models.weights import model_state
-from pipeline_local.record import atomic, history
+from pipeline_local.record import history
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 

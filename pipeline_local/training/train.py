@@ -114,7 +114,7 @@ def _on_new_ranks(
     config: Config, count: int, callbacks: Sequence[Callback], said: Collection[str] | None
 ) -> Facts:
     """Train on so many ranks of this host; the summary of the run."""
-    agreement.check(config, RankInfo(world_size=count, local_world_size=count), said)
+    agreement.check(config, RankInfo.of_host(count), said)
     on_ranks(count, partial(train, config, callbacks=callbacks, said=said))
     return RunFolder(config.run.dir).load_summary()
 

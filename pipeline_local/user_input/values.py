@@ -9,6 +9,8 @@ from typing import Any, cast
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
+from pipeline_local.user_input import yaml_text
+
 _Location = tuple[int | str, ...]
 _WORDS = {
     "bool_type": "true or false",
@@ -79,7 +81,7 @@ def _path(value: object) -> object:
         raise PydanticCustomError("path_text", "{what}", {"what": str(error)}) from None
 
 
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(yaml_text.NUMBER)
 _FROM_YAML: dict[object, Any] = {
     "int": _whole,
     "literal": _whole,  # pydantic 2.7 takes 0.0 for no 0

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
-from pipeline_local.ranks.rank import host_of
+from pipeline_local.ranks.rendezvous import host_of
 
 Facts = dict[str, Any]
 """A JSON object: what a rank reports, or what a file of a run holds."""

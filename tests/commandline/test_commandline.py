@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_local.bench import request
+from pipeline_local.commandline import bench, finished, planning
 from pipeline_local.commandline.parser import parse, parser
 from pipeline_local.commands.table import RUN
+from pipeline_local.finished.exporting import formats
+from pipeline_local.simulation import programs
 from tests.test_docs import all_parsers
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +36,12 @@ def test_help_ends_with_two_examples(command):
 def test_every_command_does_something():
     named = {part.get_default("run") for part in all_parsers(parser())} - {None}
     assert named == RUN.keys()
+
+
+def test_names_are_those_of_what_the_commands_call():
+    assert {*bench.BASELINES} == {*request.NAMES}
+    assert (*programs.METHODS,) == planning.METHODS
+    assert (*formats.FORMATS,) == finished.FORMATS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["trian"], ["plan"]])

@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
+from pipeline_local import atomic
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
-from pipeline_local.record import atomic
 from pipeline_local.record.folder import LOCK, RunFolder
 
 CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "train": {"steps": 1}}

@@ -24,7 +24,7 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         with suppress(OSError):
             temporary.unlink()  # a full disk needs the space
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,10 +36,10 @@ def write_text(path: Path, text: str) -> None:
     write(path, [text.encode()])
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    folder = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes what a file holds, or the names in a folder, survive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pipeline_local.record import atomic
+from pipeline_local import atomic
 
 
 @pytest.fixture
