@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline_local.memory.live_bytes import LiveBytes as LiveBytes  # re-exported
+from pipeline_local.memory.live_bytes import LiveBytes
 from pipeline_local.record import resident
 
 

@@ -22,8 +22,8 @@ from pipeline_local.errors import EXIT_STOPPED, StoppedError, UserError
 from pipeline_local.loggers.follow import CLOSE_SECONDS
 from pipeline_local.record.folder import RunFolder
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""What pip installs for the key of `log` that is named as the module."""
+_LIBRARIES = ("tensorboard", "wandb", "mlflow")
+"""Modules, named as the key of `log` and as what pip installs."""
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1:]; from pipeline_local.loggers.follow import main; main()"
 )
@@ -35,18 +35,19 @@ def check(log: LogConfig) -> None:
     Raises:
         UserError: with the command that installs it.
     """
-    for name, package in _PACKAGES.items():
+    for name in _LIBRARIES:
         found = find_spec(name) if getattr(log, name) else None
         # a folder of that name, such as W&B's own, is found as a package without a file
         if getattr(log, name) and (found is None or found.origin is None):
-            raise UserError(f"log.{name} needs {package}, which is missing; pip install {package}")
+            raise UserError(f"log.{name} needs {name}, which is missing; pip install {name}")
 
 
 class Follower:
     """The loggers of a run; a context around all of it.
 
     On exit the process is told how the run has ended, and is waited for while it hands over the
-    last rows: for `CLOSE_SECONDS` at most. When this process is killed, it ends by itself.
+    last rows, for which it has `CLOSE_SECONDS`. One that has not ended after twice as long is
+    killed. When this process is killed, it ends by itself.
     """
 
     def __init__(self) -> None:

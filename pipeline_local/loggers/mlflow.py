@@ -1,14 +1,11 @@
 """MLflow."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from pipeline_local.errors import EXIT_STOPPED
 from pipeline_local.loggers.logger import Run
 from pipeline_local.loggers.rows import Row
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 _MOST_PARAMS = 100

@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import fake_tensor
 
 from pipeline_local.blueprint.blueprint import Blueprint
@@ -23,14 +22,22 @@ from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.errors import UserError
 from pipeline_local.learning.estimators import ESTIMATORS
 from pipeline_local.learning.heads import HEADS
-from pipeline_local.learning.information import INFORMATION, term_of
+from pipeline_local.learning.information import INFORMATION
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, never
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
+from pipeline_local.memory.part_checks import (
+    REENTRANT,
+    Part,
+    RefusedError,
+    Watch,
+    check_kinds,
+    model_key,
+    parts_of,
+)
 from pipeline_local.models.registry import MODELS
-from pipeline_local.record.sealed import DTYPES
 from pipeline_local.user_input.registry import GIVEN, Registry, reason
 
 _NO_VALUES = (
@@ -58,7 +65,7 @@ def check(blueprint: Blueprint) -> None:
     if blueprint.module_specs(0).labels.shape[0] > 1 and _comes_with_us(blueprint.config):
         return
     for index in range(len(blueprint.modules)):
-        _check_kinds(blueprint, index)
+        check_kinds(blueprint, index)
         size = blueprint.module_specs(index).labels.shape[0]
         on_fakes = _failure(blueprint, index, size, fake=True)
         if on_fakes is None:
@@ -85,32 +92,11 @@ def _comes_with_us(config: Config) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A block or a head.
-
-    Attributes:
-        label: for people.
-        key: of the configuration, which chose it.
-        module: it.
-        shape: of its output for one sample, in evaluation; None: any.
-    """
-
-    label: str
-    key: str
-    module: nn.Module
-    shape: tuple[int, ...] | None
-
-
-class _RefusedError(Exception):
-    """What a part gives cannot be trained."""
-
-
-@dataclass(frozen=True)
 class _Failure:
     """Why a step has failed, and in which part; None where it is none alone."""
 
     error: Exception
-    part: _Part | None
+    part: Part | None
 
     @property
     def needs_values(self) -> bool:
@@ -124,8 +110,8 @@ class _Failure:
             return str(self.error)
         names = ", ".join(block.name for block in blueprint.blocks(index))
         label = self.part.label if self.part else f"module {index + 1} ({names})"
-        key = self.part.key if self.part else _model_key(blueprint)
-        if isinstance(self.error, _RefusedError):
+        key = self.part.key if self.part else model_key(blueprint)
+        if isinstance(self.error, RefusedError):
             return f"{key}: {label} {self.error}"
         config = blueprint.config
         sizes = f"data.batch_size={config.data.batch_size}"
@@ -138,68 +124,19 @@ class _Failure:
         )
 
 
-def _model_key(blueprint: Blueprint) -> str:
-    return "model" if blueprint.config.model.name == GIVEN else "model.name"
-
-
-def _parts(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[_Part]:
-    """The blocks of a module, and its head; `held` has them in this order."""
-    key, output_shape = _model_key(blueprint), blueprint.task.output_shape
-    blocks = [
-        _Part(f"block {blueprint.backbone.blocks[i].name!r}", key, part, blueprint.output_shapes[i])
-        for i, part in zip(blueprint.modules[index], held, strict=False)
-    ]
-    if blueprint.is_last(index):
-        name = blueprint.backbone.classifier.name
-        return [*blocks, _Part(f"block {name!r}", key, held[-1], output_shape)]
-    label = f"the {blueprint.config.head.name} head of module {index + 1}"
-    head = _Part(label, "head.name", held[-1], output_shape)
-    if (term := term_of(held[-1])) is None:
-        return [*blocks, head]
-    label = f"the {blueprint.config.information.name} term of module {index + 1}"
-    return [*blocks, head, _Part(label, "information.name", term, None)]
-
-
-def _optimizer(config: Config, module: LocalModule) -> _Part:
+def _optimizer(config: Config, module: LocalModule) -> Part:
     """What runs in an update."""
     name = config.optimizer.name
     key = "optimizer" if name == GIVEN else "optimizer.name"
-    return _Part(f"the optimizer {name}", key, module, None)
+    return Part(f"the optimizer {name}", key, module, None)
 
 
-def _estimator(config: Config, module: LocalModule) -> _Part | None:
+def _estimator(config: Config, module: LocalModule) -> Part | None:
     """A user's own, if the module has one: it is to blame where no part fails by itself."""
     name = config.reconcile.estimator
     if not config.reconcile.weight or ESTIMATORS.comes_with_us(name):
         return None
-    return _Part(f"the estimator {name}", "reconcile.estimator", module, None)
-
-
-def _check_kinds(blueprint: Blueprint, index: int) -> None:
-    """Gradients and optimizers are for real and dense numbers, and so are checkpoints."""
-    meta = [*blueprint.meta_body(index), blueprint.meta_head(index)]
-    for part in _parts(blueprint, index, meta):
-        for name, parameter in part.module.named_parameters():
-            if parameter.is_complex():
-                raise UserError(
-                    f"{part.key}: {part.label} has a parameter of {parameter.dtype} ({name}), and"
-                    f" optimizers take real ones; hold torch.view_as_real of it, and use"
-                    f" torch.view_as_complex in forward"
-                )
-        for name, layer in part.module.named_modules():
-            is_table = isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
-            if is_table and layer.sparse and layer.weight.requires_grad:
-                raise UserError(
-                    f"{part.key}: {part.label} has sparse gradients"
-                    f" ({name or type(layer).__name__}), and fused optimizers take dense ones; set"
-                    f" sparse=False"
-                )
-        for name, tensor in part.module.state_dict().items():
-            if tensor.dtype not in DTYPES:
-                raise UserError(
-                    f"{part.key}: {part.label} has a buffer of {tensor.dtype} ({name}), which no"
-                    f" checkpoint holds; register it with persistent=False, or another dtype"
-                )
+    return Part(f"the estimator {name}", "reconcile.estimator", module, None)
 
 
 def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failure | None:
@@ -210,8 +147,8 @@ def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failur
         else:
             module = blueprint.uncompiled(index, FAKE_DEVICE)
         module.guard.is_refused = never
-        parts = _parts(blueprint, index, [*module.body.children(), module.head])
-        watch = _Watch(parts)
+        parts = parts_of(blueprint, index, [*module.body.children(), module.head])
+        watch = Watch(parts)
         try:
             for number in range(1 if fake else NUM_REAL_STEPS):
                 step = _try_acts(blueprint, module, size, number, fake)
@@ -255,7 +192,7 @@ def _try_acts(
     if module.lagged.expects(step, 0):
         module.apply_lagged(step, 0, *_arrived(blueprint, index, step, size))
     if any(parameter.grad is not None for parameter in module.parameters()):
-        raise _RefusedError(_REENTRANT)
+        raise RefusedError(REENTRANT)
     return step
 
 
@@ -280,104 +217,7 @@ def _labels(blueprint: Blueprint, spec: Spec, size: int, fake: bool) -> Tensor:
     return blueprint.task.example_labels(size, torch.Generator())
 
 
-_REENTRANT = (
-    "uses reentrant checkpointing, whose gradients go past the module; pass use_reentrant=False"
-    " to torch.utils.checkpoint, or set modules.recompute=true instead"
-)
-
-
-def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if not p.requires_grad)
-
-
-class _Watch:
-    """Notes which part is running, and looks at what it gives.
-
-    Attributes:
-        now: the part that is running.
-    """
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self.now: _Part | None = None
-        self._evaluated: dict[str, torch.dtype] = {}
-        self._seen: set[Any] = set()
-        self._versions: dict[str, int] = {}
-        self._saved = {
-            p.label: {n: t.shape for n, t in p.module.state_dict().items()} for p in parts
-        }
-        for part in parts:
-            part.module.register_forward_pre_hook(partial(self._before, part))
-            part.module.register_forward_hook(partial(self._after, part))
-
-    def _before(self, part: _Part, module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
-        self.now = part
-        self._versions = {name: tensor._version for name, tensor in _frozen(module)}
-        x = args[0]
-        if torch.is_grad_enabled() and x.is_floating_point() and not x.requires_grad:
-            return (x.detach().requires_grad_(),)  # what happens inside has a graph then
-        return None
-
-    def _after(self, part: _Part, module: nn.Module, args: tuple[Any, ...], y: object) -> None:
-        mode = "while training" if module.training else "in evaluation"
-        if not isinstance(y, Tensor) or not y.is_floating_point():
-            kind = str(y.dtype) if isinstance(y, Tensor) else type(y).__name__
-            raise _RefusedError(
-                f"gives {kind} {mode} instead of a tensor of numbers; return one in both modes"
-            )
-        shape = y.shape if part.shape is None else (len(args[0]), *part.shape)
-        if tuple(y.shape) != tuple(shape):
-            raise _RefusedError(
-                f"gives {list(y.shape)} {mode}, and {list(shape)} are needed; return the same"
-                f" shape in both modes"
-            )
-        evaluated = self._evaluated.setdefault(part.label, y.dtype)
-        if module.training and y.dtype != evaluated:
-            raise _RefusedError(
-                f"gives {y.dtype} {mode} and {evaluated} in evaluation; return the same in both"
-            )
-        if self._reaches_checkpoint(y):
-            raise _RefusedError(_REENTRANT)
-        self._check_buffers(part)
-        self._check_frozen(part)
-        self.now = None
-
-    def _check_buffers(self, part: _Part) -> None:
-        for name, buffer in part.module.named_buffers():
-            before = self._saved[part.label].get(name, buffer.shape)
-            if buffer.requires_grad:
-                raise _RefusedError(
-                    f"keeps the graph of a step in its buffer {name}; assign a detached tensor"
-                )
-            if buffer.shape != before:
-                raise _RefusedError(
-                    f"changes the shape of its buffer {name} from {list(before)} to"
-                    f" {list(buffer.shape)}, with which no checkpoint could be loaded; keep one"
-                    f" shape, or register it with persistent=False"
-                )
-
-    def _check_frozen(self, part: _Part) -> None:
-        for name, tensor in _frozen(part.module):
-            if tensor._version != self._versions.get(name, tensor._version):
-                raise _RefusedError(
-                    f"writes to its frozen parameter {name}, also in second passes and evaluations;"
-                    f" register it as a buffer"
-                )
-
-    def _reaches_checkpoint(self, y: Tensor) -> bool:
-        """Whether there is a reentrant checkpoint, torch's or another library's, in the graph."""
-        nodes = [y.grad_fn]
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in self._seen:
-                continue
-            if "CheckpointFunction" in node.name():
-                return True
-            self._seen.add(node)
-            nodes.extend(following for following, _ in node.next_functions)
-        return False
-
-
-def _culprit(parts: Sequence[_Part], blueprint: Blueprint, index: int, size: int) -> _Part | None:
+def _culprit(parts: Sequence[Part], blueprint: Blueprint, index: int, size: int) -> Part | None:
     """The first part whose own backward pass fails."""
     specs = blueprint.module_specs(index)
     blocks = [blueprint.output_shapes[i] for i in blueprint.modules[index]]

@@ -17,11 +17,6 @@ Builder = Callable[..., Backbone]
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
-def names() -> list[str]:
-    """Every `model.name` but the custom ones."""
-    return MODELS.names()
-
-
 def build(
     name: str,
     args: Mapping[str, Any],
@@ -33,7 +28,7 @@ def build(
     """Build a backbone on the meta device: no memory, milliseconds.
 
     Args:
-        name: one of `names()`, or "python:package.module:function".
+        name: an entry of `MODELS`, or "python:package.module:function".
         args: the further `model.*` keys, for that model's builder.
         outputs: the classifier's output shape for one sample, or its only axis; the first axis is
             `num_classes`, of outputs for each of a row of whole numbers the last one.

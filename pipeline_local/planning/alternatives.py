@@ -155,7 +155,7 @@ class _Compared:
         for blocks, costs in zip(self._parts, placement.costs, strict=True):
             blocks[-1] += costs.classifier
         count = len(blueprint.backbone.blocks)
-        self._cut = partition.cheapest(count, min(self._devices, count), self._cost)
+        self._cut = partition.cheapest(count, self._devices, self._cost)
 
     def local(self, m: int, peaks: Sequence[int] | None = None) -> Alternative:
         """Local learning as it is placed; `peaks` where they are known."""

@@ -22,7 +22,7 @@ from pipeline_local.placement.costs import Costs, Link, ModuleCost, Unit
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.planning.alternatives import Alternative, all_reduced, alternatives, fill
+from pipeline_local.planning.alternatives import Alternative, all_reduced, alternatives
 from pipeline_local.planning.verdict import Lever, lever
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.simulate import step_seconds
@@ -114,7 +114,6 @@ class Plan:
         stages: the plans of all stages.
         edges: the messages from each stage to the next.
         imbalance: largest stage cost over the mean.
-        fill: fraction of the run before the last stage starts, by costs.
         stage_cut: the best placement of these modules, by the first module of each stage but the
             first; None where none fits the devices.
         module_cut: the best cut into as many modules, by the first block of each but the first. It
@@ -136,7 +135,6 @@ class Plan:
     stages: tuple[StagePlan, ...]
     edges: tuple[EdgePlan, ...]
     imbalance: float
-    fill: float
     stage_cut: Cut | None
     module_cut: Cut | None
     even_memory: int | None
@@ -178,7 +176,6 @@ def draw(config: Config, info: DataInfo, num_stages: int, device: Device | None 
         stages=stages,
         edges=edges,
         imbalance=imbalance([stage.cost for stage in stages]),
-        fill=fill(placement, config.train.microbatches),
         stage_cut=_best_stages(placement),
         module_cut=_best_modules(placement),
         even_memory=_even_memory(placement),

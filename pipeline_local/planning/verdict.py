@@ -40,7 +40,7 @@ def lever(placement: Placement, found: Sequence[Alternative]) -> Lever | None:
         found: local learning as configured first, and the others.
     """
     own, *others = found
-    size, norms = placement.blueprint.config.data.batch_size, has_batch_norms(placement)
+    size, norms = placement.blueprint.config.data.batch_size, _learns_by_batch_norm(placement)
     rows = [one for one in others if one.method == "local" and one.peak < 0.9 * own.peak]
     allowed = [one for one in rows if size // one.microbatches >= LEAST_SAMPLES] or rows
     if own.fits is False:
@@ -70,7 +70,7 @@ def _recomputing(placement: Placement, found: Sequence[Alternative]) -> Lever | 
     )
 
 
-def has_batch_norms(placement: Placement) -> bool:
+def _learns_by_batch_norm(placement: Placement) -> bool:
     """Whether some module learns otherwise from smaller microbatches."""
     blueprint = placement.blueprint
     parts = (

@@ -32,13 +32,11 @@ class Metric:
 
     Attributes:
         name: its name in metrics and summaries.
-        better: "higher" or "lower".
         percent: whether it is displayed in percent.
         shown: further metrics of each head that the task shows.
     """
 
     name: str = "accuracy"
-    better: str = "higher"
     percent: bool = True
     shown: tuple[str, ...] = ()
 
@@ -223,7 +221,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _of_task(task: Task) -> Metric:
-    return Metric(task.metric, task.better, task.percent, task.shown)
+    return Metric(task.metric, task.percent, task.shown)
 
 
 def _known(row: dict[Any, Any]) -> Facts:

@@ -9,23 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.contract import Spec
 from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
-from pipeline_local.memory.fake_edges import num_bytes
-from pipeline_local.placement.costs import Cost, Costs, Link
+from pipeline_local.placement.costs import Link
 from pipeline_local.placement.draw import draw
-from pipeline_local.placement.placement import Placement, costs_by_device, mesh_of, per_stage
+from pipeline_local.placement.placement import costs_by_device, mesh_of
 from pipeline_local.record.metrics import as_json
 from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulator import Worker, simulate
-from pipeline_local.simulation.work import ModuleWork, StageWork, stretched
+from pipeline_local.simulation.work import stage_works
 from pipeline_local.user_input import new_file
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
@@ -58,16 +54,12 @@ class SimulationRow:
     fill_seconds: float
 
 
-def rows(config: Config, info: DataInfo, scenario: Scenario) -> list[SimulationRow]:
-    """Simulate every method on every number of stages.
+def drawn(config: Config, info: DataInfo, scenario: Scenario) -> Blueprint:
+    """Draw the run to simulate.
 
     Raises:
         UserError: there is no profile, or options and configuration do not fit together.
     """
-    return _all_rows(_drawn(config, info, scenario), scenario)
-
-
-def _drawn(config: Config, info: DataInfo, scenario: Scenario) -> Blueprint:
     scenario.check(config)
     blueprint = draw(config, info)
     if config.modules.profile is None:
@@ -78,7 +70,8 @@ def _drawn(config: Config, info: DataInfo, scenario: Scenario) -> Blueprint:
     return blueprint
 
 
-def _all_rows(blueprint: Blueprint, scenario: Scenario) -> list[SimulationRow]:
+def rows(blueprint: Blueprint, scenario: Scenario) -> list[SimulationRow]:
+    """Simulate every method on every number of stages."""
     own = blueprint.config.train.microbatches
     return [row for count in scenario.stages for row in _rows(blueprint, scenario, count, own)]
 
@@ -176,111 +169,16 @@ def _row(name: str, run: SimulatedRun, samples: int, workers: Sequence[Worker]) 
     )
 
 
-def stage_works(
-    blueprint: Blueprint, count: int, samples: float, cut: Sequence[range] | None = None
-) -> tuple[StageWork, ...]:
-    """Return the work of each stage for one microbatch.
-
-    Args:
-        blueprint: the specification of a run with a profile.
-        count: number of stages. With more stages than modules, each gets the mean module.
-        samples: samples in a microbatch; times are proportional to them.
-        cut: the blocks of each stage, for backpropagation alone; None: those of its modules.
-    """
-    part = samples / blueprint.config.data.batch_size
-    modules = len(blueprint.modules)
-    if cut is not None:
-        devices = per_stage(costs_by_device(blueprint), len(cut))
-        return tuple(
-            _backpropagated(blueprint, costs, blocks, part)
-            for costs, blocks in zip(devices, cut, strict=True)
-        )
-    if count <= modules:
-        placement = Placement.of(blueprint, count)
-        placed = zip(placement.costs, placement.stages, strict=True)
-        return tuple(_stage(blueprint, costs, numbers, part) for costs, numbers in placed)
-    single = [
-        _stage(blueprint, costs, range(k, k + 1), part)
-        for k, costs in enumerate(per_stage(costs_by_device(blueprint), modules))
-    ]
-    return stretched(single, count)
-
-
-def _stage(blueprint: Blueprint, costs: Costs, numbers: range, part: float) -> StageWork:
-    modules = blueprint.modules
-    blocks = range(modules[numbers[0]].start, modules[numbers[-1]].stop)
-    plain = _backpropagated(blueprint, costs, blocks, part)
-    last, micro = blueprint.is_last(numbers[-1]), blueprint.config.train.microbatches
-    message = num_bytes([blueprint.contract(numbers[-1]).activations])
-    published = blueprint.contract(numbers[0] - 1).lagged if numbers[0] else {}
-    return replace(
-        plain,
-        modules=tuple(_module(blueprint, costs, k, part) for k in numbers),
-        messages=0.0 if last else message * micro * part,
-        copies=float(sum(num_bytes(specs) for each, specs in published.items() if each.once)),
-        outputs=_outputs(blueprint, numbers[0]) * micro * part,
-    )
-
-
-def _outputs(blueprint: Blueprint, sender: int) -> int:
-    """Bytes of the outputs that a module sends upstream with a microbatch for distillation."""
-    distils = sender > 0 and blueprint.config.distill.weight > 0
-    if not distils:
-        return 0
-    return num_bytes([blueprint.wire_format.lagged(blueprint.module_specs(sender).part)])
-
-
-def _backpropagated(blueprint: Blueprint, costs: Costs, blocks: range, part: float) -> StageWork:
-    """The work of consecutive blocks under backpropagation, the classifier behind the last one."""
-    own = sum((costs.blocks[i] for i in blocks), Cost(0, 0, 0))
-    meta = [blueprint.backbone.blocks[i].module for i in blocks]
-    last = blocks.stop == len(costs.blocks)
-    if last:
-        own += costs.classifier
-        meta.append(blueprint.backbone.classifier.module)
-    shape = blueprint.config.data.batch_size, *blueprint.output_shapes[blocks[-1]]
-    activations = num_bytes([Spec(shape, blueprint.wire_format.inside)]) * part
-    return StageWork(
-        modules=(),
-        messages=0.0,
-        forward=own.forward * part,
-        backward=own.backward * part,
-        update=own.update,
-        activations=0.0 if last else activations,
-        gradients=_gradients(blueprint, meta),
-    )
-
-
-def _module(blueprint: Blueprint, costs: Costs, index: int, part: float) -> ModuleWork:
-    modules, every = blueprint.modules, blueprint.config.reconcile.every
-    cost = costs.module(index, len(modules), modules[index])
-    return ModuleWork(
-        forward=cost.forward * part,
-        signal=cost.signal * part,
-        learn=(cost.learn - cost.added - cost.distilled - cost.update) * part,
-        added=cost.added * every * part,
-        distilled=cost.distilled * blueprint.config.distill.every * part,
-        update=cost.update,
-        gradients=_gradients(blueprint, [*blueprint.meta_body(index), blueprint.meta_head(index)]),
-    )
-
-
-def _gradients(blueprint: Blueprint, parts: Sequence[nn.Module]) -> float:
-    """Bytes of the gradients that replicas all-reduce."""
-    trained = (p for part in parts for p in part.parameters() if p.requires_grad)
-    return float(sum(p.numel() for p in trained) * blueprint.dtype.itemsize)
-
-
 def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | None = None) -> str:
     """Simulate, write the rows as JSON if asked, and return a Markdown table with its settings.
 
     Raises:
-        UserError: as for `rows`; or the file exists already or cannot be written.
+        UserError: as for `drawn`; or the file exists already or cannot be written.
     """
     if output is not None:
         new_file.check("--json", output)
-    blueprint = _drawn(config, info, scenario)
-    found = _all_rows(blueprint, scenario)
+    blueprint = drawn(config, info, scenario)
+    found = rows(blueprint, scenario)
     if output is not None:
         new_file.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
     return f"{_setting(blueprint, scenario)}\n\n{markdown(found)}"

@@ -10,7 +10,7 @@ VIT = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_
 
 
 def test_names_are_those_of_the_families():
-    names = registry.names()
+    names = registry.MODELS.names()
     assert {"mlp", "vit", "resnet32", "resnet50", "vit_b_16", "swin_t", "vgg11_bn"} <= set(names)
     assert not {"mnasnet1_0", "resnet21"} & set(names)
 

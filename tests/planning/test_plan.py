@@ -131,8 +131,9 @@ def test_imbalance_and_the_better_cuts():
 
 def test_the_fill_comes_once():
     short, long = draw(), draw(train={"steps": 4000})
-    assert long.fill == pytest.approx(short.fill / 100, rel=0.02)
-    assert draw(1).fill == 0
+    bubbles = [drawn.alternatives[0].bubble for drawn in (short, long, draw(1))]
+    assert bubbles[1] == pytest.approx(bubbles[0] / 100, rel=0.02)
+    assert bubbles[2] == 0
 
 
 def test_json_is_never_overwritten(tmp_path):

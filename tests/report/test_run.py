@@ -15,7 +15,7 @@ def test_a_finished_run(tmp_path):
     assert (run.name, run.step, run.num_modules, run.num_stages) == ("first", 8, 2, 2)
     assert run.settings["data.batch_size"] == 32
     assert run.settings["engine"] == "torch", "a key without a section"
-    assert run.metric == Metric("accuracy", "higher", True, ())
+    assert run.metric == Metric("accuracy", True, ())
     assert [head["accuracy"] for head in run.heads] == [0.75, 0.875]
     assert [head["ensemble_accuracy"] for head in run.heads] == [0.75, 0.8125]
     assert run.samples_per_second == 1000

@@ -14,39 +14,11 @@ from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.simulation import simulate
 from pipeline_local.simulation.programs import METHODS
 from pipeline_local.simulation.scenario import Scenario
-from pipeline_local.simulation.simulate import SimulationRow, rows, stage_works, step_seconds
+from pipeline_local.simulation.simulate import SimulationRow, drawn, rows, step_seconds
+from pipeline_local.simulation.work import stage_works
+from tests.simulation.profiled import profiled
 
-TREE = {
-    "model": {"name": "mlp", "hidden": 8, "depth": 6},
-    "modules": {"count": 4},
-    "head": {"name": "linear"},
-    "reconcile": {"weight": 0.1, "every": 4},
-    "data": {"name": "synthetic", "image_size": 8, "batch_size": 32, "limit": 64},
-    "train": {"steps": 10, "microbatches": 2},
-}
 ROW = SimulationRow("local", 2, 2, 1.0, 1.0, None, 1.0, 0.0)
-COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
-
-
-def profiled(tmp_path, **more):
-    """Every block costs the same, heads nothing; of one microbatch."""
-    config = configfile.parse({**TREE, **more})
-    blueprint = draw_blueprint(config, describe(config.data))
-    from pipeline_local.placement import profile_file
-
-    names = [block.name for block in blueprint.backbone.blocks]
-    free = dict.fromkeys(COST, 0.0)
-    facts = {
-        "setting": profile_file.setting(blueprint),
-        "device": {"name": "imagined", "threads": 1},
-        "blocks": dict.fromkeys(names, COST),
-        "heads": [{"end": n, "copies": 0, **free} for n in range(1, len(names))],
-        "classifier": free,
-        "link": {"latency_seconds": 0.0, "bytes_per_second": 1e12},
-    }
-    path = tmp_path / "profile.json"
-    profile_file.save(facts, path)
-    return configfile.parse({**TREE, **more, "modules": {"count": 4, "profile": str(path)}})
 
 
 @pytest.fixture
@@ -59,36 +31,11 @@ def scenario(**more):
 
 
 def by_method(config, **more):
-    return {row.method: row for row in rows(config, describe(config.data), scenario(**more))}
+    return {row.method: row for row in simulated(config, scenario(**more))}
 
 
-def test_work_is_what_the_profile_says(config):
-    blueprint = draw_blueprint(config, describe(config.data))
-    one, two = stage_works(blueprint, 2, samples=16)
-    blocks = len(blueprint.backbone.blocks)
-    assert one.forward + two.forward == pytest.approx(blocks * 0.01), "of one microbatch"
-    assert one.backward + two.backward == pytest.approx(blocks * 0.02)
-    assert one.update + two.update == pytest.approx(blocks * 0.001)
-    assert one.activations == one.messages == 16 * 8 * 4, "samples, units, bytes"
-    assert two.activations == two.messages == 0
-    assert one.modules[0].added == 0, "the first module compares nothing"
-    assert two.modules[0].added == pytest.approx(0.03 * len(blueprint.blocks(2)))
-    half = stage_works(blueprint, 2, samples=8)[0]
-    assert half.forward == pytest.approx(one.forward / 2)
-    assert half.update == one.update, "once per step, however small the microbatches"
-
-
-def test_replicas_sum_whatever_learns(config):
-    """Backpropagation the network, its classifier included; local learning its heads, too."""
-    blueprint = draw_blueprint(config, describe(config.data))
-    stages = stage_works(blueprint, 2, samples=16)
-    parts = [block.module for block in blueprint.backbone.blocks]
-    parts.append(blueprint.backbone.classifier.module)
-    network = 4 * sum(p.numel() for part in parts for p in part.parameters())
-    heads = 4 * sum(p.numel() for k in range(3) for p in blueprint.meta_head(k).parameters())
-    assert sum(stage.gradients for stage in stages) == network
-    summed = sum(module.gradients for stage in stages for module in stage.modules)
-    assert summed == network + heads > network
+def simulated(config, asked):
+    return rows(drawn(config, describe(config.data), asked), asked)
 
 
 def test_a_narrow_wire_is_local_learnings(config):
@@ -238,7 +185,7 @@ def test_tied_embeddings_are_published(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(simulate, "simulate", lambda programs: seen.append(programs) or [])
     monkeypatch.setattr(simulate, "_row", lambda name, run, *_: seen.append(run) or ROW)
-    rows(config, describe(config.data), scenario(methods=("local",)))
+    simulated(config, scenario(methods=("local",)))
     assert seen[-1].refresh == 10
     assert seen[-1].stages[1].copies == 4 * 40 * 8
     assert seen[-1].steps % 20 == 0, "whole intervals are measured"
