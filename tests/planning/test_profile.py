@@ -79,17 +79,6 @@ def test_every_part_is_measured(config, capsys):
     json.dumps(facts)
 
 
-def test_reconciliation_adds_to_two_acts():
-    """`shift` spends less on act 2 and more on act 3: a plain step is what it was."""
-    times = profile.ActTimes()
-    for _ in range(3):
-        times.note({"forward": 1.0, "signal": 2.0, "learn": 4.0}, reconciled=False)
-        times.note({"forward": 1.0, "signal": 1.5, "learn": 6.0}, reconciled=True)
-    found = times.medians(reconciles=True)
-    assert found == {"forward": 1.0, "signal": 2.0, "learn": 4.0, "added": 1.5}
-    assert times.medians(reconciles=False)["added"] == 0
-
-
 def on_two_ranks(rank_info, path):
     loaded = configfile.load(Path(path))
     return profile.profile(loaded, describe(loaded.data), 1, Path("p.json"), rank_info)
