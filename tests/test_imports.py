@@ -246,7 +246,7 @@ NEVER = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full
 NEVER |= {"yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"}
 UNSAFE_MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "yaml")
 PICKLES = tuple(f"{name}." for name in UNSAFE_MODULES[:-1])
-IMPORTER = "user_input/registry.py"
+IMPORTER = "user_input/user_code.py"
 CALLER = "process/by_value.py"
 """It reads what the same program has written a moment ago, in a folder that is its own."""
 

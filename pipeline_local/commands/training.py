@@ -24,12 +24,12 @@ def _try(config: Config, said: Collection[str]) -> int:
     """Check all that a run checks before it starts, and show what it would be."""
     from pipeline_local.placement.describe import describe, explain
     from pipeline_local.record import summary
-    from pipeline_local.training import agreement
+    from pipeline_local.training import preflight
 
     rank_info = RankInfo.from_environment()
     mesh = rank_info.mesh(config.parallel)
     there = rank_info if rank_info.launched else RankInfo.of_host(mesh.num_ranks)
-    placement = agreement.check(config.on_stages(mesh.num_stages), there, said)
+    placement = preflight.check(config.on_stages(mesh.num_stages), there, said)
     startup.over()
     if rank_info.rank == 0:
         say(explain(placement.blueprint))
@@ -59,9 +59,9 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
     rank_info = RankInfo.from_environment()
     count = rank_info.mesh(config.parallel).num_ranks
     if count > 1 and not rank_info.launched:
-        from pipeline_local.training import agreement
+        from pipeline_local.training import preflight
 
-        agreement.check(config, RankInfo.of_host(count), said)
+        preflight.check(config, RankInfo.of_host(count), said)
         return start_ranks(count, arguments)
     with reporting_failure():
         train(config, rank_info, said=said)

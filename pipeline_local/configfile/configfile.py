@@ -10,13 +10,13 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline_local import given  # noqa: F401 (its entries are names, too)
 from pipeline_local.config import Config
 from pipeline_local.configfile.contradictions import contradictions
 from pipeline_local.data.datasets import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.settings import DERIVED
 from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.given import given, task  # noqa: F401 (their entries are names, too)
 from pipeline_local.learning.estimators import ESTIMATORS
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.learning.information import INFORMATION

@@ -18,7 +18,7 @@ from pipeline_local.data.datasets import check_again
 from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.skipped import Skipped
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.given import handed, like
+from pipeline_local.given.given import handed, like
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import NextToken, Task
 from pipeline_local.models.backbone import Block

@@ -11,7 +11,7 @@ from pipeline_local.config import OptimizerConfig, RunConfig
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
 from pipeline_local.errors import UserError
-from pipeline_local.given import Given, Loss, as_weights, optimizer_of
+from pipeline_local.given.given import Given, Loss, as_weights, optimizer_of
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models

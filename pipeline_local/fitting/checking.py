@@ -13,11 +13,11 @@ from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.samples import Form, Samples, TensorSamples
 from pipeline_local.errors import UserError
 from pipeline_local.fitting.arguments import is_language
-from pipeline_local.given import Given, handed
+from pipeline_local.given.given import Given, handed
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.draw import make_task
 from pipeline_local.seeds import generators_kept
-from pipeline_local.user_input.registry import reason
+from pipeline_local.user_input.user_code import reason
 
 _PART = 2**24
 """Numbers of inputs that are looked at in one go."""

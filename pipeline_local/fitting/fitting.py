@@ -18,7 +18,7 @@ from pipeline_local.finished.exits.network import ExitNetwork
 from pipeline_local.finished.exits.network import check as check_exit
 from pipeline_local.fitting import arguments, checking
 from pipeline_local.fitting.arguments import MakeOptimizer, Schedule
-from pipeline_local.given import Given, Loss, handed
+from pipeline_local.given.given import Given, Loss, handed
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
@@ -27,7 +27,7 @@ from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE, reserved
-from pipeline_local.training import agreement
+from pipeline_local.training import preflight
 from pipeline_local.training.callbacks import Callback, Run, listed
 from pipeline_local.training.train import train
 from pipeline_local.watch.store import Facts
@@ -123,7 +123,7 @@ def _run(objects: Given, config: Config, callbacks: Sequence[Callback]) -> Facts
     with handed(objects):
         count = rank_info.mesh(config.parallel).num_ranks
         if count > rank_info.world_size:
-            agreement.check(config, RankInfo.of_host(count))
+            preflight.check(config, RankInfo.of_host(count))
             on_ranks(count, partial(_on_rank, objects, config, tuple(callbacks)))
             summary = RunFolder(config.run.dir).load_summary()
         else:

@@ -38,7 +38,8 @@ from pipeline_local.memory.part_checks import (
     parts_of,
 )
 from pipeline_local.models.registry import MODELS
-from pipeline_local.user_input.registry import GIVEN, Registry, reason
+from pipeline_local.user_input.registry import GIVEN, Registry
+from pipeline_local.user_input.user_code import reason
 
 _NO_VALUES = (
     fake_tensor.DataDependentOutputException,

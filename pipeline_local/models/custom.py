@@ -39,7 +39,7 @@ from pipeline_local.side_effects.building import (
     plain_tensors,
 )
 from pipeline_local.side_effects.writes import keeps_input, on_a_copy
-from pipeline_local.user_input.registry import reason
+from pipeline_local.user_input.user_code import reason
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -12,7 +12,7 @@ from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import UserError
-from pipeline_local.given import TAKEN
+from pipeline_local.given.metric_names import TAKEN
 from pipeline_local.learning import estimators
 from pipeline_local.learning.tasks import TASKS, Task
 from pipeline_local.learning.tasks.classification import Classification

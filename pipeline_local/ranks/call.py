@@ -25,6 +25,7 @@ from pipeline_local.errors import (
 from pipeline_local.process.by_value import pack, unpack
 from pipeline_local.ranks.launcher import reporting_failure, start_ranks
 from pipeline_local.user_input import registry
+from pipeline_local.user_input.user_code import reason
 
 _INTERRUPTED = 130
 
@@ -98,4 +99,4 @@ def _reason(error: Exception) -> str:
     """What the process that waits is to know."""
     if isinstance(error, StoppedError):
         return json.dumps([error.step, error.how])
-    return str(error) if isinstance(error, UserError) else registry.reason(error)
+    return str(error) if isinstance(error, UserError) else reason(error)

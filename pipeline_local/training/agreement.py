@@ -1,6 +1,5 @@
 """What the ranks agree on before any work is done: the first one proposes, all others accept."""
 
-import os
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,105 +7,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
-from pipeline_local.console import startup
 from pipeline_local.console.screen import say
-from pipeline_local.data.datasets import describe
-from pipeline_local.engines import deepspeed_library
-from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.learning.compiler import try_compiler
-from pipeline_local.loggers import follower
-from pipeline_local.models import weights
 from pipeline_local.models.backbone import Backbone
-from pipeline_local.models.embedding import TiedEmbedding
-from pipeline_local.placement.describe import doubts
-from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.placement.replication import resolved
-from pipeline_local.ranks.mesh import Mesh
-from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
-from pipeline_local.record import summary
-from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE, reserved
+from pipeline_local.training import preflight
+from pipeline_local.training.preflight import check_weights, checkpoints_of
 from pipeline_local.watch.store import Facts, RankStore
-
-
-def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = None) -> Placement:
-    """Draws the blueprint, and refuses whatever can be refused before a rank starts to work.
-
-    Args:
-        config: the configuration of the run.
-        rank_info: any of the ranks that will run it.
-        said: the keys that the user has named beside a configuration file; None: all are meant.
-
-    Raises:
-        UserError: a mistake that the user must fix.
-    """
-    startup.at("checking the configuration")
-    mesh = Mesh.of(config.parallel, rank_info.world_size)
-    blueprint = draw(config.on_stages(mesh.num_stages), describe(config.data), tries=True)
-    placement = Placement.of(blueprint, mesh.num_stages)
-    if LAUNCHER not in os.environ:  # else whoever has started the ranks has said it
-        summary.warn(doubts(config, blueprint))
-    blueprint.run_plan.refuse_late_trace()
-    rank_info.p2p_kind(config.parallel)
-    follower.check(config.log)
-    _check_engine(blueprint, rank_info.device)
-    if config.modules.profile is not None:
-        _ = placement.costs  # read and compared with the run
-    resume = config.run.resume or rank_info.restarted
-    begun = resume and _checkpoints(blueprint).begun()
-    folder, info = RunFolder(config.run.dir), blueprint.info.to_json()
-    folder.check(blueprint.config, info, resume, said, begun)
-    if not begun:
-        _check_weights(blueprint)
-    return placement
-
-
-def _checkpoints(blueprint: Blueprint) -> Checkpoints:
-    return Checkpoints(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
-
-
-def _check_engine(blueprint: Blueprint, device: torch.device) -> None:
-    settings = EngineSettings.of(blueprint.config)
-    if settings.deepspeed is None:
-        return
-    deepspeed_library.check(settings.deepspeed, device)
-    parts = [
-        part
-        for index in range(len(blueprint.modules))
-        for part in (*blueprint.meta_body(index), blueprint.meta_head(index))
-    ]
-    if not settings.rounds:
-        return
-    key = f"deepspeed.{'fp16' if settings.scales else 'bf16'}.enabled"
-    layers = [layer for part in parts for layer in part.modules()]
-    if any(isinstance(layer, _BatchNorm) for layer in layers):
-        raise UserError(
-            f"{key}: a batch norm has statistics in float32, and torch takes no narrower weights"
-            f" beside them; use precision=bfloat16 alone, or another network"
-        )
-    tied = len(blueprint.modules) == 1 and any(isinstance(x, TiedEmbedding) for x in layers)
-    tables = [layer.weight for layer in layers if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
-    if device.type == "cpu" and (tied or any(table.requires_grad for table in tables)):
-        raise UserError(
-            f"{key}: a CPU adds up an embedding's gradient in the narrow dtype of its weights, so"
-            f" that of a frequent token stops growing; use precision=bfloat16 alone"
-        )
-
-
-def _check_weights(blueprint: Blueprint) -> None:
-    if blueprint.config.model.weights is not None:
-        blueprint.fit_weights(weights.load(blueprint.config.model.weights)).check_finite()
 
 
 def propose(
@@ -123,7 +39,7 @@ def propose(
         rank_info: this rank.
         rank_store: the store through which the first rank informs the others.
         run: a stack; until it closes, no other run can use the folder.
-        said: as for `check`.
+        said: as for `preflight.check`.
 
     Returns:
         The facts: config, folder, stages, info (of the data), step (to start from), complete
@@ -138,7 +54,7 @@ def propose(
     try:
         if config.run.dir == FREE:
             config = in_folder(config, str(run.enter_context(reserved())))
-        placement = check(config, rank_info, said)
+        placement = preflight.check(config, rank_info, said)
         if config.compile:
             try_compiler(rank_info.device)
         facts = _lead(placement, run, said, config.run.resume or rank_info.restarted)
@@ -178,13 +94,13 @@ def _lead(
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
-    checkpoints = _checkpoints(blueprint)
+    checkpoints = checkpoints_of(blueprint)
     begun = resume and checkpoints.begun()
     folder.check(config, info, resume, said, begun)  # another run may have ended there meanwhile
     step = checkpoints.latest() or 0  # reads and verifies all K files
     if begun and not step:  # none of them counts
         folder.check(config, info, True, said, begun=False)
-        _check_weights(blueprint)
+        check_weights(blueprint)
     blueprint.run_plan.refuse_shorter(step)
     complete = step == blueprint.run_plan.num_steps and folder.is_concluded(step)
     if not complete:  # a complete run stays as it is

@@ -18,7 +18,7 @@ from pipeline_local.ranks.mesh import placing
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE
-from pipeline_local.training import agreement
+from pipeline_local.training import agreement, preflight
 from pipeline_local.training.callbacks import Callback, listed
 from pipeline_local.training.starting import modules_of
 from pipeline_local.training.trainer import Trainer
@@ -114,7 +114,7 @@ def _on_new_ranks(
     config: Config, count: int, callbacks: Sequence[Callback], said: Collection[str] | None
 ) -> Facts:
     """Train on so many ranks of this host; the summary of the run."""
-    agreement.check(config, RankInfo.of_host(count), said)
+    preflight.check(config, RankInfo.of_host(count), said)
     on_ranks(count, partial(train, config, callbacks=callbacks, said=said))
     return RunFolder(config.run.dir).load_summary()
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline_local.errors import UserError
 from pipeline_local.fitting import arguments, checking
-from pipeline_local.given import Given
+from pipeline_local.given.given import Given
 
 
 def data(count=8, x_shape=(4,), y=None):

@@ -17,9 +17,10 @@ from torch._subclasses import fake_tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pipeline_local import BestCheckpoint, Callback, Predictor, Task, cli, fit, given, load
+from pipeline_local import BestCheckpoint, Callback, Predictor, Task, cli, fit, load
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.given.metric_names import TAKEN
 from pipeline_local.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -453,7 +454,7 @@ def test_a_metric_has_a_name_of_its_own(fitted, tmp_path, metric):
     facts = [json.loads(line) for line in lines]
     rows = [row for line in facts for row in line["modules"].values()]
     names = {name for each in (summary, *facts, *rows) for name in each}
-    assert names - given.TAKEN == {"metric", "ensemble_metric"}
+    assert names - TAKEN == {"metric", "ensemble_metric"}
 
 
 def test_a_loss_with_weights_of_classes_is_tried_on_fakes(fitted, monkeypatch):

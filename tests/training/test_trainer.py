@@ -4,14 +4,12 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.training import agreement
-from pipeline_local.training.agreement import check
 from pipeline_local.training.train import train
 
 
@@ -102,15 +100,6 @@ def test_checkpoints_are_kept_as_asked(tmp_path):
     train(parse(tmp_path / "run", checkpoint=checkpoint), RankInfo())
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000003", "step-00000004"]
-
-
-def test_check_spends_nothing(tmp_path):
-    before = torch.get_rng_state()
-    check(parse(tmp_path / "run"), RankInfo(0, 4, 0, 4))
-    assert not list(tmp_path.iterdir())
-    assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(UserError, match="5 stages for 4 modules"):
-        check(parse(tmp_path / "run"), RankInfo(0, 5, 0, 5))
 
 
 def test_a_run_folder_that_is_not_shared_is_refused(tmp_path, run_ranks):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.user_input.registry import Registry, import_named
+from pipeline_local.user_input.registry import Registry
 
 OWN = """
 from __future__ import annotations
@@ -241,16 +241,3 @@ def test_optional_keys_reach_the_entries_that_name_them(heads):
     assert heads.problems("conv", {}, optional) == []
     (line,) = heads.problems("linear", {}, {"width": 0})
     assert line == "head.width: should be greater than or equal to 1, got 0"
-
-
-def test_a_module_of_the_current_folder_that_a_librarys_hides_is_refused(tmp_path, monkeypatch):
-    """Python finds its own; to put the folder first would hide it from the libraries instead."""
-    (tmp_path / "profile.py").write_text("def build(): ...")
-    (tmp_path / "only_here.py").write_text("def build(): ...")
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.chdir(tmp_path)
-    assert import_named("model.name", "python:only_here:build").__name__ == "build"
-    assert sys.path[-1] == str(tmp_path)
-    with pytest.raises(UserError, match=r"model.name: profile.py in the current folder .*; rename"):
-        import_named("model.name", "python:profile:build")
-    del sys.modules["only_here"]

@@ -21,7 +21,7 @@ from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledErro
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.training import agreement
+from pipeline_local.training import preflight
 from pipeline_local.training import train as entry
 from pipeline_local.training.train import train
 from pipeline_local.watch.liveness import LivenessLinks
@@ -259,7 +259,7 @@ def die(*_):
 
 def test_a_first_rank_killed_while_it_checks_the_configuration(start, monkeypatch):
     """The others have not been refused: its death is told."""
-    monkeypatch.setattr(agreement, "check", lambda *_: time.sleep(1) or die())
+    monkeypatch.setattr(preflight, "check", lambda *_: time.sleep(1) or die())
     ranks = start()
     assert ranks.ends() == [-signal.SIGKILL, EXIT_NEIGHBOUR_LOST, EXIT_NEIGHBOUR_LOST]
     (line,) = ranks.errors()

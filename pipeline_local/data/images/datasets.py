@@ -10,7 +10,7 @@ from pipeline_local.data.images.subset import Dataset, balanced_subset, check_da
 from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.registry import DATA, own_keys, problems
 from pipeline_local.errors import ConfigError, UserError, counted, few
-from pipeline_local.user_input.registry import reason
+from pipeline_local.user_input.user_code import reason
 
 
 def describe(data: DataConfig) -> DataInfo:

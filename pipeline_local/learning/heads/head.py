@@ -18,7 +18,8 @@ from pipeline_local.errors import FitsNowhereError
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads import own
 from pipeline_local.learning.heads.layers import output_shape, reset
-from pipeline_local.user_input.registry import Registry, reason
+from pipeline_local.user_input.registry import Registry
+from pipeline_local.user_input.user_code import reason
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head.name", kind="head", given=("site",))
 """The registry of auxiliary heads, by name (`head.name`).

@@ -15,7 +15,7 @@ from pipeline_local.side_effects.building import (
     own_tensors,
 )
 from pipeline_local.side_effects.writes import keeps_input, on_a_copy
-from pipeline_local.user_input.registry import reason
+from pipeline_local.user_input.user_code import reason
 
 _AGAIN = "_built_again"
 

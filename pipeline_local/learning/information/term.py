@@ -17,7 +17,8 @@ from pipeline_local.config import InformationConfig
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads import initialize, own
 from pipeline_local.learning.spec import Spec
-from pipeline_local.user_input.registry import Registry, reason
+from pipeline_local.user_input.registry import Registry
+from pipeline_local.user_input.user_code import reason
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from pipeline_local.errors import UserError, counted
 from pipeline_local.layout import IGNORE_LABEL
-from pipeline_local.user_input.registry import Registry, reason
+from pipeline_local.user_input.registry import Registry
+from pipeline_local.user_input.user_code import reason
 
 Reader = Callable[[Tensor], Any]
 """Runs a head: activations [B, ...] -> what a task's loss takes."""

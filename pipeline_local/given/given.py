@@ -4,7 +4,6 @@ A model, data, a task, an optimizer or a learning-rate schedule of one's own are
 registries like any others. They are there while `handed` lasts, on each rank of the run.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data.datasets import DATA, GivenData
@@ -24,33 +22,15 @@ from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.schedule import SCHEDULES
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.learning.tasks import TASKS, Task
+from pipeline_local.learning.tasks import Task
 from pipeline_local.models import given as given_models
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.models.registry import MODELS
-from pipeline_local.user_input.registry import GIVEN, reason
+from pipeline_local.user_input.registry import GIVEN
+from pipeline_local.user_input.user_code import reason
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs [B, ...] and labels [B, ...] -> scalar, a mean over the batch."""
-
-
-_OF_A_LINE = (
-    *("event", "step", "epoch", "time", "stage", "replica", "modules", "module", "lr"),
-    *("samples_per_second", "waiting_up", "waiting_down", "seconds", "memory_bytes"),
-    *("skipped_images", "mfu", "gpu_memory_bytes", "gpu_utilization_percent", "gpu_power_watts"),
-    *("gpu_temperature_celsius", "gpu_throttling"),
-    *(f"gpu_{w}_{d}_bytes_per_second" for w in ("pcie", "nvlink") for d in ("sent", "received")),
-)
-_OF_A_MODULE = (
-    *("loss", "information", "discord", "cosine", "input_norm", "signal_norm", "divergence"),
-    *("feedback_cosine", "gradient_norm", "skipped_updates"),
-)
-_OF_A_SUMMARY = (
-    *("steps", "resumed_after", "efficiency", "peak_memory_bytes", "memory_of", "predicts"),
-    *("checkpoint_stall_seconds", "stage_seconds", "predicted_stage_seconds", "tokens_per_second"),
-)
-TAKEN = frozenset((*_OF_A_LINE, *_OF_A_MODULE, *_OF_A_SUMMARY))
-"""What metrics and summaries hold beside a task's score, which has another name."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +100,13 @@ def handed(objects: Given) -> Iterator[None]:
         _GIVEN.reset(token)
 
 
+def current() -> Given | None:
+    """The objects that `given` stands for just now; None where nothing has been handed in."""
+    return _GIVEN.get()
+
+
 def _given(key: str, what: str) -> Any:  # noqa: ANN401 (whatever the program has handed in)
-    objects = _GIVEN.get()
+    objects = current()
     found = None if objects is None else getattr(objects, what)
     if found is None:
         raise UserError(
@@ -156,111 +141,9 @@ class _Data:
 DATA.add(GIVEN, _Data())
 
 
-class GivenTask(Task):
-    """A task with a program's own loss, and its own metric or another one.
-
-    Args:
-        base: says what labels are, and how heads are put together; None: labels are whole numbers
-            of any shape, and heads together give the mean of their outputs.
-        output_shape: the model's for one sample; with a loss of its own it may be any.
-        label_shape: of one sample's label.
-        loss: its own; None: that of `base`.
-        metric: its own; None: that of `base`, if it takes such outputs, else the loss.
-    """
-
-    def __init__(
-        self,
-        base: Task | None,
-        output_shape: tuple[int, ...],
-        label_shape: tuple[int, ...],
-        loss: Loss | None,
-        metric: Callable[..., Any] | None,
-    ) -> None:
-        super().__init__(output_shape, label_shape, base.label_dtype if base else torch.int64)
-        usual = base is not None and base.output_shape == base.part_shape == output_shape
-        self._base = base if usual else None
-        self._own_loss, self._score = loss, metric or (self._base.score if self._base else loss)
-        if metric is not None or self._base is None:
-            self.metric, self.percent = _name(metric or loss), False
-        else:
-            self.metric, self.percent = self._base.metric, self._base.percent
-        self.better = base.better if base and (metric or self._base) else "lower"
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The program's own, or that of the base."""
-        if self._own_loss is None:
-            assert self._base is not None, "one of them has a loss"
-            return self._base.loss(outputs, labels)
-        own = self._own_loss
-        if isinstance(own, nn.Module):  # perhaps with weights of classes
-            with unset_fake_temporarily():  # it stays real
-                own = copy.deepcopy(own) if isinstance(outputs, FakeTensor) else own
-                own = own.to(outputs.device)
-        return own(outputs, labels)
-
-    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The program's own, or that of the base."""
-        assert self._score is not None, "one of them has a score"
-        return torch.as_tensor(self._score(outputs, labels), device=outputs.device)
-
-    def part(self, outputs: Tensor) -> Tensor:
-        """As the base."""
-        return self._base.part(outputs) if self._base else super().part(outputs)
-
-    def together(self, summed: Tensor, heads: int) -> Tensor:
-        """As the base."""
-        return self._base.together(summed, heads) if self._base else super().together(summed, heads)
-
-    def accept(self, labels: Tensor) -> Tensor:
-        """As the base, unless the loss is the program's own: it may take any."""
-        if self._own_loss is None and self._base is not None:
-            return self._base.accept(labels)
-        return super().accept(labels)
-
-
-def _name(function: Callable[..., Any] | None) -> str:
-    """Of a metric in tables and summaries, in which other names are taken already."""
-    name = getattr(function, "__name__", type(function).__name__)
-    return name if name.isidentifier() and name not in TAKEN else "metric"
-
-
-@TASKS.add(GIVEN)
-def _task(
-    *,
-    num_classes: int,
-    label_shape: tuple[int, ...],
-    label_smoothing: float = 0.0,
-    base: str = "classification",
-    options: dict[str, Any] | None = None,
-) -> Task:
-    """A program's own task, or another one with its own loss or metric."""
-    objects: Given | None = _GIVEN.get()
-    own = objects is not None and (objects.task is not None or objects.loss is not None)
-    if own and label_smoothing:
-        raise UserError(
-            f"train.label_smoothing: {label_smoothing} changes nothing, as the program's own loss"
-            f" does not get it; smooth labels there, and leave it out"
-        )
-    if objects is not None and objects.task is not None:
-        return objects.task
-    known = TASKS.options(base, options or {}, {"label_smoothing": label_smoothing})
-    task: Task | None = None
-    try:
-        task = TASKS.find(base)(num_classes=num_classes, label_shape=label_shape, **known)
-    except ValueError:
-        if objects is None or (objects.loss is None and objects.metric is not None):
-            raise
-    if objects is None:
-        assert task is not None
-        return task
-    takes_any = objects.loss is not None or objects.metric is None
-    outputs = objects.output_shape if task is None or takes_any else task.output_shape
-    return GivenTask(task, outputs, label_shape, objects.loss, objects.metric)
-
-
 @OPTIMIZERS.add(GIVEN)
 def _optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    objects = _GIVEN.get()
+    objects = current()
     if objects is not None and objects.optimizer is None:  # only weights are loaded
         return torch.optim.SGD(params, lr=0.0)
     return optimizer_of(_given("optimizer.name", "optimizer"), params)
