@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     Args:
         options: of the command.
-        arguments: they, unparsed, for ranks that are started.
+        arguments: the same command's arguments as text, for ranks that are started.
     """
     try:
         check_cache_folder()
@@ -119,4 +119,4 @@ def page_of(line: str, command: str) -> str:
 
 
 PAGES = {"call": "docs/how-to/python.md", "hosts": "docs/how-to/many-gpus.md"}
-"""Of commands that people do not call themselves."""
+"""Pages of commands that programs and scripts call, not people."""

@@ -43,6 +43,7 @@ class Entry:
         threads: CPU threads of each rank that computes.
         isolates: name of the row whose stages this entry measures without neighbours; "" for an
             entry with a row of its own.
+        replicas: pipelines side by side.
     """
 
     name: str
@@ -52,7 +53,6 @@ class Entry:
     threads: int
     isolates: str = ""
     replicas: int = 1
-    """Pipelines side by side."""
 
     @property
     def bubble_in_theory(self) -> float | None:

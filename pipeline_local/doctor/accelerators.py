@@ -42,7 +42,7 @@ def _gpu(number: int, driver: str | None) -> Finding:
 
 
 def driver_version() -> str | None:
-    """Return that of NVIDIA's driver, as the driver itself says it; None where there is none."""
+    """Return the version of NVIDIA's driver; None where there is none."""
     try:
         with nvml.opened() as module:
             return str(module.nvmlSystemGetDriverVersion())

@@ -61,7 +61,11 @@ def together(rank_info: RankInfo, own: Sequence[Finding]) -> Iterator[Finding]:
 
 
 def _within(seconds: float, work: Callable[[list[str]], Any]) -> tuple[str, Any]:
-    """Do work in a thread that may be left behind; gives where it was, and None if it is late."""
+    """Run work in a thread that may be left behind.
+
+    Returns:
+        What it was doing last, and its result; None if it is late.
+    """
     at = [""]
     result: list[tuple[Any, Exception | None]] = []
 

@@ -22,7 +22,7 @@ from pipeline_local.loggers.wandb import WandB
 from pipeline_local.process.early import STOP_SIGNALS
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
-"""By the keys of `log`."""
+"""Each logger by its key of the section `log`."""
 LOOK_SECONDS = 1.0
 """From one look at the files to the next."""
 CLOSE_SECONDS = 60

@@ -101,7 +101,7 @@ def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether it learns otherwise from fewer samples at once."""
+    """Whether a module holds a batch norm, whose statistics depend on the batch size."""
     norms = nn.modules.batchnorm._BatchNorm
     return any(isinstance(part, norms) for part in module.modules())
 

@@ -127,7 +127,7 @@ class Placement:
         return [sum(cost.shared(replicas) for cost in stage) for stage, replicas in each]
 
     def utilization(self, rank_info: RankInfo) -> Utilization:
-        """Returns what tells how well a rank's GPU is used."""
+        """Returns the meter of a rank's model FLOPs utilization."""
         stage = self.mesh.stage(rank_info.rank)
         return Utilization(
             rank_info.device,

@@ -17,7 +17,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.user_input.values import shorten
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-"""Of files with text."""
+"""Endings of the files that may hold text."""
 PIECE = 2**16
 """Characters; a longer document comes in pieces of about so many."""
 _CHUNK = 2**20

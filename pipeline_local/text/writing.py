@@ -129,7 +129,7 @@ def write_split(
 
 
 def write_facts(folder: Path, tokenizer: Tokenizer, splits: Mapping[str, SplitFacts]) -> None:
-    """Write `tokens.json`, and the tokenizer beside it."""
+    """Write `tokens.json`, which says what the token files hold."""
     facts = {
         "format": FORMAT,
         "tokenizer": tokenizer.digest,

@@ -188,6 +188,7 @@ def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path, override: str, valu
 NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 'memory' or a list"
 
 
+@pytest.mark.usefixtures("heads")
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -313,6 +314,27 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             "optimizer={name: 'python:torch.optim:Rprop', weight_decay: 0}",
             "optimizer.weight_decay=0.0 changes nothing, as optimizer.name=python:torch.optim:Rpr",
         ),
+        # options of an entry
+        ("head.name=wied", "head.name: got 'wied'; did you mean 'wide'? choose one of wide, augl"),
+        ("head.name=3", "head.name: should be text, got 3"),
+        ("head={name: wide, width: 0}", "head.width: should be greater than or equal to 1, got 0"),
+        (
+            "head={name: wide, widht: 1}",
+            "unknown key 'head.widht' for head.name=wide; did you mean",
+        ),
+        ("head={name: wide, lr: 1}", "unknown key 'head.lr' for head.name=wide; did you mean 'opt"),
+        ("head={name: wide, zzz: 1}", "unknown key 'head.zzz' for head.name=wide; the keys here"),
+        (
+            "head={name: wide, depth: -1}",
+            "head.depth: should be greater than or equal to 0, got -1",
+        ),
+        ("head.width=1", "unknown key 'head.width' for head.name=auglocal; did you mean 'head.dep"),
+        (
+            "head={1: 2}",
+            "unknown key 'head.1'; the keys here are name, depth, taper",
+        ),
+        ("head.name=python:no.such:f", "head.name: module 'no.such' cannot be imported"),
+        ("data.width=1", "unknown key 'data.width' for data.name=digits; the keys here are name"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
@@ -430,38 +452,6 @@ def test_further_keys_are_options_of_the_entry(tmp_path: Path) -> None:
     path.write_text(configfile.dump(config))
     assert configfile.load(path) == config
     assert with_overrides(tmp_path, "head.name=wide").head.args == {}
-
-
-@pytest.mark.usefixtures("heads")
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("head.name=wied", "head.name: got 'wied'; did you mean 'wide'? choose one of wide, augl"),
-        ("head.name=3", "head.name: should be text, got 3"),
-        ("head={name: wide, width: 0}", "head.width: should be greater than or equal to 1, got 0"),
-        (
-            "head={name: wide, widht: 1}",
-            "unknown key 'head.widht' for head.name=wide; did you mean",
-        ),
-        ("head={name: wide, lr: 1}", "unknown key 'head.lr' for head.name=wide; did you mean 'opt"),
-        ("head={name: wide, zzz: 1}", "unknown key 'head.zzz' for head.name=wide; the keys here"),
-        (
-            "head={name: wide, depth: -1}",
-            "head.depth: should be greater than or equal to 0, got -1",
-        ),
-        ("head.width=1", "unknown key 'head.width' for head.name=auglocal; did you mean 'head.dep"),
-        (
-            "head={1: 2}",
-            "unknown key 'head.1'; the keys here are name, depth, taper",
-        ),
-        ("head=5", "head: should be a section of `key: value` lines (in Python a dict), got 5"),
-        ("head.name=python:no.such:f", "head.name: module 'no.such' cannot be imported"),
-        ("data.width=1", "unknown key 'data.width' for data.name=digits; the keys here are name"),
-    ],
-)
-def test_a_wrong_option_is_one_line(tmp_path: Path, override: str, problem: str) -> None:
-    (line,) = problems(tmp_path, TEXT, override)
-    assert line.startswith(problem)
 
 
 def test_an_entry_may_narrow_a_key_of_its_section(tmp_path: Path) -> None:

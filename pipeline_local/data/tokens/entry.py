@@ -128,8 +128,9 @@ class TokenData:
         found = {split: _open(self.config, split) for split in splits}
         names = [f"{split}: {name}" for split, each in found.items() for name in each.passed_over]
         empty = sum(each.empty for each in found.values())
-        lines = [f"{len(names)} passed over in data.root={self.config.root}: {few(names)}"]
-        return lines[: len(names)] + ([f"{empty} empty documents are passed over"] if empty else [])
+        line = f"{len(names)} passed over in data.root={self.config.root}: {few(names)}"
+        lines = [line] if names else []
+        return lines + ([f"{empty} empty documents are passed over"] if empty else [])
 
     def _num_train(self, train: TokenSplit) -> int:
         """Full sequences whose every token has a next one."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 BINS = 15
-"""Of the calibration error, as in Guo et al., 2017."""
+"""Number of bins of the expected calibration error (Guo et al., 2017)."""
 
 
 def top(log_probabilities: Tensor) -> Tensor:

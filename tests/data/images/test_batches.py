@@ -12,6 +12,7 @@ from pipeline_local.data.images.datasets import describe, open_split
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
+from tests.data.images import test_parquet, test_webdataset
 
 # On a machine with one core.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -52,6 +53,17 @@ def test_augmented_batches_are_contiguous():
 
 def test_no_steps_are_no_batches():
     assert load(dataclasses.replace(SMALL, workers=2), 0, 0) == []
+
+
+@pytest.mark.parametrize("kind", [test_webdataset, test_parquet])
+def test_batches_depend_on_nothing_but_the_step(kind, tmp_path, monkeypatch):
+    """Not on loader processes, nor on where the run was resumed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kind.fill(tmp_path)
+    data = kind.settings(tmp_path)
+    whole = load(data, 0, 8)
+    assert_same(load(dataclasses.replace(data, workers=2), 0, 8), whole)
+    assert_same(load(data, 3, 5), whole[3:])
 
 
 def test_resuming_gives_what_would_have_come():

@@ -54,12 +54,16 @@ def _fresh():
     open_split.cache_clear()
 
 
+def fill(folder):
+    """Two training files of 15 samples in row groups of 4, one of 5 for testing."""
+    write(folder / "data/train-00000-of-00002.parquet", hub_table(range(15)))
+    write(folder / "data/train-00001-of-00002.parquet", hub_table(range(15, 30)))
+    write(folder / "data/validation-00000-of-00001.parquet", hub_table(range(30, 35)))
+
+
 @pytest.fixture
 def root(tmp_path):
-    """Two training files of 15 samples in row groups of 4, one of 5 for testing."""
-    write(tmp_path / "data/train-00000-of-00002.parquet", hub_table(range(15)))
-    write(tmp_path / "data/train-00001-of-00002.parquet", hub_table(range(15, 30)))
-    write(tmp_path / "data/validation-00000-of-00001.parquet", hub_table(range(30, 35)))
+    fill(tmp_path)
     return tmp_path
 
 
@@ -86,13 +90,6 @@ def test_any_sample_is_found_at_once(root):
         expected = Image.open(io.BytesIO(png(index)))
         assert image.permute(1, 2, 0).numpy().tobytes() == expected.tobytes()
         assert label == index % 3
-
-
-def test_batches_depend_on_nothing_but_the_step(root):
-    """Not on loader processes, nor on where the run was resumed."""
-    whole = load(settings(root), 0, 8)
-    assert_same(load(settings(root, workers=2), 0, 8), whole)
-    assert_same(load(settings(root), 3, 5), whole[3:])
 
 
 def test_a_row_group_is_read_once_while_there_is_room(root, monkeypatch):

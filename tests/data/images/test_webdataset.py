@@ -53,12 +53,16 @@ def _cache(tmp_path, monkeypatch):
     open_split.cache_clear()
 
 
-@pytest.fixture
-def root(tmp_path):
+def fill(folder):
     """Three training shards of 10 samples, one of 5 for testing."""
     for number in range(3):
-        write(tmp_path / f"train-{number:06d}.tar", samples(10 * number, 10 * number + 10))
-    write(tmp_path / "val-000000.tar", samples(30, 35))
+        write(folder / f"train-{number:06d}.tar", samples(10 * number, 10 * number + 10))
+    write(folder / "val-000000.tar", samples(30, 35))
+
+
+@pytest.fixture
+def root(tmp_path):
+    fill(tmp_path)
     return tmp_path
 
 
@@ -102,13 +106,6 @@ def test_the_test_split_is_test_or_val_or_what_is_named(root):
     assert len(open_webdataset(root, "test")) == 2
     data = settings(root, args={"test_split": "val"})
     assert describe(data).num_test == 5
-
-
-def test_batches_depend_on_nothing_but_the_step(root):
-    """Not on loader processes, nor on where the run was resumed."""
-    whole = load(settings(root), 0, 8)
-    assert_same(load(settings(root, workers=2), 0, 8), whole)
-    assert_same(load(settings(root), 3, 5), whole[3:])
 
 
 def test_labels_in_json(tmp_path):
