@@ -366,7 +366,7 @@ def test_a_circle_of_three_is_found(tmp_path: Path) -> None:
         ("pipeline/stage.py", "import torch.distributed\nif self.is_last: rank = 0"),
         ("learning/a.py", "from pipeline_local import __version__\nfrom . import heads"),
         ("learning/a.py", "import torch\nimport pipeline_local_extras"),
-        ("user_input/registry.py", "x = importlib.import_module(name)"),
+        ("user_input/user_code.py", "x = importlib.import_module(name)"),
         ("cli.py", "import pickle\nx = torch.load(f, weights_only=True), pickle.UnpicklingError"),
         ("cli.py", "block.module.eval(), module.compile(), re.compile('x')"),
         ("commands.py", "def _f():\n    import deepspeed\nfrom pipeline_local.bench import run"),
