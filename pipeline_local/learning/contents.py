@@ -1,7 +1,7 @@
 """The contents of lagged messages: what flows upstream, and what is done with it there."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
 
@@ -84,25 +84,48 @@ class Copies(LaggedContent):
 
 
 @dataclass(frozen=True)
-class Distillation(LaggedContent):
+class FromLast(LaggedContent):
+    """What the last module begins, and each module on the way sends further in its next step.
+
+    Attributes:
+        num_modules: K.
+    """
+
+    every: int
+    num_modules: int
+    lag: int = field(default=LAG, kw_only=True)
+
+    def hops(self, receiver: int) -> int:
+        """Return the number of edges between the receiver and the last module."""
+        return self.num_modules - 1 - receiver
+
+    def begun(self, sender: int, step: int) -> int:
+        """Return the step in which the last module has begun what `sender` may send in `step`."""
+        return step - self.hops(sender) * (self.lag + 1)
+
+    def is_between(self, sender: int) -> bool:
+        """Return whether it is a module between the first and the last one."""
+        return 0 < sender < self.num_modules - 1
+
+    def is_sent(self, sender: int, step: int) -> bool:
+        """Return whether the last module has begun it so many hops ago."""
+        begun = self.begun(sender, step)
+        return sender < self.num_modules and begun >= 0 and super().is_sent(sender, begun)
+
+
+@dataclass(frozen=True)
+class Distillation(FromLast):
     """Distillation: outputs of later heads, from which the receiver's head learns.
 
     The last module sends its head's part of a batch upstream. Each module on the way learns from
     what comes, and passes it on in the next step: with its own part added, or as it is.
 
     Attributes:
-        num_modules: K.
         together: whether each head on the way adds its part.
     """
 
-    every: int
-    num_modules: int
     together: bool
     keeps = True
-
-    def hops(self, receiver: int) -> int:
-        """Return the number of edges between the receiver and the last module."""
-        return self.num_modules - 1 - receiver
 
     def is_begun(self, sender: int) -> bool:
         """Return whether it is the last module."""
@@ -110,12 +133,7 @@ class Distillation(LaggedContent):
 
     def is_passed_on(self, sender: int) -> bool:
         """Return whether it is a module between the first and the last one."""
-        return 0 < sender < self.num_modules - 1
-
-    def is_sent(self, sender: int, step: int) -> bool:
-        """Return whether the last module has begun it so many hops ago."""
-        begun = step - self.hops(sender) * (LAG + 1)
-        return sender < self.num_modules and begun >= 0 and super().is_sent(sender, begun)
+        return self.is_between(sender)
 
     def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
         """A tensor like the outputs."""
@@ -135,7 +153,7 @@ class Distillation(LaggedContent):
 
 
 @dataclass(frozen=True)
-class Unembeddings(LaggedContent):
+class Unembeddings(FromLast):
     """Copies of the last module's unembedding, which the heads of all others read, or a tied
     embedding in the first one.
 
@@ -143,27 +161,20 @@ class Unembeddings(LaggedContent):
     it after a message's lag, and hands it on in its next step.
 
     Attributes:
-        num_modules: K.
         shared: whether heads have it; else each module keeps it until it hands it on.
     """
 
-    every: int
-    num_modules: int
     shared: bool = True
     once = True
 
-    def hops(self, receiver: int) -> int:
-        """Return the number of edges between the receiver and the last module."""
-        return self.num_modules - 1 - receiver
-
     def is_passed_on(self, sender: int) -> bool:
         """Return whether it is a module between the first and the last one, whose head has none."""
-        return not self.shared and 0 < sender < self.num_modules - 1
+        return not self.shared and self.is_between(sender)
 
     def is_sent(self, sender: int, step: int) -> bool:
-        """Return whether a publication has come to module `sender` in the step before."""
-        published = step - self.hops(sender) * (LAG + 1)
-        return sender < self.num_modules and published > 0 and super().is_sent(sender, published)
+        """Return whether a publication has come to it in the step before; the first is after an
+        update."""
+        return self.begun(sender, step) > 0 and super().is_sent(sender, step)
 
     def specs(self, sender: int, of: SpecsOf) -> tuple[Spec, ...]:
         """The matrix."""

@@ -86,12 +86,14 @@ class LaggedContent(ABC):
         once: whether it is sent with the last microbatch of a step only; else with each.
         keeps: whether activations and labels of each microbatch are kept until it has come.
         differentiates: whether it needs the gradient at the sender's input.
+        lag: that of its plan, where the steps in which it is sent depend on it.
     """
 
     every: int
     once = False
     keeps = False
     differentiates = False
+    lag: int | None = None
 
     def hops(self, receiver: int) -> int:
         """Return the number of edges that it has passed when module `receiver` applies it."""
@@ -155,6 +157,10 @@ class LagPlan:
     contents: tuple[LaggedContent, ...] = ()
     lag: int = LAG
     num_modules: int | None = None
+
+    def __post_init__(self) -> None:
+        """Look at what the contents take the lag for."""
+        assert all(c.lag in (None, self.lag) for c in self.contents), "a plan has one lag"
 
     def sent(
         self, sender: int, step: int, microbatch: int, microbatches: int

@@ -92,6 +92,8 @@ class LocalModule(Inference):
         )
         self._scale = Scaling(self.engine, rules.engine.scales)
         self.metrics: dict[str, Tensor] = {}
+        """The newest ones. `feedback_cosine` and `divergence` are of the newest step that applied
+        such a message; absent until the first one, also after a resume."""
         self._measured: set[str] = set()
         self._pass: _Pass | None = None
         self.lagged = LaggedMessages(rules.lag, index)

@@ -132,13 +132,14 @@ def test_a_teacher_is_a_constant():
     torch.testing.assert_close(taught.summed, later + own.detach().log_softmax(1))
 
 
-def test_a_batch_waits_for_its_hops():
-    """What the last module begins in step 0 reaches the first one LAG + 1 steps a module later."""
-    plan = LagPlan((Distillation(every=20, num_modules=4, together=True),))
+@pytest.mark.parametrize("lag", [LAG, 1])
+def test_a_batch_waits_for_its_hops(lag):
+    """What the last module begins in step 0 reaches the first one lag + 1 steps a module later."""
+    plan = LagPlan((Distillation(every=20, num_modules=4, together=True, lag=lag),), lag)
     steps = range(20)
     applied = [[n for n in steps if plan.applied(k, n, 0, 1)] for k in range(4)]
-    assert applied == [[3 * LAG + 2], [2 * LAG + 1], [LAG], []]
+    assert applied == [[3 * lag + 2], [2 * lag + 1], [lag], []]
     sent = [[n for n in steps if plan.sent(k, n, 0, 1)] for k in range(1, 4)]
-    assert sent == [[2 * LAG + 2], [LAG + 1], [0]]
-    assert [plan.last_use(k, 0) for k in range(4)] == [3 * LAG + 2, 2 * LAG + 1, LAG, -1]
+    assert sent == [[2 * lag + 2], [lag + 1], [0]]
+    assert [plan.last_use(k, 0) for k in range(4)] == [3 * lag + 2, 2 * lag + 1, lag, -1]
     assert plan.last_use(0, 1) == -1, "its batch is not distilled"

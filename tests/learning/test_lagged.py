@@ -1,14 +1,21 @@
 """What is under way at a checkpoint: each by a name of its own, and of one replica."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline_local.learning.contents import Copies, Feedback, Unembeddings, copies
+from pipeline_local.learning.contents import (
+    Copies,
+    Distillation,
+    Feedback,
+    Unembeddings,
+    copies,
+)
 from pipeline_local.learning.lagged import LaggedContent, LaggedMessages, LagPlan
-from pipeline_local.learning.step import Step
+from pipeline_local.learning.step import LAG, Step
 
 
 class HandedOn(LaggedContent):
@@ -33,8 +40,8 @@ def test_two_contents_that_are_handed_on_survive_a_checkpoint():
     """As copies for a tied embedding do beside the outputs of later heads."""
 
     def module_1():
-        plan = LagPlan((Unembeddings(every=1, num_modules=3, shared=False), HandedOn()), lag=0)
-        return LaggedMessages(plan, index=1)
+        copies = Unembeddings(every=1, num_modules=3, shared=False, lag=0)
+        return LaggedMessages(LagPlan((copies, HandedOn()), lag=0), index=1)
 
     nobody = SimpleNamespace(body=torch.nn.Sequential(), head=torch.nn.Identity())
     messages, step = module_1(), Step(6, 0.1, microbatches=2)
@@ -65,6 +72,14 @@ def test_what_is_sent_once_per_step_goes_with_the_last_microbatch_whatever_its_n
         each.load(feedback.tensors(), replica)
         held[index] = len(own.pending), [kept.microbatch for kept in each.pending]
     assert held == {0: (0, [0, 2]), 1: (1, [1, 3])}
+
+
+@pytest.mark.parametrize("content", [Distillation(1, 3, together=True), Unembeddings(1, 3)])
+def test_contents_and_their_plan_have_one_lag(content):
+    with pytest.raises(AssertionError, match="one lag"):
+        LagPlan((content,), lag=LAG + 1)
+    other = LagPlan((replace(content, lag=LAG + 1), Feedback(1)), lag=LAG + 1)
+    assert other.delay(other.contents[0], 0) == 2 * (LAG + 2) - 1
 
 
 def test_the_last_module_keeps_nothing_for_nobody():

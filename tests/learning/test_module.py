@@ -629,6 +629,24 @@ def test_heeding_by_finite_differences_agrees_with_exact():
     torch.testing.assert_close(*vectors, rtol=1e-4, atol=1e-7)
 
 
+def test_the_cosine_with_feedback_stays_until_the_next_one():
+    """It is of the newest step that applied feedback; before there is none."""
+    module, shape = make("mlp", 0.7, lag=FED_BACK)
+    x, labels, _ = batch(shape)
+    one_step(module, x, labels, None, reconcile=False)
+    assert "feedback_cosine" not in module.metrics
+    applied(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
+    cosine, loss = module.metrics["feedback_cosine"], module.metrics["loss"]
+    step = Step(LAG + 1, lr=1.0)
+    module(x, labels, step)
+    module.signal()
+    module.learn()
+    assert not module.lagged.expects(step, 0)
+    module.update(step)
+    assert module.metrics["loss"] != loss
+    assert module.metrics["feedback_cosine"] is cosine
+
+
 def test_nobody_corrects_the_last_head():
     module, shape = make("mlp", 0.7, lag=FED_BACK)
     plain, _ = make("mlp", 0.0)
