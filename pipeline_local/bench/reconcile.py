@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline_local.bench.memory import peak_bytes
 from pipeline_local.bench.timing import interleaved
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config, ReconcileConfig
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.datasets import describe
@@ -188,7 +189,7 @@ def _cells(row: ReconcileRow) -> list[str]:
 def _step_inputs(blueprint: Blueprint, index: int, device: torch.device) -> StepInputs:
     """Run the module's neighbours on random images, for real activations, signal and message."""
     config = blueprint.config
-    size = config.data.batch_size // config.train.microbatches
+    size = microbatch_size(config)
     generator = torch.Generator().manual_seed(0)
     x = blueprint.example_inputs(size, generator).to(device)
     labels = blueprint.task.example_labels(size, generator).to(device)

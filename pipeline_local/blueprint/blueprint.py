@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.blueprint.contract import Contract, Spec
 from pipeline_local.blueprint.device import Device
-from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.blueprint.run_plan import RunPlan, microbatch_size
 from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer, settings
@@ -100,9 +100,9 @@ class Blueprint:
 
     def contract(self, index: int) -> Contract:
         """Returns the contract of the edge between module `index` (from 0) and the next one."""
-        data, train, wire_format = self.config.data, self.config.train, self.wire_format
+        wire_format, task = self.wire_format, self.task
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
-        micro, task = data.batch_size // train.microbatches, self.task
+        micro = microbatch_size(self.config)
         return Contract(
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),
@@ -125,7 +125,7 @@ class Blueprint:
             size: of the microbatch; None: as configured.
         """
         blocks, inside = self.modules[index], self.wire_format.inside
-        size = size or self.config.data.batch_size // self.config.train.microbatches
+        size = size or microbatch_size(self.config)
         x_dtype = inside if index else self.input_dtype
         return ModuleSpecs(
             x=Spec((size, *self.input_shapes[blocks.start]), x_dtype),
@@ -350,7 +350,7 @@ class Blueprint:
             input_layout=self.backbone.layout if blocks.start else of_data.get(len(shape)),
             input_shape=shape,
             input_dtype=self.wire_format.inside if blocks.start else self.input_dtype,
-            labels=self._labels(self.config.data.batch_size // self.config.train.microbatches),
+            labels=self._labels(microbatch_size(self.config)),
         )
 
     def information(self, blocks: range) -> Information | None:

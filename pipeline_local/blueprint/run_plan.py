@@ -34,6 +34,11 @@ Action = Step | Evaluate | Save
 """One action of a run plan."""
 
 
+def microbatch_size(config: Config) -> int:
+    """The samples in each microbatch of training."""
+    return config.data.batch_size // config.train.microbatches
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """All actions of a run, known before it starts.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.blueprint.run_plan import Evaluate
+from pipeline_local.blueprint.run_plan import Evaluate, microbatch_size
 from pipeline_local.config import DataConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
@@ -268,7 +268,7 @@ def relocated(
     alone = ("train.microbatches=1", "parallel.replicas=1")
     changed = configfile.load(RunFolder(run).config, [*overrides, *alone])
     config = blueprint.config
-    largest = config.data.batch_size // config.train.microbatches  # microbatch, as in training
+    largest = microbatch_size(config)  # microbatch, as in training
     train = replace(config.train, microbatches=-(-changed.data.batch_size // largest))
     config = replace(config, data=changed.data, parallel=changed.parallel, train=train)
     return replace(blueprint, config=config)

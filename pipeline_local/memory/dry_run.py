@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.contract import Spec
 from pipeline_local.blueprint.device import Device
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.sharded import ShardedOptimizer, shards
 from pipeline_local.errors import UserError
@@ -148,7 +149,7 @@ def kept_bytes(blueprint: Blueprint, parts: Sequence[nn.Module], start: int) -> 
         UserError: as `stage_bytes`.
     """
     config, inside = blueprint.config, blueprint.wire_format.inside
-    size = config.data.batch_size // config.train.microbatches
+    size = microbatch_size(config)
     dtype = inside if start else blueprint.input_dtype
     kept, live_bytes = [], LiveBytes()
     with _faked(blueprint, CPU_PLAN):

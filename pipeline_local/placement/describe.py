@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import counted
@@ -89,7 +90,7 @@ def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
             f"reconcile.weight={config.reconcile.weight}: a single module has no neighbour to be"
             f" reconciled with; set modules.count to at least 2, or leave reconcile out"
         )
-    size = config.data.batch_size // config.train.microbatches
+    size = microbatch_size(config)
     seen = part_size(size, config.head.fraction)
     heads = (blueprint.meta_head(index) for index in range(len(blueprint.modules) - 1))
     if config.head.fraction < 1 and seen < LEAST_SAMPLES and any(map(has_batch_norm, heads)):

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline_local.blueprint.blueprint import Blueprint, input_dtype
 from pipeline_local.blueprint.device import Device
-from pipeline_local.blueprint.run_plan import RunPlan
+from pipeline_local.blueprint.run_plan import RunPlan, microbatch_size
 from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.engines import optimizer
@@ -180,7 +180,7 @@ def _check_auxiliary(blueprint: Blueprint) -> None:
 def _check_last_test_batch(uncut: Blueprint) -> None:
     """A norm that takes its statistics from the batch may refuse a batch of one sample."""
     config = uncut.config
-    part = config.data.batch_size // config.train.microbatches
+    part = microbatch_size(config)
     if part == 1 or (uncut.run_plan.test_batches[-1] - 1) % part:
         return
     try:

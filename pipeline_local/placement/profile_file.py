@@ -15,6 +15,7 @@ import torch
 
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.device import Device
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import HeadConfig, TaskConfig
 from pipeline_local.errors import UserError, counted
 from pipeline_local.placement.costs import Cost, Costs, Link, of_all_parts
@@ -49,7 +50,7 @@ def setting(blueprint: Blueprint) -> dict[str, Any]:
         "head.pool": config.head.pool,
         "images": list(blueprint.info.sample_shape),
         "number of classes": blueprint.info.num_classes,
-        "samples in a microbatch": config.data.batch_size // config.train.microbatches,
+        "samples in a microbatch": microbatch_size(config),
         "modules.recompute": config.modules.recompute,
         "head": config.head.args,
         "information.name": config.information.name,

@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
 from pipeline_local.data.info import DataInfo
 from pipeline_local.learning import information
@@ -112,7 +113,7 @@ class PartTimer:
         self._runs = runs
         self._device = device
         self._generator = torch.Generator().manual_seed(0)
-        self._size = config.data.batch_size // config.train.microbatches
+        self._size = microbatch_size(config)
 
     def blocks(self) -> list[Cost]:
         """Measure all blocks, interleaved as in training, so that caches are cold."""

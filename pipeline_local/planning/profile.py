@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline_local.blueprint.blueprint import Blueprint
+from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
@@ -109,7 +110,7 @@ def measure(config: Config, info: DataInfo, runs: int, rank_info: RankInfo) -> d
 def _link(blueprint: Blueprint, runs: int, rank_info: RankInfo) -> Link:
     """The link, for messages as large as a microbatch's largest activations between blocks."""
     config = blueprint.config
-    samples = config.data.batch_size // config.train.microbatches
+    samples = microbatch_size(config)
     size = samples * blueprint.wire_format.activations.itemsize
     num_bytes = size * max(map(math.prod, blueprint.output_shapes[:-1]), default=1)
     if rank_info.world_size == 1:

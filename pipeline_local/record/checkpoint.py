@@ -18,12 +18,14 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline_local import atomic
+from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.console.screen import complain
 from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.learning.lagged_queue import current_names
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record import sealed
+from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.sealed import BrokenSealError
 
 Report = Callable[[str], None]
@@ -49,6 +51,11 @@ class Checkpoints:
     num_modules: int
     _sound: set[int] = field(default_factory=set, repr=False)
     """The steps whose checkpoints have been verified here."""
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> "Checkpoints":
+        """Returns those of a run, in the folder that its configuration names."""
+        return cls(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
 
     def write(
         self, index: int, state: Mapping[str, Tensor], step: int, optimizer: str | None = None

@@ -18,10 +18,11 @@ from pipeline_local.placement.placement import Placement
 from pipeline_local.placement.replication import resolved
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
 from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
+from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE, reserved
 from pipeline_local.training import preflight
-from pipeline_local.training.preflight import check_weights, checkpoints_of
+from pipeline_local.training.preflight import check_weights
 from pipeline_local.watch.store import Facts, RankStore
 
 
@@ -94,7 +95,7 @@ def _lead(
     config, info = blueprint.config, blueprint.info.to_json()
     folder = RunFolder(config.run.dir)
     run.enter_context(folder.claimed())
-    checkpoints = checkpoints_of(blueprint)
+    checkpoints = Checkpoints.of(blueprint)
     begun = resume and checkpoints.begun()
     folder.check(config, info, resume, said, begun)  # another run may have ended there meanwhile
     step = checkpoints.latest() or 0  # reads and verifies all K files
@@ -163,8 +164,8 @@ def accept(placement: Placement, rank_info: RankInfo, start: Facts) -> None:
 
 def share_p2p_kind(config: Config, rank_info: RankInfo, rank_store: RankStore) -> P2PKind:
     """Returns how the ranks talk, which all of them can; all of them call it."""
-    rank_store.set("wire", {"kind": rank_info.p2p_kind(config.parallel)})
-    return common([facts["kind"] for facts in rank_store.gather("wire", COLLECTIVE_TIMEOUT)])
+    rank_store.set("p2p kind", {"kind": rank_info.p2p_kind(config.parallel)})
+    return common([facts["kind"] for facts in rank_store.gather("p2p kind", COLLECTIVE_TIMEOUT)])
 
 
 def share_values(backbone: Backbone, rank_info: RankInfo) -> None:

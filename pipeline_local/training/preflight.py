@@ -51,17 +51,12 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted
-    begun = resume and checkpoints_of(blueprint).begun()
+    begun = resume and Checkpoints.of(blueprint).begun()
     folder, info = RunFolder(config.run.dir), blueprint.info.to_json()
     folder.check(blueprint.config, info, resume, said, begun)
     if not begun:
         check_weights(blueprint)
     return placement
-
-
-def checkpoints_of(blueprint: Blueprint) -> Checkpoints:
-    """Returns the checkpoints of a run, in its folder."""
-    return Checkpoints(RunFolder(blueprint.config.run.dir).checkpoints, len(blueprint.modules))
 
 
 def _check_engine(blueprint: Blueprint, device: torch.device) -> None:

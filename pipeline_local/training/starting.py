@@ -7,7 +7,6 @@ from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import summary
 from pipeline_local.record.checkpoint import Checkpoints
-from pipeline_local.record.folder import RunFolder
 
 
 def modules_of(
@@ -19,7 +18,7 @@ def modules_of(
     numbers = placement.stages[placement.mesh.stage(rank_info.rank)]
     modules = [blueprint.module(index, rank_info.device, replicas) for index in numbers]
     if step:
-        checkpoints = Checkpoints(RunFolder(config.run.dir).checkpoints, len(blueprint.modules))
+        checkpoints = Checkpoints.of(blueprint)
         for module in modules:
             checkpoints.refuse_other_optimizer(module, step)
             checkpoints.load(module, step)

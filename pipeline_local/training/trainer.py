@@ -69,7 +69,7 @@ class Trainer:
         self.batch_size = config.data.batch_size
         self.folder = folder
         self.stop = stop
-        self.checkpoints = Checkpoints(folder.checkpoints, len(blueprint.modules))
+        self.checkpoints = Checkpoints.of(blueprint)
         mesh, rank = placement.mesh, rank_info.rank
         self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status, mesh)
         self.trace = self.recorder.trace
