@@ -106,6 +106,12 @@ def complain(text: str) -> None:
     _write(sys.stderr, text + "\n")
 
 
+def warn(*lines: str) -> None:
+    """Prints warnings to stderr, one line each."""
+    for line in lines:
+        complain(f"warning: {line}")
+
+
 def announce_interrupt() -> None:
     """Says what Ctrl-C does, past sys.stderr: a signal handler may come while that is in use."""
     with suppress(OSError):

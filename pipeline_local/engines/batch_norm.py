@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.engines.replicas import Replicas
 
 
@@ -75,7 +76,7 @@ class SyncedBatchNorm(_BatchNorm):
             return normalised
         axes = [0, *range(2, x.dim())]
         numbers = x.numel() // x.shape[1] * self._group.size()
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         shape = [1, -1, *[1] * (x.dim() - 2)]
         # far from zero the difference below would be of large numbers; all ranks know this one
         near = wide.new_zeros(()) if self.running_mean is None else self.running_mean.to(wide.dtype)

@@ -18,9 +18,9 @@ from pipeline_local.engines.deepspeed_library import asked_for, calm, configurat
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.loss_scale import LossScale, parted
+from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas, replace
 from pipeline_local.engines.settings import EngineSettings
-from pipeline_local.engines.torch import MakeOptimizer, rates
 from pipeline_local.errors import UserError
 
 
@@ -54,7 +54,7 @@ class DeepSpeedEngine:
         self._settings = settings
         self.replicas = replicas
         self.optimizer = make(params)
-        self._rates = rates(self.optimizer)
+        self._rates = optimizers.rates(self.optimizer)
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]
         self._state: Mapping[str, Tensor] = optimizers.tensors(self.optimizer)
         self._reached: set[int] = set()

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from pipeline_local.engines.deepspeed import DeepSpeedEngine
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.settings import EngineSettings
-from pipeline_local.engines.torch import MakeOptimizer, TorchEngine
+from pipeline_local.engines.torch import TorchEngine
 
 
 class Engine(Protocol):
@@ -79,5 +80,5 @@ def engine_of(
         settings: of the run.
     """
     if settings.deepspeed is None:
-        return TorchEngine(params, make, guard, clip, replicas, settings.zero)
+        return TorchEngine(params, make, guard, replicas, clip, settings.zero)
     return DeepSpeedEngine(params, make, guard, replicas, clip, settings)

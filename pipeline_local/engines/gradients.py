@@ -117,3 +117,9 @@ def scale(gradients: Sequence[Gradient], factor: float | Tensor) -> None:
 def known(gradients: Sequence[Gradient]) -> list[Tensor]:
     """Return those that there are."""
     return [gradient for gradient in gradients if gradient is not None]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in at least float32: sums of small squares underflow in less, and a loss would be
+    too coarse."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -18,8 +18,10 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
 An entry gets a module's parameters, and those keys of the section that its signature names.
 """
 
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""A function that makes the optimizer of parameters."""
 NUMBER = "number."
-"""What names of numbers begin with, beside tensors."""
+"""The prefix of plain numbers in a saved state; tensors have none."""
 
 
 @OPTIMIZERS.add("sgd")
@@ -201,3 +203,9 @@ def laid_out_as(parameter: Tensor, like: Tensor) -> Tensor:
     if like.stride() == parameter.stride():
         return like
     return torch.empty_like(parameter, dtype=like.dtype).copy_(like)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return the rate of each of an optimizer's groups over the usual one."""
+    usual = optimizer.defaults.get("lr") or 1.0
+    return [float(group["lr"]) / usual for group in optimizer.param_groups]

@@ -15,11 +15,9 @@ from pipeline_local.engines import optimizer as optimizers
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.loss_scale import parted
-from pipeline_local.engines.optimizer import laid_out_as
+from pipeline_local.engines.optimizer import MakeOptimizer, laid_out_as
 from pipeline_local.engines.replicas import Replicas, replace
 from pipeline_local.engines.sharded import ShardedOptimizer, gathered
-
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class TorchEngine:
@@ -29,8 +27,8 @@ class TorchEngine:
         params: parameters to train, in the order in which gradients come.
         make: makes the optimizer from them.
         guard: refuses updates that are not finite.
-        clip: largest gradient norm; None: any.
         replicas: of the module's stage.
+        clip: largest gradient norm; None: any.
         zero: stage of ZeRO; 1: each replica keeps the optimizer's state of some parameters.
     """
 
@@ -42,8 +40,8 @@ class TorchEngine:
         params: list[nn.Parameter],
         make: MakeOptimizer,
         guard: Guard,
-        clip: float | None,
         replicas: Replicas | None = None,
+        clip: float | None = None,
         zero: int = 0,
     ) -> None:
         self._params = params
@@ -55,7 +53,7 @@ class TorchEngine:
         self.optimizer = make(params)
         if zero and self.replicas.size > 1:
             self.optimizer = ShardedOptimizer(self.optimizer, self.replicas)
-        self._rates = rates(self.optimizer)
+        self._rates = optimizers.rates(self.optimizer)
         self._made = optimizers.numbers(self.optimizer)
 
     @property
@@ -161,9 +159,3 @@ class TorchEngine:
         """Restore the optimizer's state from the result of `tensors` of any engine."""
         state, _ = parted(named)
         optimizers.load(self.optimizer, state)
-
-
-def rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the rate of each of an optimizer's groups over the usual one."""
-    usual = optimizer.defaults.get("lr") or 1.0
-    return [float(group["lr"]) / usual for group in optimizer.param_groups]

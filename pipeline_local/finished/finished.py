@@ -13,7 +13,7 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.blueprint.run_plan import Evaluate, microbatch_size
 from pipeline_local.config import DataConfig
 from pipeline_local.configfile import configfile
-from pipeline_local.console.screen import say
+from pipeline_local.console.screen import say, warn
 from pipeline_local.data.datasets import check_again
 from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.skipped import Skipped
@@ -163,7 +163,7 @@ def test_set(
         yield TestSet(blueprint, modules, found, source)
     finally:
         source.close()
-    summary.warn(skipped.warnings())
+    warn(*skipped.warnings())
 
 
 @undisturbed

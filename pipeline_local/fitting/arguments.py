@@ -1,15 +1,16 @@
 """The arguments of `fit`: objects are collected, and all else becomes a configuration."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pipeline_local.config import OptimizerConfig, RunConfig
 from pipeline_local.data.given import Given as GivenSamples
 from pipeline_local.data.given import given
+from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.errors import UserError
 from pipeline_local.given.given import Given, Loss, as_weights, optimizer_of
 from pipeline_local.layout import Layout
@@ -21,7 +22,6 @@ from pipeline_local.seeds import generators_kept
 from pipeline_local.user_input.registry import GIVEN
 from pipeline_local.user_input.values import shorten
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[int, int], float]
 Tree: TypeAlias = dict[str, Any]
 """Sections of a configuration, as in its YAML file."""

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from pipeline_local.config import Config, RunConfig
 from pipeline_local.configfile import configfile
+from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.errors import EXIT_USER_ERROR, RefusedElsewhereError, UserError
 from pipeline_local.finished import finished
 from pipeline_local.finished.exits.network import ExitNetwork
 from pipeline_local.finished.exits.network import check as check_exit
 from pipeline_local.fitting import arguments, checking
-from pipeline_local.fitting.arguments import MakeOptimizer, Schedule
+from pipeline_local.fitting.arguments import Schedule
 from pipeline_local.given.given import Given, Loss, handed
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task

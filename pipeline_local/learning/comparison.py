@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_local.learning.reconcile import wide
+from pipeline_local.engines.gradients import at_least_float32
 
 SLICES = 8
 """Number of slices of a batch in which two gradients are compared."""
@@ -49,7 +49,7 @@ def compare(g: Tensor, s: Tensor) -> Comparison:
 
 def _rows(g: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each sample: cosine, both norms and squared distance; [B] each."""
-    rows_g, rows_s = wide(g).flatten(1), wide(s).flatten(1)
+    rows_g, rows_s = at_least_float32(g).flatten(1), at_least_float32(s).flatten(1)
     norms = rows_g.norm(dim=1), rows_s.norm(dim=1)
     distance = (rows_g - rows_s).square_().sum(1)
     return (_directions(rows_g) * _directions(rows_s)).sum(1), *norms, distance

@@ -20,8 +20,8 @@ from pipeline_local.engines import gradients
 from pipeline_local.engines.engine import engine_of
 from pipeline_local.engines.gradients import Gradient
 from pipeline_local.engines.guard import Guard
+from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.engines.torch import MakeOptimizer
 from pipeline_local.learning import distillation, estimators, reconcile
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.contents import copies

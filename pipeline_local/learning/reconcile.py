@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.engines import gradients
-from pipeline_local.engines.gradients import Gradient
+from pipeline_local.engines.gradients import Gradient, at_least_float32
 from pipeline_local.errors import UserError
 from pipeline_local.layout import POSITIONS, Layout
 
@@ -54,7 +54,7 @@ def discord(g: Tensor, s: Tensor) -> Tensor:
         g: input gradient [B, ...].
         s: signal, of the same shape.
     """
-    return len(g) * (wide(g) - wide(s)).square().sum()
+    return len(g) * (at_least_float32(g) - at_least_float32(s)).square().sum()
 
 
 def relative(g: Tensor, s: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def relative(g: Tensor, s: Tensor) -> Tensor:
 
     It is from 0 to 2 at any scale, so that boundaries are comparable, and safe where s or g is 0.
     """
-    wide_g, wide_s = wide(g), wide(s)
+    wide_g, wide_s = at_least_float32(g), at_least_float32(s)
     scale = wide_g.detach().square().sum() + wide_s.square().sum()
     return (wide_g - wide_s).square().sum() / scale.clamp_min(1e-30)
 
@@ -237,12 +237,7 @@ def _slope(g: Tensor, s: Tensor, between: Distance) -> Tensor:
     return v
 
 
-def wide(x: Tensor) -> Tensor:
-    """Return x in at least float32, as sums of small squares underflow in less."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _norm(x: Tensor) -> Tensor:
     """The Euclidean norm of all numbers, never zero, so that it can be a divisor."""
-    norm: Tensor = torch.linalg.vector_norm(wide(x))
+    norm: Tensor = torch.linalg.vector_norm(at_least_float32(x))
     return norm.clamp_min(1e-30)

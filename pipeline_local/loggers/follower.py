@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline_local.config import Config, LogConfig
 from pipeline_local.configfile import configfile
-from pipeline_local.console.screen import complain
+from pipeline_local.console.screen import warn
 from pipeline_local.errors import EXIT_STOPPED, StoppedError, UserError
 from pipeline_local.loggers.follow import CLOSE_SECONDS
 from pipeline_local.record.folder import RunFolder
@@ -80,7 +80,7 @@ class Follower:
                 start_new_session=True,  # Ctrl-C is for the ranks
             )
         except OSError as error:
-            complain(f"warning: the loggers cannot be started ({error.strerror}); metrics/ has all")
+            warn(f"the loggers cannot be started ({error.strerror}); metrics/ has all")
         self._send(json.dumps(facts, default=str))
 
     def __enter__(self) -> "Follower":
@@ -101,9 +101,7 @@ class Follower:
             self._process.kill()
             self._process.wait()
         if self._process.returncode:
-            complain(
-                "warning: the loggers did not get all rows; log.txt says why, metrics/ has them"
-            )
+            warn("the loggers did not get all rows; log.txt says why, metrics/ has them")
 
     def _send(self, line: str) -> None:
         if self._process is None or self._process.stdin is None:

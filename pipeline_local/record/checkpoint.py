@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline_local import atomic
 from pipeline_local.blueprint.blueprint import Blueprint
-from pipeline_local.console.screen import complain
+from pipeline_local.console.screen import warn
 from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.learning.lagged_queue import current_names
@@ -31,11 +31,6 @@ from pipeline_local.record.sealed import BrokenSealError
 Report = Callable[[str], None]
 _NAMED = ".step"
 """Ending of a file that names a checkpoint."""
-
-
-def warn(line: str) -> None:
-    """Prints a warning to stderr."""
-    complain(f"warning: {line}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from socket import gethostname
 
 from pipeline_local.config import TraceConfig
-from pipeline_local.console.screen import complain, say
+from pipeline_local.console.screen import say, warn
 from pipeline_local.errors import UserError
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.rank import RankInfo
@@ -135,7 +135,7 @@ class Recorder:
         try:
             say("\n".join(put_together(self._folder, stages=self._rank_info.world_size)))
         except UserError as error:
-            complain(f"warning: {error}")
+            warn(str(error))
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _warning(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        complain(f"warning: the trace in {folder.path} cannot be written ({error})")
+        warn(f"the trace in {folder.path} cannot be written ({error})")
 
 
 def _named(steps: tuple[int, int]) -> str:

@@ -2,17 +2,15 @@
 
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError, few
 from pipeline_local.user_input.registry import GIVEN
 
-Facts = Mapping[str, Any]
 _PLACE = ("data.root", "data.workers", "data.on_error", "data.tokenizer")
 """Where the data is and how it is read: everything else of `data` says which batch a step gets. Of
 a tokenizer the digest counts."""

@@ -1,6 +1,6 @@
 """The results of a run: gathered from all stages, written once, shown as a table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,7 +8,7 @@ from typing import Literal
 from rich.table import Table
 
 from pipeline_local import atomic
-from pipeline_local.console.screen import Screen, complain, new_table
+from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record.metrics import as_json, writing
@@ -110,12 +110,6 @@ def write(summary: Facts, path: Path) -> None:
     """
     with writing(path):
         atomic.write_text(path, as_json(summary, indent=2) + "\n")
-
-
-def warn(warnings: Iterable[str]) -> None:
-    """Prints warnings to stderr, one line each."""
-    for warning in warnings:
-        complain(f"warning: {warning}")
 
 
 def show_modules(rows: list[ModuleRow]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.config import Config
 from pipeline_local.console import startup
+from pipeline_local.console.screen import warn
 from pipeline_local.data.datasets import describe
 from pipeline_local.engines import deepspeed_library
 from pipeline_local.engines.settings import EngineSettings
@@ -22,7 +23,6 @@ from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.orphan import LAUNCHER
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 
@@ -43,7 +43,7 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
     blueprint = draw(config.on_stages(mesh.num_stages), describe(config.data), tries=True)
     placement = Placement.of(blueprint, mesh.num_stages)
     if LAUNCHER not in os.environ:  # else whoever has started the ranks has said it
-        summary.warn(doubts(config, blueprint))
+        warn(*doubts(config, blueprint))
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
     follower.check(config.log)

@@ -1,11 +1,11 @@
 """What a rank starts with: its modules, fresh or as a checkpoint has them."""
 
+from pipeline_local.console.screen import warn
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.models import weights
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import summary
 from pipeline_local.record.checkpoint import Checkpoints
 
 
@@ -25,7 +25,7 @@ def modules_of(
     elif config.model.weights is not None:
         found = blueprint.fit_weights(weights.load(config.model.weights))
         if rank_info.rank == 0:
-            summary.warn(found.notes)
+            warn(*found.notes)
         for module in modules:
             blueprint.load_weights(module, found)
     return modules

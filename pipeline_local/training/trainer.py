@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
+from pipeline_local.console.screen import warn
 from pipeline_local.data.datasets import passed_over
 from pipeline_local.data.skipped import Skipped
 from pipeline_local.errors import StoppedError
@@ -284,5 +285,5 @@ class Trainer:
         self.recorder.conclude()
         last = uses(self.folder.path, self.blueprint.config)
         summary.show(describe(self.placement), facts, self.blueprint.task, last)
-        summary.warn(dict.fromkeys(line for result in results for line in result["warnings"]))
+        warn(*dict.fromkeys(line for result in results for line in result["warnings"]))
         return facts

@@ -155,9 +155,7 @@ class Stop:
 
     def _learn(self, _: int) -> int | None:
         if self._signal is not None:
-            self._rank_store.set_shared(
-                "stop asked", {"signal": self._signal, "rank": self._rank_store.rank}
-            )
+            self._rank_store.set_shared("stop asked", {"signal": self._signal})
         value = self._rank_store.get_shared("stop")
         return None if value is None else self._followed(value)
 

@@ -13,7 +13,15 @@ import termios
 import pytest
 from rich.table import Table
 
-from pipeline_local.console.screen import WIDTH, Screen, complain, is_terminal, new_table, say
+from pipeline_local.console.screen import (
+    WIDTH,
+    Screen,
+    complain,
+    is_terminal,
+    new_table,
+    say,
+    warn,
+)
 
 
 def test_a_file_is_wide(monkeypatch):
@@ -86,6 +94,12 @@ def test_a_program_may_have_anything_as_stdout(stream):
         assert not is_terminal()
     if isinstance(stream, WriteOnly):
         assert stream.text == "line\n" * 3
+
+
+def test_each_warning_is_a_line(capsys):
+    warn("one", "two")
+    warn()
+    assert capsys.readouterr().err == "warning: one\nwarning: two\n"
 
 
 def test_letters_that_stdout_does_not_have():

@@ -56,7 +56,7 @@ def engine_of(net, config, replicas, section):
         return optimizer.build(config, params)
 
     if section is None:
-        return TorchEngine(params, make, guard, config.clip, replicas)
+        return TorchEngine(params, make, guard, replicas, config.clip)
     settings = EngineSettings(deepspeed=section)
     return DeepSpeedEngine(params, make, guard, replicas, config.clip, settings)
 

@@ -61,7 +61,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(name, clip):
     used, spare = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     config = OptimizerConfig(name=name, lr=0.1, **OPTIMIZERS[name])
     guard = Guard(nn.ParameterList([used, spare]), 1, "skip")
-    engine = TorchEngine([used, spare], lambda p: optimizer.build(config, p), guard, clip)
+    engine = TorchEngine([used, spare], lambda p: optimizer.build(config, p), guard, clip=clip)
     loss, g = torch.ones(()), torch.full((3,), 0.5)
 
     def step(*microbatches):
@@ -77,3 +77,12 @@ def test_a_parameter_without_a_gradient_is_left_alone(name, clip):
     assert not step([None, None])
     assert not step([None, None], [None, None])
     assert step([None, g])
+
+
+def test_sums_are_of_at_least_float32():
+    """A double keeps its digits, and nothing is copied that is wide enough."""
+    narrow = torch.tensor([2.0**-14], dtype=torch.float16)
+    assert narrow.square().item() == 0
+    assert gradients.at_least_float32(narrow).square().item() == 2.0**-28
+    for x in (torch.ones(2), torch.ones(2, dtype=torch.float64)):
+        assert gradients.at_least_float32(x) is x

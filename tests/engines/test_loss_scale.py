@@ -206,7 +206,7 @@ def resumed(rank_info):
             assert "loss_scale" in shared[0]
             network = nn.Linear(3, 2)
             params, guard = list(network.parameters()), Guard(network, 1, "fail")
-            TorchEngine(params, partial(optimizer.build, PLAIN), guard, None).load(shared[0])
+            TorchEngine(params, partial(optimizer.build, PLAIN), guard).load(shared[0])
         fixed = engine_of(replicas, loss_scale=8.0)
         fixed.load(shared[0])
         assert step(fixed, 0, 1e-3)[1]["loss_scale"] == 8.0

@@ -68,7 +68,6 @@ def mean_of_equal(rank_info):
             [nn.Parameter(torch.ones(1))],
             torch.optim.SGD,
             Guard(nn.Module(), 1, "fail"),
-            None,
             replicas,
         )
         engine.add([torch.ones(1)], 1)
@@ -90,7 +89,7 @@ def one_is_not_finite(rank_info):
         nn.init.ones_(layer.weight)
         params = [layer.weight, layer.bias]
         guard = Guard(layer, 1, "skip")
-        engine = TorchEngine(params, lambda p: torch.optim.SGD(p, lr=1.0), guard, None, replicas)
+        engine = TorchEngine(params, lambda p: torch.optim.SGD(p, lr=1.0), guard, replicas)
         for number in range(2):
             bad = number == 0 and rank_info.rank == 1
             gradient = torch.full((1, 2), float("nan") if bad else 0.25)
@@ -110,7 +109,7 @@ def one_has_not_used_a_parameter(rank_info, zero):
         params = [used, passed_over, spare]
         guard = Guard(nn.ParameterList(params), 1, "fail")
         decaying = partial(torch.optim.SGD, lr=1.0, weight_decay=0.5)
-        engine = TorchEngine(params, decaying, guard, None, replicas, zero)
+        engine = TorchEngine(params, decaying, guard, replicas, zero=zero)
         there = None if rank_info.rank == 1 else torch.full((2,), 0.25)
         guard.begin()
         engine.add([torch.full((2,), 0.25), there, None], microbatches=2)

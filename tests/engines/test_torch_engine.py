@@ -13,7 +13,7 @@ def make(*shape):
     module = nn.Linear(*shape, bias=False)
     params = [*module.parameters()]
     guard = Guard(module, 1, "fail", "")
-    return TorchEngine(params, lambda p: torch.optim.SGD(p, lr=0.1), guard, None)
+    return TorchEngine(params, lambda p: torch.optim.SGD(p, lr=0.1), guard)
 
 
 @pytest.mark.parametrize("microbatches", [1, 3, 4])

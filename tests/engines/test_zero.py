@@ -40,7 +40,7 @@ def engine_of(net, config, replicas, zero):
     guard = Guard(net, 1, "skip")
     params = list(net.parameters())
     return TorchEngine(
-        params, lambda p: optimizer.build(config, p), guard, config.clip, replicas, zero
+        params, lambda p: optimizer.build(config, p), guard, replicas, config.clip, zero
     )
 
 

@@ -1,6 +1,6 @@
 """Auxiliary heads: one file per family. A registry entry owns its name, options and depth."""
 
-from pipeline_local.learning.heads.auglocal import AugLocal, AugLocalHead
+from pipeline_local.learning.heads import auglocal, ema, readout, simple  # noqa: F401 (they register)
 from pipeline_local.learning.heads.ema import EmaHead
 from pipeline_local.learning.heads.follower import Follower
 from pipeline_local.learning.heads.head import (
@@ -14,30 +14,22 @@ from pipeline_local.learning.heads.head import (
     refresh,
     title,
 )
-from pipeline_local.learning.heads.layers import MeanPool, ToMap, output_shape, readout
+from pipeline_local.learning.heads.layers import ToMap, output_shape
 from pipeline_local.learning.heads.readout import ReadoutHead
-from pipeline_local.learning.heads.simple import conv, linear, mlp
 
 __all__ = [
     "HEADS",
-    "AugLocal",
-    "AugLocalHead",
     "EmaHead",
     "Follower",
     "Head",
-    "MeanPool",
     "ReadoutHead",
     "Site",
     "ToMap",
     "build",
-    "conv",
     "copies",
     "follows",
     "initialize",
-    "linear",
-    "mlp",
     "output_shape",
-    "readout",
     "refresh",
     "title",
 ]

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads import layers
 from pipeline_local.learning.information.term import INFORMATION, Ends, Information
-from pipeline_local.learning.tasks.task import wide
 
 
 class Contrast(Information):
@@ -38,7 +38,7 @@ class Contrast(Information):
 
         and 0 where it is the only one of its class.
         """
-        z = functional.normalize(wide(prediction), dim=1)
+        z = functional.normalize(at_least_float32(prediction), dim=1)
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         logits = (z @ z.T / self.temperature).masked_fill(itself, float("-inf"))
         alike = (labels[:, None] == labels) & ~itself

@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.errors import FitsNowhereError
 from pipeline_local.learning.heads import ToMap
 from pipeline_local.learning.information.term import INFORMATION, Ends, Information
-from pipeline_local.learning.tasks.task import wide
 
 EPSILON = 1e-6
 """Added to the variance of the input: one that is constant has nothing to reconstruct."""
@@ -53,9 +53,9 @@ class Reconstruction(Information):
     def loss(self, prediction: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Return the part of the input's variance that is not explained: 0 where it is given back,
         about 1 where nothing is known but the mean of each channel."""
-        target = self.to_target(wide(x))
+        target = self.to_target(at_least_float32(x))
         spread = target - target.mean((0, 2, 3), keepdim=True)
-        error = (wide(prediction) - target).square().mean()
+        error = (at_least_float32(prediction) - target).square().mean()
         unexplained: Tensor = error / (spread.square().mean() + EPSILON)
         return unexplained
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.tasks.task import (
     TASKS,
@@ -15,7 +16,6 @@ from pipeline_local.learning.tasks.task import (
     divergence_of_classes,
     refuse_beyond,
     refuse_fractions,
-    wide,
 )
 
 
@@ -47,8 +47,8 @@ class Classification(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy, a scalar."""
-        smoothing = self.label_smoothing
-        return functional.cross_entropy(wide(outputs), labels, label_smoothing=smoothing)
+        logits, smoothing = at_least_float32(outputs), self.label_smoothing
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the fraction of samples that are classified as their (largest) label."""
@@ -78,7 +78,7 @@ class Classification(Task):
         if own != (Classification.loss, Classification.score):
             return super().evaluate(outputs, summed, labels, heads, samples)
         loss = functional.cross_entropy(
-            wide(outputs), labels, ignore_index=IGNORE_LABEL, reduction="sum"
+            at_least_float32(outputs), labels, ignore_index=IGNORE_LABEL, reduction="sum"
         )
         right, right_together = ((guess.argmax(1) == labels).sum() for guess in (outputs, summed))
         return Score(loss, right, right_together, (labels != IGNORE_LABEL).sum())

@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.tasks.task import (
     TASKS,
@@ -11,7 +12,6 @@ from pipeline_local.learning.tasks.task import (
     divergence_of_classes,
     refuse_beyond,
     refuse_fractions,
-    wide,
 )
 
 
@@ -76,7 +76,7 @@ class Dense(Task):
         return labels.to(self.label_dtype).masked_fill(labels == IGNORE_LABEL, self.ignore)
 
     def _summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = wide(outputs)
+        logits = at_least_float32(outputs)
         return functional.cross_entropy(logits, labels, ignore_index=self.ignore, reduction="sum")
 
     def _right(self, outputs: Tensor, labels: Tensor) -> Tensor:

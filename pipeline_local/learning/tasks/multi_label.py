@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
-from pipeline_local.learning.tasks.task import TASKS, Task, wide
+from pipeline_local.learning.tasks.task import TASKS, Task
 
 
 @TASKS.add("multi_label")
@@ -28,7 +29,7 @@ class MultiLabel(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean binary cross-entropy over all labels."""
-        logits = wide(outputs)
+        logits = at_least_float32(outputs)
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class MultiLabel(Task):
 
     def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Return the mean KL divergence over all labels, each of which is true or not."""
-        own, wanted = wide(outputs) / temperature, wide(teacher) / temperature
+        own, wanted = (at_least_float32(x) / temperature for x in (outputs, teacher))
         truth = wanted.sigmoid()
         cross, least = (
             functional.binary_cross_entropy_with_logits(x, truth.to(x.dtype)) for x in (own, wanted)

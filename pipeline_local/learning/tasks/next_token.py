@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.errors import UserError
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.tasks.task import (
@@ -19,7 +20,6 @@ from pipeline_local.learning.tasks.task import (
     Score,
     Task,
     refuse_beyond,
-    wide,
 )
 
 
@@ -185,7 +185,7 @@ def _linear_cross_entropy(logits: Logits, labels: Tensor, smoothing: float) -> T
         return functional.linear_cross_entropy(
             hidden, weight, labels, reduction="sum", options=nn.LinearCrossEntropyOptions()
         )
-    summed = hidden.new_zeros((), dtype=wide(hidden[:0]).dtype)
+    summed = hidden.new_zeros((), dtype=at_least_float32(hidden[:0]).dtype)
     for part, wanted in _chunks(hidden, labels, len(weight)):
         summed = summed + checkpoint(_of_part, part, weight, wanted, smoothing, use_reentrant=False)
     return summed
@@ -195,7 +195,7 @@ def _is_fused(hidden: Tensor) -> bool:
     """Whether torch's own forms a sum over these tokens [N, d]. It adds up in the dtype of
     `hidden`, so in bfloat16 and float16 it would be some percent off, or end at 65504; a score
     needs no gradient."""
-    return _FUSED and wide(hidden[:0]).dtype == hidden.dtype and torch.is_grad_enabled()
+    return _FUSED and at_least_float32(hidden[:0]).dtype == hidden.dtype and torch.is_grad_enabled()
 
 
 def _of_part(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -204,7 +204,7 @@ def _of_part(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return functional.cross_entropy(
-        wide(logits),
+        at_least_float32(logits),
         labels,
         ignore_index=IGNORE_LABEL,
         label_smoothing=smoothing,
@@ -220,7 +220,7 @@ def _judged(outputs: Tensor | Logits, labels: Tensor) -> Tensor:
     for part, wanted in _chunks(source.flatten(0, 1), labels.flatten(), size):
         if isinstance(outputs, Logits):
             part = part @ outputs.weight.to(part.dtype).T
-        logits, ignored = wide(part), wanted == IGNORE_LABEL
+        logits, ignored = at_least_float32(part), wanted == IGNORE_LABEL
         correct = logits.gather(1, wanted.masked_fill(ignored, 0)[:, None])[:, 0]
         judged = [correct - logits.logsumexp(1), (logits.argmax(1) == wanted).to(logits.dtype)]
         found.append(torch.stack(judged, dim=1).masked_fill(ignored[:, None], 0))

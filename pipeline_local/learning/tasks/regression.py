@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_local.learning.tasks.task import TASKS, Task, wide
+from pipeline_local.engines.gradients import at_least_float32
+from pipeline_local.learning.tasks.task import TASKS, Task
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
@@ -45,12 +46,12 @@ class Regression(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the chosen loss, a mean over all numbers."""
-        return self._loss(wide(outputs), self._like(outputs, labels))
+        return self._loss(at_least_float32(outputs), self._like(outputs, labels))
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean absolute error over all numbers."""
-        return functional.l1_loss(wide(outputs), self._like(outputs, labels))
+        return functional.l1_loss(at_least_float32(outputs), self._like(outputs, labels))
 
     def _like(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Labels [B, D], as [B] and [B, 1] would broadcast to [B, B]."""
-        return labels.reshape(outputs.shape).to(wide(outputs).dtype)
+        return labels.reshape(outputs.shape).to(at_least_float32(outputs).dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline_local.engines.gradients import at_least_float32
 from pipeline_local.errors import UserError, counted
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.user_input.registry import Registry
@@ -248,11 +249,6 @@ def refuse_beyond(labels: Tensor, num_classes: int, ignore: int) -> None:
 def divergence_of_classes(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return KL(teacher || outputs) as `Task.divergence` says: logits [B, classes, ...] of both, a
     mean over samples and positions."""
-    own, wanted = (wide(x).div(temperature).log_softmax(1) for x in (outputs, teacher))
+    own, wanted = (at_least_float32(x).div(temperature).log_softmax(1) for x in (outputs, teacher))
     each = functional.kl_div(own, wanted, reduction="none", log_target=True).sum(1)
     return each.mean() * temperature**2
-
-
-def wide(outputs: Tensor) -> Tensor:
-    """Return outputs in at least float32, as a loss in bfloat16 would be too coarse."""
-    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
