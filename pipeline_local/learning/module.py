@@ -9,52 +9,29 @@
 A module knows nothing of processes: it takes tensors and returns detached tensors.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline_local import seeds
 from pipeline_local.engines import gradients
-from pipeline_local.engines.engine import engine_of
 from pipeline_local.engines.gradients import Gradient
-from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.learning import distillation, estimators, reconcile
+from pipeline_local.learning import reconcile
 from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.contents import copies
-from pipeline_local.learning.inference import Inference
-from pipeline_local.learning.information import LocalLoss, local_loss, term_of
-from pipeline_local.learning.lagged import LaggedMessages
-from pipeline_local.learning.lagged_queue import Kept
-from pipeline_local.learning.reconcile import Gradients, Objective
+from pipeline_local.learning.head_training import HeadTraining
+from pipeline_local.learning.information import term_of
+from pipeline_local.learning.passes import Pass
+from pipeline_local.learning.reconcile import Gradients
 from pipeline_local.learning.rules import Rules
-from pipeline_local.learning.scaling import Scaling
 from pipeline_local.learning.step import Step
 from pipeline_local.side_effects.untouched import Buffers
 
 
-@dataclass
-class _Pass:
-    """What is kept of a microbatch between the acts."""
-
-    step: Step
-    microbatch: int
-    x: Tensor
-    labels: Tensor
-    y: Tensor
-    buffers: Buffers | None = None
-    """Those before it, where it is passed through again."""
-    signal: Tensor | None = None
-    output_grad: Tensor | None = None
-    head_grads: Sequence[Gradient] = ()
-    outputs: Tensor | None = None
-    """Of the head, where the lagged message is made of them."""
-
-
-class LocalModule(Inference):
+class LocalModule(HeadTraining):
     """Module k of K, which learns from its own local loss, reconciled with its neighbours.
 
     Args:
@@ -77,26 +54,9 @@ class LocalModule(Inference):
         auxiliary: bool = True,
         replicas: Replicas | None = None,
     ) -> None:
-        super().__init__(index, body, head, rules)
+        super().__init__(index, body, head, optimizer, rules, replicas)
         self.auxiliary = auxiliary
-        self._body_params = [p for p in body.parameters() if p.requires_grad]
-        self._head_params = [p for p in head.parameters() if p.requires_grad]
-        self.trainable = list(dict.fromkeys(self._params))
-        self._is_tied = len(self.trainable) < len(self._params)
-        self.guard = Guard(self, index + 1, rules.on_nan, rules.wire_format.remedy if index else "")
-        self._estimator = estimators.estimator(rules.reconcile)
         self._recalls_input = term_of(head) is not None
-        self.replicas = replicas or Replicas()
-        self.engine = engine_of(
-            self.trainable, optimizer, self.guard, self.replicas, rules.clip, rules.engine
-        )
-        self._scale = Scaling(self.engine, rules.engine.scales)
-        self.metrics: dict[str, Tensor] = {}
-        """The newest ones. `feedback_cosine` and `divergence` are of the newest step that applied
-        such a message; absent until the first one, also after a resume."""
-        self._measured: set[str] = set()
-        self._pass: _Pass | None = None
-        self.lagged = LaggedMessages(rules.lag, index)
 
     # ---- the three acts -------------------------------------------------------------------
 
@@ -108,7 +68,7 @@ class LocalModule(Inference):
             self.engine.begin()
         x = x.detach().requires_grad_(compares)
         buffers = Buffers(self) if step.reconcile and self.index > 0 else None
-        self._pass = _Pass(step, microbatch, x, labels, x, buffers)
+        self._pass = Pass(step, microbatch, x, labels, x, buffers)
         self._pass.y = self._run_body(x)
         return self._pass.y.detach()
 
@@ -172,66 +132,6 @@ class LocalModule(Inference):
         self._pass = None
         return lagged
 
-    def apply_lagged(self, step: Step, microbatch: int, *tensors: Tensor) -> None:
-        """Apply the oldest lagged message from downstream, after a microbatch of this step.
-
-        Args:
-            tensors: the message; none for the last module, which has no downstream neighbour.
-        """
-        self.lagged.apply(self, step, microbatch, tensors)
-
-    def apply_feedback(self, step: Step, kept: Kept, feedback: Tensor) -> None:
-        """Train the head so that its signal comes closer to the downstream neighbour's input
-        gradient.
-
-        The distance of the two is differentiated through the head alone, with the batch and the
-        dropout masks of an earlier step.
-
-        Args:
-            step: the current step.
-            kept: activations and labels of the earlier microbatch, and its input if recalled.
-            feedback: g_{k+1} of that microbatch, shaped like the activations.
-        """
-        y, labels, recalled = self._recall(step, kept)
-        params = self._head_params
-        # its buffers have seen this batch before
-        objective = self._again(self._scale.entering, labels, recalled, Buffers(self.head))
-        first = reconcile.plain(objective, y, params)
-        self._measure(feedback_cosine=compare(first.input, feedback).cosine)
-        target = self._scale.target(feedback, first.input)
-        self._add_to_head(self._discord_gradient(objective, y, target, params, first))
-
-    def part(self) -> Tensor:
-        """Return what the head's outputs for this microbatch add to the sum of all heads."""
-        outputs = self._now().outputs
-        assert outputs is not None, "they are kept where the message is made of them"
-        return self.rules.task.part(outputs)
-
-    def imitate(self, step: Step, kept: Kept, later: Tensor, heads: int) -> Tensor:
-        """Train the head so that its outputs come closer to those of a teacher.
-
-        Their divergence is differentiated through the head alone, with the batch and the dropout
-        masks of an earlier step.
-
-        Args:
-            step, kept: as for `apply_feedback`.
-            later: the sum of the parts of later heads for that microbatch.
-            heads: number of heads that the teacher consists of, this one among them; 1: it is what
-                has come.
-
-        Returns:
-            The sum with this head's part, if it is among the teacher's; else `later`.
-        """
-        y, _, _ = self._recall(step, kept)
-        # its buffers have seen this batch before
-        with Buffers(self.head).again(), self._autocast(y):
-            seeds.reseed(y.device, *self._draw("head"))
-            outputs = self.head(y)
-        lesson = distillation.lesson(self.rules.distill, self.rules.task, outputs, later, heads)
-        self._measure(divergence=lesson.divergence.detach())
-        self._add_to_head(gradients.of(self._scale.times(lesson.loss), self._head_params))
-        return lesson.summed
-
     def reduce(self, step: Step) -> None:
         """Begin to add up what the replicas of the stage have found, after the last microbatch.
 
@@ -265,13 +165,6 @@ class LocalModule(Inference):
 
     # ---- inside ---------------------------------------------------------------------------
 
-    def _part(self) -> Tensor | None:
-        """The samples of this microbatch that auxiliary heads see, for all modules alike; None: all
-        of them."""
-        now, rules = self._now(), self.rules
-        draw = seeds.generator(rules.seed, "head part", now.step.number, now.microbatch)
-        return reconcile.part(now.y, rules.fraction, draw)
-
     def _comparison(self, g: Tensor, signal: Tensor) -> Comparison:
         """Compare for the samples that have a signal."""
         part = self._part()
@@ -279,26 +172,6 @@ class LocalModule(Inference):
             return compare(g, signal)
         own = g[part] if self.auxiliary else reconcile.of_part(g, part)
         return compare(own, signal[part])
-
-    def _recall(self, step: Step, kept: Kept) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Go back to a microbatch of an earlier step: its activations, its labels, and the module's
-        input if it is recalled."""
-        number, microbatch, (y, labels, *inputs) = kept
-        y, *inputs = map(self.rules.wire_format.laid_out, (y, *inputs))  # files keep no strides
-        self._pass = _Pass(replace(step, number=number), microbatch, y, labels, y)
-        return y, labels, inputs[0] if inputs else None
-
-    def _add_to_head(self, added: Sequence[Gradient]) -> None:
-        """Add to the head's gradients of this step; those of the body stay as they are."""
-        own = [*[None] * len(self._body_params), *added]
-        own = gradients.summed(self._params, own) if self._is_tied else own
-        self.engine.add(own, self._now().step.microbatches)
-        self._pass = None
-
-    @property
-    def _params(self) -> list[nn.Parameter]:
-        """Those of the body, then those of the head; one that is tied is twice among them."""
-        return [*self._body_params, *self._head_params]
 
     def _body_backward(self) -> Gradients:
         """The plain gradients; at the input only where it is compared.
@@ -337,65 +210,7 @@ class LocalModule(Inference):
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)
         return gradients.plus(first.params, added)
 
-    def _again(
-        self,
-        run: Callable[[Tensor], Tensor],
-        labels: Tensor,
-        recalled: Tensor | None,
-        buffers: Buffers,
-    ) -> Objective:
-        """The loss of the activations that `run` gives, of a batch that has been passed through
-        before, with the input `recalled` then."""
-
-        def objective(x: Tensor) -> Tensor:
-            with buffers.again():
-                return self._scale.times(self._loss(run(x), labels, recalled).total)
-
-        return objective
-
-    def _discord_gradient(
-        self,
-        objective: Objective,
-        x: Tensor,
-        target: Tensor,
-        params: Sequence[Tensor],
-        first: Gradients | None,
-    ) -> list[Gradient]:
-        settings = self.rules.reconcile
-        between = reconcile.distance(settings.distance, self.rules.layout)
-        point = estimators.Point(objective, x, target, params, first, between)
-        added = self._estimator.added(point)
-        gradients.scale(added, settings.strength)
-        return added
-
     @property
     def _shifts(self) -> bool:
         """Whether this step takes the parameters' gradients at a moved input, and none at x."""
         return self._now().step.reconcile and self.index > 0 and self._estimator.moves
-
-    def _run_body(self, x: Tensor) -> Tensor:
-        seeds.reseed(x.device, *self._draw("body"))
-        with self._autocast(x):
-            return self._laid_out(self.body(self._scale.entering(x)))
-
-    def _draw(self, use: str) -> tuple[int, str | int, int, int, int]:
-        now = self._now()
-        return self.rules.seed, use, self.index, now.step.number, now.microbatch
-
-    def _loss(self, y: Tensor, labels: Tensor, x: Tensor | None) -> LocalLoss:
-        seeds.reseed(y.device, *self._draw("head"))
-        task, networks = self.rules.task, self._autocast(y)
-        return local_loss(self.head, self.read, task, y, labels, x, networks)
-
-    def _measure(self, **values: Tensor) -> None:
-        """Add to the mean over the microbatches, without waiting for the device."""
-        now = self._now()
-        for name, value in values.items():
-            earlier = self.metrics[name] if name in self._measured else None
-            share = value if now.step.microbatches == 1 else value / now.step.microbatches
-            self.metrics[name] = share if earlier is None else earlier + share
-            self._measured.add(name)
-
-    def _now(self) -> _Pass:
-        assert self._pass is not None, "the acts come in order: forward, signal, learn"
-        return self._pass
