@@ -14,7 +14,7 @@ from pipeline_local.blueprint import blueprint as blueprints
 from pipeline_local.blueprint import run_plan
 from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.learning.lagged import LaggedContent, LagPlan
+from pipeline_local.learning.lag_plan import LaggedContent, LagPlan
 from pipeline_local.learning.lagged_queue import LaggedQueue
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.spec import Spec

@@ -15,7 +15,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.finished import finished
 from pipeline_local.finished.exporting.export import export
-from pipeline_local.learning.body import compile_part
+from pipeline_local.learning.compiler import compile_part
 from pipeline_local.memory.dry_run import stage_bytes
 from pipeline_local.models import hf_config, registry
 from pipeline_local.placement import costs

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pipeline_local.blueprint.blueprint import Blueprint, tables
 from pipeline_local.config import Config
 from pipeline_local.engines import optimizer
-from pipeline_local.learning.body import Body, compile_part
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.compiler import compile_part
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
 from pipeline_local.placement.placement import Placement

@@ -23,7 +23,8 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.contents import Feedback
-from pipeline_local.learning.lagged import LaggedMessages, LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.draw import draw

@@ -24,10 +24,11 @@ from pipeline_local.errors import FitsNowhereError, UserError
 from pipeline_local.layout import Layout
 from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
-from pipeline_local.learning.body import Body, compile_head
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.compiler import compile_head
 from pipeline_local.learning.heads import Follower, Site, copies
 from pipeline_local.learning.information import Ends, Information, InformedHead
-from pipeline_local.learning.lagged import LaggedContent, ModuleSpecs
+from pipeline_local.learning.lag_plan import LaggedContent, ModuleSpecs
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Task
@@ -100,9 +101,8 @@ class Blueprint:
 
     def contract(self, index: int) -> Contract:
         """Returns the contract of the edge between module `index` (from 0) and the next one."""
-        wire_format, task = self.wire_format, self.task
+        wire_format, task, micro = self.wire_format, self.task, microbatch_size(self.config)
         _, *shape = wire_format.shape((1, *self.output_shapes[self.modules[index][-1]]))
-        micro = microbatch_size(self.config)
         return Contract(
             activations=Spec((micro, *shape), wire_format.activations),
             gradients=Spec((micro, *shape), wire_format.gradients),

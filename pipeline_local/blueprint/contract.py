@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline_local.blueprint.run_plan import Evaluate, RunPlan
-from pipeline_local.learning.lagged import LaggedContent
+from pipeline_local.learning.lag_plan import LaggedContent
 from pipeline_local.learning.spec import Spec as Spec  # public here
 from pipeline_local.learning.step import Step
 

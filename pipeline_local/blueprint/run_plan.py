@@ -12,7 +12,7 @@ from pipeline_local.data.sampler import steps_per_epoch
 from pipeline_local.engines.schedule import learning_rate
 from pipeline_local.errors import UserError, counted
 from pipeline_local.learning.contents import lag_plan
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.step import Step
 
 

@@ -1,10 +1,7 @@
 """A module's body: its blocks in order, with or without activation checkpointing."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache, partial
-from types import FunctionType
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
+from pipeline_local.learning.compiler import compile_part
 from pipeline_local.learning.precision import wide_norms
-from pipeline_local.learning.tasks.next_token import HasHidden
 from pipeline_local.side_effects.untouched import Buffers
 
 
@@ -108,52 +105,3 @@ def _explain_ids(network: nn.Module, x: Tensor, error: IndexError) -> None:
             f"data: inputs must be from 0 to {max(rows) - 1}, as the network's embedding has"
             f" {max(rows)} rows: got {least} to {most}; give it more rows, or clean the data"
         ) from error
-
-
-def compile_part(part: nn.Module, **options: str) -> None:
-    """Compile a block or a head with the options of `torch.compile`, for static shapes.
-
-    All blocks of a class share one cache of graphs: one per shape, for training and for evaluation.
-    At eight graphs torch stops and goes on uncompiled. It may do so between the two runs of a
-    recomputed block, which then save different tensors. So its limit is raised.
-    """
-    from torch._dynamo import config  # takes a second to import
-
-    config.recompile_limit = config.accumulated_recompile_limit
-    compiled = torch.compile(_entry(str(type(part))), dynamic=False, **options)  # type: ignore[call-overload]
-    part._compiled_call_impl = partial(compiled, part)
-
-
-def compile_head(head: nn.Module) -> None:
-    """Compile what is called of a head: not itself where logits are not formed."""
-    for network in _called(head):
-        compile_part(network)
-
-
-def _called(head: nn.Module) -> list[nn.Module]:
-    if not isinstance(head, HasHidden):
-        return [head]
-    found = []
-    for child in head.children():
-        found += list(child) if isinstance(child, nn.Sequential) else _called(child)
-    return found
-
-
-@cache
-def _entry(kind: str) -> Callable[..., Any]:
-    """A function that calls a part of this class, with code (and so a cache of graphs) of its own.
-
-    Up to torch 2.13, `Module.compile` passes over a part whose forward is torch.nn's own.
-    """
-
-    def call(part: Any, x: Tensor) -> Any:  # noqa: ANN401 (what the part gives)
-        return part._call_impl(x)
-
-    return FunctionType(call.__code__.replace(), globals())
-
-
-def eagerly(module: nn.Module) -> AbstractContextManager[object]:
-    """A context in which the compiled parts of a module run as they were written."""
-    compiled = any(layer._compiled_call_impl is not None for layer in module.modules())
-    context: AbstractContextManager[object] = nullcontext()
-    return torch.compiler.set_stance("force_eager") if compiled else context

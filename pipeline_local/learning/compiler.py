@@ -1,11 +1,20 @@
-"""Whether torch.compile works on this host: it needs compilers and a folder to write to."""
+"""torch.compile: what of a module is compiled, and whether it works on this host.
+
+It needs compilers and a folder to write to.
+"""
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from types import FunctionType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline_local.errors import UserError
+from pipeline_local.learning.tasks.next_token import HasHidden
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -65,3 +74,52 @@ def _trouble(error: Exception) -> UserError:
         f" may name it), Triton on GPUs, and a folder with free space ({_CACHE} or TMPDIR"
         f" may name it); compile=false does without"
     )
+
+
+def compile_part(part: nn.Module, **options: str) -> None:
+    """Compile a block or a head with the options of `torch.compile`, for static shapes.
+
+    All blocks of a class share one cache of graphs: one per shape, for training and for evaluation.
+    At eight graphs torch stops and goes on uncompiled. It may do so between the two runs of a
+    recomputed block, which then save different tensors. So its limit is raised.
+    """
+    from torch._dynamo import config  # takes a second to import
+
+    config.recompile_limit = config.accumulated_recompile_limit
+    compiled = torch.compile(_entry(str(type(part))), dynamic=False, **options)  # type: ignore[call-overload]
+    part._compiled_call_impl = partial(compiled, part)
+
+
+def compile_head(head: nn.Module) -> None:
+    """Compile what is called of a head: not itself where logits are not formed."""
+    for network in _called(head):
+        compile_part(network)
+
+
+def _called(head: nn.Module) -> list[nn.Module]:
+    if not isinstance(head, HasHidden):
+        return [head]
+    found = []
+    for child in head.children():
+        found += list(child) if isinstance(child, nn.Sequential) else _called(child)
+    return found
+
+
+@cache
+def _entry(kind: str) -> Callable[..., Any]:
+    """A function that calls a part of this class, with code (and so a cache of graphs) of its own.
+
+    Up to torch 2.13, `Module.compile` passes over a part whose forward is torch.nn's own.
+    """
+
+    def call(part: Any, x: Tensor) -> Any:  # noqa: ANN401 (what the part gives)
+        return part._call_impl(x)
+
+    return FunctionType(call.__code__.replace(), globals())
+
+
+def eagerly(module: nn.Module) -> AbstractContextManager[object]:
+    """A context in which the compiled parts of a module run as they were written."""
+    compiled = any(layer._compiled_call_impl is not None for layer in module.modules())
+    context: AbstractContextManager[object] = nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiled else context

@@ -11,7 +11,7 @@ from pipeline_local.config import Config
 from pipeline_local.learning import heads
 from pipeline_local.learning.heads import EmaHead, Follower
 from pipeline_local.learning.information import parts
-from pipeline_local.learning.lagged import LaggedContent, LagPlan, Learner, SpecsOf
+from pipeline_local.learning.lag_plan import LaggedContent, LagPlan, Learner, SpecsOf
 from pipeline_local.learning.lagged_queue import Kept
 from pipeline_local.learning.spec import Spec
 from pipeline_local.learning.step import LAG, Step

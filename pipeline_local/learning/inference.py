@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_local import seeds
-from pipeline_local.learning.body import eagerly
+from pipeline_local.learning.compiler import eagerly
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.tasks import Score

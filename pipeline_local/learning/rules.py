@@ -6,7 +6,7 @@ from pipeline_local.config import DistillConfig, ReconcileConfig
 from pipeline_local.engines.guard import OnNan
 from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.layout import Layout
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.tasks import Classification, Task
 from pipeline_local.learning.wire_format import WireFormat
 

@@ -25,7 +25,7 @@ from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.sharded import ShardedOptimizer, shards
 from pipeline_local.errors import UserError
 from pipeline_local.learning.body import Body
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.step import Step

@@ -28,8 +28,8 @@ from pipeline_local.blueprint.blueprint import Blueprint
 from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import UserError, counted
 from pipeline_local.finished import finished
-from pipeline_local.learning.body import eagerly
 from pipeline_local.learning.comparison import Comparison, compare
+from pipeline_local.learning.compiler import eagerly
 from pipeline_local.learning.information import local_loss
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step

@@ -12,7 +12,8 @@ from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config, DistillConfig, HeadConfig, InformationConfig
 from pipeline_local.data.info import DataInfo
 from pipeline_local.learning import information
-from pipeline_local.learning.body import Body, compile_head
+from pipeline_local.learning.body import Body
+from pipeline_local.learning.compiler import compile_head
 from pipeline_local.learning.information import Information, InformedHead
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule

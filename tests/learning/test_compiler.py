@@ -1,13 +1,21 @@
-"""What the user is told where torch.compile does not work."""
+"""What is compiled, and what the user is told where torch.compile does not work."""
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor import exc
 
 from pipeline_local.cli import main
 from pipeline_local.errors import UserError
-from pipeline_local.learning.compiler import check_cache_folder, compiler_failure, try_compiler
+from pipeline_local.learning.compiler import (
+    check_cache_folder,
+    compile_part,
+    compiler_failure,
+    try_compiler,
+)
+from pipeline_local.learning.heads.head import Head
 
 OUTPUT = "\nheader.i\n<built-in>: fatal error: writing header.i: No space left on device\nended"
 
@@ -64,3 +72,22 @@ def test_nothing_is_made_without_a_compiler(no_compiler, tmp_path, capsys):
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert "torch.compile does not work here" in line
     assert not (tmp_path / "run").exists()
+
+
+class Twice(nn.Module):
+    """A block of the user's own."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_every_part_is_compiled():
+    """Whatever its class: torch passes over modules whose forward is torch.nn's own."""
+    own = nn.Sequential(nn.Linear(3, 3), nn.GELU())
+    for part in (own, nn.Linear(3, 3), nn.Dropout(0.1), Twice(), Head(own)):
+        torch.compiler.reset()
+        counters.clear()
+        compile_part(part, backend="aot_eager")
+        part(torch.randn(2, 3))
+        assert counters["stats"]["unique_graphs"] == 1, type(part).__name__

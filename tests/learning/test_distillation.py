@@ -10,7 +10,7 @@ from pipeline_local import seeds
 from pipeline_local.config import DistillConfig
 from pipeline_local.learning.contents import Distillation
 from pipeline_local.learning.distillation import lesson
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step

@@ -1,6 +1,5 @@
 """What is under way at a checkpoint: each by a name of its own, and of one replica."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +8,13 @@ from torch import nn
 
 from pipeline_local.learning.contents import (
     Copies,
-    Distillation,
     Feedback,
     Unembeddings,
     copies,
 )
-from pipeline_local.learning.lagged import LaggedContent, LaggedMessages, LagPlan
-from pipeline_local.learning.step import LAG, Step
+from pipeline_local.learning.lag_plan import LaggedContent, LagPlan
+from pipeline_local.learning.lagged import LaggedMessages
+from pipeline_local.learning.step import Step
 
 
 class HandedOn(LaggedContent):
@@ -72,14 +71,6 @@ def test_what_is_sent_once_per_step_goes_with_the_last_microbatch_whatever_its_n
         each.load(feedback.tensors(), replica)
         held[index] = len(own.pending), [kept.microbatch for kept in each.pending]
     assert held == {0: (0, [0, 2]), 1: (1, [1, 3])}
-
-
-@pytest.mark.parametrize("content", [Distillation(1, 3, together=True), Unembeddings(1, 3)])
-def test_contents_and_their_plan_have_one_lag(content):
-    with pytest.raises(AssertionError, match="one lag"):
-        LagPlan((content,), lag=LAG + 1)
-    other = LagPlan((replace(content, lag=LAG + 1), Feedback(1)), lag=LAG + 1)
-    assert other.delay(other.contents[0], 0) == 2 * (LAG + 2) - 1
 
 
 def test_the_last_module_keeps_nothing_for_nobody():

@@ -10,7 +10,7 @@ from pipeline_local.config import OptimizerConfig, ReconcileConfig
 from pipeline_local.engines import optimizer
 from pipeline_local.layout import IGNORE_LABEL
 from pipeline_local.learning.contents import Feedback
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step

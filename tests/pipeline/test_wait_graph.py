@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning.contents import Copies, Distillation, Feedback
-from pipeline_local.learning.lagged import LaggedMessages, LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import LAG, Step
 from pipeline_local.pipeline.stage import Stage

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrizations
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.contents import Feedback
-from pipeline_local.learning.lagged import LaggedMessages, LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step

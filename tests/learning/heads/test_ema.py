@@ -11,7 +11,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.engines import optimizer
 from pipeline_local.errors import ConfigError
 from pipeline_local.learning import heads
-from pipeline_local.learning.body import compile_part
+from pipeline_local.learning.compiler import compile_part
 from pipeline_local.learning.heads import EmaHead, Site
 
 SHAPES = {"NCHW": (6, 5, 5), "NHWC": (5, 5, 6), "NCT": (6, 9), "NTC": (9, 6), "NC": (6,)}

@@ -12,7 +12,7 @@ from pipeline_local.learning.contents import Feedback
 from pipeline_local.learning.information import Ends, InformedHead
 from pipeline_local.learning.information.contrast import contrast
 from pipeline_local.learning.information.reconstruction import reconstruction
-from pipeline_local.learning.lagged import LagPlan
+from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.spec import Spec
