@@ -35,7 +35,7 @@ class Replicas:
         self.size = 1 if group is None else group.size()
         """Number of replicas."""
         self.index = 0 if group is None else group.rank()
-        """Of this one, from 0."""
+        """The index of this replica, from 0."""
 
     def own(self, microbatches: int) -> range:
         """Return the microbatches of a batch that this replica learns from."""

@@ -24,12 +24,14 @@ DERIVED = {
 }
 """Keys of DeepSpeed's that a run derives, and the key that it derives them from."""
 STAGES = (1, 2)
-"""Of ZeRO, for engine=deepspeed. At stage 0 the engine that is made last decides with which ranks
-all engines of a process add up their gradients; stage 3 refuses gradients that are handed in."""
+"""The stages of ZeRO that engine=deepspeed takes. At stage 0 the engine that is made last decides
+with which ranks all engines of a process add up their gradients; stage 3 refuses gradients that are
+handed in."""
 
 
 LARGEST_POWER = 64
-"""Of a first scale: with float32's largest numbers, a loss times the scale would be infinite."""
+"""The largest exponent of the first loss scale, a power of 2: with float32's largest numbers, a
+loss times the scale would be infinite."""
 _FLOAT16 = "engine=deepspeed with deepspeed.fp16.enabled=true"
 _FLOAT16_INSTEAD = "set them, or use precision=bfloat16"
 

@@ -167,7 +167,7 @@ def _with_parts(backend: Any) -> list[Any]:  # noqa: ANN401 (torch's proxies)
 
 
 _NUM_THREADS: Setting = torch.get_num_threads, torch.set_num_threads
-"""Of the thread that asks, as OpenMP has it."""
+"""The threads of the calling thread: OpenMP counts them for each."""
 _DTYPE: Setting = torch.get_default_dtype, torch.set_default_dtype
 _ENVIRONMENT: Setting = (lambda: dict(os.environ), _environment)
 _START_METHOD: Setting = (

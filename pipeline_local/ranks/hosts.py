@@ -18,7 +18,7 @@ PATIENCE = timedelta(minutes=10)
 """Longest wait for all hosts."""
 
 POLL_SECONDS = 0.1
-"""From one look to the next at which hosts are there."""
+"""Seconds between two looks at which hosts are there."""
 
 TELL_SECONDS = 2.0
 """Longest time to tell the other hosts something."""

@@ -62,11 +62,11 @@ device's own backend, and lagged messages go another way (`lagged_kind`). One wh
 P2PKind = str
 """Name of a transport: one of `P2PS`, or `python:package.module:name`."""
 HOST_BACKEND = "gloo"
-"""What torch sends CPU tensors by."""
+"""torch's backend for CPU tensors."""
 
 
 def choose(wanted: str | None, gpus: int, ranks: int) -> P2PKind:
-    """How a rank can talk to its neighbours.
+    """Returns the transport by which a rank can talk to its neighbours.
 
     Args:
         wanted: `parallel.backend`.
@@ -90,7 +90,7 @@ def choose(wanted: str | None, gpus: int, ranks: int) -> P2PKind:
 
 
 def common(kinds: Sequence[P2PKind]) -> P2PKind:
-    """How all ranks of a run talk, given how each of them could.
+    """Returns the transport of all ranks of a run, given that of each.
 
     Raises:
         UserError: some ranks have GPUs and others have none.
@@ -115,7 +115,7 @@ def device_backend(device: torch.device) -> str:
 
 
 def lagged_kind(kind: P2PKind) -> P2PKind:
-    """How lagged messages go where all others go by `kind`.
+    """Returns the transport of lagged messages where all others go by `kind`.
 
     A receive that nccl has posted keeps its device busy until the message is there, and whatever
     the host waits for on that device (pinned memory, a kernel that is loaded) waits, too. Down the

@@ -174,8 +174,11 @@ class Checkpoints:
     def keep(self, name: str, step: int) -> None:
         """Give the checkpoint of a step a name, under which it stays for good.
 
+        A name that is in use moves.
+
         Raises:
-            UserError: the name is no plain word, or says something else already.
+            UserError: the name is no plain word, or is `newest` or a number, which `load` reads
+                otherwise.
         """
         word = isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)
         if not word or name == "newest" or name.isdigit():

@@ -70,7 +70,7 @@ class Run:
 
     def keep(self, name: str, step: int) -> None:
         """Keep the checkpoint of a step for good, under a name, as for `load(run, step=name)`. One
-        of this evaluation's step may still be to come.
+        of this evaluation's step may still be to come. A name that is in use moves.
 
         Raises:
             UserError: the name is no plain word, or the step has no checkpoint.

@@ -34,7 +34,7 @@ from pipeline_local.process.early import STOP_SIGNALS
 from pipeline_local.watch.store import Facts, RankStore
 
 CALLBACK = "callback"
-"""In place of a signal's name."""
+"""Stands for a signal's name where a callback has asked to stop."""
 SAME_INTERRUPT_SECONDS = 0.5
 """Nobody presses Ctrl-C twice within that, and a launcher passes it on much sooner."""
 

@@ -52,7 +52,7 @@ GRACE_SECONDS = 1.0
 PATIENCE_SECONDS = 2.0
 """Longest wait for a store that does not answer, and for ranks that leave."""
 POLL_SECONDS = 0.01
-"""From one look to the next at which ranks have left."""
+"""Seconds between two looks at which ranks have left."""
 UNWIND_SECONDS = 10.0
 """Longest time that an interrupted main thread may take to end."""
 CLEAN_EXITS = (RefusedElsewhereError, StoppedError, SystemExit)

@@ -137,7 +137,7 @@ def test_learning_rate():
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
-def test_feedback_is_heeded_a_fixed_number_of_steps_later():
+def test_feedback_is_applied_a_fixed_number_of_steps_later():
     own = {"weight": 1.0, "every": 3, "direction": "both"}
     plan = run_plan(reconcile=own, train={"steps": 12})
     assert [n for n in range(12) if plan.lag.sent(1, n, 0, 2)] == [0, 3, 6, 9]

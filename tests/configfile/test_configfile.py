@@ -352,7 +352,7 @@ def test_labels_are_smoothed_where_the_task_does_so(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("direction", ["upstream", "both"])
-def test_a_fixed_head_cannot_heed(tmp_path: Path, direction: str) -> None:
+def test_a_fixed_head_cannot_apply_feedback(tmp_path: Path, direction: str) -> None:
     upwards = ("head.name=etf", "reconcile.weight=0.1", f"reconcile.direction={direction}")
     (line,) = problems(tmp_path, TEXT, *upwards)
     assert line.startswith(f"reconcile.direction={direction} trains heads, and head.name=etf has")

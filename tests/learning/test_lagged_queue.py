@@ -29,7 +29,7 @@ def test_restored_it_is_the_same():
         assert all(torch.equal(x, y) for x, y in zip(a.tensors, b.tensors, strict=True))
 
 
-def test_dropping_what_has_been_heeded():
+def test_dropping_what_has_been_applied():
     queue = filled()
     queue.drop(2)
     assert [kept.step for kept in queue] == [10, 10]

@@ -272,13 +272,14 @@ def test_reconciling_leaves_batch_norm_statistics_alone(estimator):
         assert torch.equal(buffers[0][name], buffers[1][name]), name
 
 
-def test_a_second_pass_draws_the_same_dropout_masks():
+def test_a_second_pass_draws_the_same_dropout_masks(monkeypatch):
     """With other masks, the difference quotient would be of the order of 1 / step."""
-    ARCHITECTURES["dropout"] = lambda: (
-        nn.Sequential(nn.Linear(7, 64), nn.Dropout(0.5), nn.Tanh(), nn.Linear(64, 9)),
-        nn.Sequential(nn.Dropout(0.3), nn.Linear(9, 5)),
-        (7,),
-    )
+
+    def with_dropout():
+        body = nn.Sequential(nn.Linear(7, 64), nn.Dropout(0.5), nn.Tanh(), nn.Linear(64, 9))
+        return body, nn.Sequential(nn.Dropout(0.3), nn.Linear(9, 5)), (7,)
+
+    monkeypatch.setitem(ARCHITECTURES, "dropout", with_dropout)
     x, labels, s = batch((7,))
     moved = []
     for settings in ({"estimator": "exact"}, {"estimator": "finite_difference", "step": 1e-5}):
@@ -294,7 +295,6 @@ def test_a_second_pass_draws_the_same_dropout_masks():
     one_step(plain, x, labels, s, reconcile=False)
     for a, b in zip(weights(shifted), weights(plain), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
-    del ARCHITECTURES["dropout"]
 
 
 def test_dropout_is_a_function_of_seed_module_step_and_microbatch():
@@ -563,7 +563,7 @@ FED_BACK = LagPlan((Feedback(2 * LAG),))
 
 
 def applied(module, x, labels, target, **step):
-    """Feedback for step 0 is heeded with step 4, which has another batch."""
+    """Feedback for step 0 is applied in step 4, which has another batch."""
     later, later_labels, _ = batch(x.shape[1:], seed=9)
     module(x, labels, Step(0, lr=0.0))
     module.signal()
@@ -580,7 +580,7 @@ def applied(module, x, labels, target, **step):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_heeding_trains_the_head_alone(architecture):
+def test_feedback_trains_the_head_alone(architecture):
     """theta - d l(now) - lambda d D(then): D is the distance of the head's signal to the feedback,
     written out with plain autograd; only the head has a part in it."""
     weight, distance = 0.7, {"reconcile": {"estimator": "exact", "distance": "relative"}}
@@ -607,18 +607,18 @@ def test_heeding_trains_the_head_alone(architecture):
         torch.testing.assert_close(moved, p - p.grad, rtol=1e-9, atol=1e-11)
 
 
-def test_heeding_leaves_batch_norm_statistics_alone():
+def test_feedback_leaves_batch_norm_statistics_alone(monkeypatch):
     """They have seen the batch when it came."""
     head = nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(9), nn.Linear(9, 5))
-    ARCHITECTURES["head with batch norm"] = lambda: (nn.Linear(7, 9), head, (7,))
+    made = nn.Linear(7, 9), head, (7,)
+    monkeypatch.setitem(ARCHITECTURES, "head with batch norm", lambda: made)
     module, shape = make("head with batch norm", 0.7, lag=FED_BACK)
-    del ARCHITECTURES["head with batch norm"]
     x, labels, _ = batch(shape)
     applied(module, x, labels, torch.ones(6, 9, dtype=torch.float64))
     assert head[1].num_batches_tracked == 2, "the batch of step 0, and that of step 4"
 
 
-def test_heeding_by_finite_differences_agrees_with_exact():
+def test_feedback_by_finite_differences_agrees_with_exact():
     vectors = []
     for estimator in ("exact", "finite_difference"):
         own = {"estimator": estimator, "distance": "relative", "step": 1e-5}
@@ -697,7 +697,7 @@ def test_a_head_may_be_tied_to_its_body():
     assert (weights(module)[0] - weights(plain)[0]).abs().max() > 1e-4
 
 
-def test_what_is_under_way_is_let_go_once_it_is_heeded():
+def test_what_is_under_way_is_let_go_once_it_is_applied():
     module, shape = make("mlp", 0.7, lag=LagPlan((Feedback(3),)))
     x, labels, _ = batch(shape)
     for number in range(12):

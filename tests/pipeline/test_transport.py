@@ -36,7 +36,7 @@ def run_plan(**sections):
     return RunPlan(configfile.parse({**tree, **sections}), num_train=80, num_test=20)
 
 
-def test_traffic_follows_the_schedule():
+def test_traffic_follows_the_run_plan():
     plan = run_plan(
         train={"steps": 2, "microbatches": 2, "log_every": 2, "evaluate_every": 1},
         checkpoint={"every_steps": 1},

@@ -1,4 +1,4 @@
-"""Ranks, threads, wires: read from the launcher, refused where they do not fit."""
+"""Ranks, threads, transports: read from the launcher, refused where they do not fit."""
 
 import os
 import socket
@@ -201,7 +201,7 @@ def small(folder):
     return configfile.parse(tree)
 
 
-def test_all_ranks_use_one_kind_of_wire():
+def test_all_ranks_use_one_kind_of_p2p():
     assert common_kind(["gloo", "gloo"]) == "gloo"
     assert common_kind(["nccl", "nccl"]) == "nccl"
     assert common_kind(["nccl", "staged", "nccl"]) == "staged"
@@ -259,7 +259,7 @@ def pretend(monkeypatch, gpus):
         (1, 2, None, "staged"),
     ],
 )
-def test_wire_kind(monkeypatch, gpus, ranks, backend, kind):
+def test_p2p_kind(monkeypatch, gpus, ranks, backend, kind):
     pretend(monkeypatch, gpus)
     rank_info = RankInfo(ranks - 1, ranks, ranks - 1, ranks)
     assert rank_info.p2p_kind(ParallelConfig(backend=backend)) == kind
@@ -282,7 +282,7 @@ def ends(rank_info):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
-def test_every_edge_gets_a_wire(run_ranks, world_size):
+def test_every_edge_gets_a_p2p(run_ranks, world_size):
     expected = [(rank > 0, rank + 1 < world_size) for rank in range(world_size)]
     assert run_ranks(ends, world_size) == expected
 

@@ -302,3 +302,12 @@ def test_a_name_is_one_plain_word(tmp_path, name):
 def test_other_names_are_kept(tmp_path, name):
     Checkpoints(tmp_path, 1).keep(name, 2)
     assert (tmp_path / f"{name}.step").read_text() == "2\n"
+
+
+def test_a_name_in_use_moves(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2, 4)
+    for step in (2, 4):
+        checkpoints.keep("best", step)
+        assert checkpoints.named("best") == step
+    checkpoints.prune(keep=1)
+    assert checkpoints.steps() == [4]

@@ -91,7 +91,7 @@ DISTILLED = {**CONFIG, "distill": {"weight": 0.1}}
     ],
 )
 def test_feedback_under_way_is_for_the_steps_it_was_meant_for(tmp_path, before, after, key):
-    """With others, it would be heeded later or sooner, or fit nobody."""
+    """With others, it would be applied later or sooner, or fit nobody."""
     folder = RunFolder(tmp_path)
     folder.create(configfile.parse(before), "{}")
     with pytest.raises(UserError, match=rf"with another .*{key}.*; resume it as it was"):

@@ -157,7 +157,7 @@ def test_stopped_and_resumed_is_never_stopped(case, tmp_path, train, uninterrupt
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["everybody", "the last"])
 def test_a_signal_before_the_first_step(everybody, tmp_path, train):
-    """It is heeded as soon as there is something to save. A launcher signals all of its ranks."""
+    """It is followed as soon as there is something to save. A launcher signals all of its ranks."""
 
     def prepare(rank):
         make = entry.modules_of

@@ -92,7 +92,7 @@ def test_all_or_none(run_ranks, refusing):
 @pytest.mark.parametrize(
     ("agent", "server"), [("True", "the launcher"), ("False", "rank 0"), (None, "rank 0")]
 )
-def test_who_keeps_the_board(monkeypatch, agent, server):
+def test_who_keeps_the_store(monkeypatch, agent, server):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     if agent is not None:
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
@@ -101,7 +101,7 @@ def test_who_keeps_the_board(monkeypatch, agent, server):
     assert rank_store.served_by_rank_0 == (server == "rank 0")
 
 
-def test_no_further_connection_to_a_board_that_is_gone(monkeypatch):
+def test_no_further_connection_to_a_store_that_is_gone(monkeypatch):
     monkeypatch.setattr(store_module, "RECONNECT_TIMEOUT", timedelta(seconds=1))
     port, half_an_hour = free_port(), timedelta(minutes=30)
     server = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)

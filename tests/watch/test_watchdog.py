@@ -325,7 +325,7 @@ def test_a_loader_that_sleeps_for_ever(start, monkeypatch):
     assert "rank 1 waits for it on the edge 0 -> 1" in line
 
 
-def test_a_stalled_rank_that_keeps_the_board_is_told_of_once(start, monkeypatch):
+def test_a_stalled_rank_that_keeps_the_store_is_told_of_once(start, monkeypatch):
     """It is gone, and the store with it, before the others can ask there who speaks."""
     sleeping_loader(monkeypatch)
     claim = RankStore.compare_set

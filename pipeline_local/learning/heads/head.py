@@ -44,7 +44,8 @@ class Site:
         later: the backbone's blocks behind this module, on the meta device.
         later_shapes: for each of them, the shape of one sample's input; then of the last's output.
         copies: how many of the later blocks a head copies, if it copies any (`copies`).
-        rules: for each of them, then for the classifier, what draws a copy of it afresh.
+        rules: functions that draw fresh weights: one for each later block, then one for the
+            classifier.
         output_shape: shape of one sample's outputs: (classes,), (classes, H, W) for dense tasks, or
             (T, V) for tokens.
         classifier: the backbone's own, on the meta device.

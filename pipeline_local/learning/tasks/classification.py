@@ -87,7 +87,7 @@ class Classification(Task):
         """Convert labels like `Task.accept`, and check that they are classes."""
         refuse_fractions(labels, "classification")
         refuse_beyond(labels, self.num_outputs, IGNORE_LABEL)
-        return labels
+        return labels.to(self.label_dtype)
 
     def example_labels(self, size: int, generator: torch.Generator) -> Tensor:
         """Return random labels [size]."""

@@ -47,6 +47,10 @@ def test_evaluation_sums_without_padding_and_smoothing():
 
 def test_labels():
     task = Classification(3)
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        labels = task.accept(torch.tensor([0, 2, 1], dtype=dtype))
+        assert labels.dtype == torch.int64, "as a loss takes them"
+        assert labels.tolist() == [0, 2, 1]
     assert torch.equal(task.accept(torch.tensor([0, 2, -100])), torch.tensor([0, 2, -100]))
     for odd in (3, -1):
         with pytest.raises(UserError, match=f"from 0 to 2, as the model has 3 outputs: got {odd};"):
