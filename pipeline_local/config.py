@@ -1,7 +1,6 @@
 """The configuration of a run as frozen dataclasses; `configfile` reads and checks them.
 
-A key that can be derived is absent here; what `null` means is said beside each field, and the
-trainer prints the derived value with its reason.
+What can be derived is no key, or `null`: its field says what that means, and a run prints the value.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from pydantic import ConfigDict, Field
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=10**9)]  # products of weights are to fit float32
+Cuts = Literal["uniform", "parameters", "blocks", "auto", "memory"]
 _MOST_OF_A_HOST = 1024
 """Threads or processes: far beyond any host's cores, the system kills the run without a word."""
 
@@ -41,8 +41,7 @@ class ModelConfig(NamingSection):
     "python:package.module:function"."""
     weights: Path | None = None
     """State dict (.safetensors or .pt, or a folder of safetensors) to start from; prefixes of
-    wrappers (`module.`, `_orig_mod.`, `model.`) are taken off. null: fresh weights from the
-    seed."""
+    wrappers (`module.`, `_orig_mod.`, `model.`) are taken off. null: fresh, from the seed."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,7 @@ class ModulesConfig(Section):
 
     count: Positive | None = None
     """K. One module is plain backpropagation. null: as many as `cuts` makes, else one per stage."""
-    cuts: Literal["uniform", "parameters", "blocks", "auto", "memory"] | tuple[str | int, ...] = (
-        "uniform"
-    )
+    cuts: Cuts | tuple[str | int, ...] = "uniform"
     """uniform: equal block counts; parameters: equal parameter counts; blocks: every block is a
     module; auto: equal costs; memory: equal activations, for modules that share a device; or the
     K-1 blocks (name or index) that open modules 2..K."""
@@ -85,8 +82,7 @@ class HeadConfig(NamingSection):
     taper: bool = True
     """auglocal: linearly fewer of them towards the output; false: equally many, while there are."""
     pool: Positive = 1
-    """auglocal: side of the squares of positions whose means the copies see; 2: they cost a
-    quarter."""
+    """auglocal: side of the squares of positions whose means the copies see; 2 costs a quarter."""
     refresh: Positive = 10
     """ema, readout: steps from one publication of the copied parameters to the next."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
@@ -154,8 +150,7 @@ class DistillConfig(Section):
     teacher: Literal["together", "last"] = "together"
     """together: the head itself and all later ones; last: the network's own classifier."""
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 2.0
-    """What logits are divided by; the divergence is multiplied by its square. From 0.01
-    to 100, as float32 allows."""
+    """What logits are divided by, 0.01 to 100; the divergence is multiplied by its square."""
     every: Positive = 2
     """Distil the batch of every n-th step, with the weight scaled by n: rough where n is large. A
     module keeps its activations until then: 5 steps for each module downstream."""
@@ -175,8 +170,7 @@ class DataConfig(NamingSection):
     webdataset, parquet, tokens: read `data.root`; or "python:package.module:function"."""
     root: Path | None = None
     """Folder of cifar10, cifar100, imagefolder (`train/<class>/*`), webdataset (`train/*.tar`),
-    parquet (`train/*.parquet`) or tokens (texts or token files), with `test` or `val` beside
-    `train`."""
+    parquet (`train/*.parquet`) or tokens (texts, token files); `test` or `val` beside `train`."""
     batch_size: Positive = 128
     """Samples (of tokens: sequences) per optimizer step, over all microbatches and replicas."""
     image_size: Positive | None = None
@@ -363,7 +357,13 @@ class RunConfig(Section):
 
 @dataclass(frozen=True)
 class Config(Section):
-    """The whole configuration of a run."""
+    """The whole configuration of a run.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml")
+        >>> replace(config, optimizer=replace(config.optimizer, lr=0.05)).optimizer.lr
+        0.05
+    """
 
     model: ModelConfig
     data: DataConfig

@@ -14,6 +14,12 @@ class UserError(Exception):
     """A mistake that the user can fix: what is wrong, what was got, what to do.
 
     The command line prints it without a traceback; exit code 2.
+
+    Example:
+        >>> try:
+        ...     load_config("configs/digits.yaml", ["train.epoch=3"])
+        ... except UserError as error:
+        ...     print(error)  # unknown key 'train.epoch'; did you mean 'train.epochs'?
     """
 
     place = ""
@@ -73,6 +79,12 @@ class StoppedError(Exception):
     Args:
         step: the optimizer steps done, after which there is a complete checkpoint.
         how: what continues the run: a command, or a call.
+
+    Example:
+        >>> try:
+        ...     summary = fit(model, (x, y), (x, y), epochs=1, run_dir="runs/stopped")
+        ... except StoppedError as stopped:  # SIGTERM, for instance of Slurm
+        ...     print(f"saved after step {stopped.step}")
     """
 
     def __init__(self, step: int, how: str) -> None:

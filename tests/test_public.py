@@ -1,12 +1,27 @@
 """The public face: its names, what each is, and what importing the package costs."""
 
+import doctest
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
 
 import pipeline_local
+from pipeline_local import load_config
+from pipeline_local.pipeline.edge import Nowhere
+from pipeline_local.record.trace import Trace
+
+ROOT = Path(__file__).parent.parent
+OTHERS = {"nn": nn, "torch": torch, "replace": replace, "Path": Path}
+OTHERS |= {"Nowhere": Nowhere, "Trace": Trace}
+"""What the examples of docstrings use beside the public names, `x`, `y` and `model`."""
 
 
 @pytest.mark.parametrize("name", [n for n in pipeline_local.__all__ if n != "__version__"])
@@ -17,6 +32,28 @@ def test_a_name_is_documented(name):
     assert text
     assert text[0].isupper()
     assert text.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", [n for n in pipeline_local.__all__ if n != "__version__"])
+def test_the_example_of_a_name_runs(name, tmp_path, monkeypatch):
+    """What a line gives is compared where the docstring shows it; what a run prints is not."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    x, y = map(torch.as_tensor, load_digits(return_X_y=True))
+    model = nn.Sequential(
+        nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+    names = {n: getattr(pipeline_local, n) for n in pipeline_local.__all__}
+    names |= OTHERS | {"x": (x / 16).float(), "y": y, "model": model}
+    names["fit"] = partial(names["fit"], parallel={"threads": 1})
+    names["load_config"] = lambda path, more=(): load_config(path, [*more, "parallel.threads=1"])
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(pipeline_local, name)))
+    assert examples
+    for line in examples:
+        if line.want:
+            assert f"{eval(line.source, names)!r}\n" == line.want
+        else:
+            exec(line.source, names)
 
 
 def test_dir_shows_the_public_names_alone():

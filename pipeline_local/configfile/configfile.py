@@ -53,6 +53,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: with every problem found, one line each.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml", ["train.epochs=3", "modules.count=2"])
+        >>> config.train.epochs, config.modules.count
+        (3, 2)
     """
     return resolved(read(path), overrides)
 

@@ -33,6 +33,11 @@ class Generator:
     Raises:
         UserError: no run, no complete checkpoint, no language model, no such module, or its
             tokenizer is not where it was.
+
+    Example:
+        >>> config = load_config("configs/lm-tiny.yaml", ["train.tokens=9999", "run.dir=runs/text"])
+        >>> summary = train(config)
+        >>> text = "".join(Generator(Path("runs/text")).text("It is a truth", tokens=4))
     """
 
     def __init__(

@@ -58,6 +58,12 @@ class Predictor:
     Raises:
         UserError: no run, or no such checkpoint.
         ValueError: there are no such heads, or no such module.
+
+    Example:
+        >>> summary = fit(model, (x, y), (x, y), modules=2, epochs=1, run_dir="runs/seen-again")
+        >>> predictor = Predictor("runs/seen-again", model=model)
+        >>> predictor(torch.rand(5, 64)).shape
+        torch.Size([5, 10])
     """
 
     @undisturbed

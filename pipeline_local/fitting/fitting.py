@@ -88,6 +88,13 @@ def fit(
         UserError: a mistake: what to change, in one line.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
         RuntimeError: a rank that was started here has failed.
+
+    Example:
+        >>> layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+        >>> model = nn.Sequential(*layers)
+        >>> summary = fit(model, (x, y), (x, y), modules=2, epochs=2, run_dir="runs/digits")
+        >>> len(summary["accuracy"])
+        2
     """
     callbacks = listed(callbacks)
     arguments.check(model, epochs, sections)
@@ -169,6 +176,14 @@ def load(
 
     Raises:
         UserError: no run, no such checkpoint or module, or the model is another one.
+
+    Example:
+        >>> layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+        >>> model = nn.Sequential(*layers)
+        >>> summary = fit(model, (x, y), (x, y), modules=2, epochs=1, run_dir="runs/loaded")
+        >>> network = load("runs/loaded", model)
+        >>> network(torch.rand(5, 64)).shape
+        torch.Size([5, 10])
     """
     folder = RunFolder(configfile.path("run", run))
     with finished.standing_in(folder, model):

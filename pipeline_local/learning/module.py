@@ -42,6 +42,16 @@ class LocalModule(HeadTraining):
         rules: the settings that all modules of a run share.
         auxiliary: whether the head is an auxiliary one, and not the network's classifier.
         replicas: the ranks that hold this module; None: this one alone.
+
+    Example:
+        >>> body, head = nn.Sequential(nn.Linear(64, 32), nn.ReLU()), nn.Linear(32, 10)
+        >>> module, step = LocalModule(0, body, head, torch.optim.Adam, Rules()), Step(0, lr=0.01)
+        >>> images, digits = torch.rand(8, 64), torch.randint(10, (8,))
+        >>> activations = module(images, digits, step)  # detached, for the next module
+        >>> module.signal().shape  # the head's gradient at the activations
+        torch.Size([8, 32])
+        >>> lagged = module.learn()  # the body's gradients
+        >>> module.update(step)
     """
 
     def __init__(

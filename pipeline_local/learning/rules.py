@@ -13,7 +13,13 @@ from pipeline_local.learning.wire_format import WireFormat
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings that all modules of a run share."""
+    """The settings that all modules of a run share.
+
+    Example:
+        >>> rules = Rules(seed=1, clip=1.0, layout="NC")
+        >>> rules.task.metric
+        'accuracy'
+    """
 
     seed: int = 0
     fraction: float = 1.0

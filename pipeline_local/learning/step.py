@@ -9,7 +9,13 @@ long enough for the message to arrive, as a stage runs at most about two steps a
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, the same on every rank: a pure function of the configuration."""
+    """One optimizer step, the same on every rank: a pure function of the configuration.
+
+    Example:
+        >>> steps = [Step(number, lr=0.1, log=number % 20 == 0) for number in range(40)]
+        >>> [step.number for step in steps if step.log]
+        [0, 20]
+    """
 
     number: int
     """Counted from 0."""

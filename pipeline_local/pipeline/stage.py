@@ -66,6 +66,16 @@ class Stage:
         upstream: the edge that the first one receives from.
         downstream: the edge that the last one sends to.
         trace: records the acts of the modules, and their times.
+
+    Example:
+        >>> class Data(Nowhere):
+        ...     def recv(self):
+        ...         return torch.rand(8, 64), torch.randint(10, (8,))
+        >>> bodies, heads = [nn.Linear(64, 64) for _ in "ab"], [nn.Linear(64, 10) for _ in "ab"]
+        >>> parts = enumerate(zip(bodies, heads))
+        >>> modules = [LocalModule(k, *two, torch.optim.Adam, Rules()) for k, two in parts]
+        >>> stage = Stage(modules, Data(), Nowhere(), Trace())
+        >>> stage.train(Step(0, lr=0.01))
     """
 
     def __init__(

@@ -27,6 +27,13 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
 
     Raises:
         UserError: there is no such run, or pandas is not installed.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml", ["train.epochs=1", "run.dir=runs/seen"])
+        >>> summary = train(config)
+        >>> frame = load_metrics("runs/seen")
+        >>> sorted(frame.event.unique())
+        ['test', 'train']
     """
     try:
         import pandas as pd

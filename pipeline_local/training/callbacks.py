@@ -97,6 +97,14 @@ class Callback:
 
     With several stages each rank has a copy of its own, in a process of its own: what it is to
     leave behind belongs into the run folder.
+
+    Example:
+        >>> class Losses(Callback):
+        ...     def on_log(self, run, facts):
+        ...         losses = [module["loss"] for module in facts["modules"].values()]
+        ...         with (run.folder / f"losses-{run.rank}.txt").open("a") as file:
+        ...             print(facts["step"], *losses, file=file)
+        >>> summary = fit(model, (x, y), (x, y), epochs=1, callbacks=[Losses()])
     """
 
     def on_start(self, run: Run, step: int) -> None:
@@ -184,6 +192,9 @@ class EarlyStopping(Callback):
 
     Raises:
         UserError: one of them is something else.
+
+    Example:
+        >>> summary = fit(model, (x, y), (x, y), epochs=9, callbacks=[EarlyStopping(patience=2)])
     """
 
     def __init__(self, patience: int = 3, better: Better | None = None) -> None:
@@ -235,6 +246,12 @@ class BestCheckpoint(Callback):
 
     Raises:
         UserError: it is something else.
+
+    Example:
+        >>> summary = fit(
+        ...     model, (x, y), (x, y), epochs=2, run_dir="runs/best", callbacks=[BestCheckpoint()]
+        ... )
+        >>> network = load("runs/best", model, step="best")
     """
 
     def __init__(self, better: Better | None = None) -> None:

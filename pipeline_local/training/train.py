@@ -50,6 +50,12 @@ def train(
     Raises:
         UserError: what the user must mend.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml", ["train.epochs=1", "run.dir=runs/trained"])
+        >>> summary = train(config)
+        >>> summary["steps"] > 0
+        True
     """
     config = configfile.checked(config)
     own = (rank_info or RankInfo.from_environment()).placed(config.parallel)

@@ -48,6 +48,16 @@ class Task(ABC):
         output_shape: shape of one sample's output; the first axis has the classes or values.
         label_shape: shape of one sample's label.
         label_dtype: dtype of labels.
+
+    Example:
+        >>> class Distance(Task):
+        ...     def loss(self, outputs, labels):
+        ...         return (outputs - labels).abs().mean()
+        ...
+        ...     def score(self, outputs, labels):
+        ...         return -self.loss(outputs, labels)
+        >>> Distance((1,)).loss(torch.zeros(4, 1), torch.ones(4, 1))
+        tensor(1.)
     """
 
     metric = "accuracy"
