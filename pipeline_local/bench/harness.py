@@ -22,7 +22,8 @@ from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.placement.draw import draw
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
+from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT, joined
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import settle
 from pipeline_local.training import agreement
 from pipeline_local.watch.store import RankStore

@@ -16,7 +16,8 @@ from pipeline_local.errors import RefusedElsewhereError, counted
 from pipeline_local.placement.costs import Link
 from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks import p2p
-from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.store import Facts, RankStore
 
 NAME = "ranks"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline_local.pipeline.dealing import DealtInlet, DealtOutlet
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
+from pipeline_local.ranks.join import connecting
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.p2p import (
     HOST_BACKEND,
@@ -30,8 +32,11 @@ from pipeline_local.ranks.p2p import (
     device_backend,
     lagged_kind,
 )
-from pipeline_local.ranks.rank import NO_LIMIT, RankInfo, connecting
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.watch.status import EVERYONE, RankStatus
+
+NO_LIMIT = timedelta(days=1)
+"""The timeout of a transfer: none in effect, as the watchdog limits how long a rank waits."""
 
 
 @dataclass(frozen=True)

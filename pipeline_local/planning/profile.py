@@ -21,8 +21,9 @@ from pipeline_local.placement import profile_file
 from pipeline_local.placement.costs import Link, possible_heads, possible_terms
 from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.planning.part_timer import PartTimer
+from pipeline_local.ranks.join import joined
 from pipeline_local.ranks.p2p import by_device
-from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.metrics import settle
 from pipeline_local.user_input import new_file
 

@@ -1,38 +1,23 @@
-"""The rank of this process, its device, and how it joins the other ranks."""
+"""The rank of this process, and its device."""
 
 import platform
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, counted
+from pipeline_local.errors import UserError, counted
 from pipeline_local.gpus import choice
 from pipeline_local.ranks import environment, p2p
-from pipeline_local.ranks.interfaces import check_interfaces, towards
+from pipeline_local.ranks.interfaces import check_interfaces
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.processes import busy
-from pipeline_local.ranks.rendezvous import await_listener, in_time, rendezvous
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longest wait for all ranks to do what each of them has to do, once they have started."""
-
-NO_LIMIT = timedelta(days=1)
-"""The timeout of a transfer: none in effect, as the watchdog limits how long a rank waits."""
-
-START_TIMEOUT = timedelta(minutes=10)
-"""Longest wait for all ranks to start."""
-
-ANSWER_TIMEOUT = timedelta(seconds=15)
-"""Longest wait for the first rank once it has started."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +49,7 @@ class RankInfo:
         """
         if dist.is_initialized() and dist.get_world_size() > 1:
             group = cls(dist.get_rank(), dist.get_world_size(), launched=True)
-            return replace(group, located=False).on_host(_group_store())
+            return replace(group, located=False).on_host(group_store())
         said = environment.said()
         if not said:
             return cls()
@@ -258,131 +243,7 @@ class RankInfo:
         )
 
 
-def _group_store() -> dist.Store:
+def group_store() -> dist.Store:
+    """Returns the store of the process group that the program has joined itself."""
     store: dist.Store = dist.distributed_c10d._get_default_store()
     return store
-
-
-@contextmanager
-def _group_of_one() -> Iterator[None]:
-    """Makes a process group of this process alone, unless the program has its own."""
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group(p2p.HOST_BACKEND, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def joined(
-    rank_info: RankInfo, config: ParallelConfig | None = None, grouped: bool = False
-) -> Iterator[dist.Store]:
-    """Joins all other ranks, for the time of the context; gives the store that all of them share.
-
-    Args:
-        rank_info: this rank.
-        config: whose transport the process group of all ranks is for, too; None: CPU tensors only.
-        grouped: whether a single rank gets a process group, too.
-
-    Raises:
-        UserError: the address cannot be reached, its port is taken, or a rank is late; or this rank
-            cannot use that transport.
-        NeighbourLostError: another rank has started to join, and is gone.
-    """
-    if rank_info.world_size == 1:
-        with _group_of_one() if grouped else nullcontext():
-            yield dist.HashStore()
-        return
-    # before the others are waited for, where the launcher has said which of them are here
-    backend = rank_info.group_backend(config) if rank_info.located else ""
-    own = dist.is_initialized()  # the program's own group, which outlives the run
-    try:
-        check_interfaces()
-    except UserError:
-        if rank_info.located and rank_info.local_rank > 0:  # the first one of this host tells
-            raise RefusedElsewhereError from None
-        raise
-    store = _group_store() if own else _rendezvous_store(rank_info)
-    with nullcontext() if own else towards(rank_info.first_host):
-        with connecting():
-            serves = rank_info.rank == 0 or not environment.in_step()
-            patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
-            store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
-            before = set(dist.distributed_c10d._world.pg_map)
-            shared = dist.PrefixStore("pipeline_local", store)
-            if not own:
-                dist.init_process_group(
-                    backend or rank_info.on_host(shared).group_backend(config),
-                    store=dist.PrefixStore("group", store),
-                    rank=rank_info.rank,
-                    world_size=rank_info.world_size,
-                    timeout=COLLECTIVE_TIMEOUT,
-                )
-        try:
-            yield shared
-        finally:
-            if not own:
-                dist.destroy_process_group()
-            for group in dist.distributed_c10d._world.pg_map.keys() - before:
-                dist.destroy_process_group(group)
-
-
-@contextmanager
-def connecting() -> Iterator[None]:
-    """Raises NeighbourLostError where another rank dies while the ranks connect to each other.
-
-    Torch reports that by a RuntimeError.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise NeighbourLostError(None, str(error).splitlines()[0]) from error
-
-
-def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
-    """Connects to the store at MASTER_ADDR:MASTER_PORT; the first rank or a launcher serves it."""
-    said = environment.said()
-    address = ":".join(said.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    try:
-        if environment.in_step():
-            return _step_store(said["MASTER_ADDR"], int(said["MASTER_PORT"]), rank_info)
-        store: dist.Store
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
-    except (dist.DistError, ValueError) as error:
-        taken = "EADDRINUSE" in str(error)
-        reason = "the port is taken" if taken else str(error).splitlines()[0][:200]
-        remedy = "pass another --master-port to the launcher, or --standalone on a single host"
-        if environment.in_step():
-            remedy = "set MASTER_PORT to one that is free"
-        raise UserError(
-            f"the ranks cannot connect at MASTER_ADDR:MASTER_PORT, got {address!r} ({reason});"
-            f" {remedy}"
-        ) from None
-    return store
-
-
-def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
-    """That of a step of Slurm, whose first rank serves it; no other job's ranks are met there.
-
-    Raises:
-        torch.distributed.DistError: the port is taken, or something else answers there.
-    """
-    connect = partial(
-        dist.TCPStore,
-        host,
-        port,
-        rank_info.world_size,
-        is_master=rank_info.rank == 0,
-        timeout=START_TIMEOUT,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    if rank_info.rank == 0:
-        store = connect()
-    else:
-        await_listener(host, port, START_TIMEOUT)
-        store = in_time(connect, ANSWER_TIMEOUT)
-    return dist.PrefixStore(environment.step(), store)

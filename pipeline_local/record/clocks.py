@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import gethostname
 
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT
+from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT
 from pipeline_local.watch.store import RankStore
 
 ROUNDS = 16

@@ -16,8 +16,9 @@ from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.models.backbone import Backbone
 from pipeline_local.placement.placement import Placement
 from pipeline_local.placement.replication import resolved
+from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT
 from pipeline_local.ranks.p2p import HOST_BACKEND, P2PKind, common
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE, reserved

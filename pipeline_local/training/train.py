@@ -14,8 +14,9 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.call import on_ranks
 from pipeline_local.ranks.caller import as_found
+from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT, joined
 from pipeline_local.ranks.mesh import placing
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo, joined
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE
 from pipeline_local.training import agreement, preflight

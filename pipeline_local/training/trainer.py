@@ -16,8 +16,9 @@ from pipeline_local.pipeline.stage import Stage
 from pipeline_local.placement import profile_file
 from pipeline_local.placement.describe import describe, explain
 from pipeline_local.placement.placement import Placement, costs_by_device
+from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT
 from pipeline_local.ranks.p2p import P2PKind
-from pipeline_local.ranks.rank import COLLECTIVE_TIMEOUT, RankInfo
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import metrics, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import recorded

@@ -18,7 +18,8 @@ from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.engines.deepspeed_library import imported
 from pipeline_local.placement.draw import draw as draw_blueprint
-from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.rank import RankInfo
 
 TREE = {
     "model": {"name": "mlp", "hidden": 16, "depth": 8, "activation": "gelu"},

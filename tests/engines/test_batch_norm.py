@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline_local.engines.batch_norm import SyncedBatchNorm, synchronize
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 
 
 def network():

@@ -16,7 +16,8 @@ from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.engines.torch import TorchEngine
 from pipeline_local.errors import UserError
-from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.training.train import train
 
 pytestmark = pytest.mark.long

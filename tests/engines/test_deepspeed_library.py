@@ -11,7 +11,7 @@ from torch import nn
 from pipeline_local.engines import deepspeed_library
 from pipeline_local.engines.deepspeed import _Carrier, _DataParallel
 from pipeline_local.errors import UserError
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 
 pytestmark = pytest.mark.long
 

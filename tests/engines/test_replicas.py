@@ -9,7 +9,7 @@ from pipeline_local.engines import replicas as module
 from pipeline_local.engines.guard import Guard
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.torch import TorchEngine
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 
 
 def test_one_replica_has_everything():

@@ -11,7 +11,7 @@ from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from pipeline_local.watch.status import RankStatus
 
 

@@ -24,7 +24,7 @@ from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.pipeline.transport import Receiver, Sender
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from pipeline_local.record.trace import Trace
 from tests.chain import open_chain
 

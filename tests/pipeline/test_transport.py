@@ -12,7 +12,7 @@ from pipeline_local.config import ParallelConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.pipeline.edge import InProcessQueue
 from pipeline_local.pipeline.transport import Receiver, Sender
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from tests.chain import open_chain
 
 CPU = torch.device("cpu")

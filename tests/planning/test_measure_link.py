@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pipeline_local.placement.costs import Link
 from pipeline_local.planning import measure_link
 from pipeline_local.planning.measure_link import LinkBenchmark
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 
 CPU = torch.device("cpu")
 

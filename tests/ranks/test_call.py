@@ -19,7 +19,8 @@ from pipeline_local.errors import (
 from pipeline_local.learning.heads import HEADS
 from pipeline_local.ranks import call
 from pipeline_local.ranks.call import on_ranks, run_here
-from pipeline_local.ranks.rank import RankInfo, joined
+from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.rank import RankInfo
 
 
 def test_the_ranks_meet_and_end_with_an_interrupt(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from tests.chain import open_chain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from pipeline_local.record import clocks
 from pipeline_local.record.clocks import Clocks, shifted
 from pipeline_local.watch.store import RankStore

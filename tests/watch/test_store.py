@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
-from pipeline_local.ranks.rank import joined
+from pipeline_local.ranks.join import joined
 from pipeline_local.watch import store as store_module
 from pipeline_local.watch.store import RankStore
 from tests.ports import free_port
