@@ -1,5 +1,6 @@
 """The rank of this process, and its device."""
 
+import os
 import platform
 import socket
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ class RankInfo:
                 world size.
         """
         if dist.is_initialized() and dist.get_world_size() > 1:
-            group = cls(dist.get_rank(), dist.get_world_size(), launched=True)
+            again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            group = cls(dist.get_rank(), dist.get_world_size(), launched=True, restarted=again)
             return replace(group, located=False).on_host(group_store())
         said = environment.said()
         if not said:

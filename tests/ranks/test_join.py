@@ -14,6 +14,7 @@ from pipeline_local.pipeline.connect import WatchedP2P
 from pipeline_local.ranks import join
 from pipeline_local.ranks.join import joined
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record.folder import RunFolder
 from pipeline_local.training.train import train
 from tests.apart import apart
 from tests.chain import open_chain
@@ -103,6 +104,10 @@ def in_its_own_group(_, folder, method):
         value = torch.ones(1)
         dist.all_reduce(value)
         assert value.item() == 2
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    assert RankInfo.from_environment().restarted
+    again = train(small(folder / "run-0"))
+    assert again == RunFolder(folder / "run-0").load_summary(), "it is gone on with, not refused"
     assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD], "none of ours is left"
     dist.destroy_process_group()
 
