@@ -95,11 +95,13 @@ def joined(
 def connecting() -> Iterator[None]:
     """Raises NeighbourLostError where another rank dies while the ranks connect to each other.
 
-    Torch reports that by a RuntimeError.
+    Torch reports that by a RuntimeError. One that tells of this rank alone passes as it is.
     """
     try:
         yield
     except RuntimeError as error:
+        if p2p.is_own(error):
+            raise
         raise NeighbourLostError(None, str(error).splitlines()[0]) from error
 
 

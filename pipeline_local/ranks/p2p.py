@@ -166,12 +166,23 @@ def gloo(group: dist.ProcessGroup, peer: int, device: torch.device) -> GlooP2P:
     return GlooP2P(group, peer)
 
 
+def is_own(error: RuntimeError) -> bool:
+    """Returns whether an error tells of this rank alone, and not of a connection that broke.
+
+    Torch reports memory of a CPU that is full by its message only.
+    """
+    kinds = (torch.OutOfMemoryError, NotImplementedError, RecursionError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def _neighbour(peer: int) -> Iterator[None]:
     """Shortens gloo's report of a closed connection, a RuntimeError with a page of advice."""
     try:
         yield
     except RuntimeError as error:
+        if is_own(error):
+            raise
         reason = str(error).splitlines()[0]
         raise NeighbourLostError(peer, reason) from error
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
 from pipeline_local.configfile import configfile
-from pipeline_local.errors import UserError
+from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.pipeline.connect import WatchedP2P
 from pipeline_local.ranks import join
-from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.join import connecting, joined
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.training.train import train
@@ -132,6 +132,30 @@ def small(folder):
     return configfile.parse(tree)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        NotImplementedError("no such kernel"),
+        RecursionError("maximum recursion depth exceeded"),
+    ],
+)
+def test_an_error_of_this_rank_is_not_taken_for_another_ranks(error):
+    """As where replicas wait for each other, and the optimizer's step is part of that."""
+    with pytest.raises(type(error)) as raised, connecting():
+        raise error
+    assert raised.value is error
+
+
+def test_a_connection_that_breaks_is_another_ranks():
+    with (
+        pytest.raises(NeighbourLostError, match="another rank broke: Connection closed by peer$"),
+        connecting(),
+    ):
+        raise RuntimeError("Connection closed by peer\nand much advice")
+
+
 def ends(rank_info):
     with joined(rank_info):
         up, down = open_chain(rank_info, "gloo")
@@ -146,8 +170,6 @@ def test_every_edge_gets_a_p2p(run_ranks, world_size):
 
 def neighbour_dies(rank_info):
     import os
-
-    from pipeline_local.errors import NeighbourLostError
 
     with joined(rank_info):
         up, _ = open_chain(rank_info, "gloo")

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline_local.errors import NeighbourLostError
 from pipeline_local.ranks.join import joined
+from pipeline_local.ranks.p2p import GlooP2P
 from tests.chain import open_chain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
@@ -55,3 +57,23 @@ def test_staged(run_ranks, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_nccl(run_ranks, transposed):
     check(run_ranks, "nccl", transposed)
+
+
+def test_full_memory_is_not_taken_for_a_lost_neighbour(monkeypatch):
+    """Torch's own advice names what the user can do; the neighbour is well."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(dist, "isend", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        GlooP2P(dist.group.WORLD, 1).isend(torch.zeros(1))
+
+
+def test_a_closed_connection_is_told_in_one_line(monkeypatch):
+    def closed(*_):
+        raise RuntimeError("Connection closed by peer\nand much advice")
+
+    monkeypatch.setattr(dist, "isend", closed)
+    with pytest.raises(NeighbourLostError, match="rank 1 broke: Connection closed by peer$"):
+        GlooP2P(dist.group.WORLD, 1).isend(torch.zeros(1))
