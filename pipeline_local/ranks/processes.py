@@ -21,7 +21,8 @@ def kill_stopped(process: dict[str, Any], silent: bool) -> None:
     """Kills a rank of this host that is suspended, or whose heartbeat is missing.
 
     It could not end itself, and its launcher would wait for it. Processes of other hosts, and those
-    that only have the number of an earlier one, are left alone.
+    that only have the number of an earlier one, are left alone. So is one that ends meanwhile, and
+    one of another user, which this process may not kill.
 
     Args:
         process: the identity of the rank's process.
@@ -31,7 +32,8 @@ def kill_stopped(process: dict[str, Any], silent: bool) -> None:
         return
     state, born = _stat(process["pid"])
     if born == process["born"] and (silent or state in _STOPPED):
-        os.kill(process["pid"], signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process["pid"], signal.SIGKILL)
 
 
 def _host() -> str:

@@ -328,8 +328,12 @@ def _verdict(value: Facts) -> Verdict:
 
 
 def _write(line: str) -> None:
-    """Writes past sys.stderr, whose lock the hanging main thread may hold."""
-    os.write(2, f"{line}\n".encode())
+    """Writes past sys.stderr, whose lock the hanging main thread may hold.
+
+    Where nobody can read it, as of a closed pipe or on a full disk, the end goes on.
+    """
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T | None:

@@ -150,7 +150,7 @@ def test_an_error_of_this_rank_is_not_taken_for_another_ranks(error):
 
 def test_a_connection_that_breaks_is_another_ranks():
     with (
-        pytest.raises(NeighbourLostError, match="another rank broke: Connection closed by peer$"),
+        pytest.raises(NeighbourLostError, match=r"another rank broke: Connection closed by peer$"),
         connecting(),
     ):
         raise RuntimeError("Connection closed by peer\nand much advice")

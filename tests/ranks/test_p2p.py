@@ -75,5 +75,5 @@ def test_a_closed_connection_is_told_in_one_line(monkeypatch):
         raise RuntimeError("Connection closed by peer\nand much advice")
 
     monkeypatch.setattr(dist, "isend", closed)
-    with pytest.raises(NeighbourLostError, match="rank 1 broke: Connection closed by peer$"):
+    with pytest.raises(NeighbourLostError, match=r"rank 1 broke: Connection closed by peer$"):
         GlooP2P(dist.group.WORLD, 1).isend(torch.zeros(1))

@@ -61,3 +61,30 @@ def test_one_that_works_is_left_alone(sleeper):
     processes.kill_stopped(identity, silent=False)
     time.sleep(0.2)
     assert process.poll() is None
+
+
+def test_one_that_ends_meanwhile_is_no_error(sleeper, monkeypatch):
+    """Between the look at it and the signal; its parent has seen its end already."""
+    process, identity = sleeper
+    stat = processes._stat
+
+    def seen_for_the_last_time(pid):
+        seen = stat(pid)
+        process.kill()
+        process.wait()
+        return seen
+
+    monkeypatch.setattr(processes, "_stat", seen_for_the_last_time)
+    processes.kill_stopped(identity, silent=True)
+
+
+def test_one_of_another_user_is_no_error(sleeper, monkeypatch):
+    process, identity = sleeper
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        processes.kill_stopped(identity, silent=True)
+    assert process.poll() is None

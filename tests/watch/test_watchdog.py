@@ -325,6 +325,19 @@ def test_a_loader_that_sleeps_for_ever(start, monkeypatch):
     assert "rank 1 waits for it on the edge 0 -> 1" in line
 
 
+def test_all_ranks_end_where_nobody_reads_the_message(start):
+    """As in `2>&1 | head`: the one that is to report it finds a closed pipe."""
+
+    def fault(rank):
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 2)
+        time.sleep(LONGEST * 2 if rank == 1 else 0)
+
+    ranks = start(fault, timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * RANKS
+
+
 def test_a_stalled_rank_that_keeps_the_store_is_told_of_once(start, monkeypatch):
     """It is gone, and the store with it, before the others can ask there who speaks."""
     sleeping_loader(monkeypatch)
