@@ -103,9 +103,9 @@ class Recorder:
         """Writes what was recorded, also where the run has failed."""
         if not self.trace.spans:
             return  # a resumed run may be beyond `trace.steps`; what it has left stays
-        if self.trace.records:
-            self._end()
         with _warning(self._folder):
+            if self.trace.records:
+                self._end()
             self._stage_trace().write(self._folder.trace(self._rank_info.rank))
             if self._profiler is not None:
                 self._profiler.write(self._folder.profile(self._rank_info.rank))
@@ -140,10 +140,13 @@ class Recorder:
 
 @contextmanager
 def _warning(folder: RunFolder) -> Iterator[None]:
-    """Warns where a trace cannot be written; the run goes on."""
+    """Warns where a trace cannot be written; the run goes on, or ends with its own error.
+
+    Torch's profiler raises a RuntimeError where it cannot write.
+    """
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         warn(f"the trace in {folder.path} cannot be written ({error})")
 
 

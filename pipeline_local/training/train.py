@@ -23,7 +23,7 @@ from pipeline_local.training import agreement, preflight
 from pipeline_local.training.callbacks import Callback, listed
 from pipeline_local.training.starting import modules_of
 from pipeline_local.training.trainer import Trainer
-from pipeline_local.watch.status import EVERYONE
+from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
 from pipeline_local.watch.store import Facts, RankStore
 from pipeline_local.watch.watchdog import Watchdog
@@ -92,19 +92,9 @@ def _on_this_rank(
         stack.enter_context(placing(mesh, rank_info.rank))
         stop.listen(lambda: watchdog.judged)
         at = watchdog.status
-        at.enter("checking the configuration", peer=0 if rank_info.rank else None)
-        start, placement = agreement.propose(config, rank_info, rank_store, stack, said)
-        at.enter("drawing the run")
-        with rank_store.unanimous("run", COLLECTIVE_TIMEOUT):
-            if placement is None:  # the first rank has drawn it, to propose it
-                info = DataInfo.from_json(start["info"])
-                if config.run.dir == FREE:
-                    config = agreement.in_folder(config, start["folder"])
-                placement = Placement.of(draw(config, info), mesh.num_stages)
-            agreement.accept(placement, rank_info, start)
-            if start["complete"]:
-                return _already_complete(placement, rank_store)
-            agreement.share_values(placement.blueprint.backbone, rank_info)
+        placement, start = _agreed(config, rank_info, rank_store, at, stack, said)
+        if start["complete"]:
+            return _already_complete(placement, rank_store)
         kind = agreement.share_p2p_kind(config, rank_info, rank_store)
         replicas = open_replicas(mesh, rank_info, kind, at)
         at.enter("making the modules")
@@ -113,8 +103,44 @@ def _on_this_rank(
             if rank_info.rank == 0:
                 follower.start(placement.blueprint.config, len(placement.stages), start["step"])
             at.enter("rendezvous", peer=EVERYONE)
-        own = placement, rank_info, rank_store, stop, at, modules, kind, start["step"], callbacks
-        return Trainer(*own).run()
+        trainer = Trainer(
+            placement=placement,
+            rank_info=rank_info,
+            rank_store=rank_store,
+            stop=stop,
+            status=at,
+            modules=modules,
+            kind=kind,
+            start=start["step"],
+            closing=stack.enter_context(ExitStack()),
+            callbacks=callbacks,
+        )
+        return trainer.run()
+
+
+def _agreed(
+    config: Config,
+    rank_info: RankInfo,
+    rank_store: RankStore,
+    at: RankStatus,
+    run: ExitStack,
+    said: Collection[str] | None,
+) -> tuple[Placement, Facts]:
+    """The run as all ranks have drawn it, and what the first rank has found out about it."""
+    at.enter("checking the configuration", peer=0 if rank_info.rank else None)
+    start, placement = agreement.propose(config, rank_info, rank_store, run, said)
+    at.enter("drawing the run")
+    with rank_store.unanimous("run", COLLECTIVE_TIMEOUT):
+        if placement is None:  # the first rank has drawn it, to propose it
+            info = DataInfo.from_json(start["info"])
+            if config.run.dir == FREE:
+                config = agreement.in_folder(config, start["folder"])
+            stages = rank_info.mesh(config.parallel).num_stages
+            placement = Placement.of(draw(config, info), stages)
+        agreement.accept(placement, rank_info, start)
+        if not start["complete"]:
+            agreement.share_values(placement.blueprint.backbone, rank_info)
+    return placement, start
 
 
 def _on_new_ranks(

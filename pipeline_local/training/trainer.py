@@ -1,7 +1,7 @@
 """One rank of a run: its stage follows the run plan."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
@@ -45,6 +45,7 @@ class Trainer:
         modules: of this stage.
         kind: how the ranks talk.
         start: optimizer steps already done.
+        closing: ends, in any case, what this has opened.
         callbacks: are called at the points of the run plan.
     """
 
@@ -58,6 +59,7 @@ class Trainer:
         modules: list[LocalModule],
         kind: P2PKind,
         start: int,
+        closing: ExitStack,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         blueprint, config = placement.blueprint, placement.blueprint.config
@@ -73,9 +75,12 @@ class Trainer:
         self.stop = stop
         self.checkpoints = Checkpoints.of(blueprint)
         mesh, rank = placement.mesh, rank_info.rank
+        self._closing = closing  # in reverse; what comes later may raise in the making
         self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status, mesh)
+        closing.callback(self.recorder.write)
         self.trace = self.recorder.trace
         self.writer = Writer(self.checkpoints, config.checkpoint.keep, self.trace)
+        closing.callback(self.writer.close)
         stage, replica = mesh.stage(rank), mesh.replica(rank)
         self.metrics = metrics.Metrics(
             folder.metrics(stage, replica),
@@ -83,6 +88,7 @@ class Trainer:
             blueprint.run_plan.steps_per_epoch,
             rank_info,
         )
+        closing.callback(self.metrics.close)
         self.utilization = placement.utilization(rank_info)
         self.scores: dict[str, dict[str, float]] = {}
         self.skipped = Skipped()
@@ -90,11 +96,13 @@ class Trainer:
         self.upstream, self.downstream = connect(
             blueprint, placement.stages[stage], rank_info, ends, start, self.skipped, mesh
         )
+        closing.callback(self.upstream.close)
         self.callbacks = Callbacks(callbacks)
         self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.clock = metrics.Clock(lambda: self.upstream.waited, lambda: self.downstream.waited)
         self.display = display(blueprint, placement.stages, rank_info.rank, start)
+        closing.callback(self.display.close)
 
     def _run_facts(self, modules: list[LocalModule]) -> Run:
         task = self.blueprint.task
@@ -121,7 +129,7 @@ class Trainer:
             return self._leave(self._done) if self.stop.by_signal else self._conclude()
 
     def _follow(self) -> None:
-        try:
+        with self._closing:
             self.callbacks.on_start(self.run_facts, self.start)
             for action in self.stop.follow(self.blueprint.run_plan.actions(self.start)):
                 with self._phase(action):
@@ -135,12 +143,6 @@ class Trainer:
             self.upstream.finish()
             with self.status.during("end", self._done):
                 self.recorder.align()
-        finally:
-            self.display.close()
-            self.writer.close()
-            self.upstream.close()
-            self.recorder.write()
-            self.metrics.close()
 
     @property
     def _done(self) -> int:

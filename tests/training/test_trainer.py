@@ -7,9 +7,16 @@ import pytest
 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import RefusedElsewhereError, UserError
+from pipeline_local.gpus.telemetry import Telemetry
+from pipeline_local.pipeline.source import Source
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.training import agreement
+from pipeline_local.record.metrics import Metrics
+from pipeline_local.record.progress import Progress
+from pipeline_local.record.recorder import Recorder
+from pipeline_local.record.writer import Writer
+from pipeline_local.training import agreement, trainer
+from pipeline_local.training.callbacks import Callback
 from pipeline_local.training.train import train
 
 
@@ -134,6 +141,74 @@ def crashing(rank_info, config):
 
 def test_a_rank_that_fails_at_the_start_does_not_leave_the_others_waiting(tmp_path, run_ranks):
     assert run_ranks(crashing, 3, parse(tmp_path / "run")) == ["", "no room", ""]
+
+
+class Opened:
+    """What a rank has open in its run, and has closed again."""
+
+    def __init__(self, monkeypatch):
+        self.closed = set()
+        for owner, name in (
+            (Metrics, "close"),
+            (Telemetry, "close"),
+            (Writer, "close"),
+            (Source, "close"),
+            (Recorder, "write"),
+            (Progress, "close"),
+        ):
+            self._watch(monkeypatch, owner, name)
+
+    def _watch(self, monkeypatch, owner, name):
+        end = getattr(owner, name)
+
+        def noted(this):
+            self.closed.add(owner.__name__)
+            end(this)
+
+        monkeypatch.setattr(owner, name, noted)
+
+
+def test_what_is_open_is_closed_where_the_making_fails(tmp_path, monkeypatch):
+    """As where the edges of this stage cannot be connected."""
+    opened = Opened(monkeypatch)
+
+    def refuse(*_):
+        raise UserError("no edges today")
+
+    monkeypatch.setattr(trainer, "connect", refuse)
+    with pytest.raises(UserError, match="no edges today"):
+        train(parse(tmp_path / "run"), RankInfo())
+    assert opened.closed == {"Metrics", "Telemetry", "Writer", "Recorder"}
+
+
+class Failing(Callback):
+    def on_step(self, run, step):
+        raise ValueError("mine")
+
+
+def test_a_trace_that_cannot_be_exported_does_not_hide_the_error(tmp_path, monkeypatch, capsys):
+    opened = Opened(monkeypatch)
+
+    def refuse(*_):
+        raise RuntimeError("export failed")
+
+    monkeypatch.setattr(Recorder, "_stage_trace", refuse)
+    with pytest.raises(ValueError, match="mine"):
+        train(parse(tmp_path / "run"), RankInfo(), [Failing()])
+    assert "cannot be written (export failed)" in capsys.readouterr().err
+    assert opened.closed == {"Metrics", "Telemetry", "Writer", "Source", "Recorder", "Progress"}
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others_open(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError("no terminal")
+
+    monkeypatch.setattr(Progress, "close", refuse)
+    opened = Opened(monkeypatch)
+    with pytest.raises(OSError, match="no terminal") as raised:
+        train(parse(tmp_path / "run"), RankInfo(), [Failing()])
+    assert "mine" in str(raised.value.__context__)
+    assert opened.closed == {"Metrics", "Telemetry", "Writer", "Source", "Recorder", "Progress"}
 
 
 def resume(folder, **sections):
