@@ -138,13 +138,18 @@ class Shift(FiniteDifference):
         return cost
 
 
-@lru_cache(maxsize=64)
 def estimator(settings: ReconcileConfig) -> Estimator:
     """Return the configured estimator.
 
     Raises:
         UserError: a user's own refuses its options, or the entry makes none.
     """
+    return _made(settings, ESTIMATORS.find(settings.estimator))
+
+
+@lru_cache(maxsize=64)
+def _made(settings: ReconcileConfig, _entry: Callable[..., Estimator]) -> Estimator:
+    """Also by the entry: a notebook may have registered another one under the same name."""
     name = settings.estimator
     options = ESTIMATORS.options(name, settings.args, {"step": settings.step})
     try:

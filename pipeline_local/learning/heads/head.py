@@ -115,9 +115,14 @@ def follows(config: HeadConfig) -> str | None:
     return getattr(HEADS.find(config.name), "follows", None)
 
 
-@lru_cache(maxsize=64)
 def options(config: HeadConfig) -> dict[str, Any]:
     """Return the options of the configured head: the general keys that it takes, and its own."""
+    return _options(config, HEADS.find(config.name))
+
+
+@lru_cache(maxsize=64)
+def _options(config: HeadConfig, _entry: Callable[..., nn.Module]) -> dict[str, Any]:
+    """Also by the entry: a notebook may have registered another one under the same name."""
     own = {
         key: value for key, value in vars(config).items() if key not in ("name", "args", "fraction")
     }

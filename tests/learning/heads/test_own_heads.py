@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline_local.config import HeadConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
+from pipeline_local.learning.heads.head import HEADS, options
 from pipeline_local.placement.draw import draw
 
 CPU = torch.device("cpu")
@@ -74,3 +76,17 @@ def test_it_works_on_a_copy_of_its_input(head):
     x = torch.ones(2, 6)
     head("Writing")(x.requires_grad_()).sum().backward()
     assert x.tolist() == torch.ones(2, 6).tolist()
+
+
+def test_options_are_those_of_the_entry_that_was_registered_last(monkeypatch):
+    """A notebook's cell with a head may be edited, and run again."""
+
+    def before(*, site, width: int = 4):
+        return nn.Linear(site.shape[0], width)
+
+    def after(*, site, height: int = 2):
+        return nn.Linear(site.shape[0], height)
+
+    for entry, expected in ((before, {"width": 4}), (after, {"height": 2})):
+        monkeypatch.setitem(HEADS._entries, "edited", entry)
+        assert options(HeadConfig(name="edited")) == expected
