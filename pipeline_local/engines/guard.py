@@ -32,7 +32,7 @@ class Guard:
         self.remedy = remedy
         self.is_refused: Callable[[Tensor], bool] = bool
         """Reads a verdict where the optimizer does not."""
-        self._before: list[Tensor] = []
+        self._before: dict[str, Tensor] = {}
         self._first_refused = torch.tensor(0)
         self.skipped = torch.tensor(0.0)
         """Number of updates refused since the start of this process; a scalar on the device."""
@@ -40,7 +40,8 @@ class Guard:
     def begin(self) -> None:
         """Save buffers that the step may spoil; called before its first forward pass."""
         if self._policy == "skip":
-            self._before = [buffer.clone() for buffer in self._module.buffers()]
+            named = self._module.named_buffers()
+            self._before = {name: buffer.clone() for name, buffer in named}
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, number: int) -> None:
@@ -109,9 +110,11 @@ class Guard:
 
     def _restore(self, refused: Tensor) -> None:
         if self._before:
-            for buffer, old in zip(self._module.buffers(), self._before, strict=True):
-                buffer.copy_(torch.where(refused > 0, old, buffer))
-            self._before = []
+            for name, buffer in self._module.named_buffers():
+                # one that the first forward pass has registered is new, and has no earlier value
+                if (old := self._before.get(name)) is not None:
+                    buffer.copy_(torch.where(refused > 0, old, buffer))
+            self._before = {}
 
     def _count(self, refused: Tensor, number: int) -> None:
         first = self._first_refused.to(refused.device)

@@ -87,6 +87,29 @@ def test_one_bad_microbatch_skips_the_whole_update():
     assert_same(everything(skipping), everything(without))
 
 
+class Counting(nn.Module):
+    """It registers its buffer once it is used, as a program's own layer may do."""
+
+    def forward(self, x):
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.zeros(()))
+        if self.training:
+            self.seen += x.mean().detach()
+        return x
+
+
+def test_a_buffer_of_the_first_forward_pass_is_restored_from_then_on():
+    def counting():
+        module = make()
+        module.body.insert(0, Counting())
+        return module
+
+    without = run(counting(), [0, 2])
+    skipping = run(counting(), range(3), bad=(1,))
+    assert_same(everything(skipping), everything(without))
+    assert "body.0.seen" in everything(skipping)
+
+
 def test_a_clipped_gradient_is_judged_too():
     without = run(make(clip=0.1), [0, 2])
     assert_same(everything(run(make(clip=0.1), range(3), bad=(1,))), everything(without))
