@@ -155,7 +155,7 @@ def report(trace: RunTrace, shown: int = SHOWN) -> list[str]:
     )
     lines = [f"{which}, {seconds:.3f} s:"]
     lines += [f"  {s.named}: {_shares(s.device or s.spans)}" for s in trace.stages]
-    lines += [f"  stage {n} has left no trace" for n in trace.missing]
+    lines += [f"  rank {n} has left no trace" for n in trace.missing]
     groups: dict[tuple[tuple[str, str], str], list[Wait]] = defaultdict(list)
     for wait in Waits(trace):
         groups[wait.text, wait.cause].append(wait)

@@ -28,7 +28,7 @@ def pictures(run: Run, alone: bool) -> Iterator[Chart]:
     acts = last_acts(run.folder)
     if not acts:
         return
-    rows = sorted({(act.stage, act.module) for act in acts})
+    rows = sorted({(act.rank, act.module, _row_name(act)) for act in acts})
     names = [*ACTS, *sorted({act.name for act in acts} - ACTS.keys())]
     shown = [name for name in names if any(act.name == name for act in acts)]
     learned = [act.step for act in acts if act.name == "learn"]
@@ -44,7 +44,7 @@ def pictures(run: Run, alone: bool) -> Iterator[Chart]:
             "yaxis": {
                 "autorange": "reversed",
                 "categoryorder": "array",
-                "categoryarray": [_place(stage, module) for stage, module in rows],
+                "categoryarray": [name for _, _, name in rows],
             },
         },
         [Entry(*_meaning(name)[:1], f"act:{name}", _meaning(name)[1]) for name in shown],
@@ -57,8 +57,8 @@ def _meaning(name: str) -> tuple[str, str]:
     return ACTS.get(name, (name, GREY))
 
 
-def _place(stage: int, module: int) -> str:
-    return f"stage {stage}, module {module}"
+def _row_name(act: Act) -> str:
+    return f"{act.place}, module {act.module}"
 
 
 def _row(name: str, acts: list[Act]) -> dict[str, object]:
@@ -67,7 +67,7 @@ def _row(name: str, acts: list[Act]) -> dict[str, object]:
         "type": "bar",
         "orientation": "h",
         "name": text,
-        "y": [_place(act.stage, act.module) for act in acts],
+        "y": [_row_name(act) for act in acts],
         "base": [round(act.begin, 3) for act in acts],
         "x": [round(act.length, 3) for act in acts],
         "customdata": [act.step + 1 for act in acts],

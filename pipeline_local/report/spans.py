@@ -12,14 +12,16 @@ STEPS = 6
 
 
 class Act(NamedTuple):
-    """One act of one module: its number from 1, its stage and step; begin and length in ms."""
+    """One act of one module: its number from 1, its rank and step; begin and length in ms; the
+    stage of its rank, and the replica where there are several."""
 
     name: str
     module: int
-    stage: int
+    rank: int
     step: int
     begin: float
     length: float
+    place: str
 
 
 def last_acts(folder: RunFolder) -> list[Act]:
@@ -44,8 +46,9 @@ def _acts(folder: RunFolder) -> Iterator[Act]:
                 yield Act(
                     name=span.act,
                     module=span.module + 1,
-                    stage=stage.stage,
+                    rank=stage.stage,
                     step=span.step,
                     begin=span.begin / 1e6,
                     length=(span.end - span.begin) / 1e6,
+                    place=stage.named,
                 )

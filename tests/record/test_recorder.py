@@ -148,7 +148,7 @@ def test_nothing_of_it_changes_a_weight(run_ranks, tmp_path):
 def test_a_trace_that_cannot_be_written_does_not_fail_the_run(run_ranks, tmp_path, capfd):
     run_ranks(run, 2, parse(tmp_path / "run"), ("unwritable",))
     shown = capfd.readouterr()
-    assert "stage 1 has left no trace" in shown.out
+    assert "rank 1 has left no trace" in shown.out
     assert "the trace in" in shown.err
     assert (tmp_path / "run" / "summary.json").is_file()
 

@@ -87,6 +87,7 @@ def test_waits_of_one_kind_are_one_line_and_few_are_shown():
     assert lines(first, second, shown=0)[-1].startswith("  stage 1: ")
 
 
-def test_a_stage_without_a_trace_and_a_run_without_waits():
+def test_a_rank_without_a_trace_and_a_run_without_waits():
+    """Its stage is not known: with replicas, it may have another number."""
     found = lines([span("learn", 0, 0, 10)], missing=(1,))
-    assert found == ["step 104, 0.010 s:", "  stage 0: 100 % learn", "  stage 1 has left no trace"]
+    assert found == ["step 104, 0.010 s:", "  stage 0: 100 % learn", "  rank 1 has left no trace"]

@@ -25,6 +25,19 @@ def test_a_row_for_each_module(tmp_path):
     assert len(chart.figure()["data"]) == 4
 
 
+def test_replicas_are_named_as_such_in_the_order_of_ranks(tmp_path):
+    path = make_run(tmp_path / "first")
+    shutil.rmtree(path / "trace")
+    folder, places = RunFolder(path), ("stage 0, replica 0", "stage 0, replica 1", "stage 1")
+    for rank, place in enumerate(places):
+        spans = [Span("learn", rank // 2, 0, 0, "", 0, 10**6)]
+        StageTrace(rank, 3, "here", "2026", spans, place=place).write(folder.trace(rank))
+    (chart,) = pictures(read([path])[0], alone=True)
+    rows = [f"{place}, module {rank // 2 + 1}" for rank, place in enumerate(places)]
+    assert chart.layout["yaxis"]["categoryarray"] == rows
+    assert chart.traces[0]["y"] == rows
+
+
 def test_no_trace(tmp_path):
     path = make_run(tmp_path / "first")
     shutil.rmtree(path / "trace")

@@ -11,7 +11,7 @@ from tests.report.folders import make_run, write_trace
 
 def test_the_last_steps_and_what_lies_between(tmp_path):
     acts = last_acts(RunFolder(make_run(tmp_path / "first")))
-    first = [act for act in acts if act.stage == 0]
+    first = [act for act in acts if act.rank == 0]
     assert {act.step for act in first if act.name == "learn"} == set(range(8 - STEPS, 8))
     assert [act.step for act in acts if act.name == "evaluate"] == [4, 4], "not that of the end"
     assert first[0][:5] == ("forward", 1, 0, 2, 0.0)
@@ -35,4 +35,4 @@ def test_no_trace_or_one_that_was_cut_off(tmp_path):
     assert last_acts(folder) == []
     write_trace(folder, 0, range(2))
     folder.trace(1).write_text('{"traceEv')
-    assert {act.stage for act in last_acts(folder)} == {0}
+    assert {act.rank for act in last_acts(folder)} == {0}
