@@ -193,30 +193,46 @@ class Checkpoints:
         """The step of the checkpoint with this name.
 
         Raises:
-            UserError: there is none, or it is not complete.
+            UserError: there is none, it is not complete, or a name cannot be read.
         """
-        step = self._named().get(name)
-        if step is None or self.problems(step):
-            names = ", ".join(self._named()) or "none"
+        named = self._named()
+        if (step := named.get(name)) is None:
+            names = ", ".join(named) or "none"
             raise UserError(
                 f"{self.folder} has no complete checkpoint {name!r}; the named ones are {names}"
+            )
+        if problems := self.problems(step):
+            raise UserError(
+                f"checkpoint {self.at(step)}, which has the name {name!r}, is not complete"
+                f" ({', '.join(problems.values())}); choose another one"
             )
         return step
 
     def _named(self) -> dict[str, int]:
-        files = sorted(self.folder.glob(f"*{_NAMED}"))
-        return {path.name.removesuffix(_NAMED): int(path.read_text()) for path in files}
+        found = {}
+        for path in sorted(self.folder.glob(f"*{_NAMED}")):
+            try:
+                found[path.name.removesuffix(_NAMED)] = int(path.read_text())
+            except (OSError, ValueError):
+                raise UserError(
+                    f"{path} is damaged or cannot be read; remove it, or name the checkpoint again"
+                ) from None
+        return found
 
     def prune(self, keep: int) -> None:
         """Deletes everything that is older than the newest `keep` valid checkpoints.
 
-        Those that have a name stay.
+        Those that have a name stay; while a name cannot be read, all of them do.
 
         Damaged ones that were set aside stay; unfinished ones go with the others of their age.
         """
         sound = [step for step in self.steps() if self._is_sound(step)]
-        named = self._named().values()
         if len(sound) < keep:
+            return
+        try:
+            named = set(self._named().values())
+        except UserError as error:  # any of them may be the one with that name
+            warn(f"{error}; until then, no checkpoint is deleted")
             return
         for path in self.folder.glob("step-*"):
             name = re.fullmatch(r"step-(\d+)(\.unfinished(-\d+)?)?", path.name)

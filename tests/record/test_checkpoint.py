@@ -311,3 +311,29 @@ def test_a_name_in_use_moves(tmp_path):
         assert checkpoints.named("best") == step
     checkpoints.prune(keep=1)
     assert checkpoints.steps() == [4]
+
+
+@pytest.mark.parametrize("damage", [b"", b"2 and more", b"\xff\xfe", None])
+def test_a_damaged_name_is_told_and_nothing_is_deleted(tmp_path, capsys, damage):
+    """None stands for a folder in its place, which cannot be read."""
+    checkpoints = saved(tmp_path, 1, 1, 2, 3)
+    checkpoints.keep("best", 1)
+    name = tmp_path / "worst.step"
+    name.mkdir() if damage is None else name.write_bytes(damage)
+    with pytest.raises(UserError, match=r"worst\.step is damaged or cannot be read; remove it, or"):
+        checkpoints.named("best")
+    checkpoints.prune(1)
+    assert checkpoints.steps() == [1, 2, 3]
+    assert re.fullmatch(r"warning: .*worst\.step is damaged .*\n", capsys.readouterr().err)
+    name.rmdir() if damage is None else name.unlink()
+    checkpoints.prune(1)
+    assert checkpoints.steps() == [1, 3]
+
+
+def test_a_named_step_without_its_files_is_told_as_that(tmp_path):
+    checkpoints = saved(tmp_path, 1, 1)
+    checkpoints.keep("best", 2)
+    with pytest.raises(UserError, match=r"step-00000002, which has the name 'best', is not compl"):
+        checkpoints.named("best")
+    with pytest.raises(UserError, match=r"no complete checkpoint 'other'; the named ones are best"):
+        checkpoints.named("other")
