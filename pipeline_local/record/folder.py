@@ -1,37 +1,26 @@
 """The run folder: the files that a run writes."""
 
-import errno
-import fcntl
 import json
-import os
-import socket
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline_local import atomic
 from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.record import environment, resuming
+from pipeline_local.record import claim, environment, resuming
 from pipeline_local.user_input import yaml_text
-
-LOCK = ".lock"
-"""The lock file, which names the process that uses the folder; empty when none does."""
 
 _OWN = (
     *("config*.yaml", "data.json", "summary*.json", "best.json", "trace.json"),
     *("metrics", "checkpoints", "trace"),
 )
 """What a run leaves, and would overwrite."""
-
-_CLAIMED: set[Path] = set()
-"""Folders that this process has claimed, as a file lock does not exclude its own process."""
-
 
 _LEARNING = ("parallel.sync_batchnorm",)
 """What changes the result, of a section that otherwise never does."""
@@ -171,43 +160,23 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Locks the folder for the time of the context, also against runs on other hosts.
-
-        The system releases the lock when the process ends, however it ends. On a file system
-        without locks there is no protection.
+        """Locks the folder for the time of the context, as `claim.claimed` does.
 
         Raises:
             UserError: another run uses the folder, or it cannot be written.
         """
-        own = f"process {os.getpid()} on {socket.gethostname()}"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            folder = self.path.resolve()
-            if folder in _CLAIMED:
-                raise self._in_use(own)
-            lock = (folder / LOCK).open("ab+", buffering=0)
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
-        with lock:
+        with ExitStack() as stack:
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    lock.seek(0)
-                    raise self._in_use(lock.read().decode(errors="replace")) from None
-            _CLAIMED.add(folder)
-            try:
-                _say_who(lock, own)
-                yield
-            finally:
-                _CLAIMED.remove(folder)
-                _say_who(lock, "")
-
-    def _in_use(self, holder: str) -> UserError:
-        return UserError(
-            f"run.dir: another run is using {_short(self.path)}"
-            f"{f' ({holder})' if holder else ''}; stop it, or name another folder"
-        )
+                stack.enter_context(claim.claimed(self.path))
+            except claim.InUseError as error:
+                holder = f" ({error.holder})" if error.holder else ""
+                raise UserError(
+                    f"run.dir: another run is using {_short(self.path)}{holder}; stop it, or name"
+                    f" another folder"
+                ) from None
+            except (OSError, ValueError) as error:
+                raise self._unwritable(error) from None
+            yield
 
     def create(self, config: Config, info: str) -> None:
         """Makes the folder and writes the configuration; of an earlier one a copy stays. Results of
@@ -355,13 +324,6 @@ def _free_beside(path: Path) -> Path:
     """Returns the first free name of `config-1.yaml`, `config-2.yaml` and so on."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
     return next(name for name in names if not name.exists())
-
-
-def _say_who(lock: IO[bytes], holder: str) -> None:
-    """Writes the holder into the lock file, for messages only; a full disk is no error."""
-    with suppress(OSError):
-        lock.truncate(0)
-        lock.write(holder.encode())
 
 
 def _short(path: Path) -> str:
