@@ -4,8 +4,10 @@ It needs compilers and a folder to write to.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -17,6 +19,12 @@ from pipeline_local.errors import UserError
 from pipeline_local.learning.tasks.next_token import HasHidden
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+_COMPILES = threading.Event()
+"""Set once this process has compiled a part."""
+
+_FOUND: ContextVar[int | None] = ContextVar("found", default=None)
+"""The limit of graphs that was raised in the innermost `graph_limit_kept`; None: it was not."""
 
 
 def check_cache_folder() -> None:
@@ -83,11 +91,41 @@ def compile_part(part: nn.Module, **options: str) -> None:
     At eight graphs torch stops and goes on uncompiled. It may do so between the two runs of a
     recomputed block, which then save different tensors. So its limit is raised.
     """
-    from torch._dynamo import config  # takes a second to import
-
-    config.recompile_limit = config.accumulated_recompile_limit
+    _raise_graph_limit()
     compiled = torch.compile(_entry(str(type(part))), dynamic=False, **options)  # type: ignore[call-overload]
     part._compiled_call_impl = partial(compiled, part)
+
+
+def _raise_graph_limit() -> None:
+    """Lets torch compile more than eight graphs of one function; beyond, it goes on uncompiled.
+
+    Newer versions of torch have a limit for each thread, and this is for the calling one.
+    """
+    from torch._dynamo import config  # takes a second to import
+
+    _COMPILES.set()
+    if _FOUND.get() is None:
+        _FOUND.set(config.recompile_limit)
+    config.recompile_limit = config.accumulated_recompile_limit
+
+
+@contextmanager
+def graph_limit_kept() -> Iterator[None]:
+    """A context after which torch's limit of graphs is as before, whatever was compiled inside.
+
+    Where parts were compiled earlier, as those of a predictor, it is raised for them again.
+    """
+    before = _FOUND.set(None)
+    try:
+        if _COMPILES.is_set():
+            _raise_graph_limit()
+        yield
+    finally:
+        if (found := _FOUND.get()) is not None:
+            from torch._dynamo import config
+
+            config.recompile_limit = found
+        _FOUND.reset(before)
 
 
 def compile_head(head: nn.Module) -> None:

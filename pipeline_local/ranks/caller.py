@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from pipeline_local.data.loaders import drop_empty_caches, server_ended
+from pipeline_local.learning.compiler import graph_limit_kept
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.seeds import generators_kept
 
@@ -38,7 +39,12 @@ def as_found(device: torch.device) -> Iterator[None]:
     Args:
         device: that the run computes on; its generator is put back with those of the CPU.
     """
-    with _PROCESS.kept(device), _put_back([_NUM_THREADS]), _usual_torch(device):
+    with (
+        _PROCESS.kept(device),
+        _put_back([_NUM_THREADS]),
+        graph_limit_kept(),
+        _usual_torch(device),
+    ):
         yield
 
 

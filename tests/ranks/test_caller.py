@@ -11,9 +11,11 @@ from contextlib import contextmanager, nullcontext, suppress
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data._utils import signal_handling
 
 from pipeline_local.configfile import configfile
+from pipeline_local.learning.compiler import compile_part
 from pipeline_local.ranks.caller import as_found, undisturbed
 from pipeline_local.training.train import train
 
@@ -148,6 +150,21 @@ def test_a_precision_said_in_torchs_new_way_stays(idle_threads):
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
+
+
+def test_torchs_limit_of_graphs_is_as_before_and_higher_within():
+    """Also where what an earlier run has compiled is used again, as a predictor does."""
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=3):
+        with suppress(ValueError), as_found(CPU):
+            compile_part(nn.Linear(2, 2))
+            assert config.recompile_limit > 8
+            raise ValueError("within")
+        assert config.recompile_limit == 3
+        with as_found(CPU), as_found(CPU):
+            assert config.recompile_limit > 8
+        assert config.recompile_limit == 3
 
 
 def test_threads_that_overlap_leave_what_the_first_has_found(idle_threads):
