@@ -28,7 +28,10 @@ def backend_of_hosts_with_a_gpu(rank_info, located):
         pretend(patched, 1)
         patched.setattr(dist, "init_process_group", lambda backend, **_: asked.append(backend))
         patched.setattr(dist, "destroy_process_group", lambda: None)
-        with joined(rank_info if located else apart(rank_info), ParallelConfig()):
+        with joined(rank_info if located else apart(rank_info), ParallelConfig()) as store:
+            store.set(str(rank_info.rank), "joined")
+            if rank_info.rank == 0:  # it serves the store, and no group makes it wait for the other
+                store.wait(["1"])
             return asked
 
 
