@@ -1,6 +1,6 @@
 """The configuration of a run as frozen dataclasses; `configfile` reads and checks them.
 
-What can be derived is no key, or `null`: its field says what that means, and a run prints the value.
+What can be derived is no key, or `null`: its field says what that means; runs print the value.
 """
 
 from dataclasses import dataclass, field, replace
