@@ -80,8 +80,8 @@ class Registry(Generic[Entry]):
         if not _is_ours(entry):
             self._load_slow()
         old = self._entries.get(name)
-        if old is not None and old.__module__ != entry.__module__:
-            raise ValueError(f"{self.kind} {name!r} exists already, in {old.__module__}; rename it")
+        if old is not None and _module(old) != _module(entry):
+            raise ValueError(f"{self.kind} {name!r} exists already, in {_module(old)}; rename it")
         self._entries[name] = entry
         return entry
 
@@ -274,8 +274,12 @@ def added() -> Added:
 
 
 def _is_ours(entry: Any) -> bool:  # noqa: ANN401 (any callable)
-    module: str = getattr(entry, "func", entry).__module__
-    return module.partition(".")[0] == __name__.partition(".")[0]
+    return _module(entry).partition(".")[0] == __name__.partition(".")[0]
+
+
+def _module(entry: Any) -> str:  # noqa: ANN401 (any callable)
+    """Where an entry is from; a `partial` is from where its function is."""
+    return str(getattr(getattr(entry, "func", entry), "__module__", None))
 
 
 def add_again(entries: Added) -> None:

@@ -119,6 +119,8 @@ def test_a_name_belongs_to_one_module(heads):
     assert heads.find("linear") is again
     with pytest.raises(ValueError, match=r"head 'linear' exists already, in .*test_registry"):
         heads.add("linear", pytest.raises)
+    with pytest.raises(ValueError, match=r"head 'narrow' exists already, in .*test_registry"):
+        heads.add("narrow", partial(import_named, "head.name"))
 
 
 @pytest.mark.parametrize(

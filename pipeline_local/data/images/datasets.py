@@ -31,7 +31,7 @@ def describe(data: DataConfig) -> DataInfo:
     _check_classes(train.classes, test.classes)
     _refuse_one_class(data, train)
     side, mean, std = _pixels(data, train)
-    if not _is_shipped(data.name):
+    if not DATA.comes_with_us(data.name):
         check_image(data.name, test[0][0], len(mean))
     if data.augment == "trivial" and len(mean) not in (1, 3):
         raise UserError(
@@ -47,7 +47,7 @@ def _pixels(data: DataConfig, dataset: Dataset) -> Pixels:
     entry = DATA.find(data.name)
     known = entry.pixels if isinstance(entry, ImageData) else None
     pixels = known or guess_pixels(data.name, dataset, data.image_size)
-    if not _is_shipped(data.name):
+    if not DATA.comes_with_us(data.name):
         check_image(data.name, dataset[0][0], len(pixels.mean))
     return pixels._replace(size=data.image_size or pixels.size)
 
@@ -88,14 +88,6 @@ def _refuse_other_classes(found: tuple[str, ...], trained: tuple[str, ...], spli
         f" trained on {names}: labels would mean something else; name the data that it was trained"
         f" on"
     )
-
-
-def _is_shipped(name: str) -> bool:
-    """Whether a data set comes with this package; others may give anything."""
-    entry = DATA.find(name)
-    opens = getattr(entry, "open", entry)
-    module = str(getattr(getattr(opens, "func", opens), "__module__", ""))
-    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 # Every evaluation opens the test split again: it stays in memory.

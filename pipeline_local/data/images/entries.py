@@ -46,6 +46,8 @@ class ImageData:
     __signature__: inspect.Signature = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # where the function is from: a program's own is not taken for one of this package
+        self.__module__ = getattr(self.open, "func", self.open).__module__
         self.__signature__ = inspect.signature(self.open, eval_str=True)
 
     def __call__(self, root: Path | None, split: Split, **options: object) -> Dataset:

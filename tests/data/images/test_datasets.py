@@ -1,8 +1,9 @@
-import dataclasses
 import json
 import re
 import shutil
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from pipeline_local.data.images import batches
 from pipeline_local.data.images.arrays import ArrayDataset
 from pipeline_local.data.images.batches import train_batches
 from pipeline_local.data.images.datasets import describe, open_split
+from pipeline_local.data.images.entries import ImageData, Pixels
 from pipeline_local.data.images.subset import check_dataset
 from pipeline_local.data.info import DataInfo
 from pipeline_local.data.registry import problems
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.draw import draw
+from pipeline_local.user_input.registry import added
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -65,7 +68,7 @@ def test_a_batch_beyond_the_training_set_is_refused():
     data = DataConfig("digits", batch_size=1443)
     with pytest.raises(UserError, match=r"exceed the 1442 training samples: got 1443; lower it$"):
         describe(data)
-    limited = dataclasses.replace(data, batch_size=20, limit=10)
+    limited = replace(data, batch_size=20, limit=10)
     with pytest.raises(UserError, match=r"got 20; lower it or raise data\.limit"):
         describe(limited)
 
@@ -95,7 +98,7 @@ def test_labels_that_are_all_the_same_are_a_single_class(monkeypatch):
 def test_a_single_output_is_refused_where_classes_are_learned():
     data = {"name": "digits", "batch_size": 32}
     config = configfile.parse({"model": {"name": "mlp"}, "data": data, "train": {"steps": 1}})
-    info = dataclasses.replace(describe(config.data), num_classes=1)
+    info = replace(describe(config.data), num_classes=1)
     with pytest.raises(UserError, match=r"task\.name: classification has a single class"):
         draw(config, info)
 
@@ -180,7 +183,7 @@ def test_an_own_function_opens_the_data(mine):
     assert (info.sample_shape, info.mean, info.std) == ((1, 6, 6), (0.5,), (0.25,))
     whole = list(train_batches(data, info, 0, 0, 5))
     for workers, start in ((0, 2), (1, 2)):
-        part = train_batches(dataclasses.replace(data, workers=workers), info, 0, start, 3)
+        part = train_batches(replace(data, workers=workers), info, 0, start, 3)
         for (images, labels), (x, y) in zip(part, whole[start:], strict=True):
             assert torch.equal(images, x)
             assert torch.equal(labels, y)
@@ -222,7 +225,7 @@ def open_wide(root, split):
         return
     with pytest.raises(UserError, match=rf"data\.augment: trivial .* got {channels} of python:"):
         describe(data)
-    assert describe(dataclasses.replace(data, augment="standard")).sample_shape[0] == channels
+    assert describe(replace(data, augment="standard")).sample_shape[0] == channels
 
 
 def test_an_own_entry_knows_its_images(mine):
@@ -234,6 +237,27 @@ def test_an_entry_is_added_from_outside(mine, monkeypatch):
     monkeypatch.setattr(DATA, "_entries", {**DATA._entries})
     DATA.add("grey", DATA.find(f"{mine}:open_grey"))
     assert describe(DataConfig("grey", batch_size=4)).num_train == 20
+
+
+def test_own_images_with_statistics_are_a_programs_own(monkeypatch):
+    """They reach the ranks that are started, are looked at, and replace nothing of ours."""
+    monkeypatch.setattr(DATA, "_entries", {**DATA._entries})
+    entry = ImageData(partial(open_mine, 8), Pixels(4, (0.5,), (0.2,)), needs_root=False)
+    assert DATA.add("mine", entry) is entry
+    assert [each for each in added() if each[0] == "data.name"] == [("data.name", "mine", entry)]
+    assert not DATA.comes_with_us("mine")
+    assert DATA.comes_with_us("cifar10")
+    with pytest.raises(ValueError, match="'digits' exists already, in pipeline_local"):
+        DATA.add("digits", entry)
+    two_channels = replace(entry, pixels=Pixels(4, (0.5,) * 2, (0.2,) * 2))
+    DATA.add("mine", two_channels)
+    with pytest.raises(UserError, match="mine"):
+        describe(DataConfig("mine", batch_size=2))
+
+
+def open_mine(count, root, split):
+    images = torch.zeros(count, 1, 4, 4, dtype=torch.uint8)
+    return ArrayDataset(images, torch.arange(count) % 2, ("0", "1"))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +304,7 @@ def test_classes_must_agree_but_for_the_last_numbers(monkeypatch):
     data = DataConfig("mine", batch_size=2, args={"test_classes": 3})
     assert describe(data).num_classes == 4
     with pytest.raises(UserError, match="got '4' for label 4 of the test split, and no such class"):
-        describe(dataclasses.replace(data, args={"test_classes": 5}))
+        describe(replace(data, args={"test_classes": 5}))
 
 
 FLOATS = """
