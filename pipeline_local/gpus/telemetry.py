@@ -49,6 +49,7 @@ class Telemetry:
         self._device = device
         self._notice = notice
         self._samples: list[Sample] = []
+        self._newest: Sample | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._stack = ExitStack()
@@ -69,7 +70,9 @@ class Telemetry:
     def facts(self) -> Facts:
         """Returns what has been seen since the last call, or the newest sample."""
         with self._lock:
-            seen, self._samples = self._samples, self._samples[-1:]
+            seen, self._samples = self._samples, []
+            self._newest = seen[-1] if seen else self._newest
+            seen = seen or ([self._newest] if self._newest is not None else [])
         return summed_up(seen) if seen else as_torch_sees(self._device)
 
     def close(self) -> None:
@@ -94,7 +97,7 @@ class Telemetry:
 
     def _give_up(self, error: Exception) -> None:
         with self._lock:
-            self._samples = []
+            self._samples, self._newest = [], None
         why = next(iter(str(error).splitlines()), type(error).__name__)
         self._notice(f"no telemetry of {self._device}, as NVML does not answer: {why}")
 

@@ -78,6 +78,34 @@ def test_between_two_samples_the_newest_stays(nvml, told):
     watch.close()
 
 
+def test_each_sample_is_counted_once(nvml, told, monkeypatch):
+    """What was hot and slow in one window is not told again in the next one."""
+    asked, goes_on = threading.Semaphore(1), threading.Semaphore(0)
+    hot = Sample({"gpu_power_watts": 100, "gpu_temperature_celsius": 90}, ("power_cap",))
+    cool = Sample({"gpu_power_watts": 300, "gpu_temperature_celsius": 50}, ())
+    samples = iter((hot, cool, cool))
+
+    def read(_):
+        goes_on.release()  # the sample before this one is there
+        asked.acquire()
+        return next(samples)
+
+    def power_and_heat(facts):
+        return facts["gpu_power_watts"], facts["gpu_temperature_celsius"]
+
+    monkeypatch.setattr(telemetry.Reader, "read", read)
+    watch = Telemetry(GPU, told.append, period=0)
+    assert power_and_heat(watch.facts()) == (100, 90)
+    asked.release()
+    for _ in range(3):
+        assert goes_on.acquire(timeout=60)
+    second = watch.facts()
+    asked.release()
+    watch.close()
+    assert power_and_heat(second) == (300, 50)
+    assert second["gpu_throttling"] == {}
+
+
 @pytest.mark.parametrize("unknown", list(hosts.ANSWERS))
 def test_what_a_gpu_does_not_say_is_left_out(nvml, told, unknown):
     nvml.broken = {unknown: pynvml.NVML_ERROR_NOT_SUPPORTED}
