@@ -54,7 +54,7 @@ class Given:
     """Whether training visits the samples in a new order in each epoch."""
 
 
-def given(data: object, x: str | None = None, y: str | None = None) -> Given:
+def given(data: object) -> Given:
     """Take over a user's own data.
 
     What draws random numbers while a sample is read, such as a random crop, becomes a function of
@@ -70,9 +70,8 @@ def given(data: object, x: str | None = None, y: str | None = None) -> Given:
               Its own shuffling is replaced by one that can be resumed at any step; a sequential one
               stays sequential. The last, smaller batch is left out of training;
             - a Hugging Face `datasets.Dataset`, or any other data set of dicts. An image becomes
-              float32 [C, H, W] in [0, 1].
-        x: the column of the inputs, where samples are dicts; None: one of `INPUT_COLUMNS`.
-        y: the column of the targets; None: one of `TARGET_COLUMNS`.
+              float32 [C, H, W] in [0, 1]. The columns are found by their names: `INPUT_COLUMNS`
+              and `TARGET_COLUMNS`.
 
     Returns:
         Samples whose integer targets are int64 and whose boolean ones are float32.
@@ -81,12 +80,12 @@ def given(data: object, x: str | None = None, y: str | None = None) -> Given:
         UserError: no samples, none that are found by index, or samples of different shapes.
     """
     if isinstance(data, DataLoader):
-        return _from_loader(data, x, y)
+        return _from_loader(data)
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         data = tuple(data.tensors)
     if isinstance(data, tuple) and len(data) == 2 and all(map(_is_array, data)):
         return _checked(_in_memory(*data))
-    return _checked(_by_index(data, x, y))
+    return _checked(_by_index(data))
 
 
 def _is_array(value: object) -> bool:
@@ -104,7 +103,7 @@ def _in_memory(*pair: Any) -> TensorSamples:  # noqa: ANN401 (what `_is_array` k
     return TensorSamples(inputs, targets)
 
 
-def _by_index(data: object, x: str | None, y: str | None) -> ItemSamples:
+def _by_index(data: object) -> ItemSamples:
     """Any map-style data set: its samples are pairs, or dicts with two columns."""
     keyed = isinstance(data, IterableDataset | Mapping) or _is_array(data)
     if keyed or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -119,31 +118,31 @@ def _by_index(data: object, x: str | None, y: str | None) -> ItemSamples:
         with generators_kept():
             first = data[0]
         names = list(first) if isinstance(first, dict) else None
-    return ItemSamples(data, None if names is None else _columns(names, x, y))
+    return ItemSamples(data, None if names is None else _columns(names))
 
 
-def _columns(names: Sequence[str], x: str | None, y: str | None) -> tuple[str, str]:
-    target = _column(names, y, TARGET_COLUMNS, "y")
-    return _column([n for n in names if n != target], x, INPUT_COLUMNS, "x"), target
+def _columns(names: Sequence[str]) -> tuple[str, str]:
+    target = _column(names, TARGET_COLUMNS, "y")
+    return _column([n for n in names if n != target], INPUT_COLUMNS, "x"), target
 
 
-def _column(names: Sequence[str], wanted: str | None, known: Sequence[str], role: str) -> str:
-    for name in (wanted,) if wanted is not None else known:
+def _column(names: Sequence[str], known: Sequence[str], role: str) -> str:
+    for name in known:
         if name in names:
             return name
     raise UserError(
-        f"no column for {role}: got {', '.join(names)}, of which none is"
-        f" {wanted or ' or '.join(known)}; name one by {role}=..."
+        f"no column for {role}: got {', '.join(names)}, of which none is {' or '.join(known)};"
+        f" rename one, or pass pairs (x, y)"
     )
 
 
-def _from_loader(loader: "DataLoader[Any]", x: str | None, y: str | None) -> Given:
+def _from_loader(loader: "DataLoader[Any]") -> Given:
     """The data set of a DataLoader, with its settings."""
     if isinstance(loader.dataset, IterableDataset):
         return given(loader.dataset)  # is refused
     _check_sampler(loader)
     if loader.collate_fn is default_collate or loader.batch_sampler is None:
-        whole = given(loader.dataset, x, y)
+        whole = given(loader.dataset)
     else:
         whole = _checked(CollatedSamples(loader.dataset, loader.collate_fn))
     return replace(
