@@ -30,9 +30,10 @@ def _plan(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _advise(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
+    from pipeline_local.placement.costs import LinkOptions
     from pipeline_local.planning import advice
 
-    situation = advice.Situation(options.devices, options.latency, options.bandwidth)
+    situation = advice.Situation(options.devices, LinkOptions(options.latency, options.bandwidth))
     situation.check()
     # a module per device, unless the command line says otherwise
     free = ["modules.count=null", f"modules.cuts={ModulesConfig().cuts}"]
@@ -46,6 +47,7 @@ def _advise(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.data.datasets import describe
+    from pipeline_local.placement.costs import LinkOptions
     from pipeline_local.simulation import simulate
     from pipeline_local.simulation.scenario import Scenario
 
@@ -54,8 +56,7 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
         methods=options.methods,
         stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
         microbatches=options.microbatches,
-        latency=options.latency,
-        bandwidth=options.bandwidth,
+        link=LinkOptions(options.latency, options.bandwidth),
         jitter=options.jitter,
     )
     say(simulate.report(config, describe(config.data), scenario, options.json))

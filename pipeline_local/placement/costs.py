@@ -70,6 +70,35 @@ class Link:
         return self.latency_seconds + num_bytes / self.bytes_per_second
 
 
+@dataclass(frozen=True)
+class LinkOptions:
+    """What a command line says of a link, instead of what has been measured.
+
+    Attributes:
+        latency: seconds, one way; None: as measured.
+        bandwidth: bits per second; None: as measured.
+    """
+
+    latency: float | None = None
+    bandwidth: float | None = None
+
+    def over(self, measured: Link) -> Link:
+        """Returns the link; what is not said is as measured."""
+        found = measured
+        if self.latency is not None:
+            found = replace(found, latency_seconds=self.latency)
+        if self.bandwidth is not None:
+            found = replace(found, bytes_per_second=self.bandwidth / 8, at_least=False)
+        return found
+
+    def problems(self) -> Iterator[str]:
+        """Yields a line for each number that no link has."""
+        if self.latency is not None and not 0 <= self.latency < math.inf:
+            yield f"--latency: seconds, at least 0, got {self.latency}"
+        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
+            yield f"--bandwidth: bits per second, more than 0, got {self.bandwidth}"
+
+
 IMPOSSIBLE = Cost(math.inf, math.inf, math.inf)
 """The cost of a head that does not fit behind its block."""
 

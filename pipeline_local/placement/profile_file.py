@@ -6,6 +6,7 @@ and `workspaces` in bytes), `blocks`, `heads`, `information`, `classifier` (seco
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,9 @@ from pipeline_local.user_input import new_file
 
 VERSION = 1
 """The version of the file format."""
+
+LOWER_BOUND = "the bandwidth of the link is a lower bound"
+"""What is to be said where a link of the profile is used."""
 
 _NEW: Mapping[str, Any] = {
     "head": {},
@@ -90,7 +94,8 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
     names = [block.name for block in blueprint.backbone.blocks]
     terms = facts.get("information", [])
     try:
-        device, link = facts["device"], facts["link"]
+        device, link = facts["device"], _link(facts["link"])
+        origin = _measured_on(f"{device['name']}, {counted(device['threads'], 'thread')}")
         return Costs(
             config=blueprint.config,
             unit="seconds",
@@ -100,20 +105,23 @@ def load(path: Path, blueprint: Blueprint) -> Costs:
             information=of_all_parts(
                 blueprint, {range(row["start"], row["stop"]): _cost(row, parts) for row in terms}
             ),
-            link=Link(float(link["latency_seconds"]), float(link["bytes_per_second"])),
+            link=link,
             device=Device(
                 type=str(device.get("type", blueprint.device.type)),
-                memory=device.get("memory"),
+                memory=None if device.get("memory") is None else int(device["memory"]),
                 workspaces=int(device.get("workspaces", 0)),
             ),
-            origin=_measured_on(f"{device['name']}, {counted(device['threads'], 'thread')}"),
+            origin=f"{origin} ({LOWER_BOUND})" if link.at_least else origin,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
 
 
 def doubts(costs: Costs, device: str) -> list[str]:
-    """Returns a warning if the first stage's costs were measured on another device than its own.
+    """Returns a line for each reason to doubt what the first stage's costs predict.
+
+    They may have been measured on another device than its own, or on a host too busy to measure
+    its link.
 
     Args:
         costs: the costs on the device of the first stage.
@@ -121,9 +129,16 @@ def doubts(costs: Costs, device: str) -> list[str]:
     """
     threads = counted(torch.get_num_threads(), "thread") if device.startswith("cpu") else ""
     here, origin = f"{device}, {threads}", costs.origin
-    if origin.startswith(_measured_on(here)):
-        return []
-    return [f"modules.profile: {origin}, not on {here.rstrip(', ')}: predictions may be wrong"]
+    lines = []
+    if not origin.startswith(_measured_on(here)):
+        where = f"not on {here.rstrip(', ')}"
+        lines.append(f"modules.profile: {origin}, {where}: predictions may be wrong")
+    if costs.link is not None and costs.link.at_least:
+        lines.append(
+            f"modules.profile: {LOWER_BOUND}, as the host was too busy to measure it: messages may"
+            f" take less time; measure again with pipeline-local profile"
+        )
+    return lines
 
 
 def _measured_on(where: str) -> str:
@@ -139,14 +154,21 @@ def row(cost: Cost | Link) -> dict[str, float]:
 def _cost(facts: Mapping[str, Any], parts: int) -> Cost:
     """Returns the cost of all microbatches, which share one update."""
     seconds = {act: float(facts[act]) for act in ("forward", "backward", "second", "update")}
-    if not all(value >= 0 for value in seconds.values()):
-        raise ValueError("a time is negative")
+    if not all(0 <= value < math.inf for value in seconds.values()):
+        raise ValueError("no such time")
     return Cost(
         forward=parts * seconds["forward"],
         backward=parts * seconds["backward"],
         second=parts * seconds["second"],
         update=seconds["update"],
     )
+
+
+def _link(facts: Mapping[str, Any]) -> Link:
+    latency, speed = float(facts["latency_seconds"]), float(facts["bytes_per_second"])
+    if not (0 <= latency < math.inf and 0 < speed < math.inf):
+        raise ValueError("no such link")
+    return Link(latency, speed, facts.get("at_least") is True)  # older profiles do not say
 
 
 def _read(path: Path) -> dict[str, Any]:

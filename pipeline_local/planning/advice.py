@@ -5,16 +5,16 @@ every exact method that fits, or where none fits.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.info import DataInfo
-from pipeline_local.errors import UserError, counted
+from pipeline_local.errors import ConfigError, UserError, counted
 from pipeline_local.placement import profile_file
-from pipeline_local.placement.costs import Link
+from pipeline_local.placement.costs import Link, LinkOptions
 from pipeline_local.planning import plan, profile
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import Plan
@@ -42,34 +42,22 @@ class Situation:
 
     Attributes:
         devices: number of devices.
-        latency: seconds from one to the next, one way; None: as between two threads of this host.
-        bandwidth: bits per second between two; None: the same.
+        link: latency and bandwidth from one to the next, where not as between two threads of this
+            host.
     """
 
     devices: int
-    latency: float | None = None
-    bandwidth: float | None = None
+    link: LinkOptions = LinkOptions()
 
     def check(self) -> None:
         """Check the options.
 
         Raises:
-            UserError: one of them is no such number.
+            ConfigError: it lists every problem, one per line.
         """
-        if self.devices < 1:
-            raise UserError(f"--devices: at least 1, got {self.devices}")
-        if self.latency is not None and not 0 <= self.latency < 3600:
-            raise UserError(f"--latency: seconds, at least 0, got {self.latency}")
-        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
-            raise UserError(f"--bandwidth: bits per second, more than 0, got {self.bandwidth}")
-
-    def link(self, measured: Mapping[str, float]) -> Link:
-        """Return the link between two devices; what is not said is as measured."""
-        latency, speed = measured["latency_seconds"], measured["bytes_per_second"]
-        return Link(
-            latency if self.latency is None else self.latency,
-            speed if self.bandwidth is None else self.bandwidth / 8,
-        )
+        few = [f"--devices: at least 1, got {self.devices}"] if self.devices < 1 else []
+        if problems := [*few, *self.link.problems()]:
+            raise ConfigError(problems)
 
 
 def draw(config: Config, info: DataInfo, situation: Situation, rank_info: RankInfo) -> Plan:
@@ -86,7 +74,7 @@ def draw(config: Config, info: DataInfo, situation: Situation, rank_info: RankIn
         )
     rank_info.prepare(config.parallel)
     facts = profile.measure(config, info, RUNS, rank_info)
-    facts["link"] = profile_file.row(situation.link(facts["link"]))
+    facts["link"] = profile_file.row(situation.link.over(Link(**facts["link"])))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
         profile_file.save(facts, path)
@@ -95,13 +83,17 @@ def draw(config: Config, info: DataInfo, situation: Situation, rank_info: RankIn
 
 
 def report(drawn: Plan) -> Iterator[str]:
-    """Yield a Markdown table of all methods, each with its best microbatches, and the advice."""
+    """Yield a Markdown table of all methods, each with its best microbatches, and the advice.
+
+    Where the costs are from is said below.
+    """
     rows = best_of_each(drawn.alternatives)
     columns = ["method", "m", "MiB per device", "fits", "ms per step", "over local"]
     own = rows[0].speed
     yield markdown_table(columns, (_cells(row, own) for row in rows))
     yield ""
     yield from advice(rows, len(drawn.stages))
+    yield f"Costs are {drawn.origin}."
 
 
 def _cells(row: Alternative, own: float) -> list[str]:

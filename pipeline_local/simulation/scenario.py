@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
-from pipeline_local.placement.costs import Link
+from pipeline_local.placement.costs import LinkOptions
 from pipeline_local.placement.placement import mesh_of
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.programs import METHODS
@@ -22,24 +22,15 @@ class Scenario:
             the mean module.
         microbatches: number of microbatches of pipelines with a global backward pass, which
             replicas share; None: one per rank, or the next lower number that divides the batch.
-        latency: one-way latency between all workers, in seconds; None: as profiled.
-        bandwidth: bits per second; None: as profiled.
+        link: latency and bandwidth between all workers, where not as profiled.
         jitter: largest random delay of a message, in seconds.
     """
 
     methods: tuple[str, ...]
     stages: tuple[int, ...]
     microbatches: int | None = None
-    latency: float | None = None
-    bandwidth: float | None = None
+    link: LinkOptions = LinkOptions()
     jitter: float = 0.0
-
-    def link(self, profiled: Link) -> Link:
-        """Return the link between all workers, from this scenario or the profiled link."""
-        return Link(
-            profiled.latency_seconds if self.latency is None else self.latency,
-            profiled.bytes_per_second if self.bandwidth is None else self.bandwidth / 8,
-        )
 
     def parts(self, config: Config, mesh: Mesh) -> int:
         """Return the number of microbatches of a pipeline with a global backward pass.
@@ -81,11 +72,9 @@ class Scenario:
         if not self.stages or min(self.stages) < 1:
             got = ",".join(map(str, self.stages))
             yield f"--stages: positive whole numbers such as 4,64, got {got or 'none'}"
-        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
-            yield f"--bandwidth: bits per second, more than 0, got {self.bandwidth}"
-        for name, seconds in (("--latency", self.latency), ("--jitter", self.jitter)):
-            if seconds is not None and not 0 <= seconds < math.inf:
-                yield f"{name}: seconds, at least 0, got {seconds}"
+        yield from self.link.problems()
+        if not 0 <= self.jitter < math.inf:
+            yield f"--jitter: seconds, at least 0, got {self.jitter}"
 
     def _misfits(self, config: Config) -> Iterator[str]:
         count, size = self.microbatches, config.data.batch_size

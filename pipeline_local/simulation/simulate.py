@@ -14,9 +14,10 @@ from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
-from pipeline_local.placement.costs import Link
+from pipeline_local.placement.costs import Link, LinkOptions
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import costs_by_device, mesh_of
+from pipeline_local.placement.profile_file import LOWER_BOUND
 from pipeline_local.record.metrics import as_json
 from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.scenario import Scenario
@@ -116,7 +117,7 @@ def _rows(
     config, found, mesh = blueprint.config, [], mesh_of(blueprint.config, count)
     refresh = next((each.every for each in blueprint.run_plan.lag.contents if each.once), 0)
     distill = config.distill.every if config.distill.weight else 0
-    links = tuple(map(scenario.link, _profiled(blueprint, count)))
+    links = tuple(map(scenario.link.over, _profiled(blueprint, count)))
     for name in scenario.methods:
         parts = own if name in ("local", "ddp") else scenario.parts(config, mesh)
         stages = stage_works(blueprint, count, config.data.batch_size / parts, cut)
@@ -187,16 +188,19 @@ def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | No
 def _setting(blueprint: Blueprint, scenario: Scenario) -> str:
     """The settings that the numbers belong to."""
     config, modules = blueprint.config, len(blueprint.modules)
-    link = "the profiled link"
-    if scenario.latency is not None or scenario.bandwidth is not None:
-        speed = "profiled" if scenario.bandwidth is None else f"{scenario.bandwidth / 1e6:g} Mb/s"
-        delay = "profiled" if scenario.latency is None else f"{1000 * scenario.latency:g} ms"
+    link, said = "the profiled link", scenario.link
+    if said != LinkOptions():
+        speed = "profiled" if said.bandwidth is None else f"{said.bandwidth / 1e6:g} Mb/s"
+        delay = "profiled" if said.latency is None else f"{1000 * said.latency:g} ms"
         link = f"links of {delay} one way and {speed}"
     facts = [
         config.model.name,
         f"batch {config.data.batch_size}",
         f"{link}, jitter {1000 * scenario.jitter:g} ms",
     ]
+    links = (one.link for one in costs_by_device(blueprint) if one.link)
+    if any(said.over(each).at_least for each in links):
+        facts.append(LOWER_BOUND)
     if (several := config.parallel.replicas) != 1:
         shown = [*several] if isinstance(several, tuple) else several
         facts.append(f"parallel.replicas={shown}")

@@ -150,13 +150,52 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message):
         profile_file.load(path, draw())
 
 
+CPU = {"name": "cpu", "threads": 1}
+LINK = profile_file.row(Link(0.5, 1e9))
+
+
 @pytest.mark.parametrize(
-    "changes", [{"blocks": {}}, {"heads": [{}]}, {"link": None}, {"classifier": {"forward": -1}}]
+    "changes",
+    [
+        {"blocks": {}},
+        {"heads": [{}]},
+        {"link": None},
+        {"link": {**LINK, "bytes_per_second": 0}},
+        {"link": {**LINK, "bytes_per_second": "1 GB"}},
+        {"link": {**LINK, "bytes_per_second": "inf"}},
+        {"link": {**LINK, "latency_seconds": -1}},
+        {"link": {**LINK, "latency_seconds": "nan"}},
+        {"device": {**CPU, "memory": "80 GiB"}},
+        {"device": {**CPU, "memory": [1]}},
+        {"device": {**CPU, "workspaces": "inf"}},
+        {"classifier": {**profile_file.row(Cost(1, 2, 3, 4)), "forward": -1}},
+        {"classifier": {**profile_file.row(Cost(1, 2, 3, 4)), "forward": "inf"}},
+    ],
 )
 def test_damage_is_told(tmp_path, changes):
     path = write(tmp_path / "p.json", **changes)
     with pytest.raises(UserError, match="is damaged"):
         profile_file.load(tmp_path / path, draw())
+
+
+def test_infinite_memory_is_damage(tmp_path):
+    """No JSON, but Python reads it."""
+    path = tmp_path / write(tmp_path / "p.json", device={**CPU, "memory": 77})
+    path.write_text(path.read_text().replace("77", "Infinity"))
+    with pytest.raises(UserError, match="is damaged"):
+        profile_file.load(path, draw())
+
+
+def test_a_lower_bound_of_the_bandwidth_is_told(tmp_path, idle_threads):
+    busy = {**LINK, "at_least": True}
+    blueprint = draw(modules={"profile": write(tmp_path / "p.json", link=busy)})
+    costs = Placement.of(blueprint, 1).costs[0]
+    assert costs.link == Link(0.5, 1e9, at_least=True)
+    assert costs.origin.startswith("measured on cpu, 1 thread (the bandwidth of the link is a low")
+    (doubt,) = doubts(blueprint, "cpu")
+    assert "a lower bound, as the host was too busy to measure it" in doubt
+    measured = draw(modules={"profile": write(tmp_path / "idle.json")})
+    assert doubts(measured, "cpu") == []
 
 
 def test_nothing_is_overwritten(tmp_path):

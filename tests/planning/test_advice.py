@@ -1,6 +1,7 @@
 """What is advised, and on what grounds."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
@@ -8,10 +9,12 @@ import yaml
 from pipeline_local import cli
 from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
-from pipeline_local.errors import UserError
+from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.placement.costs import LinkOptions
 from pipeline_local.planning.advice import Situation, advice, draw, report
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.simulation.scenario import Scenario
 
 LOCAL = Alternative("local, p=4, m=4", "local", 4, 2**24, True, 0.0, 1.0, 0.0, 0.1, 1.0)
 TREE = {
@@ -65,14 +68,27 @@ def test_the_gain_is_told():
     ("situation", "line"),
     [
         (Situation(0), "--devices: at least 1, got 0"),
-        (Situation(2, latency=-1.0), "--latency: seconds"),
-        (Situation(2, latency=float("nan")), "--latency: seconds"),
-        (Situation(2, bandwidth=0.0), "--bandwidth: bits per second"),
+        (Situation(2, LinkOptions(latency=-1.0)), "--latency: seconds"),
+        (Situation(2, LinkOptions(latency=float("nan"))), "--latency: seconds"),
+        (Situation(2, LinkOptions(bandwidth=0.0)), "--bandwidth: bits per second"),
+        (Situation(2, LinkOptions(-1.0, 0.0)), "--latency: seconds.*\n--bandwidth: bits per"),
     ],
 )
 def test_wrong_options(situation, line):
     with pytest.raises(UserError, match=line):
         situation.check()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0, -1.0, float("inf"), float("nan")])
+def test_advice_and_simulation_take_the_same_links(seconds):
+    link, config = LinkOptions(latency=seconds), configfile.parse(TREE)
+    scenario = Scenario(("local",), (2,), link=link)
+    for check in (Situation(2, link).check, partial(scenario.check, config)):
+        if seconds in (0.0, 3600.0):
+            check()
+            continue
+        with pytest.raises(ConfigError, match="^--latency: seconds, at least 0, got "):
+            check()
 
 
 def planned(link):
@@ -83,12 +99,13 @@ def planned(link):
 
 def test_a_slow_link_is_simulated():
     """A second per message, which a pipeline waits for in every step; one device waits for none."""
-    slow, drawn = planned(Situation(2, latency=1.0))
+    slow, drawn = planned(Situation(2, LinkOptions(latency=1.0)))
     assert slow["1F1B"].seconds > 2
     assert slow["BP"].seconds < 1
     text = "\n".join(report(drawn))
     assert text.splitlines()[0].startswith("| method | m | MiB per device | fits |")
     assert "Advice: BP; train on one device" in text
+    assert text.splitlines()[-1].startswith("Costs are measured on ")
 
 
 def test_a_profile_is_measured_here_and_not_given(tmp_path):

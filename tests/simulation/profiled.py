@@ -16,7 +16,7 @@ TREE = {
 COST = {"forward": 0.01, "backward": 0.02, "second": 0.03, "update": 0.001}
 
 
-def profiled(tmp_path, **more):
+def profiled(tmp_path, at_least=False, **more):
     """Every block costs the same, heads nothing; of one microbatch."""
     config = configfile.parse({**TREE, **more})
     blueprint = draw(config, describe(config.data))
@@ -28,7 +28,7 @@ def profiled(tmp_path, **more):
         "blocks": dict.fromkeys(names, COST),
         "heads": [{"end": n, "copies": 0, **free} for n in range(1, len(names))],
         "classifier": free,
-        "link": {"latency_seconds": 0.0, "bytes_per_second": 1e12},
+        "link": {"latency_seconds": 0.0, "bytes_per_second": 1e12, "at_least": at_least},
     }
     path = tmp_path / "profile.json"
     profile_file.save(facts, path)

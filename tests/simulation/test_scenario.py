@@ -4,7 +4,7 @@ import pytest
 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
-from pipeline_local.placement.costs import Link
+from pipeline_local.placement.costs import Link, LinkOptions
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.simulation.scenario import Scenario
 
@@ -23,8 +23,11 @@ def scenario(**more):
 
 def test_the_link_is_the_profiled_one_unless_set():
     profiled = Link(0.5, 100.0)
-    assert scenario().link(profiled) == profiled
-    assert scenario(latency=0.0, bandwidth=1e9).link(profiled) == Link(0.0, 1.25e8)
+    assert scenario().link.over(profiled) == profiled
+    assert scenario(link=LinkOptions(0.0, 1e9)).link.over(profiled) == Link(0.0, 1.25e8)
+    busy = Link(0.5, 100.0, at_least=True)
+    assert scenario(link=LinkOptions(latency=0.0)).link.over(busy) == Link(0.0, 100.0, True)
+    assert scenario(link=LinkOptions(bandwidth=80.0)).link.over(busy) == Link(0.5, 10.0)
 
 
 @pytest.mark.parametrize(("stages", "parts"), [(1, 1), (4, 4), (6, 4), (32, 32), (1000, 32)])
@@ -53,10 +56,13 @@ def test_replicas_share_microbatches():
         ({"microbatches": 0}, "--microbatches: equal parts of data.batch_size=32, got 0"),
         ({"microbatches": 3}, "--microbatches: equal parts of data.batch_size=32, got 3"),
         ({"microbatches": 64}, "--microbatches: equal parts of data.batch_size=32, got 64"),
-        ({"bandwidth": -1.0}, "--bandwidth: bits per second, more than 0, got -1.0"),
-        ({"bandwidth": float("nan")}, "--bandwidth: bits per second, more than 0, got nan"),
-        ({"latency": -1.0}, "--latency: seconds, at least 0, got -1.0"),
-        ({"latency": float("nan")}, "--latency: seconds, at least 0, got nan"),
+        ({"link": LinkOptions(bandwidth=-1.0)}, "--bandwidth: bits per second, more than 0, got -1.0"),
+        (
+            {"link": LinkOptions(bandwidth=float("nan"))},
+            "--bandwidth: bits per second, more than 0, got nan",
+        ),
+        ({"link": LinkOptions(-1.0)}, "--latency: seconds, at least 0, got -1.0"),
+        ({"link": LinkOptions(float("nan"))}, "--latency: seconds, at least 0, got nan"),
         ({"jitter": float("inf")}, "--jitter: seconds, at least 0, got inf"),
     ],
 )

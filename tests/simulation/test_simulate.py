@@ -10,6 +10,7 @@ from pipeline_local.cli import main
 from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import UserError
+from pipeline_local.placement.costs import LinkOptions
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.simulation import simulate
 from pipeline_local.simulation.programs import METHODS
@@ -45,14 +46,15 @@ def test_a_narrow_wire_is_local_learnings(config):
     assert half.messages == wide.messages / 2 == 16 * 8 * 2
     assert half.activations == wide.activations, "other methods send full activations"
     slow = 16 * 8 * 4 / 2.0 * 8  # bits per second: all wait for the link
-    before, after = by_method(config, bandwidth=slow), by_method(narrow, bandwidth=slow)
+    link = LinkOptions(bandwidth=slow)
+    before, after = by_method(config, link=link), by_method(narrow, link=link)
     assert after["local"].step_seconds == pytest.approx(before["local"].step_seconds / 2, rel=0.01)
     assert after["1f1b"].step_seconds == before["1f1b"].step_seconds
 
 
 def test_a_compressed_pipeline_stands_beside_1f1b(config, tmp_path):
     """A message of 16 samples takes 2 s; stages compute 0.2 s. So messages are nearly all."""
-    slow = {"bandwidth": 16 * 8 * 4 / 2.0 * 8, "methods": ("1f1b", "1f1b-8bit", "1f1b-1percent")}
+    slow = {"link": LinkOptions(bandwidth=16 * 8 * 4 / 2.0 * 8), "methods": ("1f1b", "1f1b-8bit", "1f1b-1percent")}
     found = by_method(config, **slow)
     assert found["1f1b"].ratio == 1
     assert found["1f1b-8bit"].ratio == pytest.approx(4, rel=0.2), "float32"
@@ -75,7 +77,7 @@ def test_local_learning_beats_the_bubble(config):
 
 
 def test_a_long_line_costs_local_learning_nothing(config):
-    near, far = by_method(config), by_method(config, latency=0.004)
+    near, far = by_method(config), by_method(config, link=LinkOptions(0.004))
     added = {name: far[name].step_seconds - near[name].step_seconds for name in ("local", "1f1b")}
     assert added["local"] < 0.004, "most of one message, on the steps that compare"
     assert added["1f1b"] > 3 * 0.004, "there and back, for more than one microbatch"
@@ -173,6 +175,16 @@ def test_the_command(config, tmp_path, capsys):
         "error: --stages: whole numbers such as 4,64, got 'two' (docs/commands.md#simulate)\n"
     )
     assert capsys.readouterr().err == expected
+
+
+def test_a_lower_bound_of_the_bandwidth_is_told(tmp_path):
+    """Where it is the bandwidth that is simulated."""
+    busy = profiled(tmp_path, at_least=True)
+    info, bound = describe(busy.data), "jitter 0 ms, the bandwidth of the link is a lower bound\n"
+    assert bound in simulate.report(busy, info, scenario())
+    assert bound in simulate.report(busy, info, scenario(link=LinkOptions(latency=0.1)))
+    said = simulate.report(busy, info, scenario(link=LinkOptions(bandwidth=1e9)))
+    assert "jitter 0 ms\n" in said
 
 
 def test_tied_embeddings_are_published(tmp_path, monkeypatch):
