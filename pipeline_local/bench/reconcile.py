@@ -5,7 +5,6 @@ same weights, on the same activations, labels and signal. Variants are interleav
 to a plain local step, in which the discord is not computed.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -122,7 +121,7 @@ def report(config: Config, number: int | None, runs: int, output: Path | None) -
     rank_info.prepare(config.parallel)
     rows = measure(config, info, number - 1, runs, rank_info.device)
     if output is not None:
-        new_file.write("--json", output, json.dumps([*map(asdict, rows)], indent=2) + "\n")
+        new_file.write_json("--json", output, [*map(asdict, rows)])
     setting = (
         f"{config.model.name}, module {number} of {num_modules}, head"
         f" {config.head.name}, batch {config.data.batch_size}, {config.precision},"

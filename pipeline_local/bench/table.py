@@ -15,7 +15,6 @@ from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.learning import heads
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record.metrics import as_json
 from pipeline_local.user_input import new_file
 
 REFERENCE = "1f1b"
@@ -84,8 +83,7 @@ def report(config: Config, rank_info: RankInfo, request: Request) -> str:
     threads = min(one.entry.threads for one in measured)  # of one rank, where several compute
     facts = setting(config, rank_info, request, threads)
     if request.output is not None:
-        text = as_json({**facts, "rows": list(map(_as_json, found))}, indent=2) + "\n"
-        new_file.write("--json", request.output, text)
+        new_file.write_json("--json", request.output, {**facts, "rows": [*map(_fields, found)]})
     return f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(found)}"
 
 
@@ -135,7 +133,7 @@ def rows(measured: Sequence[Measured], batch_size: int, steps: int) -> list[Base
     ]
 
 
-def _as_json(row: BaselineRow) -> dict[str, Any]:
+def _fields(row: BaselineRow) -> dict[str, Any]:
     """All fields; `peer` is what files called `method` before."""
     return {**asdict(row), "peer": row.method}
 

@@ -2,8 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from pipeline_local.commands.shared import Run
 from pipeline_local.console.screen import say
@@ -37,7 +35,8 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     else:
         run, *others = asked
         facts = finished.evaluate(run, summary.show, *others)
-    _write_json(options.json, facts)
+    if options.json is not None:
+        new_file.write_json("--json", options.json, facts)
     return 0
 
 
@@ -51,15 +50,9 @@ def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
     for row in prediction.predict(options.run_folder, options.images, asked):
         say(str(row))
         rows.append(row.facts())
-    _write_json(options.json, rows)
+    if options.json is not None:
+        new_file.write_json("--json", options.json, rows)
     return 0
-
-
-def _write_json(path: Path | None, facts: Any) -> None:  # noqa: ANN401 (any JSON value)
-    if path is not None:
-        from pipeline_local.record.metrics import as_json
-
-        new_file.write("--json", path, as_json(facts, indent=2) + "\n")
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:

@@ -60,7 +60,7 @@ def doctor(quick: bool, output: Path | None) -> int:
     if speaks:
         say(f"\nTo paste into an issue:\n\n{report.block(found)}")
         if output is not None:
-            new_file.write("--json", output, report.as_json(found))
+            new_file.write_json("--json", output, report.facts(found))
     return EXIT_FAILED if any(finding.status == "FAIL" for finding in found) else 0
 
 

@@ -1,9 +1,9 @@
 """What is reported of all findings: JSON for programs, a block of Markdown for an issue."""
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pipeline_local import __version__
 from pipeline_local.doctor.finding import Finding
@@ -24,13 +24,12 @@ def verdict(findings: Sequence[Finding]) -> str:
     return f"{counted(failures, 'failure')}, {counted(warnings, 'warning')}"
 
 
-def as_json(findings: Sequence[Finding]) -> str:
+def facts(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return everything: `status` is the worst one, `findings` has an object for each line."""
     statuses = [finding.status for finding in findings]
-    facts = {
+    return {
         "pipeline_local": __version__,
         "platform": platform.platform(),
         "status": next(s for s in ("FAIL", "WARN", "PASS") if s in statuses),
         "findings": [asdict(finding) for finding in findings],
     }
-    return json.dumps(facts, indent=2) + "\n"

@@ -99,6 +99,9 @@ class LinkOptions:
             yield f"--bandwidth: bits per second, more than 0, got {self.bandwidth}"
 
 
+AS_MEASURED = LinkOptions()
+"""Where a command line says nothing of the link."""
+
 IMPOSSIBLE = Cost(math.inf, math.inf, math.inf)
 """The cost of a head that does not fit behind its block."""
 

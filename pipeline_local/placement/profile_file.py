@@ -78,8 +78,7 @@ def save(facts: Mapping[str, Any], output: Path) -> None:
     Raises:
         UserError: the file exists already or cannot be written.
     """
-    text = json.dumps({"version": VERSION, **facts}, indent=2) + "\n"
-    new_file.write("--output", output, text)
+    new_file.write_json("--output", output, {"version": VERSION, **facts})
 
 
 def load(path: Path, blueprint: Blueprint) -> Costs:

@@ -14,7 +14,7 @@ from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import ConfigError, UserError, counted
 from pipeline_local.placement import profile_file
-from pipeline_local.placement.costs import Link, LinkOptions
+from pipeline_local.placement.costs import AS_MEASURED, Link, LinkOptions
 from pipeline_local.planning import plan, profile
 from pipeline_local.planning.alternatives import Alternative
 from pipeline_local.planning.plan import Plan
@@ -47,7 +47,7 @@ class Situation:
     """
 
     devices: int
-    link: LinkOptions = LinkOptions()
+    link: LinkOptions = AS_MEASURED
 
     def check(self) -> None:
         """Check the options.

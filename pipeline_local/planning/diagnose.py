@@ -11,7 +11,6 @@ parameters, and nothing is rounded between modules. No weight, no statistic and 
 changes.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -99,7 +98,7 @@ def diagnose(
     _show(rows, blocks, f"Gradients after step {step}, {counted(num_batches, 'batch', 'batches')}")
     if output is not None:
         facts = {"step": step, "batches": num_batches, "modules": [asdict(row) for row in rows]}
-        new_file.write("--json", output, json.dumps(facts, indent=2) + "\n")
+        new_file.write_json("--json", output, facts)
     return rows
 
 

@@ -4,7 +4,6 @@ Peaks come from a dry run on fake tensors, costs from a profile or from FLOPs. T
 with what backpropagation, 1F1B and data parallelism would need on the same devices.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -192,7 +191,7 @@ def write(plan: Plan, output: Path) -> None:
     Raises:
         UserError: the file exists already or cannot be written.
     """
-    new_file.write("--json", output, json.dumps(asdict(plan), indent=2) + "\n")
+    new_file.write_json("--json", output, asdict(plan))
 
 
 def _refuse_another(device: Device | None, costs: Sequence[Costs]) -> None:

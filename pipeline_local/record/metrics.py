@@ -1,12 +1,11 @@
 """The measurements of a stage: a line of JSON per logged step and per evaluation."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import lines, resident
+from pipeline_local.user_input.json_text import as_json
 from pipeline_local.watch.store import Facts
 
 
@@ -93,19 +93,6 @@ def writing(path: Path) -> Iterator[None]:
 
 def _unsaid(_: str) -> None:
     """Another rank says it."""
-
-
-def as_json(facts: Facts | list[Facts], indent: int | None = None) -> str:
-    """Returns strict JSON: a number that is not finite, which JSON does not have, becomes null."""
-    return json.dumps(_strict(facts), indent=indent, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Clock:

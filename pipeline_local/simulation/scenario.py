@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline_local.config import Config
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
-from pipeline_local.placement.costs import LinkOptions
+from pipeline_local.placement.costs import AS_MEASURED, LinkOptions
 from pipeline_local.placement.placement import mesh_of
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.simulation.programs import METHODS
@@ -29,7 +29,7 @@ class Scenario:
     methods: tuple[str, ...]
     stages: tuple[int, ...]
     microbatches: int | None = None
-    link: LinkOptions = LinkOptions()
+    link: LinkOptions = AS_MEASURED
     jitter: float = 0.0
 
     def parts(self, config: Config, mesh: Mesh) -> int:

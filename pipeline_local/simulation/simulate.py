@@ -14,11 +14,10 @@ from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import UserError, counted
-from pipeline_local.placement.costs import Link, LinkOptions
+from pipeline_local.placement.costs import AS_MEASURED, Link
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import costs_by_device, mesh_of
 from pipeline_local.placement.profile_file import LOWER_BOUND
-from pipeline_local.record.metrics import as_json
 from pipeline_local.simulation.programs import METHODS, SimulatedRun
 from pipeline_local.simulation.scenario import Scenario
 from pipeline_local.simulation.simulator import Worker, simulate
@@ -181,7 +180,7 @@ def report(config: Config, info: DataInfo, scenario: Scenario, output: Path | No
     blueprint = drawn(config, info, scenario)
     found = rows(blueprint, scenario)
     if output is not None:
-        new_file.write("--json", output, as_json({"rows": [*map(asdict, found)]}, indent=2) + "\n")
+        new_file.write_json("--json", output, {"rows": [*map(asdict, found)]})
     return f"{_setting(blueprint, scenario)}\n\n{markdown(found)}"
 
 
@@ -189,7 +188,7 @@ def _setting(blueprint: Blueprint, scenario: Scenario) -> str:
     """The settings that the numbers belong to."""
     config, modules = blueprint.config, len(blueprint.modules)
     link, said = "the profiled link", scenario.link
-    if said != LinkOptions():
+    if said != AS_MEASURED:
         speed = "profiled" if said.bandwidth is None else f"{said.bandwidth / 1e6:g} Mb/s"
         delay = "profiled" if said.latency is None else f"{1000 * said.latency:g} ms"
         link = f"links of {delay} one way and {speed}"

@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pipeline_local.errors import UserError
+from pipeline_local.user_input.json_text import as_json
 
 
 def problem(option: str, path: Path) -> str | None:
@@ -46,7 +48,21 @@ def write(option: str, path: Path, text: str) -> None:
     check(option, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(text)
-    except OSError as error:
+        with path.open("x", encoding="utf-8") as file:  # whatever the locale
+            try:
+                file.write(text)
+                file.flush()
+            except BaseException:  # half a file would never be overwritten
+                path.unlink(missing_ok=True)
+                raise
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{option}: {path} cannot be written ({error}); name another") from None
+
+
+def write_json(option: str, path: Path, facts: Any) -> None:  # noqa: ANN401 (any JSON value)
+    """Writes strict JSON into a new file; see `write`.
+
+    Raises:
+        UserError: the file exists or cannot be written.
+    """
+    write(option, path, as_json(facts, indent=2) + "\n")

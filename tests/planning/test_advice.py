@@ -87,7 +87,7 @@ def test_advice_and_simulation_take_the_same_links(seconds):
         if seconds in (0.0, 3600.0):
             check()
             continue
-        with pytest.raises(ConfigError, match="^--latency: seconds, at least 0, got "):
+        with pytest.raises(ConfigError, match=r"^--latency: seconds, at least 0, got "):
             check()
 
 

@@ -56,9 +56,9 @@ def test_replicas_share_microbatches():
         ({"microbatches": 0}, "--microbatches: equal parts of data.batch_size=32, got 0"),
         ({"microbatches": 3}, "--microbatches: equal parts of data.batch_size=32, got 3"),
         ({"microbatches": 64}, "--microbatches: equal parts of data.batch_size=32, got 64"),
-        ({"link": LinkOptions(bandwidth=-1.0)}, "--bandwidth: bits per second, more than 0, got -1.0"),
+        ({"link": LinkOptions(None, -1.0)}, "--bandwidth: bits per second, more than 0, got -1.0"),
         (
-            {"link": LinkOptions(bandwidth=float("nan"))},
+            {"link": LinkOptions(None, float("nan"))},
             "--bandwidth: bits per second, more than 0, got nan",
         ),
         ({"link": LinkOptions(-1.0)}, "--latency: seconds, at least 0, got -1.0"),

@@ -54,7 +54,8 @@ def test_a_narrow_wire_is_local_learnings(config):
 
 def test_a_compressed_pipeline_stands_beside_1f1b(config, tmp_path):
     """A message of 16 samples takes 2 s; stages compute 0.2 s. So messages are nearly all."""
-    slow = {"link": LinkOptions(bandwidth=16 * 8 * 4 / 2.0 * 8), "methods": ("1f1b", "1f1b-8bit", "1f1b-1percent")}
+    slow = {"link": LinkOptions(bandwidth=16 * 8 * 4 / 2.0 * 8)}
+    slow["methods"] = ("1f1b", "1f1b-8bit", "1f1b-1percent")
     found = by_method(config, **slow)
     assert found["1f1b"].ratio == 1
     assert found["1f1b-8bit"].ratio == pytest.approx(4, rel=0.2), "float32"
