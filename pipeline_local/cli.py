@@ -24,6 +24,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
     UserError,
+    first_line,
 )
 from pipeline_local.learning.compiler import check_cache_folder, compiler_failure
 from pipeline_local.ranks.rank import RankInfo
@@ -76,7 +77,7 @@ def _memory_shortage(error: Exception) -> UserError | None:
     full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not full and "can't allocate memory" not in str(error):
         return None
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = first_line(error)
     return UserError(
         f"out of memory ({reason}); lower data.batch_size or the model's size, raise"
         f" train.microbatches or parallel.stages, or set modules.recompute=true"

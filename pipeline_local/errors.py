@@ -111,3 +111,15 @@ def few(names: Sequence[str], most: int = 5) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Returns a number and its noun: `1 step`, `2 steps`; `many` where it takes more than an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message; its type where it has none."""
+    lines = map(str.strip, str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def type_and_line(error: BaseException) -> str:
+    """Returns the type of an error, and the first line of its message where it has one."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline_local.errors import counted, few
+from pipeline_local.errors import counted, few, first_line, type_and_line
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,17 @@ def test_a_number_and_its_noun(number, nouns, words):
 def test_the_first_of_many():
     assert few(["a", "b"]) == "a, b"
     assert few(["a", "b", "c"], most=1) == "a and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "typed"),
+    [
+        (ValueError("one\ntwo"), "one", "ValueError: one"),
+        (ValueError("\n  one\n"), "one", "ValueError: one"),
+        (ValueError(), "ValueError", "ValueError"),
+        (ValueError("\n"), "ValueError", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error(error, first, typed):
+    assert first_line(error) == first
+    assert type_and_line(error) == typed

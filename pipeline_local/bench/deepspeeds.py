@@ -16,6 +16,7 @@ from pipeline_local.bench.baseline import (
     check_ranks,
 )
 from pipeline_local.bench.pipelines import check_dualpipev, cut, owners
+from pipeline_local.errors import type_and_line
 
 
 class DeepSpeed(TrainedParts):
@@ -43,8 +44,7 @@ class DeepSpeed(TrainedParts):
         except UnavailableError:
             raise
         except Exception as error:  # DeepSpeed raises many types
-            reason = next(iter(str(error).splitlines()), "")
-            raise UnavailableError(f"{type(error).__name__}: {reason}") from error
+            raise UnavailableError(type_and_line(error)) from error
 
     def _initialize(self) -> None:
         import deepspeed

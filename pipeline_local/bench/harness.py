@@ -21,6 +21,7 @@ from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WH
 from pipeline_local.bench.request import Request
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
+from pipeline_local.errors import first_line
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT, joined
 from pipeline_local.ranks.rank import RankInfo
@@ -208,7 +209,7 @@ class Turns:
         except torch.OutOfMemoryError as error:
             if entry.ranks > 1:  # the other ranks would wait for this one
                 raise
-            reason = f"out of memory: {str(error).splitlines()[0]}"
+            reason = f"out of memory: {first_line(error)}"
         if reason and self._workload.rank_info.device.type != "cpu":
             torch.accelerator.empty_cache()  # leave the memory to the next baseline
         self._rank_store.set(topic, {"reason": reason})

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline_local.data.loaders import obey_rank_only, start_server
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.process.by_value import main_not_imported, pack_for_child, unpack
 
 Batch = tuple[Tensor, Tensor]
@@ -88,7 +88,7 @@ def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     except Exception as error:  # pickling a user's object may raise anything
         if loader.num_workers == 0:
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"the data cannot be handed to loader processes: got {reason}; let the data set open"
             f" such things when it reads, or use no loader processes (data.workers=0)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline_local.doctor.anonymous import anonymous
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, type_and_line
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
@@ -75,8 +75,7 @@ def _guarded(check: Check) -> Iterator[Finding]:
         found, _, remedy = str(error).rpartition("; ")
         yield failed(found or remedy, remedy if found else "")
     except Exception as error:  # whatever is broken here
-        why = next(iter(str(error).splitlines()), "")
-        found = f"the check ended with {type(error).__name__}: {why}".removesuffix(": ")
+        found = f"the check ended with {type_and_line(error)}"
         yield failed(found, "paste the block below into an issue if this does not say what to do")
 
 

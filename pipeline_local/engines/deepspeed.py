@@ -21,7 +21,7 @@ from pipeline_local.engines.loss_scale import LossScale, parted
 from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas, replace
 from pipeline_local.engines.settings import EngineSettings
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, type_and_line
 
 
 class DeepSpeedEngine:
@@ -207,9 +207,8 @@ class DeepSpeedEngine:
         except dist.DistError:
             raise  # a replica is gone
         except Exception as error:  # DeepSpeed raises many types
-            reason = next(iter(str(error).splitlines()), "")
             raise UserError(
-                f"deepspeed: {type(error).__name__}: {reason}; change the section deepspeed, or use"
+                f"deepspeed: {type_and_line(error)}; change the section deepspeed, or use"
                 f" engine=torch"
             ) from error
         self.optimizer = self._engine.optimizer.optimizer

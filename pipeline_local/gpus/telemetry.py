@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipeline_local.errors import first_line
 from pipeline_local.gpus import nvml
 
 Facts = dict[str, Any]
@@ -98,7 +99,7 @@ class Telemetry:
     def _give_up(self, error: Exception) -> None:
         with self._lock:
             self._samples, self._newest = [], None
-        why = next(iter(str(error).splitlines()), type(error).__name__)
+        why = first_line(error)
         self._notice(f"no telemetry of {self._device}, as NVML does not answer: {why}")
 
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline_local.config import ReconcileConfig
 from pipeline_local.engines import gradients
 from pipeline_local.engines.gradients import Gradient, at_least_float32
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.layout import POSITIONS, Layout
 
 Objective = Callable[[Tensor], Tensor]
@@ -118,7 +118,7 @@ def exact(
             if "is not implemented" not in str(error):
                 raise
             raise UserError(
-                f"{NOT_TWICE} ({str(error).splitlines()[0]}); use reconcile.estimator=shift"
+                f"{NOT_TWICE} ({first_line(error)}); use reconcile.estimator=shift"
             ) from error
 
 

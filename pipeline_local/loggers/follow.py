@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline_local.errors import first_line
 from pipeline_local.loggers.logger import Logger, Run
 from pipeline_local.loggers.mlflow import MLflow
 from pipeline_local.loggers.rows import Row, Tail
@@ -102,7 +103,7 @@ class Loggers:
             work()
         except Exception as error:
             self._loggers.pop(key, None)
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = first_line(error)
             self._say(f"warning: log.{key}: {reason[:200]}; the run goes on, metrics/ has all")
 
 

@@ -23,7 +23,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.engines.sharded import ShardedOptimizer, shards
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, type_and_line
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.module import LocalModule
@@ -174,10 +174,9 @@ def _faked(blueprint: Blueprint, device: Device) -> Iterator[None]:
         try:
             yield
         except (NotImplementedError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"model.name: a dry run of {blueprint.config.model.name}, its heads and loss,"
-                f" without data, failed ({type(error).__name__}: {reason}); choose cuts that need"
+                f" without data, failed ({type_and_line(error)}); choose cuts that need"
                 f" no dry run, train, and read peak_memory_bytes"
             ) from error
 

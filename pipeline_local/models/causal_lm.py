@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.models import hf_config
 from pipeline_local.models.backbone import Backbone, Block, Language
 from pipeline_local.models.embedding import Embedding, TiedEmbedding, positions
@@ -164,9 +164,10 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
         facts = config.to_dict()
         facts |= facts.get("rope_parameters") or {}
         keys = [key for key, value in facts.items() if value in error.args]
-        why = f"no {error} for {' or '.join(keys)}" if keys else str(error) or type(error).__name__
+        line = first_line(error)
+        why = f"no {line} for {' or '.join(keys)}" if keys else line
         raise UserError(
-            f"model.*: {kind} cannot be built as configured ({why.splitlines()[0]}); change it"
+            f"model.*: {kind} cannot be built as configured ({why}); change it"
         ) from error
 
 
@@ -306,7 +307,7 @@ def _compare(cut: _Cut, length: int) -> None:
                 x = block.module.train()(x)
             wanted = cut.model.train()(input_ids=ids).logits
     except Exception as error:  # anything that the meta device cannot do, for instance
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         why = f"its layers cannot run one by one as configured ({reason})"
         raise _unsupported(config.model_type, why) from error
     finally:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline_local import seeds
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.layout import Layout
 from pipeline_local.models import layouts
 from pipeline_local.models.backbone import Backbone, Block, reset_parameters, shapes, through
@@ -135,7 +135,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
     except Exception as error:  # the user's own code
         raise UserError(
             f"model: {type(network).__name__} cannot take inputs of {list(example.shape)}"
-            f" ({next(iter(str(error).splitlines()), type(error).__name__)}); change one of them"
+            f" ({first_line(error)}); change one of them"
         ) from error
     if isinstance(output, Tensor) and output.dim() < 2:
         raise UserError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.models import causal_lm, cifar_resnet, custom, mlp
 from pipeline_local.models.backbone import Backbone, check_classifier, shapes
 from pipeline_local.user_input.registry import GIVEN, Registry
@@ -53,7 +53,7 @@ def build(
             backbone = builder(num_classes=classes, image_shape=sample_shape, **options)
     except _REFUSALS as error:
         raise UserError(
-            f"model.*: {name} cannot be built with {dict(args)} ({_line(error)}); change them"
+            f"model.*: {name} cannot be built with {dict(args)} ({first_line(error)}); change them"
         ) from None
     if backbone.language:
         output_shape = (*output_shape[:-1], backbone.language.vocabulary)
@@ -115,18 +115,14 @@ def _shapes(
     except Exception as error:  # a model of the user's may raise anything
         if name == GIVEN:
             raise UserError(
-                f"model: does not fit the data or the task ({_line(error)}); change one of them"
+                f"model: does not fit the data or the task ({first_line(error)}); change one of"
+                f" them"
             ) from None
         size, what = (
             "x".join(map(str, sample_shape)),
             "images" if len(sample_shape) > 1 else "inputs",
         )
         raise UserError(
-            f"model.name: {name} cannot take {what} of {size} ({_line(error)});"
+            f"model.name: {name} cannot take {what} of {size} ({first_line(error)});"
             f" choose another model, or other data"
         ) from None
-
-
-def _line(error: BaseException) -> str:
-    """The first line of torch's explanation."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from pipeline_local.errors import first_line
 from pipeline_local.side_effects.untouched import modes_kept
 
 Parts = Callable[[nn.Module], bool]
@@ -100,7 +101,7 @@ def _traced_in(training: bool, network: nn.Module, whole: Parts) -> fx.Graph:
         try:
             return tracer.trace(network)
         except Exception as error:  # torch.fx raises whatever the traced code does
-            raise UntraceableError(_line(error)) from error
+            raise UntraceableError(first_line(error)) from error
         finally:
             constants = set(vars(network)) - before  # left there by torch.fx
             for name in constants:
@@ -165,7 +166,7 @@ def watched(graph: fx.Graph, held: dict[str, Any], example: Tensor) -> dict[str,
     try:
         run.run(example.clone())
     except Exception as error:
-        raise UntraceableError(_line(error)) from error
+        raise UntraceableError(first_line(error)) from error
     batched = {name for name, tensor in run.seen.items() if tensor.shape[:1] == (len(example),)}
     for node in filter(_is_first_size, list(graph.nodes)):
         if not batched & {n.name for n in _asked(node)}:
@@ -192,7 +193,3 @@ def _asked(node: fx.Node) -> list[fx.Node]:
     """The tensor whose size it is."""
     direct = node.all_input_nodes
     return direct if node.op == "call_method" else direct[0].all_input_nodes
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

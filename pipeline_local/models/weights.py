@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline_local.errors import UserError, few
+from pipeline_local.errors import UserError, few, first_line
 from pipeline_local.models.backbone import Backbone, Block
 from pipeline_local.user_input.values import shorten
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401 (whatever is in the file)
             f" save model.state_dict() alone"
         ) from None
     except Exception as error:  # a broken file makes torch raise nearly anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"model.weights: {path} cannot be read ({reason}); is it whole?") from None
 
 

@@ -21,6 +21,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
     UserError,
+    type_and_line,
 )
 from pipeline_local.process.by_value import pack, unpack
 from pipeline_local.ranks.launcher import reporting_failure, start_ranks
@@ -88,10 +89,9 @@ def _packed(function: Callable[[], object]) -> bytes:
     try:
         return pack((sys.path, pack((function, registry.added()))))
     except Exception as error:  # any object of the program
-        why = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"the ranks are processes of their own, and what they need cannot be sent to them"
-            f" ({type(error).__name__}: {why}); start the program with torchrun instead"
+            f" ({type_and_line(error)}); start the program with torchrun instead"
         ) from error
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.ranks.rendezvous import in_time
 
 PATIENCE = timedelta(minutes=10)
@@ -138,7 +138,7 @@ class Meeting:
         try:
             yield
         except dist.DistError as error:
-            why = "the port is taken" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+            why = "the port is taken" if "EADDRINUSE" in str(error) else first_line(error)
             at = f"{self._hosts.head}:{self._hosts.port}"
             raise UserError(
                 f"{self._hosts.count} hosts cannot meet at {at} ({why[:200]}); start this on all of"

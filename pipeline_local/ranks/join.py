@@ -8,7 +8,7 @@ from functools import partial
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, first_line
 from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces, towards
 from pipeline_local.ranks.rank import RankInfo, group_store
@@ -102,7 +102,7 @@ def connecting() -> Iterator[None]:
     except RuntimeError as error:
         if p2p.is_own(error):
             raise
-        raise NeighbourLostError(None, str(error).splitlines()[0]) from error
+        raise NeighbourLostError(None, first_line(error)) from error
 
 
 def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
@@ -116,7 +116,7 @@ def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
     except (dist.DistError, ValueError) as error:
         taken = "EADDRINUSE" in str(error)
-        reason = "the port is taken" if taken else str(error).splitlines()[0][:200]
+        reason = "the port is taken" if taken else first_line(error)[:200]
         remedy = "pass another --master-port to the launcher, or --standalone on a single host"
         if environment.in_step():
             remedy = "set MASTER_PORT to one that is free"

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline_local.errors import NeighbourLostError, UserError
+from pipeline_local.errors import NeighbourLostError, UserError, first_line
 from pipeline_local.user_input.registry import Registry
 
 
@@ -183,7 +183,7 @@ def _neighbour(peer: int) -> Iterator[None]:
     except RuntimeError as error:
         if is_own(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NeighbourLostError(peer, reason) from error
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline_local.blueprint.device import Device
 from pipeline_local.data.info import DataInfo
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.placement.costs import Unit
 from pipeline_local.placement.describe import describe
 from pipeline_local.placement.draw import draw
@@ -45,7 +45,7 @@ def predict(run: Run) -> Prediction | str:
     try:
         return _predict(run)
     except (UserError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
 def _predict(run: Run) -> Prediction:

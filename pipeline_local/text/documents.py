@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 from pipeline_local.user_input.values import shorten
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -259,5 +259,5 @@ def _not_utf8(path: Path, byte: int) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UserError(f"a text cannot be read: got {path} ({reason}); fetch it again")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast, overload
 
 from pydantic import ConfigDict, PydanticUserError, ValidationError, validate_call
 
-from pipeline_local.errors import ConfigError, UserError, did_you_mean
+from pipeline_local.errors import ConfigError, UserError, did_you_mean, first_line
 from pipeline_local.user_input.user_code import import_named, reason
 from pipeline_local.user_input.values import Strict, by_key, shorten, should_be
 
@@ -234,7 +234,7 @@ class Registry(Generic[Entry]):
         return {key: each for key, each in named.items() if key not in self.given}
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
+        why = first_line(error)
         return UserError(
             f"{self.key}: the parameters of {name} cannot be read ({why}); use annotations that"
             f" stand for types when the program runs"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline_local.errors import UserError, did_you_mean
+from pipeline_local.errors import UserError, did_you_mean, type_and_line
 
 
 def import_named(key: str, name: str) -> Callable[..., Any]:
@@ -64,10 +64,9 @@ def _refuse_hidden(key: str, module: str) -> None:
 
 def reason(error: BaseException) -> str:
     """What a user's code raised, and the line of it that raised it, or called who did."""
-    text = next(iter(str(error).splitlines()), "")
     frames = traceback.extract_tb(error.__traceback__)
     libraries = ("site-packages", str(Path(__file__).parents[1]))
     own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
     origin = (own or frames)[-1]
     where = f", {Path(origin.filename).name} line {origin.lineno}"
-    return f"{type(error).__name__}: {text}{'' if isinstance(error, SyntaxError) else where}"
+    return f"{type_and_line(error)}{'' if isinstance(error, SyntaxError) else where}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, first_line
 from pipeline_local.ranks.rendezvous import host_of
 
 Facts = dict[str, Any]
@@ -175,5 +175,5 @@ def reachable(lost: type[Exception] = dist.DistError) -> Iterator[None]:
     try:
         yield
     except lost as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NeighbourLostError(0, f"its store does not answer: {reason}") from error

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline_local.data.info import DataInfo
 from pipeline_local.planning import plan
+from pipeline_local.report import prediction
 from pipeline_local.report.prediction import predict
 from pipeline_local.report.run import read
 from tests.report.folders import make_run
@@ -40,6 +41,16 @@ def test_the_reason_why_nothing_is_predicted(tmp_path, damage, reason):
     damage(path)
     (run,) = read([path])
     assert reason in predict(run)
+
+
+def test_an_error_without_a_message_is_a_reason_too(tmp_path, monkeypatch):
+    (run,) = read([make_run(tmp_path / "first")])
+
+    def fail(*_):
+        raise ValueError
+
+    monkeypatch.setattr(prediction, "_predict", fail)
+    assert predict(run) == "ValueError"
 
 
 def rename(path: Path, before: str, after: str) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline_local.data.images.skipping import UnreadableImageError
+from pipeline_local.errors import first_line
 
 
 def read_image(path: str, file: IO[bytes] | None = None) -> Tensor:
@@ -27,7 +28,7 @@ def read_image(path: str, file: IO[bytes] | None = None) -> Tensor:
             image.load()  # fails here: an older NumPy would swallow it
             return torch.from_numpy(to_rgb(image).transpose(2, 0, 1).copy())
     except Exception as error:  # a broken file makes Pillow raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UnreadableImageError(path, reason) from error
 
 

@@ -26,7 +26,7 @@ from pipeline_local.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from pipeline_local.data.images.decode import read_image
 from pipeline_local.data.images.skipping import UnreadableImageError
 from pipeline_local.data.splits import class_names, passed_over, split_files
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 
 CACHE_BYTES = 256 * 2**20
 """Row groups that a process keeps in memory; the latest one stays, however large it is."""
@@ -167,7 +167,7 @@ def _read(group: _RowGroup, name: str, footers: dict[str, Any]) -> Any:  # noqa:
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UserError(f"a parquet file cannot be read: got {path} ({reason}); fetch it again")
 
 

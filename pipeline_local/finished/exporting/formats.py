@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, first_line
 
 WEIGHTS, PROGRAM, ONNX = ".safetensors", ".pt2", ".onnx"
 SUFFIXES = (WEIGHTS, PROGRAM, ONNX)
@@ -111,7 +111,7 @@ def write_program(
         except OSError:
             raise
         except Exception as error:  # a network may do anything, and exporters raise anything
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UserError(
                 f"--output: this network cannot be exported as {output.suffix} ({reason}); take"
                 f" {WEIGHTS}, or let it depend on no values, and on x.shape[0] instead of len(x)"
