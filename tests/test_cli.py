@@ -108,6 +108,7 @@ def test_paths_of_the_command_line_are_expanded(config, tmp_path, capsys, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("JOB", "17")
     assert run("train", config, "train.steps=1", "run.dir=~/$JOB") == 0
+    assert run("resume", "~/$JOB", "train.steps=2") == 0
     assert run("export", "~/${JOB}", "--output=~/model.safetensors") == 0
     assert (tmp_path / "home/model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "home"]

@@ -264,6 +264,6 @@ def _added(
 
 def _compare(added: Tensor, reference: Tensor) -> tuple[float, float]:
     norms = added.norm().item(), reference.norm().item()
-    if not norms[0]:
+    if not all(norms):
         return 0.0, 0.0
     return (added @ reference).item() / (norms[0] * norms[1]), norms[0] / norms[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WHOLE
 from pipeline_local.bench.pipelines import SHAPES
+from pipeline_local.commandline.shared import numbers, words
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import ConfigError, UserError, did_you_mean
@@ -68,8 +69,8 @@ class Request:
         """
         parts = (config.reconcile, config.distill)
         every = math.lcm(*(part.every for part in parts if part.weight))
-        names = NAMES if baselines is None else _words(baselines)
-        counts = (mesh.num_stages,) if microbatches is None else _numbers(microbatches)
+        names = NAMES if baselines is None else words(baselines)
+        counts = (mesh.num_stages,) if microbatches is None else numbers(microbatches)
         steps = -(-SHORTEST // every) * every if steps is None else steps
         request = cls(tuple(names), counts, runs, steps, output)
         problems = [
@@ -160,13 +161,3 @@ class Request:
                 f" least {least} blocks are needed, got {num_blocks}; use a deeper model or leave"
                 f" {','.join(names)} out"
             )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """The numbers; () if a word is not a number."""
-    words = _words(text)
-    return tuple(map(int, words)) if all(word.isdecimal() for word in words) else ()

@@ -1,6 +1,6 @@
 """Commands that are asked before a run is paid for."""
 
-from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
+from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path, words
 
 METHODS = ("local", "1f1b", "1f1b-8bit", "1f1b-1percent", "gpipe", "ddp")
 """What `simulation.programs` knows by name, said without torch."""
@@ -41,7 +41,7 @@ def add_all(commands: Commands) -> None:
         "configs/bench-vit.yaml modules.profile=profile.json --bandwidth 1e9 --latency 0.01",
     )
     add_configuration(simulate, "such as modules.count")
-    simulate.add_argument("--methods", type=_words, default=METHODS)
+    simulate.add_argument("--methods", type=words, default=METHODS)
     simulate.add_argument("--stages", help="such as 4,64; default: parallel.stages")
     simulate.add_argument(
         "--microbatches", type=int, help="of 1f1b, compressed or not, and gpipe; default: ranks"
@@ -63,7 +63,3 @@ def add_all(commands: Commands) -> None:
     profile.add_argument("--output", type=path, required=True, help="file.json")
     profile.add_argument("--runs", type=int, default=10, help="repetitions of each part")
     profile.set_defaults(run="profile")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))

@@ -37,6 +37,17 @@ def add_run_folder(command: argparse.ArgumentParser, which: str = "") -> None:
     command.add_argument("run_folder", type=path, help=f"run.dir of a run{which}")
 
 
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a list with commas, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of a list with commas, each once; () if a word is no number."""
+    found = words(text)
+    return tuple(map(int, found)) if all(word.isdecimal() for word in found) else ()
+
+
 def path(text: str) -> Path:
     """Expand `~` and variables as in the configuration; the shell leaves `--json=~/x` alone."""
     try:

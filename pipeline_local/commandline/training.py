@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from pipeline_local.commandline.shared import Commands, add_command, add_configuration, path
+from pipeline_local.commandline.shared import (
+    Commands,
+    add_command,
+    add_configuration,
+    add_overrides,
+    add_run_folder,
+    path,
+)
 
 
 def add_all(commands: Commands) -> None:
@@ -34,8 +41,8 @@ def _add_train(commands: Commands) -> None:
         "runs/first",
         "runs/first train.epochs=24",
     )
-    resume.add_argument("run_folder", type=Path, help="run.dir of a run")
-    resume.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=9")
+    add_run_folder(resume)
+    add_overrides(resume, "such as train.epochs=9")
     resume.set_defaults(run="resume")
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from pipeline_local.commandline.shared import numbers
 from pipeline_local.commands.shared import Run, on_new_ranks, read
 from pipeline_local.config import ModulesConfig
 from pipeline_local.configfile import configfile
@@ -52,22 +53,18 @@ def _simulate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pipeline_local.simulation.scenario import Scenario
 
     config, _rank_info, num_stages = read(options)
+    stages = (num_stages,) if options.stages is None else numbers(options.stages)
+    if not stages:
+        raise UserError(f"--stages: whole numbers such as 4,64, got {options.stages!r}")
     scenario = Scenario(
         methods=options.methods,
-        stages=(num_stages,) if options.stages is None else _numbers("--stages", options.stages),
+        stages=stages,
         microbatches=options.microbatches,
         link=LinkOptions(options.latency, options.bandwidth),
         jitter=options.jitter,
     )
     say(simulate.report(config, describe(config.data), scenario, options.json))
     return 0
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise UserError(f"{option}: whole numbers such as 4,64, got {text!r}")
-    return tuple(map(int, words))
 
 
 def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -163,6 +163,8 @@ def path(key: str, value: str | Path) -> Path:
     Raises:
         UserError: it is no path; the message names the key.
     """
+    if not isinstance(value, str | Path):  # a program may give anything
+        raise UserError(f"{key}: should be a path, got {shorten(value)}")
     try:
         return expanded(value) if isinstance(value, str) else value
     except ValueError as error:

@@ -311,11 +311,12 @@ class RunFolder:
         """
         try:
             facts: dict[str, Any] = json.loads(self.summary.read_text())
-            facts["steps"]
+            for key in ("steps", "samples_per_second", "peak_memory_bytes"):
+                facts[key]  # what other commands read
         except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else _reason(error)
             raise UserError(
-                f"{self.summary} is damaged ({_reason(error)}); remove it, and resuming writes it"
-                f" again"
+                f"{self.summary} is damaged ({reason}); remove it, and resuming writes it again"
             ) from None
         return facts
 

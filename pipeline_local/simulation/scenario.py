@@ -69,6 +69,8 @@ class Scenario:
             if name not in METHODS:
                 hint = did_you_mean(name, [*METHODS]) or f"; choose from {', '.join(METHODS)}"
                 yield f"--methods: got {name!r}{hint}"
+        if not self.methods:
+            yield f"--methods: got none; choose from {', '.join(METHODS)}"
         if not self.stages or min(self.stages) < 1:
             got = ",".join(map(str, self.stages))
             yield f"--stages: positive whole numbers such as 4,64, got {got or 'none'}"

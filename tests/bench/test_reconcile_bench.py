@@ -48,6 +48,14 @@ def test_agreement(rows):
     assert rows["exact, every 8"].cosine == pytest.approx(1)
 
 
+def test_nothing_to_agree_with_is_no_agreement():
+    """A head that the signal does not move adds nothing, however it is estimated."""
+    some, none = torch.tensor([3.0, 4.0]), torch.zeros(2)
+    assert reconcile._compare(some, some) == (pytest.approx(1), 1)
+    for pair in ((some, none), (none, some), (none, none)):
+        assert reconcile._compare(*pair) == (0, 0)
+
+
 def test_upstream():
     """A head in the middle, towards the real input gradient of its downstream neighbour."""
     tree = {**TREE, "modules": {"count": 3}, "model": {**TREE["model"], "depth": 3}}

@@ -10,6 +10,7 @@ import pytest
 from pipeline_local.bench import request
 from pipeline_local.commandline import bench, finished, planning
 from pipeline_local.commandline.parser import parse, parser
+from pipeline_local.commandline.shared import numbers, words
 from pipeline_local.commands.table import RUN
 from pipeline_local.finished.exporting import formats
 from pipeline_local.simulation import programs
@@ -63,3 +64,13 @@ def test_old_spellings_are_those_of_today(capsys):
     assert arguments == ["bench", "baselines", "a.yaml", "--baselines=ddp"]
     assert (options.run, options.baselines) == ("bench_baselines", "ddp")
     assert "is now `bench baselines" in capsys.readouterr().err
+
+
+def test_lists_with_commas():
+    assert words("local, ddp,,local ") == ("local", "ddp")
+    assert words(" , ") == ()
+    assert numbers("4, 64,4") == (4, 64)
+    for text in ("4,two", "-1", "1.5", ""):
+        assert numbers(text) == ()
+    options, _ = parse(["simulate", "c.yaml", "--methods", "local, ddp"])
+    assert options.methods == ("local", "ddp")

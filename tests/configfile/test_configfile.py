@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from pipeline_local import Predictor, load, load_config, load_metrics
 from pipeline_local.config import Config, HeadConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import DATA
@@ -169,6 +170,17 @@ def test_a_program_says_paths_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -
     assert configfile.path("run_dir", Path("~/runs")) == Path("~/runs"), "it has said it"
     with pytest.raises(UserError, match=r"^run_dir: should be a path of .* got '\$NOT_SET'$"):
         configfile.path("run_dir", "$NOT_SET")
+
+
+@pytest.mark.parametrize(
+    ("call", "key"),
+    [(load_config, "config"), (load, "run"), (Predictor, "run"), (load_metrics, "run")],
+)
+def test_what_is_no_path_is_told(call, key) -> None:
+    """A program may give anything, such as the number of a run."""
+    for value in (5, b"runs", None):
+        with pytest.raises(UserError, match=f"^{key}: should be a path, got {value!r}$"):
+            call(value)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,16 @@ def test_a_damaged_configuration(tmp_path, text):
         read([path])
 
 
+@pytest.mark.parametrize("key", ["steps", "samples_per_second", "peak_memory_bytes"])
+def test_a_damaged_summary(tmp_path, key):
+    path = make_run(tmp_path / "first")
+    facts = json.loads((path / "summary.json").read_text())
+    facts.pop(key)
+    (path / "summary.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=rf"summary\.json is damaged \(it has no '{key}'\); remove"):
+        read([path])
+
+
 def test_a_run_of_an_earlier_version(tmp_path):
     path = make_run(tmp_path / "first")
     for file in (path / "metrics").iterdir():

@@ -49,6 +49,7 @@ def test_replicas_share_microbatches():
     ("wrong", "problem"),
     [
         ({"methods": ("locl",)}, "--methods: got 'locl'; did you mean 'local'?"),
+        ({"methods": ()}, "--methods: got none; choose from local, 1f1b, 1f1b-8bit, "),
         ({"methods": ("x",)}, "--methods: got 'x'; choose from local, 1f1b, 1f1b-8bit, "),
         ({"stages": (4, 0)}, "--stages: positive whole numbers such as 4,64, got 4,0"),
         ({"stages": ()}, "--stages: positive whole numbers such as 4,64, got none"),
