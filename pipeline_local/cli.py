@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline_local.commandline.parser import parse
-from pipeline_local.commands.table import RUN
+from pipeline_local.commands.table import COMMANDS
 from pipeline_local.configfile import configfile, keys
 from pipeline_local.console import startup
 from pipeline_local.console.screen import complain
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         check_cache_folder()
         gc.freeze()  # torch's modules last as long as the process: collections need not visit them
-        return RUN[options.run](options, arguments)
+        return COMMANDS[options.run](options, arguments)
     except UserError as error:
         _explain(error, options.run)
         return EXIT_USER_ERROR
@@ -109,7 +109,7 @@ def page_of(line: str, command: str) -> str:
 
     Args:
         line: of an error.
-        command: the name of what was running, as in `commands.table.RUN`.
+        command: the name of what was running, as in `commands.table.COMMANDS`.
     """
     known = set(configfile.keys())
     for word in re.findall(r"[a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*", line):

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline_local.cli import RELIABILITY, page_of
 from pipeline_local.commandline.parser import parse, parser
-from pipeline_local.commands.table import RUN
+from pipeline_local.commands.table import COMMANDS
 from pipeline_local.configfile import configfile
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def test_links_resolve(page):
             assert anchor in anchors(linked), target
 
 
-@pytest.mark.parametrize("page", [*(page_of("", command) for command in RUN), RELIABILITY])
+@pytest.mark.parametrize("page", [*(page_of("", command) for command in COMMANDS), RELIABILITY])
 def test_errors_lead_to_a_place_in_a_page(page):
     name, _, anchor = page.partition("#")
     assert (ROOT / name).is_file()

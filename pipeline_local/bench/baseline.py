@@ -151,7 +151,7 @@ class Unavailable(Baseline):
         """Do nothing: `setup` has raised."""
 
 
-class Part(nn.Module):
+class NetworkPart(nn.Module):
     """Consecutive blocks of the network, with the classifier behind the last one.
 
     Args:
@@ -195,7 +195,7 @@ class Part(nn.Module):
 class TrainedParts(Baseline):
     """A baseline that trains one or several parts of the network with one optimizer."""
 
-    parts: list[Part]
+    parts: list[NetworkPart]
     optimizer: torch.optim.Optimizer
 
     def __init__(self, workload: Workload) -> None:
@@ -205,9 +205,9 @@ class TrainedParts(Baseline):
         """Return the weights of all parts."""
         return {name: weight for part in self.parts for name, weight in part.weights().items()}
 
-    def make(self, *cut: range, recompute: bool = False) -> list[Part]:
+    def make(self, *cut: range, recompute: bool = False) -> list[NetworkPart]:
         """Build a part for each range of blocks, and one optimizer for all parts."""
-        self.parts = [Part(self.workload, numbers, recompute) for numbers in cut]
+        self.parts = [NetworkPart(self.workload, numbers, recompute) for numbers in cut]
         self.optimizer = self.workload.optimizer(nn.ModuleList(self.parts))
         return self.parts
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline_local.bench.baseline import (
-    Part,
+    NetworkPart,
     TrainedParts,
     UnavailableError,
     Workload,
@@ -56,12 +56,12 @@ class DeepSpeed(TrainedParts):
         deepspeed.init_distributed()  # uses the existing process group
         stages = cut(workload, owners(self.name, ranks))
         model = self._kind()(
-            [LayerSpec(Part, workload, blocks) for blocks in stages],
+            [LayerSpec(NetworkPart, workload, blocks) for blocks in stages],
             num_stages=ranks,
             loss_fn=workload.loss,
             partition_method="uniform",
         )
-        self.parts = [layer for layer in model.modules() if isinstance(layer, Part)]
+        self.parts = [layer for layer in model.modules() if isinstance(layer, NetworkPart)]
         self._engine, self.optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=workload.optimizer(model), config=self._engine_config()
         )

@@ -18,7 +18,7 @@ from pipeline_local.bench.bubbles import bubble
 from pipeline_local.bench.local import IsolatedStage, LocalPipeline
 from pipeline_local.bench.memory import Footprint
 from pipeline_local.bench.methods import ACCUMULATING, PIPELINED, REPLICATED, WHOLE
-from pipeline_local.bench.request import Request
+from pipeline_local.bench.options import BenchOptions
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import describe
 from pipeline_local.errors import first_line
@@ -34,7 +34,7 @@ RECONCILED = "local, reconciled"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Contestant:
     """A baseline to measure.
 
     Attributes:
@@ -87,11 +87,11 @@ class RankResult:
 class Measured:
     """One baseline, with the results of all ranks."""
 
-    entry: Entry
+    entry: Contestant
     results: list[RankResult]
 
 
-def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measured]:
+def measure(config: Config, rank_info: RankInfo, request: BenchOptions) -> list[Measured]:
     """Measure all baselines. All ranks call it together, and each gets the results of all ranks.
 
     Raises:
@@ -114,45 +114,47 @@ def measure(config: Config, rank_info: RankInfo, request: Request) -> list[Measu
     return [Measured(e, list(column)) for e, column in zip(found, columns, strict=True)]
 
 
-def entries(workload: Workload, request: Request) -> list[Entry]:
+def entries(workload: Workload, request: BenchOptions) -> list[Contestant]:
     """Return an entry for each baseline; one for each number of microbatches where it has any."""
     return [entry for name in request.baselines for entry in _entries(workload, request, name)]
 
 
-def _entries(workload: Workload, request: Request, name: str) -> Iterator[Entry]:
+def _entries(workload: Workload, request: BenchOptions, name: str) -> Iterator[Contestant]:
     ranks = workload.rank_info.world_size
     threads = workload.rank_info.threads(workload.config.parallel)
     if name in WHOLE:
         whole = threads * workload.rank_info.local_world_size
         for count in request.microbatches if name in ACCUMULATING else (1,):
-            yield Entry(name, 1, count, WHOLE[name](workload, count), whole)
+            yield Contestant(name, 1, count, WHOLE[name](workload, count), whole)
     elif name in REPLICATED:
-        yield Entry(name, ranks, 1, REPLICATED[name](workload, 1), threads)
+        yield Contestant(name, ranks, 1, REPLICATED[name](workload, 1), threads)
     elif name in PIPELINED:
         for count in request.microbatches:
             pipeline = PIPELINED[name](workload, count)
             replicas = workload.mesh.replicas[0]
-            yield Entry(name, ranks, count, pipeline, threads, replicas=replicas)
+            yield Contestant(name, ranks, count, pipeline, threads, replicas=replicas)
     else:
         yield from _local(workload, threads)
 
 
-def _local(workload: Workload, threads: int) -> Iterator[Entry]:
+def _local(workload: Workload, threads: int) -> Iterator[Contestant]:
     ranks, count = workload.rank_info.world_size, workload.config.train.microbatches
     own = workload.config.reconcile
     for name, reconcile in (("local", replace(own, weight=0.0)), (RECONCILED, own)):
         if name == RECONCILED and own.weight == 0:
-            yield Entry(name, ranks, count, Unavailable("reconcile.weight is 0"), threads)
+            yield Contestant(name, ranks, count, Unavailable("reconcile.weight is 0"), threads)
             continue
-        yield Entry(name, ranks, count, LocalPipeline(workload, reconcile), threads)
+        yield Contestant(name, ranks, count, LocalPipeline(workload, reconcile), threads)
         if workload.mesh.is_replicated:
             bytes_alone = LocalPipeline(workload, reconcile, "bytes")
-            yield Entry(f"{name}, bytes alone", ranks, count, bytes_alone, threads)
+            yield Contestant(f"{name}, bytes alone", ranks, count, bytes_alone, threads)
             apart = LocalPipeline(workload, reconcile, "nothing")
-            yield Entry(f"{name}, nothing exchanged", ranks, count, apart, threads)
+            yield Contestant(f"{name}, nothing exchanged", ranks, count, apart, threads)
         if ranks > 1:
             baseline = IsolatedStage(workload, reconcile)
-            yield Entry(f"{name}, isolated stages", ranks, count, baseline, threads, isolates=name)
+            yield Contestant(
+                f"{name}, isolated stages", ranks, count, baseline, threads, isolates=name
+            )
 
 
 class Turns:
@@ -169,7 +171,7 @@ class Turns:
         self._rank_store = rank_store
         self._steps = steps
 
-    def run(self, found: Sequence[Entry], runs: int) -> list[RankResult]:
+    def run(self, found: Sequence[Contestant], runs: int) -> list[RankResult]:
         """Run the entries as A B C, A B C, ...; in a turn before these, only memory is measured."""
         results = [self._prepare(entry, number) for number, entry in enumerate(found)]
         for _ in range(runs):
@@ -180,7 +182,7 @@ class Turns:
                     result.spent.append(spent)
         return results
 
-    def _prepare(self, entry: Entry, number: int) -> RankResult:
+    def _prepare(self, entry: Contestant, number: int) -> RankResult:
         result = RankResult()
         _ = self._workload.batch  # shared: allocated before memory is counted
         torch.set_num_threads(entry.threads)
@@ -199,7 +201,7 @@ class Turns:
             result.flops = entry.baseline.flops()
         return result
 
-    def _attempt(self, entry: Entry, work: Callable[[], object], topic: str) -> str:
+    def _attempt(self, entry: Contestant, work: Callable[[], object], topic: str) -> str:
         """Return why the baseline cannot run on some rank; "" if all ranks can run it."""
         reason = ""
         try:
@@ -216,7 +218,7 @@ class Turns:
         answers = self._rank_store.gather(topic, COLLECTIVE_TIMEOUT)
         return next((answer["reason"] for answer in answers if answer["reason"]), "")
 
-    def _turn(self, entry: Entry) -> tuple[float, dict[str, float]]:
+    def _turn(self, entry: Contestant) -> tuple[float, dict[str, float]]:
         """Return the seconds of the timed steps, and those of them that were `busy` or `waited`."""
         baseline, device = entry.baseline, self._workload.rank_info.device
         torch.set_num_threads(entry.threads)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline_local.bench.harness import Measured, RankResult, measure
-from pipeline_local.bench.request import Request
+from pipeline_local.bench.options import BenchOptions
 from pipeline_local.bench.timing import Times
 from pipeline_local.config import Config
 from pipeline_local.console.screen import markdown_table
@@ -65,7 +65,7 @@ class BaselineRow:
     reason: str = ""
 
 
-def report(config: Config, rank_info: RankInfo, request: Request) -> str:
+def report(config: Config, rank_info: RankInfo, request: BenchOptions) -> str:
     """Measure, write the rows as JSON if asked, and return a Markdown table with its settings.
 
     All ranks call it together.
@@ -88,7 +88,7 @@ def report(config: Config, rank_info: RankInfo, request: Request) -> str:
 
 
 def setting(
-    config: Config, rank_info: RankInfo, request: Request, threads: int
+    config: Config, rank_info: RankInfo, request: BenchOptions, threads: int
 ) -> dict[str, str | int]:
     """Return the model, machine and options that the numbers were measured with."""
     reconcile = config.reconcile

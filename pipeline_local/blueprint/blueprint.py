@@ -26,7 +26,7 @@ from pipeline_local.learning import heads
 from pipeline_local.learning import information as terms
 from pipeline_local.learning.body import Body
 from pipeline_local.learning.compiler import compile_head
-from pipeline_local.learning.heads import Follower, Site, copies
+from pipeline_local.learning.heads import HasCopy, Site, copies
 from pipeline_local.learning.information import Ends, Information, InformedHead
 from pipeline_local.learning.lag_plan import LaggedContent, ModuleSpecs
 from pipeline_local.learning.module import LocalModule
@@ -195,7 +195,7 @@ class Blueprint:
     def _body_and_head(self, index: int, device: torch.device) -> tuple[Body, nn.Module]:
         blocks = [self.fresh(block, device) for block in self.blocks(index)]
         for block in blocks:
-            if isinstance(block, Follower):
+            if isinstance(block, HasCopy):
                 block.begin(self.fresh(self._original(index, block), device))
         return self._joined(index, blocks, self._head(index, device))
 
@@ -266,7 +266,7 @@ class Blueprint:
         """Loads a module's part of a whole model's state dict."""
         parts = self.parts(module)
         head = terms.parts(module.head)[0]
-        if isinstance(head, Follower) and head.copy is not None:
+        if isinstance(head, HasCopy) and head.copy is not None:
             parts.append((self._original(module.index, head), head.copy))
         for block, part in parts:
             weights.load_block(part, block, found.state, found.fresh)
@@ -283,11 +283,11 @@ class Blueprint:
             return self.fresh(self.backbone.classifier, device)
         seed = seeds.derive(self.config.train.seed, "head", index)
         head = self.fresh_head(self._auxiliary_head(index), seed, device)
-        if isinstance(own := terms.parts(head)[0], Follower):
+        if isinstance(own := terms.parts(head)[0], HasCopy):
             own.begin(self.fresh(self._original(index, own), device))
         return head
 
-    def _original(self, index: int, follower: Follower) -> Block:
+    def _original(self, index: int, follower: HasCopy) -> Block:
         """Returns what a part of a module follows."""
         if follower.follows == "unembedding":
             return self.backbone.classifier

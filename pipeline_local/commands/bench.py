@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run, on_new_ranks, read
+from pipeline_local.commands.shared import Commands, on_new_ranks, read
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
 
@@ -18,11 +18,11 @@ def _bench_reconcile(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from pipeline_local.bench import table
-    from pipeline_local.bench.request import Request
+    from pipeline_local.bench.options import BenchOptions
 
     config, rank_info, _ = read(options)
     mesh = rank_info.mesh(config.parallel)
-    request = Request.read(
+    request = BenchOptions.read(
         config,
         mesh,
         baselines=options.baselines,
@@ -38,7 +38,7 @@ def _bench_baselines(options: argparse.Namespace, arguments: Sequence[str]) -> i
     return 0
 
 
-RUN: Run = {
+COMMANDS: Commands = {
     "bench_reconcile": _bench_reconcile,
     "bench_baselines": _bench_baselines,
 }

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run
+from pipeline_local.commands.shared import Commands
 
 
 def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -12,4 +12,4 @@ def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
     return doctor(options.quick, options.json)
 
 
-RUN: Run = {"doctor": _doctor}
+COMMANDS: Commands = {"doctor": _doctor}

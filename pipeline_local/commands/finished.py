@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run
+from pipeline_local.commands.shared import Commands
 from pipeline_local.console.screen import say
 from pipeline_local.errors import UserError, counted
 from pipeline_local.user_input import new_file
@@ -101,7 +101,7 @@ def _trace(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-RUN: Run = {
+COMMANDS: Commands = {
     "export": _export,
     "evaluate": _evaluate,
     "predict": _predict,

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline_local.commandline.shared import numbers
-from pipeline_local.commands.shared import Run, on_new_ranks, read
+from pipeline_local.commands.shared import Commands, on_new_ranks, read
 from pipeline_local.config import ModulesConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
@@ -82,7 +82,7 @@ def _profile(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 0
 
 
-RUN: Run = {
+COMMANDS: Commands = {
     "plan": _plan,
     "advise": _advise,
     "simulate": _simulate,

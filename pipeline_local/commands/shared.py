@@ -8,7 +8,7 @@ from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.ranks.rank import RankInfo
 
-Run = dict[str, Callable[[argparse.Namespace, Sequence[str]], int]]
+Commands = dict[str, Callable[[argparse.Namespace, Sequence[str]], int]]
 """What commands do, by the name that their parsers give as `run`."""
 
 

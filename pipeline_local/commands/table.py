@@ -1,14 +1,14 @@
 """What each command does. `commandline/` says what they take."""
 
 from pipeline_local.commands import bench, doctor, finished, planning, training, writing
-from pipeline_local.commands.shared import Run
+from pipeline_local.commands.shared import Commands
 
-RUN: Run = {
-    **training.RUN,
-    **writing.RUN,
-    **planning.RUN,
-    **finished.RUN,
-    **bench.RUN,
-    **doctor.RUN,
+COMMANDS: Commands = {
+    **training.COMMANDS,
+    **writing.COMMANDS,
+    **planning.COMMANDS,
+    **finished.COMMANDS,
+    **bench.COMMANDS,
+    **doctor.COMMANDS,
 }
 """What each command does, by the name that its parser gives as `run`."""

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection, Sequence
 
-from pipeline_local.commands.shared import Run
+from pipeline_local.commands.shared import Commands
 from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.console import startup
@@ -14,13 +14,13 @@ from pipeline_local.ranks.rank import RankInfo
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     config = configfile.load(options.config, options.overrides)
-    said = {text.partition("=")[0] for text in options.overrides}
+    overridden = {text.partition("=")[0] for text in options.overrides}
     if options.dry_run:
-        return _try(config, said)
-    return _run(config, arguments, said)
+        return _try(config, overridden)
+    return _run(config, arguments, overridden)
 
 
-def _try(config: Config, said: Collection[str]) -> int:
+def _try(config: Config, overridden: Collection[str]) -> int:
     """Check all that a run checks before it starts, and show what it would be."""
     from pipeline_local.placement.describe import describe, explain
     from pipeline_local.record import summary
@@ -29,7 +29,7 @@ def _try(config: Config, said: Collection[str]) -> int:
     rank_info = RankInfo.from_environment()
     mesh = rank_info.mesh(config.parallel)
     there = rank_info if rank_info.launched else RankInfo.of_host(mesh.num_ranks)
-    placement = preflight.check(config.on_stages(mesh.num_stages), there, said)
+    placement = preflight.check(config.on_stages(mesh.num_stages), there, overridden)
     startup.over()
     if rank_info.rank == 0:
         say(explain(placement.blueprint))
@@ -51,7 +51,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return _run(RunFolder(options.run_folder).resumed(options.overrides), arguments, None)
 
 
-def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None) -> int:
+def _run(config: Config, arguments: Sequence[str], overridden: Collection[str] | None) -> int:
     """Train in this process, or on ranks that are started with the same arguments."""
     from pipeline_local.ranks.launcher import reporting_failure, start_ranks
     from pipeline_local.training.train import train
@@ -61,18 +61,18 @@ def _run(config: Config, arguments: Sequence[str], said: Collection[str] | None)
     if count > 1 and not rank_info.launched:
         from pipeline_local.training import preflight
 
-        preflight.check(config, RankInfo.of_host(count), said)
+        preflight.check(config, RankInfo.of_host(count), overridden)
         return start_ranks(count, arguments)
     with reporting_failure():
-        train(config, rank_info, said=said)
+        train(config, rank_info, overridden=overridden)
     return 0
 
 
 def _tokenize(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from pipeline_local.data.tokens.command import Request, tokenize
+    from pipeline_local.data.tokens.command import TokenizeOptions, tokenize
 
     tokenize(
-        Request(
+        TokenizeOptions(
             root=options.data,
             vocabulary=options.vocabulary,
             tokenizer=options.tokenizer,
@@ -102,7 +102,7 @@ def _hosts(options: argparse.Namespace, _: Sequence[str]) -> int:
     return start_ranks(ranks, options.arguments, hosts)
 
 
-RUN: Run = {
+COMMANDS: Commands = {
     "train": _train,
     "resume": _resume,
     "config": _config,

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline_local.commands.shared import Run
+from pipeline_local.commands.shared import Commands
 from pipeline_local.configfile import keys
 from pipeline_local.console.screen import Screen, say
 from pipeline_local.user_input import new_file
@@ -49,4 +49,4 @@ def _completion(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-RUN: Run = {"init": _init, "explain": _explain, "completion": _completion}
+COMMANDS: Commands = {"init": _init, "explain": _explain, "completion": _completion}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline_local.config import DataConfig
 from pipeline_local.data import given_batches
-from pipeline_local.data.given import Given
+from pipeline_local.data.given import GivenSamples
 from pipeline_local.data.images import batches
 from pipeline_local.data.images import datasets as images
 from pipeline_local.data.images.normalize import Normalize
@@ -122,8 +122,8 @@ class GivenData:
         accept: what the task makes of labels [B, ...]; None: floating-point ones are float32.
     """
 
-    train: Given
-    test: Given
+    train: GivenSamples
+    test: GivenSamples
     num_classes: int
     batch_size: int
     workers: int = 0

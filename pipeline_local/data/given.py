@@ -41,7 +41,7 @@ TARGET_COLUMNS = (*LABEL_COLUMNS, "y", "targets")
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenSamples:
     """Samples, and how whoever handed them in wants them loaded."""
 
     samples: Samples
@@ -54,7 +54,7 @@ class Given:
     """Whether training visits the samples in a new order in each epoch."""
 
 
-def given(data: object) -> Given:
+def given(data: object) -> GivenSamples:
     """Take over a user's own data.
 
     What draws random numbers while a sample is read, such as a random crop, becomes a function of
@@ -136,7 +136,7 @@ def _column(names: Sequence[str], known: Sequence[str], role: str) -> str:
     )
 
 
-def _from_loader(loader: "DataLoader[Any]") -> Given:
+def _from_loader(loader: "DataLoader[Any]") -> GivenSamples:
     """The data set of a DataLoader, with its settings."""
     if isinstance(loader.dataset, IterableDataset):
         return given(loader.dataset)  # is refused
@@ -165,7 +165,7 @@ def _check_sampler(loader: "DataLoader[Any]") -> None:
         )
 
 
-def _checked(samples: Samples) -> Given:
+def _checked(samples: Samples) -> GivenSamples:
     """The first two samples must have one form; the others are checked when they are read."""
     if not len(samples):
         raise UserError("data has no samples: got none; add some")
@@ -176,4 +176,4 @@ def _checked(samples: Samples) -> Given:
             forms.append(Form.of(*samples[index]))
     if forms[0] != forms[-1]:
         raise different(forms[0], forms[-1], "sample 1")
-    return Given(samples, forms[0])
+    return GivenSamples(samples, forms[0])

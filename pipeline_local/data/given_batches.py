@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline_local.data.given import Given
+from pipeline_local.data.given import GivenSamples
 from pipeline_local.data.loading import Batch, load
 from pipeline_local.data.sampler import steps_per_epoch, train_indices
 from pipeline_local.data.samples import Form
@@ -16,7 +16,7 @@ from pipeline_local.seeds import derive
 
 
 def train_batches(
-    given: Given,
+    given: GivenSamples,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -43,7 +43,7 @@ def train_batches(
 
 
 def test_batches(
-    given: Given,
+    given: GivenSamples,
     batch_size: int,
     workers: int = 0,  # noqa: PT028 (no test)
     share: Share = WHOLE,  # noqa: PT028 (no test)
@@ -67,7 +67,7 @@ def test_batches(
 class GivenTrainSource:
     """The training batches of a run."""
 
-    given: Given
+    given: GivenSamples
     batch_size: int
     seed: int
     share: Share = WHOLE
@@ -93,7 +93,7 @@ class GivenTrainSource:
 class GivenTestSource:
     """The test batches, the last one filled up; what is random in a sample is always the same."""
 
-    given: Given
+    given: GivenSamples
     batch_size: int
     share: Share = WHOLE
     skipped: list[str] = field(default_factory=list)

@@ -22,7 +22,7 @@ from pipeline_local.given.given import handed, like
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import NextToken, Task
 from pipeline_local.models.backbone import Block
-from pipeline_local.models.given import Given
+from pipeline_local.models.given import GivenModel
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.stage import Stage
@@ -70,7 +70,7 @@ def load(
 
 
 @contextmanager
-def standing_in(folder: RunFolder, model: Given | None) -> Iterator[None]:
+def standing_in(folder: RunFolder, model: GivenModel | None) -> Iterator[None]:
     """Let a program's model stand for the one with which `fit` has made a run; None: for none.
 
     Raises:

@@ -14,7 +14,7 @@ from pipeline_local.finished.exits.thresholds import top
 from pipeline_local.finished.finished import CPU, load, standing_in
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Classification
-from pipeline_local.models.given import Given
+from pipeline_local.models.given import GivenModel
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.record.choice import HeadChoice, chosen_heads
 from pipeline_local.record.folder import RunFolder
@@ -71,7 +71,7 @@ class Predictor:
         self,
         run: str | Path,
         device: torch.device = CPU,
-        model: Given | None = None,
+        model: GivenModel | None = None,
         heads: int | Sequence[int] | Literal["all"] | None = None,
         upto: int | None = None,
         step: int | str = "newest",

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pipeline_local.config import OptimizerConfig, RunConfig
-from pipeline_local.data.given import Given as GivenSamples
-from pipeline_local.data.given import given
+from pipeline_local.data.given import GivenSamples, given
 from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.errors import UserError
 from pipeline_local.given.given import Given, Loss, as_weights, optimizer_of
@@ -28,7 +27,7 @@ Tree: TypeAlias = dict[str, Any]
 
 
 def check(
-    model: given_models.Given,
+    model: given_models.GivenModel,
     epochs: int | None,
     sections: Mapping[str, Any],
 ) -> None:
@@ -124,7 +123,7 @@ def samples(name: str, data: object) -> GivenSamples:
 
 
 def collected(
-    model: given_models.Given,
+    model: given_models.GivenModel,
     data: GivenSamples,
     task: str | Mapping[str, Any] | Task | None,
     loss: Loss | None,
@@ -150,7 +149,7 @@ def collected(
     )
 
 
-def _example(data: GivenSamples, model: given_models.Given) -> Tensor:
+def _example(data: GivenSamples, model: given_models.GivenModel) -> Tensor:
     """Two inputs of the data, in the precision of the model."""
     indices = range(min(2, len(data.samples)))
     with generators_kept():

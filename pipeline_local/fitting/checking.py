@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline_local.config import Config
 from pipeline_local.data.datasets import GivenData
-from pipeline_local.data.given import Given as GivenSamples
+from pipeline_local.data.given import GivenSamples
 from pipeline_local.data.samples import Form, Samples, TensorSamples
 from pipeline_local.errors import UserError
 from pipeline_local.fitting.arguments import is_language

@@ -36,7 +36,7 @@ from pipeline_local.watch.store import Facts
 
 @undisturbed
 def fit(
-    model: given_models.Given,
+    model: given_models.GivenModel,
     train: object,
     test: object,
     /,
@@ -159,7 +159,7 @@ class _Where(Callback):
 @undisturbed
 def load(
     run: str | Path,
-    model: given_models.Given | None = None,
+    model: given_models.GivenModel | None = None,
     step: int | str = "newest",
     exit: int | None = None,
 ) -> nn.Module:

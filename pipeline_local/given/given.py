@@ -49,7 +49,7 @@ class Given:
         schedule: (step, num_steps) -> factor of the learning rate.
     """
 
-    model: given_models.Given
+    model: given_models.GivenModel
     example: Tensor
     layout: Layout | None = None
     data: GivenData | None = None
@@ -74,13 +74,13 @@ class Given:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-def like(model: given_models.Given, info: DataInfo) -> Given:
+def like(model: given_models.GivenModel, info: DataInfo) -> Given:
     """A model in place of the one that was handed in when a run was made, without its data."""
     example = torch.zeros(2, *info.sample_shape, dtype=getattr(torch, info.dtype))
     return Given(model=model, example=as_weights(example, model))
 
 
-def as_weights(example: Tensor, model: given_models.Given) -> Tensor:
+def as_weights(example: Tensor, model: given_models.GivenModel) -> Tensor:
     """Numbers in the precision of the model; whole numbers stay."""
     weights = given_models.network_of(model)[0].parameters()
     dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)

@@ -13,7 +13,7 @@ MOST_TRIED = 50_000
 
 
 @dataclass(frozen=True, order=True)
-class Link:
+class GpuLink:
     """The way between two GPUs; the faster one is the greater.
 
     Attributes:
@@ -29,7 +29,7 @@ class Link:
     text: str = field(compare=False, default="")
 
 
-Links = tuple[tuple[Link, ...], ...]
+GpuLinks = tuple[tuple[GpuLink, ...], ...]
 """The link of each pair of GPUs."""
 
 
@@ -99,7 +99,7 @@ class _Search:
         return sum(self._added(path[:rank], path[rank]) for rank in range(len(path)))
 
 
-def read(nvml: Any, handles: Sequence[Handle]) -> Links:  # noqa: ANN401 (pynvml has no types)
+def read(nvml: Any, handles: Sequence[Handle]) -> GpuLinks:  # noqa: ANN401 (pynvml has no types)
     """Returns the link of each pair of GPUs, as NVML says it.
 
     Raises:
@@ -108,9 +108,9 @@ def read(nvml: Any, handles: Sequence[Handle]) -> Links:  # noqa: ANN401 (pynvml
     ends = [_NvLinks(nvml, handle) for handle in handles]
     places = [_place(nvml.nvmlDeviceGetPciInfo(handle)) for handle in handles]
 
-    def link(a: int, b: int) -> Link:
+    def link(a: int, b: int) -> GpuLink:
         if a == b:
-            return Link(0, False, 0)
+            return GpuLink(0, False, 0)
         nvlinks = ends[a].to(places[b]) + min(ends[a].switched, ends[b].switched)
         level = nvml.nvmlDeviceGetTopologyCommonAncestor(handles[a], handles[b])
         way = nvml.NVML_P2P_CAPS_INDEX_NVLINK if nvlinks else nvml.NVML_P2P_CAPS_INDEX_READ
@@ -167,8 +167,8 @@ _LEVELS = {
 """By NVML_TOPOLOGY_*; nvidia-smi says PIX, PXB, PHB, NODE and SYS from the second on."""
 
 
-def _named(nvlinks: int, peer: bool, level: int) -> Link:
+def _named(nvlinks: int, peer: bool, level: int) -> GpuLink:
     if nvlinks:
-        return Link(nvlinks, peer, -level, f"NVLink x{nvlinks}")
+        return GpuLink(nvlinks, peer, -level, f"NVLink x{nvlinks}")
     through = "" if peer else " without peer access"
-    return Link(0, peer, -level, _LEVELS.get(level, f"level {level}") + through)
+    return GpuLink(0, peer, -level, _LEVELS.get(level, f"level {level}") + through)

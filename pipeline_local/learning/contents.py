@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline_local.config import Config
 from pipeline_local.learning import heads
-from pipeline_local.learning.heads import EmaHead, Follower
+from pipeline_local.learning.heads import EmaHead, HasCopy
 from pipeline_local.learning.information import parts
 from pipeline_local.learning.lag_plan import LaggedContent, LagPlan, Learner, SpecsOf
 from pipeline_local.learning.lagged_queue import Kept
@@ -50,7 +50,7 @@ class Feedback(LaggedContent):
 
 
 @dataclass(frozen=True)
-class Copies(LaggedContent):
+class BlockCopies(LaggedContent):
     """Parameter copies: those of the sender's first block, which the receiver's head follows.
 
     A message of step n `every` (n = 1, 2, ...) holds the parameters as that many updates have made
@@ -153,7 +153,7 @@ class Distillation(FromLast):
 
 
 @dataclass(frozen=True)
-class Unembeddings(FromLast):
+class UnembeddingCopies(FromLast):
     """Copies of the last module's unembedding, which the heads of all others read, or a tied
     embedding in the first one.
 
@@ -200,10 +200,10 @@ class Unembeddings(FromLast):
         return weight
 
 
-def followers(body: nn.Module, head: nn.Module) -> Iterator[Follower]:
+def followers(body: nn.Module, head: nn.Module) -> Iterator[HasCopy]:
     """Return the parts of a module that have a copy: of a block, or of the unembedding."""
     for part in (*body.children(), parts(head)[0]):
-        if isinstance(part, Follower) and part.copy is not None:
+        if isinstance(part, HasCopy) and part.copy is not None:
             yield part
 
 
@@ -227,9 +227,9 @@ def lag_plan(config: Config, num_modules: int, tied: bool = False) -> LagPlan:
     refresh = heads.refresh(config.head)
     shared = refresh > 0 and heads.follows(config.head) == "unembedding"
     if refresh and not shared:
-        contents.append(Copies(refresh))
+        contents.append(BlockCopies(refresh))
     if shared or tied:
-        contents.append(Unembeddings(refresh if shared else TIED_REFRESH, num_modules, shared))
+        contents.append(UnembeddingCopies(refresh if shared else TIED_REFRESH, num_modules, shared))
     if config.distill.weight > 0:
         together = config.distill.teacher == "together"
         contents.append(Distillation(config.distill.every, num_modules, together))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_local.errors import first_line
-from pipeline_local.loggers.logger import Logger, Run
+from pipeline_local.loggers.logger import LoggedRun, Logger
 from pipeline_local.loggers.mlflow import MLflow
-from pipeline_local.loggers.rows import Row, Tail
+from pipeline_local.loggers.rows import LogRow, Tail
 from pipeline_local.loggers.tensorboard import TensorBoard
 from pipeline_local.loggers.wandb import WandB
 from pipeline_local.process.early import STOP_SIGNALS
@@ -41,7 +41,7 @@ def main() -> None:
     commands = io.FileIO(os.dup(0))  # without a buffer, of which `select` knows nothing
     facts = json.loads(commands.readline())
     say = _apart(Path(facts["folder"]) / "log.txt")
-    run = Run(Path(facts["folder"]), facts["step"], facts["config"])
+    run = LoggedRun(Path(facts["folder"]), facts["step"], facts["config"])
     Loggers(run, facts["log"], say).follow(Tail(facts["files"]), commands)
     os._exit(0)  # no thread of a library holds it up
 
@@ -70,13 +70,13 @@ class Loggers:
         say: prints a line for people.
     """
 
-    def __init__(self, run: Run, wanted: dict[str, Any], say: Callable[[str], None]) -> None:
+    def __init__(self, run: LoggedRun, wanted: dict[str, Any], say: Callable[[str], None]) -> None:
         self._say = say
         self._loggers: dict[str, Logger] = {}
         for key, value in wanted.items():
             self._try(key, partial(self._begin, key, run, value))
 
-    def _begin(self, key: str, run: Run, value: Any) -> None:  # noqa: ANN401
+    def _begin(self, key: str, run: LoggedRun, value: Any) -> None:  # noqa: ANN401
         logger = self._loggers[key] = LOGGERS[key](run, value)
         if logger.address:
             self._say(f"log.{key}: {logger.address}")
@@ -93,7 +93,7 @@ class Loggers:
         for key, logger in list(self._loggers.items()):
             self._try(key, partial(logger.close, code))
 
-    def write(self, rows: list[Row]) -> None:
+    def write(self, rows: list[LogRow]) -> None:
         """Hand rows to every logger that still works."""
         for key, logger in list(self._loggers.items()):
             self._try(key, partial(logger.write, rows))

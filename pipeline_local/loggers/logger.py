@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline_local.loggers.rows import Row
+from pipeline_local.loggers.rows import LogRow
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """A run, as a logger sees it.
 
     Attributes:
@@ -43,14 +43,14 @@ class Run:
 class Logger(Protocol):
     """A library that shows curves. Whatever it raises ends this logger, and not the run."""
 
-    def __init__(self, run: Run, where: Any) -> None:  # noqa: ANN401 (the value of its key)
+    def __init__(self, run: LoggedRun, where: Any) -> None:  # noqa: ANN401 (the value of its key)
         """Begin a run of the logger, or go on with it."""
 
     @property
     def address(self) -> str | None:
         """Where the curves can be seen, if a browser can."""
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[LogRow]) -> None:
         """Hand over rows."""
 
     def close(self, code: int) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from pipeline_local.errors import EXIT_STOPPED
-from pipeline_local.loggers.logger import Run
-from pipeline_local.loggers.rows import Row
+from pipeline_local.loggers.logger import LoggedRun
+from pipeline_local.loggers.rows import LogRow
 
 T = TypeVar("T")
 _MOST_PARAMS = 100
@@ -26,7 +26,7 @@ class MLflow:
 
     address = None
 
-    def __init__(self, run: Run, where: str) -> None:
+    def __init__(self, run: LoggedRun, where: str) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient()
@@ -38,7 +38,7 @@ class MLflow:
             self._client.update_run(known, status="RUNNING")
         self._id = known
 
-    def _begin(self, run: Run, experiment: str) -> str:
+    def _begin(self, run: LoggedRun, experiment: str) -> str:
         from mlflow.entities import Param
 
         found = self._client.get_experiment_by_name(experiment)
@@ -49,7 +49,7 @@ class MLflow:
             self._client.log_batch(made, params=part)
         return made
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[LogRow]) -> None:
         """Log all rows, in as few calls as MLflow allows."""
         from mlflow.entities import Metric
 

@@ -17,7 +17,7 @@ _PLACE = ("event", "stage", "step", "epoch", "time", "modules")
 
 
 @dataclass(frozen=True)
-class Row:
+class LogRow:
     """What a logger gets at once.
 
     Attributes:
@@ -42,7 +42,7 @@ class Tail:
         self._read = {Path(path): size for path, size in files.items()}
         self._waiting: dict[tuple[int, str], dict[Path, Facts]] = defaultdict(dict)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[LogRow]:
         """Yield the rows that have become complete since the last call, in order of their steps."""
         for path in self._read:
             for facts in self._new(path):
@@ -64,7 +64,7 @@ class Tail:
                     yield facts
 
 
-def joined(stages: list[Facts]) -> Row:
+def joined(stages: list[Facts]) -> LogRow:
     """Return the row of one event.
 
     Args:
@@ -80,7 +80,7 @@ def joined(stages: list[Facts]) -> Row:
         for number, row in facts["modules"].items():
             values |= {f"{prefix}{name}/module_{number}": value for name, value in row.items()}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    return Row(first["step"], first["time"], numbers)
+    return LogRow(first["step"], first["time"], numbers)
 
 
 def _of_stage(facts: Facts) -> Iterator[tuple[str, Any]]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline_local.loggers.logger import Run
-from pipeline_local.loggers.rows import Row
+from pipeline_local.loggers.logger import LoggedRun
+from pipeline_local.loggers.rows import LogRow
 
 
 class TensorBoard:
@@ -17,7 +17,7 @@ class TensorBoard:
 
     address = None
 
-    def __init__(self, run: Run, where: bool) -> None:
+    def __init__(self, run: LoggedRun, where: bool) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -28,7 +28,7 @@ class TensorBoard:
         self._writer.add_event(Event(step=run.step, summary=_hyperparameters(run.config)))
         self._writer.flush()
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[LogRow]) -> None:
         """Write an event for each row."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary

@@ -4,8 +4,8 @@ import os
 import uuid
 from collections.abc import Sequence
 
-from pipeline_local.loggers.logger import Run
-from pipeline_local.loggers.rows import Row
+from pipeline_local.loggers.logger import LoggedRun
+from pipeline_local.loggers.rows import LogRow
 
 
 class WandB:
@@ -16,7 +16,7 @@ class WandB:
         where: the project.
     """
 
-    def __init__(self, run: Run, where: str) -> None:
+    def __init__(self, run: LoggedRun, where: str) -> None:
         import wandb
 
         known = run.known("wandb") or uuid.uuid4().hex[:8]
@@ -39,7 +39,7 @@ class WandB:
         url: str | None = self._run.url
         return url
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[LogRow]) -> None:
         """Log each row with its step."""
         for row in rows:
             self._run.log({"step": row.step, **row.values})

@@ -22,7 +22,7 @@ REENTRANT = (
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckedPart:
     """A block or a head.
 
     Attributes:
@@ -47,22 +47,24 @@ def model_key(blueprint: Blueprint) -> str:
     return "model" if blueprint.config.model.name == GIVEN else "model.name"
 
 
-def parts_of(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[Part]:
+def parts_of(blueprint: Blueprint, index: int, held: Sequence[nn.Module]) -> list[CheckedPart]:
     """Returns the blocks of a module, and its head; `held` has them in this order."""
     key, output_shape = model_key(blueprint), blueprint.task.output_shape
     blocks = [
-        Part(f"block {blueprint.backbone.blocks[i].name!r}", key, part, blueprint.output_shapes[i])
+        CheckedPart(
+            f"block {blueprint.backbone.blocks[i].name!r}", key, part, blueprint.output_shapes[i]
+        )
         for i, part in zip(blueprint.modules[index], held, strict=False)
     ]
     if blueprint.is_last(index):
         name = blueprint.backbone.classifier.name
-        return [*blocks, Part(f"block {name!r}", key, held[-1], output_shape)]
+        return [*blocks, CheckedPart(f"block {name!r}", key, held[-1], output_shape)]
     label = f"the {blueprint.config.head.name} head of module {index + 1}"
-    head = Part(label, "head.name", held[-1], output_shape)
+    head = CheckedPart(label, "head.name", held[-1], output_shape)
     if (term := term_of(held[-1])) is None:
         return [*blocks, head]
     label = f"the {blueprint.config.information.name} term of module {index + 1}"
-    return [*blocks, head, Part(label, "information.name", term, None)]
+    return [*blocks, head, CheckedPart(label, "information.name", term, None)]
 
 
 def check_kinds(blueprint: Blueprint, index: int) -> None:
@@ -107,8 +109,8 @@ class Watch:
         now: the part that is running.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.now: Part | None = None
+    def __init__(self, parts: Sequence[CheckedPart]) -> None:
+        self.now: CheckedPart | None = None
         self._evaluated: dict[str, torch.dtype] = {}
         self._seen: set[Any] = set()
         self._versions: dict[str, int] = {}
@@ -119,7 +121,7 @@ class Watch:
             part.module.register_forward_pre_hook(partial(self._before, part))
             part.module.register_forward_hook(partial(self._after, part))
 
-    def _before(self, part: Part, module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    def _before(self, part: CheckedPart, module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
         self.now = part
         self._versions = {name: tensor._version for name, tensor in _frozen(module)}
         x = args[0]
@@ -127,7 +129,9 @@ class Watch:
             return (x.detach().requires_grad_(),)  # what happens inside has a graph then
         return None
 
-    def _after(self, part: Part, module: nn.Module, args: tuple[Any, ...], y: object) -> None:
+    def _after(
+        self, part: CheckedPart, module: nn.Module, args: tuple[Any, ...], y: object
+    ) -> None:
         mode = "while training" if module.training else "in evaluation"
         if not isinstance(y, Tensor) or not y.is_floating_point():
             kind = str(y.dtype) if isinstance(y, Tensor) else type(y).__name__
@@ -151,7 +155,7 @@ class Watch:
         self._check_frozen(part)
         self.now = None
 
-    def _check_buffers(self, part: Part) -> None:
+    def _check_buffers(self, part: CheckedPart) -> None:
         for name, buffer in part.module.named_buffers():
             before = self._saved[part.label].get(name, buffer.shape)
             if buffer.requires_grad:
@@ -165,7 +169,7 @@ class Watch:
                     f" shape, or register it with persistent=False"
                 )
 
-    def _check_frozen(self, part: Part) -> None:
+    def _check_frozen(self, part: CheckedPart) -> None:
         for name, tensor in _frozen(part.module):
             if tensor._version != self._versions.get(name, tensor._version):
                 raise RefusedError(

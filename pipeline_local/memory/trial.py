@@ -30,7 +30,7 @@ from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, ne
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.memory.part_checks import (
     REENTRANT,
-    Part,
+    CheckedPart,
     RefusedError,
     Watch,
     check_kinds,
@@ -97,7 +97,7 @@ class _Failure:
     """Why a step has failed, and in which part; None where it is none alone."""
 
     error: Exception
-    part: Part | None
+    part: CheckedPart | None
 
     @property
     def needs_values(self) -> bool:
@@ -125,19 +125,19 @@ class _Failure:
         )
 
 
-def _optimizer(config: Config, module: LocalModule) -> Part:
+def _optimizer(config: Config, module: LocalModule) -> CheckedPart:
     """What runs in an update."""
     name = config.optimizer.name
     key = "optimizer" if name == GIVEN else "optimizer.name"
-    return Part(f"the optimizer {name}", key, module, None)
+    return CheckedPart(f"the optimizer {name}", key, module, None)
 
 
-def _estimator(config: Config, module: LocalModule) -> Part | None:
+def _estimator(config: Config, module: LocalModule) -> CheckedPart | None:
     """A user's own, if the module has one: it is to blame where no part fails by itself."""
     name = config.reconcile.estimator
     if not config.reconcile.weight or ESTIMATORS.comes_with_us(name):
         return None
-    return Part(f"the estimator {name}", "reconcile.estimator", module, None)
+    return CheckedPart(f"the estimator {name}", "reconcile.estimator", module, None)
 
 
 def _failure(blueprint: Blueprint, index: int, size: int, fake: bool) -> _Failure | None:
@@ -218,7 +218,9 @@ def _labels(blueprint: Blueprint, spec: Spec, size: int, fake: bool) -> Tensor:
     return blueprint.task.example_labels(size, torch.Generator())
 
 
-def _culprit(parts: Sequence[Part], blueprint: Blueprint, index: int, size: int) -> Part | None:
+def _culprit(
+    parts: Sequence[CheckedPart], blueprint: Blueprint, index: int, size: int
+) -> CheckedPart | None:
     """The first part whose own backward pass fails."""
     specs = blueprint.module_specs(index)
     blocks = [blueprint.output_shapes[i] for i in blueprint.modules[index]]

@@ -21,7 +21,7 @@ _LIGHT += (torch.add, torch.mul, torch.cat)
 
 
 @dataclass(frozen=True)
-class Link:
+class ChainLink:
     """A piece of a chain: one tensor in, one tensor out.
 
     Attributes:
@@ -53,7 +53,7 @@ class Chain:
     """
 
     source: fx.Node
-    links: tuple[Link, ...]
+    links: tuple[ChainLink, ...]
     held: dict[str, Any]
     transient: frozenset[str]
 
@@ -185,7 +185,7 @@ def _pieces(
 
 def _link(
     nodes: tuple[fx.Node, ...], value: fx.Node, held: dict[str, Any], shape: tuple[int, ...]
-) -> Link:
+) -> ChainLink:
     modules = _with_parameters(nodes, held)
     own = [n for node in nodes for n in node.all_input_nodes if n.op == "get_attr"]
     own = [n for n in own if isinstance(held[str(n.target)], nn.Parameter)]
@@ -194,7 +194,7 @@ def _link(
         user.op != "call_method" and user.target not in _LIGHT for n in own for user in n.users
     )
     named = str(nodes[0].target) if nodes[0].op == "call_module" else nodes[0].name
-    return Link(
+    return ChainLink(
         nodes=nodes,
         value=value,
         shape=shape,
@@ -219,7 +219,7 @@ def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def spans(links: Sequence[Link]) -> list[int] | None:
+def spans(links: Sequence[ChainLink]) -> list[int] | None:
     """Where the blocks of a chain start; the last number is where the classifier starts.
 
     A block starts at every link with weights; norms and layers without weights belong to the block

@@ -41,7 +41,7 @@ class TiedEmbedding(Embedding):
     """An embedding whose table is the unembedding.
 
     In a network of one module the two are one parameter. Else the table is a read-only copy, which
-    follows the last module's unembedding as the copies of heads do (learning's `Follower`).
+    follows the last module's unembedding as the copies of heads do (`HasCopy`, of learning).
 
     Args:
         parts: as for `Embedding`, on the meta device.

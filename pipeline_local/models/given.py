@@ -25,11 +25,11 @@ from pipeline_local.side_effects.building import plain_tensors
 from pipeline_local.side_effects.untouched import modes_kept
 from pipeline_local.side_effects.writes import Writes
 
-Given = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
+GivenModel = nn.Module | Sequence[nn.Module | tuple[str, nn.Module]]
 _ADVICE = "pass an nn.Sequential, or a list of blocks with the classifier last"
 
 
-def backbone(model: Given, example: Tensor, layout: Layout | None = None) -> Backbone:
+def backbone(model: GivenModel, example: Tensor, layout: Layout | None = None) -> Backbone:
     """Cut a model into blocks that carry its weights.
 
     The model stays as it is, and its tensors are not copied: each block refers to its own until it
@@ -77,7 +77,7 @@ def output_shape(made: Backbone, example: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def receive(model: Given, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module:
+def receive(model: GivenModel, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module:
     """Copy trained values into a model that `backbone` has cut.
 
     Args:
@@ -95,7 +95,7 @@ def receive(model: Given, parts: Iterable[tuple[Block, nn.Module]]) -> nn.Module
     return network
 
 
-def network_of(model: Given) -> tuple[nn.Module, bool]:
+def network_of(model: GivenModel) -> tuple[nn.Module, bool]:
     """One module, and whether it may be opened: the parts of a list stay whole.
 
     Raises:

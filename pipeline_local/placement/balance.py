@@ -26,7 +26,7 @@ GIBIBYTE = 2**30
 FOR_TENSORS = 0.9
 """The fraction of a device's memory for tensors; the rest is for context, kernels, free blocks."""
 
-Part = tuple[int, range]
+NumberedRange = tuple[int, range]
 """A part's number, from 0, and the items that it holds."""
 
 
@@ -45,13 +45,13 @@ def best_modules(uncut: Blueprint, costs: Sequence[Costs]) -> list[range]:
     """
     count, last = len(costs), len(uncut.backbone.blocks)
 
-    def cost(part: Part) -> float:
+    def cost(part: NumberedRange) -> float:
         index, blocks = part
         if (index == count - 1) != (blocks.stop == last):
             return math.inf  # only the last module reaches the classifier
         return costs[index].module(index, count, blocks).total
 
-    def peak(part: Part, cut: Sequence[range]) -> int:
+    def peak(part: NumberedRange, cut: Sequence[range]) -> int:
         index, _ = part
         drawn = replace(uncut, modules=tuple(cut))
         return stage_bytes(drawn, [index], count, costs[index].device).peak
@@ -129,17 +129,17 @@ def best_stages(
     modules = blueprint.modules
     received = _received_bytes(blueprint)
 
-    def computing(part: Part) -> float:
+    def computing(part: NumberedRange) -> float:
         stage, numbers = part
         each = (costs[stage].module(k, len(modules), modules[k]) for k in numbers)
         return sum(cost.shared(replicas[stage]) for cost in each)
 
-    def cost(part: Part) -> float:
+    def cost(part: NumberedRange) -> float:
         """The longer of computing and receiving, as a stage computes while it receives."""
         link, num_bytes = costs[part[0]].link, received[part[1].start] / replicas[part[0]]
         return max(computing(part), num_bytes / link.bytes_per_second if link else 0.0)
 
-    def peak(part: Part, _: Sequence[range]) -> int:
+    def peak(part: NumberedRange, _: Sequence[range]) -> int:
         stage, numbers = part
         device, each = costs[stage].device, replicas[stage]
         return stage_bytes(blueprint, numbers, len(costs), device, each).peak
@@ -153,7 +153,7 @@ def best_stages(
         return cut
     longest = max(map(cost, enumerate(cut)))
 
-    def within(part: Part) -> float:
+    def within(part: NumberedRange) -> float:
         """The computing alone, so that of all cuts as good as the best the most even one wins."""
         return computing(part) if cost(part) <= longest else math.inf
 
@@ -199,8 +199,8 @@ class _Search:
     def __init__(
         self,
         what: str,
-        cost: Callable[[Part], float],
-        peak: Callable[[Part, Sequence[range]], int],
+        cost: Callable[[NumberedRange], float],
+        peak: Callable[[NumberedRange, Sequence[range]], int],
         alike: Callable[[int], Hashable],
         grows: bool,
         room: Sequence[float],
@@ -212,7 +212,7 @@ class _Search:
         self._grows = grows
         self._room = room
         self._peaks: dict[tuple[Hashable, range], int] = {}
-        self._too_large: list[Part] = []
+        self._too_large: list[NumberedRange] = []
 
     def best(self, num_items: int) -> list[range]:
         """Returns contiguous non-empty ranges of the items, one for each device."""
@@ -231,7 +231,7 @@ class _Search:
         known = (self._peaks.get((self._alike(number), range(k, items.stop)), 0) for k in starts)
         return math.inf if max(known) > self._room[number] else self._cost((number, items))
 
-    def _fits(self, part: Part, cut: Sequence[range]) -> bool:
+    def _fits(self, part: NumberedRange, cut: Sequence[range]) -> bool:
         number, items = part
         if self._room[number] == math.inf:
             return True

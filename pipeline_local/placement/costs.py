@@ -18,7 +18,7 @@ from pipeline_local.blueprint.device import Device
 from pipeline_local.config import Config
 from pipeline_local.errors import UserError
 from pipeline_local.learning import estimators, information
-from pipeline_local.learning.heads import Follower, copies
+from pipeline_local.learning.heads import HasCopy, copies
 from pipeline_local.learning.information import Information
 
 Unit = Literal["seconds", "FLOPs"]
@@ -309,7 +309,7 @@ def _head(config: Config, head: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Where parameters are a copy, only the gradient at the input is computed."""
     x = torch.empty(2, *shape, device="meta")
     forward = _forward(config, head, x)
-    own = head.copy if isinstance(head, Follower) else None
+    own = head.copy if isinstance(head, HasCopy) else None
     copied = _forward(config, own, x) if own is not None else 0.0
     return _cost(config, forward, 2 * forward - copied, 0.0)
 

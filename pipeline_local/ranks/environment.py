@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipeline_local.errors import UserError
 
 
-def said() -> Mapping[str, str]:
+def launcher_variables() -> Mapping[str, str]:
     """Return RANK, WORLD_SIZE, MASTER_ADDR and so on; empty where no launcher has started this.
 
     A step of several tasks that `srun` has started has them by Slurm's own names.

@@ -107,7 +107,7 @@ def connecting() -> Iterator[None]:
 
 def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
     """Connects to the store at MASTER_ADDR:MASTER_PORT; the first rank or a launcher serves it."""
-    said = environment.said()
+    said = environment.launcher_variables()
     address = ":".join(said.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
         if environment.in_step():

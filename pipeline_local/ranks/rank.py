@@ -52,7 +52,7 @@ class RankInfo:
             again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
             group = cls(dist.get_rank(), dist.get_world_size(), launched=True, restarted=again)
             return replace(group, located=False).on_host(group_store())
-        said = environment.said()
+        said = environment.launcher_variables()
         if not said:
             return cls()
         try:
@@ -113,7 +113,7 @@ class RankInfo:
     def first_host(self) -> str:
         """The address of the first of several hosts; empty where all ranks are on this one."""
         several = not self.located or self.local_world_size < self.world_size
-        return environment.said().get("MASTER_ADDR", "") if several else ""
+        return environment.launcher_variables().get("MASTER_ADDR", "") if several else ""
 
     def placed(self, config: ParallelConfig) -> "RankInfo":
         """Returns this rank with a GPU that `parallel.devices` or the links of the host give it."""

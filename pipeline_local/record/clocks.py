@@ -22,7 +22,7 @@ Sample = tuple[int, int]
 """A rank's own time and what to add to it, in nanoseconds."""
 
 
-class Clocks:
+class ClockOffsets:
     """The clock of this rank beside that of the first.
 
     Args:

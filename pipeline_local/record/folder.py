@@ -95,7 +95,7 @@ class RunFolder:
         config: Config,
         info: str,
         resume: bool,
-        said: Collection[str] | None = None,
+        overridden: Collection[str] | None = None,
         begun: bool = False,
     ) -> None:
         """Refuses to overwrite an earlier run, or to resume a different one.
@@ -104,7 +104,7 @@ class RunFolder:
             config: the configuration of the new run.
             info: the facts about its data, as JSON.
             resume: whether it resumes an earlier run.
-            said: the keys that the user has named beside a configuration file; None: all are meant.
+            overridden: the keys named beside a configuration file; None: all are meant.
             begun: whether it has a checkpoint, from which it goes on.
 
         Raises:
@@ -121,7 +121,7 @@ class RunFolder:
             if self.config.is_file():
                 facts = self.info.read_text() if self.info.is_file() else "", info
                 before = self.load_config()
-                resuming.refuse(self.path, (before, config), facts, said, begun)
+                resuming.refuse(self.path, (before, config), facts, overridden, begun)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"run.dir: {_short(self.path)} cannot be read ({_reason(error)}); name another"
@@ -216,13 +216,13 @@ class RunFolder:
         reason = _reason(error)
         return UserError(f"run.dir: {_short(self.path)} cannot be written ({reason}); name another")
 
-    def to_write(self, config: Config, said: Collection[str] | None) -> Config:
+    def to_write(self, config: Config, overridden: Collection[str] | None) -> Config:
         """Returns what config.yaml is to hold of a resumed run.
 
         Args:
             config, said: as for `check`.
         """
-        return resuming.to_write(self.load_config(), config, said)
+        return resuming.to_write(self.load_config(), config, overridden)
 
     def is_concluded(self, step: int) -> bool:
         """Whether there are results of so many steps: an earlier, shorter run may have left some.

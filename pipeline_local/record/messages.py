@@ -14,7 +14,7 @@ Key = tuple[str, int, int, int]
 it crosses, the step in which it was sent, and its microbatch."""
 
 
-class Message(NamedTuple):
+class Transfer(NamedTuple):
     """A message from one stage to another.
 
     Attributes:
@@ -39,7 +39,7 @@ def key(span: Span) -> Key:
     return span.content, module, span.step - delay, span.microbatch
 
 
-def between(stages: Sequence[Sequence[Span]]) -> Iterator[Message]:
+def between(stages: Sequence[Sequence[Span]]) -> Iterator[Transfer]:
     """Yields the messages between stages of which both ends were recorded.
 
     Args:
@@ -54,4 +54,4 @@ def between(stages: Sequence[Sequence[Span]]) -> Iterator[Message]:
     for receiver, spans in enumerate(stages):
         for recv in spans:
             if recv.act == "recv" and (found := sent.get(key(recv))) and found[0] != receiver:
-                yield Message(*found, receiver, recv)
+                yield Transfer(*found, receiver, recv)

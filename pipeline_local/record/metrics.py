@@ -95,7 +95,7 @@ def _unsaid(_: str) -> None:
     """Another rank says it."""
 
 
-class Clock:
+class WallTime:
     """Measures how one rank spends its wall time.
 
     Args:

@@ -15,7 +15,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import run_trace, waits
-from pipeline_local.record.clocks import Clocks
+from pipeline_local.record.clocks import ClockOffsets
 from pipeline_local.record.device_times import DeviceTimes
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.profiler import Profiler
@@ -64,7 +64,7 @@ class Recorder:
         self._profiler = Profiler(rank_info.device) if config.profiler else None
         now = {"time": datetime.now(timezone.utc).isoformat(timespec="microseconds")}
         self._start: str = rank_store.compare_set("start of the trace", now)["time"]
-        self._clocks = Clocks(rank_store)
+        self._clocks = ClockOffsets(rank_store)
         self._clocks.measure()
 
     def reach(self, step: int) -> None:

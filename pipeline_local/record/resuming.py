@@ -70,7 +70,7 @@ def refuse(
     run: Path,
     configs: tuple[Config, Config],
     facts: tuple[str, str],
-    said: Collection[str] | None,
+    overridden: Collection[str] | None,
     begun: bool,
 ) -> None:
     """Refuses to resume a run with what its checkpoints and its count of steps do not allow.
@@ -79,7 +79,7 @@ def refuse(
         run: its folder, for messages.
         configs: its own configuration, and the new one.
         facts: of its data as it was and as it is, as JSON; "" where they are not known.
-        said: the keys that the user has named beside a configuration file, perhaps of a whole
+        overridden: the keys that the user has named beside a configuration file, perhaps of a whole
             section; None: all of the new configuration is meant.
         begun: as for `changes`.
 
@@ -102,9 +102,9 @@ def refuse(
     unsaid = [
         str(change)
         for change in differs
-        if said is not None
+        if overridden is not None
         and not change.key.startswith("parallel.")
-        and not _is_said(change.key, said)
+        and not _is_overridden(change.key, overridden)
     ]
     if unsaid:
         raise UserError(
@@ -113,10 +113,10 @@ def refuse(
         )
 
 
-def _is_said(key: str, said: Collection[str]) -> bool:
+def _is_overridden(key: str, overridden: Collection[str]) -> bool:
     """Whether the user has named the key, its section, or a part of its value."""
     section = key.partition(".")[0]
-    return any(name in (key, section) or name.startswith(f"{key}.") for name in said)
+    return any(name in (key, section) or name.startswith(f"{key}.") for name in overridden)
 
 
 def how(run: Path, config: Config) -> str:
@@ -142,16 +142,16 @@ def is_given(config: Config) -> bool:
     return GIVEN in names or config.task.name == GIVEN
 
 
-def to_write(before: Config, now: Config, said: Collection[str] | None) -> Config:
+def to_write(before: Config, now: Config, overridden: Collection[str] | None) -> Config:
     """Returns what config.yaml is to hold: a forgotten key keeps its place, and so does the start.
 
     Args:
         before: the configuration of the run.
         now: the new one.
-        said: as for `refuse`.
+        overridden: as for `refuse`.
     """
     model = replace(now.model, weights=before.model.weights)
-    forgotten = said is not None and not any(key.startswith("parallel") for key in said)
+    forgotten = overridden is not None and not any(key.startswith("parallel") for key in overridden)
     parallel = before.parallel if forgotten else now.parallel
     return replace(now, model=model, parallel=parallel)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline_local.record.messages import Message, between
+from pipeline_local.record.messages import Transfer, between
 from pipeline_local.record.stage_trace import Event, StageTrace, microseconds, row, write_events
 from pipeline_local.record.trace import Span
 
@@ -26,7 +26,7 @@ class RunTrace:
     missing: tuple[int, ...] = ()
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[Transfer]:
         """The messages between these stages; `sender` and `receiver` are positions in `stages`."""
         return list(between([stage.spans for stage in self.stages]))
 
@@ -56,7 +56,7 @@ class RunTrace:
             yield from self._arrow(message, number, origin)
         yield from self._under_way(messages, origin)
 
-    def _transfer(self, message: Message, origin: int) -> Iterator[Event]:
+    def _transfer(self, message: Transfer, origin: int) -> Iterator[Event]:
         """Yields, inside of a receive that waits for its sender, the part after the send began.
 
         Perfetto draws an arrow from the slice that begins first, whatever its events say: a receive
@@ -68,7 +68,7 @@ class RunTrace:
             slice_ = self.stages[message.receiver].event(span, row(span), origin)
             yield {**slice_, "name": f"{span.content} under way"}
 
-    def _arrow(self, message: Message, number: int, origin: int) -> Iterator[Event]:
+    def _arrow(self, message: Transfer, number: int, origin: int) -> Iterator[Event]:
         """Yields both ends of an arrow: inside of the spans, or Perfetto would not find those."""
         name = {"name": message.send.content, "cat": "message", "id": number}
         last = max(message.recv.begin, message.recv.end - 1)
@@ -81,7 +81,7 @@ class RunTrace:
             at = {"ph": kind, "ts": microseconds(time - origin), "bp": "e"}
             yield {**name, **place, **at}
 
-    def _under_way(self, messages: list[Message], origin: int) -> Iterator[Event]:
+    def _under_way(self, messages: list[Transfer], origin: int) -> Iterator[Event]:
         """Yields, for each edge, how many messages were sent and not yet received."""
         changes = [(m.send.begin, m.sender, m.receiver, 1) for m in messages]
         changes += [(m.recv.end, m.sender, m.receiver, -1) for m in messages]

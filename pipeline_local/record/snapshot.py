@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Copies:
+class HostCopies:
     """Copies of tensors, which may still be under way.
 
     Attributes:
@@ -27,7 +27,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, tensors: Mapping[str, Tensor]) -> Copies:
+    def take(self, tensors: Mapping[str, Tensor]) -> HostCopies:
         """Copies tensors as they are now; overwrites the copies that were taken before.
 
         The tensors may be written again as soon as this returns, on the current stream.
@@ -36,10 +36,10 @@ class Snapshot:
         pairs = [(self._buffers[name], tensor) for name, tensor in tensors.items()]
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
         if devices:
-            return Copies(self._buffers, _copy_beside(pairs, devices.pop()))
+            return HostCopies(self._buffers, _copy_beside(pairs, devices.pop()))
         for buffer, tensor in pairs:
             buffer.copy_(tensor)
-        return Copies(self._buffers, lambda: 0.0)
+        return HostCopies(self._buffers, lambda: 0.0)
 
     def _buffer_for(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)

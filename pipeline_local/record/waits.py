@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline_local.errors import counted
-from pipeline_local.record.messages import Message, between, key
+from pipeline_local.record.messages import Transfer, between, key
 from pipeline_local.record.run_trace import RunTrace
 from pipeline_local.record.trace import NO_MODULE, Span
 
@@ -62,7 +62,7 @@ class Waits:
             if blocked := self._for_room(message):
                 yield blocked
 
-    def _for_message(self, message: Message) -> Wait:
+    def _for_message(self, message: Transfer) -> Wait:
         sender, recv = self._names[message.sender], message.recv
         text = (
             f"{self._names[message.receiver]} waited",
@@ -70,7 +70,7 @@ class Waits:
         )
         return Wait(text, self._cause(message), recv.step + 1, recv.end - recv.begin)
 
-    def _for_room(self, message: Message) -> Wait | None:
+    def _for_room(self, message: Transfer) -> Wait | None:
         """A send that waits until the other stage has taken an earlier message."""
         send, other = message.send, message.receiver
         doing = self._doing(other, send.begin, send.end)
@@ -80,7 +80,7 @@ class Waits:
         cause = f"{self._names[other]} {_was(doing)}"
         return Wait(text, cause, send.step + 1, send.end - send.begin)
 
-    def _cause(self, message: Message) -> str:
+    def _cause(self, message: Transfer) -> str:
         """What the sender did until it sent the message, or that the message was on its way."""
         recv, sender = message.recv, message.sender
         sent = min(message.send.begin, recv.end)

@@ -12,7 +12,7 @@ from pipeline_local.engines.sharded import kind
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.record.checkpoint import Checkpoints, tensors
-from pipeline_local.record.snapshot import Copies, Snapshot
+from pipeline_local.record.snapshot import HostCopies, Snapshot
 from pipeline_local.record.trace import Trace
 
 
@@ -73,7 +73,7 @@ class Writer:
         """Ends the thread, after a write that may be under way. It reports no failure."""
         self._thread.shutdown()
 
-    def _write(self, copies: dict[int, Copies], step: int, kinds: dict[int, str]) -> None:
+    def _write(self, copies: dict[int, HostCopies], step: int, kinds: dict[int, str]) -> None:
         self.device_seconds += sum(copy.arrive() for copy in copies.values())
         try:
             for index, copy in copies.items():

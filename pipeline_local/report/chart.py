@@ -13,11 +13,11 @@ GREY = "#8c8c8c"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """The lines of runs that are drawn over each other."""
 
-Trace = dict[str, Any]
+PlotlyTrace = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """A line of a legend, by which traces are switched off and on.
 
     Attributes:
@@ -54,9 +54,9 @@ class Chart:
 
     title: str
     note: str
-    traces: Sequence[Trace]
+    traces: Sequence[PlotlyTrace]
     layout: Mapping[str, Any] = field(default_factory=dict)
-    legend: Sequence[Entry] = ()
+    legend: Sequence[LegendEntry] = ()
     height: int = 300
     wide: bool = False
 

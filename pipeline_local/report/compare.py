@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_local.console.screen import Screen, new_table, say
-from pipeline_local.report.run import NONE, Run, read
+from pipeline_local.report.run import NONE, RecordedRun, read
 
 Value = Any
 """Any value of JSON."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """Something of each run.
 
     Attributes:
@@ -76,37 +76,37 @@ def show(paths: Sequence[Path]) -> None:
     say(f"The same: {', '.join(parts) or 'nothing'}")
 
 
-def results(runs: Sequence[Run]) -> list[Row]:
+def results(runs: Sequence[RecordedRun]) -> list[ComparisonRow]:
     """Returns what the runs have reached: heads alone and together, losses, speed and memory."""
     finished = ["yes" if run.results is not None else "no" for run in runs]
     facts = [run.results or {} for run in runs]
     return [
-        Row("finished", finished, str),
-        Row("steps", [run.step for run in runs], str),
+        ComparisonRow("finished", finished, str),
+        ComparisonRow("steps", [run.step for run in runs], str),
         *_scores(runs),
-        Row("samples/s", [run.samples_per_second for run in runs], number),
-        Row("seconds of training", [fact.get("seconds") for fact in facts], number),
-        Row("pipeline efficiency", [fact.get("efficiency") for fact in facts], number),
+        ComparisonRow("samples/s", [run.samples_per_second for run in runs], number),
+        ComparisonRow("seconds of training", [fact.get("seconds") for fact in facts], number),
+        ComparisonRow("pipeline efficiency", [fact.get("efficiency") for fact in facts], number),
         *_memory(runs),
     ]
 
 
-def settings(runs: Sequence[Run]) -> list[Row]:
+def settings(runs: Sequence[RecordedRun]) -> list[ComparisonRow]:
     """Returns the keys of the configurations; where a run is, is no setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     return [
-        Row(name, [_setting(run, name) for run in runs], str)
+        ComparisonRow(name, [_setting(run, name) for run in runs], str)
         for name in names
         if not name.startswith("run.")
     ]
 
 
-def environment(runs: Sequence[Run]) -> list[Row]:
+def environment(runs: Sequence[RecordedRun]) -> list[ComparisonRow]:
     """Returns versions and machine of the newest start of each run."""
     newest = [run.starts[-1] if run.starts else {} for run in runs]
     names = dict.fromkeys(name for start in newest for name in start)
     return [
-        Row(name, [start.get(name) for start in newest], str)
+        ComparisonRow(name, [start.get(name) for start in newest], str)
         for name in names
         if name not in ("started", "step")
     ]
@@ -122,32 +122,32 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _scores(runs: Sequence[Run]) -> Iterator[Row]:
+def _scores(runs: Sequence[RecordedRun]) -> Iterator[ComparisonRow]:
     heads = range(max((len(run.heads) for run in runs), default=0))
     for metric in {run.metric.name: run.metric for run in runs}.values():
         text = percent if metric.percent else number
         name = metric.name.replace("_", " ")
         for k in heads:
-            yield Row(f"{name}, head {k + 1}", _of_head(runs, k, metric.name), text)
+            yield ComparisonRow(f"{name}, head {k + 1}", _of_head(runs, k, metric.name), text)
         for k in heads[1:]:
             together = _of_head(runs, k, f"ensemble_{metric.name}")
-            yield Row(f"{name}, heads 1 to {k + 1}", together, text)
+            yield ComparisonRow(f"{name}, heads 1 to {k + 1}", together, text)
     for k in heads:
-        yield Row(f"test loss, head {k + 1}", _of_head(runs, k, "loss"), number)
+        yield ComparisonRow(f"test loss, head {k + 1}", _of_head(runs, k, "loss"), number)
 
 
-def _of_head(runs: Sequence[Run], index: int, name: str) -> list[Value]:
+def _of_head(runs: Sequence[RecordedRun], index: int, name: str) -> list[Value]:
     return [run.heads[index].get(name) if index < len(run.heads) else None for run in runs]
 
 
-def _memory(runs: Sequence[Run]) -> Iterator[Row]:
+def _memory(runs: Sequence[RecordedRun]) -> Iterator[ComparisonRow]:
     for stage in range(max(len(run.memory) for run in runs)):
         name = " / ".join(dict.fromkeys(run.memory_name for run in runs))
         peaks = [run.memory[stage] if stage < len(run.memory) else None for run in runs]
-        yield Row(f"{name}, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
+        yield ComparisonRow(f"{name}, stage {stage}", peaks, lambda peak: f"{peak / 2**20:.0f} MiB")
 
 
-def _setting(run: Run, name: str) -> str | None:
+def _setting(run: RecordedRun, name: str) -> str | None:
     """A value as YAML would have it; None where the run does not have the key."""
     if name not in run.settings:
         return None

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline_local.report.chart import DASHES, Chart, Entry, Trace, colour_of
-from pipeline_local.report.run import Metric, Run
+from pipeline_local.report.chart import DASHES, Chart, LegendEntry, PlotlyTrace, colour_of
+from pipeline_local.report.run import Metric, RecordedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +15,7 @@ MOST_POINTS = 1500
 """Points of a curve; of a longer one every n-th is drawn, and the last."""
 
 
-def curves(runs: Sequence[Run]) -> Iterator[Chart]:
+def curves(runs: Sequence[RecordedRun]) -> Iterator[Chart]:
     """Yields the charts over time, of whatever the runs have measured."""
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}}
     loss = {**layout, "yaxis": {"title": {"text": "loss"}}}
@@ -33,7 +33,7 @@ def curves(runs: Sequence[Run]) -> Iterator[Chart]:
     yield from _chart("Cosine", f"{note} 1 where they point the same way.", every, "cosine", angle)
 
 
-def staircases(runs: Sequence[Run]) -> Iterator[Chart]:
+def staircases(runs: Sequence[RecordedRun]) -> Iterator[Chart]:
     """Yields a chart per metric: what each head reaches alone, and with all heads up to it."""
     for metric in _metrics(runs):
         own = _of_metric(runs, metric)
@@ -41,7 +41,8 @@ def staircases(runs: Sequence[Run]) -> Iterator[Chart]:
         if not traces:
             continue
         colours = [
-            Entry(run.name, f"run:{n}", colour_of(n, len(runs)), "solid") for n, run in own.items()
+            LegendEntry(run.name, f"run:{n}", colour_of(n, len(runs)), "solid")
+            for n, run in own.items()
         ]
         apart = 1 + max(run.num_modules for run in own.values()) // 12
         heads = {"title": {"text": "head"}, "tick0": 1, "dtick": apart}
@@ -52,18 +53,18 @@ def staircases(runs: Sequence[Run]) -> Iterator[Chart]:
             {"xaxis": heads, "yaxis": _axis(metric)},
             [
                 *(colours if len(runs) > 1 else ()),
-                Entry("alone", "alone", dash="solid"),
-                Entry("together", "all", dash="dot"),
+                LegendEntry("alone", "alone", dash="solid"),
+                LegendEntry("together", "all", dash="dot"),
             ],
         )
 
 
-def _metrics(runs: Sequence[Run]) -> list[Metric]:
+def _metrics(runs: Sequence[RecordedRun]) -> list[Metric]:
     """The metrics of the runs, each once."""
     return [*{run.metric.name: run.metric for run in runs}.values()]
 
 
-def _of_metric(runs: Sequence[Run], metric: Metric) -> dict[int, Run]:
+def _of_metric(runs: Sequence[RecordedRun], metric: Metric) -> dict[int, RecordedRun]:
     """The runs with this metric, by their place among all."""
     return {n: run for n, run in enumerate(runs) if run.metric.name == metric.name}
 
@@ -82,7 +83,7 @@ def _axis(metric: Metric) -> dict[str, Any]:
 def _chart(
     title: str,
     note: str,
-    runs: Mapping[int, Run],
+    runs: Mapping[int, RecordedRun],
     column: str,
     layout: dict[str, Any],
     event: str = "train",
@@ -99,11 +100,12 @@ def _chart(
     between = column in BETWEEN
     found = sorted({trace["meta"]["module"] for trace in traces})
     modules = [
-        Entry(_name(k, between), f"module:{k}", colour_of(k - 1, most), "solid") for k in found
+        LegendEntry(_name(k, between), f"module:{k}", colour_of(k - 1, most), "solid")
+        for k in found
     ]
     drawn = {key for trace in traces for key in trace["meta"]["keys"]}
     dashes = [
-        Entry(run.name, f"run:{n}", dash=DASHES[n])
+        LegendEntry(run.name, f"run:{n}", dash=DASHES[n])
         for n, run in runs.items()
         if f"run:{n}" in drawn
     ]
@@ -114,7 +116,9 @@ def _name(module: int, between: bool) -> str:
     return f"modules {module - 1} | {module}" if between else f"module {module}"
 
 
-def _of_run(run: Run, number: int, column: str, event: str, most: int) -> Iterator[Trace]:
+def _of_run(
+    run: RecordedRun, number: int, column: str, event: str, most: int
+) -> Iterator[PlotlyTrace]:
     if run.frame is None or column not in run.frame:
         return
     rows = run.frame[(run.frame.event == event) & run.frame[column].notna()]
@@ -146,7 +150,7 @@ def _thinned(rows: "pd.DataFrame") -> "pd.DataFrame":
     return rows.iloc[(len(rows) - 1) % step :: step]
 
 
-def _stairs(run: Run, number: int, count: int) -> Iterator[Trace]:
+def _stairs(run: RecordedRun, number: int, count: int) -> Iterator[PlotlyTrace]:
     together = f"ensemble_{run.metric.name}"
     for column, key, dash in ((run.metric.name, "alone", "solid"), (together, "all", "dot")):
         rows = [row for row in run.heads if column in row]

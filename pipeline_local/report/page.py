@@ -13,8 +13,8 @@ from pipeline_local.report import compare, tables
 from pipeline_local.report.chart import DASHES, Chart
 from pipeline_local.report.curves import curves, staircases
 from pipeline_local.report.picture import pictures
-from pipeline_local.report.prediction import Prediction, predict
-from pipeline_local.report.run import Run, read
+from pipeline_local.report.prediction import PlannedRun, predict
+from pipeline_local.report.run import RecordedRun, read
 from pipeline_local.report.stages import memory_chart, time_chart
 from pipeline_local.user_input import new_file
 
@@ -42,7 +42,7 @@ def write(paths: Sequence[Path], output: Path | None = None) -> Path:
     return target
 
 
-def html(runs: Sequence[Run], predictions: Sequence[Prediction | str]) -> str:
+def html(runs: Sequence[RecordedRun], predictions: Sequence[PlannedRun | str]) -> str:
     """Returns the page.
 
     Args:
@@ -79,7 +79,7 @@ def html(runs: Sequence[Run], predictions: Sequence[Prediction | str]) -> str:
     )
 
 
-def charts(runs: Sequence[Run], predictions: Sequence[Prediction | str]) -> list[Chart]:
+def charts(runs: Sequence[RecordedRun], predictions: Sequence[PlannedRun | str]) -> list[Chart]:
     """Returns the charts of a report, in order."""
     planned = list(zip(runs, predictions, strict=True))
     return [

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from pipeline_local.report.chart import GREY, PALETTE, Chart, Entry
-from pipeline_local.report.run import Run
-from pipeline_local.report.spans import STEPS, Act, last_acts
+from pipeline_local.report.chart import GREY, PALETTE, Chart, LegendEntry
+from pipeline_local.report.run import RecordedRun
+from pipeline_local.report.spans import STEPS, ActSpan, last_acts
 
 ACTS = {
     "forward": ("act 1, forward", PALETTE[0]),
@@ -18,7 +18,7 @@ ACTS = {
 """What the acts of a trace mean, and their colours; any others are grey."""
 
 
-def pictures(run: Run, alone: bool) -> Iterator[Chart]:
+def pictures(run: RecordedRun, alone: bool) -> Iterator[Chart]:
     """Yields the timeline of a run; none without a trace.
 
     Args:
@@ -47,7 +47,7 @@ def pictures(run: Run, alone: bool) -> Iterator[Chart]:
                 "categoryarray": [name for _, _, name in rows],
             },
         },
-        [Entry(*_meaning(name)[:1], f"act:{name}", _meaning(name)[1]) for name in shown],
+        [LegendEntry(*_meaning(name)[:1], f"act:{name}", _meaning(name)[1]) for name in shown],
         height=max(180, 80 + 30 * len(rows)),
         wide=True,
     )
@@ -57,11 +57,11 @@ def _meaning(name: str) -> tuple[str, str]:
     return ACTS.get(name, (name, GREY))
 
 
-def _row_name(act: Act) -> str:
+def _row_name(act: ActSpan) -> str:
     return f"{act.place}, module {act.module}"
 
 
-def _row(name: str, acts: list[Act]) -> dict[str, object]:
+def _row(name: str, acts: list[ActSpan]) -> dict[str, object]:
     text, colour = _meaning(name)
     return {
         "type": "bar",

@@ -12,11 +12,11 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.planning.alternatives import others, stage_peaks
 from pipeline_local.record.summary import ModuleRow
-from pipeline_local.report.run import Run
+from pipeline_local.report.run import RecordedRun
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PlannedRun:
     """What the plan predicts.
 
     Attributes:
@@ -36,7 +36,7 @@ class Prediction:
     others: Mapping[str, int]
 
 
-def predict(run: Run) -> Prediction | str:
+def predict(run: RecordedRun) -> PlannedRun | str:
     """Returns what the plan predicts for a run's stages, on the type of device that it had.
 
     Nothing of the run's data is read. The reason is returned where nothing can be predicted: the
@@ -48,12 +48,12 @@ def predict(run: Run) -> Prediction | str:
         return first_line(error)
 
 
-def _predict(run: Run) -> Prediction:
+def _predict(run: RecordedRun) -> PlannedRun:
     known = run.starts[-1].get("device") if run.starts else None
     device = Device.named(known) if known in ("cpu", "cuda") else None
     info = DataInfo.from_json(run.folder.load_info())
     placement = Placement.of(draw(run.folder.load_config(), info, device), run.num_stages)
-    return Prediction(
+    return PlannedRun(
         steps=placement.blueprint.run_plan.num_steps,
         modules=describe(placement),
         costs=placement.stage_costs,

@@ -48,7 +48,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run.
 
     Attributes:
@@ -158,7 +158,7 @@ class Run:
         return steps if len(steps) else None
 
 
-def read(paths: Sequence[Path]) -> list[Run]:
+def read(paths: Sequence[Path]) -> list[RecordedRun]:
     """Reads runs, finished or not.
 
     Raises:
@@ -171,7 +171,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
     return [_read(path, name) for path, name in zip(paths, _names(whole), strict=True)]
 
 
-def _read(path: Path, name: str) -> Run:
+def _read(path: Path, name: str) -> RecordedRun:
     folder = RunFolder(path)
     settings = _settings(folder)
     frame = None
@@ -186,11 +186,11 @@ def _read(path: Path, name: str) -> Run:
             f" and compare need a run of this one"
         )
     results = folder.load_summary() if folder.summary.is_file() else None
-    run = Run(name, folder, settings, frame, results, environment.load(folder.environment))
+    run = RecordedRun(name, folder, settings, frame, results, environment.load(folder.environment))
     if results is None or results["steps"] >= run.step:
         return run
     # of an earlier, shorter run, which has been resumed since
-    return Run(name, folder, settings, frame, None, run.starts)
+    return RecordedRun(name, folder, settings, frame, None, run.starts)
 
 
 def _settings(folder: RunFolder) -> dict[str, Any]:

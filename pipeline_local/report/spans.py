@@ -11,7 +11,7 @@ STEPS = 6
 """Steps in the picture: enough to see how stages overlap."""
 
 
-class Act(NamedTuple):
+class ActSpan(NamedTuple):
     """One act of one module: its number from 1, its rank and step; begin and length in ms; the
     stage of its rank, and the replica where there are several."""
 
@@ -24,7 +24,7 @@ class Act(NamedTuple):
     place: str
 
 
-def last_acts(folder: RunFolder) -> list[Act]:
+def last_acts(folder: RunFolder) -> list[ActSpan]:
     """Returns all acts from the begin of the last steps, which is 0 ms, to their end.
 
     Without a trace there are none. All stages are on one clock.
@@ -38,12 +38,12 @@ def last_acts(folder: RunFolder) -> list[Act]:
     return [act._replace(begin=act.begin - begin) for act in shown]
 
 
-def _acts(folder: RunFolder) -> Iterator[Act]:
+def _acts(folder: RunFolder) -> Iterator[ActSpan]:
     found = gather(folder.traces())
     for stage in found.stages if found else ():
         for span in stage.spans:
             if span.module != NO_MODULE and span.act != "write":  # it writes beside the acts
-                yield Act(
+                yield ActSpan(
                     name=span.act,
                     module=span.module + 1,
                     rank=stage.stage,

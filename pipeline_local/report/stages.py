@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pipeline_local.report.chart import Chart, Entry, Trace, colour_of
-from pipeline_local.report.prediction import Prediction
-from pipeline_local.report.run import Run
+from pipeline_local.report.chart import Chart, LegendEntry, PlotlyTrace, colour_of
+from pipeline_local.report.prediction import PlannedRun
+from pipeline_local.report.run import RecordedRun
 
 WAITS = (("waiting_up", "waits for upstream", 0.5), ("waiting_down", "waits for downstream", 0.25))
 """Columns, what they mean, and the opacity of their bars."""
 
-Planned = Sequence[tuple[Run, Prediction | str]]
+Planned = Sequence[tuple[RecordedRun, PlannedRun | str]]
 """Each run with what the plan predicts, or why it predicts nothing."""
 
 
@@ -23,7 +23,7 @@ class StageTime(NamedTuple):
     waiting_down: float
 
 
-def times(run: Run) -> list[StageTime]:
+def times(run: RecordedRun) -> list[StageTime]:
     """Returns how each stage has spent an average logged step; empty where nothing was logged."""
     needed = {"samples_per_second", "waiting_up", "waiting_down"}
     batch = run.settings.get("data.batch_size")
@@ -52,13 +52,13 @@ def time_chart(planned: Planned) -> Iterator[Chart]:
     ]
     if not traces:
         return
-    waits = [Entry(text, name, fade=fade) for name, text, fade in WAITS if _any(traces, name)]
-    plan = [Entry("plan", "plan", hatched=True)] if _any(traces, "plan") else []
+    waits = [LegendEntry(text, name, fade=fade) for name, text, fade in WAITS if _any(traces, name)]
+    plan = [LegendEntry("plan", "plan", hatched=True)] if _any(traces, "plan") else []
     yield _bars(
         "Time per stage",
         "Milliseconds of an average step. " + " ".join(_explained(planned)),
         traces,
-        [*_runs(planned), Entry("computes", "computes"), *waits, *plan],
+        [*_runs(planned), LegendEntry("computes", "computes"), *waits, *plan],
         "ms per step",
     )
 
@@ -74,7 +74,9 @@ def memory_chart(planned: Planned) -> Iterator[Chart]:
     if not traces:
         return
     kinds = (("measured", False), ("plan", True))
-    entries = [Entry(key, key, hatched=hatched) for key, hatched in kinds if _any(traces, key)]
+    entries = [
+        LegendEntry(key, key, hatched=hatched) for key, hatched in kinds if _any(traces, key)
+    ]
     yield _bars(
         "Memory per stage, beside backpropagation",
         "The peak of each stage, and what other methods would need on their fullest device. "
@@ -85,7 +87,9 @@ def memory_chart(planned: Planned) -> Iterator[Chart]:
     )
 
 
-def _times(run: Run, number: int, count: int, prediction: Prediction | str) -> Iterator[Trace]:
+def _times(
+    run: RecordedRun, number: int, count: int, prediction: PlannedRun | str
+) -> Iterator[PlotlyTrace]:
     measured = times(run)
     stages = [_stage(one.stage) for one in measured]
     computes = [one.computes for one in measured]
@@ -102,7 +106,7 @@ def _times(run: Run, number: int, count: int, prediction: Prediction | str) -> I
                 "opacity": fade,
             }
         base = [begin + length for begin, length in zip(base, lengths, strict=True)]
-    if isinstance(prediction, Prediction) and len(prediction.costs) == len(measured):
+    if isinstance(prediction, PlannedRun) and len(prediction.costs) == len(measured):
         if prediction.unit == "seconds":
             costs = [1000 * cost for cost in prediction.costs]
         else:
@@ -111,12 +115,14 @@ def _times(run: Run, number: int, count: int, prediction: Prediction | str) -> I
         yield _bar(run, (number, count), "plan", stages, costs)
 
 
-def _memory(run: Run, number: int, count: int, prediction: Prediction | str) -> Iterator[Trace]:
+def _memory(
+    run: RecordedRun, number: int, count: int, prediction: PlannedRun | str
+) -> Iterator[PlotlyTrace]:
     if run.on_accelerator and run.memory:
         names = [_stage(stage) for stage in range(len(run.memory))]
         sizes = [peak / 2**20 for peak in run.memory]
         yield _bar(run, (number, count), "measured", names, sizes)
-    if isinstance(prediction, Prediction):
+    if isinstance(prediction, PlannedRun):
         peaks = {_stage(stage): peak for stage, peak in enumerate(prediction.peaks)}
         peaks |= {name.replace(", ", ",<br>", 1): peak for name, peak in prediction.others.items()}
         sizes = [peak / 2**20 for peak in peaks.values()]
@@ -124,13 +130,13 @@ def _memory(run: Run, number: int, count: int, prediction: Prediction | str) -> 
 
 
 def _bar(
-    run: Run,
+    run: RecordedRun,
     place: tuple[int, int],
     key: str,
     names: Sequence[str],
     lengths: Sequence[float],
     text: str | None = None,
-) -> Trace:
+) -> PlotlyTrace:
     """A row of bars; those of a run with the same group stand in one line."""
     number, count = place
     plan = key == "plan"
@@ -150,7 +156,7 @@ def _bar(
 
 
 def _bars(
-    title: str, note: str, traces: Sequence[Trace], legend: Sequence[Entry], unit: str
+    title: str, note: str, traces: Sequence[PlotlyTrace], legend: Sequence[LegendEntry], unit: str
 ) -> Chart:
     found = dict.fromkeys(name for trace in traces for name in trace["y"])
     names = sorted(found, key=_rank)
@@ -165,14 +171,16 @@ def _bars(
     return Chart(title, note.strip(), traces, layout, legend, max(220, height))
 
 
-def _runs(planned: Planned) -> list[Entry]:
+def _runs(planned: Planned) -> list[LegendEntry]:
     count = len(planned)
     if count == 1:
         return []
-    return [Entry(run.name, f"run:{n}", colour_of(n, count)) for n, (run, _) in enumerate(planned)]
+    return [
+        LegendEntry(run.name, f"run:{n}", colour_of(n, count)) for n, (run, _) in enumerate(planned)
+    ]
 
 
-def _any(traces: Sequence[Trace], key: str) -> bool:
+def _any(traces: Sequence[PlotlyTrace], key: str) -> bool:
     return any(key in trace["meta"]["keys"] for trace in traces)
 
 
@@ -187,7 +195,7 @@ def _rank(name: str) -> int:
 
 
 def _explained(planned: Planned) -> Iterator[str]:
-    known = [(run, each.unit) for run, each in planned if isinstance(each, Prediction)]
+    known = [(run, each.unit) for run, each in planned if isinstance(each, PlannedRun)]
     for unit, how in (("seconds", "a profile"), ("FLOPs", "FLOPs, scaled to the same total")):
         names = [run.name for run, its in known if its == unit]
         whose = f" of {' and '.join(names)}" if len(names) < len(known) else ""

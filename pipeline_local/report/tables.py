@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from pipeline_local.errors import counted
 from pipeline_local.report.chart import DASHES, colour_of
-from pipeline_local.report.compare import Row, number
-from pipeline_local.report.prediction import Prediction
-from pipeline_local.report.run import NONE, Run
+from pipeline_local.report.compare import ComparisonRow, number
+from pipeline_local.report.prediction import PlannedRun
+from pipeline_local.report.run import NONE, RecordedRun
 
 
 class Tile(NamedTuple):
@@ -58,9 +58,9 @@ class Heads:
     rows: Sequence[Head]
 
 
-def card(run: Run, index: int, count: int, prediction: Prediction | str) -> Card:
+def card(run: RecordedRun, index: int, count: int, prediction: PlannedRun | str) -> Card:
     """Returns the headline of one of so many runs."""
-    steps = prediction.steps if isinstance(prediction, Prediction) else None
+    steps = prediction.steps if isinstance(prediction, PlannedRun) else None
     finished = run.results is not None
     of = f" of {steps}" if steps and not finished else ""
     done = counted(run.step, "step") if not of else f"step {run.step}{of}"
@@ -75,7 +75,7 @@ def card(run: Run, index: int, count: int, prediction: Prediction | str) -> Card
     )
 
 
-def heads(run: Run, prediction: Prediction | str) -> Heads | None:
+def heads(run: RecordedRun, prediction: PlannedRun | str) -> Heads | None:
     """Returns the scores of all heads; None before the first evaluation."""
     if not run.heads:
         return None
@@ -83,7 +83,7 @@ def heads(run: Run, prediction: Prediction | str) -> Heads | None:
     names = [metric.name, f"ensemble_{metric.name}", *metric.shown, "loss"]
     names = [name for name in names if name in run.heads[-1]]
     about = [""] * len(run.heads)
-    if isinstance(prediction, Prediction):
+    if isinstance(prediction, PlannedRun):
         about = [f"stage {row.stage}: {row.blocks}; {row.head}" for row in prediction.modules]
     rows = [
         Head(int(row["module"]), what, [_score(run, name, row.get(name)) for name in names])
@@ -92,7 +92,7 @@ def heads(run: Run, prediction: Prediction | str) -> Heads | None:
     return Heads(run.name, [_column(name) for name in names], rows)
 
 
-def notes(runs: Sequence[Run], predictions: Sequence[Prediction | str]) -> Iterator[str]:
+def notes(runs: Sequence[RecordedRun], predictions: Sequence[PlannedRun | str]) -> Iterator[str]:
     """Yields what the reader must know before he compares or believes."""
     if len({run.metric.name for run in runs}) > 1:
         yield "These runs are of different tasks: their losses cannot be compared."
@@ -106,16 +106,16 @@ def notes(runs: Sequence[Run], predictions: Sequence[Prediction | str]) -> Itera
             yield f"{run.name} was continued after step {start.get('step', NONE)} ({versions})."
 
 
-def by_section(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_section(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
     """Returns the keys of a configuration by their sections, in order."""
-    sections: dict[str, list[Row]] = {}
+    sections: dict[str, list[ComparisonRow]] = {}
     for row in rows:
         name, dot, _ = row.name.partition(".")
         sections.setdefault(name if dot else "other", []).append(row)
     return sections
 
 
-def _about(run: Run) -> str:
+def _about(run: RecordedRun) -> str:
     model, data = (run.settings.get(f"{part}.name", NONE) for part in ("model", "data"))
     modules, stages = counted(run.num_modules, "module"), counted(run.num_stages, "stage")
     begun = ""
@@ -124,7 +124,7 @@ def _about(run: Run) -> str:
     return f"{model} on {data} · {modules} on {stages}{begun}"
 
 
-def _tiles(run: Run) -> Iterator[Tile]:
+def _tiles(run: RecordedRun) -> Iterator[Tile]:
     metric, facts = run.metric, run.results or {}
     if run.heads:
         last = run.heads[-1]
@@ -163,7 +163,7 @@ def _column(name: str) -> str:
     return "together" if name.startswith("ensemble_") else name.replace("_", " ")
 
 
-def _score(run: Run, name: str, value: float | None) -> str:
+def _score(run: RecordedRun, name: str, value: float | None) -> str:
     if value is None:
         return NONE
     if name.removeprefix("ensemble_") == run.metric.name:

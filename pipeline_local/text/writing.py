@@ -24,7 +24,7 @@ _BATCH = 2**21
 _EVERY = 2.0
 """Seconds between two notes of how far a file is."""
 
-Told = Callable[[int], None]
+OnProgress = Callable[[int], None]
 """Gets the bytes of text files that have been read so far."""
 
 
@@ -89,7 +89,7 @@ def dtype_for(tokenizer: Tokenizer) -> str:
 
 
 def write_split(
-    folder: Path, split: str, texts: Texts, tokenizer: Tokenizer, told: Told
+    folder: Path, split: str, texts: Texts, tokenizer: Tokenizer, on_progress: OnProgress
 ) -> SplitFacts:
     """Write `folder/SPLIT.bin`; what an interrupted call has written is kept.
 
@@ -98,7 +98,7 @@ def write_split(
         split: train or test.
         texts: of the split.
         tokenizer: gives the ids.
-        told: is called after each batch.
+        on_progress: is called after each batch.
 
     Raises:
         UserError: a text cannot be read, or all are empty.
@@ -118,7 +118,7 @@ def write_split(
             if time.monotonic() - noted >= _EVERY:
                 _note(file, journal, stand)
                 noted = time.monotonic()
-            told(position)
+            on_progress(position)
         _note(file, journal, stand)
     if not stand.facts.documents:
         raise UserError(

@@ -32,7 +32,7 @@ def propose(
     rank_info: RankInfo,
     rank_store: RankStore,
     run: ExitStack,
-    said: Collection[str] | None = None,
+    overridden: Collection[str] | None = None,
 ) -> tuple[Facts, Placement | None]:
     """Returns what only the first rank finds out, by checking the run and making its folder.
 
@@ -41,7 +41,7 @@ def propose(
         rank_info: this rank.
         rank_store: the store through which the first rank informs the others.
         run: a stack; until it closes, no other run can use the folder.
-        said: as for `preflight.check`.
+        overridden: as for `preflight.check`.
 
     Returns:
         The facts: config, folder, stages, info (of the data), step (to start from), complete
@@ -56,10 +56,10 @@ def propose(
     try:
         if config.run.dir == FREE:
             config = in_folder(config, str(run.enter_context(reserved())))
-        placement = preflight.check(config, rank_info, said)
+        placement = preflight.check(config, rank_info, overridden)
         if config.compile:
             try_compiler(rank_info.device)
-        facts = _lead(placement, run, said, config.run.resume or rank_info.restarted)
+        facts = _lead(placement, run, overridden, config.run.resume or rank_info.restarted)
     except BaseException:
         rank_store.set("start", {"refused": True})
         raise
@@ -90,7 +90,7 @@ def share_replicas(config: Config, rank_info: RankInfo, rank_store: RankStore) -
 
 
 def _lead(
-    placement: Placement, run: ExitStack, said: Collection[str] | None, resume: bool
+    placement: Placement, run: ExitStack, overridden: Collection[str] | None, resume: bool
 ) -> Facts:
     blueprint = placement.blueprint
     config, info = blueprint.config, blueprint.info.to_json()
@@ -98,17 +98,19 @@ def _lead(
     run.enter_context(folder.claimed())
     checkpoints = Checkpoints.of(blueprint)
     begun = resume and checkpoints.begun()
-    folder.check(config, info, resume, said, begun)  # another run may have ended there meanwhile
+    folder.check(
+        config, info, resume, overridden, begun
+    )  # another run may have ended there meanwhile
     step = checkpoints.latest() or 0  # reads and verifies all K files
     if begun and not step:  # none of them counts
-        folder.check(config, info, True, said, begun=False)
+        folder.check(config, info, True, overridden, begun=False)
         check_weights(blueprint)
     blueprint.run_plan.refuse_shorter(step)
     complete = step == blueprint.run_plan.num_steps and folder.is_concluded(step)
     if not complete:  # a complete run stays as it is
         if step or config.run.resume:
             say(folder.describe_resume(config, step) + blueprint.run_plan.stand(step))
-        folder.create(folder.to_write(config, said) if step else config, info)
+        folder.create(folder.to_write(config, overridden) if step else config, info)
         folder.add_start(step, placement.mesh.num_ranks, blueprint.device.type)
         checkpoints.set_aside_after(step)
     return {

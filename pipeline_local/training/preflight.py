@@ -14,7 +14,7 @@ from pipeline_local.data.datasets import describe
 from pipeline_local.engines import deepspeed_library
 from pipeline_local.engines.settings import EngineSettings
 from pipeline_local.errors import UserError
-from pipeline_local.loggers import follower
+from pipeline_local.loggers import logger_process
 from pipeline_local.models import weights
 from pipeline_local.models.embedding import TiedEmbedding
 from pipeline_local.placement.describe import doubts, has_batch_norm
@@ -27,13 +27,15 @@ from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
 
 
-def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = None) -> Placement:
+def check(
+    config: Config, rank_info: RankInfo, overridden: Collection[str] | None = None
+) -> Placement:
     """Draws the blueprint, and refuses whatever can be refused before a rank starts to work.
 
     Args:
         config: the configuration of the run.
         rank_info: any of the ranks that will run it.
-        said: the keys that the user has named beside a configuration file; None: all are meant.
+        overridden: the keys named beside a configuration file; None: all are meant.
 
     Raises:
         UserError: a mistake that the user must fix.
@@ -46,14 +48,14 @@ def check(config: Config, rank_info: RankInfo, said: Collection[str] | None = No
         warn(*doubts(config, blueprint))
     blueprint.run_plan.refuse_late_trace()
     rank_info.p2p_kind(config.parallel)
-    follower.check(config.log)
+    logger_process.check(config.log)
     _check_engine(blueprint, rank_info.device)
     if config.modules.profile is not None:
         _ = placement.costs  # read and compared with the run
     resume = config.run.resume or rank_info.restarted
     begun = resume and Checkpoints.of(blueprint).begun()
     folder, info = RunFolder(config.run.dir), blueprint.info.to_json()
-    folder.check(blueprint.config, info, resume, said, begun)
+    folder.check(blueprint.config, info, resume, overridden, begun)
     if not begun:
         check_weights(blueprint)
     return placement

@@ -8,7 +8,7 @@ from pipeline_local.config import Config
 from pipeline_local.configfile import configfile
 from pipeline_local.console.screen import say
 from pipeline_local.data.info import DataInfo
-from pipeline_local.loggers.follower import Follower
+from pipeline_local.loggers.logger_process import LoggerProcess
 from pipeline_local.pipeline.connect import open_replicas
 from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
@@ -33,7 +33,7 @@ def train(
     config: Config,
     rank_info: RankInfo | None = None,
     callbacks: Sequence[Callback] = (),
-    said: Collection[str] | None = None,
+    overridden: Collection[str] | None = None,
 ) -> Facts:
     """Run a configuration on this rank and, together with the others, on all of them.
 
@@ -42,14 +42,14 @@ def train(
         rank_info: this rank; None reads it from the launcher's environment. Without a launcher,
             `parallel.stages` ranks are started, and this process waits for them.
         callbacks: are called at the points of the run plan, on every rank.
-        said: the keys that the user has named beside a configuration file: no other ones may differ
-            from those of a run that is resumed; None: all are meant.
+        overridden: the keys named beside a configuration file: no other ones may differ from those
+            of a run that is resumed; None: all are meant.
 
     Returns:
         What summary.json holds, on every rank.
 
     Raises:
-        UserError: what the user must mend.
+        UserError: a mistake that the user must fix.
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
 
     Example:
@@ -64,18 +64,18 @@ def train(
     config, callbacks = config.on_stages(mesh.num_stages), listed(callbacks)
     with as_found(own.device):
         if rank_info is None and mesh.num_ranks > own.world_size:
-            return _on_new_ranks(config, mesh.num_ranks, callbacks, said)
-        return _on_this_rank(config, own, callbacks, said)
+            return _on_new_ranks(config, mesh.num_ranks, callbacks, overridden)
+        return _on_this_rank(config, own, callbacks, overridden)
 
 
 def _on_this_rank(
     config: Config,
     rank_info: RankInfo,
     callbacks: Sequence[Callback],
-    said: Collection[str] | None,
+    overridden: Collection[str] | None,
 ) -> Facts:
     with ExitStack() as stack:
-        follower = stack.enter_context(Follower())  # outermost: its end may wait for a network
+        follower = stack.enter_context(LoggerProcess())  # outermost: its end may wait for a network
         store = stack.enter_context(joined(rank_info, grouped=config.engine == "deepspeed"))
         if not rank_info.located:
             rank_info = rank_info.on_host(store).placed(config.parallel)
@@ -92,7 +92,7 @@ def _on_this_rank(
         stack.enter_context(placing(mesh, rank_info.rank))
         stop.listen(lambda: watchdog.judged)
         at = watchdog.status
-        placement, start = _agreed(config, rank_info, rank_store, at, stack, said)
+        placement, start = _agreed(config, rank_info, rank_store, at, stack, overridden)
         if start["complete"]:
             return _already_complete(placement, rank_store)
         kind = agreement.share_p2p_kind(config, rank_info, rank_store)
@@ -124,11 +124,11 @@ def _agreed(
     rank_store: RankStore,
     at: RankStatus,
     run: ExitStack,
-    said: Collection[str] | None,
+    overridden: Collection[str] | None,
 ) -> tuple[Placement, Facts]:
     """The run as all ranks have drawn it, and what the first rank has found out about it."""
     at.enter("checking the configuration", peer=0 if rank_info.rank else None)
-    start, placement = agreement.propose(config, rank_info, rank_store, run, said)
+    start, placement = agreement.propose(config, rank_info, rank_store, run, overridden)
     at.enter("drawing the run")
     with rank_store.unanimous("run", COLLECTIVE_TIMEOUT):
         if placement is None:  # the first rank has drawn it, to propose it
@@ -144,11 +144,11 @@ def _agreed(
 
 
 def _on_new_ranks(
-    config: Config, count: int, callbacks: Sequence[Callback], said: Collection[str] | None
+    config: Config, count: int, callbacks: Sequence[Callback], overridden: Collection[str] | None
 ) -> Facts:
     """Train on so many ranks of this host; the summary of the run."""
-    preflight.check(config, RankInfo.of_host(count), said)
-    on_ranks(count, partial(train, config, callbacks=callbacks, said=said))
+    preflight.check(config, RankInfo.of_host(count), overridden)
+    on_ranks(count, partial(train, config, callbacks=callbacks, overridden=overridden))
     return RunFolder(config.run.dir).load_summary()
 
 

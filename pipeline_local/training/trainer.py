@@ -100,7 +100,7 @@ class Trainer:
         self.callbacks = Callbacks(callbacks)
         self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
-        self.clock = metrics.Clock(lambda: self.upstream.waited, lambda: self.downstream.waited)
+        self.clock = metrics.WallTime(lambda: self.upstream.waited, lambda: self.downstream.waited)
         self.display = display(blueprint, placement.stages, rank_info.rank, start)
         closing.callback(self.display.close)
 

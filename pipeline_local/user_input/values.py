@@ -1,4 +1,4 @@
-"""How the values of a configuration are checked: strictly, and told in a user's words."""
+"""How the values of a configuration are checked: strictly, and reported in a user's words."""
 
 import os
 import re

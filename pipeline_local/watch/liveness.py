@@ -34,7 +34,7 @@ class LivenessEvent:
 
 
 @dataclass(eq=False)
-class _Link:
+class _Connection:
     """One end of a connection; `rank` is None until a new connection has sent its rank."""
 
     socket: socket.socket
@@ -76,7 +76,7 @@ class LivenessLinks:
     def __init__(self, server: socket.socket | None = None) -> None:
         self._token = secrets.token_hex(16)
         self._selector = selectors.DefaultSelector()
-        self._links: set[_Link] = set()
+        self._links: set[_Connection] = set()
         self._server = server
         self._waker, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ, self._woken)
@@ -154,20 +154,20 @@ class LivenessLinks:
             return
         self._add(connection, None)
 
-    def _add(self, connection: socket.socket, rank: int | None) -> _Link:
+    def _add(self, connection: socket.socket, rank: int | None) -> _Connection:
         connection.settimeout(CONNECT_SECONDS)
         _probe(connection)
-        link = _Link(connection, rank)
+        link = _Connection(connection, rank)
         self._links = self._links | {link}
         self._selector.register(connection, selectors.EVENT_READ, link)
         return link
 
-    def _drop(self, link: _Link) -> None:
+    def _drop(self, link: _Connection) -> None:
         self._selector.unregister(link.socket)
         link.socket.close()
         self._links = self._links - {link}
 
-    def _read(self, link: _Link) -> list[LivenessEvent]:
+    def _read(self, link: _Connection) -> list[LivenessEvent]:
         messages = link.read()
         if messages is None:
             self._drop(link)

@@ -8,8 +8,8 @@ import torch
 from pipeline_local.bench import table
 from pipeline_local.bench.baseline import UnavailableError, Workload
 from pipeline_local.bench.harness import Turns, entries, measure
+from pipeline_local.bench.options import BenchOptions
 from pipeline_local.bench.pipelines import TO_ITSELF
-from pipeline_local.bench.request import Request
 from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.placement.draw import draw as draw_blueprint
@@ -33,7 +33,7 @@ ALL = ("bp", "checkpoint", "accumulate", "loop", "ddp", *PIPELINES, *DUAL, "loca
 
 def rows(rank_info, baselines, microbatches, more):
     config = configfile.parse({**TREE, **more})
-    request = Request(baselines, microbatches, runs=2, steps=2, output=None)
+    request = BenchOptions(baselines, microbatches, runs=2, steps=2, output=None)
     measured = measure(config, rank_info, request)
     return table.rows(measured, config.data.batch_size, request.steps)
 
@@ -137,7 +137,7 @@ class Recorder:
 def test_turns_are_interleaved_and_begin_with_an_untimed_step():
     config = configfile.parse(TREE)
     workload = Workload(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
-    (entry,) = entries(workload, Request(("bp",), (1,), 1, 1, None))
+    (entry,) = entries(workload, BenchOptions(("bp",), (1,), 1, 1, None))
     calls = []
     found = [entry.__class__(name, 1, 1, Recorder(name, calls), 1) for name in "abcd"]
     results = Turns(workload, RankStore(), steps=2).run(found, runs=2)
@@ -153,7 +153,7 @@ def test_out_of_memory_in_a_baseline_of_several_ranks_ends_the_comparison():
     """The other ranks would wait for this one."""
     config = configfile.parse(TREE)
     workload = Workload(draw_blueprint(config, describe(config.data)), RankInfo(), "gloo")
-    (entry,) = entries(workload, Request(("bp",), (1,), 1, 1, None))
+    (entry,) = entries(workload, BenchOptions(("bp",), (1,), 1, 1, None))
     shared = replace(entry, ranks=2, baseline=Recorder("d", []))
     with pytest.raises(torch.OutOfMemoryError):
         Turns(workload, RankStore(), steps=2).run([shared], runs=1)
@@ -162,7 +162,7 @@ def test_out_of_memory_in_a_baseline_of_several_ranks_ends_the_comparison():
 def on_hosts_of_two_cores(rank_info):
     environment.cores = lambda: 2
     config = configfile.parse({**TREE, "parallel": {}})
-    request = Request(("dualpipev",), (2,), runs=1, steps=1, output=None)  # needs more of them
+    request = BenchOptions(("dualpipev",), (2,), runs=1, steps=1, output=None)  # needs more of them
     return table.report(config, apart(rank_info), request)
 
 

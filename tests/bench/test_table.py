@@ -7,7 +7,7 @@ import pytest
 
 from pipeline_local.bench import table
 from pipeline_local.bench.baseline import Idle
-from pipeline_local.bench.harness import Entry, Measured, RankResult
+from pipeline_local.bench.harness import Contestant, Measured, RankResult
 from pipeline_local.cli import main
 from pipeline_local.configfile import configfile
 
@@ -15,7 +15,7 @@ BASELINE = Idle()
 
 
 def entry(name, ranks=2, microbatches=1, isolates=""):
-    return Entry(name, ranks, microbatches, BASELINE, 1, isolates)
+    return Contestant(name, ranks, microbatches, BASELINE, 1, isolates)
 
 
 def result(*seconds, waited=None, busy=None, **more):

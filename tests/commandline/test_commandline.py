@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_local.bench import request
+from pipeline_local.bench.options import NAMES
 from pipeline_local.commandline import bench, finished, planning
 from pipeline_local.commandline.parser import parse, parser
 from pipeline_local.commandline.shared import numbers, words
-from pipeline_local.commands.table import RUN
+from pipeline_local.commands import table
 from pipeline_local.finished.exporting import formats
 from pipeline_local.simulation import programs
 from tests.test_docs import all_parsers
@@ -36,11 +36,11 @@ def test_help_ends_with_two_examples(command):
 
 def test_every_command_does_something():
     named = {part.get_default("run") for part in all_parsers(parser())} - {None}
-    assert named == RUN.keys()
+    assert named == table.COMMANDS.keys()
 
 
 def test_names_are_those_of_what_the_commands_call():
-    assert {*bench.BASELINES} == {*request.NAMES}
+    assert {*bench.BASELINES} == {*NAMES}
     assert (*programs.METHODS,) == planning.METHODS
     assert (*formats.FORMATS,) == finished.FORMATS
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pipeline_local.learning.contents import (
-    Copies,
+    BlockCopies,
     Feedback,
-    Unembeddings,
+    UnembeddingCopies,
     copies,
 )
 from pipeline_local.learning.lag_plan import LaggedContent, LagPlan
@@ -39,7 +39,7 @@ def test_two_contents_that_are_handed_on_survive_a_checkpoint():
     """As copies for a tied embedding do beside the outputs of later heads."""
 
     def module_1():
-        copies = Unembeddings(every=1, num_modules=3, shared=False, lag=0)
+        copies = UnembeddingCopies(every=1, num_modules=3, shared=False, lag=0)
         return LaggedMessages(LagPlan((copies, HandedOn()), lag=0), index=1)
 
     nobody = SimpleNamespace(body=torch.nn.Sequential(), head=torch.nn.Identity())
@@ -58,15 +58,15 @@ def test_two_contents_that_are_handed_on_survive_a_checkpoint():
 @pytest.mark.parametrize("microbatches", [1, 3])
 def test_what_is_sent_once_per_step_goes_with_the_last_microbatch_whatever_its_number(microbatches):
     """A run may go on with other numbers of microbatches and replicas."""
-    copies = LaggedMessages(LagPlan((Copies(1),)), index=1)
+    copies = LaggedMessages(LagPlan((BlockCopies(1),)), index=1)
     copies.pending.push(3, microbatches - 1, torch.ones(2))
-    feedback = LaggedMessages(LagPlan((Feedback(1), Copies(1))), index=1)
+    feedback = LaggedMessages(LagPlan((Feedback(1), BlockCopies(1))), index=1)
     for microbatch in range(4):
         feedback.pending.push(3, microbatch, torch.ones(2))
     held = {}
     for index in range(2):
         replica = SimpleNamespace(index=index, size=2, has=lambda j, i=index: j % 2 == i)
-        own, each = LaggedMessages(LagPlan((Copies(1),)), 1), LaggedMessages(feedback._plan, 1)
+        own, each = LaggedMessages(LagPlan((BlockCopies(1),)), 1), LaggedMessages(feedback._plan, 1)
         own.load(copies.tensors(), replica)
         each.load(feedback.tensors(), replica)
         held[index] = len(own.pending), [kept.microbatch for kept in each.pending]

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import StoppedError, UserError
-from pipeline_local.loggers import follower
-from pipeline_local.loggers.follower import Follower
+from pipeline_local.loggers import logger_process
+from pipeline_local.loggers.logger_process import LoggerProcess
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.metrics import Metrics
@@ -56,7 +56,7 @@ def log(folder, log, steps=STEPS, start=0, error=None):
         Metrics(folder.metrics(stage), {"stage": stage}, 20, RankInfo()) for stage in range(2)
     ]
     try:
-        with Follower() as following:
+        with LoggerProcess() as following:
             following.start(config_of(folder.path, **log), 2, start)
             for number, metrics in enumerate(stages):
                 for step in steps:
@@ -217,24 +217,24 @@ def test_what_cannot_start_is_a_warning(folder, monkeypatch, capfd):
 
 
 def test_a_process_that_is_gone_is_a_warning(folder, monkeypatch, capfd):
-    monkeypatch.setattr(follower, "_PROGRAM", "raise SystemExit(3)")
+    monkeypatch.setattr(logger_process, "_PROGRAM", "raise SystemExit(3)")
     log(folder, {"tensorboard": True})
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: the loggers did not get all rows")
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(follower, "find_spec", lambda name: None)
+    monkeypatch.setattr(logger_process, "find_spec", lambda name: None)
     for name in ("tensorboard", "wandb", "mlflow"):
         with pytest.raises(UserError, match=f"log.{name} needs {name}, .*; pip install {name}"):
-            follower.check(
+            logger_process.check(
                 config_of(tmp_path, **{name: True if name == "tensorboard" else "x"}).log
             )
-    follower.check(config_of(tmp_path).log)
+    logger_process.check(config_of(tmp_path).log)
 
 
 def test_no_logger_no_process(folder):
-    with Follower() as following:
+    with LoggerProcess() as following:
         following.start(config_of(folder.path), 2, 0)
         assert following._process is None
     assert list(folder.path.iterdir()) == []

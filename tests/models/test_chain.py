@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline_local.models.chain import Link, chain, spans
+from pipeline_local.models.chain import ChainLink, chain, spans
 
 X = torch.randn(3, 4)
 
@@ -79,7 +79,7 @@ def test_light_links_are_told_from_heavy_ones():
 def link(kind, shape):
     """Heavy, light or without weights."""
     node = torch.fx.Graph().call_function(operator.add)
-    return Link((node,), node, shape, "", kind != "-", kind != "heavy")
+    return ChainLink((node,), node, shape, "", kind != "-", kind != "heavy")
 
 
 MAP, SMALL, FLAT = (2, 8, 8, 8), (2, 8, 4, 4), (2, 8)

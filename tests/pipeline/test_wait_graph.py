@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_local.engines.replicas import Replicas
-from pipeline_local.learning.contents import Copies, Distillation, Feedback
+from pipeline_local.learning.contents import BlockCopies, Distillation, Feedback
 from pipeline_local.learning.lag_plan import LagPlan
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.rules import Rules
@@ -463,7 +463,7 @@ def test_a_stage_waits_in_the_order_of_the_model(compare, microbatches, every, r
     lagged = {"delay": LAG, "every": every, "refresh": refresh, "distill": distill}
     plan = Plan(3, microbatches, (compare,) * STEPS, **lagged)
     contents = [Feedback(every)] if every else []
-    contents += [Copies(refresh)] if refresh else []
+    contents += [BlockCopies(refresh)] if refresh else []
     contents += [Distillation(distill, 3, True)] if distill else []
     edges = Recorder(compare)
     module = Module(LagPlan(tuple(contents)), STEPS)

@@ -32,7 +32,7 @@ def step(monkeypatch):
 
 def test_a_task_is_a_rank(step):
     assert RankInfo.from_environment() == RankInfo(3, 5, 1, 2, launched=True)
-    assert environment.said()["MASTER_ADDR"] == "n07"
+    assert environment.launcher_variables()["MASTER_ADDR"] == "n07"
     assert not environment.is_first()
 
 
@@ -60,7 +60,7 @@ def test_a_launcher_within_a_step_counts(step):
 def test_the_user_may_say_where_the_ranks_meet(step):
     step.setenv("MASTER_ADDR", "ib-n07")
     step.setenv("MASTER_PORT", "4444")
-    said = environment.said()
+    said = environment.launcher_variables()
     assert (said["MASTER_ADDR"], said["MASTER_PORT"], said["RANK"]) == ("ib-n07", "4444", "3")
 
 
@@ -71,7 +71,7 @@ def test_jobs_and_steps_and_starts_have_ports_of_their_own(step):
             step.setenv("SLURM_JOB_ID", str(job))
             step.setenv("SLURM_STEP_ID", str(which))
             step.setenv("SLURM_RESTART_COUNT", str(start))
-            ports.add(int(environment.said()["MASTER_PORT"]))
+            ports.add(int(environment.launcher_variables()["MASTER_PORT"]))
     assert len(ports) == 400
     assert 1024 < min(ports) < max(ports) < 32768, "others may be in use by any connection"
 

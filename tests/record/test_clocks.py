@@ -6,7 +6,7 @@ import pytest
 
 from pipeline_local.ranks.join import joined
 from pipeline_local.record import clocks
-from pipeline_local.record.clocks import Clocks, shifted
+from pipeline_local.record.clocks import ClockOffsets, shifted
 from pipeline_local.watch.store import RankStore
 
 HOUR = 3600 * 10**9
@@ -19,7 +19,7 @@ def compare(rank_info, others):
         time.monotonic_ns = lambda: real() + HOUR
         clocks.host = lambda: f"host {rank_info.rank}"
     with joined(rank_info) as store:
-        found = Clocks(RankStore(store, rank_info.rank, rank_info.world_size))
+        found = ClockOffsets(RankStore(store, rank_info.rank, rank_info.world_size))
         found.measure()
         found.measure()
     return found.samples

@@ -57,7 +57,7 @@ def test_facts_say_where_and_when_they_are_from(tmp_path):
 
 def test_clock_separates_training_from_waiting_and_saving():
     up, down = iter([0.5, 10.5, 10.75]), iter([0.0, 3.0, 3.0])
-    clock = metrics.Clock(lambda: next(up), lambda: next(down))
+    clock = metrics.WallTime(lambda: next(up), lambda: next(down))
     with clock.training():
         time.sleep(0.001)
     with clock.evaluating():

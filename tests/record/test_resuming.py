@@ -31,10 +31,10 @@ def refused(tmp_path, monkeypatch):
     """Why overrides are refused that are said, or only stand in the file; "" where they are not."""
     monkeypatch.chdir(tmp_path)
 
-    def refuse(*overrides, said=None, info=INFO, begun=True, before=INFO):
+    def refuse(*overrides, overridden=None, info=INFO, begun=True, before=INFO):
         configs = parse(), parse(*overrides)
         try:
-            resuming.refuse(Path("out"), configs, (before, info), said, begun)
+            resuming.refuse(Path("out"), configs, (before, info), overridden, begun)
         except UserError as error:
             return str(error)
         return ""
@@ -64,19 +64,21 @@ def refused(tmp_path, monkeypatch):
 )
 def test_what_may_change(refused, override):
     assert refused(override) == ""
-    assert refused(override, said={override.partition("=")[0]}) == ""
+    assert refused(override, overridden={override.partition("=")[0]}) == ""
 
 
 @pytest.mark.parametrize("said", [None, {"data.root"}])
-def test_the_data_may_have_moved(said):
+def test_the_data_may_have_moved(overridden):
     before, now = (
         configfile.parse(CONFIG | {"data": {"name": "cifar10", "root": root}})
         for root in ("here", "elsewhere")
     )
     assert [change.key for change in resuming.changes(before, now, begun=True)] == ["data.root"]
-    resuming.refuse(Path("out"), (before, now), (INFO, INFO), said, True)
+    resuming.refuse(Path("out"), (before, now), (INFO, INFO), overridden, True)
     with pytest.raises(UserError, match=r"data\.root may name another place"):
-        resuming.refuse(Path("out"), (before, now), (INFO, INFO.replace("640", "641")), said, True)
+        resuming.refuse(
+            Path("out"), (before, now), (INFO, INFO.replace("640", "641")), overridden, True
+        )
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,8 @@ def test_the_data_may_have_moved(said):
     ids=str,
 )
 def test_what_may_not(refused, override, name):
-    for said in (None, {override.partition("=")[0]}, set()):
-        line = refused(override, said=said)
+    for overridden in (None, {override.partition("=")[0]}, set()):
+        line = refused(override, overridden=overridden)
         assert line.startswith(f"run.resume: out holds a run with another {name}"), line
         assert "resume it as it was (pipeline-local resume out)" in line
 
@@ -134,18 +136,23 @@ def test_another_number_of_images_is_other_data(refused):
 
 def test_what_was_forgotten_is_refused(refused):
     """The run was begun with key=value pairs, and is resumed without."""
-    line = refused("optimizer.lr=0.01", "train.epochs=1", "parallel.threads=2", said={"run.resume"})
+    line = refused(
+        "optimizer.lr=0.01", "train.epochs=1", "parallel.threads=2", overridden={"run.resume"}
+    )
     assert line == (
         "run.resume: optimizer.lr=0.01 (was 0.1), train.epochs=1 (was 2) in out, and no key=value"
         " says so; go on with its own settings (pipeline-local resume out), or say what is to"
         " change"
     )
-    assert refused("optimizer.lr=0.01", "train.epochs=1", said={"optimizer", "train.epochs"}) == ""
+    assert (
+        refused("optimizer.lr=0.01", "train.epochs=1", overridden={"optimizer", "train.epochs"})
+        == ""
+    )
 
 
 def test_weights_count_where_there_is_no_checkpoint_yet(refused):
-    assert "model.weights=None (was" not in refused("model.weights=w.pt", said=set())
-    assert "model.weights=" in refused("model.weights=w.pt", said=set(), begun=False)
+    assert "model.weights=None (was" not in refused("model.weights=w.pt", overridden=set())
+    assert "model.weights=" in refused("model.weights=w.pt", overridden=set(), begun=False)
 
 
 def test_where_a_run_began_stays_in_its_configuration(tmp_path, monkeypatch):
@@ -245,14 +252,16 @@ def test_who_cannot_be_resumed_here(tmp_path, monkeypatch):
         (set(), True),
     ],
 )
-def test_a_part_of_a_value_is_said(said, refused):
+def test_a_part_of_a_value_is_said(overridden, refused):
     """A command line reaches into a value that is a mapping."""
     tree = CONFIG | {"engine": "deepspeed"}
     before, now = (
         configfile.parse(tree | {"deepspeed": {"zero_optimization": {"stage": stage}}})
         for stage in (1, 2)
     )
-    asked = partial(resuming.refuse, Path("r"), (before, now), ("", ""), {"engine", *said}, True)
+    asked = partial(
+        resuming.refuse, Path("r"), (before, now), ("", ""), {"engine", *overridden}, True
+    )
     if refused:
         with pytest.raises(UserError, match=r"deepspeed\.zero_optimization=.* no key=value says"):
             asked()

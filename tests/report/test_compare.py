@@ -72,4 +72,4 @@ def test_no_run(paths, tmp_path, capsys):
     [((2.0, 3.0), "+50.0%"), ((0.0, 1.0), ""), (("a", "b"), ""), ((1.0, None), "")],
 )
 def test_changes(values, change):
-    assert compare.Row("", values, compare.number).change == change
+    assert compare.ComparisonRow("", values, compare.number).change == change

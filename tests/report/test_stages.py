@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from pipeline_local.record.summary import ModuleRow
-from pipeline_local.report.prediction import Prediction
+from pipeline_local.report.prediction import PlannedRun
 from pipeline_local.report.run import read
 from pipeline_local.report.stages import memory_chart, time_chart, times
 from tests.report.folders import cut_off, make_run, resume
 
-PLAN = Prediction(
+PLAN = PlannedRun(
     steps=8,
     modules=(ModuleRow(0, "layer0", "linear"), ModuleRow(1, "layer1", "classifier")),
     costs=(3e6, 1e6),

@@ -77,10 +77,10 @@ class Ranks:
         rank_info = RankInfo(rank, self.count, rank, self.count, launched=True)
         self._count_steps(rank_info, fault)
         from pipeline_local import cli
-        from pipeline_local.commands.table import RUN
+        from pipeline_local.commands.table import COMMANDS
 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(self.count))
-        RUN["train"] = lambda *_: train(config, rank_info) and 0
+        COMMANDS["train"] = lambda *_: train(config, rank_info) and 0
         os._exit(cli.main(["train", "unused.yaml"]))
 
     def _count_steps(self, rank_info, fault):
@@ -185,7 +185,7 @@ def test_a_replica_without_data_is_named(start):
 
     def fault(rank):
         if rank == 1:
-            batches.TrainSource.batch = lambda *_: time.sleep(LONGEST * 2)
+            batches.ImageTrainSource.batch = lambda *_: time.sleep(LONGEST * 2)
 
     ranks = start(fault, **MESH, timeout=3)
     assert ranks.ends() == [EXIT_STALLED] * len(PLACES)
@@ -305,14 +305,14 @@ def test_a_rank_that_hangs_in_its_work(start):
 
 def sleeping_loader(monkeypatch, seconds=LONGEST * 2):
     """The data of step 8 never comes."""
-    batch = batches.TrainSource.batch
+    batch = batches.ImageTrainSource.batch
 
     def sleep(self, step):
         if step == 8:
             time.sleep(seconds)
         return batch(self, step)
 
-    monkeypatch.setattr(batches.TrainSource, "batch", sleep)
+    monkeypatch.setattr(batches.ImageTrainSource, "batch", sleep)
 
 
 def test_a_loader_that_sleeps_for_ever(start, monkeypatch):

@@ -46,7 +46,7 @@ def train_batches(
     Raises:
         UserError: an image cannot be read; with data.on_error=skip, none of its class.
     """
-    source = TrainSource(open_split(data, "train"), data, info, seed, share)
+    source = ImageTrainSource(open_split(data, "train"), data, info, seed, share)
     steps = range(start_step, start_step + num_steps)
     return _load(source, steps, data, skipped or Skipped())
 
@@ -67,7 +67,7 @@ def test_batches(
     Raises:
         UserError: an image cannot be read; with data.on_error=skip, not one can.
     """
-    source = TestSource(open_split(data, "test"), data, info, share)
+    source = ImageTestSource(open_split(data, "test"), data, info, share)
     num_batches = -(-info.num_test // data.batch_size)
     loaded = _load(source, range(num_batches), data, skipped or Skipped())
     readable = False
@@ -79,7 +79,7 @@ def test_batches(
 
 
 @dataclass(frozen=True)
-class TrainSource:
+class ImageTrainSource:
     """The training batches of a run."""
 
     dataset: Dataset
@@ -110,7 +110,7 @@ class TrainSource:
 
 
 @dataclass(frozen=True)
-class TestSource:
+class ImageTestSource:
     """The test batches, the last one filled up.
 
     In the place of what is passed over there is another image of the batch, without a label: the

@@ -21,7 +21,7 @@ from pipeline_local.text.tokenizer import (
     open_tokenizer,
     train,
 )
-from pipeline_local.text.writing import SplitFacts, Texts, Told, write_facts, write_split
+from pipeline_local.text.writing import OnProgress, SplitFacts, Texts, write_facts, write_split
 from pipeline_local.user_input import new_file
 
 _LEAST = 257
@@ -30,7 +30,7 @@ _TRAINING = "tokenizer"
 
 
 @dataclass(frozen=True)
-class Request:
+class TokenizeOptions:
     """What is asked for.
 
     Args:
@@ -89,7 +89,7 @@ def _named(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
-def tokenize(request: Request) -> Path:
+def tokenize(request: TokenizeOptions) -> Path:
     """Write token files, `tokens.json` and the tokenizer into a new folder, and say what is in it.
 
     What an interrupted call has done is kept in a folder beside it, and not done again.
@@ -115,9 +115,11 @@ def tokenize(request: Request) -> Path:
     if names := request.passed_over(texts):
         say(f"{len(names)} passed over in DATA={request.root}: {few(names)}")
     training = {} if given else {_TRAINING: texts["train"]}
-    with shown({**training, **texts}) as told:
+    with shown({**training, **texts}) as reporters:
         made = draft.make(
-            output, _facts(request, texts, given), lambda f: _fill(f, request, texts, given, told)
+            output,
+            _facts(request, texts, given),
+            lambda f: _fill(f, request, texts, given, reporters),
         )
     if not made:
         raise UserError(f"--output: another process has written {output} meanwhile; use it")
@@ -125,7 +127,9 @@ def tokenize(request: Request) -> Path:
     return output
 
 
-def _facts(request: Request, texts: dict[str, Texts], given: Tokenizer | None) -> dict[str, Any]:
+def _facts(
+    request: TokenizeOptions, texts: dict[str, Texts], given: Tokenizer | None
+) -> dict[str, Any]:
     """What a draft must have been begun with, to go on with it."""
     files = {
         split: [
@@ -145,40 +149,40 @@ def _facts(request: Request, texts: dict[str, Texts], given: Tokenizer | None) -
 
 def _fill(
     folder: Path,
-    request: Request,
+    request: TokenizeOptions,
     texts: dict[str, Texts],
     given: Tokenizer | None,
-    told: Callable[[str], Told],
+    reporters: Callable[[str], OnProgress],
 ) -> None:
     tokenizer = given
     if tokenizer is None:
         assert request.vocabulary is not None, "one of both is given"
-        tokenizer = _trained(folder, texts["train"], request.vocabulary, told(_TRAINING))
+        tokenizer = _trained(folder, texts["train"], request.vocabulary, reporters(_TRAINING))
     splits = {}
     for split, found in texts.items():
-        splits[split] = write_split(folder, split, found, tokenizer, told(split))
+        splits[split] = write_split(folder, split, found, tokenizer, reporters(split))
         say(f"{split}: {_described(splits[split])}")
     tokenizer.save(folder)
     write_facts(folder, tokenizer, splits)
 
 
-def _trained(folder: Path, texts: Texts, vocabulary: int, told: Told) -> Tokenizer:
+def _trained(folder: Path, texts: Texts, vocabulary: int, on_progress: OnProgress) -> Tokenizer:
     """The tokenizer that is in the draft, or else a new one."""
     kept = draft.own(folder, FILE)
     if not kept.is_file():
         say(f"training a tokenizer of {counted(vocabulary, 'token')} on {texts.bytes / 1e6:.1f} MB")
-        made = train(_read(texts, told), vocabulary)
+        made = train(_read(texts, on_progress), vocabulary)
         if made.vocabulary < vocabulary:
             say(f"the text has only {counted(made.vocabulary, 'different token')}")
         draft.write_json(kept, json.loads(made.content))
     return FileTokenizer(kept.read_bytes(), END)
 
 
-def _read(texts: Texts, told: Told) -> Iterator[str]:
+def _read(texts: Texts, on_progress: OnProgress) -> Iterator[str]:
     done = 0
     for path in texts.files:
         for piece in Texts((path,), texts.field).pieces():
-            told(done + piece.position)
+            on_progress(done + piece.position)
             yield piece.text
         done += path.stat().st_size
 

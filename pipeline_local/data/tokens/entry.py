@@ -71,7 +71,7 @@ class TokenData:
     ) -> Iterator[Batch]:
         """As `RunData.train_batches`: x and y [B, T], int64."""
         stream, size = _open(self.config, "train").stream, self.config.batch_size
-        source = TrainSource(stream, info.sample_shape[0], info.num_train, size, seed, share)
+        source = TokenTrainSource(stream, info.sample_shape[0], info.num_train, size, seed, share)
         for batch, _ in load(source, range(start, start + steps), self.config.workers):
             yield batch
 
@@ -81,7 +81,7 @@ class TokenData:
         """As `RunData.test_batches`: x and y [B, T], int64; a place without a token to predict has
         the label `IGNORE_LABEL`."""
         stream, size = _open(self.config, "test").stream, self.config.batch_size
-        source = TestSource(stream, info.sample_shape[0], info.num_test, size, share)
+        source = TokenTestSource(stream, info.sample_shape[0], info.num_test, size, share)
         for batch, _ in load(source, range(-(-info.num_test // size)), self.config.workers):
             yield batch
 
@@ -246,7 +246,7 @@ def _options(data: DataConfig) -> Options:
 
 
 @dataclass(frozen=True)
-class TrainSource:
+class TokenTrainSource:
     """The training batches of a run.
 
     Args:
@@ -277,7 +277,7 @@ class TrainSource:
 
 
 @dataclass(frozen=True)
-class TestSource:
+class TokenTestSource:
     """The test batches; what is missing in the last one has the id 0 and no label."""
 
     __test__ = False  # for pytest

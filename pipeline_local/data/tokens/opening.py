@@ -219,10 +219,10 @@ def _texts(root: Path, split: str, options: Options) -> TokenSplit:
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
     folder = index_file.cache() / "tokens" / name
     if not folder.exists():
-        with shown({split: texts}) as told:
+        with shown({split: texts}) as reporters:
 
             def fill(folder: Path) -> None:
-                facts = writing.write_split(folder, split, texts, tokenizer, told(split))
+                facts = writing.write_split(folder, split, texts, tokenizer, reporters(split))
                 writing.write_facts(folder, tokenizer, {split: facts})
 
             draft.make(folder, {"key": name}, fill)

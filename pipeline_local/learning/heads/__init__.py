@@ -2,7 +2,7 @@
 
 from pipeline_local.learning.heads import auglocal, ema, readout, simple  # noqa: F401 (they register)
 from pipeline_local.learning.heads.ema import EmaHead
-from pipeline_local.learning.heads.follower import Follower
+from pipeline_local.learning.heads.has_copy import HasCopy
 from pipeline_local.learning.heads.head import (
     HEADS,
     Head,
@@ -20,7 +20,7 @@ from pipeline_local.learning.heads.readout import ReadoutHead
 __all__ = [
     "HEADS",
     "EmaHead",
-    "Follower",
+    "HasCopy",
     "Head",
     "ReadoutHead",
     "Site",

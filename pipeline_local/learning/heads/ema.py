@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline_local.errors import counted
 from pipeline_local.layout import Layout
-from pipeline_local.learning.heads.follower import Follower
+from pipeline_local.learning.heads.has_copy import HasCopy
 from pipeline_local.learning.heads.head import HEADS, Head, Site
 from pipeline_local.learning.heads.layers import channels, output_shape, readout, reset
 
@@ -46,7 +46,7 @@ class ChannelScale(nn.Module):
         return x * self.weight.view(self._broadcast) + self.bias.view(self._broadcast)
 
 
-class EmaHead(Head, Follower):
+class EmaHead(Head, HasCopy):
     """A copy of the next block, a scale and bias for each channel, and a linear classifier.
 
     The copy runs in the head's own mode: while training a batch norm in it normalises by the batch,

@@ -29,7 +29,7 @@ attribute `copies`, if there is one, is a function that returns how many later b
 from the module's index, the number of modules, the number of later blocks, and the options. Its
 attribute `learns`, if false, states that its heads have no parameters. Its attribute `refresh`, if
 there is one, returns after how many steps copies of parameters are published for them, from the
-options, and its attribute `follows` says which (`Follower.follows`). Its attribute `title` puts the
+options, and its attribute `follows` says which (`HasCopy.follows`). Its attribute `title` puts the
 options into words for display.
 """
 
@@ -111,7 +111,7 @@ def refresh(config: HeadConfig) -> int:
 
 
 def follows(config: HeadConfig) -> str | None:
-    """Return what parameters are published for the heads (`Follower.follows`)."""
+    """Return what parameters are published for the heads (`HasCopy.follows`)."""
     return getattr(HEADS.find(config.name), "follows", None)
 
 

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline_local.errors import FitsNowhereError, counted
-from pipeline_local.learning.heads.follower import Follower
+from pipeline_local.learning.heads.has_copy import HasCopy
 from pipeline_local.learning.heads.head import HEADS, Site
 from pipeline_local.learning.tasks.next_token import HasHidden
 
 
-class ReadoutHead(nn.Module, Follower):
+class ReadoutHead(nn.Module, HasCopy):
     """Logits `temperature * norm(blocks(x)) @ weight.T`: [B, T, d] -> [B, T, V].
 
     Args:

@@ -75,7 +75,7 @@ def test_resuming_gives_what_would_have_come():
 def test_augmentation_depends_on_epoch_and_sample_but_not_on_the_batch():
     def by_sample(batch_size, epochs):
         data = dataclasses.replace(SMALL, augment="standard", batch_size=batch_size)
-        source = batches.TrainSource(open_split(data, "train"), data, describe(data), 0)
+        source = batches.ImageTrainSource(open_split(data, "train"), data, describe(data), 0)
         steps = [100 // batch_size * epoch for epoch in epochs]
         for step in steps:
             source.batch(step)

@@ -72,11 +72,11 @@ def test_bytes_and_another_field(tmp_path):
 def test_the_output_lies_beside_the_data_however_they_are_named(texts, tmp_path, monkeypatch):
     monkeypatch.chdir(texts / "train")
     ByteTokenizer().save(texts / "train")
-    assert command.Request(Path(".."), 280).folder == tmp_path / "texts-280"
-    assert command.Request(Path(".."), tokenizer=Path()).folder == tmp_path / "texts-train"
-    assert command.Request(Path(), tokenizer=Path("..")).folder == texts / "train-texts"
+    assert command.TokenizeOptions(Path(".."), 280).folder == tmp_path / "texts-280"
+    assert command.TokenizeOptions(Path(".."), tokenizer=Path()).folder == tmp_path / "texts-train"
+    assert command.TokenizeOptions(Path(), tokenizer=Path("..")).folder == texts / "train-texts"
     (tmp_path / "link").symlink_to(texts)
-    assert command.Request(tmp_path / "link", 280).folder == tmp_path / "link-280"
+    assert command.TokenizeOptions(tmp_path / "link", 280).folder == tmp_path / "link-280"
 
 
 def test_what_is_passed_over_is_named(texts, capsys):

@@ -11,7 +11,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.data.datasets import check_again, describe, open_data, passed_over
 from pipeline_local.data.info import DataInfo
 from pipeline_local.data.skipped import Skipped
-from pipeline_local.data.tokens.command import Request, tokenize
+from pipeline_local.data.tokens.command import TokenizeOptions, tokenize
 from pipeline_local.data.tokens.entry import tokenizer_of
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.text.tokenizer import ByteTokenizer, train
@@ -64,7 +64,7 @@ def test_bytes_per_token_are_of_what_is_scored(texts):
     info = describe(settings(texts, tokenizer="bytes", limit=3))
     ids, texts_of_them = 3 * LENGTH, 3 * LENGTH + 1 - 2
     assert info.bytes_per_token == texts_of_them / ids, "a END b END and so on"
-    tokens = settings(tokenize(Request(texts, tokenizer="bytes")), limit=4)
+    tokens = settings(tokenize(TokenizeOptions(texts, tokenizer="bytes")), limit=4)
     assert describe(tokens).bytes_per_token is None, "nobody has counted them"
     assert describe(replace(tokens, limit=None)).bytes_per_token is not None
 
@@ -159,7 +159,9 @@ def test_a_tokenizer_is_a_path_unless_it_is_bytes(tmp_path, monkeypatch):
 def test_other_texts_of_the_same_tokenizer_are_taken_again(texts, tmp_path):
     tokenizer = train([prose(900)], 290)
     tokenizer.save(tmp_path)
-    tokens = tokenize(Request(texts, tokenizer=tmp_path / "tokenizer.json", output=tmp_path / "t"))
+    tokens = tokenize(
+        TokenizeOptions(texts, tokenizer=tmp_path / "tokenizer.json", output=tmp_path / "t")
+    )
     info = describe(settings(tokens))
     other = tmp_path / "other"
     (other / "test").mkdir(parents=True)
@@ -188,7 +190,9 @@ def test_other_texts_of_the_same_tokenizer_are_taken_again(texts, tmp_path):
 def test_the_tokenizer_of_a_run_is_found_again(texts, numbers, tmp_path):
     mine = train([prose(900)], 290)
     mine.save(tmp_path)
-    tokens = tokenize(Request(texts, tokenizer=tmp_path / "tokenizer.json", output=tmp_path / "t"))
+    tokens = tokenize(
+        TokenizeOptions(texts, tokenizer=tmp_path / "tokenizer.json", output=tmp_path / "t")
+    )
     info = describe(settings(tokens))
     for data in (settings(tokens), settings(texts, tokenizer=tmp_path)):
         assert tokenizer_of(data, info).digest == mine.digest

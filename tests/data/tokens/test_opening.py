@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline_local.data.tokens.command import Request, tokenize
+from pipeline_local.data.tokens.command import TokenizeOptions, tokenize
 from pipeline_local.data.tokens.opening import Options, open_split
 from pipeline_local.errors import UserError
 from pipeline_local.text.tokenizer import ByteTokenizer, open_tokenizer, train
@@ -18,7 +18,7 @@ BYTES = Options(sequence_length=16, tokenizer="bytes")
 
 @pytest.fixture
 def tokens(texts):
-    return tokenize(Request(texts, tokenizer="bytes"))
+    return tokenize(TokenizeOptions(texts, tokenizer="bytes"))
 
 
 def ids_of(split):

@@ -46,8 +46,8 @@ def run(tree, resume=False, **changes):
     sections = {name: {**tree.get(name, {}), **keys} for name, keys in changes.items()}
     config = configfile.parse({**tree, **sections})
     if resume:
-        said = [f"{name}.{k}={v}" for name, keys in changes.items() for k, v in keys.items()]
-        config = RunFolder(config.run.dir).resumed(said)
+        overridden = [f"{name}.{k}={v}" for name, keys in changes.items() for k, v in keys.items()]
+        config = RunFolder(config.run.dir).resumed(overridden)
     return train(config, RankInfo())
 
 

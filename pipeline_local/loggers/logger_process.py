@@ -42,7 +42,7 @@ def check(log: LogConfig) -> None:
             raise UserError(f"log.{name} needs {name}, which is missing; pip install {name}")
 
 
-class Follower:
+class LoggerProcess:
     """The loggers of a run; a context around all of it.
 
     On exit the process is told how the run has ended, and is waited for while it hands over the
@@ -83,7 +83,7 @@ class Follower:
             warn(f"the loggers cannot be started ({error.strerror}); metrics/ has all")
         self._send(json.dumps(facts, default=str))
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "LoggerProcess":
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class Follower(Protocol):
+class HasCopy(Protocol):
     """Such a part: a head, or a tied embedding. The copies have no optimizer and get no gradients.
 
     Attributes:

@@ -24,7 +24,7 @@ SHORTEST = 8
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchOptions:
     """What to measure.
 
     Attributes:
@@ -51,7 +51,7 @@ class Request:
         runs: int = 5,
         steps: int | None = None,
         output: Path | None = None,
-    ) -> "Request":
+    ) -> "BenchOptions":
         """Parse the options and check them, also against the configuration.
 
         Args:
