@@ -18,7 +18,8 @@ from pipeline_local.planning.measure_link import LinkBenchmark
 from pipeline_local.ranks import p2p
 from pipeline_local.ranks.join import joined
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.user_input.json_text import Facts
+from pipeline_local.watch.store import RankStore
 
 NAME = "ranks"
 """The check of which every rank reports its own failures."""

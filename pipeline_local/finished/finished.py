@@ -36,9 +36,9 @@ from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import chosen_heads
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.trace import Trace
+from pipeline_local.user_input.json_text import Facts
 from pipeline_local.user_input.registry import GIVEN
 from pipeline_local.user_input.values import shorten
-from pipeline_local.watch.store import Facts
 
 CPU = torch.device("cpu")
 

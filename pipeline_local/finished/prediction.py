@@ -18,7 +18,7 @@ from pipeline_local.data.images.skipping import UnreadableImageError
 from pipeline_local.errors import UserError
 from pipeline_local.finished.predictor import Predictor
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 BATCH = 32
 """Images that are computed at once."""

@@ -31,7 +31,7 @@ from pipeline_local.record.free import FREE, reserved
 from pipeline_local.training import preflight
 from pipeline_local.training.callbacks import Callback, Run, listed
 from pipeline_local.training.train import train
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 
 @undisturbed

@@ -12,8 +12,8 @@ import torch
 
 from pipeline_local.errors import first_line
 from pipeline_local.gpus import nvml
+from pipeline_local.user_input.json_text import Facts
 
-Facts = dict[str, Any]
 PERIOD = 1.0
 """Seconds from one sample to the next. A sample takes 40 ms and more, most of it in NVML, which
 lets other threads run."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_local.record import lines
+from pipeline_local.user_input.json_text import Facts
 
-Facts = dict[str, Any]
 _WHOLE_RUN = ("lr", "samples_per_second")
 """Values of the run, which the first stage gives; all others are those of its stage."""
 _PLACE = ("event", "stage", "step", "epoch", "time", "modules")

@@ -7,7 +7,7 @@ from math import nan
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record import history, summary
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 
 @dataclass(frozen=True)

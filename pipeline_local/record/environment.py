@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline_local import __version__, atomic
-from pipeline_local.user_input.json_text import as_json
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts, as_json
 
 _LIBRARIES = ("torchvision", "numpy", "transformers")
 

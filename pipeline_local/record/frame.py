@@ -8,7 +8,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.errors import UserError
 from pipeline_local.record import history
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 if TYPE_CHECKING:
     import pandas as pd

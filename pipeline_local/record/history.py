@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline_local.record import environment
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.lines import read
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 
 def lines(folder: RunFolder, mark: str = "") -> Iterator[Facts]:

@@ -17,7 +17,7 @@ from pipeline_local.console.footer import Footer
 from pipeline_local.console.screen import Screen, draws, height, say, width
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record.progress import Course, Progress, Quiet, Silent, by_module
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 _FRAME = 5
 """Rows besides those of modules: the bar, the heading of two rows, and two for other lines."""

@@ -18,8 +18,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import Score
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import lines, resident
-from pipeline_local.user_input.json_text import as_json
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts, as_json
 
 
 class Metrics:

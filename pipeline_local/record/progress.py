@@ -8,7 +8,7 @@ from functools import partial
 from pipeline_local.blueprint.run_plan import RunPlan
 from pipeline_local.console.screen import say
 from pipeline_local.learning.tasks import Task
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 
 class Course:

@@ -12,8 +12,7 @@ from pipeline_local.console.screen import Screen, new_table
 from pipeline_local.errors import counted
 from pipeline_local.learning.tasks import Task
 from pipeline_local.record.metrics import writing
-from pipeline_local.user_input.json_text import as_json
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts, as_json
 
 _MEMORY = {
     "process": "a process of at most {} per stage (with Python and torch)",

@@ -17,7 +17,7 @@ from pipeline_local.record import environment
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.frame import load_metrics
 from pipeline_local.user_input import yaml_text
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 if TYPE_CHECKING:
     import pandas as pd

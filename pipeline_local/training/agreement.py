@@ -24,7 +24,8 @@ from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.free import FREE, reserved
 from pipeline_local.training import preflight
 from pipeline_local.training.preflight import check_weights
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.user_input.json_text import Facts
+from pipeline_local.watch.store import RankStore
 
 
 def propose(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -23,8 +23,8 @@ from pipeline_local.models.weights import model_state
 from pipeline_local.record import history
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.folder import RunFolder
+from pipeline_local.user_input.json_text import Facts
 
-Facts = dict[str, Any]
 Better = Literal["higher", "lower"]
 """Which scores are better."""
 _BEST = "best.json"

@@ -23,9 +23,10 @@ from pipeline_local.training import agreement, preflight
 from pipeline_local.training.callbacks import Callback, listed
 from pipeline_local.training.starting import modules_of
 from pipeline_local.training.trainer import Trainer
+from pipeline_local.user_input.json_text import Facts
 from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.watch.store import RankStore
 from pipeline_local.watch.watchdog import Watchdog
 
 

@@ -28,9 +28,10 @@ from pipeline_local.record.recorder import Recorder
 from pipeline_local.record.resuming import how, uses
 from pipeline_local.record.writer import Writer
 from pipeline_local.training.callbacks import Callback, Callbacks, Run
+from pipeline_local.user_input.json_text import Facts
 from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.watch.store import RankStore
 
 
 class Trainer:

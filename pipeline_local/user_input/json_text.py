@@ -4,6 +4,9 @@ import json
 import math
 from typing import Any
 
+Facts = dict[str, Any]
+"""A JSON object: what a rank reports, or what a file of a run holds."""
+
 
 def as_json(facts: Any, indent: int | None = None) -> str:  # noqa: ANN401 (any JSON value)
     """Returns strict JSON: a number that is not finite, which JSON does not have, becomes null."""

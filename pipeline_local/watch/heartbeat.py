@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.ranks.processes import identity
+from pipeline_local.user_input.json_text import Facts
 from pipeline_local.watch.stall import Sighting
 from pipeline_local.watch.status import Position, RankStatus
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.watch.store import RankStore
 
 BEAT_SECONDS = 1.0
 """Seconds between two heartbeats of a rank."""

@@ -11,7 +11,7 @@ import selectors
 import socket
 from dataclasses import dataclass, field
 
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 CONNECT_SECONDS = 5.0
 """Longest time to connect to the first rank, and to send one message."""

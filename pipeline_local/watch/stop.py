@@ -31,7 +31,8 @@ from pipeline_local.errors import NeighbourLostError
 from pipeline_local.learning.step import Step
 from pipeline_local.process import early
 from pipeline_local.process.early import STOP_SIGNALS
-from pipeline_local.watch.store import Facts, RankStore
+from pipeline_local.user_input.json_text import Facts
+from pipeline_local.watch.store import RankStore
 
 CALLBACK = "callback"
 """Stands for a signal's name where a callback has asked to stop."""

@@ -9,15 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, first_line
 from pipeline_local.ranks.rendezvous import host_of
-
-Facts = dict[str, Any]
-"""A JSON object: what a rank reports, or what a file of a run holds."""
+from pipeline_local.user_input.json_text import Facts
 
 RECONNECT_TIMEOUT = timedelta(seconds=5)
 """Longest time to open another connection to a store that was there a moment ago."""

@@ -37,11 +37,12 @@ from pipeline_local.errors import (
 from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.user_input.json_text import Facts
 from pipeline_local.watch.heartbeat import Heartbeats, Laps
 from pipeline_local.watch.liveness import LivenessEvent, LivenessLinks
 from pipeline_local.watch.stall import BEATS_MISSED, Verdict, find_stall, lost_verdict
 from pipeline_local.watch.status import RankStatus
-from pipeline_local.watch.store import Facts, RankStore, reachable
+from pipeline_local.watch.store import RankStore, reachable
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from pipeline_local.placement.costs import flops
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.record.metrics import timed
 from pipeline_local.side_effects.untouched import evaluating
-from pipeline_local.watch.store import Facts
+from pipeline_local.user_input.json_text import Facts
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 """Top probabilities from which on a sample leaves."""
