@@ -179,7 +179,7 @@ class RunPlan:
         return lag_plan(self.config, self.num_modules, self.tied)
 
     @property
-    def part_that_compares(self) -> float:
+    def compare_fraction(self) -> float:
         """The fraction of steps that compare gradients, over at most the first thousand steps."""
         numbers = range(min(self.num_steps, 1000))
         return sum(self.step(number).compare for number in numbers) / len(numbers)

@@ -207,7 +207,7 @@ def followers(body: nn.Module, head: nn.Module) -> Iterator[HasCopy]:
             yield part
 
 
-def copies(body: nn.Module, head: nn.Module) -> list[nn.Parameter]:
+def copied_parameters(body: nn.Module, head: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of the copies that a module has."""
     found = [part.copy for part in followers(body, head)]
     return [parameter for copy in found if copy is not None for parameter in copy.parameters()]

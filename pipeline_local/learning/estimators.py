@@ -71,7 +71,7 @@ class Estimator(ABC):
             again: cost of the recomputation in it (activation checkpointing).
         """
 
-    def of_part(self, cost: float, fraction: float) -> float:
+    def on_subsample(self, cost: float, fraction: float) -> float:
         """Return that cost where only a fraction of the batch is reconciled."""
         return cost * fraction
 
@@ -115,7 +115,7 @@ class FiniteDifference(Estimator):
         """Return the cost of one more forward and backward pass."""
         return forward + backward
 
-    def of_part(self, cost: float, fraction: float) -> float:
+    def on_subsample(self, cost: float, fraction: float) -> float:
         """Return twice the part's cost, as its plain gradient must be computed, too."""
         return cost * fraction * (2 if fraction < 1 else 1)
 
@@ -133,7 +133,7 @@ class Shift(FiniteDifference):
         """Return the cost of one more pass, less the weight gradients at x, which are left out."""
         return forward + (backward + again) / 2
 
-    def of_part(self, cost: float, fraction: float) -> float:
+    def on_subsample(self, cost: float, fraction: float) -> float:
         """Return the full cost: the whole batch is computed again, whichever part is moved."""
         return cost
 

@@ -21,7 +21,7 @@ from pipeline_local.engines.optimizer import MakeOptimizer
 from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning import reconcile
 from pipeline_local.learning.comparison import Comparison, compare
-from pipeline_local.learning.contents import copies
+from pipeline_local.learning.contents import copied_parameters
 from pipeline_local.learning.head_training import HeadTraining
 from pipeline_local.learning.information import term_of
 from pipeline_local.learning.passes import Pass
@@ -89,7 +89,7 @@ class LocalModule(HeadTraining):
         configured; for the other samples the gradient is zero.
         """
         now, laid_out = self._now(), self.rules.wire_format.laid_out
-        part = self._part() if self.auxiliary else None
+        part = self._subsample() if self.auxiliary else None
         y, labels, x = now.y.detach(), now.labels, now.x
         if part is not None:
             y, labels = laid_out(y[part]), labels[part]
@@ -154,7 +154,7 @@ class LocalModule(HeadTraining):
         self.engine.reduce([*measured.values()], statistics)
         if self.lagged.brings_copies(step):
             last = (step.microbatches - 1) % self.replicas.size
-            self.replicas.take(copies(self.body, self.head), last)
+            self.replicas.take(copied_parameters(self.body, self.head), last)
 
     def update(self, step: Step) -> None:
         """Run one optimizer step with the gradients of all microbatches, if they are finite."""
@@ -177,10 +177,10 @@ class LocalModule(HeadTraining):
 
     def _comparison(self, g: Tensor, signal: Tensor) -> Comparison:
         """Compare for the samples that have a signal."""
-        part = self._part()
+        part = self._subsample()
         if part is None:
             return compare(g, signal)
-        own = g[part] if self.auxiliary else reconcile.of_part(g, part)
+        own = g[part] if self.auxiliary else reconcile.on_subsample(g, part)
         return compare(own, signal[part])
 
     def _body_backward(self) -> Gradients:
@@ -206,7 +206,7 @@ class LocalModule(HeadTraining):
         # free what is not needed any more before the second pass
         now.x = now.y = now.signal = now.output_grad = first.input
         assert now.buffers is not None, "who reconciles has kept them"
-        part = reconcile.part(x, settings.fraction, seeds.generator(*self._draw("part")))
+        part = reconcile.subsample(x, settings.fraction, seeds.generator(*self._draw("part")))
         if self._shifts:
             recalled = x if self._recalls_input else None
             moved = reconcile.shift(settings, x, first.input, signal, part, self.rules.layout)
@@ -214,7 +214,7 @@ class LocalModule(HeadTraining):
             loss = self._again(self._run_body, labels, recalled, now.buffers)(moved)
             return gradients.of(loss, self.trainable)
         if part is not None:
-            signal, x, labels = reconcile.of_part(signal, part), x[part], labels[part]
+            signal, x, labels = reconcile.on_subsample(signal, part), x[part], labels[part]
         objective = self._again(self._run_body, labels, x, now.buffers)
         at_x = first if part is None else None
         added = self._discord_gradient(objective, x, signal, self.trainable, at_x)

@@ -112,12 +112,12 @@ class Passes(Inference):
         assert self._pass is not None, "the acts come in order: forward, signal, learn"
         return self._pass
 
-    def _part(self) -> Tensor | None:
+    def _subsample(self) -> Tensor | None:
         """The samples of this microbatch that auxiliary heads see, for all modules alike; None: all
         of them."""
         now, rules = self._now(), self.rules
         draw = seeds.generator(rules.seed, "head part", now.step.number, now.microbatch)
-        return reconcile.part(now.y, rules.fraction, draw)
+        return reconcile.subsample(now.y, rules.fraction, draw)
 
     def _again(
         self,

@@ -200,7 +200,7 @@ def shift(
         part: indices of the samples to move, as far as if all were moved; None: all.
         layout: meaning of the axes of x.
     """
-    v = _slope(of_part(g, part), of_part(s, part), distance(settings.distance, layout))
+    v = _slope(on_subsample(g, part), on_subsample(s, part), distance(settings.distance, layout))
     moving = x if part is None else x[part]
     longest = LONGEST_SHIFT * _norm(moving) / _norm(v)
     length = longest.clamp_max(settings.strength * len(x) / len(moving))
@@ -211,21 +211,21 @@ def shift(
     return moved
 
 
-def part(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:
+def subsample(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor | None:
     """Return the indices of a random part of a batch [B, ...], in order; None for all samples."""
-    count = part_size(len(x), fraction)
+    count = subsample_size(len(x), fraction)
     if count >= len(x):
         return None
     indices = torch.randperm(len(x), generator=generator)[:count].sort().values
     return indices.to(x.device, non_blocking=True)  # the host must not wait for the device
 
 
-def part_size(size: int, fraction: float) -> int:
-    """Return how many samples of a batch of that size are the part of it; at least two."""
+def subsample_size(size: int, fraction: float) -> int:
+    """Return how many samples of a batch of that size are in the subsample; at least two."""
     return max(2, round(fraction * size))
 
 
-def of_part(gradient: Tensor, part: Tensor | None) -> Tensor:
+def on_subsample(gradient: Tensor, part: Tensor | None) -> Tensor:
     """Return the gradient [B, ...] of a mean-reduced loss over a part of its batch only."""
     return gradient if part is None else gradient[part] * (len(gradient) / len(part))
 

@@ -102,11 +102,13 @@ def connect(
         skipped: collects the images that the data skips.
         mesh: of all ranks; None: a chain.
     """
-    here = _Here(blueprint, modules, rank_info, ends, start, mesh or chain(rank_info.world_size))
+    here = _RankEdges(
+        blueprint, modules, rank_info, ends, start, mesh or chain(rank_info.world_size)
+    )
     return here.upstream(skipped), here.downstream()
 
 
-class _Here:
+class _RankEdges:
     """One rank, as its edges see it."""
 
     def __init__(

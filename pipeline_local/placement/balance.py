@@ -162,7 +162,7 @@ def best_stages(
 
 def _received_bytes(blueprint: Blueprint) -> list[float]:
     """Returns the bytes that each module receives from upstream in an average step."""
-    wire_format, signals = blueprint.wire_format, blueprint.run_plan.part_that_compares
+    wire_format, signals = blueprint.wire_format, blueprint.run_plan.compare_fraction
     width = wire_format.activations.itemsize + signals * wire_format.gradients.itemsize
     shapes = [blueprint.input_shapes[blocks.start] for blocks in blueprint.modules[1:]]
     sizes = [blueprint.config.data.batch_size * math.prod(shape) for shape in shapes]

@@ -193,7 +193,7 @@ class Costs:
         estimator = estimators.estimator(reconcile)
         plain = head.forward + head.backward
         if reconcile.weight > 0 and reconcile.direction != "upstream" and index > 0:
-            added += estimator.of_part(body.second + head.second, reconcile.fraction)
+            added += estimator.on_subsample(body.second + head.second, reconcile.fraction)
         if reconcile.weight > 0 and reconcile.direction != "downstream" and index < count - 1:
             added += plain + (head.second if estimator.differentiates_twice else plain)
         return added / reconcile.every

@@ -9,7 +9,7 @@ from pipeline_local.blueprint.run_plan import microbatch_size
 from pipeline_local.config import Config
 from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import counted
-from pipeline_local.learning.reconcile import part_size
+from pipeline_local.learning.reconcile import subsample_size
 from pipeline_local.learning.tasks import Task
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
@@ -91,7 +91,7 @@ def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
             f" reconciled with; set modules.count to at least 2, or leave reconcile out"
         )
     size = microbatch_size(config)
-    seen = part_size(size, config.head.fraction)
+    seen = subsample_size(size, config.head.fraction)
     heads = (blueprint.meta_head(index) for index in range(len(blueprint.modules) - 1))
     if config.head.fraction < 1 and seen < LEAST_SAMPLES and any(map(has_batch_norm, heads)):
         yield (

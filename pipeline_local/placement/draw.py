@@ -111,7 +111,7 @@ def make_task(config: Config, info: DataInfo) -> Task:
             f" metrics hold already; give it another name"
         )
     twice = estimators.estimator(config.reconcile).differentiates_twice
-    task.twice = config.reconcile.feeds_back or twice
+    task.differentiates_twice = config.reconcile.feeds_back or twice
     return task
 
 

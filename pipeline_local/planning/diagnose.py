@@ -92,7 +92,7 @@ def diagnose(
     blueprint, modules, step = finished.load(run, device)
     blueprint = finished.reading(blueprint, run, overrides, "train", finished.READING)
     rank_info.prepare(blueprint.config.parallel)
-    blueprint.task.twice = True
+    blueprint.task.differentiates_twice = True
     rows = measure(modules, _upcoming(blueprint, step, num_batches, device))
     blocks = [row.blocks for row in describe(Placement.of(blueprint, 1))]
     _show(rows, blocks, f"Gradients after step {step}, {counted(num_batches, 'batch', 'batches')}")

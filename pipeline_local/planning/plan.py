@@ -228,7 +228,7 @@ def _stages(placement: Placement) -> Iterator[StagePlan]:
 def _edge(blueprint: Blueprint, index: int, link: Link | None) -> EdgePlan:
     contract = blueprint.contract(index)
     micro = blueprint.config.train.microbatches
-    signals = blueprint.run_plan.part_that_compares * micro
+    signals = blueprint.run_plan.compare_fraction * micro
     message = num_bytes([contract.activations, contract.labels])
     gradient = num_bytes([contract.gradients])
     return EdgePlan(

@@ -15,7 +15,7 @@ def launcher_variables() -> Mapping[str, str]:
     Raises:
         UserError: one of Slurm's names is missing.
     """
-    if not in_step():
+    if not in_slurm_step():
         return os.environ if launched() else {}
     try:
         found = _of_step(os.environ)
@@ -29,10 +29,10 @@ def launcher_variables() -> Mapping[str, str]:
 
 def launched() -> bool:
     """Return whether a launcher has started this process."""
-    return "RANK" in os.environ or "WORLD_SIZE" in os.environ or in_step()
+    return "RANK" in os.environ or "WORLD_SIZE" in os.environ or in_slurm_step()
 
 
-def in_step() -> bool:
+def in_slurm_step() -> bool:
     """Return whether `srun` alone has started this rank, and others beside it."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return False
@@ -41,10 +41,10 @@ def in_step() -> bool:
 
 def is_first() -> bool:
     """Return whether this is the first rank, or no launcher has started it."""
-    return os.environ.get("SLURM_PROCID" if in_step() else "RANK", "0") == "0"
+    return os.environ.get("SLURM_PROCID" if in_slurm_step() else "RANK", "0") == "0"
 
 
-def step() -> str:
+def slurm_start() -> str:
     """Return the name of this start of a step: no other job, step or start has it."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     return "-".join(os.environ.get(name, "0") for name in names)
@@ -55,7 +55,7 @@ def cores() -> int:
 
     Slurm may bind each task to cores of its own, or to none: the step's number counts.
     """
-    if in_step() and os.environ.get("SLURM_CPUS_ON_NODE", "").isdecimal():
+    if in_slurm_step() and os.environ.get("SLURM_CPUS_ON_NODE", "").isdecimal():
         return int(os.environ["SLURM_CPUS_ON_NODE"])
     return len(os.sched_getaffinity(0))
 
@@ -85,7 +85,7 @@ def _of_step(environment: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": environment["SLURM_STEP_TASKS_PER_NODE"],
         "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(_port(*map(int, step().split("-")))),
+        "MASTER_PORT": str(_port(*map(int, slurm_start().split("-")))),
     }
 
 

@@ -69,7 +69,7 @@ def joined(
     store = group_store() if own else _rendezvous_store(rank_info)
     with nullcontext() if own else towards(rank_info.first_host):
         with connecting():
-            serves = rank_info.rank == 0 or not environment.in_step()
+            serves = rank_info.rank == 0 or not environment.in_slurm_step()
             patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
             store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
             before = set(dist.distributed_c10d._world.pg_map)
@@ -110,7 +110,7 @@ def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
     said = environment.launcher_variables()
     address = ":".join(said.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
-        if environment.in_step():
+        if environment.in_slurm_step():
             return _step_store(said["MASTER_ADDR"], int(said["MASTER_PORT"]), rank_info)
         store: dist.Store
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
@@ -118,7 +118,7 @@ def _rendezvous_store(rank_info: RankInfo) -> dist.Store:
         taken = "EADDRINUSE" in str(error)
         reason = "the port is taken" if taken else first_line(error)[:200]
         remedy = "pass another --master-port to the launcher, or --standalone on a single host"
-        if environment.in_step():
+        if environment.in_slurm_step():
             remedy = "set MASTER_PORT to one that is free"
         raise UserError(
             f"the ranks cannot connect at MASTER_ADDR:MASTER_PORT, got {address!r} ({reason});"
@@ -148,4 +148,4 @@ def _step_store(host: str, port: int, rank_info: RankInfo) -> dist.Store:
     else:
         await_listener(host, port, START_TIMEOUT)
         store = in_time(connect, ANSWER_TIMEOUT)
-    return dist.PrefixStore(environment.step(), store)
+    return dist.PrefixStore(environment.slurm_start(), store)

@@ -115,8 +115,8 @@ class Recorder:
         with suppress(RuntimeError):  # after an error a device may answer nothing more
             device = self._device.spans() if self._device else []
         return StageTrace(
-            stage=self._rank_info.rank,
-            stages=self._rank_info.world_size,
+            rank=self._rank_info.rank,
+            num_ranks=self._rank_info.world_size,
             host=gethostname(),
             start=self._start,
             spans=self.trace.spans,

@@ -116,10 +116,10 @@ def gather(paths: Iterable[Path]) -> RunTrace | None:
     """
     found = [trace for path in paths if (trace := _readable(path))]
     newest = max((trace.start for trace in found), default="")
-    own = {trace.stage: trace.aligned() for trace in found if trace.start == newest and trace.spans}
+    own = {trace.rank: trace.aligned() for trace in found if trace.start == newest and trace.spans}
     if not own:
         return None
-    count = max(trace.stages for trace in own.values())
+    count = max(trace.num_ranks for trace in own.values())
     missing = tuple(number for number in range(count) if number not in own)
     return RunTrace(tuple(own[number] for number in sorted(own)), missing)
 

@@ -29,8 +29,8 @@ class StageTrace:
     """The spans of one rank: of a stage, or of one of its replicas.
 
     Attributes:
-        stage: the number of the rank.
-        stages: the number of all ranks.
+        rank: its number.
+        num_ranks: the number of all ranks.
         host: its name.
         start: when the ranks started, as ISO 8601 in UTC, the same for all of them.
         spans: on the host.
@@ -40,8 +40,8 @@ class StageTrace:
             its stage.
     """
 
-    stage: int
-    stages: int
+    rank: int
+    num_ranks: int
     host: str
     start: str
     spans: Sequence[Span]
@@ -52,17 +52,17 @@ class StageTrace:
     @property
     def named(self) -> str:
         """What a message calls it."""
-        return self.place or f"stage {self.stage}"
+        return self.place or f"stage {self.rank}"
 
     @property
     def name(self) -> str:
         """Its name in the timeline."""
-        return f"{self.named} (rank {self.stage}, {self.host})"
+        return f"{self.named} (rank {self.rank}, {self.host})"
 
     @property
     def process(self) -> int:
-        """The number of the stage in the timeline; for Perfetto process 0 is none of the user's."""
-        return self.stage + 1
+        """The number of the rank in the timeline; for Perfetto process 0 is none of the user's."""
+        return self.rank + 1
 
     def aligned(self) -> "StageTrace":
         """Returns the same spans on the clock of the first rank."""
@@ -122,7 +122,7 @@ class StageTrace:
         Raises:
             OSError: no space, no permission.
         """
-        about = {"stage": self.stage, "stages": self.stages, "host": self.host}
+        about = {"stage": self.rank, "stages": self.num_ranks, "host": self.host}
         about |= {"start": self.start, "clock": self.clock, "place": self.place}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_events(path, self.events(), about)
@@ -140,8 +140,8 @@ class StageTrace:
         device = PER_ROW * ROWS.index("device")
         about = whole["otherData"]
         return cls(
-            stage=about["stage"],
-            stages=about["stages"],
+            rank=about["stage"],
+            num_ranks=about["stages"],
             host=about["host"],
             start=about["start"],
             spans=[_span(event) for event in found if event["tid"] != device],

@@ -46,7 +46,7 @@ def _acts(folder: RunFolder) -> Iterator[ActSpan]:
                 yield ActSpan(
                     name=span.act,
                     module=span.module + 1,
-                    rank=stage.stage,
+                    rank=stage.rank,
                     step=span.step,
                     begin=span.begin / 1e6,
                     length=(span.end - span.begin) / 1e6,

@@ -122,9 +122,9 @@ def test_plain_local_learning_sends_signals_on_logged_steps_only():
 def test_the_part_of_steps_that_compare():
     every = {"weight": 0.1, "every": 4}
     plan = run_plan(reconcile=every, train={"steps": 100000, "log_every": 100000})
-    assert plan.part_that_compares == pytest.approx(1 / 4, abs=0.01)
+    assert plan.compare_fraction == pytest.approx(1 / 4, abs=0.01)
     short = run_plan(train={"steps": 3, "log_every": 2})
-    assert short.part_that_compares == sum(short.step(n).compare for n in range(3)) / 3
+    assert short.compare_fraction == sum(short.step(n).compare for n in range(3)) / 3
 
 
 def test_learning_rate():

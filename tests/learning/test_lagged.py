@@ -10,7 +10,7 @@ from pipeline_local.learning.contents import (
     BlockCopies,
     Feedback,
     UnembeddingCopies,
-    copies,
+    copied_parameters,
 )
 from pipeline_local.learning.lag_plan import LaggedContent, LagPlan
 from pipeline_local.learning.lagged import LaggedMessages
@@ -107,5 +107,5 @@ class Copying(nn.Module):
 def test_frozen_weights_are_no_copies():
     """Only copies are handed to the other replicas."""
     head, frozen = Copying(), nn.Linear(2, 2).requires_grad_(False)
-    assert copies(nn.Sequential(frozen), head) == list(head.copy.parameters())
-    assert copies(nn.Sequential(frozen), nn.Linear(2, 2)) == []
+    assert copied_parameters(nn.Sequential(frozen), head) == list(head.copy.parameters())
+    assert copied_parameters(nn.Sequential(frozen), nn.Linear(2, 2)) == []

@@ -167,11 +167,11 @@ def test_no_discord_shifts_nothing(problem):
 
 def test_a_part_of_a_batch():
     x = torch.zeros(10, 3)
-    indices = reconcile.part(x, 0.3, torch.Generator().manual_seed(0))
+    indices = reconcile.subsample(x, 0.3, torch.Generator().manual_seed(0))
     assert len(indices.unique()) == 3
     assert torch.equal(indices, indices.sort().values)
-    assert len(reconcile.part(x, 0.01, torch.Generator())) == 2, "batch norm needs two samples"
-    assert reconcile.part(x, 1.0, torch.Generator()) is None
+    assert len(reconcile.subsample(x, 0.01, torch.Generator())) == 2, "batch norm needs two samples"
+    assert reconcile.subsample(x, 1.0, torch.Generator()) is None
 
 
 def test_finite_difference_on_kinks_wants_a_longer_step():

@@ -133,7 +133,7 @@ def test_a_slow_line_is_crossed_where_messages_are_small():
     single = replace(uncut, modules=tuple(range(k, k + 1) for k in range(10)))
     assert balance.best_stages(single, [costs] * 2, [1, 1]) == [range(5), range(5, 10)]
     for seconds, opens in ((4.9, 5), (5.9, 5), (9.0, 8)):  # on the line, with block 5 behind it
-        speed = 16 * numbers[5] * 4 * (1 + uncut.run_plan.part_that_compares) / seconds
+        speed = 16 * numbers[5] * 4 * (1 + uncut.run_plan.compare_fraction) / seconds
         slow = replace(costs, link=Link(1.0, speed))
         assert balance.best_stages(single, [slow] * 2, [1, 1]) == [range(opens), range(opens, 10)]
     even = [range(5), range(5, 10)]

@@ -54,7 +54,7 @@ def test_a_launcher_within_a_step_counts(step):
     }.items():
         step.setenv(name, str(value))
     assert RankInfo.from_environment() == RankInfo(9, 12, 1, 4, launched=True)
-    assert not environment.in_step()
+    assert not environment.in_slurm_step()
 
 
 def test_the_user_may_say_where_the_ranks_meet(step):

@@ -72,7 +72,7 @@ def test_each_arrow_leads_from_the_slice_that_begins_first(tmp_path):
 def test_a_stage_without_a_trace_is_named(tmp_path):
     (tmp_path / "stage-1.json").write_text("cut o")
     trace = gather([write(tmp_path, 0, FIRST), tmp_path / "stage-1.json"])
-    assert [stage.stage for stage in trace.stages] == [0]
+    assert [stage.rank for stage in trace.stages] == [0]
     assert trace.missing == (1,)
     trace.write(tmp_path / "trace.json")
     assert gather([tmp_path / "absent.json"]) is None
@@ -81,5 +81,5 @@ def test_a_stage_without_a_trace_is_named(tmp_path):
 def test_what_an_earlier_start_has_left_is_none_of_it(tmp_path):
     old = write(tmp_path, 0, FIRST, start="2026-01-01")
     trace = gather([old, write(tmp_path, 1, LAST)])
-    assert [stage.stage for stage in trace.stages] == [1]
+    assert [stage.rank for stage in trace.stages] == [1]
     assert trace.missing == (0,)

@@ -19,7 +19,7 @@ DEVICE = [Span("forward", 0, 6, 1, "", 1_000_000_600, 1_000_000_950)]
 
 
 def make(**changes):
-    facts = {"stage": 1, "stages": 3, "host": "here", "start": "2026-01-01", "spans": SPANS}
+    facts = {"rank": 1, "num_ranks": 3, "host": "here", "start": "2026-01-01", "spans": SPANS}
     return StageTrace(**{**facts, **changes})
 
 

@@ -14,8 +14,8 @@ from pipeline_local.learning.heads.layers import (
     Pool,
     ToChannelsLast,
     ToMap,
+    linear_head,
     output_shape,
-    readout,
     reset,
 )
 
@@ -78,7 +78,7 @@ class AugLocal:
             layers.add_module(f"copy{i}", block)
             known = pool == 1  # a dry run of a block takes milliseconds
             shape = site.later_shapes[index + 1] if known else output_shape(block, wanted)
-        layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
+        layers.add_module("classifier", linear_head(site.layout, shape, site.output_shape))
         rules = {f"copy{i}": site.rules[index] for i, index in enumerate(chosen)}
         return AugLocalHead(layers, rules)
 

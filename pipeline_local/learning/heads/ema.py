@@ -16,7 +16,7 @@ from pipeline_local.errors import counted
 from pipeline_local.layout import Layout
 from pipeline_local.learning.heads.has_copy import HasCopy
 from pipeline_local.learning.heads.head import HEADS, Head, Site
-from pipeline_local.learning.heads.layers import channels, output_shape, readout, reset
+from pipeline_local.learning.heads.layers import channels, linear_head, output_shape, reset
 
 
 class ChannelScale(nn.Module):
@@ -123,7 +123,7 @@ class Ema:
         layers = nn.Sequential()
         layers.add_module("copy", block)
         layers.add_module("scale", ChannelScale(site.layout, shape))
-        layers.add_module("classifier", readout(site.layout, shape, site.output_shape))
+        layers.add_module("classifier", linear_head(site.layout, shape, site.output_shape))
         return EmaHead(layers, 1 - decay**refresh)
 
     @staticmethod

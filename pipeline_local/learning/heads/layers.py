@@ -123,7 +123,9 @@ class Resize(nn.Module):
         return nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
-def readout(layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Sequential:
+def linear_head(
+    layout: Layout, shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> nn.Sequential:
     """Build the smallest head: global average pool and a linear layer; for maps of outputs a 1x1
     convolution, whose maps are resized to the size of the outputs; for tokens a norm and a linear
     layer at each position.

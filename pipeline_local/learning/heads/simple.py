@@ -8,13 +8,13 @@ from torch import nn
 
 from pipeline_local.learning.heads.etf import SimplexETF
 from pipeline_local.learning.heads.head import HEADS, Head, Site
-from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, one_conv, readout
+from pipeline_local.learning.heads.layers import MeanPool, ToMap, channels, linear_head, one_conv
 
 
 @HEADS.add("linear")
 def linear(site: Site) -> Head:
     """A global average pool and one linear layer; for dense outputs, one at each position."""
-    return Head(readout(site.layout, site.shape, site.output_shape))
+    return Head(linear_head(site.layout, site.shape, site.output_shape))
 
 
 class Etf:

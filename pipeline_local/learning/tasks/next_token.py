@@ -105,7 +105,7 @@ class NextToken(Task):
     def reader(self, head: nn.Module) -> Reader:
         """Return what maps activations [B, T, d] to logits: unformed ones if the head offers them,
         and their loss is differentiated once."""
-        if not self.twice and isinstance(head, HasHidden):
+        if not self.differentiates_twice and isinstance(head, HasHidden):
             return partial(_unformed, head)
         return super().reader(head)
 

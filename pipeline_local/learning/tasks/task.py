@@ -66,7 +66,7 @@ class Task(ABC):
     """Whether higher or lower scores are better."""
     percent = True
     """Whether scores are fractions that are displayed in percent."""
-    twice = False
+    differentiates_twice = False
     """Whether a loss is differentiated more than once, as by the estimator `exact` and by
     `diagnose`: then it may not take a way that allows it only once."""
     predicts = True

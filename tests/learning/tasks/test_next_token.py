@@ -126,7 +126,7 @@ def test_a_head_without_hidden_state_gives_all_logits():
     logits = TASK.reader(plain)(x)
     assert torch.equal(logits, head(x))
     twice = NextToken(V, (T,))
-    twice.twice = True
+    twice.differentiates_twice = True
     assert torch.equal(twice.reader(head)(x), logits)
     torch.testing.assert_close(TASK.loss(logits, labels), TASK.loss(TASK.reader(head)(x), labels))
 
