@@ -1,5 +1,6 @@
 """The estimators of the discord's gradient, by name, and what each of them costs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pipeline_local.learning.reconcile import (
     plain,
 )
 from pipeline_local.user_input.registry import Registry
+from pipeline_local.user_input.user_code import reason
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,28 @@ def estimator(settings: ReconcileConfig) -> Estimator:
         UserError: a user's own refuses its options, or the entry makes none.
     """
     return _made(settings, ESTIMATORS.find(settings.estimator))
+
+
+def second_cost(settings: ReconcileConfig, forward: float, backward: float, again: float) -> float:
+    """Return what reconciliation adds to a step, as `Estimator.cost` of the configured one says it.
+
+    Raises:
+        UserError: a user's own fails, or says no such cost.
+    """
+    name = settings.estimator
+    try:
+        cost = float(estimator(settings).cost(forward, backward, again))
+    except Exception as error:
+        if ESTIMATORS.comes_with_us(name):
+            raise
+        raise UserError(
+            f"reconcile.estimator: {name} cannot say its cost ({reason(error)}); fix its cost()"
+        ) from error
+    if not 0 <= cost < math.inf:
+        raise UserError(
+            f"reconcile.estimator: cost() of {name} must be a number from 0, got {cost}; fix it"
+        )
+    return cost
 
 
 @lru_cache(maxsize=64)

@@ -315,7 +315,7 @@ def _head(config: Config, head: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 def _cost(config: Config, forward: float, backward: float, again: float) -> Cost:
-    second = estimators.estimator(config.reconcile).cost(forward, backward, again)
+    second = estimators.second_cost(config.reconcile, forward, backward, again)
     return Cost(forward, backward, second)
 
 
