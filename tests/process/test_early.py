@@ -56,7 +56,7 @@ def test_what_trains(monkeypatch, arguments, expected):
 
 def test_a_process_hears_what_comes_before_it_listens():
     """Its launcher signals as soon as it is there."""
-    script = "from pipeline_local import early; early.listen(True); print(early.take())"
+    script = "from pipeline_local.process import early; early.listen(True); print(early.take())"
     with early.held():
         process = python(script)
     process.send_signal(signal.SIGUSR1)

@@ -67,7 +67,7 @@ def test_what_may_change(refused, override):
     assert refused(override, overridden={override.partition("=")[0]}) == ""
 
 
-@pytest.mark.parametrize("said", [None, {"data.root"}])
+@pytest.mark.parametrize("overridden", [None, {"data.root"}])
 def test_the_data_may_have_moved(overridden):
     before, now = (
         configfile.parse(CONFIG | {"data": {"name": "cifar10", "root": root}})
@@ -243,7 +243,7 @@ def test_who_cannot_be_resumed_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "refused"),
+    ("overridden", "refused"),
     [
         ({"deepspeed.zero_optimization.stage"}, False),
         ({"deepspeed.zero_optimization"}, False),
