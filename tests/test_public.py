@@ -46,7 +46,8 @@ def test_the_example_of_a_name_runs(name, tmp_path, monkeypatch):
     names = {n: getattr(pipeline_local, n) for n in pipeline_local.__all__}
     names |= OTHERS | {"x": (x / 16).float(), "y": y, "model": model}
     names["fit"] = partial(names["fit"], parallel={"threads": 1})
-    names["load_config"] = lambda path, more=(): load_config(path, [*more, "parallel.threads=1"])
+    here = ["parallel.threads=1", "parallel.stages=1"]  # no more processes
+    names["load_config"] = lambda path, more=(): load_config(path, [*more, *here])
     examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(pipeline_local, name)))
     assert examples
     for line in examples:

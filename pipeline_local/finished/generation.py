@@ -35,7 +35,8 @@ class Generator:
             tokenizer is not where it was.
 
     Example:
-        >>> config = load_config("configs/lm-tiny.yaml", ["train.tokens=9999", "run.dir=runs/text"])
+        >>> short = ["data.limit=64", "train.tokens=9999", "run.dir=runs/text"]
+        >>> config = load_config("configs/lm-tiny.yaml", short)
         >>> summary = train(config)
         >>> text = "".join(Generator(Path("runs/text")).text("It is a truth", tokens=4))
     """

@@ -29,7 +29,8 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
         UserError: there is no such run, or pandas is not installed.
 
     Example:
-        >>> config = load_config("configs/digits.yaml", ["train.epochs=1", "run.dir=runs/seen"])
+        >>> short = ["data.limit=256", "train.epochs=1", "run.dir=runs/seen"]
+        >>> config = load_config("configs/digits.yaml", short)
         >>> summary = train(config)
         >>> frame = load_metrics("runs/seen")
         >>> sorted(frame.event.unique())

@@ -54,7 +54,8 @@ def train(
         StoppedError: a signal has asked to stop, and all ranks have saved the same step.
 
     Example:
-        >>> config = load_config("configs/digits.yaml", ["train.epochs=1", "run.dir=runs/trained"])
+        >>> short = ["data.limit=256", "train.epochs=1", "run.dir=runs/trained"]
+        >>> config = load_config("configs/digits.yaml", short)
         >>> summary = train(config)
         >>> summary["steps"] > 0
         True
