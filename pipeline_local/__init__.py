@@ -5,8 +5,11 @@ imported when they are first asked for, so that the command line can prepare the
 torch is loaded.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from pipeline_local.moved import Finder as _Finder
 
 if TYPE_CHECKING:
     from pipeline_local.config import Config as Config
@@ -55,6 +58,9 @@ _HOMES = {
 """Where each name is defined, below the package."""
 
 __all__ = [*_HOMES, "__version__"]
+
+
+sys.meta_path.insert(0, _Finder())
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (any of the names)

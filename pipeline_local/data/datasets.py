@@ -15,6 +15,7 @@ from pipeline_local.data import given_batches
 from pipeline_local.data.given import GivenSamples
 from pipeline_local.data.images import batches
 from pipeline_local.data.images import datasets as images
+from pipeline_local.data.images.datasets import open_split as open_split  # public here
 from pipeline_local.data.images.normalize import Normalize
 from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.loading import Batch
