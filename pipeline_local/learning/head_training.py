@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline_local import seeds
 from pipeline_local.engines import gradients
 from pipeline_local.engines.gradients import Gradient
-from pipeline_local.engines.optimizer import MakeOptimizer
-from pipeline_local.engines.replicas import Replicas
 from pipeline_local.learning import distillation, reconcile
 from pipeline_local.learning.comparison import compare
 from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.lagged_queue import Kept
 from pipeline_local.learning.passes import Pass, Passes
-from pipeline_local.learning.rules import Rules
 from pipeline_local.learning.step import Step
 from pipeline_local.side_effects.untouched import Buffers
 
@@ -23,21 +20,11 @@ from pipeline_local.side_effects.untouched import Buffers
 class HeadTraining(Passes):
     """A module whose head learns from lagged messages, with batches of earlier steps.
 
-    Args:
-        index, body, head, optimizer, rules, replicas: as for `Passes`.
+    Attributes:
+        lagged: the messages.
     """
 
-    def __init__(
-        self,
-        index: int,
-        body: nn.Module,
-        head: nn.Module,
-        optimizer: MakeOptimizer,
-        rules: Rules,
-        replicas: Replicas | None = None,
-    ) -> None:
-        super().__init__(index, body, head, optimizer, rules, replicas)
-        self.lagged = LaggedMessages(rules.lag, index)
+    lagged: LaggedMessages
 
     def apply_lagged(self, step: Step, microbatch: int, *tensors: Tensor) -> None:
         """Apply the oldest lagged message from downstream, after a microbatch of this step.

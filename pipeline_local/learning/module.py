@@ -24,6 +24,7 @@ from pipeline_local.learning.comparison import Comparison, compare
 from pipeline_local.learning.contents import copied_parameters
 from pipeline_local.learning.head_training import HeadTraining
 from pipeline_local.learning.information import term_of
+from pipeline_local.learning.lagged import LaggedMessages
 from pipeline_local.learning.passes import Pass
 from pipeline_local.learning.reconcile import Gradients
 from pipeline_local.learning.rules import Rules
@@ -66,6 +67,7 @@ class LocalModule(HeadTraining):
     ) -> None:
         super().__init__(index, body, head, optimizer, rules, replicas)
         self.auxiliary = auxiliary
+        self.lagged = LaggedMessages(rules.lag, index)
         self._recalls_input = term_of(head) is not None
 
     # ---- the three acts -------------------------------------------------------------------

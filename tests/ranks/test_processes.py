@@ -76,6 +76,7 @@ def test_one_that_ends_meanwhile_is_no_error(sleeper, monkeypatch):
 
     monkeypatch.setattr(processes, "_stat", seen_for_the_last_time)
     processes.kill_stopped(identity, silent=True)
+    assert process.returncode == -signal.SIGKILL, "by the test: it was gone before the signal"
 
 
 def test_one_of_another_user_is_no_error(sleeper, monkeypatch):
