@@ -52,7 +52,7 @@ say "compile=true works"
 
 inside 2 --shm-size 128k -- train "${small[@]}" train.steps=2 parallel.stages=1 run.dir=runs/shm \
     data.workers=2 data.batch_size=1024 data.image_size=32
-(($(grep -c . "$runs/log") < 10))
+(($(grep -vc '^train: ' "$runs/log") < 10)) # those say what is being loaded, on a slow machine
 say "$(grep '^error:' "$runs/log")"
 
 "${engine[@]}" run -d "${options[@]}" --name "$container" --user 12345:12345 -v "$runs:/app/runs" \

@@ -98,8 +98,13 @@ class StoppedError(Exception):
 
 def did_you_mean(word: str, candidates: Sequence[str]) -> str:
     """Returns `; did you mean 'x'?` for a near miss, else an empty string."""
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(word, candidates, n=len(candidates) or 1, cutoff=0.6)
+
+    def nearness(candidate: str) -> tuple[float, bool]:
+        ratio = difflib.SequenceMatcher(None, candidate, word).ratio()
+        return ratio, candidate.startswith(word[:-1])  # resnet21 is rather resnet20 than resnet32
+
+    return f"; did you mean {max(near, key=nearness)!r}?" if near else ""
 
 
 def few(names: Sequence[str], most: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline_local.errors import counted, few, first_line, type_and_line
+from pipeline_local.errors import counted, did_you_mean, few, first_line, type_and_line
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,20 @@ def test_a_number_and_its_noun(number, nouns, words):
 def test_the_first_of_many():
     assert few(["a", "b"]) == "a, b"
     assert few(["a", "b", "c"], most=1) == "a and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("resnet21", "; did you mean 'resnet20'?"),
+        ("resnet2", "; did you mean 'resnet20'?"),
+        ("resnt32", "; did you mean 'resnet32'?"),
+        ("llama", ""),
+    ],
+)
+def test_the_nearest_name(word, hint):
+    assert did_you_mean(word, ["resnet20", "resnet32", "vit"]) == hint
+    assert did_you_mean(word, []) == ""
 
 
 @pytest.mark.parametrize(

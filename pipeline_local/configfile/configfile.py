@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline_local.config import Config
-from pipeline_local.configfile.contradictions import contradictions
+from pipeline_local.configfile.contradictions import LENGTHS, contradictions
 from pipeline_local.data.datasets import DATA
 from pipeline_local.engines.optimizer import OPTIMIZERS
 from pipeline_local.engines.settings import DERIVED
@@ -49,7 +49,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: a file of sections that hold `key: value` lines; in text `~` and $NAME are expanded.
-        overrides: dotted keys with YAML values, such as `train.epochs=10`; the last one wins.
+        overrides: dotted keys with YAML values, such as `train.epochs=10`; the last one wins. A
+            length of training replaces the file's: `train.steps` its `train.epochs`, for instance.
 
     Raises:
         ConfigError: with every problem found, one line each.
@@ -68,9 +69,12 @@ def resolved(tree: dict[Any, Any], overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: with every problem found, one line each.
     """
+    if isinstance(overrides, str):  # which has characters, and no overrides
+        raise ConfigError([f"overrides: should be a list of texts, got {shorten(overrides)}"])
     problems = [problem for text in overrides if (problem := _override(tree, text))]
     if problems:
         raise ConfigError(problems)
+    _replace_length(tree, overrides)
     return parse(tree)
 
 
@@ -223,6 +227,14 @@ def _override(tree: dict[Any, Any], text: str) -> str | None:
     return None
 
 
+def _replace_length(tree: dict[Any, Any], overrides: Sequence[str]) -> None:
+    """Lets a length of training among the overrides replace the file's, if that is another one."""
+    keys = [text.partition("=")[0] for text in overrides]
+    lengths = [key for key in LENGTHS if f"train.{key}" in keys]
+    if any(tree["train"][key] is not None for key in lengths):
+        tree["train"] |= {key: None for key in LENGTHS if key not in lengths}
+
+
 @functools.cache
 def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Annotated[Config, Strict()])
@@ -325,7 +337,7 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
 
     def nearness(known: _KeyPath) -> float:
         ratio = difflib.SequenceMatcher(None, name[:80], known[-1]).ratio()
-        return ratio + (0.1 if known[:-1] == section else 0)
+        return ratio + (0.15 if known[:-1] == section else 0)
 
     best = max(map(nearness, candidates))
     if best >= 0.7:

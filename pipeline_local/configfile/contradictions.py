@@ -23,10 +23,13 @@ from pipeline_local.learning.tasks import TASKS
 from pipeline_local.ranks.p2p import P2PS
 from pipeline_local.user_input.registry import GIVEN
 
+LENGTHS = ("epochs", "steps", "tokens")
+"""The keys of `train` that say how long, of which a run has one."""
+
 
 def _lengths(train: TrainConfig, data: DataConfig) -> Iterator[str]:
     """What is wrong with how long to train."""
-    lengths = [key for key in ("epochs", "steps", "tokens") if getattr(train, key) is not None]
+    lengths = [key for key in LENGTHS if getattr(train, key) is not None]
     if len(lengths) != 1:
         got = " and ".join(lengths) or "none"
         yield f"give one of train.epochs, train.steps and train.tokens, got {got}"

@@ -17,7 +17,7 @@ from pipeline_local.console.screen import say, warn
 from pipeline_local.data.datasets import check_again
 from pipeline_local.data.info import DataInfo, Split
 from pipeline_local.data.skipped import Skipped
-from pipeline_local.errors import ConfigError, UserError
+from pipeline_local.errors import ConfigError, UserError, counted
 from pipeline_local.given.given import handed, like
 from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.tasks import NextToken, Task
@@ -85,7 +85,14 @@ def standing_in(folder: RunFolder, model: GivenModel | None) -> Iterator[None]:
             f"model: {folder.path} is a run of model.name={config.model.name}, whose network is"
             f" made from its configuration; leave the model out"
         )
-    with handed(like(model, DataInfo.from_json(folder.load_info()))):
+    objects = like(model, DataInfo.from_json(folder.load_info()))
+    blocks, count = len(objects.backbone.blocks), config.modules.count or 1
+    if blocks < count:
+        raise UserError(
+            f"model: {folder.path} has {count} modules, and this one only"
+            f" {counted(blocks, 'block')} to make them of; give one like the model that was trained"
+        )
+    with handed(objects):
         yield
 
 
@@ -110,11 +117,9 @@ def _found(checkpoints: Checkpoints, step: int | str) -> int:
             f"{checkpoints.folder} has no complete checkpoint yet; let the run reach one"
         )
     if problems := checkpoints.problems(found):
+        what = next(iter(problems.values())) if checkpoints.at(found).exists() else "is not there"
         others = ", ".join(str(step) for step in checkpoints.steps() if step != found) or "none"
-        raise UserError(
-            f"checkpoint {checkpoints.at(found)}: {next(iter(problems.values()))}; name another"
-            f" step: {others}"
-        )
+        raise UserError(f"checkpoint {checkpoints.at(found)}: {what}; name another step: {others}")
     return found
 
 

@@ -1,6 +1,6 @@
 """The arguments of `fit`: objects are collected, and all else becomes a configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pipeline_local.config import OptimizerConfig, RunConfig
+from pipeline_local.configfile import configfile
+from pipeline_local.configfile.contradictions import LENGTHS
 from pipeline_local.data.given import GivenSamples, given
 from pipeline_local.engines.optimizer import MakeOptimizer
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, did_you_mean
 from pipeline_local.given.given import Given, Loss, as_weights, optimizer_of
 from pipeline_local.layout import Layout
 from pipeline_local.learning.tasks import Task
@@ -24,19 +26,28 @@ from pipeline_local.user_input.values import shorten
 Schedule = Callable[[int, int], float]
 Tree: TypeAlias = dict[str, Any]
 """Sections of a configuration, as in its YAML file."""
+_KEYS = tuple(configfile.keys())
 
 
 def check(
     model: given_models.GivenModel,
     epochs: int | None,
     sections: Mapping[str, Any],
+    own: Collection[str],
 ) -> None:
     """Refuse what can be seen to be wrong before the data is looked at.
+
+    Args:
+        model, epochs, sections: as for `fit`.
+        own: the names of all other arguments.
 
     Raises:
         UserError: the mistake.
     """
-    if epochs is None and not {"steps", "epochs", "tokens"} & {*_section(sections, "train")}:
+    _check_names(sections, own)
+    given = {*_section(sections, "train")}
+    known = {key.partition(".")[2] for key in _KEYS if key.startswith("train.")}
+    if epochs is None and not given & {*LENGTHS} and given <= known:  # else the typo is named
         raise UserError("fit: how long to train is not said; pass epochs=N or train={'steps': N}")
     weights = given_models.network_of(model)[0].parameters()
     if any(weight.is_inference() for weight in weights if not is_lazy(weight)):
@@ -44,6 +55,19 @@ def check(
             "model: its weights were made in torch.inference_mode(), which forbids to change them;"
             " make it outside"
         )
+
+
+def _check_names(sections: Mapping[str, Any], own: Collection[str]) -> None:
+    """Refuse arguments that are no section; one with the name of a key is told its place."""
+    keys = [key.partition(".") for key in _KEYS]
+    known = [*dict.fromkeys([*own, *(section for section, _, _ in keys)])]
+    for name in sections:
+        homes = [s for s, dot, key in keys if dot and name in (key, f"{s}.{key}")]
+        forms = " or ".join(f"{home}={{{name.rpartition('.')[2]!r}: ...}}" for home in homes)
+        if name not in known:
+            hint = f"; pass {forms}" if homes else did_you_mean(name, known)
+            hint = hint or f"; there are {', '.join(known)}"
+            raise UserError(f"fit: unknown argument {shorten(name)}{hint}")
 
 
 def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:

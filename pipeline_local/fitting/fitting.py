@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def fit(
         2
     """
     callbacks = listed(callbacks)
-    arguments.check(model, epochs, sections)
+    own = [p.name for p in signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    arguments.check(model, epochs, sections, own)
     arguments.check_task(task, loss, metric)
     optimizer, lr, schedule, more = arguments.updates(optimizer, lr, schedule)
     data = arguments.samples("train", train), arguments.samples("test", test)

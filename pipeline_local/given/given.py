@@ -110,8 +110,9 @@ def _given(key: str, what: str) -> Any:  # noqa: ANN401 (whatever the program ha
     found = None if objects is None else getattr(objects, what)
     if found is None:
         raise UserError(
-            f"{key}: got 'given', which stands for an object of a Python program; call fit(...),"
-            f" load(run, model) or Predictor(run, model=...) there, or name a registered one"
+            f"{key}: 'given' stands for an object of a Python program, which is not here; use its"
+            f" run there, by fit(...), load(run, model) or Predictor(run, model=...), or train by"
+            f" registered names"
         )
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 from pipeline_local.config import ModulesConfig
-from pipeline_local.errors import UserError, counted
+from pipeline_local.errors import UserError, counted, few
 
 
 def modules_of(
@@ -28,7 +28,8 @@ def modules_of(
     if count > len(names):
         raise UserError(
             f"modules.count: a module holds at least one block, got {counted(count, 'module')} for"
-            f" {counted(len(names), 'block')}; lower modules.count to at most {len(names)}"
+            f" {counted(len(names), 'block')} ({few(names)}; the classifier goes with the last"
+            f" one); lower modules.count to at most {len(names)}"
         )
     if config.cuts == "blocks" and count < len(names):
         raise UserError(

@@ -200,6 +200,7 @@ class Checkpoints:
             names = ", ".join(named) or "none"
             raise UserError(
                 f"{self.folder} has no complete checkpoint {name!r}; the named ones are {names}"
+                f" (the callback BestCheckpoint gives a name)"
             )
         if problems := self.problems(step):
             raise UserError(

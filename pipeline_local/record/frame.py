@@ -40,7 +40,7 @@ def load_metrics(run: str | Path) -> "pd.DataFrame":
         import pandas as pd
     except ImportError:
         raise UserError(
-            'load_metrics needs pandas, which is missing; pip install "pipeline-local[frame]"'
+            'a table of metrics needs pandas, which is missing; pip install "pipeline-local[frame]"'
         ) from None
     folder = RunFolder(configfile.path("run", run))
     rows = [row for facts in history.lines(folder) for row in _rows(facts)]

@@ -61,6 +61,19 @@ def test_overrides_win_and_the_last_one_most(tmp_path: Path) -> None:
     assert (config.train.steps, config.run.dir) == (9, Path("a b"))
 
 
+@pytest.mark.parametrize("override", ["train.epochs=3", "train={epochs: 3}"])
+def test_a_length_of_training_replaces_that_of_the_file(tmp_path: Path, override: str) -> None:
+    train = with_overrides(tmp_path, override).train
+    assert (train.epochs, train.steps, train.tokens) == (3, None, None)
+    assert with_overrides(tmp_path, "train.epochs=null").train.steps is not None
+
+
+def test_overrides_are_several(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(TEXT)
+    with pytest.raises(ConfigError, match=r"overrides: should be a list of texts, got 'train\.s"):
+        load_config(tmp_path / "config.yaml", "train.seed=1")
+
+
 def test_further_model_keys_go_to_the_builder(tmp_path: Path) -> None:
     config = with_overrides(tmp_path, "model.width=16", "model.drop=1e-1")
     assert config.model.args == {"width": 16, "drop": 0.1}
@@ -209,6 +222,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
             "data.batchsize=3",
             "unknown key 'data.batchsize' for data.name=digits; did you mean 'data.batch_size'?",
         ),
+        ("train.step=3", "unknown key 'train.step'; did you mean 'train.steps'?"),
         ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
         ("batch_size=3", "unknown key 'batch_size'; did you mean 'data.batch_size'?"),
         (
@@ -299,7 +313,7 @@ NO_CUTS = "modules.cuts: should be 'uniform', 'parameters', 'blocks', 'auto' or 
         ("train.seed=0x" + "f" * 5000, "override 'train.seed=0xfff"),
         # contradictions
         (
-            "train.epochs=3",
+            "train={epochs: 3, steps: 3}",
             "give one of train.epochs, train.steps and train.tokens, got epochs and steps",
         ),
         ("train.steps=null", "give one of train.epochs, train.steps and train.tokens, got none"),

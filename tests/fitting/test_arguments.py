@@ -1,5 +1,6 @@
 """The arguments of `fit` become objects and a configuration, or are refused before any work."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,35 @@ def collected(model=None, samples=None, **more):
 
 @pytest.mark.parametrize("length", [{"epochs": 1}, {"steps": 1}, {"tokens": 9}])
 def test_how_long_is_said(length):
-    arguments.check(network(), length.get("epochs"), {"train": length})
+    arguments.check(network(), length.get("epochs"), {"train": length}, [])
     with pytest.raises(UserError, match="how long to train is not said; pass epochs=N"):
-        arguments.check(network(), None, {"train": {"seed": 1}})
+        arguments.check(network(), None, {"train": {"seed": 1}}, [])
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"epoch": 1}, "unknown argument 'epoch'; did you mean 'epochs'?"),
+        ({"seed": 1}, "unknown argument 'seed'; pass train={'seed': ...}"),
+        ({"data.limit": 1}, "unknown argument 'data.limit'; pass data={'limit': ...}"),
+        ({"learning_rate": 1}, "unknown argument 'learning_rate'; there are epochs, lr, model, da"),
+    ],
+)
+def test_an_argument_that_nobody_knows(sections, problem):
+    """It is named even where the length is missing: that may be what was misspelled."""
+    with pytest.raises(UserError, match=re.escape(problem)):
+        arguments.check(network(), None, sections, ["epochs", "lr"])
+
+
+def test_a_misspelled_length_is_left_to_who_knows_the_keys():
+    arguments.check(network(), None, {"train": {"step": 1}}, [])
 
 
 def test_weights_that_cannot_be_changed():
     with torch.inference_mode():
         model = network()
     with pytest.raises(UserError, match=r"made in torch\.inference_mode"):
-        arguments.check(model, 1, {})
+        arguments.check(model, 1, {}, [])
 
 
 def test_a_mistake_in_the_data_has_the_name_of_its_argument():
