@@ -8,7 +8,7 @@ What kernels allocate temporarily is not seen; what libraries keep, a profile me
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -266,7 +266,11 @@ def _steps(step: Step, lag: LagPlan, numbers: Sequence[int]) -> list[Step]:
 
 
 def fill_queues(
-    blueprint: Blueprint, module: LocalModule, step: Step, size: int | None = None
+    blueprint: Blueprint,
+    module: LocalModule,
+    step: Step,
+    size: int | None = None,
+    made: Callable[[Sequence[Spec]], tuple[Tensor, ...]] = fake_message,
 ) -> None:
     """Fills a module's queues with what earlier steps have left there when `step` begins, and with
     what the microbatches of `step` leave there that are not run.
@@ -275,6 +279,7 @@ def fill_queues(
         blueprint, module: of the run, and in it.
         step: the one that will be run.
         size: of the microbatches; None: as configured.
+        made: makes their tensors; a real step reads them, so that they need values.
     """
     lag, index, count = blueprint.run_plan.lag, module.index, step.microbatches
     queues = module.lagged
@@ -289,16 +294,16 @@ def fill_queues(
     for number, part in parts:
         now = number == step.number
         if lag.last_use(index, number) >= step.number and not (now and applies):
-            queues.awaiting.push(number, part, *fake_message(kept))
+            queues.awaiting.push(number, part, *made(kept))
         contents = [c for c in lag.sent(index, number, part, count) if not (now and c.once)]
         message = [spec for content in contents for spec in specs.get(content, ())]
         if message and number >= step.number - lag.lag:
-            queues.pending.push(number, part, *fake_message(message))
+            queues.pending.push(number, part, *made(message))
     for part in range(count):
         sent = lag.sent(index, step.number, part, count)
         passed = [spec for c in sent if c.is_passed_on(index) for spec in specs[c]]
         if passed:
-            queues.passing.push(step.number - 1, part, *fake_message(passed))
+            queues.passing.push(step.number - 1, part, *made(passed))
 
 
 def _under_way(blueprint: Blueprint, index: int) -> int:

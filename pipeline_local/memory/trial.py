@@ -27,6 +27,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.learning.tasks import TASKS
 from pipeline_local.memory.dry_run import FAKE_DEVICE, fill_queues, heaviest, never
+from pipeline_local.memory.fake_edges import fake_message
 from pipeline_local.memory.fake_mode import fake_mode, made_up_values
 from pipeline_local.memory.part_checks import (
     REENTRANT,
@@ -185,7 +186,7 @@ def _try_acts(
     module.predict(x, labels=labels)
     module.train()
     if number == 0:
-        fill_queues(blueprint, module, step, size)
+        fill_queues(blueprint, module, step, size, fake_message if fake else _values)
     module(x, labels, step)
     module.signal()
     module.receive(_like(specs.x, size) if index else None)
@@ -205,11 +206,16 @@ def _arrived(blueprint: Blueprint, index: int, step: Step, size: int) -> list[Te
     return [torch.zeros(spec.shape, dtype=spec.dtype) for spec in message]
 
 
-def _like(spec: Spec, size: int) -> Tensor:
-    shape = (size, *spec.shape[1:])
+def _like(spec: Spec, *size: int) -> Tensor:
+    shape = (*size, *spec.shape[1:])
     if spec.dtype.is_floating_point:
         return torch.randn(shape, dtype=spec.dtype)
     return torch.zeros(shape, dtype=spec.dtype)
+
+
+def _values(specs: Sequence[Spec]) -> tuple[Tensor, ...]:
+    """What a real step finds in its queues: memory as it was would name classes that are none."""
+    return tuple(_like(spec, *spec.shape[:1]) for spec in specs)
 
 
 def _labels(blueprint: Blueprint, spec: Spec, size: int, fake: bool) -> Tensor:

@@ -82,6 +82,27 @@ def test_what_can_be_trained_is_not_refused(config, name):
     tried(config(lambda: Block(TRAINED[name])))
 
 
+def test_a_real_step_finds_labels_of_earlier_steps(config):
+    """Not memory as it was, whose numbers are no classes: here it is filled with the worst."""
+
+    def build(num_classes):
+        first, _, last = layers(None, num_classes)
+        asks = Block(TRAINED["asks for values"])
+        return [first, ("asks", asks), ("later", nn.Linear(12, 12)), last]
+
+    own = config(
+        None,
+        build=build,
+        modules={"count": 2, "cuts": ["later"]},
+        reconcile={"weight": 0.1, "direction": "both", "every": 1},
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        tried(own)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_reentrant_checkpoint_of_the_input_itself(config):
     def build(num_classes):
         first, *others = layers(nn.Linear(12, 12), num_classes)
