@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
-from pipeline_local.side_effects.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -116,13 +115,10 @@ def _rule(block: Block, initialize: Callable[[nn.Module], None]) -> Callable[[nn
         return initialize
 
     def draw(copied: nn.Module) -> None:
-        before = {name: tensor.untyped_storage() for name, tensor in tensors(copied)}
-        with Writes() as writes:
-            initialize(copied)
+        # first, as a layer may go on from what it has: the vectors of spectral norm
         for name, tensor in tensors(copied):
-            replaced = tensor.untyped_storage()._cdata != before[name]._cdata
-            if not replaced and not writes.to(tensor):
-                tensor.copy_(values[name])
+            tensor.copy_(values[name])
+        initialize(copied)
 
     return draw
 

@@ -215,3 +215,21 @@ def test_copies_are_drawn_afresh_as_far_as_the_rule_goes():
     assert torch.equal(fresh(classifier, rule=last).weight, fresh(classifier).weight)
     with pytest.raises(UserError, match="leaves noise unfilled"):
         fresh(blocks[0].module, rule=backbone.rules(0)[0])
+
+
+def test_a_copy_goes_on_from_the_vectors_of_spectral_norm():
+    """Drawing its convolution afresh runs a step of the power iteration on them."""
+    block = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3))
+    values = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+    meta = on_paper(lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)))
+    backbone = Backbone(
+        (Block("block", meta, values=values),),
+        Block("last", nn.Linear(3, 2)),
+        reset_parameters,
+        "NC",
+    )
+    copied = fresh(meta, rule=backbone.rules(0)[0])
+    found = copied.parametrizations.weight
+    assert torch.equal(found.original, values["parametrizations.weight.original"])
+    for vector in (found[0]._u, found[0]._v):
+        torch.testing.assert_close(vector.norm(), torch.ones(()))
