@@ -72,8 +72,12 @@ def alternatives(
     own = compared.local(placement.blueprint.config.train.microbatches, peaks)
     found = [own]
     for m in microbatches(placement):
-        local = [] if m == own.microbatches else [compared.local(m)]
-        found += [*local, *compared.rivals(m)]
+        try:
+            local = [] if m == own.microbatches else [compared.local(m)]
+            found += [*local, *compared.rivals(m)]
+        except ValueError:  # of a batch norm with one value per channel
+            if m == own.microbatches or m < placement.blueprint.config.data.batch_size:
+                raise
     return tuple(replace(one, speed=_speed(one, own)) for one in found)
 
 

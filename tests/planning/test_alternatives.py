@@ -149,3 +149,11 @@ def test_a_batch_has_only_so_many_parts():
     assert {"1F1B, p=2, m=4", "DDP, p=2, m=2"} <= names
     assert "DDP, p=2, m=4" not in names, "its devices have two samples each"
     assert not any("DDP" in name for name in of(3, batch_size=2))
+
+
+def test_parts_of_one_sample_are_left_out_where_a_batch_norm_takes_none():
+    """As the mlp head's, with one value per channel; heads without one go down to one sample."""
+    assert "local, p=2, m=8" in of(2, 8, head={"name": "linear"})
+    found = of(2, 8, head={"name": "mlp"})
+    assert "local, p=2, m=2" in found
+    assert not [name for name in found if name.endswith("m=8")]
