@@ -28,33 +28,34 @@ def synchronize(parts: Sequence[nn.Module], replicas: Replicas | None) -> None:
     for layer in [layer for part in parts for layer in part.modules()]:
         for name, child in list(layer.named_children()):
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncedBatchNorm):
-                setattr(layer, name, SyncedBatchNorm(child, replicas.group))
+                setattr(layer, name, SyncedBatchNorm(child, replicas))
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all ranks of a group; so is its gradient, which can be differentiated again."""
+    """The sum over all replicas; so is its gradient, which can be differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN401 (torch's)
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, replicas: Replicas) -> Tensor:  # noqa: ANN401 (torch's)
+        ctx.replicas = replicas
         total = x.clone()
-        dist.all_reduce(total, group=group)
+        with replicas.waiting():
+            dist.all_reduce(total, group=replicas.group)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return _Sum.apply(gradient, ctx.group), None
+        return _Sum.apply(gradient, ctx.replicas), None
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """A batch norm over several ranks; in evaluation the layer that it replaces.
+    """A batch norm over several replicas; in evaluation the layer that it replaces.
 
     Args:
         original: gives its parameters, buffers and settings.
-        group: of the ranks.
+        replicas: of the layer's stage.
     """
 
-    def __init__(self, original: _BatchNorm, group: dist.ProcessGroup) -> None:
+    def __init__(self, original: _BatchNorm, replicas: Replicas) -> None:
         nn.Module.__init__(self)
         self.num_features = original.num_features
         self.eps = original.eps
@@ -64,25 +65,25 @@ class SyncedBatchNorm(_BatchNorm):
         self._parameters = original._parameters
         self._buffers = original._buffers
         self.training = original.training
-        self._group = group
+        self._replicas = replicas
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept what the layer before has given."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, ...] by the mean and variance of all ranks' samples."""
+        """Normalise [B, C, ...] by the mean and variance of all replicas' samples."""
         if not self.training:  # replicas score other numbers of samples, and padding
             normalised: Tensor = super().forward(x)
             return normalised
         axes = [0, *range(2, x.dim())]
-        numbers = x.numel() // x.shape[1] * self._group.size()
+        numbers = x.numel() // x.shape[1] * self._replicas.size
         wide = at_least_float32(x)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        # far from zero the difference below would be of large numbers; all ranks know this one
+        # far from zero the difference below would be of large numbers; all replicas know this one
         near = wide.new_zeros(()) if self.running_mean is None else self.running_mean.to(wide.dtype)
         wide = wide - near.view(shape)
         sums = torch.stack([wide.sum(axes), wide.square().sum(axes)])
-        mean, square = _Sum.apply(sums, self._group) / numbers
+        mean, square = _Sum.apply(sums, self._replicas) / numbers
         variance = (square - mean.square()).clamp_min(0)
         self._track(near + mean.detach(), variance.detach(), numbers)
         y: Tensor = (wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)

@@ -274,13 +274,13 @@ def open_replicas(
                 list(mesh.ranks(stage)), timeout=NO_LIMIT, backend=group_backend(rank_info, kind)
             )
         if isinstance(group, dist.ProcessGroup):
-            replicas = Replicas(group, partial(_together, at))
+            replicas = Replicas(group, partial(together, at))
     return replicas
 
 
 @contextmanager
-def _together(status: RankStatus) -> Iterator[None]:
-    """A context in which a rank waits for the other replicas of its stage.
+def together(status: RankStatus) -> Iterator[None]:
+    """A context in which a rank waits for several others, such as the replicas of its stage.
 
     Raises:
         NeighbourLostError: one of them is gone.

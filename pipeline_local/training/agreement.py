@@ -14,6 +14,7 @@ from pipeline_local.console.screen import say
 from pipeline_local.errors import RefusedElsewhereError, UserError
 from pipeline_local.learning.compiler import try_compiler
 from pipeline_local.models.backbone import Backbone
+from pipeline_local.pipeline.connect import together
 from pipeline_local.placement.placement import Placement
 from pipeline_local.placement.replication import resolved
 from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT
@@ -25,6 +26,7 @@ from pipeline_local.record.free import FREE, reserved
 from pipeline_local.training import preflight
 from pipeline_local.training.preflight import check_weights
 from pipeline_local.user_input.json_text import Facts
+from pipeline_local.watch.status import RankStatus
 from pipeline_local.watch.store import RankStore
 
 
@@ -172,21 +174,26 @@ def share_p2p_kind(config: Config, rank_info: RankInfo, rank_store: RankStore) -
     return common([facts["kind"] for facts in rank_store.gather("p2p kind", COLLECTIVE_TIMEOUT)])
 
 
-def share_values(backbone: Backbone, rank_info: RankInfo) -> None:
+def share_values(backbone: Backbone, rank_info: RankInfo, status: RankStatus) -> None:
     """Give all ranks the weights that the first one's model came with; all of them call it.
 
     Each rank of a launched program makes the model itself, perhaps from another random state.
+
+    Raises:
+        NeighbourLostError: another rank is gone.
     """
     if rank_info.world_size == 1:
         return
     blocks = *backbone.blocks, backbone.classifier
     if not any(block.values for block in blocks):
         return
-    group = dist.new_group(backend=HOST_BACKEND)  # that of all ranks may be for GPUs alone
+    with together(status):
+        group = dist.new_group(backend=HOST_BACKEND)  # that of all ranks may be for GPUs alone
     assert isinstance(group, dist.ProcessGroup), "every rank is in it"
     for block in blocks:
         for value in (block.values or {}).values():
             shared = value.detach().cpu().contiguous()
-            dist.broadcast(shared, src=0, group=group)
+            with together(status):
+                dist.broadcast(shared, src=0, group=group)
             with torch.no_grad():
                 value.copy_(shared)

@@ -141,7 +141,7 @@ def _agreed(
             placement = Placement.of(draw(config, info), stages)
         agreement.accept(placement, rank_info, start)
         if not start["complete"]:
-            agreement.share_values(placement.blueprint.backbone, rank_info)
+            agreement.share_values(placement.blueprint.backbone, rank_info, at)
     return placement, start
 
 

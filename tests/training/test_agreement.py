@@ -1,13 +1,17 @@
 """What the first rank finds out and hands out, and what becomes of its refusal."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import torch.distributed as dist
 
 from pipeline_local.configfile import configfile
-from pipeline_local.errors import RefusedElsewhereError, UserError
+from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError
 from pipeline_local.placement import replication
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.training import agreement
+from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.store import RankStore
 
 
@@ -60,3 +64,24 @@ def test_numbers_need_no_agreement(replicas):
     store, config = dist.HashStore(), parse(replicas)
     assert share(store, 1, 3, config) is config
     assert store.num_keys() == 0
+
+
+@pytest.mark.parametrize("where", ["new_group", "broadcast"])
+def test_a_rank_that_is_gone_while_weights_are_shared_is_a_lost_one(where, monkeypatch):
+    """And who waits for all others is known to do so."""
+    status, peers = RankStatus(), []
+
+    def call(result, name):
+        peers.append(status.now.peer)
+        if name == where:
+            raise RuntimeError("Connection closed by peer")
+        return result
+
+    group = dist.ProcessGroup(0, 2)
+    monkeypatch.setattr(dist, "new_group", lambda **_: call(group, "new_group"))
+    monkeypatch.setattr(dist, "broadcast", lambda *_, **__: call(None, "broadcast"))
+    classifier = SimpleNamespace(values={"weight": torch.ones(1)})
+    network = SimpleNamespace(blocks=[], classifier=classifier)
+    with pytest.raises(NeighbourLostError):
+        agreement.share_values(network, RankInfo(0, 2), status)
+    assert set(peers) == {EVERYONE}

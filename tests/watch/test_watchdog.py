@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pipeline_local.configfile import configfile
 from pipeline_local.data.images import batches
 from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.learning.body import Body
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.rank import RankInfo
@@ -35,10 +36,13 @@ LONGEST = 40
 """Seconds; generous, as machines are noisy. What is expected is one or two."""
 
 
-def config(folder, direction="downstream", steps=10**6, microbatches=1, **parallel):
+MLP = {"name": "mlp", "hidden": 8, "depth": 6}
+
+
+def config(folder, direction="downstream", steps=10**6, microbatches=1, model=MLP, **parallel):
     return configfile.parse(
         {
-            "model": {"name": "mlp", "hidden": 8, "depth": 6},
+            "model": model,
             "modules": {"count": RANKS},
             "reconcile": {"weight": 0.1, "every": 1, "direction": direction},
             "data": {"name": "digits", "batch_size": 16},
@@ -193,6 +197,42 @@ def test_a_replica_without_data_is_named(start):
     assert line.startswith(f"[{PLACES[1]} | rank 1] error: no progress for "), line
     assert "waiting for the data, module 1, microbatch 1, step " in line
     assert "rank 3 waits for it on the edge 1 -> 3" in line
+
+
+SYNCED = {**MESH, "model": {"name": "resnet20", "width": 2}, "sync_batchnorm": True}
+"""Replicas that wait for each other within a pass."""
+
+
+def in_a_pass(rank, do):
+    """A fault: the next forward pass of a rank is `do()`."""
+
+    def fault(mine):
+        if mine == rank:
+            Body.forward = lambda *_: do()
+
+    return fault
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_replica_killed_within_a_pass_is_named(start, victim, monkeypatch):
+    """Its batch norms' connection breaks before any watchdog has looked."""
+    judge = Watchdog._judge
+    monkeypatch.setattr(Watchdog, "_judge", lambda self: time.sleep(1) or judge(self))
+    ranks = start(in_a_pass(victim, lambda: time.sleep(1) or die()), **SYNCED)
+    expected = [EXIT_NEIGHBOUR_LOST] * len(PLACES)
+    expected[victim] = -signal.SIGKILL
+    assert ranks.ends() == expected
+    (line,) = ranks.errors()
+    assert line.startswith(f"[{PLACES[victim]} | rank {victim}] error: its process is gone"), line
+
+
+@pytest.mark.parametrize("victim", [1, 3])
+def test_a_replica_that_hangs_within_a_pass_is_named(start, victim):
+    """And not one that waits for it in a batch norm, which has come there first."""
+    ranks = start(in_a_pass(victim, lambda: time.sleep(LONGEST * 2)), **SYNCED, timeout=3)
+    assert ranks.ends() == [EXIT_STALLED] * len(PLACES)
+    (line,) = ranks.errors()
+    assert line.startswith(f"[{PLACES[victim]} | rank {victim}] error: no progress for "), line
 
 
 @pytest.mark.parametrize("victim", [0, 1])
