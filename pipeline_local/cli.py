@@ -25,6 +25,8 @@ from pipeline_local.errors import (
     StoppedError,
     UserError,
     first_line,
+    note_place,
+    place_of,
 )
 from pipeline_local.learning.compiler import check_cache_folder, compiler_failure
 from pipeline_local.ranks.rank import RankInfo
@@ -66,6 +68,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if (reason := _memory_shortage(error) or compiler_failure(error)) is None:
             raise
+        note_place(reason, place_of(error))
         _explain(reason, options.run)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
@@ -93,7 +96,7 @@ def _explain(error: Exception, command: str) -> None:
         rank_info = RankInfo()
     if isinstance(error, ConfigError) and rank_info.local_rank > 0:
         return
-    place = getattr(error, "place", "") or f"[stage {rank_info.rank} | rank {rank_info.rank}]"
+    place = place_of(error) or f"[rank {rank_info.rank}]"
     prefix = f"{place} " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
         page = page_of(line, command) if isinstance(error, UserError) else RELIABILITY

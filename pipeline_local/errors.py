@@ -22,9 +22,6 @@ class UserError(Exception):
         ...     print(error)  # unknown key 'train.epoch'; did you mean 'train.epochs'?
     """
 
-    place = ""
-    """The rank that it is about, for display; empty: the one that has raised it."""
-
 
 class ConfigError(UserError):
     """Every problem of a configuration at once, one line each.
@@ -116,6 +113,20 @@ def few(names: Sequence[str], most: int = 5) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Returns a number and its noun: `1 step`, `2 steps`; `many` where it takes more than an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def note_place(error: BaseException, place: str) -> None:
+    """Notes where an error was raised, for display; what is noted first counts."""
+    vars(error).setdefault(_PLACE, place)
+
+
+def place_of(error: BaseException) -> str:
+    """Returns where an error was raised; an empty string where nobody has noted it."""
+    return str(vars(error).get(_PLACE, ""))
+
+
+_PLACE = "pipeline_local_place"
+"""The attribute that holds it; errors of other libraries may have one of a shorter name."""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline_local.cli import main
+from pipeline_local.commands.table import COMMANDS
 from pipeline_local.console import startup
+from pipeline_local.errors import UserError
 from pipeline_local.models import registry
 
 CONFIG = """
@@ -43,6 +45,20 @@ def test_a_dry_run_checks_and_starts_nothing(config, tmp_path, capsys):
     assert run("train", config, "--dry-run", "run.dir=out", "modules.count=11") == 2
     assert "11 modules for 10 blocks" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_error_before_the_ranks_have_met_names_the_rank_alone(config, capsys, monkeypatch):
+    """Which stage that is depends on the configuration."""
+
+    def refuse(*_):
+        raise UserError("nobody is there")
+
+    monkeypatch.setitem(COMMANDS, "train", refuse)
+    for name, number in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, number)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert run("train", config) == 2
+    assert capsys.readouterr().err.startswith("[rank 3] error: nobody is there (")
 
 
 def test_the_configuration_is_shown(config, capsys):

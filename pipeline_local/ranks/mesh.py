@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import UserError, counted
+from pipeline_local.errors import counted, note_place
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ class Mesh:
 
 @contextmanager
 def placing(mesh: Mesh, rank: int) -> Iterator[None]:
-    """A context whose mistakes of the user say which stage and replica they are about."""
+    """A context whose errors, of any class, say in which stage and replica they were raised."""
     try:
         yield
-    except UserError as error:
-        error.place = error.place or mesh.name(rank)
+    except BaseException as error:
+        note_place(error, mesh.name(rank))
         raise
 
 

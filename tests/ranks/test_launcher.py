@@ -120,7 +120,9 @@ class Run:
     def told(self):
         """The lines that tell of an error."""
         lines = self.errors.read_text().splitlines()
-        return [line for line in lines if re.match(r"(\[stage \d+ \| rank \d+\] )?error: ", line)]
+        return [
+            line for line in lines if re.match(r"(\[(stage \d+ \| )?rank \d+\] )?error: ", line)
+        ]
 
     def leaves_nothing(self):
         """All its processes are gone, and so is their shared memory."""

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import UserError
+from pipeline_local.errors import UserError, place_of
 from pipeline_local.ranks.mesh import Mesh, chain, placing
 
 
@@ -59,7 +59,8 @@ def test_the_configuration_says_the_mesh():
     assert Mesh.of(ParallelConfig()) == Mesh((1,))
 
 
-def test_a_mistake_says_where_it_was_made():
-    with pytest.raises(UserError) as found, placing(Mesh((1, 2)), 2):
-        raise UserError("it is wrong")
-    assert found.value.place == "[stage 1, replica 1 | rank 2]"
+@pytest.mark.parametrize("error", [UserError("it is wrong"), MemoryError(), KeyboardInterrupt()])
+def test_an_error_says_where_it_was_raised(error):
+    with pytest.raises(type(error)) as found, placing(chain(9), 2), placing(Mesh((1, 2)), 2):
+        raise error
+    assert place_of(found.value) == "[stage 1, replica 1 | rank 2]"

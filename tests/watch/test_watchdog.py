@@ -13,11 +13,18 @@ import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from pipeline_local.configfile import configfile
 from pipeline_local.data.images import batches
-from pipeline_local.errors import EXIT_NEIGHBOUR_LOST, EXIT_STALLED, StalledError
+from pipeline_local.errors import (
+    EXIT_NEIGHBOUR_LOST,
+    EXIT_STALLED,
+    EXIT_USER_ERROR,
+    StalledError,
+    UserError,
+)
 from pipeline_local.learning.body import Body
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.mesh import Mesh
@@ -314,12 +321,33 @@ def test_a_first_rank_killed_before_there_are_liveness_links(start, monkeypatch)
     assert all("error: the connection to rank 0 broke: " in line for line in ranks.errors())
 
 
-def raise_on(rank):
+MINE = StalledError("mine")
+"""Any error that the command line tells in one line."""
+
+
+def raise_on(rank, error=MINE):
     def fault(mine):
         if mine == rank:
-            raise StalledError("mine")  # any error that the command line tells in one line
+            raise error
 
     return fault
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (MINE, EXIT_STALLED, "mine ("),
+        (torch.OutOfMemoryError("CUDA has no more"), EXIT_USER_ERROR, "out of memory (CUDA"),
+        (MemoryError(), EXIT_USER_ERROR, "out of memory (MemoryError)"),
+        (UserError("wrong"), EXIT_USER_ERROR, "wrong ("),
+    ],
+)
+def test_a_replica_that_raises_says_where(start, error, code, told):
+    """Whatever the class of the error."""
+    ranks = start(raise_on(3, error), **MESH)
+    assert ranks.ends() == [*[EXIT_NEIGHBOUR_LOST] * 3, code]
+    (line,) = ranks.errors()
+    assert line.startswith(f"[{PLACES[3]} | rank 3] error: {told}"), line
 
 
 @pytest.mark.parametrize("direction", ["downstream", "both"])
