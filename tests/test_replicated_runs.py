@@ -10,6 +10,7 @@ after the other; nothing that learns depends on them.
 import json
 import shutil
 from dataclasses import replace
+from socket import gethostname
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.placement.costs import Cost
 from pipeline_local.ranks.rank import RankInfo
+from pipeline_local.record.folder import RunFolder
+from pipeline_local.record.recorder import put_together
+from pipeline_local.record.stage_trace import StageTrace
 from pipeline_local.report.run import read as read_runs
 from pipeline_local.report.stages import times
 from pipeline_local.training.train import train
@@ -188,6 +192,25 @@ def test_measurements_are_those_of_the_whole_batch(tmp_path, run_ranks):
             assert mine[number] == pytest.approx(values, rel=1e-5)
     other = metrics(found / "replica-1-of-stage-1.jsonl")
     assert [row["modules"] for row in other if row["event"] == "train"] == [{}] * 3
+
+
+def test_files_of_the_timeline_are_named_as_those_of_the_metrics(tmp_path, run_ranks):
+    """A rank's number is not that of its stage."""
+    case = {**RESNET, "trace": {"steps": [2, 3], "profiler": True}}
+    names = ["replica-1-of-stage-0", "stage-0", "stage-1"]
+    folder = tmp_path / "run"
+    run_ranks(run_stage, 3, parse(case, folder, [2, 1], steps=4))
+    assert [path.stem for path in sorted(folder.glob("metrics/*"))] == names
+    written = sorted(path.stem for path in folder.glob("trace/*"))
+    assert written == sorted([*names, *(f"profiler-{name}" for name in names)])
+    places = [StageTrace.read(folder / f"trace/{name}.json").place for name in names]
+    assert places == ["stage 0, replica 1", "stage 0, replica 0", "stage 1"]
+    whole = (folder / "trace.json").read_bytes()
+    assert json.loads(whole)["otherData"]["stages"] == [
+        f"{places[n]} (rank {rank}, {gethostname()})" for rank, n in enumerate((1, 0, 2))
+    ]
+    put_together(RunFolder(folder))
+    assert (folder / "trace.json").read_bytes() == whole
 
 
 @pytest.mark.parametrize("replicas", [3, [1, 3], [2, 1]])

@@ -70,20 +70,20 @@ class RunFolder:
     def metrics(self, stage: int, replica: int = 0) -> Path:
         """Returns the path of a stage's metrics, one JSON object per line; those of its first
         replica hold what all of them have measured together."""
-        name = f"replica-{replica}-of-stage-{stage}" if replica else f"stage-{stage}"
-        return self.path / "metrics" / f"{name}.jsonl"
+        return self.path / "metrics" / f"{_named(stage, replica)}.jsonl"
 
-    def trace(self, stage: int) -> Path:
-        """Returns the path of a stage's spans, in Chrome's trace format."""
-        return self.path / "trace" / f"stage-{stage}.json"
+    def trace(self, stage: int, replica: int = 0) -> Path:
+        """Returns the path of a rank's spans, in Chrome's trace format."""
+        return self.path / "trace" / f"{_named(stage, replica)}.json"
 
     def traces(self) -> list[Path]:
-        """Returns the paths of all stages' spans that are there."""
-        return sorted((self.path / "trace").glob("stage-*.json"))
+        """Returns the paths of all ranks' spans that are there."""
+        names = _named("*", 0), _named("*", "*")
+        return sorted(path for name in names for path in self.path.glob(f"trace/{name}.json"))
 
-    def profile(self, stage: int) -> Path:
-        """Returns the path of what torch's profiler has seen of a stage."""
-        return self.path / "trace" / f"profiler-stage-{stage}.json"
+    def profile(self, stage: int, replica: int = 0) -> Path:
+        """Returns the path of what torch's profiler has seen of a rank."""
+        return self.path / "trace" / f"profiler-{_named(stage, replica)}.json"
 
     @property
     def timeline(self) -> Path:
@@ -319,6 +319,11 @@ class RunFolder:
                 f"{self.summary} is damaged ({reason}); remove it, and resuming writes it again"
             ) from None
         return facts
+
+
+def _named(stage: int | str, replica: int | str) -> str:
+    """Names a rank, for a file; the first replica as if it were the only one."""
+    return f"replica-{replica}-of-stage-{stage}" if replica else f"stage-{stage}"
 
 
 def _free_beside(path: Path) -> Path:

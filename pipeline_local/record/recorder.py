@@ -106,9 +106,10 @@ class Recorder:
         with _warning(self._folder):
             if self.trace.records:
                 self._end()
-            self._stage_trace().write(self._folder.trace(self._rank_info.rank))
+            place = _place(self._mesh, self._rank_info.rank)
+            self._stage_trace().write(self._folder.trace(*place))
             if self._profiler is not None:
-                self._profiler.write(self._folder.profile(self._rank_info.rank))
+                self._profiler.write(self._folder.profile(*place))
 
     def _stage_trace(self) -> StageTrace:
         device = []
@@ -133,7 +134,7 @@ class Recorder:
         if self._steps is None or not self.trace.spans:
             return
         try:
-            say("\n".join(put_together(self._folder, stages=self._rank_info.world_size)))
+            say("\n".join(put_together(self._folder, mesh=self._mesh)))
         except UserError as error:
             warn(str(error))
 
@@ -150,25 +151,33 @@ def _warning(folder: RunFolder) -> Iterator[None]:
         warn(f"the trace in {folder.path} cannot be written ({error})")
 
 
+def _place(mesh: Mesh, rank: int) -> tuple[int, int]:
+    """Returns the stage of a rank, and its number among the replicas."""
+    return mesh.stage(rank), mesh.replica(rank)
+
+
 def _named(steps: tuple[int, int]) -> str:
     return f"trace.steps=[{steps[0]},{steps[1]}]"
 
 
 def put_together(
-    folder: RunFolder, shown: int = waits.SHOWN, stages: int | None = None
+    folder: RunFolder, shown: int = waits.SHOWN, mesh: Mesh | None = None
 ) -> list[str]:
-    """Writes `trace.json` of what the stages have left; returns what it shows, in words.
+    """Writes `trace.json` of what the ranks have left; returns what it shows, in words.
 
     Args:
         folder: the run's.
         shown: the number of waits to name.
-        stages: the number of stages; None: as many as have left something.
+        mesh: of the ranks; None: those that have left something.
 
     Raises:
         UserError: there is no trace, or the file cannot be written.
     """
     # by name: over NFS a listing of the folder may be older than the files
-    paths = folder.traces() if stages is None else [folder.trace(n) for n in range(stages)]
+    if mesh is None:
+        paths = folder.traces()
+    else:
+        paths = [folder.trace(*_place(mesh, rank)) for rank in range(mesh.num_ranks)]
     found = run_trace.gather(paths)
     if found is None:
         steps = folder.load_config().trace.steps

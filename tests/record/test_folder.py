@@ -39,6 +39,19 @@ def test_what_no_run_has_left_is_no_run(tmp_path, name):
     RunFolder(tmp_path).check(configfile.parse(CONFIG), "{}", resume=False)
 
 
+def test_files_of_a_rank_have_the_name_of_its_stage_and_replica(tmp_path):
+    """The first replica's are those of its stage."""
+    folder = RunFolder(tmp_path)
+    made = [folder.trace(1), folder.trace(1, 0), folder.trace(0, 2), folder.profile(0, 2)]
+    names = ["stage-1", "stage-1", "replica-2-of-stage-0", "profiler-replica-2-of-stage-0"]
+    assert made == [tmp_path / "trace" / f"{name}.json" for name in names]
+    assert folder.metrics(0, 2) == tmp_path / "metrics" / "replica-2-of-stage-0.jsonl"
+    (tmp_path / "trace").mkdir()
+    for path in made:
+        path.touch()
+    assert folder.traces() == [made[2], made[0]], "what is the profiler's is none"
+
+
 @pytest.mark.parametrize("name", ["metrics/stage-0.jsonl", "checkpoints/x", "trace/y", "best.json"])
 def test_any_part_of_a_run_is_one(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
