@@ -258,6 +258,9 @@ def open_replicas(
 ) -> Replicas:
     """Opens the group of the replicas of this rank's stage; all ranks call it together.
 
+    The group is then used once, so that it is established before the first step: there a receive
+    is posted already, which keeps a device busy that has to make a connection.
+
     Args:
         mesh: of all ranks.
         rank_info: this rank.
@@ -275,6 +278,10 @@ def open_replicas(
             )
         if isinstance(group, dist.ProcessGroup):
             replicas = Replicas(group, partial(together, at))
+    (total,) = replicas.sum([torch.ones((), device=rank_info.device)])()
+    with replicas.waiting():
+        met = int(total.item())
+    assert met == replicas.size, "one of each"
     return replicas
 
 

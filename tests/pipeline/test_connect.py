@@ -2,17 +2,19 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.learning.step import Step
-from pipeline_local.pipeline.connect import connect, open_edges
+from pipeline_local.pipeline.connect import connect, open_edges, open_replicas
 from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.join import joined
-from pipeline_local.watch.status import RankStatus
+from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.watch.status import EVERYONE, RankStatus
 
 
 def draw(direction, every=1, microbatches=1, image_size=8, refresh=None):
@@ -128,6 +130,39 @@ def test_a_run_that_is_cut_short_leaves_no_transfer_hanging(every, start, steps,
     assert len(second) == 2 + len(first)
     if every == 9:
         assert len(first) == 1, "the gradient of step 9, of which nobody has seen any"
+
+
+class Noting(RankStatus):
+    """Notes whom it has waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.peers = set()
+
+    def waiting(self, peer):
+        self.peers.add(peer)
+        return super().waiting(peer)
+
+
+def first_use(rank_info, mesh):
+    """How many replicas there are, the sums of so many ranks, and whom this one has waited for."""
+    status, sums = Noting(), []
+    all_reduce = dist.all_reduce
+
+    def seen(tensor, group, async_op):
+        sums.append((tensor.device == rank_info.device, group.size()))
+        return all_reduce(tensor, group=group, async_op=async_op)
+
+    dist.all_reduce = seen
+    with joined(rank_info):
+        replicas = open_replicas(mesh, rank_info, "gloo", status)
+        return replicas.size, sums, status.peers
+
+
+def test_a_group_of_replicas_has_been_used_once(run_ranks):
+    """As connections are: nothing of it is left to be made within a step."""
+    once = (2, [(True, 2)], {EVERYONE})
+    assert run_ranks(first_use, 3, Mesh((2, 1))) == [once, once, (1, [], set())]
 
 
 def test_ends_of_the_chain(run_ranks):
