@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from simulated_gpu.build import build
 
+from tests.ports import free_port
+
 TESTS = Path(__file__).parent
 PREAMBLE = """
 import torch
@@ -148,6 +150,110 @@ def test_a_run_leaves_the_bytes_that_it_leaves_on_a_cpu(gpus, settings, tmp_path
         files, said = train(run, folder, f"parallel.stages={stages}", *settings)
         assert f"on simgpu{over};" in said
         assert files == on_cpu
+
+
+EXCHANGES = """
+import sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+
+from pipeline_local.engines.replicas import Replicas
+def rank(number, port, work):
+    store = dist.TCPStore("localhost", port, 2, number == 0, timedelta(seconds=60))
+    dist.init_process_group("simccl", store=store, rank=number, world_size=2)
+    device = torch.device("simgpu", number)
+    torch.accelerator.set_device_index(number)
+    group = dist.group.WORLD
+    replicas = Replicas(group)
+    exec(work)
+    sys.stdout.flush()
+
+"""
+"""Two processes with a device each, which `exchange` lets do something together."""
+
+
+@pytest.fixture
+def exchange(gpus):
+    def run(work):
+        program = (
+            EXCHANGES
+            + f"""
+import multiprocessing, os
+context = multiprocessing.get_context("fork")
+ranks = [context.Process(target=rank, args=(n, {free_port()}, {work!r})) for n in range(2)]
+[each.start() for each in ranks]
+[each.join() for each in ranks]
+sys.exit(max(abs(each.exitcode) for each in ranks))
+"""
+        )
+        return gpus(2, "-c", program)
+
+    return run
+
+
+def test_replicas_exchange_what_is_on_their_devices(exchange):
+    done = exchange("""
+x = torch.full((3,), 1.0 + number, device=device)
+wait = replicas.sum([x, torch.ones(2, dtype=torch.bfloat16, device=device)])
+x.add_(1)  # what is summed up is a copy
+(total, others), taken = wait(), [x.clone(), torch.full((1,), number, device=device)]
+replicas.take(taken, 1)
+named = replicas.gather({f"of {number}": x})
+assert total.tolist() == [3] * 3 and others.tolist() == [2, 2]
+assert taken[0].tolist() == [3] * 3 and taken[1].tolist() == [1]
+assert {k: t.tolist() for k, t in named.items()} == ({"of 0": [2.0] * 3, "of 1": [3.0] * 3}
+    if number == 0 else {"of 1": [3.0] * 3})
+dist.all_reduce(x)
+dist.all_reduce(x)  # reads what the one before it writes
+assert x.tolist() == [10] * 3
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("dist.all_reduce(x, async_op=True)\nx.add_(1)", "aten::add"),
+        ("dist.broadcast(x, 0, async_op=True)\nx.add_(1)", "aten::add"),
+        ("dist.all_reduce(x, async_op=True)\ndel x", "freed too early"),
+        ("dist.broadcast(x, 0, async_op=True)\ndel x", "freed too early"),
+    ],
+)
+def test_who_does_not_wait_for_an_exchange_is_told(exchange, mistake, told):
+    end = "torch.accelerator.synchronize()"
+    done = exchange(f"x = torch.ones(3, device=device)\n{mistake}\n{end}")
+    assert told in done.stderr
+    assert done.returncode == 86
+
+
+DOWNSTREAM = ("reconcile.direction=downstream",)
+"""With messages upstream, batch norms over replicas and several stages, ranks may wait in a circle
+where one makes page-locked memory: a limit in docs/gpus.md."""
+
+
+@pytest.mark.parametrize(
+    ("stages", "replicas", "settings"),
+    [
+        (1, 2, ("parallel.sync_batchnorm=true", "parallel.zero=1", "optimizer.name=adamw")),
+        (2, "[2,1]", ("head.name=ema", "head.refresh=2", "modules.recompute=true")),
+        pytest.param(
+            *(2, "[2,1]", ("parallel.zero=1", *DOWNSTREAM, "parallel.sync_batchnorm=true")),
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_replicas_leave_the_bytes_that_they_leave_on_a_cpu(
+    gpus, stages, replicas, settings, tmp_path
+):
+    """On a device each, which exchange gradients, copies of parameters and statistics."""
+    settings = (f"parallel.stages={stages}", f"parallel.replicas={replicas}", *settings)
+    settings += ("train.microbatches=2",)
+    on_cpu, said = train(lambda *a, **b: gpus(0, *a, **b), tmp_path / "cpu", *settings)
+    assert "on cpu" in said
+    files, said = train(lambda *a, **b: gpus(4, *a, **b), tmp_path / "gpus", *settings)
+    assert "on simgpu over nccl;" in said
+    assert files == on_cpu
 
 
 WAITS = """

@@ -19,6 +19,24 @@ at::Tensor outgoing(const at::Tensor& self, int64_t ticket) {
   return on_host(self).clone();
 }
 
+// Copies what a tensor holds to the host, once the current stream is there; says where that is.
+std::tuple<int64_t, int64_t> leave(const at::Tensor& self, const at::Tensor& message) {
+  Locked locked;
+  const auto s = stream_of(self.device().index());
+  auto run = [from = on_host(self), kept = self.storage(), to = message.detach()] {
+    to.copy_(from);
+  };
+  const auto number = machine().later(s, {0, std::move(run)});
+  touch(self.storage().data(), s, number, false, "was exchanged");
+  return {static_cast<int64_t>(s), static_cast<int64_t>(number)};
+}
+
+// Lets a stream get so far. The host knows nothing of it: this is what a device does by itself.
+void reach(int64_t stream, int64_t number) {
+  Locked locked;
+  machine().progress(static_cast<size_t>(stream), static_cast<uint64_t>(number));
+}
+
 // The current stream will write a message that is on the host once the ticket is redeemed.
 void incoming(const at::Tensor& self, const at::Tensor& message, int64_t ticket) {
   Locked locked;

@@ -1,8 +1,8 @@
 """Messages between simulated GPUs, with the manners of NCCL.
 
 A transfer has a stream of its own, which follows the stream that is current when it is asked for.
-`wait` makes the then current stream follow the transfer; the host goes on. Underneath, gloo carries
-the bytes on threads.
+`wait` makes the then current stream follow the transfer; the host goes on. Nobody but the caller
+keeps the tensors. Underneath, gloo carries the bytes on threads.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,14 @@ class Simccl(dist.ProcessGroup):
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)
         self._gloo = dist.ProcessGroupGloo(store, rank, size, timeout)
-        self._threads = {act: ThreadPoolExecutor(1, f"simccl-{act}") for act in ("send", "recv")}
+        acts = ("send", "recv", "exchange")
+        self._threads = {act: ThreadPoolExecutor(1, f"simccl-{act}") for act in acts}
         self._stream: torch.Stream | None = None
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """Where torch puts objects that it sends."""
+        return [torch.device("simgpu")]
 
     def getBackendName(self) -> str:  # noqa: N802 (torch's)
         return "simccl"
@@ -58,16 +64,66 @@ class Simccl(dist.ProcessGroup):
         self._begin("recv", ticket, lambda: self._gloo.recv([message], origin, tag))
         return Transfer(stream.record_event(), tensor.device)
 
-    def allreduce(self, tensors: list[Tensor], options: object) -> dist.Work:
-        return self._gloo.allreduce(tensors, options)  # of the host's tensors only
+    def allreduce(self, tensors: list[Tensor], options: dist.AllreduceOptions) -> dist.Work:
+        def start(sent: list[Tensor], arriving: list[Tensor]) -> dist.Work:
+            arriving[0].copy_(sent[0])
+            return self._gloo.allreduce(arriving, options)
+
+        return self._exchange(tensors, tensors, start)
+
+    def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions) -> dist.Work:
+        def start(sent: list[Tensor], arriving: list[Tensor]) -> dist.Work:
+            return self._gloo.broadcast(sent or arriving, options)
+
+        sends = self.rank() == options.rootRank
+        return self._exchange(tensors if sends else [], [] if sends else tensors, start)
 
     def allgather(
         self, outputs: list[list[Tensor]], inputs: list[Tensor], options: object
     ) -> dist.Work:
-        return self._gloo.allgather(outputs, inputs, options)
+        def start(sent: list[Tensor], arriving: list[Tensor]) -> dist.Work:
+            return self._gloo.allgather([arriving], sent, options)
 
-    def broadcast(self, tensors: list[Tensor], options: object) -> dist.Work:
-        return self._gloo.broadcast(tensors, options)
+        return self._exchange(inputs, outputs[0], start)
+
+    def gather(
+        self, outputs: list[list[Tensor]], inputs: list[Tensor], options: dist.GatherOptions
+    ) -> dist.Work:
+        def start(sent: list[Tensor], arriving: list[Tensor]) -> dist.Work:
+            return self._gloo.gather([arriving] if arriving else [], sent, options)
+
+        return self._exchange(inputs, outputs[0] if outputs else [], start)
+
+    def _exchange(
+        self,
+        read: list[Tensor],
+        written: list[Tensor],
+        start: Callable[[list[Tensor], list[Tensor]], dist.Work],
+    ) -> Transfer:
+        """Something that all ranks do together.
+
+        Args:
+            read: what they hold when the stream is there leaves.
+            written: get what arrives.
+            start: does it, with tensors of the host in their places.
+        """
+        sent, arriving = ([torch.empty_like(t, device="cpu") for t in ts] for ts in (read, written))
+        (device,) = {tensor.device for tensor in (*read, *written)}
+        assert device.type == "simgpu", "as nccl has it, of devices' tensors only"
+        ticket = torch.ops.simgpu.draw_ticket()
+        stream = self._following(device)
+        with stream:
+            left = [torch.ops.simgpu.leave(*pair) for pair in zip(read, sent, strict=True)]
+            for tensor, message in zip(written, arriving, strict=True):
+                torch.ops.simgpu.incoming(tensor, message, ticket)
+
+        def begin() -> dist.Work:
+            for place in left:
+                torch.ops.simgpu.reach(*place)
+            return start(sent, arriving)
+
+        self._begin("exchange", ticket, begin)
+        return Transfer(stream.record_event(), device)
 
     def _begin(self, act: str, ticket: int, start: Callable[[], dist.Work]) -> None:
         def carry() -> None:

@@ -67,11 +67,14 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m){
 TORCH_LIBRARY_IMPL(simgpu, PrivateUse1, m) {
   m.impl("outgoing", outgoing);
   m.impl("incoming", incoming);
+  m.impl("leave", leave);
 }
 
 TORCH_LIBRARY(simgpu, m) {
   m.def("outgoing(Tensor self, int ticket) -> Tensor");
   m.def("incoming(Tensor(a!) self, Tensor message, int ticket) -> ()");
+  m.def("leave(Tensor self, Tensor(a!) message) -> (int, int)");
+  m.def("reach(int stream, int number) -> ()", reach);
   m.def("draw_ticket() -> int", [] {
     Locked locked;
     machine().tickets.insert(machine().next_ticket);
