@@ -16,6 +16,7 @@ if __name__ == "__main__":  # the current folder comes last: a script may be nam
         sys.path.pop(0)
     sys.path.append(os.getcwd() if __package__ else os.path.dirname(_FOLDER))
 
+from pipeline_local.errors import EXIT_STOPPED
 from pipeline_local.process import early
 from pipeline_local.ranks import environment
 from pipeline_local.ranks.orphan import LAUNCHER, end_with_launcher
@@ -29,11 +30,21 @@ keeps the very thread it waits for from running: steps took 94 times as long, no
 (docs/results/speed.md)."""
 
 
+LAST_SECONDS = 5.0
+"""Longest time that threads and exit functions may take once a run has failed."""
+
+
 def program() -> int:
     """Run the command of this process, which is no other program's: the last thing that it does."""
     early.listen(trains())
     early.run_under_init()
-    code = main()
+    try:
+        code = main()
+    except Exception:
+        if not trains():
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
     if trains():
         leave(code)
     return code
@@ -45,7 +56,14 @@ def trains() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End at once. Python would first take torch apart: seconds that a container is not given."""
+    """End at once. Python would first take torch apart: seconds that a container is not given.
+
+    After a failure a thread may wait for a device that itself waits for a rank that is gone.
+    """
+    if code not in (0, EXIT_STOPPED) and environment.launched():
+        overdue = threading.Timer(LAST_SECONDS, os._exit, (code,))
+        overdue.daemon = True
+        overdue.start()
     threading._shutdown()  # type: ignore[attr-defined]  # a callback's own threads end first
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

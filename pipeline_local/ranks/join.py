@@ -1,14 +1,21 @@
 """How the ranks join: the store that all of them share, and their process group."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 
 import torch.distributed as dist
 
 from pipeline_local.config import ParallelConfig
-from pipeline_local.errors import NeighbourLostError, RefusedElsewhereError, UserError, first_line
+from pipeline_local.errors import (
+    NeighbourLostError,
+    RefusedElsewhereError,
+    StoppedError,
+    UserError,
+    first_line,
+)
 from pipeline_local.ranks import environment, p2p
 from pipeline_local.ranks.interfaces import check_interfaces, towards
 from pipeline_local.ranks.rank import RankInfo, group_store
@@ -22,6 +29,9 @@ START_TIMEOUT = timedelta(minutes=10)
 
 ANSWER_TIMEOUT = timedelta(seconds=15)
 """Longest wait for the first rank once it has started."""
+
+ABORT_SECONDS = 1.0
+"""Longest time that an error waits until its process groups are aborted."""
 
 
 @contextmanager
@@ -67,12 +77,11 @@ def joined(
             raise RefusedElsewhereError from None
         raise
     store = group_store() if own else _rendezvous_store(rank_info)
-    with nullcontext() if own else towards(rank_info.first_host):
+    with nullcontext() if own else towards(rank_info.first_host), _given_back(own):
         with connecting():
             serves = rank_info.rank == 0 or not environment.in_slurm_step()
             patience = START_TIMEOUT if serves else ANSWER_TIMEOUT
             store = rendezvous(store, rank_info.rank, rank_info.world_size, patience)
-            before = set(dist.distributed_c10d._world.pg_map)
             shared = dist.PrefixStore("pipeline_local", store)
             if not own:
                 dist.init_process_group(
@@ -82,13 +91,42 @@ def joined(
                     world_size=rank_info.world_size,
                     timeout=COLLECTIVE_TIMEOUT,
                 )
-        try:
-            yield shared
-        finally:
-            if not own:
-                dist.destroy_process_group()
-            for group in dist.distributed_c10d._world.pg_map.keys() - before:
-                dist.destroy_process_group(group)
+        yield shared
+
+
+@contextmanager
+def _given_back(own: bool) -> Iterator[None]:
+    """Ends the process groups that are made meanwhile; the default one only if it is not the
+    program's `own`.
+
+    An orderly end waits for all that is under way. After an error that may never end: every stage
+    but the first has posted a receive, and the sender may be gone. Over nccl such a wait would last
+    until the launcher kills this rank, with the error untold. So there all is aborted, and in time
+    or not, the error goes on.
+    """
+    before = set(dist.distributed_c10d._world.pg_map)
+
+    def each(end: Callable[..., None]) -> None:
+        if not own and dist.is_initialized():
+            end()
+        for group in dist.distributed_c10d._world.pg_map.keys() - before:
+            end(group)
+
+    def abort() -> None:
+        with suppress(Exception):
+            each(dist.distributed_c10d._abort_process_group)
+
+    try:
+        yield
+    except StoppedError:  # nothing is under way
+        each(dist.destroy_process_group)
+        raise
+    except BaseException:
+        thread = threading.Thread(target=abort, name="abort", daemon=True)
+        thread.start()
+        thread.join(ABORT_SECONDS)
+        raise
+    each(dist.destroy_process_group)
 
 
 @contextmanager

@@ -58,6 +58,9 @@ UNWIND_SECONDS = 10.0
 """Longest time that an interrupted main thread may take to end."""
 CLEAN_EXITS = (RefusedElsewhereError, StoppedError, SystemExit)
 """Exceptions with which a rank leaves without ending the others."""
+TORCHS_OWN = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
+"""Torch's watchdog of nccl ends a process (SIGABRT) that has lost another one, perhaps before this
+one has said so. It reads this as groups are made: it shall not."""
 ADDRESS_TIMEOUT = timedelta(minutes=30)
 """Longest wait for the address of the first rank's liveness port."""
 
@@ -107,6 +110,8 @@ class Watchdog:
         return self._verdict is not None
 
     def __enter__(self) -> "Watchdog":
+        self._told_torch = {name: v for name, v in TORCHS_OWN.items() if name not in os.environ}
+        os.environ.update(self._told_torch)
         self._heart.introduce()
         self._links: LivenessLinks = self._connect()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
@@ -152,6 +157,8 @@ class Watchdog:
         self._thread.join(PATIENCE_SECONDS)
         self._heart.leave(PATIENCE_SECONDS)
         self._links.close()
+        for name in self._told_torch:
+            os.environ.pop(name, None)
 
     def _let_the_others_leave(self) -> None:
         """The first rank serves the store, which the others use until they have left."""

@@ -91,6 +91,28 @@ leave(7)
     assert (process.returncode, told) == (7, "printed threads exit functions\n")
 
 
+STUCK = """
+import os, sys, threading
+from pipeline_local import __main__ as command
+def fail():
+    threading.Thread(target=threading.Event().wait).start()
+    print("its lines")
+    raise RuntimeError("a traceback")
+command.main, sys.argv = fail, ["pipeline-local", "train"]
+os.environ["RANK"] = "1"
+command.LAST_SECONDS = 0.5
+command.program()
+"""
+
+
+def test_a_rank_that_has_failed_waits_for_no_thread_that_never_ends():
+    """It may wait for a device, which waits for a rank that is gone."""
+    process = python(STUCK, stderr=subprocess.PIPE)
+    told, errors = process.communicate(timeout=60)
+    assert (process.returncode, told) == (1, "its lines\n")
+    assert errors.endswith("RuntimeError: a traceback\n")
+
+
 FIRST = """
 import os, signal, subprocess, sys, time
 from pipeline_local.process import early

@@ -1,6 +1,8 @@
 """The ranks meet, each way that they may be started, and no other program is taken for one."""
 
 import socket
+import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -12,7 +14,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.errors import NeighbourLostError, UserError
 from pipeline_local.pipeline.connect import WatchedP2P
 from pipeline_local.ranks import join
-from pipeline_local.ranks.join import connecting, joined
+from pipeline_local.ranks.join import ABORT_SECONDS, connecting, joined
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.training.train import train
@@ -159,10 +161,66 @@ def test_a_connection_that_breaks_is_another_ranks():
         raise RuntimeError("Connection closed by peer\nand much advice")
 
 
+def fails(rank_info, while_ending):
+    """In a run that has posted a receive; gives how long the error was on its way."""
+    began = []
+
+    def run():
+        with joined(rank_info):
+            up, _ = open_chain(rank_info, "gloo")
+            if up is not None:
+                up.irecv((4,), torch.float32)
+            dist.barrier()
+            began.append(time.monotonic())
+            raise KeyError("mine")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dist, "destroy_process_group", never)
+        if while_ending:
+            patched.setattr(dist.distributed_c10d, "_abort_process_group", while_ending)
+        with pytest.raises(KeyError, match="mine"):
+            run()
+    return time.monotonic() - began[0]
+
+
+def never(*_):
+    """As nccl ends where a receive is posted, whose sender is gone."""
+    threading.Event().wait()
+
+
+def fails_again_and_again(rank_info, port, is_own):
+    import os
+
+    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    if is_own:
+        dist.init_process_group("gloo")
+    for _ in range(3):
+        fails(rank_info, None)
+        assert len(dist.distributed_c10d._world.pg_map) == is_own, "none of ours is left"
+    with joined(rank_info):
+        return ends_of(rank_info)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_after_an_error_ranks_may_join_again(run_ranks, is_own):
+    launchers = dist.TCPStore("localhost", 0, is_master=True)
+    found = run_ranks(fails_again_and_again, 2, launchers.port, is_own, timeout=30)
+    assert found == [(False, True), (True, False)]
+
+
+def test_an_error_goes_on_even_where_nothing_ends(run_ranks):
+    for seconds in run_ranks(fails, 2, never, timeout=30):
+        assert seconds < 10 * ABORT_SECONDS
+
+
 def ends(rank_info):
     with joined(rank_info):
-        up, down = open_chain(rank_info, "gloo")
-        return up is not None, down is not None
+        return ends_of(rank_info)
+
+
+def ends_of(rank_info):
+    up, down = open_chain(rank_info, "gloo")
+    return up is not None, down is not None
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])

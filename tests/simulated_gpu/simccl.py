@@ -2,11 +2,12 @@
 
 A transfer has a stream of its own, which follows the stream that is current when it is asked for.
 `wait` makes the then current stream follow the transfer; the host goes on. Nobody but the caller
-keeps the tensors. Underneath, gloo carries the bytes on threads.
+keeps the tensors. Its end waits for all transfers, unless they are aborted first. Underneath, gloo
+carries the bytes on threads.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 
 import torch
@@ -36,6 +37,7 @@ class Simccl(dist.ProcessGroup):
         acts = ("send", "recv", "exchange")
         self._threads = {act: ThreadPoolExecutor(1, f"simccl-{act}") for act in acts}
         self._stream: torch.Stream | None = None
+        self._under_way: dict[int, Future[None]] = {}
 
     @property
     def _device_types(self) -> list[torch.device]:
@@ -125,6 +127,13 @@ class Simccl(dist.ProcessGroup):
         self._begin("exchange", ticket, begin)
         return Transfer(stream.record_event(), device)
 
+    def shutdown(self) -> None:
+        wait(self._under_way.values())
+
+    def abort(self) -> None:
+        for ticket in [*self._under_way]:
+            torch.ops.simgpu.redeem_ticket(ticket)
+
     def _begin(self, act: str, ticket: int, start: Callable[[], dist.Work]) -> None:
         def carry() -> None:
             try:
@@ -132,7 +141,8 @@ class Simccl(dist.ProcessGroup):
             finally:  # where a neighbour is gone, memory stays as it is
                 torch.ops.simgpu.redeem_ticket(ticket)
 
-        self._threads[act].submit(carry)
+        self._under_way = {t: f for t, f in self._under_way.items() if not f.done()}
+        self._under_way[ticket] = self._threads[act].submit(carry)
 
     def _following(self, device: torch.device) -> torch.Stream:
         if self._stream is None:

@@ -431,6 +431,18 @@ def test_one_process_raises_where_it_hangs(tmp_path, monkeypatch):
     assert not [t for t in threading.enumerate() if t.name in ("watchdog", "heartbeat")]
 
 
+@pytest.mark.parametrize("value", [None, "1"])
+def test_torchs_own_watchdog_ends_no_process(monkeypatch, value):
+    """Unless the user wants that."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    monkeypatch.delenv(name, raising=False)
+    if value:
+        monkeypatch.setenv(name, value)
+    with Watchdog(RankStore(dist.HashStore(), 0, 1), RankInfo(), 60):
+        assert os.environ[name] == (value or "0")
+    assert os.environ.get(name) == value
+
+
 def test_a_long_act_within_the_timeout_is_no_stall(start):
     ranks = start(lambda rank: time.sleep(4 if rank == 1 else 0), timeout=20)
     ranks.wait()
