@@ -284,6 +284,66 @@ def test_the_host_never_waits_for_a_training_step(gpus, settings, tmp_path):
     assert waits(9) == waits(14) > 0
 
 
+FAILS = """
+import os, sys
+from pipeline_local.cli import main
+from pipeline_local.errors import UserError
+from pipeline_local.pipeline.stage import Stage
+
+learn = Stage._learn
+
+def failing(stage, slot, step, microbatch):
+    if os.environ.get("RANK") == "1" and step.number == 5:
+        raise UserError("what went wrong")
+    learn(stage, slot, step, microbatch)
+
+Stage._learn = failing
+sys.exit(main(["train", "configs/synthetic.yaml", *sys.argv[1:]]))
+"""
+
+
+def test_an_error_is_told_and_ends_the_run(gpus, tmp_path):
+    """Its rank has posted a receive, and the end of the device's library would wait for it."""
+    run = ("parallel.stages=2", "train.steps=9", f"run.dir={tmp_path / 'run'}")
+    done = gpus(2, "-c", FAILS, *run, cwd=TESTS.parent)
+    assert "over nccl" in done.stdout
+    assert "[stage 1 | rank 1] error: what went wrong" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.count("error") == 1
+
+
+STOPS = """
+import os, signal, sys, time
+from pipeline_local.cli import main
+from pipeline_local.pipeline.stage import Stage
+
+learn = Stage._learn
+
+def slow(stage, slot, step, microbatch):
+    if os.environ.get("RANK") == "0" and slot is stage._chain[0]:
+        time.sleep(0.1)
+        if step.number == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+    learn(stage, slot, step, microbatch)
+
+Stage._learn = slow
+sys.exit(main(["train", "configs/synthetic.yaml", *sys.argv[1:]]))
+"""
+
+
+def test_a_stop_is_the_same_step_for_all(gpus, tmp_path):
+    """The second stage sends to nobody, and nccl does not make its host wait for what it gets."""
+    folder = tmp_path / "run"
+    run = ("train.steps=60", "train.log_every=99", "train.evaluate_every=99", "train.on_nan=skip")
+    run += ("parallel.stages=2", "parallel.timeout=20", "parallel.threads=1", f"run.dir={folder}")
+    done = gpus(2, "-c", STOPS, *run, cwd=TESTS.parent)
+    assert "over nccl" in done.stdout
+    assert done.returncode == 75, done.stderr
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert checkpoint.name == "step-00000008"
+    assert len(list(checkpoint.iterdir())) == 4
+
+
 def test_what_is_written_for_gpus_passes_there(gpus):
     """Those of the other tests that are skipped where there is no GPU."""
     mine = ["ranks/test_p2p.py", "engines/test_guard.py"]

@@ -1,7 +1,7 @@
 """One rank of a run: its stage follows the run plan."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import NoReturn
 
 from pipeline_local.blueprint.run_plan import Action, Evaluate, Save
@@ -29,6 +29,7 @@ from pipeline_local.record.resuming import how, uses
 from pipeline_local.record.writer import Writer
 from pipeline_local.training.callbacks import Callback, Callbacks, Run
 from pipeline_local.user_input.json_text import Facts
+from pipeline_local.watch.lead import Lead, lead
 from pipeline_local.watch.status import EVERYONE, RankStatus
 from pipeline_local.watch.stop import Stop
 from pipeline_local.watch.store import RankStore
@@ -101,6 +102,8 @@ class Trainer:
         self.callbacks = Callbacks(callbacks)
         self.run_facts = self._run_facts(modules)
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
+        self.lead = Lead(rank_info.device, self._waiting_for_others)
+        self._steps_ahead = lead(kind)
         self.clock = metrics.WallTime(lambda: self.upstream.waited, lambda: self.downstream.waited)
         self.display = display(blueprint, placement.stages, rank_info.rank, start)
         closing.callback(self.display.close)
@@ -132,7 +135,8 @@ class Trainer:
     def _follow(self) -> None:
         with self._closing:
             self.callbacks.on_start(self.run_facts, self.start)
-            for action in self.stop.follow(self.blueprint.run_plan.actions(self.start)):
+            actions = self.blueprint.run_plan.actions(self.start)
+            for action in self.stop.follow(actions, self._steps_ahead):
                 with self._phase(action):
                     self.recorder.reach(self.status.now.step)
                     self._do(action)
@@ -183,6 +187,8 @@ class Trainer:
         self.writer.check()
         with self.clock.training():
             self.stage.train(step)
+            if self.rank_info.rank > 0:  # the first one decides where all stop, and asks nobody
+                self.lead.queued()
             if step.log:
                 self._settle()
         if step.log:
@@ -215,9 +221,15 @@ class Trainer:
 
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
-        metrics.settle(self.rank_info.device)
+        with self._waiting_for_others():
+            metrics.settle(self.rank_info.device)
         for module in self.stage.modules:
             module.guard.verify()
+
+    def _waiting_for_others(self) -> AbstractContextManager[None]:
+        """While the host waits for its device, which may wait for what other ranks send to it."""
+        alone = self.rank_info.rank == 0 and self.stage.replicas.size == 1
+        return nullcontext() if alone else self.status.waiting(EVERYONE)
 
     def _plan(self) -> list[str]:
         """What has been derived, with its reasons."""

@@ -6,12 +6,20 @@ No barrier, no acknowledgement, no race; each rank reads the store once per step
 2.  The first rank reads the store at each of its boundaries. Before it sends anything of step T, it
     sets "T is the last step", waits until the store has it, and does step T.
 3.  Every other rank reads the store at its own boundaries, too. It cannot be about to start T + 1
-    before it has received what the first rank sent, directly or from stage to stage, in step T.
-    That was sent after the value was set, so the rank is certain to see it by then. Earlier reads
-    may miss it, and need not see it.
+    before it has received what the first rank sent, directly or from stage to stage, in step T: its
+    microbatch, or gradients that are added up with those of that microbatch. That was sent after
+    the value was set, so the rank is certain to see it by then. Earlier reads may miss it, and need
+    not see it.
 
 So every rank does step T, and none starts T + 1. What the run plan wants between the two (an
 evaluation, a checkpoint) is done as usual: a resumed run repeats nothing and leaves out nothing.
+Where the run plan ends with step T, or before it, nobody is about to start a step any more. The run
+is then complete for all ranks, whether they have seen the value or not.
+
+Where the host does not wait for what it receives, as with nccl, point 3 holds for the device only:
+its host may have queued many further steps. So the host goes ahead by one step at most (`Lead`). It
+is about to start T + 2 only once its device has done step T, and with it has received all of that.
+There the first rank sets "T + 1 is the last step" before it sends anything of step T.
 """
 
 import signal
@@ -58,8 +66,10 @@ class Stop:
         self._interrupted: float | None = None
         self._ends_at_once: Callable[[], bool] = lambda: False
         self._last: int | None = None
+        self._lead = 0
+        self._asked_by = CALLBACK
         self.by_signal = False
-        """Whether a signal, and no callback, is the reason to leave early."""
+        """Whether the run plan has been left early, and a signal, no callback, is the reason."""
         self.after: int | None = None
         """The optimizer steps done, once the run plan has been left early."""
 
@@ -91,16 +101,23 @@ class Stop:
         """Ask all ranks to end after the same step, as a callback does on any of them."""
         self._signal = self._signal or CALLBACK
 
-    def follow(self, actions: Iterable[Action]) -> Iterator[Action]:
+    def follow(self, actions: Iterable[Action], lead: int = 0) -> Iterator[Action]:
         """Yields the actions of the run plan up to its end, or to the stop and its checkpoint.
+
+        Args:
+            actions: of the run plan.
+            lead: the steps that hosts may have queued when they start another one, and whose
+                messages they have perhaps not received; the same on all ranks.
 
         Raises:
             NeighbourLostError: the store is gone with the first rank.
         """
+        self._lead = lead
         saved = -1
         for action in actions:
             if isinstance(action, Step) and self._over(action.number):
                 self.after = action.number
+                self.by_signal = self._asked_by != CALLBACK
                 if saved < action.number:
                     yield Save(action.number)
                 return
@@ -149,10 +166,9 @@ class Stop:
         asked = self._rank_store.get_shared("stop asked") or {"signal": self._signal}
         if asked["signal"] is None:
             return None
+        last = {"last": step + self._lead, "signal": asked["signal"]}
         # it waits for the store's answer, which `set_shared` does not
-        return self._followed(
-            self._rank_store.compare_set("stop", {"last": step, "signal": asked["signal"]})
-        )
+        return self._followed(self._rank_store.compare_set("stop", last))
 
     def _learn(self, _: int) -> int | None:
         if self._signal is not None:
@@ -161,5 +177,5 @@ class Stop:
         return None if value is None else self._followed(value)
 
     def _followed(self, value: Facts) -> int:
-        self.by_signal = value["signal"] != CALLBACK
+        self._asked_by = str(value["signal"])
         return int(value["last"])

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
+from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.stage import Stage
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.training import train as entry
@@ -185,6 +186,24 @@ def test_a_signal_in_the_last_step_leaves_a_complete_run(ranks, tmp_path, train,
     assert checkpoint(tmp_path) == uninterrupted("downstream", 1)
 
 
+def test_a_signal_in_the_last_step_but_one_is_the_same_to_all(tmp_path, train):
+    """The first rank says so before the last step; the others have looked for the last time."""
+
+    def prepare(rank):
+        signal_oneself(0, STEPS - 2, signal.SIGTERM)(rank)
+        decide = Stop._decide
+
+        def late(stop, step):
+            time.sleep(0.5 if step == STEPS - 1 else 0)
+            return decide(stop, step)
+
+        Stop._decide = late
+
+    codes, output = train(2, write_config(tmp_path), prepare=prepare)
+    assert codes == [0, 0], output
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
 def test_stopped_again_and_again(tmp_path, train, uninterrupted):
     """Each time after few steps, with what is on its way between the stages changing hands."""
     config = write_config(tmp_path, "both")
@@ -232,6 +251,18 @@ def test_a_launcher_may_pass_on_what_the_terminal_has_sent(tmp_path, train):
 
     codes, output = train(1, write_config(tmp_path), prepare=prepare)
     assert codes == [EXIT_STOPPED], output
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+def test_who_may_be_ahead_is_told_earlier(lead):
+    """The first rank names a step that no other one can be about to leave behind."""
+    with Stop(RankStore(dist.HashStore(), 0, 1)) as stop:
+        steps = stop.follow((Step(number, lr=0.1) for number in range(9)), lead)
+        assert next(steps).number == 0
+        stop.request()
+        assert [action.number for action in steps] == [*range(1, lead + 2), lead + 2]
+        assert stop.after == lead + 2
+        assert not stop.by_signal
 
 
 def test_who_hangs_is_still_interrupted():
