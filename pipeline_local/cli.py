@@ -4,6 +4,7 @@ import argparse
 import gc
 import re
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -88,20 +89,30 @@ def _memory_shortage(error: Exception) -> UserError | None:
 
 
 def _explain(error: Exception, command: str) -> None:
-    """Prints a line per problem; of a host's ranks only the first reports the configuration's."""
+    """Prints a line per problem; of a host's ranks only the first reports the configuration's.
+
+    Before the ranks have met, all of them make the same mistake. A launcher ends all of them with
+    the first that leaves, so the others leave it to the first one to speak, and to be that.
+    """
     startup.over()  # the error is the last line
     try:
         rank_info = RankInfo.from_environment()
     except UserError:
         rank_info = RankInfo()
-    if isinstance(error, ConfigError) and rank_info.local_rank > 0:
-        return
-    place = place_of(error) or f"[rank {rank_info.rank}]"
+    place = place_of(error)
+    if isinstance(error, UserError) and not place and rank_info.local_rank > 0:
+        time.sleep(FIRST_SPEAKS)
+        if isinstance(error, ConfigError):
+            return
+    place = place or f"[rank {rank_info.rank}]"
     prefix = f"{place} " if rank_info.rank > 0 else ""
     for line in str(error).splitlines():
         page = page_of(line, command) if isinstance(error, UserError) else RELIABILITY
         complain(f"{prefix}error: {line} ({page})")
 
+
+FIRST_SPEAKS = 10.0
+"""Seconds in which the first rank of a host is to report what all of them have seen."""
 
 RELIABILITY = "docs/reliability.md#no-silent-hang"
 """What explains a lost neighbour and a stall."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline_local import cli
 from pipeline_local.cli import main
 from pipeline_local.commands.table import COMMANDS
 from pipeline_local.console import startup
@@ -54,11 +55,27 @@ def test_an_error_before_the_ranks_have_met_names_the_rank_alone(config, capsys,
         raise UserError("nobody is there")
 
     monkeypatch.setitem(COMMANDS, "train", refuse)
+    monkeypatch.setattr(cli, "FIRST_SPEAKS", 0.0)
     for name, number in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, number)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert run("train", config) == 2
     assert capsys.readouterr().err.startswith("[rank 3] error: nobody is there (")
+
+
+def test_the_first_rank_of_a_host_speaks_first(config, capsys, monkeypatch):
+    """What all ranks see before they meet; a launcher ends them all with the first that leaves."""
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    for name, number in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, number)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert run("train", config, "train.steps=0") == 2
+    assert (slept, capsys.readouterr().err) == ([cli.FIRST_SPEAKS], "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run("train", config, "train.steps=0") == 2
+    assert len(slept) == 1
+    assert "train.steps" in capsys.readouterr().err
 
 
 def test_the_configuration_is_shown(config, capsys):

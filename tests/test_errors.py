@@ -28,7 +28,6 @@ def test_the_first_of_many():
     ("word", "hint"),
     [
         ("resnet21", "; did you mean 'resnet20'?"),
-        ("resnet2", "; did you mean 'resnet20'?"),
         ("resnt32", "; did you mean 'resnet32'?"),
         ("llama", ""),
     ],

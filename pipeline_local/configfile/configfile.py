@@ -337,7 +337,7 @@ def _suggest(path: _KeyPath, options: Sequence[str] = ()) -> str:
 
     def nearness(known: _KeyPath) -> float:
         ratio = difflib.SequenceMatcher(None, name[:80], known[-1]).ratio()
-        return ratio + (0.15 if known[:-1] == section else 0)
+        return ratio + (0.12 if known[:-1] == section else 0)  # train.step is train.steps
 
     best = max(map(nearness, candidates))
     if best >= 0.7:

@@ -120,7 +120,7 @@ def test_it_learns_and_the_weights_come_back(fitted, tmp_path):
     assert same(state(model), state(loaded))
     assert not loaded.training
     with pytest.raises(UserError, match="has 2 modules, and this one only 1 block to make them of"):
-        load(tmp_path / "run", nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)))
+        load(tmp_path / "run", nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
 
 
 MODELS = {
