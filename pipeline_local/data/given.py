@@ -59,7 +59,7 @@ def given(data: object) -> GivenSamples:
 
     What draws random numbers while a sample is read, such as a random crop, becomes a function of
     (seed, epoch, sample): torch's, Python's and NumPy's global generators are seeded for each
-    sample and put back. A generator that the data set owns is beyond reach.
+    sample and put back. A generator that the data set owns, or that of a GPU, is beyond reach.
 
     Args:
         data: one of

@@ -195,7 +195,7 @@ def _as_tensor(value: object) -> Tensor:
         with warnings.catch_warnings():
             # An array that may not be written, such as a mapped file: batches are copies of it.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.as_tensor(value)
+            return torch.as_tensor(value).cpu()  # batches are pinned, and sent to any rank
     except (TypeError, ValueError, RuntimeError):
         raise UserError(
             f"a sample must be a pair of tensors, arrays, numbers or images: got"

@@ -24,6 +24,7 @@ from pipeline_local.given.metric_names import TAKEN
 from pipeline_local.training.train import train
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 def points(count, shape=(8,), seed=0):
@@ -304,6 +305,55 @@ def test_data_frames(fitted, tmp_path):
 def test_few_samples_are_one_batch(fitted, tmp_path):
     fitted(network(), points(24), batch_size=None)
     assert configfile.load(tmp_path / "run" / "config.yaml").data.batch_size == 24
+
+
+class OnDevice(Dataset):
+    """Moves each sample to a device when it is read."""
+
+    def __init__(self, x, y, device):
+        self.x, self.y, self.device = x, y, device
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index].to(self.device), self.y[index].to(self.device)
+
+
+def in_order(data, device):
+    """A loader whose own function puts the batches on a device."""
+
+    def collate(items):
+        x, y = zip(*items, strict=True)
+        return torch.stack(x).to(device), torch.stack(y).to(device)
+
+    return DataLoader(TensorDataset(*data), batch_size=16, shuffle=True, collate_fn=collate)
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda data, device: tuple(t.to(device) for t in data),
+        lambda data, device: TensorDataset(*(t.to(device) for t in data)),
+        lambda data, device: OnDevice(*data, device),
+        in_order,
+    ],
+    ids=["tensors", "data set of tensors", "samples", "batches"],
+)
+def test_data_on_a_gpu_is_data(fitted, tmp_path, put):
+    """As in a notebook that has moved everything there; the model with it."""
+    device = torch.device(torch.accelerator.current_accelerator().type, 0)
+    train, test = points(64), points(20, seed=1)
+    usual = fitted(network(), train, test)
+    model = network().to(device)
+    moved = fitted(model, put(train, device), put(test, device), run_dir=tmp_path / "moved")
+    assert moved["loss"] == usual["loss"]
+    assert next(load(tmp_path / "moved", model).parameters()).device == device
+    x = test[0].to(device)
+    predictors = [Predictor(tmp_path / "moved", d, model=model) for d in (device, CPU)]
+    assert torch.equal(*(predict(x).cpu() for predict in predictors))
+    assert torch.equal(*(predict.classify(x, 0.6).exits for predict in predictors))
 
 
 # -- tasks, losses, metrics --------------------------------------------------------------------

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 
 _initialized = True
-device = torch.accelerator.device_index
+
+
+class device(torch.accelerator.device_index):  # noqa: N801 (torch's)
+    """Torch also hands it a torch.device, where it reads tensors that another process has sent."""
+
+    def __init__(self, index: int | torch.device | None) -> None:
+        super().__init__(index.index if isinstance(index, torch.device) else index)
 
 
 def load() -> None:
