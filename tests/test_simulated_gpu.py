@@ -346,12 +346,12 @@ def test_a_stop_is_the_same_step_for_all(gpus, tmp_path):
 
 def test_what_is_written_for_gpus_passes_there(gpus):
     """Those of the other tests that are skipped where there is no GPU."""
-    mine = ["ranks/test_p2p.py", "engines/test_guard.py"]
+    mine = ["ranks/test_p2p.py", "ranks/test_caller.py", "engines/test_guard.py"]
     mine += ["record/test_snapshot.py", "record/test_stopwatch.py", "fitting/test_fitting.py"]
     names = "staged or nccl or on_a_gpu or never_waits"
     done = gpus(2, "-m", "pytest", "-q", "-k", names, *(TESTS / name for name in mine))
     assert done.returncode == 0, done.stdout
-    assert "14 passed" in done.stdout
+    assert "17 passed" in done.stdout
     assert "skipped" not in done.stdout
 
 

@@ -37,7 +37,8 @@ def as_found(device: torch.device) -> Iterator[None]:
     detection, warnings as errors) stays.
 
     Args:
-        device: that the run computes on; its generator is put back with those of the CPU.
+        device: that the run computes on; the generators of all devices of its kind are put back
+            with those of the CPU.
     """
     with (
         _PROCESS.kept(device),
@@ -93,7 +94,9 @@ class _Process:
         enter(warnings.catch_warnings())
         enter(generators_kept())
         if device.type != "cpu":
-            enter(torch.random.fork_rng([device], device_type=device.type))
+            # of all GPUs: a run may be on any of them, and torch.manual_seed seeds each
+            count = torch.get_device_module(device).device_count()
+            enter(torch.random.fork_rng(range(count), device_type=device.type))
         enter(_put_back([_DTYPE, *_precisions()]))
 
 

@@ -201,7 +201,9 @@ class StagedP2P:
         self._gloo = GlooP2P(group, peer, pinned=True)
         self._device = device
         self._stream = torch.Stream(device)
-        self._thread = ThreadPoolExecutor(1, "staged-p2p")
+        # A new thread's device is GPU 0, where waiting would take memory for a context.
+        here = torch.accelerator.set_device_index
+        self._thread = ThreadPoolExecutor(1, "staged-p2p", initializer=here, initargs=(device,))
 
     def isend(self, tensor: Tensor) -> Pending:
         """Starts copying to the host, and sends from there."""

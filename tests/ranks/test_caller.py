@@ -244,3 +244,16 @@ def test_a_run_in_a_thread_with_a_loader_process(tmp_path):
     assert found == [usual]
     assert state() == before
     assert server._forkserver_pid == running
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
+def test_generators_on_a_gpu_are_put_back_whichever_it_is():
+    """A run may be on another one than the first, and torch.manual_seed seeds all."""
+    kind = torch.get_device_module(torch.accelerator.current_accelerator())
+
+    def states():
+        return [kind.get_rng_state(index).tolist() for index in range(kind.device_count())]
+
+    found = states()
+    undisturbed(lambda: torch.manual_seed(3))()
+    assert states() == found

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from pipeline_local.errors import NeighbourLostError
 from pipeline_local.ranks.join import joined
-from pipeline_local.ranks.p2p import GlooP2P
+from pipeline_local.ranks.p2p import GlooP2P, Pending, StagedP2P
 from tests.chain import open_chain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
@@ -77,3 +77,18 @@ def test_a_closed_connection_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(dist, "isend", closed)
     with pytest.raises(NeighbourLostError, match=r"rank 1 broke: Connection closed by peer$"):
         GlooP2P(dist.group.WORLD, 1).isend(torch.zeros(1))
+
+
+@pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="needs two GPUs")
+def test_staged_waits_on_the_gpu_that_it_sends_from(monkeypatch):
+    """In a thread of its own, which begins on the first GPU."""
+    found = []
+
+    def isend(*_):
+        found.append(torch.accelerator.current_device_index())
+        return Pending(torch.zeros(1), lambda: torch.zeros(1))
+
+    monkeypatch.setattr(GlooP2P, "isend", isend)
+    device = torch.device(torch.accelerator.current_accelerator().type, 1)
+    StagedP2P(dist.group.WORLD, 1, device).isend(torch.ones(3, device=device)).wait()
+    assert found == [1]

@@ -1,5 +1,7 @@
 """Snapshots: copies that training cannot touch, in memory that is used again."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -53,3 +55,25 @@ def test_on_a_gpu_later_writes_queue_behind_the_copies():
         assert copies.tensors["w"].is_pinned()
         assert copies.arrive() > 0
         assert (copies.tensors["w"] == number).all()
+
+
+@pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="needs two GPUs")
+def test_on_a_gpu_other_than_the_first_another_thread_waits_there(monkeypatch):
+    """As the thread that writes checkpoints does; it begins on the first one."""
+    found = []
+
+    class Event(torch.Event):
+        def synchronize(self):
+            found.append(torch.accelerator.current_device_index())
+            super().synchronize()
+
+        def elapsed_time(self, other):
+            return 0.0  # torch's own wants no other class
+
+    monkeypatch.setattr(torch, "Event", Event)
+    device = torch.device(torch.accelerator.current_accelerator().type, 1)
+    copies = Snapshot().take({"w": torch.ones(3, device=device)})
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(copies.arrive).result()
+        assert pool.submit(torch.accelerator.current_device_index).result() == 0
+    assert found == [1]
