@@ -143,7 +143,8 @@ def _run(objects: Given, config: Config, callbacks: Sequence[Callback]) -> Facts
             except RefusedElsewhereError:  # the first rank raises the reason
                 raise SystemExit(EXIT_USER_ERROR) from None
             config = replace(config, run=replace(config.run, dir=where.folder))
-        given_models.receive(objects.model, finished.load_parts(config.run.dir))
+        # by its number: over NFS a listing of the folder may be older than the checkpoint
+        given_models.receive(objects.model, finished.load_parts(config.run.dir, summary["steps"]))
     return summary
 
 

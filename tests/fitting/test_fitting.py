@@ -21,6 +21,7 @@ from pipeline_local import BestCheckpoint, Callback, Predictor, Task, cli, fit, 
 from pipeline_local.configfile import configfile
 from pipeline_local.errors import ConfigError, UserError
 from pipeline_local.given.metric_names import TAKEN
+from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -305,6 +306,16 @@ def test_data_frames(fitted, tmp_path):
 def test_few_samples_are_one_batch(fitted, tmp_path):
     fitted(network(), points(24), batch_size=None)
     assert configfile.load(tmp_path / "run" / "config.yaml").data.batch_size == 24
+
+
+def test_the_weights_are_those_of_the_last_step(fitted, tmp_path, monkeypatch):
+    """Over NFS a listing of the checkpoints may be older than they are, and not on every host."""
+    listed, model = Checkpoints.steps, network()
+    monkeypatch.setattr(Checkpoints, "steps", lambda own: [s for s in listed(own) if s < 4])
+    fitted(model, checkpoint={"every_steps": 2, "keep": 3})
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+    assert same(state(model), state(load(tmp_path / "run", network())))
 
 
 class OnDevice(Dataset):
