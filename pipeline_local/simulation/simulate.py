@@ -26,6 +26,8 @@ from pipeline_local.user_input import new_file
 
 LEAST_STEPS, LEAST_MICROBATCHES = 4, 64
 """Least size of a simulated run's second half, which is measured: the pipeline is full then."""
+MOST_STEPS = 2000
+"""Steps up to which it is a whole number of all intervals at which something is sent."""
 REFERENCE = "1f1b"
 
 
@@ -115,6 +117,7 @@ def _rows(
 ) -> Iterable[SimulationRow]:
     config, found, mesh = blueprint.config, [], mesh_of(blueprint.config, count)
     refresh = next((each.every for each in blueprint.run_plan.lag.contents if each.once), 0)
+    every = config.reconcile.every if config.reconcile.weight else 0
     distill = config.distill.every if config.distill.weight else 0
     links = tuple(map(scenario.link.over, _profiled(blueprint, count)))
     for name in scenario.methods:
@@ -123,9 +126,9 @@ def _rows(
         run = SimulatedRun(
             stages=stages,
             microbatches=parts,
-            steps=2 * _counted(parts, math.lcm(config.reconcile.every, refresh or 1, distill or 1)),
+            steps=2 * _counted(parts, (every, refresh, distill)),
             links=links,
-            every=config.reconcile.every if config.reconcile.weight else 0,
+            every=every,
             feedback=config.reconcile.feeds_back,
             refresh=refresh,
             distill=distill,
@@ -147,10 +150,20 @@ def _profiled(blueprint: Blueprint, stages: int) -> list[Link]:
     return [one.link for one in receivers or devices[:1] if one.link]
 
 
-def _counted(microbatches: int, every: int) -> int:
-    """The number of measured steps: enough, and a multiple of the interval of comparisons."""
+def _counted(microbatches: int, intervals: Sequence[int]) -> int:
+    """The number of measured steps: enough, and a multiple of every interval, of which 0 is none.
+
+    Where that would be more than `MOST_STEPS`, it is a multiple of the shortest ones, as large as
+    may be: the others are cut once.
+    """
+    period, there = 1, sorted(filter(None, intervals))
+    for interval in there:
+        longer = math.lcm(period, interval)
+        period = longer if longer <= MOST_STEPS else period
+    if any(period % interval for interval in there):
+        return MOST_STEPS // period * period
     least = max(LEAST_STEPS, -(-LEAST_MICROBATCHES // microbatches))
-    return -(-least // every) * every
+    return -(-least // period) * period
 
 
 def _row(name: str, run: SimulatedRun, samples: int, workers: Sequence[Worker]) -> SimulationRow:

@@ -39,6 +39,28 @@ def simulated(config, asked):
     return rows(drawn(config, describe(config.data), asked), asked)
 
 
+@pytest.mark.parametrize(
+    ("every", "distilled", "steps"),
+    [
+        pytest.param((0.1, 4), (0.0, 7), 32, id="enough"),
+        pytest.param((0.1, 10), (0.1, 25), 50, id="whole intervals"),
+        pytest.param((0.0, 97), (0.0, 101), 32, id="what is off does not count"),
+        pytest.param((0.1, 97), (0.1, 101), 20 * 97, id="bounded"),
+        pytest.param((0.1, 5000), (0.0, 1), 2000, id="seldom"),
+    ],
+)
+def test_as_many_steps_are_simulated_as_needed(tmp_path, monkeypatch, every, distilled, steps):
+    """Twice what is measured, as the pipeline fills first."""
+    told, local = [], METHODS["local"]
+    monkeypatch.setitem(METHODS, "local", lambda run: told.append(run.steps) or local(run))
+    sections = {
+        name: dict(zip(("weight", "every"), values, strict=True))
+        for name, values in (("reconcile", every), ("distill", distilled))
+    }
+    simulated(profiled(tmp_path, **sections), scenario(methods=("local",)))
+    assert told == [2 * steps]
+
+
 def test_a_narrow_wire_is_local_learnings(config):
     narrow = replace(config, parallel=replace(config.parallel, wire_dtype="bfloat16"))
     info = describe(config.data)
