@@ -260,7 +260,7 @@ class LocalPipeline(Baseline):
             self.workload.rank_info,
             self._p2p_ends,
             self._number,
-            mesh=self.workload.mesh,
+            self.workload.mesh,
         )
         if not isinstance(upstream, Source):
             return upstream, downstream

@@ -21,7 +21,7 @@ from pipeline_local.pipeline.edge import Nowhere
 from pipeline_local.pipeline.source import Source
 from pipeline_local.pipeline.transport import Inlet, Outlet, Receiver, Sender
 from pipeline_local.ranks.join import connecting
-from pipeline_local.ranks.mesh import Mesh, chain
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.p2p import (
     HOST_BACKEND,
     P2P,
@@ -61,7 +61,7 @@ def open_edges(
     rank_info: RankInfo,
     kind: P2PKind,
     status: RankStatus,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> P2PEnds:
     """Opens this rank's connections to its neighbours; all ranks call it together.
 
@@ -70,15 +70,15 @@ def open_edges(
         rank_info: this rank.
         kind: the point-to-point transport between the ranks.
         status: the status of this rank, which notes waits on the connections.
-        mesh: of all ranks; None: a chain.
+        mesh: of all ranks.
     """
     options = blueprint.config.parallel.args
-    upstream, downstream = open_p2p(rank_info, kind, status, options=options, mesh=mesh)
+    upstream, downstream = open_p2p(rank_info, kind, mesh, status, options=options)
     if not blueprint.run_plan.lag.contents:
         return P2PEnds(upstream, downstream)
     backward = lagged_kind(kind)  # one that is derived has no options
     own = options if backward == kind else None
-    lagged = open_p2p(rank_info, backward, status, to_upstream=True, options=own, mesh=mesh)
+    lagged = open_p2p(rank_info, backward, mesh, status, to_upstream=True, options=own)
     return P2PEnds(upstream, downstream, *lagged)
 
 
@@ -88,8 +88,8 @@ def connect(
     rank_info: RankInfo,
     ends: P2PEnds,
     start: int,
+    mesh: Mesh,
     skipped: Skipped | None = None,
-    mesh: Mesh | None = None,
 ) -> tuple[Source | Inlet | DealtInlet, Nowhere | Outlet | DealtOutlet]:
     """Returns this rank's edges, over its connections.
 
@@ -99,12 +99,10 @@ def connect(
         rank_info: this rank.
         ends: this rank's connections; no other edges may use them at the same time.
         start: the optimizer steps already done.
+        mesh: of all ranks.
         skipped: collects the images that the data skips.
-        mesh: of all ranks; None: a chain.
     """
-    here = _RankEdges(
-        blueprint, modules, rank_info, ends, start, mesh or chain(rank_info.world_size)
-    )
+    here = _RankEdges(blueprint, modules, rank_info, ends, start, mesh)
     return here.upstream(skipped), here.downstream()
 
 
@@ -208,10 +206,10 @@ def _of(shared: set[int], traffic: Iterator[Dealt]) -> Iterator[tuple[Spec, ...]
 def open_p2p(
     rank_info: RankInfo,
     kind: P2PKind,
+    mesh: Mesh,
     status: RankStatus | None = None,
     to_upstream: bool = False,
     options: Mapping[str, Any] | None = None,
-    mesh: Mesh | None = None,
 ) -> tuple[dict[int, P2P], dict[int, P2P]]:
     """Opens connections to the upstream and the downstream neighbours, by their ranks.
 
@@ -223,10 +221,10 @@ def open_p2p(
     Args:
         rank_info: this rank.
         kind: the point-to-point transport between the ranks.
+        mesh: of all ranks.
         status: the status of this rank, which notes waits on the connections.
         to_upstream: whether messages flow from each stage to its upstream neighbour.
         options: of the transport.
-        mesh: of all ranks; None: a chain.
     """
     upstream: dict[int, P2P] = {}
     downstream: dict[int, P2P] = {}
@@ -239,7 +237,7 @@ def open_p2p(
         made: P2P = P2PS.make(kind, P2P, given, chosen)
         return WatchedP2P(made, peer, at)
 
-    for above, below in (mesh or chain(rank_info.world_size)).edges():
+    for above, below in mesh.edges():
         with connecting():
             group = dist.new_group([above, below], timeout=NO_LIMIT, backend=backend)
         if not isinstance(group, dist.ProcessGroup):

@@ -12,7 +12,7 @@ from socket import gethostname
 from pipeline_local.config import TraceConfig
 from pipeline_local.console.screen import say, warn
 from pipeline_local.errors import UserError
-from pipeline_local.ranks.mesh import Mesh, chain
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import run_trace, waits
 from pipeline_local.record.clocks import ClockOffsets
@@ -37,7 +37,7 @@ class Recorder:
         rank_info: this rank.
         rank_store: of all ranks.
         status: of this rank, which follows the spans.
-        mesh: of all ranks; None: a chain.
+        mesh: of all ranks.
 
     Attributes:
         trace: holds the spans.
@@ -50,9 +50,9 @@ class Recorder:
         rank_info: RankInfo,
         rank_store: RankStore,
         status: RankStatus,
-        mesh: Mesh | None = None,
+        mesh: Mesh,
     ) -> None:
-        self._mesh = mesh or chain(rank_info.world_size)
+        self._mesh = mesh
         self._steps = config.steps
         self._folder = folder
         self._rank_info = rank_info

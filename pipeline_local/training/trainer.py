@@ -96,7 +96,7 @@ class Trainer:
         self.skipped = Skipped()
         ends = open_edges(blueprint, rank_info, kind, status, mesh)
         self.upstream, self.downstream = connect(
-            blueprint, placement.stages[stage], rank_info, ends, start, self.skipped, mesh
+            blueprint, placement.stages[stage], rank_info, ends, start, mesh, self.skipped
         )
         closing.callback(self.upstream.close)
         self.callbacks = Callbacks(callbacks)

@@ -34,7 +34,7 @@ from pipeline_local.errors import (
     StalledError,
     StoppedError,
 )
-from pipeline_local.ranks.mesh import Mesh, chain
+from pipeline_local.ranks.mesh import Mesh
 from pipeline_local.ranks.processes import kill_stopped
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.user_input.json_text import Facts
@@ -72,7 +72,7 @@ class Watchdog:
         rank_store: the store, shared with all other ranks.
         rank_info: this rank.
         timeout: seconds that a rank may stay in one act.
-        mesh: of all ranks; None: a chain.
+        mesh: of all ranks.
 
     Attributes:
         status: the position of this rank, for the training thread to update.
@@ -87,9 +87,9 @@ class Watchdog:
         rank_store: RankStore,
         rank_info: RankInfo,
         timeout: float,
-        mesh: Mesh | None = None,
+        mesh: Mesh,
     ) -> None:
-        self._mesh = mesh or chain(rank_info.world_size)
+        self._mesh = mesh
         self.status = RankStatus()
         self._rank_info = rank_info
         self._timeout = timeout

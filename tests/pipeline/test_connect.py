@@ -13,7 +13,7 @@ from pipeline_local.pipeline.source import Source
 from pipeline_local.placement.draw import draw as draw_blueprint
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.join import joined
-from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.watch.status import EVERYONE, RankStatus
 
 
@@ -32,8 +32,9 @@ def draw(direction, every=1, microbatches=1, image_size=8, refresh=None):
 
 def joined_edges(blueprint, rank_info, start):
     modules = Placement.of(blueprint, rank_info.world_size).stages[rank_info.rank]
-    ends = open_edges(blueprint, rank_info, "gloo", RankStatus())
-    return connect(blueprint, modules, rank_info, ends, start)
+    mesh = chain(rank_info.world_size)
+    ends = open_edges(blueprint, rank_info, "gloo", RankStatus(), mesh)
+    return connect(blueprint, modules, rank_info, ends, start, mesh)
 
 
 def talk(rank_info, blueprint):

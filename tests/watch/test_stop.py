@@ -17,6 +17,7 @@ from pipeline_local.configfile import configfile
 from pipeline_local.errors import EXIT_STOPPED, StoppedError
 from pipeline_local.learning.step import Step
 from pipeline_local.pipeline.stage import Stage
+from pipeline_local.ranks.mesh import chain
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.training import train as entry
 from pipeline_local.training.train import train as train_run
@@ -307,7 +308,7 @@ def test_a_signal_while_the_others_are_awaited_ends_a_rank():
     def alone(rank_store):
         with (
             Stop(rank_store) as stop,
-            Watchdog(rank_store, RankInfo(1, 2, 1, 2, launched=True), 60),
+            Watchdog(rank_store, RankInfo(1, 2, 1, 2, launched=True), 60, chain(2)),
         ):
             stop.listen()
 

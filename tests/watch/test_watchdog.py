@@ -27,7 +27,7 @@ from pipeline_local.errors import (
 )
 from pipeline_local.learning.body import Body
 from pipeline_local.pipeline.stage import Stage
-from pipeline_local.ranks.mesh import Mesh
+from pipeline_local.ranks.mesh import Mesh, chain
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.training import preflight
 from pipeline_local.training import train as entry
@@ -460,7 +460,7 @@ def test_where_the_store_does_not_answer_each_host_reports(hosts, lost, reporter
 
     def reports(rank):
         store = RankStore(dist.HashStore(), rank, len(hosts))
-        watchdog = Watchdog(store, RankInfo(rank, len(hosts)), 60.0)
+        watchdog = Watchdog(store, RankInfo(rank, len(hosts)), 60.0, chain(len(hosts)))
         watchdog._heart._beats = {rank: {"host": host} for rank, host in enumerate(hosts)}
         return watchdog._reports_on(lost)
 
@@ -472,7 +472,8 @@ def test_one_reports_before_all_heartbeats_have_come(heard):
     """Of one host; a rank knows its own host, and those of the ranks that it has heard of."""
 
     def reports(rank):
-        watchdog = Watchdog(RankStore(dist.HashStore(), rank, 3), RankInfo(rank, 3), 60.0)
+        store = RankStore(dist.HashStore(), rank, 3)
+        watchdog = Watchdog(store, RankInfo(rank, 3), 60.0, chain(3))
         watchdog._heart._beats = {each: {"host": "a"} for each in {rank, *heard}}
         return watchdog._reports_on(0)
 
