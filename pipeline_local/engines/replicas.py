@@ -37,13 +37,17 @@ class Replicas:
         self.index = 0 if group is None else group.rank()
         """The index of this replica, from 0."""
 
-    def own(self, microbatches: int) -> range:
-        """Return the microbatches of a batch that this replica learns from."""
-        return range(self.index, microbatches, self.size)
+    def own(self, microbatches: int) -> list[int]:
+        """Return the microbatches of a batch that this replica learns from, in order."""
+        return [number for number in range(microbatches) if self.has(number)]
 
     def has(self, microbatch: int) -> bool:
         """Return whether a microbatch is one that this replica learns from."""
-        return microbatch % self.size == self.index
+        return self.of(microbatch) == self.index
+
+    def of(self, microbatch: int) -> int:
+        """Return the index of the replica that learns from a microbatch."""
+        return replica_of(microbatch, self.size)
 
     def share(self, tensor: Tensor) -> Tensor:
         """Return what this replica adds to the mean of a tensor.
@@ -112,6 +116,11 @@ class Replicas:
         with self.waiting():
             dist.gather_object(own, found, group=self.group, group_dst=0)
         return {name: t for each in found or [own] for name, t in each.items()}
+
+
+def replica_of(microbatch: int, replicas: int) -> int:
+    """Return which replica of a stage learns from a microbatch: they are dealt round-robin."""
+    return microbatch % replicas
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class LocalModule(HeadTraining):
     def forward(self, x: Tensor, labels: Tensor, step: Step, microbatch: int = 0) -> Tensor:
         """Act 1: run the body. Input and labels [B, ...] -> activations [B, ...], detached."""
         compares = (step.compare and self.index > 0) or self.lagged.differentiate(step, microbatch)
-        if microbatch == self.replicas.index:  # the first one of this replica
+        if microbatch == self.replicas.own(step.microbatches)[0]:
             self._measured = set()
             self.engine.begin()
         x = x.detach().requires_grad_(compares)
@@ -155,7 +155,7 @@ class LocalModule(HeadTraining):
         statistics = [buffer for buffer in self.buffers() if buffer.is_floating_point()]
         self.engine.reduce([*measured.values()], statistics)
         if self.lagged.brings_copies(step):
-            last = (step.microbatches - 1) % self.replicas.size
+            last = self.replicas.of(step.microbatches - 1)
             self.replicas.take(copied_parameters(self.body, self.head), last)
 
     def update(self, step: Step) -> None:

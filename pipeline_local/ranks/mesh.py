@@ -2,7 +2,7 @@
 
 The ranks of a stage have consecutive numbers, so that those of one host are often replicas of each
 other, whose gradients are more bytes than what crosses to the next stage. The microbatches of a
-batch are dealt to the replicas of each stage round-robin: microbatch j is that of replica j mod R.
+batch are dealt to the replicas of each stage (`engines/replicas.py`).
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm
 
 from pipeline_local.config import ParallelConfig
+from pipeline_local.engines.replicas import replica_of
 from pipeline_local.errors import counted, note_place
 
 
@@ -96,7 +97,7 @@ class Mesh:
 
     def rank(self, stage: int, microbatch: int) -> int:
         """The rank of a stage that a microbatch belongs to."""
-        return self.ranks(stage)[microbatch % self.replicas[stage]]
+        return self.ranks(stage)[replica_of(microbatch, self.replicas[stage])]
 
     def place(self, rank: int) -> str:
         """Names the stage of a rank, and its replica where there are several, for a message."""

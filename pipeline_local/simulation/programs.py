@@ -147,7 +147,7 @@ class _Ends:
 
     number: int
     upstream: float
-    microbatches: range
+    microbatches: Sequence[int]
     recv: list[Channel | None]
     send: list[Channel | None]
     back_send: list[Channel | None]
@@ -173,8 +173,8 @@ def _pipelines(
     programs: list[Program] = []
     for k, count in enumerate(mesh.replicas):
         group = Group(count, run.worst)
-        for replica, rank in enumerate(mesh.ranks(k)):
-            own = range(replica, run.microbatches, count)
+        for rank in mesh.ranks(k):
+            own = [j for j in range(run.microbatches) if mesh.rank(k, j) == rank]
             before = [k > 0 and (mesh.rank(k - 1, j), rank) for j in own]
             after = [k + 1 < mesh.num_stages and (rank, mesh.rank(k + 1, j)) for j in own]
             ends = _Ends(
