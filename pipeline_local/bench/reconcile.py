@@ -211,7 +211,7 @@ def _module(
     config = replace(blueprint.config, reconcile=own)
     module = replace(blueprint, config=config).module(index, device)
     contents = (Feedback(own.every),) if own.feeds_back else ()
-    module.lagged = LaggedMessages(LagPlan(contents, lag=0), index)
+    module.lagged = LaggedMessages(LagPlan(contents, steps=0), index)
     return module
 
 

@@ -120,7 +120,7 @@ class LaggedContent(ABC):
     def apply(
         self, receiver: Learner, step: Step, kept: Kept | None, arrived: Iterator[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Apply the message that was sent `LagPlan.lag` steps ago.
+        """Apply the message that was sent `LagPlan.steps` steps ago.
 
         Returns:
             The tensor that is passed on in the next step, if it `is_passed_on`.
@@ -141,17 +141,17 @@ class LagPlan:
 
     Attributes:
         contents: their parts, in order.
-        lag: number of steps from sending to applying, the same for all: so they keep their order.
+        steps: number of steps from sending to applying, the same for all: so they keep their order.
         num_modules: K: the last module gets no message; None: there is always a next one.
     """
 
     contents: tuple[LaggedContent, ...] = ()
-    lag: int = LAG
+    steps: int = LAG
     num_modules: int | None = None
 
     def __post_init__(self) -> None:
         """Look at what the contents take the lag for."""
-        assert all(c.lag in (None, self.lag) for c in self.contents), "a plan has one lag"
+        assert all(c.lag in (None, self.steps) for c in self.contents), "a plan has one lag"
 
     def sent(
         self, sender: int, step: int, microbatch: int, microbatches: int
@@ -166,16 +166,17 @@ class LagPlan:
         self, receiver: int, step: int, microbatch: int, microbatches: int
     ) -> tuple[LaggedContent, ...]:
         """Return what module `receiver` applies after a microbatch; () for no message."""
-        return self.sent(receiver + 1, step - self.lag, microbatch, microbatches)
+        return self.sent(receiver + 1, step - self.steps, microbatch, microbatches)
 
     def delay(self, content: LaggedContent, receiver: int) -> int:
         """Steps from a batch to the application of what a content says of it."""
-        return content.hops(receiver) * (self.lag + 1) - 1  # a hop and the step before the next one
+        # a hop, and the step before the next one
+        return content.hops(receiver) * (self.steps + 1) - 1
 
     @property
     def longest(self) -> int:
         """The longest delay of all contents."""
-        return max((self.delay(content, 0) for content in self.contents), default=self.lag)
+        return max((self.delay(content, 0) for content in self.contents), default=self.steps)
 
     def last_use(self, receiver: int, step: int) -> int:
         """Return the last step that needs what module `receiver` keeps of a step; -1: none does."""
@@ -186,12 +187,13 @@ class LagPlan:
             for content in self.contents
             if content.keeps
         ]
-        used = (n for content, n in uses if content.is_sent(receiver + 1, n - self.lag))
+        used = (n for content, n in uses if content.is_sent(receiver + 1, n - self.steps))
         return max(used, default=-1)
 
     def under_way(self, sender: int, step: int, microbatches: int) -> list[tuple[int, int]]:
         """The (step, microbatch) of the messages that are on their way when `step` begins."""
-        earlier = ((n, part) for n in range(step - self.lag, step) for part in range(microbatches))
+        parts = range(microbatches)
+        earlier = ((n, part) for n in range(step - self.steps, step) for part in parts)
         return [(n, part) for n, part in earlier if self.sent(sender, n, part, microbatches)]
 
     def _exists(self, module: int) -> bool:
@@ -199,4 +201,4 @@ class LagPlan:
 
     def most_pending(self, content: LaggedContent, microbatches: int) -> int:
         """Most messages with a content that are in flight at once."""
-        return (self.lag // content.every + 1) * (1 if content.once else microbatches)
+        return (self.steps // content.every + 1) * (1 if content.once else microbatches)

@@ -107,7 +107,7 @@ class LaggedMessages:
 
     def forget(self, step: int) -> None:
         """Drop the messages that upstream has applied at the end of this step."""
-        self.pending.drop(step - self._plan.lag)
+        self.pending.drop(step - self._plan.steps)
 
     def _passed(self, parts: Sequence[LaggedContent]) -> list[tuple[Tensor, ...]]:
         """What each part of a message passes on: one tensor, or none."""

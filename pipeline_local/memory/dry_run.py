@@ -297,7 +297,7 @@ def fill_queues(
             queues.awaiting.push(number, part, *made(kept))
         contents = [c for c in lag.sent(index, number, part, count) if not (now and c.once)]
         message = [spec for content in contents for spec in specs.get(content, ())]
-        if message and number >= step.number - lag.lag:
+        if message and number >= step.number - lag.steps:
             queues.pending.push(number, part, *made(message))
     for part in range(count):
         sent = lag.sent(index, step.number, part, count)

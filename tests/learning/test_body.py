@@ -61,7 +61,7 @@ def make(estimator, recompute, compile_with=None):
         body.compile_blocks(backend=compile_with)
         compile_part(head, backend=compile_with)
     settings = ReconcileConfig(weight=0.3, estimator=estimator, every=1)
-    lag = LagPlan((Feedback(1),), lag=0)
+    lag = LagPlan((Feedback(1),), steps=0)
     rules = Rules(reconcile=settings, wire_format=WireFormat(torch.float64), clip=1.0, lag=lag)
     return LocalModule(1, body, head, lambda p: torch.optim.SGD(p, lr=0.1), rules)
 

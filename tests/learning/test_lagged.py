@@ -40,7 +40,7 @@ def test_two_contents_that_are_handed_on_survive_a_checkpoint():
 
     def module_1():
         copies = UnembeddingCopies(every=1, num_modules=3, shared=False, lag=0)
-        return LaggedMessages(LagPlan((copies, HandedOn()), lag=0), index=1)
+        return LaggedMessages(LagPlan((copies, HandedOn()), steps=0), index=1)
 
     nobody = SimpleNamespace(body=torch.nn.Sequential(), head=torch.nn.Identity())
     messages, step = module_1(), Step(6, 0.1, microbatches=2)
@@ -80,8 +80,8 @@ def test_the_last_module_keeps_nothing_for_nobody():
     for each in (first, last):
         each.keep(Step(0, 0.1), 0, torch.ones(2), torch.ones(1))
     assert (len(first.awaiting), len(last.awaiting)) == (1, 0)
-    assert first.expects(Step(plan.lag, 0.1), 0)
-    assert not last.expects(Step(plan.lag, 0.1), 0)
+    assert first.expects(Step(plan.steps, 0.1), 0)
+    assert not last.expects(Step(plan.steps, 0.1), 0)
     alone = SimpleNamespace(index=0, size=1, has=lambda microbatch: True)
     last.load(first.tensors(), alone)
     assert not last.tensors()

@@ -131,7 +131,7 @@ def test_recomputing_changes_no_bit(kind):
 @pytest.mark.parametrize("estimator", ["exact", "finite_difference", "shift"])
 def test_buffers_count_steps_and_not_passes(estimator, recompute):
     module = module_of(Counted, recompute, estimator=estimator)
-    module.lagged = LaggedMessages(LagPlan((Feedback(1),), lag=0), 1)
+    module.lagged = LaggedMessages(LagPlan((Feedback(1),), steps=0), 1)
     state = train(module, reconcile=True, compare=True)
     passes = [value.item() for name, value in state.items() if name.endswith(("passes", "again"))]
     assert passes == [4] * 6
