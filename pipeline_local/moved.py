@@ -98,5 +98,20 @@ def from_file(folder: str, name: str) -> Any:  # noqa: ANN401 (whatever the file
     return value
 
 
+def from_parts(file: str, name: str, parts: Sequence[str]) -> Any:  # noqa: ANN401 (as above)
+    """Returns what other files of a file's folder define: before, all of it stood in the file.
+
+    Raises:
+        AttributeError: they define no such thing.
+    """
+    folder = file.rpartition(".")[0]
+    for part in () if name.startswith("_") else parts:
+        module = import_module(f"{folder}.{part}")
+        if getattr(vars(module).get(name), "__module__", None) == module.__name__:
+            _warn(f"{file}.{name}", f"{module.__name__}.{name}")
+            return getattr(module, name)
+    raise AttributeError(f"module {file!r} has no attribute {name!r}")
+
+
 def _warn(old: str, new: str) -> None:
     warnings.warn(f"{old} has moved to {new}", DeprecationWarning, stacklevel=3)

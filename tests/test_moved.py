@@ -33,6 +33,8 @@ def test_a_file_is_found_by_its_old_name(old, new, monkeypatch):
         ("from pipeline_local.finished import evaluate", "evaluate", "finished.finished"),
         ("from pipeline_local.given import Given", "Given", "given.given"),
         ("from pipeline_local.exits.table import show as f", "f", "finished.exits.table"),
+        ("from pipeline_local.record.metrics import settle", "settle", "record.wall_time"),
+        ("from pipeline_local.record.metrics import of_step", "of_step", "record.measurements"),
         (
             "from pipeline_local.data.datasets import open_split",
             "open_split",
@@ -64,3 +66,5 @@ def test_what_has_never_been_is_not_found():
         import_module("pipeline_local.trainers")
     with pytest.raises(AttributeError, match="has no attribute 'loaad'"):
         import_module("pipeline_local.configfile").loaad  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'setle'"):
+        import_module("pipeline_local.record.metrics").setle  # noqa: B018

@@ -25,7 +25,7 @@ from pipeline_local.errors import first_line
 from pipeline_local.placement.draw import draw
 from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT, joined
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.wall_time import settle
 from pipeline_local.training import agreement
 from pipeline_local.watch.store import RankStore
 

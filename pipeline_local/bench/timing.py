@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from pipeline_local.record.metrics import timed
+from pipeline_local.record.wall_time import timed
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline_local.placement.draw import draw
 from pipeline_local.placement.placement import Placement
 from pipeline_local.ranks.caller import undisturbed
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import metrics, summary
+from pipeline_local.record import measurements, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import chosen_heads
 from pipeline_local.record.folder import RunFolder
@@ -196,7 +196,7 @@ def evaluate(
         blueprint, modules, task = test.blueprint, test.modules, test.blueprint.task
         stage = Stage(modules, test.source, Nowhere(), Trace())
         batches, parts = blueprint.run_plan.test_batches, blueprint.config.train.microbatches
-        scores = metrics.of_scores(modules, stage.evaluate(batches, test.step, parts))
+        scores = measurements.of_scores(modules, stage.evaluate(batches, test.step, parts))
         rows = [scores[str(k + 1)] for k in range(len(modules))]
         choice = chosen_heads(RunFolder(run), test.step, len(modules), task)
         facts = {"steps": test.step, **summary.per_head(rows), "predicts": list(choice.heads)}

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline_local.placement.costs import Link
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.wall_time import settle
 
 WARMUP = 20
 """More messages of each size: TCP needs some round trips to open its window."""

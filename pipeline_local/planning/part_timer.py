@@ -20,7 +20,7 @@ from pipeline_local.learning.module import LocalModule
 from pipeline_local.learning.step import Step
 from pipeline_local.placement.costs import Cost
 from pipeline_local.placement.draw import draw
-from pipeline_local.record.metrics import timed
+from pipeline_local.record.wall_time import timed
 
 TINY = 1e-8
 """Learning rate of all steps, so small that all repetitions are alike."""

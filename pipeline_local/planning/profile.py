@@ -24,7 +24,7 @@ from pipeline_local.planning.part_timer import PartTimer
 from pipeline_local.ranks.join import joined
 from pipeline_local.ranks.p2p import by_device
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record.metrics import settle
+from pipeline_local.record.wall_time import settle
 from pipeline_local.user_input import new_file
 
 

@@ -19,13 +19,16 @@ from pipeline_local.placement.placement import Placement, costs_by_device
 from pipeline_local.ranks.join import COLLECTIVE_TIMEOUT
 from pipeline_local.ranks.p2p import P2PKind
 from pipeline_local.ranks.rank import RankInfo
-from pipeline_local.record import metrics, summary
+from pipeline_local.record import measurements, summary
 from pipeline_local.record.checkpoint import Checkpoints
 from pipeline_local.record.choice import recorded
 from pipeline_local.record.folder import RunFolder
 from pipeline_local.record.live import display
+from pipeline_local.record.metrics import Metrics
+from pipeline_local.record.peak_memory import peak_memory, peak_memory_bytes
 from pipeline_local.record.recorder import Recorder
 from pipeline_local.record.resuming import how, uses
+from pipeline_local.record.wall_time import WallTime, settle
 from pipeline_local.record.writer import Writer
 from pipeline_local.training.callbacks import Callback, Callbacks, Run
 from pipeline_local.user_input.json_text import Facts
@@ -84,7 +87,7 @@ class Trainer:
         self.writer = Writer(self.checkpoints, config.checkpoint.keep, self.trace)
         closing.callback(self.writer.close)
         stage, replica = mesh.stage(rank), mesh.replica(rank)
-        self.metrics = metrics.Metrics(
+        self.metrics = Metrics(
             folder.metrics(stage, replica),
             {"stage": stage} | ({"replica": replica} if mesh.is_replicated else {}),
             blueprint.run_plan.steps_per_epoch,
@@ -104,7 +107,7 @@ class Trainer:
         self.stage = Stage(modules, self.upstream, self.downstream, self.trace)
         self.lead = Lead(rank_info.device, self._waiting_for_others)
         self._steps_ahead = lead(kind)
-        self.clock = metrics.WallTime(lambda: self.upstream.waited, lambda: self.downstream.waited)
+        self.clock = WallTime(lambda: self.upstream.waited, lambda: self.downstream.waited)
         self.display = display(blueprint, placement.stages, rank_info.rank, start)
         closing.callback(self.display.close)
 
@@ -203,9 +206,9 @@ class Trainer:
         batches, train = self.blueprint.run_plan.test_batches, self.blueprint.config.train
         with self.clock.evaluating():
             scores = self.stage.evaluate(batches, action.number, train.microbatches)
-            self.scores = metrics.of_scores(self.stage.modules, scores)
+            self.scores = measurements.of_scores(self.stage.modules, scores)
         if train.on_nan == "fail":
-            metrics.refuse_divergence(self.stage.modules, self.scores, action.number)
+            measurements.refuse_divergence(self.stage.modules, self.scores, action.number)
         self._publish("test", {"step": action.number, "modules": self.scores})
         self.callbacks.on_evaluation(self.run_facts, action.number, self.scores)
 
@@ -222,7 +225,7 @@ class Trainer:
     def _settle(self) -> None:
         """Wait for the device; the only points at which modules can tell what they have refused."""
         with self._waiting_for_others():
-            metrics.settle(self.rank_info.device)
+            settle(self.rank_info.device)
         for module in self.stage.modules:
             module.guard.verify()
 
@@ -252,11 +255,11 @@ class Trainer:
             "waiting_up": waiting_up,
             "waiting_down": waiting_down,
             "seconds": self.trace.take_seconds(),
-            "memory_bytes": metrics.peak_memory_bytes(self.rank_info.device),
+            "memory_bytes": peak_memory_bytes(self.rank_info.device),
             **self.metrics.telemetry.facts(),
             **self.utilization.facts(pace),
             **self.skipped.facts(),
-            "modules": metrics.of_step(self.stage.modules),
+            "modules": measurements.of_step(self.stage.modules),
         }
         self._publish("train", facts)
         self.callbacks.on_log(self.run_facts, facts)
@@ -274,8 +277,8 @@ class Trainer:
             "modules": self.scores,
             "steps": self._done,
             "resumed_after": self.start,
-            **metrics.peak_memory(self.rank_info.device),
-            "warnings": self.skipped.warnings() + metrics.warnings(self.stage.modules),
+            **peak_memory(self.rank_info.device),
+            "warnings": self.skipped.warnings() + measurements.warnings(self.stage.modules),
             **self.clock.facts(self.writer.device_seconds),
         }
         self.rank_store.set("result", facts)

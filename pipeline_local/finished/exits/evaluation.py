@@ -22,7 +22,7 @@ from pipeline_local.learning.precision import autocast
 from pipeline_local.learning.tasks import Classification
 from pipeline_local.placement.costs import flops
 from pipeline_local.ranks.caller import undisturbed
-from pipeline_local.record.metrics import timed
+from pipeline_local.record.wall_time import timed
 from pipeline_local.side_effects.untouched import evaluating
 from pipeline_local.user_input.json_text import Facts
 
