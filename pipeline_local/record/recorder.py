@@ -99,12 +99,21 @@ class Recorder:
         self._status.enter("comparing the clocks", peer=EVERYONE)
         self._clocks.measure()
 
-    def write(self) -> None:
-        """Writes what was recorded, also where the run has failed."""
+    def write(self, failed: bool = False) -> None:
+        """Writes what was recorded.
+
+        Args:
+            failed: whether the run has: then there is no profile where the profiler still runs on a
+                GPU with neighbours. To end it, torch waits for all that the GPU has to do, and a
+                posted receive may be of a rank that sends no more.
+        """
         if not self.trace.spans:
             return  # a resumed run may be beyond `trace.steps`; what it has left stays
         with _warning(self._folder):
             if self.trace.records:
+                alone = self._rank_info.world_size == 1 or self._rank_info.device.type == "cpu"
+                if failed and not alone:
+                    self._profiler = None
                 self._end()
             place = _place(self._mesh, self._rank_info.rank)
             self._stage_trace().write(self._folder.trace(*place))

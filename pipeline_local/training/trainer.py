@@ -82,7 +82,7 @@ class Trainer:
         mesh, rank = placement.mesh, rank_info.rank
         self._closing = closing  # in reverse; what comes later may raise in the making
         self.recorder = Recorder(config.trace, folder, rank_info, rank_store, status, mesh)
-        closing.callback(self.recorder.write)
+        closing.push(lambda _, error, __: self.recorder.write(failed=error is not None))
         self.trace = self.recorder.trace
         self.writer = Writer(self.checkpoints, config.checkpoint.keep, self.trace)
         closing.callback(self.writer.close)

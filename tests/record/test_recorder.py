@@ -6,17 +6,23 @@ import time
 from collections import Counter
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from pipeline_local.config import TraceConfig
 from pipeline_local.configfile import configfile
 from pipeline_local.data.images.datasets import describe
 from pipeline_local.errors import UserError
 from pipeline_local.learning.module import LocalModule
+from pipeline_local.ranks.mesh import chain
 from pipeline_local.ranks.rank import RankInfo
 from pipeline_local.record import clocks
 from pipeline_local.record.folder import RunFolder
-from pipeline_local.record.recorder import put_together
+from pipeline_local.record.recorder import Recorder, put_together
 from pipeline_local.record.stage_trace import StageTrace
 from pipeline_local.training.train import train
+from pipeline_local.watch.status import RankStatus
+from pipeline_local.watch.store import RankStore
 
 HOUR = 3600 * 10**9
 
@@ -215,3 +221,22 @@ def test_a_run_that_fails_leaves_its_trace(run_ranks, tmp_path):
     assert ended == "UserError"
     assert put_together(RunFolder(tmp_path / "run"))[-1].startswith("timeline: ")
     assert RunFolder(tmp_path / "run").profile(0).is_file()
+
+
+def test_after_an_error_no_rank_waits_for_its_whole_gpu(tmp_path, monkeypatch):
+    """Torch's profiler does when it ends: see its `__exit__`. A receive may be posted there."""
+    config = TraceConfig(steps=(1, 3), profiler=True)
+    store, folder = RankStore(dist.HashStore(), 0, 1), RunFolder(tmp_path)
+    two = RankInfo(world_size=2)
+    recorder = Recorder(config, folder, two, store, RankStatus(), chain(2))
+    profiler = recorder._profiler
+    recorder.reach(1)
+    with recorder.trace.span("learn", 0, 0, 0):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(RankInfo, "device", torch.device("cuda", 0))
+        patched.setattr(profiler, "stop", lambda: pytest.fail("it waits"))
+        recorder.write(failed=True)
+    profiler.stop()
+    assert put_together(folder)[-1].startswith("timeline: ")
+    assert not [*tmp_path.rglob("*profile*")]
