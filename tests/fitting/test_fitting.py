@@ -314,7 +314,7 @@ def test_the_weights_are_those_of_the_last_step(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "steps", lambda own: [s for s in listed(own) if s < 4])
     fitted(model, checkpoint={"every_steps": 2, "keep": 3})
     monkeypatch.undo()
-    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+    assert len([*(tmp_path / "run" / "checkpoints").glob("step*")]) == 2
     assert same(state(model), state(load(tmp_path / "run", network())))
 
 

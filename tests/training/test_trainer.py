@@ -161,9 +161,9 @@ class Opened:
     def _watch(self, monkeypatch, owner, name):
         end = getattr(owner, name)
 
-        def noted(this):
+        def noted(this, **how):
             self.closed.add(owner.__name__)
-            end(this)
+            end(this, **how)
 
         monkeypatch.setattr(owner, name, noted)
 
