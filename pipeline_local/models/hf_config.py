@@ -25,8 +25,8 @@ _NOT_OURS = {
     *("is_encoder_decoder", "is_decoder", "add_cross_attention", "name_or_path", "extra_files"),
 }
 """Keys of a configuration that say nothing about a decoder, or that a run decides."""
-_LEGACY = {"rope_theta", "rope_scaling"}
-"""Keys that every configuration of a model with rotary embeddings reads."""
+_ROTARY = ("rope_theta", "rope_scaling", "head_dim")
+"""Keys that every model with rotary embeddings reads, whether or not its class names them."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PER_LAYER = ("layer_types", "no_rope_layers")
 """Keys of lists with an entry per layer."""
@@ -117,10 +117,9 @@ def _made(
     keys: Mapping[str, Any],
     vocabulary: int,
 ) -> Any:  # noqa: ANN401
-    known = [each.name for each in fields(kind) if not each.name.startswith("_")]
-    known = [*known, *kind.attribute_map, *(_LEGACY if "rope_parameters" in known else ())]
+    known, recorded = _known(kind), _is_recorded(kind, keys)
     for key in keys:
-        if key not in known or key in _NOT_OURS:
+        if key in _NOT_OURS or (key not in known and not recorded):
             names = [each for each in known if each not in _NOT_OURS]
             hint = did_you_mean(key, names).replace("'", "'model.", 1)
             hint = hint or f"; it takes {', '.join(names)}"
@@ -147,7 +146,36 @@ def _made(
             f"model.*: {name} cannot be configured with {shorten(dict(keys) or dict(own))} ({why});"
             f" change them"
         ) from None
+    # what its class has not used up says nothing of the model, and is no key of ours
+    for key in own.keys() - {*known, *keys}:
+        vars(config).pop(key, None)
     return config
+
+
+def _known(kind: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
+    """The keys of an architecture."""
+    names = [each.name for each in fields(kind) if not each.name.startswith("_")]
+    rotary = _ROTARY if "rope_parameters" in names else ()
+    return [*dict.fromkeys((*names, *kind.attribute_map, *rotary))]
+
+
+def _is_recorded(kind: Any, keys: Container[str]) -> bool:  # noqa: ANN401 (transformers' own class)
+    """Whether keys are what a run has written down: they name all that the architecture has.
+
+    Earlier versions wrote down what else stood in a run's file.
+    """
+    from transformers import PreTrainedConfig
+
+    own = {each.name for each in fields(kind)} - {each.name for each in fields(PreTrainedConfig)}
+    return all(key in keys for key in own - _NOT_OURS)
+
+
+def unknown(args: Mapping[str, Any]) -> list[str]:
+    """The `model.*` keys of a language model that its architecture knows nothing of."""
+    from transformers import CONFIG_MAPPING
+
+    known = {"architecture", "attn_implementation", *_known(CONFIG_MAPPING[args["architecture"]])}
+    return [key for key in args if key not in known]
 
 
 def _check_sizes(found: Mapping[str, Any], keys: Mapping[str, Any], sizes: set[str]) -> None:

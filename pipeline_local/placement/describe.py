@@ -11,6 +11,7 @@ from pipeline_local.data.info import DataInfo
 from pipeline_local.errors import counted
 from pipeline_local.learning.reconcile import subsample_size
 from pipeline_local.learning.tasks import Task
+from pipeline_local.models import hf_config
 from pipeline_local.placement.placement import Placement
 from pipeline_local.record.summary import ModuleRow
 
@@ -84,6 +85,12 @@ def doubts(config: Config, blueprint: Blueprint) -> Iterator[str]:
             f"{' and '.join(f'{key}=auto' for key in by)}: costs are FLOPs, and blocks with large"
             f" maps take longer on CPUs than these say; pipeline-local profile measures times, for"
             f" modules.profile"
+        )
+    language = blueprint.backbone.language
+    if language and (odd := hf_config.unknown(language.args)):
+        yield (
+            f"{', '.join(f'model.{key}' for key in odd)}: {language.args['architecture']} has no"
+            f" such key, and the model is the same without; leave it out"
         )
     if config.reconcile.weight > 0 and len(blueprint.modules) == 1:
         yield (
