@@ -8,7 +8,7 @@ the blocks in order are the model is found out for each configuration, on the me
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -335,6 +335,7 @@ class _Adopt:
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+        self._model = model
         self._prefix = f"{model.base_model_prefix}."
         self._names = set(model.state_dict())
         patterns = {*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"}
@@ -347,7 +348,8 @@ class _Adopt:
     def __call__(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """The state dict under the model's names, and what was made of it."""
         notes = []
-        found = {self._named(name): value for name, value in state.items()}
+        renamings = self._renamings()
+        found = {self._named(name, renamings): value for name, value in state.items()}
         for name in [name for name in found if name not in self._names]:
             if any(pattern.search(name) for pattern in self._ignored):
                 del found[name]
@@ -363,6 +365,18 @@ class _Adopt:
             )
         return found, notes
 
-    def _named(self, name: str) -> str:
+    def _renamings(self) -> list[Any]:
+        """What transformers makes of names on loading: some are saved under earlier ones."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        every = get_model_conversion_mapping(self._model)
+        return [each for each in every if isinstance(each, WeightRenaming)]
+
+    def _named(self, name: str, renamings: Sequence[Any]) -> str:
+        if name in self._names:
+            return name
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
         inside = self._prefix + name
         return inside if name not in self._names and inside in self._names else name

@@ -8,7 +8,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline_local.errors import UserError
 from pipeline_local.models import hf_config, hf_folder, weights
-from tests.models.test_causal_lm import build, ids_of, modules_of, state_of, through, uncut
+from tests.models.test_causal_lm import (
+    ARCHITECTURES,
+    build,
+    ids_of,
+    modules_of,
+    state_of,
+    through,
+    uncut,
+)
 
 TIED = {"vocab_size": 40, "n_embd": 32, "n_head": 4, "n_layer": 2}
 
@@ -56,6 +64,21 @@ def test_tied_weights_start_as_two_copies(tmp_path):
     ]
     assert torch.equal(modules[-1].weight, modules[0].wte.weight)
     assert modules[-1].weight.data_ptr() != modules[0].wte.weight.data_ptr()
+    assert torch.equal(through(modules, ids_of()), model(ids_of()).logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_transformers_has_saved_is_loaded(architecture, tmp_path):
+    """It saves some tensors under earlier names, such as GPT-NeoX's unembedding."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    backbone = build(architecture)
+    config = AutoConfig.for_model(**json.loads(backbone.language.files["config.json"]))
+    with hf_config.quiet():
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
+    modules, notes = started(backbone, tmp_path)
+    assert not notes
     assert torch.equal(through(modules, ids_of()), model(ids_of()).logits)
 
 
