@@ -8,7 +8,8 @@ the blocks in order are the model is found out for each configuration, on the me
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -115,7 +116,7 @@ def build(
         UserError: the configuration is none of a decoder that can be cut, or does not fit the data.
     """
     made = hf_config.configuration(config, architecture, keys, num_classes)
-    with hf_config.quiet():
+    with hf_config.quiet(), _refused(made.model_type):
         model = _model(made, attn_implementation)
         _check_sizes(model.config, num_classes, image_shape)
         blocks, classifier = _cut(model)
@@ -171,6 +172,17 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
         ) from error
 
 
+@contextmanager
+def _refused(kind: str) -> Iterator[None]:
+    """A context in which a model that lacks what decoders have is refused, whatever it lacks."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unsupported(kind, f"it is made in a way of its own ({first_line(error)})") from error
+
+
 def _unsupported(kind: str, why: str) -> UserError:
     return UserError(
         f"model.name: causal_lm cannot train {kind!r}, as {why}; choose another architecture, such"
@@ -207,6 +219,9 @@ def _cut(model: Any) -> tuple[tuple[Block, ...], Block]:  # noqa: ANN401 (transf
     unembedding = model.get_output_embeddings()
     if len(lists) != 1 or "tokens" not in parts or "norm" not in parts or not unembedding:
         raise _unsupported(kind, "its parts do not follow one another")
+    table, matrix = (part[1].weight.shape for part in (parts["tokens"], ("", unembedding)))
+    if _is_tied(config) and table != matrix:
+        raise _unsupported(kind, f"it ties matrices of {list(table)} and {list(matrix)}")
     kinds = _kinds(config)
     if odd := set(kinds) - {*_ATTENTION}:
         raise _unsupported(kind, f"its layers have {sorted(odd)[0]}")

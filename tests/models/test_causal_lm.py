@@ -339,6 +339,7 @@ def test_its_own_keys_build_it_again():
 
 
 UNTIED = {"architecture": "gpt2", "tie_word_embeddings": False}
+MOSHI = {"hidden_size": 32, "num_attention_heads": 4, "tie_word_embeddings": True}
 MISTAKES = [
     ({}, "missing key 'model.architecture'"),
     ({"architecture": "lama"}, "has no 'lama'; did you mean 'llama'"),
@@ -356,6 +357,9 @@ MISTAKES = [
     ({"architecture": "granite"}, "'granite', as its layers, one after another, do not compute"),
     ({"architecture": "cohere", "tie_word_embeddings": False}, "'cohere', as its layers, one"),
     ({"architecture": "opt", "tie_word_embeddings": False}, "'opt', as its parts do not follow"),
+    ({"architecture": "fuyu"}, "'fuyu', as it is made in a way of its own ('FuyuConfig' object"),
+    ({"architecture": "gemma4_unified_assistant", "vocab_size": 40}, "no attribute 'num_hidden_l"),
+    ({"architecture": "moshi", **MOSHI}, "'moshi', as it ties matrices of [41, 32] and [40, 32]"),
     ({"architecture": "recurrent_gemma", "tie_word_embeddings": False}, "have linear_attention"),
     ({"architecture": "llama", "attn_implementation": "flash"}, "attn_implementation"),
     ({"architecture": "llama", "num_hidden_layers": 0}, "at least 1, got 0"),
