@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pipeline_local import seeds
 from pipeline_local.errors import UserError
 from pipeline_local.layout import Layout
+from pipeline_local.side_effects.writes import Writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -121,6 +122,19 @@ def _rule(block: Block, initialize: Callable[[nn.Module], None]) -> Callable[[nn
         initialize(copied)
 
     return draw
+
+
+def unfilled(module: nn.Module, initialize: Callable[[nn.Module], None]) -> list[str]:
+    """The names of what `initialize` would leave unfilled of a module on the meta device."""
+    copied = copy.deepcopy(module)
+    before = {name: tensor.untyped_storage() for name, tensor in tensors(copied)}
+    with Writes() as writes:
+        initialize(copied)
+    return [
+        name
+        for name, tensor in tensors(copied)
+        if tensor.untyped_storage()._cdata == before[name]._cdata and not writes.to(tensor)
+    ]
 
 
 def materialize(

@@ -8,7 +8,7 @@ the blocks in order are the model is found out for each configuration, on the me
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,10 +18,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline_local.errors import UserError, first_line
+from pipeline_local.errors import UserError, few, first_line
 from pipeline_local.models import hf_config
-from pipeline_local.models.backbone import Backbone, Block, Language
+from pipeline_local.models.backbone import Backbone, Block, Language, unfilled
 from pipeline_local.models.embedding import Embedding, TiedEmbedding, positions
+from pipeline_local.models.hf_names import Adopt
 from pipeline_local.models.symbolic import Symbolic
 from pipeline_local.models.unembedding import Unembedding
 
@@ -123,10 +124,6 @@ def build(
         text = f"{_published(model)} {model.config._attn_implementation}"
         _compare(_Cut(text, model, (*blocks, classifier)), image_shape[0])
 
-    def initialize(part: nn.Module) -> None:
-        for layer in reversed(list(part.modules())):
-            model._init_weights(layer)
-
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     args = {**hf_config.arguments(model.config), **chosen}
 
@@ -141,11 +138,21 @@ def build(
         vocabulary=model.config.vocab_size,
         args=args,
         files={"config.json": _published(model)},
-        adopt=_Adopt(model),
+        adopt=Adopt(model, _matrices(model), _is_tied(model.config)),
         first=first,
         tied=_matrices(model) if _is_tied(model.config) else None,
     )
-    return Backbone(blocks, classifier, initialize, "NTC", language)
+    return Backbone(blocks, classifier, _rule(model), "NTC", language)
+
+
+def _rule(model: Any) -> Callable[[nn.Module], None]:  # noqa: ANN401 (transformers is untyped)
+    """The architecture's own rule of fresh weights; as a function, copies of heads share it."""
+
+    def initialize(part: nn.Module) -> None:
+        for layer in reversed(list(part.modules())):
+            model._init_weights(layer)
+
+    return initialize
 
 
 def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -299,7 +306,7 @@ class _Cut:
 @lru_cache(maxsize=32)
 @torch.no_grad()
 def _compare(cut: _Cut, length: int) -> None:
-    """The blocks in order must compute what the model does.
+    """The blocks in order must compute what the model does, and begin as it does.
 
     As many layers are looked at as it takes to see each kind of attention, and two at least: what
     is not of its kind is a layer's own.
@@ -332,6 +339,11 @@ def _compare(cut: _Cut, length: int) -> None:
             config.model_type,
             "its layers, one after another, do not compute what the whole model does",
         )
+    for block in (embedding, *body[:count], unembedding):
+        if names := unfilled(block.module, _rule(cut.model)):
+            raise _unsupported(
+                config.model_type, f"its rule of fresh weights leaves out {few(names)}"
+            )
 
 
 def _published(model: Any) -> str:  # noqa: ANN401 (transformers is untyped)
@@ -340,58 +352,3 @@ def _published(model: Any) -> str:  # noqa: ANN401 (transformers is untyped)
     for key in ("dtype", "use_cache"):
         facts.pop(key, None)
     return json.dumps(facts, indent=2, sort_keys=True) + "\n"
-
-
-class _Adopt:
-    """Brings a published state dict into the model's own names.
-
-    Args:
-        model: on the meta device.
-    """
-
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
-        self._model = model
-        self._prefix = f"{model.base_model_prefix}."
-        self._names = set(model.state_dict())
-        patterns = {*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"}
-        if model.config.model_type == "gpt2":
-            patterns |= {r"attn\.(masked_)?bias$"}  # causal masks of earlier versions
-        self._ignored = [re.compile(pattern) for pattern in patterns]
-        self._embedding, self._unembedding = _matrices(model)
-        self._tied = _is_tied(model.config)
-
-    def __call__(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """The state dict under the model's names, and what was made of it."""
-        notes = []
-        renamings = self._renamings()
-        found = {self._named(name, renamings): value for name, value in state.items()}
-        for name in [name for name in found if name not in self._names]:
-            if any(pattern.search(name) for pattern in self._ignored):
-                del found[name]
-        one, other = self._embedding, self._unembedding
-        if one in found and other not in found:
-            found[other] = found[one]
-            if not self._tied:
-                notes.append(f"{other} is not there, and starts as a copy of {one}")
-        if self._tied and one in found and not torch.equal(found[one], found[other]):
-            raise UserError(
-                f"model.weights: {one} and {other} differ, and the model ties them; set"
-                f" model.tie_word_embeddings=false"
-            )
-        return found, notes
-
-    def _renamings(self) -> list[Any]:
-        """What transformers makes of names on loading: some are saved under earlier ones."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming
-
-        every = get_model_conversion_mapping(self._model)
-        return [each for each in every if isinstance(each, WeightRenaming)]
-
-    def _named(self, name: str, renamings: Sequence[Any]) -> str:
-        if name in self._names:
-            return name
-        for renaming in renamings:
-            name, _ = renaming.rename_source_key(name)
-        inside = self._prefix + name
-        return inside if name not in self._names and inside in self._names else name

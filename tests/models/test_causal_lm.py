@@ -357,6 +357,7 @@ MISTAKES = [
     ({"architecture": "granite"}, "'granite', as its layers, one after another, do not compute"),
     ({"architecture": "cohere", "tie_word_embeddings": False}, "'cohere', as its layers, one"),
     ({"architecture": "opt", "tie_word_embeddings": False}, "'opt', as its parts do not follow"),
+    ({"architecture": "apertus", **SMALL}, "rule of fresh weights leaves out 0.mlp.act_fn.alpha"),
     ({"architecture": "fuyu"}, "'fuyu', as it is made in a way of its own ('FuyuConfig' object"),
     ({"architecture": "gemma4_unified_assistant", "vocab_size": 40}, "no attribute 'num_hidden_l"),
     ({"architecture": "moshi", **MOSHI}, "'moshi', as it ties matrices of [41, 32] and [40, 32]"),
