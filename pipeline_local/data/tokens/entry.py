@@ -166,7 +166,11 @@ class TokenData:
             return test.bytes_per_token
         tokenizer = options.open_tokenizer()
         lengths = tokenizer.byte_lengths() if tokenizer else None
-        return None if lengths is None else test.stream.weigh(lengths, predicted + 1) / predicted
+        if lengths is None:
+            return None
+        return (
+            test.stream.weigh(lengths, 1, predicted + 1) / predicted
+        )  # nothing predicts the first
 
 
 def _fits(tokenizer: str | None, vocabulary: int, info: DataInfo) -> bool:

@@ -26,7 +26,7 @@ from pipeline_local.errors import UserError
 from pipeline_local.text import draft, writing
 from pipeline_local.text.documents import SUFFIXES
 from pipeline_local.text.progress import shown
-from pipeline_local.text.tokenizer import FILE, Tokenizer, open_tokenizer
+from pipeline_local.text.tokenizer import FILE, ByteTokenizer, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class TokenSplit:
         tokenizer: its digest; None where nobody knows it.
         end_token: its id; None where nobody knows it.
         bytes: of the text, in UTF-8; None where nobody knows them.
+        first_bytes: of its first token; 0 where the tokenizer cannot be asked.
         files: name and digest of each file that the user has put there.
         passed_over: names of what lies beside them.
         empty: documents without text.
@@ -65,14 +66,17 @@ class TokenSplit:
     tokenizer: str | None = None
     end_token: int | None = None
     bytes: int | None = None
+    first_bytes: int = 0
     files: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     empty: int = 0
 
     @property
     def bytes_per_token(self) -> float | None:
-        """For each token that is predicted: all but the first."""
-        return None if self.bytes is None else self.bytes / max(len(self.stream) - 1, 1)
+        """Of and for each token that is predicted: all but the first."""
+        if self.bytes is None:
+            return None
+        return (self.bytes - self.first_bytes) / max(len(self.stream) - 1, 1)
 
 
 def open_split(root: Path, split: str, options: Options) -> TokenSplit:
@@ -108,7 +112,10 @@ def open_split(root: Path, split: str, options: Options) -> TokenSplit:
         vocabulary=vocabulary,
         tokenizer=tokenizer.digest if tokenizer else None,
         end_token=tokenizer.end_token if tokenizer else None,
-        bytes=None if lengths is None or split == "train" else stream.weigh(lengths, len(stream)),
+        bytes=None
+        if lengths is None or split == "train"
+        else stream.weigh(lengths, 0, len(stream)),
+        first_bytes=_first_bytes(stream, tokenizer),
         files=_named(root, paths, [each.digest for each in found]),
         passed_over=tuple(name for name in others if name not in own),
     )
@@ -134,12 +141,14 @@ def _written(root: Path, split: str, options: Options) -> TokenSplit:
         )
     found = contents([shard])
     _check_range([shard], found, facts["vocabulary"])
+    stream = TokenStream((shard,))
     return TokenSplit(
-        stream=TokenStream((shard,)),
+        stream=stream,
         vocabulary=facts["vocabulary"],
         tokenizer=facts["tokenizer"],
         end_token=facts["end_token"],
         bytes=own.bytes,
+        first_bytes=_first_bytes(stream, _asked(root, options, facts["tokenizer"])),
         files=_named(root, [path], [found[0].digest]),
         empty=own.empty,
     )
@@ -165,6 +174,25 @@ def _check_given(root: Path, options: Options, facts: dict[str, Any]) -> None:
             f"data.vocabulary: {root} has one of {facts['vocabulary']}, got {options.vocabulary};"
             f" leave it out"
         )
+
+
+def _asked(root: Path, options: Options, digest: str) -> Tokenizer | None:
+    """The tokenizer of a folder; None where it is not there, or its library is not installed."""
+    if digest == ByteTokenizer().digest:
+        return ByteTokenizer()
+    try:
+        return options.open_tokenizer() or open_tokenizer(root)
+    except UserError:
+        return None
+
+
+def _first_bytes(stream: TokenStream, tokenizer: Tokenizer | None) -> int:
+    """How many bytes the first token stands for."""
+    first = stream.read(0, 1).tolist()
+    if tokenizer is None or not first:
+        return 0
+    lengths = tokenizer.byte_lengths()
+    return len(tokenizer.decode(first).encode()) if lengths is None else int(lengths[first[0]])
 
 
 def _facts(root: Path) -> dict[str, Any]:
@@ -228,7 +256,9 @@ def _texts(root: Path, split: str, options: Options) -> TokenSplit:
             draft.make(folder, {"key": name}, fill)
     found = _written(folder, split, Options(options.sequence_length))
     others = passed_over(texts.files, root, split)
-    return replace(found, files=_named(root, texts.files, own), passed_over=others)
+    first = _first_bytes(found.stream, tokenizer)
+    files = _named(root, texts.files, own)
+    return replace(found, first_bytes=first, files=files, passed_over=others)
 
 
 def _check_range(shards: Sequence[Shard], found: Sequence[Contents], vocabulary: int) -> None:

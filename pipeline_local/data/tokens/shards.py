@@ -80,11 +80,11 @@ class TokenStream:
             parts.append(shard.ids()[max(start - begin, 0) : stop - begin].astype(np.int64))
         return np.concatenate(parts)
 
-    def weigh(self, weights: npt.NDArray[np.int64], count: int) -> int:
-        """The sum of a weight [vocabulary] of each of the first ids, so many."""
+    def weigh(self, weights: npt.NDArray[np.int64], start: int, stop: int) -> int:
+        """The sum of a weight [vocabulary] of each of the ids from `start` to `stop`."""
         return sum(
-            int(weights[self.read(start, min(start + _BLOCK, count))].sum())
-            for start in range(0, count, _BLOCK)
+            int(weights[self.read(begin, min(begin + _BLOCK, stop))].sum())
+            for begin in range(start, stop, _BLOCK)
         )
 
 

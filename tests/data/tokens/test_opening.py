@@ -8,7 +8,7 @@ import pytest
 from pipeline_local.data.tokens.command import TokenizeOptions, tokenize
 from pipeline_local.data.tokens.opening import Options, open_split
 from pipeline_local.errors import UserError
-from pipeline_local.text.tokenizer import ByteTokenizer, open_tokenizer, train
+from pipeline_local.text.tokenizer import ByteTokenizer, FileTokenizer, open_tokenizer, train
 from tests.data.tokens.test_shards import llm_c, megatron
 from tests.prose import prose
 
@@ -31,7 +31,7 @@ def test_texts_become_tokens_once(texts, tmp_path):
     assert ids_of(found) == expected
     assert (found.vocabulary, found.end_token) == (257, 256)
     assert found.tokenizer == ByteTokenizer().digest
-    assert found.bytes_per_token == (len(expected) - 2) / (len(expected) - 1)
+    assert found.bytes_per_token == (len(expected) - 3) / (len(expected) - 1)
     assert [line.split()[0] for line in found.files] == ["train/a.txt", "train/b.txt"]
     (kept,) = (tmp_path / "cache" / "pipeline_local" / "tokens").iterdir()
     stamp = (kept / "train.bin").stat().st_mtime_ns
@@ -63,6 +63,25 @@ def test_what_tokenize_writes_needs_no_key(tokens):
     assert ids_of(found) == [*prose(120, 5).encode(), 256]
     assert found.bytes == len(prose(120, 5))
     assert open_split(tokens, "test", BYTES) == found
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_bytes_of_the_first_token_are_not_predicted(texts, tmp_path, monkeypatch, known):
+    """Of bytes there is one per token: what ends a document stands for none."""
+    tokenizer = train([prose(900)], 290)
+    tokenizer.save(tmp_path)
+    named = Options(16, tokenizer=tmp_path)
+    lengths = tokenizer.byte_lengths()
+    folder = tokenize(TokenizeOptions(texts, tokenizer=tmp_path, output=tmp_path / "t"))
+    if not known:
+        monkeypatch.setattr(FileTokenizer, "byte_lengths", lambda self: None)
+    for root, options in ((texts, named), (folder, OPTIONS), (folder, named)):
+        found = open_split(root, "test", options)
+        predicted = ids_of(found)[1:]
+        assert found.bytes_per_token == lengths[predicted].sum() / len(predicted)
+    (folder / "tokenizer.json").unlink()
+    without = open_split(folder, "test", OPTIONS)
+    assert without.bytes_per_token == len(prose(120, 5)) / len(predicted), "nobody can be asked"
 
 
 def test_token_files_of_another_tokenizer_are_refused(tokens, tmp_path):
@@ -152,7 +171,7 @@ def test_a_tokenizer_says_which_ids_there_may_be(tmp_path):
     assert (found.vocabulary, found.end_token) == (257, 256)
     assert found.tokenizer == ByteTokenizer().digest
     nano_gpt(tmp_path / "val.bin", [1, 256, 2])
-    assert open_split(tmp_path, "test", BYTES).bytes_per_token == 1, "two bytes, two predictions"
+    assert open_split(tmp_path, "test", BYTES).bytes_per_token == 1 / 2, "one byte, two predictions"
     nano_gpt(tmp_path / "train.bin", [255, 257])
     with pytest.raises(UserError, match=r"must be 0 to 256, .*got 255 to 257"):
         open_split(tmp_path, "train", BYTES)

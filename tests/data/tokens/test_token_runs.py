@@ -124,8 +124,11 @@ def test_bits_per_byte_are_those_of_the_text_that_is_judged(settings, tmp_path):
         facts += [finished.evaluate(tmp_path / "run", lambda *_: None, overrides)]
     own, other = (each["bits_per_byte"][0] * math.log(2) / each["loss"][0] for each in facts)
     size = len("".join(words).encode())
-    assert other == pytest.approx((size + len(words) - 1) / size)
-    assert other > 1.1 > own == pytest.approx(1)
+    assert other == pytest.approx((size + len(words) - 1) / (size - 1))
+    (text,) = (tmp_path / "texts" / "test").iterdir()
+    assert other > 1.1 > own
+    predicted = text.stat().st_size  # the bytes but the first, and the end of the document
+    assert own == pytest.approx(predicted / (predicted - 1))
 
 
 def test_one_length_is_given(settings):
