@@ -71,8 +71,8 @@ class ByteTokenizer:
         return _digest(_BYTES)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """As `Tokenizer.encode`."""
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+        """As `Tokenizer.encode`; an end token that stands in a text is one id, as by the file."""
+        return [_with_ends(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `Tokenizer.decode`; the end token is left out."""
@@ -86,6 +86,13 @@ class ByteTokenizer:
         """As `Tokenizer.save`; `tokenizers` gives the same ids by the file."""
         (folder / FILE).write_text(json.dumps(_BYTES, indent=1) + "\n")
         _save_settings(folder, END)
+
+
+def _with_ends(text: str) -> npt.NDArray[np.uint32]:
+    first, *others = (np.frombuffer(part.encode(), np.uint8) for part in text.split(END))
+    end = np.array([_NUM_BYTES], np.uint32)
+    parts = [first.astype(np.uint32), *(part for other in others for part in (end, other))]
+    return np.concatenate(parts, dtype=np.uint32)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,11 @@ def trained():
 def test_bytes_are_their_own_ids():
     found = ByteTokenizer()
     (ids,) = found.encode([TEXT])
-    assert bytes(ids.tolist()) == TEXT.encode()
-    assert (found.vocabulary, found.end_token) == (257, 256)
-    assert found.decode([*ids.tolist(), 256]) == TEXT
+    assert bytes(ids[:-1].tolist()) == TEXT.removesuffix(END).encode()
+    assert (found.vocabulary, found.end_token, ids[-1]) == (257, 256, 256)
+    assert found.decode(ids.tolist()) == TEXT.removesuffix(END)
+    assert found.encode(["", f"a{END}{END}b"])[1].tolist() == [97, 256, 256, 98]
+    assert [len(each) for each in found.encode(["", END])] == [0, 1]
     assert found.decode([0xE4, 65]) == "\ufffdA"
 
 
@@ -42,9 +44,9 @@ def test_the_file_of_bytes_gives_the_same_ids(tmp_path):
     assert isinstance(found, FileTokenizer)
     assert (found.vocabulary, found.end_token) == (257, 256)
     assert found.digest == ByteTokenizer().digest
-    text = TEXT.replace(END, "") + "".join(map(chr, range(0x3FF)))
+    text = f"{END}{TEXT}c<|end{END}oftext|>" + "".join(map(chr, range(0x3FF)))
     assert found.encode([text])[0].tolist() == ByteTokenizer().encode([text])[0].tolist()
-    assert found.decode(found.encode([text])[0].tolist()) == text
+    assert found.decode(found.encode([text])[0].tolist()) == text.replace(END, "")
 
 
 def test_training_is_repeatable_and_knows_every_byte(trained):
