@@ -117,7 +117,7 @@ def build(
         UserError: the configuration is none of a decoder that can be cut, or does not fit the data.
     """
     made = hf_config.configuration(config, architecture, keys, num_classes)
-    with hf_config.quiet(), _refused(made.model_type):
+    with hf_config.quiet(), _refused(made):
         model = _model(made, attn_implementation)
         _check_sizes(model.config, num_classes, image_shape)
         blocks, classifier = _cut(model)
@@ -160,9 +160,9 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
 
     kind = config.model_type
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(kind, "it is no decoder-only language model")
+        raise _unsupported(config, "it is no decoder-only language model")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING or not getattr(config, "is_causal", True):
-        raise _unsupported(kind, "its tokens see what follows, as an encoder's")
+        raise _unsupported(config, "its tokens see what follows, as an encoder's")
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config._attn_implementation = attention or ("sdpa" if found._supports_sdpa else "eager")
     config.use_cache = False
@@ -180,17 +180,26 @@ def _model(config: Any, attention: str | None) -> Any:  # noqa: ANN401 (transfor
 
 
 @contextmanager
-def _refused(kind: str) -> Iterator[None]:
+def _refused(config: Any) -> Iterator[None]:  # noqa: ANN401 (transformers' own class)
     """A context in which a model that lacks what decoders have is refused, whatever it lacks."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise _unsupported(kind, f"it is made in a way of its own ({first_line(error)})") from error
+        raise _unsupported(
+            config, f"it is made in a way of its own ({first_line(error)})"
+        ) from error
 
 
-def _unsupported(kind: str, why: str) -> UserError:
+def _unsupported(config: Any, why: str) -> UserError:  # noqa: ANN401 (transformers' own class)
+    kind = config.model_type
+    if kind in TESTED:  # so it is what the user has made of it
+        keys = few([f"model.{key}" for key in hf_config.changed(config)])
+        return UserError(
+            f"model.*: causal_lm cannot train {kind!r} as configured, as {why}; change one of"
+            f" {keys}"
+        )
     return UserError(
         f"model.name: causal_lm cannot train {kind!r}, as {why}; choose another architecture, such"
         f" as {', '.join(TESTED)}"
@@ -209,7 +218,7 @@ def _check_sizes(config: Any, num_classes: int, shape: tuple[int, ...]) -> None:
             f" {config.vocab_size}; choose the model's own tokenizer, or a larger model.vocab_size"
         )
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and shape[0] > longest:
+    if longest is not None and 0 < longest < shape[0]:  # -1 says that there is no limit
         raise UserError(
             f"data.sequence_length: the model has {longest} positions, got sequences of {shape[0]};"
             f" choose shorter ones"
@@ -217,21 +226,21 @@ def _check_sizes(config: Any, num_classes: int, shape: tuple[int, ...]) -> None:
 
 
 def _cut(model: Any) -> tuple[tuple[Block, ...], Block]:  # noqa: ANN401 (transformers is untyped)
-    config, base, kind = model.config, model.base_model, model.config.model_type
+    config, base = model.config, model.base_model
     if any(_MIXTURE.search(type(layer).__name__) for layer in model.modules()):
-        raise _unsupported(kind, "it routes tokens to experts, which need a loss of their own")
+        raise _unsupported(config, "it routes tokens to experts, which need a loss of their own")
     prefix = f"{model.base_model_prefix}."
     parts = _roles(base, model.get_input_embeddings())
     lists = [name for name, child in base.named_children() if isinstance(child, nn.ModuleList)]
     unembedding = model.get_output_embeddings()
     if len(lists) != 1 or "tokens" not in parts or "norm" not in parts or not unembedding:
-        raise _unsupported(kind, "its parts do not follow one another")
+        raise _unsupported(config, "its parts do not follow one another")
     table, matrix = (part[1].weight.shape for part in (parts["tokens"], ("", unembedding)))
     if _is_tied(config) and table != matrix:
-        raise _unsupported(kind, f"it ties matrices of {list(table)} and {list(matrix)}")
+        raise _unsupported(config, f"it ties matrices of {list(table)} and {list(matrix)}")
     kinds = _kinds(config)
     if odd := set(kinds) - {*_ATTENTION}:
-        raise _unsupported(kind, f"its layers have {sorted(odd)[0]}")
+        raise _unsupported(config, f"its layers have {sorted(odd)[0]}")
     rotary, norm = parts.pop("rotary", ("", None))[1], parts.pop("norm")
     embedding = (TiedEmbedding if _is_tied(config) else Embedding)(parts)
     blocks = [Block("embedding", embedding, prefix)]
@@ -244,7 +253,7 @@ def _cut(model: Any) -> tuple[tuple[Block, ...], Block]:  # noqa: ANN401 (transf
     try:
         classifier = Block("unembedding", Unembedding(norm[1], unembedding, names))
     except ValueError as reason:
-        raise _unsupported(kind, str(reason)) from None
+        raise _unsupported(config, str(reason)) from None
     return tuple(blocks), classifier
 
 
@@ -330,20 +339,18 @@ def _compare(cut: _Cut, length: int) -> None:
             wanted = cut.model.train()(input_ids=ids).logits
     except Exception as error:  # anything that the meta device cannot do, for instance
         reason = first_line(error)
-        why = f"its layers cannot run one by one as configured ({reason})"
-        raise _unsupported(config.model_type, why) from error
+        why = f"its layers cannot run one by one ({reason})"
+        raise _unsupported(config, why) from error
     finally:
         setattr(base, name, layers)
     if symbolic.name(wanted) != symbolic.name(x):
         raise _unsupported(
-            config.model_type,
+            config,
             "its layers, one after another, do not compute what the whole model does",
         )
     for block in (embedding, *body[:count], unembedding):
         if names := unfilled(block.module, _rule(cut.model)):
-            raise _unsupported(
-                config.model_type, f"its rule of fresh weights leaves out {few(names)}"
-            )
+            raise _unsupported(config, f"its rule of fresh weights leaves out {few(names)}")
 
 
 def _published(model: Any) -> str:  # noqa: ANN401 (transformers is untyped)

@@ -134,7 +134,7 @@ def _made(
     _fit_layers(own, {aliases.get(key, key) for key in keys})
     own.setdefault("vocab_size", vocabulary)
     if not found:  # the defaults are of one model of the architecture, and of its tokenizer
-        own = {token: None for token in _TOKENS if token in known} | own
+        own = {token: None for token in _TOKENS if token in _nullable(kind)} | own
         if "num_key_value_heads" in known and "num_attention_heads" in own:
             own.setdefault("num_key_value_heads", own["num_attention_heads"])
     try:
@@ -159,6 +159,10 @@ def _known(kind: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
     return [*dict.fromkeys((*names, *kind.attribute_map, *rotary))]
 
 
+def _nullable(kind: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
+    return [each.name for each in fields(kind) if "None" in str(each.type)]
+
+
 def _is_recorded(kind: Any, keys: Container[str]) -> bool:  # noqa: ANN401 (transformers' own class)
     """Whether keys are what a run has written down: they name all that the architecture has.
 
@@ -168,6 +172,14 @@ def _is_recorded(kind: Any, keys: Container[str]) -> bool:  # noqa: ANN401 (tran
 
     own = {each.name for each in fields(kind)} - {each.name for each in fields(PreTrainedConfig)}
     return all(key in keys for key in own - _NOT_OURS)
+
+
+def changed(config: Any) -> list[str]:  # noqa: ANN401 (transformers' own class)
+    """The keys with other values than the architecture's own, sizes last."""
+    own, kind = type(config)().to_dict(), type(config)
+    known = {*_known(kind)} - {*_NOT_OURS, *_TOKENS, "vocab_size"}
+    found = [key for key, value in config.to_dict().items() if value != own.get(key, value)]
+    return sorted((key for key in found if key in known), key=_SIZES.__contains__)
 
 
 def unknown(args: Mapping[str, Any]) -> list[str]:

@@ -339,7 +339,11 @@ def test_its_own_keys_build_it_again():
 
 
 UNTIED = {"architecture": "gpt2", "tie_word_embeddings": False}
-MOSHI = {"hidden_size": 32, "num_attention_heads": 4, "tie_word_embeddings": True}
+KEYS = {**GROUPED, "architecture": "llama"}
+STAR = {**GROUPED, "architecture": "starcoder2"}
+DYNAMIC = {"type": "dynamic", "factor": 2.0}
+TWO = {"hidden_size": 32, "num_attention_heads": 4}
+MOSHI = {**TWO, "tie_word_embeddings": True}
 MISTAKES = [
     ({}, "missing key 'model.architecture'"),
     ({"architecture": "lama"}, "has no 'lama'; did you mean 'llama'"),
@@ -364,7 +368,13 @@ MISTAKES = [
     ({"architecture": "recurrent_gemma", "tie_word_embeddings": False}, "have linear_attention"),
     ({"architecture": "llama", "attn_implementation": "flash"}, "attn_implementation"),
     ({"architecture": "llama", "num_hidden_layers": 0}, "at least 1, got 0"),
-    ({**GROUPED, "architecture": "llama", "num_key_value_heads": 3}, "as configured"),
+    ({**KEYS, "num_key_value_heads": 3}, "'llama' as configured, as its layers cannot run"),
+    ({**KEYS, "num_key_value_heads": 3}, "change one of model.hidden_size, "),
+    ({**KEYS, "rope_scaling": DYNAMIC}, "model does; change one of model.rope_parameters, model."),
+    ({**STAR, "embedding_dropout": 0.1}, "as configured, as its layers, one after another, do not"),
+    ({**STAR, "embedding_dropout": 0.1}, "change one of model.embedding_dropout, model."),
+    ({**HEADS, "architecture": "helium", "head_dim": 10}, "model.head_dim"),
+    ({"architecture": "xlnet", **TWO}, "'xlnet', as its parts do not follow"),
     ({"architecture": "falcon", "tie_word_embeddings": False}, "'falcon', as its layers cannot"),
     ({"architecture": "llama", "hidden_act": "no"}, "(no 'no' for hidden_act); change it"),
     ({**UNTIED, "n_head": 7}, "must be divisible by num_heads"),

@@ -57,3 +57,10 @@ def test_lists_with_an_entry_per_layer_follow_the_number_of_layers(tmp_path, cou
     assert config.no_rope_layers[:count] == rotary[:count] or count > len(rotary)
     said = {"num_hidden_layers": 3, "no_rope_layers": [1, 1, 0]}
     assert hf_config.configuration(file, None, said, 50).no_rope_layers == [1, 1, 0]
+
+
+def test_tokens_of_another_tokenizer_are_none_where_there_may_be_none():
+    """The rest keeps what its class says, as nothing else is taken."""
+    assert hf_config.configuration(None, "llama", {}, VOCABULARY).bos_token_id is None
+    config = hf_config.configuration(None, "cwm", {}, VOCABULARY)
+    assert (config.bos_token_id, config.pad_token_id) == (128000, None)
