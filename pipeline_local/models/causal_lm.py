@@ -235,7 +235,7 @@ def _cut(model: Any) -> tuple[tuple[Block, ...], Block]:  # noqa: ANN401 (transf
     unembedding = model.get_output_embeddings()
     if len(lists) != 1 or "tokens" not in parts or "norm" not in parts or not unembedding:
         raise _unsupported(config, "its parts do not follow one another")
-    table, matrix = (part[1].weight.shape for part in (parts["tokens"], ("", unembedding)))
+    table, matrix = (part.weight.shape for part in (model.get_input_embeddings(), unembedding))
     if _is_tied(config) and table != matrix:
         raise _unsupported(config, f"it ties matrices of {list(table)} and {list(matrix)}")
     kinds = _kinds(config)
