@@ -1,4 +1,4 @@
-"""Runs of models as their publishers configure them: whatever a run has trained can be used."""
+"""Runs of models as their publishers configure and save them: what a run has trained is used."""
 
 import json
 
