@@ -438,7 +438,7 @@ def test_torchs_own_watchdog_ends_no_process(monkeypatch, value):
     monkeypatch.delenv(name, raising=False)
     if value:
         monkeypatch.setenv(name, value)
-    with Watchdog(RankStore(dist.HashStore(), 0, 1), RankInfo(), 60):
+    with Watchdog(RankStore(dist.HashStore(), 0, 1), RankInfo(), 60, chain(1)):
         assert os.environ[name] == (value or "0")
     assert os.environ.get(name) == value
 
