@@ -234,6 +234,7 @@ def test_all_mistakes_at_once(config, capsys):
 
 
 def test_ranks_but_the_first_stay_silent(config, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "FIRST_SPEAKS", 0.0)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("train", config, "modules.cuont=3") == 2

@@ -195,7 +195,7 @@ def _refused(config: Any) -> Iterator[None]:  # noqa: ANN401 (transformers' own 
 def _unsupported(config: Any, why: str) -> UserError:  # noqa: ANN401 (transformers' own class)
     kind = config.model_type
     if kind in TESTED:  # so it is what the user has made of it
-        keys = few([f"model.{key}" for key in hf_config.changed(config)])
+        keys = few([f"model.{key}" for key in hf_config.changed(config)], most=8)
         return UserError(
             f"model.*: causal_lm cannot train {kind!r} as configured, as {why}; change one of"
             f" {keys}"

@@ -71,6 +71,8 @@ class Simccl(dist.ProcessGroup):
             arriving[0].copy_(sent[0])
             return self._gloo.allreduce(arriving, options)
 
+        if self is dist.group.WORLD and tensors[0].device.type == "cpu":  # its group has gloo, too
+            return self._gloo.allreduce(tensors, options)
         return self._exchange(tensors, tensors, start)
 
     def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions) -> dist.Work:
