@@ -34,7 +34,7 @@ from pipeline_local.training import train as entry
 from pipeline_local.training.train import train
 from pipeline_local.watch.liveness import LivenessLinks
 from pipeline_local.watch.store import RankStore
-from pipeline_local.watch.watchdog import Watchdog
+from pipeline_local.watch.watchdog import PATIENCE_SECONDS, Watchdog
 from tests.faults import once_results_are_in
 from tests.ports import free_port
 
@@ -224,12 +224,15 @@ def in_a_pass(rank, do):
 def test_a_replica_killed_within_a_pass_is_named(start, victim, monkeypatch):
     """Its batch norms' connection breaks before any watchdog has looked."""
     judge = Watchdog._judge
-    monkeypatch.setattr(Watchdog, "_judge", lambda self: time.sleep(1) or judge(self))
+    late = PATIENCE_SECONDS / 5  # a rank waits no longer than that for a verdict
+    monkeypatch.setattr(Watchdog, "_judge", lambda self: time.sleep(late) or judge(self))
     ranks = start(in_a_pass(victim, lambda: time.sleep(1) or die()), **SYNCED)
     expected = [EXIT_NEIGHBOUR_LOST] * len(PLACES)
     expected[victim] = -signal.SIGKILL
     assert ranks.ends() == expected
-    (line,) = ranks.errors()
+    lines = ranks.errors()
+    assert len(lines) == 1, lines
+    (line,) = lines
     assert line.startswith(f"[{PLACES[victim]} | rank {victim}] error: its process is gone"), line
 
 
